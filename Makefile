@@ -1,0 +1,61 @@
+# sentile: `make help` lists what can be done here.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export BENTOML_DO_NOT_TRACK := True
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format serve pipeline clean
+
+help: ## List these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## Install everything into .venv (about 7 GB, torch being most of it)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sentile needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	@echo "installing into $(VENV): about 7 GB, a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,ops,dev]'
+	@touch $@
+
+demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 3 minutes, without a download
+	@rm -rf demo
+	@echo "1/4 making synthetic tiles and a scene"
+	@python -m datasets synth --out demo/raw/synthetic --tiles 60 --scene demo/scenes/scene.tif
+	@echo "2/4 packing them"
+	@python -m datasets pack demo/raw --out demo/packed
+	@echo "3/4 training, testing and exporting a small network"
+	@python -m training --config configs/experiments/demo.yaml --data.pack demo/packed --out demo/run
+	@echo "4/4 classifying a folder of scenes"
+	@python -m bento.batch demo/scenes --out demo/maps --model demo/run/model.onnx
+	@echo
+	@echo "The maps and tables are in demo/maps: open demo/maps/scene.classes.tif in QGIS."
+	@echo "Serve the model:  SENTILE_MODEL=demo/run/model.onnx $(BIN)/bentoml serve"
+	@echo "and ask it:       curl -F tiles=@demo/raw/synthetic/Forest/Forest_1.tif http://localhost:3000/classify"
+
+test: $(READY) ## Run the whole test suite (under 10 minutes on 2 cores)
+	@python -m pytest
+
+test-fast: $(READY) ## Run the tests that take less than ten seconds each
+	@python -m pytest -m "not slow"
+
+lint: $(READY) ## Check style, types and the directions of imports
+	@ruff check . && ruff format --check . && mypy && lint-imports
+
+format: $(READY) ## Put the code into its standard form
+	@ruff check --fix . ; ruff format .
+
+serve: $(READY) ## Serve the newest model on http://localhost:3000
+	@bentoml serve
+
+pipeline: $(READY) ## Run what has changed of the DVC pipeline (dvc.yaml)
+	@dvc repro
+
+clean: ## Remove what commands made: demo/, artifacts/, caches (not data/, not the virtual environment)
+	@rm -rf demo artifacts .pytest_cache .mypy_cache .ruff_cache build *.egg-info
