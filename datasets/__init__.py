@@ -1,0 +1,1 @@
+"""Reading, checking and packing Sentinel-2 tiles. Only `datasets.module` and `datasets.augment` know torch."""

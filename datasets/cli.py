@@ -1,0 +1,193 @@
+"""`python -m datasets`: from published archives, or from nothing, to a pack that training reads."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from datasets import fetch as fetching
+from datasets import synthetic
+from datasets.command import make_statement, one_line_errors, statement_options
+from datasets.errors import ValidationFailedError
+from datasets.pack import STATISTICS, Pack, PackSummary
+from datasets.packing import write_pack
+from datasets.progress import shown
+from datasets.sources import Format, Source, find_sources
+from datasets.splits import SPLITS, Method, SplitPlan
+from datasets.statistics import measure, write_statistics
+from datasets.validate import ERROR, Limits, ValidationReport, write_report
+from datasets.validate import validate as run_checks
+
+_OUT = Console()
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Fetch, make, check and pack labelled Sentinel-2 tiles.
+
+    \b
+    From nothing to a pack:
+      python -m datasets synth                 # synthetic tiles, no download
+      python -m datasets validate data/raw
+      python -m datasets pack data/raw
+    With the real EuroSAT and its published spatial split:
+      python -m datasets fetch eurosat-ms
+      python -m datasets fetch eurosat-splits
+      python -m datasets pack data/raw/EuroSAT_MS --split lists --lists data/raw/splits
+    """
+
+
+def _sources_and_splits(command: Any) -> Any:
+    """Add what `validate` and `pack` share: the folders, their format, and how they are divided."""
+    options = (
+        click.argument("folders", nargs=-1, required=True, type=_FOLDER),
+        click.option("--format", "form", type=click.Choice([f.value for f in Format]),
+                     help="How files are read; default: what the folder's dataset.json or name says."),
+        statement_options,
+        click.option("--split", "method", type=click.Choice([m.value for m in Method]), default="random",
+                     show_default=True, help="How tiles are divided into train, val and test."),
+        click.option("--lists", type=_FOLDER, help="Folder of *train*.txt, *val*.txt, *test*.txt, for --split lists."),
+        click.option("--shares", default="0.6,0.2,0.2", show_default=True, help="Shares of train, val and test."),
+        click.option("--block-km", default=50.0, show_default=True, help="Side of a block, for --split spatial."),
+        click.option("--seed", default=0, show_default=True, help="Changes the draw."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("name", type=click.Choice(fetching.FETCHABLE))
+@click.option(
+    "--from",
+    "source",
+    metavar="URL-OR-PATH",
+    help="Another source than the publisher: a URL or local zip; for the lists, a base URL or local folder.",
+)
+@click.option("--out", type=_FOLDER, default=Path("data/raw"), show_default=True, help="Where data sets go.")
+@one_line_errors
+def fetch(name: str, source: str | None, out: Path) -> None:
+    """Download a published archive, check and unpack it. An interrupted download goes on where it stopped."""
+    with shown() as progress:
+        notes = partial(click.echo, err=True)
+        folder = fetching.fetch(name, out, source, fetching.Context(progress, notes))
+    click.echo(f"{name} is in {folder}")
+
+
+@main.command()
+@click.option("--out", type=_FOLDER, default=Path("data/raw/synthetic"), show_default=True)
+@click.option("--tiles", default=100, show_default=True, type=click.IntRange(1), help="Tiles of each class.")
+@click.option("--seed", default=0, show_default=True, help="The same seed makes the same bytes.")
+@click.option("--scene", type=click.Path(path_type=Path), help="Also write one large scene here, to classify.")
+@one_line_errors
+def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
+    """Make synthetic tiles of EuroSAT's ten classes, as GeoTIFFs. They are plausible, not real, and say so."""
+    with shown() as progress:
+        synthetic.synthesise(out, tiles, seed, progress)
+    if scene:
+        synthetic.synthesise_scene(scene, seed, rows=6, columns=8)
+    _OUT.print(f"{tiles} synthetic tiles of each class are in {out} (not real observations)")
+
+
+@main.command()
+@_sources_and_splits
+@click.option("--report", type=_FOLDER, default=Path("artifacts/validation"), show_default=True,
+              help="Where validation.json and validation.md go.")
+@click.option("--most-no-data", default=Limits.most_no_data, show_default=True, help="Largest share without data.")
+@click.option("--highest-dn", default=Limits.highest_dn, show_default=True, help="Brightest plausible DN.")
+@click.option("--most-imbalance", default=Limits.most_imbalance, show_default=True,
+              help="Largest ratio between the classes' tile counts.")
+@one_line_errors
+def validate(report: Path, most_no_data: float, highest_dn: int, most_imbalance: float, **options: Any) -> None:
+    """Check every tile; print a table, write a report, exit with 1 if anything must not reach training."""
+    sources, plan = _parse(**options)
+    limits = Limits(most_no_data, highest_dn, Limits.lowest_contrast, most_imbalance)
+    with shown() as progress:
+        result = run_checks(sources, plan, limits, progress)
+    write_report(result, report)
+    _print_report(result)
+    if result.failed:
+        errors = sum(finding.severity == ERROR for finding in result.findings)
+        raise ValidationFailedError(f"{errors} kinds of errors; {report / 'validation.md'} lists them")
+    _OUT.print(f"passed; the report is in {report}")
+
+
+@main.command()
+@_sources_and_splits
+@click.option("--out", type=_FOLDER, default=Path("data/packed"), show_default=True)
+@one_line_errors
+def pack(out: Path, **options: Any) -> None:
+    """Pack tiles into one memory-mapped array with an index, split and per-band statistics."""
+    sources, plan = _parse(**options)
+    with shown() as progress:
+        summary = write_pack(sources, out, plan, progress)
+    _print_pack(summary)
+    _OUT.print(f"the pack is in {out}, data hash {summary.data_hash[:12]}")
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER, default=Path("data/packed"))
+@click.option("--split", type=click.Choice(SPLITS), default="train", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Also write them as JSON.")
+@one_line_errors
+def stats(folder: Path, split: str, out: Path | None) -> None:
+    """Print per-band statistics of a pack, in DN (reflectance × 10 000)."""
+    bands = measure(Pack(folder), split)
+    table = Table("band", "tiles", "no data", "mean", "std", "1 %", "50 %", "99 %", title=f"{folder}, {split}")
+    for band in bands:
+        shown_percentiles = [f"{band.percentiles[p]:.0f}" for p in ("1", "50", "99")]
+        row = [band.band, str(band.tiles), f"{band.no_data:.2%}", f"{band.mean:.1f}", f"{band.std:.1f}"]
+        table.add_row(*row, *shown_percentiles)
+    _OUT.print(table)
+    if out:
+        write_statistics(bands, out)
+
+
+def _parse(
+    folders: tuple[Path, ...],
+    form: str | None,
+    bands: str | None,
+    level: str | None,
+    scale: float | None,
+    offset: float | None,
+    method: str,
+    lists: Path | None,
+    shares: str,
+    block_km: float,
+    seed: int,
+) -> tuple[list[Source], SplitPlan]:
+    said = make_statement(bands, level, scale, offset)
+    sources = find_sources(folders, Format(form) if form else None, said)
+    return sources, SplitPlan(Method(method), lists, _parse_shares(shares), seed, block_km)
+
+
+def _parse_shares(text: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = (float(word) for word in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"three numbers with commas, not {text!r}", param_hint="--shares") from None
+    return train, val, test
+
+
+def _print_report(report: ValidationReport) -> None:
+    table = Table("class", "tiles", *SPLITS, title="tiles")
+    for label, count in report.classes.items():
+        table.add_row(label, str(count), *(str(report.splits.get(s, {}).get(label, 0)) for s in SPLITS))
+    _OUT.print(table)
+    if not report.findings:
+        return
+    found = Table("severity", "check", "count", "what", "for example", title="findings")
+    for item in report.findings:
+        found.add_row(item.severity, item.check, str(item.count), item.message, ", ".join(item.examples))
+    _OUT.print(found)
+
+
+def _print_pack(summary: PackSummary) -> None:
+    table = Table("class", *SPLITS, title=f"{summary.tiles:,} tiles in {summary.planes:,} planes")
+    for label in summary.classes:
+        table.add_row(label, *(str(summary.counts.get(split, {}).get(label, 0)) for split in SPLITS))
+    _OUT.print(table)

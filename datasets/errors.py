@@ -1,0 +1,67 @@
+"""Every error that sentile raises on purpose. Each says what is wrong, where, and the way out.
+
+The command lines print them as one line and exit with `exit_status`; the service has one table that maps
+them to HTTP codes (`bento/http_errors.py`). Nothing else in the project knows about either.
+"""
+
+
+class SentileError(Exception):
+    """Base of all errors that a user can cause and can mend."""
+
+    exit_status = 1
+
+
+class UnknownBandError(SentileError):
+    """A band name that Sentinel-2 does not have."""
+
+
+class BandsUnknownError(SentileError):
+    """A file does not say which bands it holds, and nobody else did."""
+
+
+class RadiometryUnknownError(SentileError):
+    """A file does not say its processing level, scale or offset, and nobody else did."""
+
+
+class UnreadableImageError(SentileError):
+    """Bytes that are not a readable image of the expected format."""
+
+
+class TileShapeError(SentileError):
+    """An image whose size, band count or data type is not what a tile must have."""
+
+
+class NoTilesError(SentileError):
+    """A folder, archive or list without a single tile in it."""
+
+
+class FetchError(SentileError):
+    """An archive could not be fetched, or is not the published one."""
+
+
+class UnsafeArchiveError(SentileError):
+    """An archive that would write outside its target or unpack to far more than it should."""
+
+
+class ValidationFailedError(SentileError):
+    """A data set has errors that must stop the pipeline."""
+
+
+class PackError(SentileError):
+    """A pack could not be written or read."""
+
+
+class SplitError(SentileError):
+    """A split that names no tile, or tiles that no split names."""
+
+
+class ModelFileError(SentileError):
+    """A model file that is missing, corrupt, not ours, or of another version."""
+
+
+class ExportError(SentileError):
+    """An exported model that does not answer as its original does."""
+
+
+class TrainingError(SentileError):
+    """Training cannot start or go on as asked."""

@@ -1,0 +1,235 @@
+"""Opening GeoTIFFs that may be hostile, and reading them into the one tile form.
+
+Only GDAL's GTiff driver ever opens a file here; side-car files (`.aux.xml`, `.ovr`, `.msk`) and directory
+listings are off, so that nothing outside the file itself is read. Sizes are checked on the header, before any
+pixel is decoded.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, MemoryFile
+from rasterio.windows import Window
+
+from datasets.bands import BAND_NAMES, LEAVE_OUT, band_of_description
+from datasets.errors import BandsUnknownError, TileShapeError, UnreadableImageError
+from datasets.radiometry import FileFacts, Radiometry, Statement, decide_radiometry
+from datasets.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
+
+NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+MOST_BANDS = 64  # Sentinel-2 has 13; some exports add masks and probabilities
+MOST_BLOCK_BYTES = 512 * 2**20
+
+# Nothing but the bytes of the file itself may be read, and a corrupt block is an error, not a warning.
+_CLOSED_WORLD = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_TIFF_INTERNAL_MASK": "YES",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    "GTIFF_IGNORE_READ_ERRORS": "NO",
+    "GDAL_HTTP_MAX_RETRY": "0",
+    "VSI_CACHE": "NO",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingPlan:
+    """How one raster is brought to the tile form.
+
+    Attributes:
+        name: what the raster is called in errors.
+        indexes: 1-based raster bands, in the order of `bands`.
+        bands: canonical band names.
+        radiometry: from the raster's numbers to DN.
+        no_data: the raster's declared no-data value, if any; 0 and NaN are no data always.
+    """
+
+    name: str
+    indexes: tuple[int, ...]
+    bands: tuple[str, ...]
+    radiometry: Radiometry
+    no_data: float | None
+
+
+@contextmanager
+def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[DatasetReader]:
+    """Open a GeoTIFF, from a path or from bytes in memory, with GDAL's GTiff driver alone.
+
+    Raises:
+        UnreadableImageError: it is not a GeoTIFF, or its header is broken.
+    """
+    label = name or (source.name if isinstance(source, Path) else "the upload")
+    with rasterio.Env(**_CLOSED_WORLD):
+        with ExitStack() as opened:
+            try:
+                dataset = opened.enter_context(_open(source, opened))
+            except (RasterioError, ValueError, OSError) as error:
+                raise UnreadableImageError(f"{label}: {_why_unreadable(source)}") from error
+            _refuse_huge_blocks(dataset, label)
+            yield dataset
+
+
+def _open(source: Path | bytes, opened: ExitStack) -> DatasetReader:
+    if isinstance(source, bytes):
+        return opened.enter_context(MemoryFile(source)).open(driver="GTiff")
+    if not source.is_file():  # GDAL would take `/vsicurl/…` and the like for a path
+        raise FileNotFoundError(source)
+    return rasterio.open(source, driver="GTiff")
+
+
+def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
+    """Refuse a header that would make GDAL allocate gigabytes to decode a single block."""
+    height, width = dataset.block_shapes[0]
+    together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
+    size = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
+    if size > MOST_BLOCK_BYTES:
+        raise TileShapeError(
+            f"{name}: its blocks of {width} × {height} pixels take {size / 2**20:.0f} MiB each, "
+            f"{MOST_BLOCK_BYTES / 2**20:.0f} MiB is the most; rewrite it with tiles of 512 × 512"
+        )
+
+
+def plan_reading(dataset: DatasetReader, name: str, said: Statement) -> ReadingPlan:
+    """Decide how `dataset` is brought to the tile form, from its metadata and what the user says.
+
+    Raises:
+        BandsUnknownError: bands are neither named in the file nor said, or the two contradict each other.
+        RadiometryUnknownError: level, scale or offset are neither in the file nor said.
+        TileShapeError: the data type or the number of bands is none that Sentinel-2 files have.
+    """
+    if dataset.dtypes[0] not in NUMBER_TYPES or dataset.count > MOST_BANDS:
+        raise TileShapeError(
+            f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; "
+            f"a Sentinel-2 file has at most {MOST_BANDS} bands of real numbers"
+        )
+    named = _named_in_file(dataset.descriptions, name)
+    indexes, bands = _select_bands(named, dataset.count, name, said.bands)
+    radiometry = decide_radiometry(_facts(dataset, name, indexes, bands), said)
+    return ReadingPlan(name, indexes, bands, radiometry, dataset.nodata)
+
+
+def read_dn(dataset: DatasetReader, plan: ReadingPlan, window: Window | None = None) -> DN:
+    """Return uint16 (13, height, width): `window` of `dataset` (all of it by default) in the tile form.
+
+    Raises:
+        UnreadableImageError: the file is truncated or a block is corrupt.
+    """
+    try:
+        numbers = dataset.read(indexes=list(plan.indexes), window=window)
+    except RasterioError as error:
+        raise UnreadableImageError(f"{plan.name}: truncated or corrupt, its pixels cannot be decoded") from error
+    return place_bands(plan.radiometry.to_dn(numbers, _valid(numbers, plan.no_data)), plan.bands)
+
+
+def read_tile(
+    source: Path | bytes, said: Statement, name: str | None = None, size: int = TILE_SIZE
+) -> Tile:
+    """Read one `size` × `size` tile from a GeoTIFF.
+
+    Raises:
+        SentileError: one of the kinds above, or TileShapeError where the size is another.
+    """
+    label = name or (source.name if isinstance(source, Path) else "the upload")
+    with open_geotiff(source, label) as dataset:
+        if (dataset.height, dataset.width) != (size, size):
+            raise TileShapeError(
+                f"{label}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}; "
+                "cut it to size, or classify it as a scene"
+            )
+        plan = plan_reading(dataset, label, said)
+        pixels = read_dn(dataset, plan)
+        return Tile(
+            label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)
+        )
+
+
+def georeference_of(dataset: DatasetReader) -> Georeference | None:
+    """Return where `dataset` lies, or None where it does not say (no CRS, or the identity transform)."""
+    if dataset.crs is None or dataset.transform.is_identity:
+        return None
+    return Georeference(dataset.crs, dataset.transform)
+
+
+def _named_in_file(descriptions: Sequence[str | None], name: str) -> dict[str, int]:
+    """Return {band name: 1-based index} of the bands whose descriptions name a Sentinel-2 band."""
+    named: dict[str, int] = {}
+    for index, description in enumerate(descriptions, start=1):
+        band = band_of_description(description)
+        if band is None:
+            continue
+        if band in named:
+            raise BandsUnknownError(f"{name}: bands {named[band]} and {index} are both described as {band}")
+        named[band] = index
+    return named
+
+
+def _select_bands(
+    named: dict[str, int], count: int, name: str, said: tuple[str, ...] | None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    if said is None:
+        if not named:
+            raise BandsUnknownError(
+                f"{name}: its {count} bands have no names; say which they are, in the file's order: "
+                f"bands={','.join(BAND_NAMES[: max(count, 3)][:3])},… or l1c, l2a, 10m, rgb, eurosat "
+                "(--bands on the command line, a field of a request)"
+            )
+        return tuple(named.values()), tuple(named)
+    if len(said) != count:
+        raise BandsUnknownError(
+            f"{name}: {len(said)} band names were said for a file of {count} bands ({LEAVE_OUT} leaves one out)"
+        )
+    chosen = {band: index for index, band in enumerate(said, start=1) if band != LEAVE_OUT}
+    wrong = {band: index for band, index in chosen.items() if named.get(band, index) != index}
+    if wrong:
+        raise BandsUnknownError(
+            f"{name}: the file itself names its bands, and {', '.join(wrong)} stand elsewhere than was said; "
+            "leave the band list out"
+        )
+    return tuple(chosen.values()), tuple(chosen)
+
+
+def _facts(
+    dataset: DatasetReader, name: str, indexes: tuple[int, ...], bands: tuple[str, ...]
+) -> FileFacts:
+    scale, offset = dataset.scales[indexes[0] - 1], dataset.offsets[indexes[0] - 1]
+    declared = scale > 0 and (scale, offset) != (1.0, 0.0)
+    return FileFacts(
+        name=name,
+        dtype=dataset.dtypes[0],
+        tags=dataset.tags(),
+        bands=bands,
+        scale=scale if declared else None,
+        offset=offset if declared else None,
+    )
+
+
+def _valid(numbers: npt.NDArray[np.generic], no_data: float | None) -> npt.NDArray[np.bool_]:
+    valid = np.isfinite(numbers) & (numbers != 0)
+    if no_data is not None and np.isfinite(no_data):
+        valid &= numbers != no_data
+    return valid
+
+
+def _why_unreadable(source: Path | bytes) -> str:
+    """Say in words what bytes that are no GeoTIFF look like."""
+    if isinstance(source, Path) and not source.is_file():
+        return "there is no such file"
+    head = source[:4] if isinstance(source, bytes) else _head(source)
+    if not head:
+        return "an empty file"
+    kinds = {b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG", b"PK\x03\x04": "a zip archive"}
+    kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+    if kind:
+        return f"not a GeoTIFF but {kind}; the multispectral GeoTIFF is needed"
+    return "a truncated or corrupt GeoTIFF" if head[:2] in (b"II", b"MM") else "not a GeoTIFF"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)

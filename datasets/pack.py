@@ -1,0 +1,108 @@
+"""Reading a pack: many tiles in one memory-mapped array, and an index beside it.
+
+    <pack>/planes.u16      every present band of every tile, one 64 × 64 uint16 (little-endian) plane after another
+    <pack>/index.parquet   one row a tile: name, label, split, source, bands, first_plane, crs, bounds, sha256, …
+    <pack>/pack.json       version, classes, counts, data hash, how the splits were made
+    <pack>/statistics.json per band, over the train split (`datasets.statistics`)
+
+Only present bands are stored, in canonical order, so an RGB tile takes 3 planes and not 13. Reading a batch is one
+gather from the memory map: no file is opened for it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from datasets.bands import positions
+from datasets.errors import PackError
+from datasets.tile import BAND_COUNT, DN, TILE_SIZE
+
+VERSION = 1
+PLANES, INDEX, CARD, STATISTICS = "planes.u16", "index.parquet", "pack.json", "statistics.json"
+_PLANE_BYTES = TILE_SIZE * TILE_SIZE * 2
+
+
+@dataclass(frozen=True, slots=True)
+class PackSummary:
+    """What a pack holds: the content of its `pack.json`."""
+
+    version: int
+    classes: tuple[str, ...]
+    tiles: int
+    planes: int
+    data_hash: str
+    synthetic: bool
+    sources: tuple[str, ...]
+    split_method: str
+    counts: dict[str, dict[str, int]]
+
+
+class Pack:
+    """A pack opened for reading. Pixels stay in the memory map until they are fetched.
+
+    Attributes:
+        summary: what `pack.json` says.
+        index: the whole index as an Arrow table.
+        labels: int64 (tiles,), positions in `summary.classes`.
+        splits: str (tiles,).
+        sources: str (tiles,).
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.summary = _read_summary(root)
+        self.index = pq.read_table(root / INDEX)
+        self.labels = np.array(
+            [self.summary.classes.index(label) for label in self.index["label"].to_pylist()], np.int64
+        )
+        self.splits = np.array(self.index["split"].to_pylist())
+        self.sources = np.array(self.index["source"].to_pylist())
+        self._first = self.index["first_plane"].to_numpy()
+        self._places = [np.array(positions(bands)) for bands in self.index["bands"].to_pylist()]
+        self._planes = self._map_planes()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, split: str | None = None, source: str | None = None) -> npt.NDArray[np.int64]:
+        """Return int64: the rows of a split and a source (None: of all)."""
+        chosen = np.ones(len(self), bool)
+        if split is not None:
+            chosen &= self.splits == split
+        if source is not None:
+            chosen &= self.sources == source
+        return np.flatnonzero(chosen)
+
+    def fetch(self, rows: npt.ArrayLike) -> DN:
+        """Return uint16 (len(rows), 13, 64, 64): the tiles in `rows`, absent bands 0."""
+        wanted = np.asarray(rows, np.int64)
+        tiles = np.zeros((len(wanted), BAND_COUNT, TILE_SIZE, TILE_SIZE), np.uint16)
+        for out, row in enumerate(wanted):
+            places, first = self._places[row], self._first[row]
+            tiles[out, places] = self._planes[first : first + len(places)]
+        return tiles
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """Return the per-band statistics of the train split, in canonical order (see `BandStatistics`)."""
+        return list(json.loads((self.root / STATISTICS).read_text(encoding="utf-8"))["bands"])
+
+    def _map_planes(self) -> np.memmap[Any, np.dtype[np.uint16]]:
+        path = self.root / PLANES
+        if not path.is_file() or path.stat().st_size != self.summary.planes * _PLANE_BYTES:
+            raise PackError(f"{path}: missing or not whole; pack again with `python -m datasets pack`")
+        return np.memmap(path, "<u2", "r", shape=(self.summary.planes, TILE_SIZE, TILE_SIZE))
+
+
+def _read_summary(root: Path) -> PackSummary:
+    path = root / CARD
+    if not path.is_file():
+        raise PackError(f"{root}: no pack is here; `python -m datasets pack` makes one")
+    said = json.loads(path.read_text(encoding="utf-8"))
+    if said.get("version") != VERSION:
+        raise PackError(f"{root}: a pack of version {said.get('version')}, this is version {VERSION}; pack again")
+    return PackSummary(**{**said, "classes": tuple(said["classes"]), "sources": tuple(said["sources"])})

@@ -1,0 +1,119 @@
+"""Writing a pack (see `datasets.pack` for what it is): whole, or not at all."""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.bands import positions
+from datasets.errors import PackError
+from datasets.pack import CARD, INDEX, PLANES, STATISTICS, VERSION, Pack, PackSummary
+from datasets.progress import Report, silent
+from datasets.records import TileRecord, Unreadable, read_all
+from datasets.sources import Source
+from datasets.splits import SplitPlan, assign
+from datasets.statistics import measure, write_statistics
+from datasets.tile import TILE_SIZE, Tile
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_pack(sources: Sequence[Source], out: Path, plan: SplitPlan, progress: Report = silent) -> PackSummary:
+    """Read every tile of `sources` and write the pack `out`; an old pack stays whole until the new one is.
+
+    Raises:
+        PackError: a tile is unreadable, or the disk is full (nothing half-written stays).
+        SplitError: the plan does not fit the tiles.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        records = _write_planes(read_all(sources, progress, "packing"), partial / PLANES)
+        summary = _write_index(records, assign(records, plan), sources, plan, partial)
+        write_statistics(measure(Pack(partial)), partial / STATISTICS)
+        _replace(partial, out)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise PackError(f"{out}: no space left on the disk while packing; free some and pack again") from error
+        raise PackError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def _write_planes(outcomes: Iterable[tuple[TileRecord, Tile] | Unreadable], path: Path) -> list[TileRecord]:
+    records = []
+    with path.open("wb") as file:
+        for outcome in outcomes:
+            if isinstance(outcome, Unreadable):
+                raise PackError(f"{outcome.reason}; `python -m datasets validate` lists every such tile")
+            record, tile = outcome
+            if tile.pixels.shape[1:] != (TILE_SIZE, TILE_SIZE):
+                raise PackError(f"{record.name}: a packed tile has {TILE_SIZE} × {TILE_SIZE} pixels")
+            file.write(tile.pixels[positions(record.bands)].astype("<u2").tobytes())
+            records.append(record)
+    return records
+
+
+def _write_index(
+    records: list[TileRecord], splits: list[str], sources: Sequence[Source], plan: SplitPlan, folder: Path
+) -> PackSummary:
+    table = index_table(records, splits)
+    pq.write_table(table, folder / INDEX)
+    summary = PackSummary(
+        version=VERSION,
+        classes=tuple(sorted({record.label for record in records})),
+        tiles=len(records),
+        planes=sum(len(record.bands) for record in records),
+        data_hash=data_hash(records, splits),
+        synthetic=any(source.synthetic for source in sources),
+        sources=tuple(sorted({record.source for record in records})),
+        split_method=plan.method.value,
+        counts=_counts(records, splits),
+    )
+    (folder / CARD).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def index_table(records: Sequence[TileRecord], splits: Sequence[str]) -> pa.Table:
+    """Return the index: a column for each field of TileRecord (bounds as four), the split and the first plane."""
+    columns: dict[str, Any] = {
+        item.name: [getattr(record, item.name) for record in records]
+        for item in fields(TileRecord)
+        if item.name != "bounds"
+    }
+    for place, side in enumerate(("left", "bottom", "right", "top")):
+        columns[side] = pa.array([r.bounds[place] if r.bounds else None for r in records], pa.float64())
+    planes = np.cumsum([0, *(len(record.bands) for record in records)])[:-1]
+    return pa.table({**columns, "split": list(splits), "first_plane": planes.astype(np.int64)})
+
+
+def data_hash(records: Sequence[TileRecord], splits: Sequence[str]) -> str:
+    """Return a SHA-256 that changes when any pixel, name, class or split does, and not with the order of files."""
+    rows = sorted(
+        f"{r.name}\t{r.source}\t{r.label}\t{s}\t{r.sha256}" for r, s in zip(records, splits, strict=True)
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _counts(records: Sequence[TileRecord], splits: Sequence[str]) -> dict[str, dict[str, int]]:
+    counted: dict[str, Counter[str]] = {}
+    for record, split in zip(records, splits, strict=True):
+        counted.setdefault(split, Counter())[record.label] += 1
+    return {split: dict(sorted(counts.items())) for split, counts in sorted(counted.items())}
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Put the folder `new` in the place of `old`."""
+    shutil.rmtree(old, ignore_errors=True)
+    new.rename(old)

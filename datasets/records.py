@@ -1,0 +1,106 @@
+"""What is known of one labelled tile, apart from its pixels: the row of an index, the subject of validation."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from datasets.bands import positions
+from datasets.errors import SentileError
+from datasets.progress import Report, silent
+from datasets.sources import Source, TileFile
+from datasets.tile import DN, Tile
+
+Bounds = tuple[float, float, float, float]
+_READ_AHEAD = 256  # tiles in flight: 27 MB of 13-band tiles at most
+_READERS = 4  # GDAL releases the interpreter lock while it decodes
+
+
+@dataclass(frozen=True, slots=True)
+class TileRecord:
+    """One labelled tile without its pixels.
+
+    Attributes:
+        name: the file's stem; a name in two sources is the same place.
+        label: its class.
+        source: the format of the folder it came from (`eurosat-ms`, …).
+        level: processing level.
+        bands: canonical names of the bands present.
+        crs: its CRS as `EPSG:n` or WKT; empty where the file has none.
+        bounds: (left, bottom, right, top) in CRS units, or None.
+        sha256: of its present bands' names and DN: equal tiles have equal hashes, whatever their file.
+        valid_share: share of pixels (0–1) that hold data in every present band.
+        low: least DN among valid pixels (0 if there is none).
+        high: greatest DN.
+    """
+
+    name: str
+    label: str
+    source: str
+    level: str
+    bands: tuple[str, ...]
+    crs: str
+    bounds: Bounds | None
+    sha256: str
+    valid_share: float
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file that could not be read, and why."""
+
+    name: str
+    label: str
+    source: str
+    reason: str
+
+
+def read_all(
+    sources: Sequence[Source], progress: Report = silent, step: str = "reading tiles"
+) -> Iterator[tuple[TileRecord, Tile] | Unreadable]:
+    """Read every tile of `sources` in order, a few at a time in threads; what cannot be read is said, not raised."""
+    jobs = [(source, file) for source in sources for file in source.files()]
+    done = 0
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(jobs), _READ_AHEAD):
+            for outcome in pool.map(_read_one, jobs[start : start + _READ_AHEAD]):
+                done += 1
+                progress(step, done, len(jobs))
+                yield outcome
+
+
+def content_hash(pixels: DN, bands: tuple[str, ...]) -> str:
+    """Return the SHA-256 of the present bands of `pixels` (13, height, width) and their names."""
+    digest = hashlib.sha256(",".join(bands).encode())
+    digest.update(pixels[positions(bands)].astype("<u2").tobytes())
+    return digest.hexdigest()
+
+
+def _read_one(job: tuple[Source, TileFile]) -> tuple[TileRecord, Tile] | Unreadable:
+    source, file = job
+    try:
+        tile = source.read(file.path)
+    except SentileError as error:
+        return Unreadable(file.name, file.label, source.format, str(error))
+    return _describe(source, file, tile), tile
+
+
+def _describe(source: Source, file: TileFile, tile: Tile) -> TileRecord:
+    present = tile.pixels[positions(tile.bands)]
+    valid = present[present > 0]
+    place = tile.georeference
+    return TileRecord(
+        name=file.name,
+        label=file.label,
+        source=source.format,
+        level=tile.level,
+        bands=tile.bands,
+        crs=place.crs.to_string() if place else "",
+        bounds=place.bounds(*tile.pixels.shape[:0:-1]) if place else None,
+        sha256=content_hash(tile.pixels, tile.bands),
+        valid_share=tile.valid_share,
+        low=int(valid.min(initial=65_535)) if valid.size else 0,
+        high=int(valid.max(initial=0)),
+    )

@@ -1,0 +1,129 @@
+"""Folders of labelled tiles: `<root>/<Class>/<name>.tif` or `.jpg`, in one of three formats.
+
+A folder that sentile made (fetched, unpacked or synthesised) carries a card, `dataset.json`, that says its format
+and origin, so that no later step has to be told again.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from datasets import eurosat
+from datasets.errors import NoTilesError
+from datasets.geotiff import read_tile
+from datasets.radiometry import Statement
+from datasets.tile import Tile
+
+CARD_NAME = "dataset.json"
+
+
+class Format(StrEnum):
+    """How the files of a folder are read."""
+
+    EUROSAT_MS = "eurosat-ms"
+    EUROSAT_RGB = "eurosat-rgb"
+    GEOTIFF = "geotiff"
+
+
+_SUFFIXES = {
+    Format.EUROSAT_MS: (".tif",),
+    Format.EUROSAT_RGB: (".jpg",),
+    Format.GEOTIFF: (".tif", ".tiff"),
+}
+_PUBLISHED_FOLDERS = {"EuroSAT_MS": Format.EUROSAT_MS, "EuroSAT_RGB": Format.EUROSAT_RGB}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a folder of tiles says of itself: `dataset.json`."""
+
+    name: str
+    format: Format
+    licence: str
+    origin: str
+    synthetic: bool = False
+    notes: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, root: Path) -> None:
+        """Write the card into the folder `root`."""
+        (root / CARD_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class TileFile:
+    """One labelled file: its path, its name (the stem) and its class (the folder)."""
+
+    path: Path
+    name: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A folder of labelled tiles and how to read them."""
+
+    root: Path
+    format: Format
+    said: Statement = field(default_factory=Statement)
+    synthetic: bool = False
+
+    def files(self) -> list[TileFile]:
+        """Return every labelled file, sorted by class and name.
+
+        Raises:
+            NoTilesError: there is none.
+        """
+        suffixes = _SUFFIXES[self.format]
+        paths = sorted(path for path in self.root.glob("*/*") if path.suffix.lower() in suffixes)
+        if not paths:
+            raise NoTilesError(
+                f"{self.root}: no tiles; {self.format} wants {self.root.name}/<Class>/<name>{suffixes[0]}"
+            )
+        return [TileFile(path, path.stem, eurosat.class_of(path)) for path in paths]
+
+    def read(self, path: Path) -> Tile:
+        """Read one of the files into the one tile form; raises the reader's SentileError."""
+        return self._reader()(path)
+
+    def _reader(self) -> Callable[[Path], Tile]:
+        readers: dict[Format, Callable[[Path], Tile]] = {
+            Format.EUROSAT_MS: eurosat.read_ms,
+            Format.EUROSAT_RGB: eurosat.read_rgb,
+            Format.GEOTIFF: lambda path: read_tile(path, self.said, path.stem),
+        }
+        return readers[self.format]
+
+
+def find_source(root: Path, form: Format | None = None, said: Statement | None = None) -> Source:
+    """Return the source in `root`, in the format that is said, else its card's, else that of its name.
+
+    Raises:
+        NoTilesError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise NoTilesError(f"{root}: there is no such folder; `python -m datasets fetch` or `synth` makes one")
+    card = _read_card(root)
+    form = form or Format(card.get("format", _PUBLISHED_FOLDERS.get(root.name, Format.GEOTIFF)))
+    return Source(root, form, said or Statement(), bool(card.get("synthetic", False)))
+
+
+def find_sources(roots: tuple[Path, ...], form: Format | None = None, said: Statement | None = None) -> list[Source]:
+    """Return the sources in `roots`; a folder that holds only such folders stands for all of them."""
+    found = []
+    for root in roots:
+        inner = [child for child in sorted(root.glob("*/")) if _is_source(child)] if root.is_dir() else []
+        found += [find_source(child, form, said) for child in inner] or [find_source(root, form, said)]
+    return found
+
+
+def _is_source(folder: Path) -> bool:
+    return (folder / CARD_NAME).is_file() or folder.name in _PUBLISHED_FOLDERS
+
+
+def _read_card(root: Path) -> dict[str, Any]:
+    path = root / CARD_NAME
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,93 @@
+"""The one form that every reader ends in, and everything else starts from.
+
+A tile is uint16 (13, height, width) in the canonical band order (`datasets.bands.BAND_NAMES`); its numbers are
+DN = reflectance × 10 000; 0 is no data, and a band that is absent is all no data. Trained networks take tiles
+of 64 × 64 pixels at about 10 m.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform_geom
+
+from datasets.bands import BAND_NAMES, positions
+from datasets.radiometry import Level
+
+TILE_SIZE = 64
+BAND_COUNT = len(BAND_NAMES)
+NO_DATA = 0
+
+DN = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Georeference:
+    """Where a raster lies on Earth: its coordinate reference system and its pixel-to-CRS transform."""
+
+    crs: CRS
+    transform: Affine
+
+    def bounds(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return (left, bottom, right, top) of a `width` × `height` raster, in CRS units."""
+        corners = [self.transform * corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    def footprint(self, width: int, height: int) -> dict[str, Any]:
+        """Return the outline of a `width` × `height` raster as a GeoJSON polygon in EPSG:4326 (lon, lat)."""
+        corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
+        ring = [tuple(self.transform * corner) for corner in corners]
+        return dict(transform_geom(self.crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A tile in the one form, with what is known of its origin.
+
+    Attributes:
+        name: what the tile is called (a file's stem, or an upload's file name).
+        pixels: uint16 (13, height, width), DN, 0 = no data.
+        bands: canonical names of the bands that are present, in canonical order.
+        level: the processing level the reflectances come from.
+        georeference: where it lies, or None if the file does not say.
+    """
+
+    name: str
+    pixels: DN
+    bands: tuple[str, ...]
+    level: Level
+    georeference: Georeference | None = None
+
+    @property
+    def valid_share(self) -> float:
+        """Share of pixels (0–1) that hold data in every band that is present."""
+        return float(valid_mask(self.pixels, self.bands).mean())
+
+    @property
+    def footprint(self) -> dict[str, Any] | None:
+        """The tile's outline as GeoJSON in EPSG:4326, or None where the file has no georeference."""
+        height, width = self.pixels.shape[1:]
+        return self.georeference.footprint(width, height) if self.georeference else None
+
+
+def valid_mask(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Return bool (height, width): where every one of `bands` holds data in `pixels` (13, height, width)."""
+    if not bands:
+        return np.zeros(pixels.shape[1:], bool)
+    return np.asarray((pixels[positions(bands)] != NO_DATA).all(axis=0))
+
+
+def place_bands(values: npt.NDArray[Any], bands: tuple[str, ...]) -> DN:
+    """Return uint16 (13, height, width) with `values` (len(bands), height, width) at their canonical places."""
+    pixels = np.zeros((BAND_COUNT, *values.shape[1:]), np.uint16)
+    pixels[positions(bands)] = values
+    return pixels
+
+
+def canonical_order(bands: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `bands` in the canonical order."""
+    return tuple(name for name in BAND_NAMES if name in bands)
