@@ -1,0 +1,166 @@
+"""The model file: one ONNX graph with everything a user of it must know inside. Free of torch.
+
+Input `tiles`: uint16 (batch, 13, 64, 64), DN = reflectance × 10 000, 0 = no data, canonical band order.
+Outputs: `probabilities` float32 (batch, classes), calibrated; `logits` float32 (batch, classes);
+`embedding` float32 (batch, features). What the numbers mean is one JSON object in the graph's metadata, under the
+key `sentile`. A file without it, or of another version, is refused.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datasets.bands import BAND_NAMES
+from datasets.errors import ModelFileError
+from datasets.radiometry import QUANTIFICATION
+from datasets.tile import NO_DATA, TILE_SIZE
+
+METADATA_KEY = "sentile"
+SCHEMA_VERSION = 1
+INPUT = "tiles"
+OUTPUTS = ("probabilities", "logits", "embedding")
+MOST_BYTES = 2 * 2**30  # a protobuf cannot be larger
+
+
+class ReferenceHistogram(BaseModel):
+    """How one band's DN were distributed in training, for telling drift."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    band: str
+    mean: float
+    std: float
+    counts: tuple[int, ...]
+
+
+class ModelMetadata(BaseModel):
+    """The JSON object inside a model file.
+
+    Attributes:
+        schema_version: of this object; another version is refused.
+        name, version: what the model is called.
+        classes: class names, in the order of the outputs.
+        bands: the input's bands, in order.
+        trained_bands: bands that training data had; the graph ignores the others.
+        tile_size: pixels a side.
+        quantification: DN of reflectance 1.
+        no_data: the DN that means no data.
+        temperature: that the logits were divided by before softmax (Guo et al. 2017, arXiv:1706.04599).
+        network: the architecture in words.
+        precision: `fp32` or `int8`.
+        histogram_edges: DN edges of the reference histograms.
+        histograms: of the training data, per band.
+        metrics: measured figures, e.g. {"val/accuracy": 0.95}.
+        data_hash: of the pack that trained it.
+        synthetic: whether that pack was synthetic, so that nobody mistakes a demo for a product.
+        code_revision: git revision that trained it (`-dirty` where files were changed).
+        licence: of the weights.
+        created: ISO 8601, UTC.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    version: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    bands: tuple[str, ...] = BAND_NAMES
+    trained_bands: tuple[str, ...] = BAND_NAMES
+    tile_size: int = TILE_SIZE
+    quantification: int = QUANTIFICATION
+    no_data: int = NO_DATA
+    temperature: float = Field(default=1.0, gt=0)
+    network: str
+    precision: str = "fp32"
+    histogram_edges: tuple[int, ...] = ()
+    histograms: tuple[ReferenceHistogram, ...] = ()
+    metrics: dict[str, float] = {}
+    data_hash: str = ""
+    synthetic: bool = False
+    code_revision: str = ""
+    licence: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model file that was opened and found sound.
+
+    Attributes:
+        path: where it lies.
+        sha256: of its bytes.
+        metadata: what it says of itself.
+        session: onnxruntime's session, ready to run.
+    """
+
+    path: Path
+    sha256: str
+    metadata: ModelMetadata
+    session: ort.InferenceSession
+
+
+def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFile:
+    """Open a model file and check that it is one of ours.
+
+    Raises:
+        ModelFileError: no such file, not an ONNX file, without our metadata, or with a graph of another form.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"{path}: there is no such model; `python -m training` makes one")
+    if path.stat().st_size > MOST_BYTES:
+        raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
+    # From bytes, not from the path: a graph that refers to other files on the disk is refused this way.
+    content = path.read_bytes()
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base but Exception
+        raise ModelFileError(f"{path}: not a readable ONNX file; export it again") from error
+    metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+    _check_graph(session, path)
+    return ModelFile(path, hashlib.sha256(content).hexdigest(), metadata, session)
+
+
+def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
+    """Return the metadata that `text` holds.
+
+    Raises:
+        ModelFileError: there is none, or it is malformed or of another version.
+    """
+    if text is None:
+        raise ModelFileError(
+            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, so nobody knows its classes and bands; "
+            "export it with `python -m training export`"
+        )
+    version = _version_of(text)
+    if version != SCHEMA_VERSION:
+        raise ModelFileError(
+            f"{path}: its metadata are of version {version}, this is version {SCHEMA_VERSION}; export it again"
+        )
+    try:
+        return ModelMetadata.model_validate_json(text)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelFileError(f"{path}: its metadata are malformed at {where}: {first['msg']}; export it again") from error
+
+
+def _version_of(text: str) -> object:
+    """Return the version that the metadata say they are of: asked first, since another version has other fields."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return "unknown"
+    return content.get("schema_version") if isinstance(content, dict) else "unknown"
+
+
+def _check_graph(session: ort.InferenceSession, path: Path) -> None:
+    inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
+    outputs = tuple(node.name for node in session.get_outputs())
+    wanted = [(INPUT, "tensor(uint16)", [len(BAND_NAMES), TILE_SIZE, TILE_SIZE])]
+    if inputs != wanted or outputs[: len(OUTPUTS)] != OUTPUTS:
+        raise ModelFileError(f"{path}: its graph takes {inputs} and gives {outputs}; export it again")

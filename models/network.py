@@ -1,0 +1,81 @@
+"""sentile's own network: a small residual CNN for 13-band tiles of 64 × 64 pixels.
+
+The design follows He et al. 2016 (arXiv:1512.03385), cut to what 64 × 64 pixels need.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datasets.tile import BAND_COUNT
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Return a convolution without bias and the batch normalisation that follows it."""
+    padding = (kernel - 1) // 2 if kernel % 2 else (kernel - stride) // 2
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = conv_norm(inputs, outputs, 3, stride)
+        self.second = conv_norm(outputs, outputs, 3)
+        same = stride == 1 and inputs == outputs
+        # A strided shortcut sees all pixels (2 × 2), not every fourth.
+        self.shortcut = nn.Identity() if same else conv_norm(inputs, outputs, stride, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, inputs, h, w) to (batch, outputs, h / stride, w / stride)."""
+        inner = self.second(functional.relu(self.first(x)))
+        return functional.relu(inner + self.shortcut(x))
+
+
+class ResidualCNN(nn.Module):
+    """A backbone: 13 normalised bands to one embedding a tile.
+
+    Args:
+        widths: channels of each stage; every stage after the first halves the grid.
+        depths: residual blocks of each stage.
+        stem: channels after each of the two strided convolutions that lead from 64 × 64 to 16 × 16; with a single
+            number there is one convolution of 4 × 4 pixels instead, which is faster and sees less texture.
+        dropout: share of the embedding that is dropped in training.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (64, 128, 256),
+        depths: Sequence[int] = (1, 1, 1),
+        stem: Sequence[int] = (32, 64),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.stem = _stem(stem)
+        blocks, channels = [], stem[-1]
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            for block in range(depth):
+                blocks.append(ResidualBlock(channels, width, stride=2 if block == 0 and stage > 0 else 1))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, 13, 64, 64) to (batch, features)."""
+        grid = self.blocks(self.stem(x))
+        embedding: Tensor = self.dropout(torch.mean(grid, dim=(2, 3)))
+        return embedding
+
+
+def _stem(channels: Sequence[int]) -> nn.Sequential:
+    if len(channels) == 1:
+        return nn.Sequential(conv_norm(BAND_COUNT, channels[0], 4, 4), nn.ReLU())
+    first, second = channels
+    return nn.Sequential(
+        conv_norm(BAND_COUNT, first, 4, 2), nn.ReLU(), conv_norm(first, second, 3, 2), nn.ReLU()
+    )
