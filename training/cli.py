@@ -1,0 +1,183 @@
+"""`python -m training`: fit, validate, test and export, configured by YAML and the command line.
+
+Without a subcommand it does the whole run. Settings come from `configs/{data,model,trainer}.yaml`, then from every
+`--config FILE`, then from options; `test`, `export` and `validate` start from what the run itself was configured with.
+"""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
+
+from datasets.errors import SentileError, TrainingError
+from datasets.module import TileDataModule
+from training.callbacks import Ema, EpochLines, History, SeedEachEpoch
+from training.paths import RunFolder, new_run, newest_run
+from training.precision import AUTO, best_precision
+from training.task import ClassificationTask
+from training.tracking import Tracking, how_to_look, log_provenance, make_logger
+from training.trainer import Trainer
+
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_DEFAULTS = [str(_CONFIGS / f"{name}.yaml") for name in ("data", "model", "trainer")]
+_FITTING = ("run", "fit")
+_CONFIG_NAME = "config.yaml"
+_MONITOR = "val/accuracy"
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Keeps the settings of a run in its folder and in the tracker."""
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write `config.yaml` when a run fits; later subcommands start from it."""
+        if stage != "fit":
+            return
+        path = Path(trainer.default_root_dir) / _CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for key in ("config", "ckpt_path", "weights_only", "out"):
+            content.pop(key, None)
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        log_provenance(trainer, trainer.datamodule.pack.summary.data_hash, path)
+
+
+class TrainingCLI(LightningCLI):
+    """The command line; see the module's description."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the trainer's methods that are subcommands, with the parameters that are no options."""
+        taken = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
+        return {name: taken for name in ("run", "fit", "validate", "test", "export")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's folder, the callbacks that every run has, and what the task takes from the data."""
+        parser.add_argument(
+            "--out",
+            type=Path | None,  # type: ignore[arg-type]
+            default=None,
+            help="Folder of the run. Default: a new one in artifacts/runs, or the newest for test and export.",
+        )
+        parser.add_class_arguments(Tracking, "tracking")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(Ema, "ema")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": _MONITOR,
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+                "early_stopping.monitor": _MONITOR,
+                "early_stopping.mode": "max",
+                "early_stopping.patience": 20,
+            }
+        )
+        for name in ("classes", "band_mean", "band_std", "class_counts"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what depends on the machine and on the run: precision, folder."""
+        config = self.config[self.subcommand]
+        fitting = self.subcommand in _FITTING
+        config.out = config.out or (new_run() if fitting else newest_run()).root
+        self._refuse_overwriting(RunFolder(config.out))
+        config.trainer.default_root_dir = str(config.out)
+        config.checkpoint.dirpath = str(RunFolder(config.out).checkpoints)
+        if config.trainer.precision in (None, AUTO):
+            # What is measured and shipped is measured and shipped in 32 bit.
+            config.trainer.precision = best_precision() if fitting else "32-true"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the tracker's logger."""
+        folder = RunFolder(Path(self._get(self.config, "out")))
+        fresh = self.subcommand in _FITTING and not self._get(self.config, "ckpt_path")
+        logger = make_logger(self._tracking(), folder, fresh) or False
+        terminal = sys.stdout.isatty()
+        trainer: Trainer = super().instantiate_trainer(
+            logger=logger, enable_progress_bar=terminal, enable_model_summary=terminal, **kwargs
+        )
+        trainer.callbacks += [SeedEachEpoch(), History(), *([] if terminal else [EpochLines()])]
+        return trainer
+
+    def after_run(self) -> None:
+        """Say where everything is."""
+        folder = RunFolder(Path(self._get(self.config, "out")))
+        console = Console()
+        console.print(f"the run is in {folder.root}; {how_to_look(self._tracking())}")
+        console.print(f"serve the model with: SENTILE_MODEL={folder.model} bentoml serve")
+
+    def _refuse_overwriting(self, folder: RunFolder) -> None:
+        """A run must not be lost because its folder was named a second time."""
+        if self.subcommand in _FITTING and folder.best.is_file() and not self._get(self.config, "ckpt_path"):
+            raise TrainingError(
+                f"{folder.root} holds a run already; go on with it by --ckpt_path {folder.last}, or name another --out"
+            )
+
+    def _tracking(self) -> Tracking:
+        given: Namespace | Tracking = self._get(self.config_init, "tracking")
+        return given if isinstance(given, Tracking) else Tracking(**given.as_dict())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors that a user can mend are one line and exit status 1."""
+    sys.argv[1:] = _complete(list(sys.argv[1:] if arguments is None else arguments))
+    _quieten()
+    try:
+        TrainingCLI(
+            ClassificationTask,
+            TileDataModule,
+            trainer_class=Trainer,
+            seed_everything_default=0,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "prog": "python -m training",
+                "description": "Train, measure and export a tile classifier. Without a subcommand: run.",
+                **{name: {"default_config_files": _DEFAULTS} for name in TrainingCLI.subcommands()},
+            },
+        )
+    except SentileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("stopped; go on with --ckpt_path <run>/checkpoints/last.ckpt", file=sys.stderr)
+        sys.exit(130)
+
+
+def _complete(arguments: list[str]) -> list[str]:
+    """Return the arguments with `run` where no subcommand was given, and a run's own settings where it has some."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["run", *arguments]
+    if arguments[0] in ("validate", "test", "export") and not {"-h", "--help"} & set(arguments):
+        settings = _folder_of(arguments).root / _CONFIG_NAME
+        if settings.is_file():
+            return [arguments[0], "--config", str(settings), *arguments[1:]]
+    return arguments
+
+
+def _folder_of(arguments: list[str]) -> RunFolder:
+    for place, word in enumerate(arguments):
+        if word == "--out" and place + 1 < len(arguments):
+            return RunFolder(Path(arguments[place + 1]))
+        if word.startswith("--out="):
+            return RunFolder(Path(word.removeprefix("--out=")))
+    return newest_run()
+
+
+def _quieten() -> None:
+    """Switch off advice that is not meant for users of this command line."""
+    torch.set_float32_matmul_precision("high")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*isinstance.treespec.*", ".*Checkpoint directory.*exists.*"):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,183 @@
+"""Measuring a classifier: by source, by set of bands, by class; as numbers, table and picture.
+
+All figures come from the logits of every tile at once, so they are the same for any batch size.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from datasets.bands import BAND_NAMES, BAND_SETS, positions
+
+matplotlib.use("Agg")  # pictures go to files; a display may not exist
+from matplotlib import pyplot as plt
+
+ALL = "all"
+BAND_VIEWS = (ALL, "l2a", "10m", "rgb")
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """One class's figures, shares 0-1."""
+
+    name: str
+    tiles: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How a classifier answers one group of tiles.
+
+    Attributes:
+        group: which tiles, seen through which bands, e.g. `eurosat-ms/rgb`.
+        tiles: how many.
+        accuracy, macro_f1: shares 0-1.
+        calibration_error: expected calibration error (15 bins), share 0-1.
+        classes: per class.
+        confusion: tiles[true class][answered class].
+    """
+
+    group: str
+    tiles: int
+    accuracy: float
+    macro_f1: float
+    calibration_error: float
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return the headline figures, named for a tracker: `<prefix>/<group>/accuracy` and so on."""
+        names = ("accuracy", "macro_f1", "calibration_error")
+        return {f"{prefix}/{self.group}/{name}": float(getattr(self, name)) for name in names}
+
+
+def evaluate(group: str, probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
+    """Measure answers.
+
+    Args:
+        probabilities: float (n, classes).
+        labels: int64 (n,).
+    """
+    answers = probabilities.argmax(1).numpy()
+    truth = labels.numpy()
+    numbers = list(range(len(classes)))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        truth, answers, labels=numbers, zero_division=0.0
+    )
+    seen = support > 0  # a class without tiles has no recall; it must not pull the mean down
+    error = multiclass_calibration_error(probabilities, labels, len(classes), n_bins=CALIBRATION_BINS)
+    figures = zip(classes, support, precision, recall, f1, strict=True)
+    return Evaluation(
+        group=group,
+        tiles=len(truth),
+        accuracy=float((answers == truth).mean()),
+        macro_f1=float(f1[seen].mean()),
+        calibration_error=float(error),
+        classes=tuple(ClassFigures(n, int(s), float(p), float(r), float(f)) for n, s, p, r, f in figures),
+        confusion=tuple(tuple(map(int, row)) for row in confusion_matrix(truth, answers, labels=numbers)),
+    )
+
+
+def views_of(bands: Sequence[str]) -> list[str]:
+    """Return the sets of bands that tiles with `bands` can be seen through: all they have, and proper subsets."""
+    present = set(bands)
+    return [view for view in BAND_VIEWS if view == ALL or set(BAND_SETS[view]) < present]
+
+
+def see_through(tiles: Tensor, view: str) -> Tensor:
+    """Return `tiles` (n, 13, height, width) with the bands outside `view` made no data."""
+    if view == ALL:
+        return tiles
+    keep = torch.zeros(len(BAND_NAMES), dtype=tiles.dtype, device=tiles.device)
+    keep[positions(BAND_SETS[view])] = 1
+    return tiles * keep[:, None, None]
+
+
+def write_evaluations(evaluations: Sequence[Evaluation], folder: Path, checkpoint: str) -> list[Path]:
+    """Write metrics.json, and for each group a confusion matrix as table and picture; return what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metrics.json"
+    content = {"checkpoint": checkpoint, "groups": {e.group: _headline(e) for e in evaluations}}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    written = [path]
+    for evaluation in evaluations:
+        stem = f"confusion-{evaluation.group.replace('/', '-')}"
+        written += [folder / f"{stem}.csv", folder / f"{stem}.png"]
+        _write_table(evaluation, written[-2])
+        draw_confusion(evaluation, written[-1])
+    return written
+
+
+def write_predictions(
+    path: Path, names: Sequence[str], probabilities: Tensor, labels: Tensor, classes: Sequence[str]
+) -> None:
+    """Write one row a tile: name, true class, answered class, confidence (0-1)."""
+    confidence, answers = probabilities.max(1)
+    rows = zip(names, labels.tolist(), answers.tolist(), confidence.tolist(), strict=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "true", "answered", "confidence"])
+        writer.writerows([name, classes[t], classes[a], f"{c:.4f}"] for name, t, a, c in rows)
+
+
+def draw_confusion(evaluation: Evaluation, path: Path) -> None:
+    """Draw the confusion matrix: shares of the true class as colour, tiles as numbers."""
+    names = [figures.name for figures in evaluation.classes]
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = plt.subplots(figsize=(8.5, 7.5), layout="constrained")
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("answered")
+    axes.set_ylabel("true")
+    axes.set_title(f"{evaluation.group}: {evaluation.tiles} tiles, accuracy {evaluation.accuracy:.1%}")
+    _write_counts(axes, counts, shares)
+    figure.colorbar(picture, label="share of the true class")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def as_markdown(evaluations: Sequence[Evaluation]) -> str:
+    """Return the headline figures as a table."""
+    lines = ["| tiles, bands | tiles | accuracy | macro F1 | calibration error |", "|---|---:|---:|---:|---:|"]
+    for e in evaluations:
+        lines.append(
+            f"| {e.group} | {e.tiles} | {e.accuracy:.2%} | {e.macro_f1:.2%} | {e.calibration_error:.2%} |"
+        )
+    return "\n".join(lines)
+
+
+def _headline(evaluation: Evaluation) -> dict[str, object]:
+    content = asdict(evaluation)
+    del content["group"], content["confusion"]
+    return content
+
+
+def _write_table(evaluation: Evaluation, path: Path) -> None:
+    names = [figures.name for figures in evaluation.classes]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ answered", *names])
+        writer.writerows([name, *row] for name, row in zip(names, evaluation.confusion, strict=True))
+
+
+def _write_counts(axes: plt.Axes, counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)

@@ -1,0 +1,60 @@
+"""Where a run keeps its things, and how the best checkpoint is found again."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from datasets.errors import TrainingError
+
+RUNS = Path("artifacts/runs")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one training run."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where Lightning's checkpoints lie."""
+        return self.root / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation accuracy."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint, to resume from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def evaluation(self) -> Path:
+        """Where metrics, tables and pictures go."""
+        return self.root / "evaluation"
+
+    @property
+    def model(self) -> Path:
+        """The exported model file."""
+        return self.root / "model.onnx"
+
+
+def new_run() -> RunFolder:
+    """Return a folder for a new run, named by the time in UTC."""
+    return RunFolder(RUNS / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S"))
+
+
+def newest_run() -> RunFolder:
+    """Return the newest run that has a best checkpoint.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    found = sorted(RUNS.glob("*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise TrainingError(
+            f"no run with a best checkpoint is in {RUNS}; `python -m training fit` makes one, --out names another folder"
+        )
+    return RunFolder(found[-1].parent.parent)

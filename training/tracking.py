@@ -1,0 +1,109 @@
+"""Runs in MLflow: figures, config, data, code, environment, pictures and the model file."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytorch_lightning as pl
+from mlflow.tracking import MlflowClient
+from pytorch_lightning.loggers import MLFlowLogger
+
+from training.paths import RunFolder
+from training.provenance import code_revision, dvc_lock_hash, environment
+
+_RUN_ID = "mlflow.json"
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs are tracked.
+
+    Attributes:
+        enabled: false tracks nothing.
+        uri: MLflow's tracking URI: a server (`http://…`) or a SQLite file (`sqlite:///mlflow.db`).
+        artifacts: where artifacts go when the store is SQLite; a server decides for itself.
+        experiment: the experiment's name.
+        run: the run's name; default: the run folder's.
+        tags: further tags.
+    """
+
+    enabled: bool = True
+    uri: str = "sqlite:///mlflow.db"
+    artifacts: Path = Path("mlruns")
+    experiment: str = "sentile"
+    run: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLogger | None:
+    """Return a logger for the run in `folder`: a new run if `fresh`, else the one that the folder already has."""
+    if not tracking.enabled:
+        return None
+    known = folder.root / _RUN_ID
+    run_id = None if fresh or not known.is_file() else json.loads(known.read_text("utf-8")).get(tracking.uri)
+    local = tracking.uri.startswith("sqlite:")
+    logger = MLFlowLogger(
+        experiment_name=tracking.experiment,
+        run_name=tracking.run or folder.root.name,
+        tracking_uri=tracking.uri,
+        # Said outright, since MLflow would otherwise fix the folder that the first run was started from.
+        artifact_location=tracking.artifacts.resolve().as_uri() if local else None,
+        tags={**tracking.tags, **_provenance_tags()},
+        run_id=_alive(tracking.uri, run_id),
+    )
+    if logger.run_id:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps({tracking.uri: logger.run_id}) + "\n", encoding="utf-8")
+    return logger
+
+
+def how_to_look(tracking: Tracking) -> str:
+    """Return the line that shows how to open the tracker's page."""
+    if not tracking.enabled:
+        return "tracking is off"
+    if tracking.uri.startswith("http"):
+        return f"runs are at {tracking.uri}"
+    return f"look at the runs with: mlflow ui --backend-store-uri {tracking.uri}"
+
+
+def log_provenance(trainer: pl.Trainer, data_hash: str, config: Path) -> None:
+    """Log the config, the environment and the data's hash to the run, if there is one."""
+    logger = mlflow_logger(trainer)
+    if logger is None or logger.run_id is None:
+        return
+    client = logger.experiment
+    client.set_tag(logger.run_id, "data_hash", data_hash)
+    client.log_text(logger.run_id, environment(), "requirements.txt")
+    if config.is_file():
+        client.log_artifact(logger.run_id, str(config))
+
+
+def log_results(trainer: pl.Trainer, metrics: dict[str, float], files: list[Path], place: str) -> None:
+    """Log final figures and files to the run, if there is one."""
+    logger = mlflow_logger(trainer)
+    if logger is None or logger.run_id is None:
+        return
+    for name, value in metrics.items():
+        logger.experiment.log_metric(logger.run_id, name, value)
+    for file in files:
+        logger.experiment.log_artifact(logger.run_id, str(file), place)
+
+
+def mlflow_logger(trainer: pl.Trainer) -> MLFlowLogger | None:
+    """Return the trainer's MLflow logger, if it has one."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+
+
+def _provenance_tags() -> dict[str, str]:
+    return {"mlflow.source.git.commit": code_revision(), "dvc_lock_sha256": dvc_lock_hash()}
+
+
+def _alive(uri: str, run_id: str | None) -> str | None:
+    """Return `run_id` if the store still has that run: a folder may outlive its store."""
+    if run_id is None:
+        return None
+    found = MlflowClient(tracking_uri=uri)
+    try:
+        return run_id if found.get_run(run_id).info.lifecycle_stage == "active" else None
+    except Exception:  # every store raises its own kind for an unknown run
+        return None

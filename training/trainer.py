@@ -1,0 +1,177 @@
+"""Lightning's trainer, with what a whole run is: fit, then test and export the best checkpoint."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from datasets.errors import TrainingError
+from datasets.module import TileDataModule
+from datasets.statistics import EDGES
+from datasets.tile import DN
+from models.calibration import fit_temperature
+from models.export import export as export_model
+from models.modelfile import ModelMetadata, ReferenceHistogram
+from training.evaluation import (
+    ALL,
+    Evaluation,
+    as_markdown,
+    evaluate,
+    views_of,
+    write_evaluations,
+    write_predictions,
+)
+from training.paths import RunFolder
+from training.provenance import code_revision
+from training.task import ClassificationTask
+from training.tracking import log_results
+
+_OUT = Console()
+_CHECKED_TILES = 256  # compared between torch and onnxruntime before a model file gets its name
+
+
+class Trainer(pl.Trainer):
+    """A Lightning trainer whose root folder is the folder of one run."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(Path(self.default_root_dir))
+
+    def run(self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None) -> None:
+        """Train, then test and export the best checkpoint.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            ckpt_path: a checkpoint to resume from.
+        """
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.test(model, datamodule=datamodule)
+        self.export(model, datamodule=datamodule)
+
+    def test(  # type: ignore[override]
+        self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None, **_: Any
+    ) -> None:
+        """Measure a checkpoint, the best one by default, on the test split, by source and set of bands.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            ckpt_path: another checkpoint than the run's best.
+        """
+        path = self._load_best(model, ckpt_path)
+        super().test(model, datamodule=datamodule, verbose=False)
+        evaluations = _evaluate_groups(model, datamodule)
+        files = write_evaluations(evaluations, self.folder.evaluation, str(path))
+        files.append(self.folder.evaluation / "predictions.csv")
+        names = datamodule.pack.index["name"].take(model.answers.rows.numpy()).to_pylist()
+        write_predictions(files[-1], names, model.answers.logits(ALL).softmax(1), model.answers.labels, model.classes)
+        metrics = {k: v for e in evaluations for k, v in e.metrics(datamodule.test_split).items()}
+        log_results(self, metrics, files, "evaluation")
+        _OUT.print(f"tested {path} on the split {datamodule.test_split!r}:")
+        _OUT.print(as_markdown(evaluations))
+
+    def export(
+        self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Calibrate a checkpoint, the best one by default, on the validation split and write the model file.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            ckpt_path: another checkpoint than the run's best.
+        """
+        path = self._load_best(model, ckpt_path)
+        classifier = model.classifier.float().cpu().eval()
+        logits, labels = _validation_answers(model, datamodule)
+        classifier.temperature.fill_(fit_temperature(logits, labels))
+        measured = evaluate("val", torch.softmax(logits / classifier.temperature, 1), labels, model.classes)
+        metadata = _metadata(model, datamodule, self.folder.root.name, measured.metrics("calibrated"))
+        tiles = _some_tiles(datamodule)
+        difference = export_model(classifier, metadata, self.folder.model, tiles)
+        log_results(self, measured.metrics("calibrated"), [self.folder.model], "model")
+        size = self.folder.model.stat().st_size / 1e6
+        _OUT.print(
+            f"exported {path} to {self.folder.model} ({size:.1f} MB, temperature {metadata.temperature:.3f}, "
+            f"largest difference from torch {difference:.1e} on {len(tiles)} tiles)"
+        )
+
+    def _load_best(self, model: ClassificationTask, ckpt_path: str | None) -> Path:
+        """Load the weights of `ckpt_path`, or of the run's best checkpoint, and return which it was."""
+        path = Path(ckpt_path) if ckpt_path else self.folder.best
+        if not path.is_file():
+            raise TrainingError(f"{path}: there is no such checkpoint; `python -m training fit` makes one")
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise TrainingError(f"{path}: a checkpoint of another network than the one configured") from error
+        return path
+
+
+def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> list[Evaluation]:
+    """Measure the answers that testing left: everything together, then each source through each set of bands."""
+    answers, pack = model.answers, datamodule.pack
+    rows, labels = answers.rows.numpy(), answers.labels
+    found = [evaluate(ALL, answers.logits(ALL).softmax(1), labels, model.classes)]
+    bands = pack.index["bands"].to_pylist()
+    for source in pack.summary.sources:
+        chosen = torch.from_numpy(np.flatnonzero(pack.sources[rows] == source))
+        if not len(chosen):
+            continue
+        for view in views_of(bands[rows[chosen[0]]]):
+            probabilities = answers.logits(view)[chosen].softmax(1)
+            found.append(evaluate(f"{source}/{view}", probabilities, labels[chosen], model.classes))
+    return found
+
+
+def _validation_answers(model: ClassificationTask, datamodule: TileDataModule) -> tuple[Tensor, Tensor]:
+    """Return logits (n, classes) and labels (n,) of the val split, in 32 bit on the CPU."""
+    logits, labels = [], []
+    with torch.no_grad():
+        for batch in datamodule.val_dataloader():
+            logits.append(model.classifier(batch["tiles"])[0])
+            labels.append(batch["labels"])
+    return torch.cat(logits), torch.cat(labels)
+
+
+def _some_tiles(datamodule: TileDataModule) -> DN:
+    """Return up to 256 tiles spread evenly over the pack."""
+    count = min(_CHECKED_TILES, len(datamodule.pack))
+    return datamodule.pack.fetch(np.linspace(0, len(datamodule.pack) - 1, count).astype(np.int64))
+
+
+def _metadata(
+    model: ClassificationTask, datamodule: TileDataModule, version: str, metrics: dict[str, float]
+) -> ModelMetadata:
+    statistics = datamodule.pack.statistics()
+    summary = datamodule.pack.summary
+    return ModelMetadata(
+        name="sentile",
+        version=version,
+        classes=tuple(model.classes),
+        trained_bands=tuple(band["band"] for band in statistics if band["tiles"]),
+        temperature=float(model.classifier.temperature),
+        network=type(model.classifier.backbone).__name__,
+        histogram_edges=EDGES,
+        histograms=tuple(
+            ReferenceHistogram(
+                band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"])
+            )
+            for band in statistics
+        ),
+        metrics=metrics,
+        data_hash=summary.data_hash,
+        synthetic=summary.synthetic,
+        code_revision=code_revision(),
+        licence="CC0-1.0" if summary.synthetic else "MIT",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
