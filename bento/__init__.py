@@ -1,0 +1,1 @@
+"""Serving and batch inference: onnxruntime, BentoML and rasterio; never torch."""

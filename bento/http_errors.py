@@ -1,0 +1,39 @@
+"""The one table from errors to HTTP, and the one shape of an error's body."""
+
+from datasets.errors import (
+    BandsUnknownError,
+    ModelFileError,
+    RadiometryUnknownError,
+    SentileError,
+    TileShapeError,
+    UnknownBandError,
+    UnreadableImageError,
+)
+
+# The first class that an error is an instance of decides.
+STATUS: tuple[tuple[type[SentileError], int, str], ...] = (
+    (UnreadableImageError, 415, "unreadable_image"),
+    (TileShapeError, 422, "tile_shape"),
+    (UnknownBandError, 422, "unknown_band"),
+    (BandsUnknownError, 422, "bands_unknown"),
+    (RadiometryUnknownError, 422, "radiometry_unknown"),
+    (ModelFileError, 503, "model"),
+    (SentileError, 400, "bad_request"),
+)
+
+
+def status_of(error: SentileError) -> int:
+    """Return the HTTP status of an error."""
+    return next(status for kind, status, _ in STATUS if isinstance(error, kind))
+
+
+def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, str]]:
+    """Return the body of an error: {"error": {"code", "message", "hint"}}."""
+    return {"error": {"code": code, "message": message, "hint": hint}}
+
+
+def body_of(error: SentileError) -> dict[str, dict[str, str]]:
+    """Return the body of an error that is ours: what comes after `; ` in its message is the way out."""
+    code = next(code for kind, _, code in STATUS if isinstance(error, kind))
+    message, _, hint = str(error).partition("; ")
+    return error_body(code, message, hint)

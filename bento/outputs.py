@@ -1,0 +1,118 @@
+"""What a classified scene leaves on disk: a class map and a table of windows, each whole or absent."""
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rasterio.io import MemoryFile
+from rasterio.shutil import copy as copy_raster
+
+from bento.legend import colours
+from bento.scene import NO_CLASS, WindowAnswer
+from datasets.tile import Georeference
+from models.modelfile import ModelMetadata
+
+_BLOCK = 512
+GEOPARQUET_VERSION = "1.1.0"
+
+
+def write_class_map(
+    class_map: npt.NDArray[np.uint8], place: Georeference, metadata: ModelMetadata, path: Path
+) -> None:
+    """Write a class map as Cloud-Optimised GeoTIFF on the scene's grid.
+
+    It has a colour table, overviews by mode, 255 as no data, and the classes' names: as the band's category names
+    (in the side-car file where GDAL keeps them) and as the tag CLASSES inside the file.
+    """
+    profile = {
+        "driver": "GTiff",
+        "height": class_map.shape[0],
+        "width": class_map.shape[1],
+        "count": 1,
+        "dtype": "uint8",
+        "nodata": NO_CLASS,
+        "crs": place.crs,
+        "transform": place.transform,
+    }
+    with whole(path) as partial, MemoryFile() as memory:
+        with memory.open(**profile) as dataset:
+            dataset.write(class_map, 1)
+            table = {index: (*colour, 255) for index, colour in enumerate(colours(metadata.classes))}
+            dataset.write_colormap(1, {**table, NO_CLASS: (0, 0, 0, 0)})
+            dataset.set_band_description(1, "class")
+            dataset.update_tags(
+                CLASSES=json.dumps(list(metadata.classes)), MODEL=f"{metadata.name} {metadata.version}"
+            )
+        options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": _BLOCK, "OVERVIEW_RESAMPLING": "MODE", "ADD_ALPHA": "NO"}
+        with memory.open() as dataset:
+            copy_raster(dataset, str(partial), driver="COG", **options)
+    _write_category_names(path, metadata.classes)
+
+
+def write_windows(
+    windows: Sequence[WindowAnswer], place: Georeference, classes: Sequence[str], path: Path
+) -> None:
+    """Write the windows as GeoParquet: outline (EPSG:4326), class, a probability a class, valid share."""
+    footprints = [window.footprint(place)["coordinates"][0] for window in windows]
+    columns: dict[str, Any] = {
+        "row": pa.array([w.row for w in windows], pa.int32()),
+        "column": pa.array([w.column for w in windows], pa.int32()),
+        "class": pa.array([classes[w.class_index] if w.class_index != NO_CLASS else None for w in windows]),
+        "valid_share": pa.array([w.valid_share for w in windows], pa.float32()),
+    }
+    for index, name in enumerate(classes):
+        shares = [None if w.probabilities is None else float(w.probabilities[index]) for w in windows]
+        columns[f"p_{name}"] = pa.array(shares, pa.float32())
+    columns["geometry"] = pa.array([_polygon(ring) for ring in footprints], pa.binary())
+    with whole(path) as partial:
+        pq.write_table(pa.table(columns).replace_schema_metadata(_geo_metadata(footprints)), partial)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes `path` only when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_category_names(path: Path, classes: Sequence[str]) -> None:
+    """Write the names beside the map, in the side-car file that GDAL and QGIS read them from."""
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
+    text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand></PAMDataset>\n'
+    with whole(path.with_name(f"{path.name}.aux.xml")) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _polygon(ring: Sequence[Sequence[float]]) -> bytes:
+    """Return a polygon of one ring as well-known binary (OGC 06-103r4)."""
+    points = b"".join(struct.pack("<dd", x, y) for x, y in ring)
+    return struct.pack("<BIII", 1, 3, 1, len(ring)) + points
+
+
+def _geo_metadata(footprints: Sequence[Sequence[Sequence[float]]]) -> dict[str, str]:
+    """Return GeoParquet's metadata (https://geoparquet.org/releases/v1.1.0/); no `crs` means longitude, latitude."""
+    xs = [x for ring in footprints for x, _ in ring]
+    ys = [y for ring in footprints for _, y in ring]
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "bbox": [min(xs), min(ys), max(xs), max(ys)],
+    }
+    return {
+        "geo": json.dumps(
+            {"version": GEOPARQUET_VERSION, "primary_column": "geometry", "columns": {"geometry": column}}
+        )
+    }
