@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 3 minutes, without a download
 	@rm -rf demo
 	@echo "1/4 making synthetic tiles and a scene"
-	@python -m datasets synth --out demo/raw/synthetic --tiles 60 --scene demo/scenes/scene.tif
+	@python -m datasets synth --out demo/raw/synthetic --tiles 200 --scene demo/scenes/scene.tif
 	@echo "2/4 packing them"
 	@python -m datasets pack demo/raw --out demo/packed
 	@echo "3/4 training, testing and exporting a small network"

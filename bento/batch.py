@@ -7,19 +7,19 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bento.engine import Engine
-from bento.outputs import write_class_map, write_windows
-from bento.scene import check_ground_size, classify_scene
+from bento.outputs import MAP_SUFFIX, TABLE_SUFFIX, write_class_map, write_windows
+from bento.scene import check_ground_size, classify_scene, place_of
 from bento.settings import find_model
 from datasets.command import make_statement, one_line_errors, statement_options
 from datasets.errors import NoTilesError, SentileError
-from datasets.geotiff import georeference_of, open_geotiff, plan_reading
+from datasets.geotiff import open_geotiff, plan_reading
 from datasets.progress import Report, shown, silent
 from datasets.radiometry import Statement
 
-_OUT = Console()
 _SUFFIXES = (".tif", ".tiff")
 
 
@@ -43,12 +43,15 @@ class SceneOutcome:
 def find_scenes(place: Path) -> list[Path]:
     """Return the GeoTIFFs in a folder and the folders below it, or the one file that `place` is.
 
+    Class maps of an earlier run, which may lie among the scenes, are none.
+
     Raises:
         NoTilesError: there is none.
     """
     if place.is_file():
         return [place]
-    scenes = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    scenes = [path for path in files if not path.name.endswith(MAP_SUFFIX)]
     if not scenes:
         raise NoTilesError(f"{place}: no GeoTIFF ({', '.join(_SUFFIXES)}) is there; name a scene or a folder of scenes")
     return scenes
@@ -68,17 +71,34 @@ def classify_scenes(
         try:
             yield _classify_one(engine, scene, out / names[scene], said, least_valid, progress)
         except SentileError as error:
-            yield SceneOutcome(scene, error=str(error))
+            yield SceneOutcome(scene, error=f"{scene}: {str(error).removeprefix(f'{scene.name}: ')}")
+        except OSError as error:
+            yield SceneOutcome(scene, error=f"{scene}: {out} cannot be written to: {error.strerror or error}")
 
 
 def output_names(scenes: Sequence[Path]) -> dict[Path, str]:
-    """Return a name for each scene's results: its stem, with its folders before it where two stems are the same."""
-    names: dict[Path, str] = {}
-    for scene in scenes:
-        name, parents = scene.stem, list(scene.parents)
-        while name in names.values() and parents:
-            name = f"{parents.pop(0).name}-{name}"
-        names[scene] = name
+    """Return a name for each scene's results: its stem, behind the folders that tell it from namesakes."""
+    names = {scene: scene.stem for scene in scenes}
+    deepest = max((len(scene.parts) for scene in scenes), default=0)
+    for depth in range(1, deepest):
+        homes: dict[str, set[Path]] = {}
+        for scene, name in names.items():
+            homes.setdefault(name, set()).add(scene.parent)
+        for scene in [scene for scene, name in names.items() if len(homes[name]) > 1]:
+            folders = [folder for folder in scene.parent.parts if folder != scene.anchor]
+            names[scene] = "-".join((*folders[-depth:], scene.stem))
+    return _numbered(names)
+
+
+def _numbered(names: dict[Path, str]) -> dict[Path, str]:
+    """Return `names` with a number behind each that is still taken (`scene.tif` beside `scene.tiff`)."""
+    taken: set[str] = set()
+    for scene, name in names.items():
+        number = 1
+        while names[scene] in taken:
+            number += 1
+            names[scene] = f"{name}-{number}"
+        taken.add(names[scene])
     return names
 
 
@@ -86,16 +106,13 @@ def _classify_one(
     engine: Engine, scene: Path, stem: Path, said: Statement, least_valid: float, progress: Report
 ) -> SceneOutcome:
     with open_geotiff(scene) as dataset:
+        place = place_of(dataset, scene.name)
         check_ground_size(dataset, scene.name)
         plan = plan_reading(dataset, scene.name, said)
         answer = classify_scene(engine, dataset, plan, least_valid, progress)
-        place = georeference_of(dataset)
-    if place is None:
-        raise NoTilesError(f"{scene.name}: it has no place on Earth; set one with gdal_edit.py -a_ullr")
-    write_class_map(answer.class_map, place, engine.metadata, stem.with_name(f"{stem.name}.classes.tif"))
-    write_windows(
-        answer.windows, place, engine.metadata.classes, stem.with_name(f"{stem.name}.windows.parquet")
-    )
+    class_map, table = (stem.with_name(stem.name + suffix) for suffix in (MAP_SUFFIX, TABLE_SUFFIX))
+    write_class_map(answer.class_map, place, engine.metadata, class_map)
+    write_windows(answer.windows, place, engine.metadata.classes, table)
     skipped = sum(window.probabilities is None for window in answer.windows)
     return SceneOutcome(scene, len(answer.windows) - skipped, skipped)
 
@@ -103,11 +120,26 @@ def _classify_one(
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("scenes", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the results.")
-@click.option("--model", type=click.Path(path_type=Path), envvar="SENTILE_MODEL", help="Model file; default: the "
-              "newest exported one.")
-@click.option("--least-valid", default=0.5, show_default=True, type=click.FloatRange(0, 1),
-              help="Windows with a smaller share of valid pixels are skipped.")
-@click.option("--threads", default=0, show_default=True, help="Threads of the network; 0: one for each core.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    envvar="SENTILE_MODEL",
+    help="Model file; default: the newest exported one.",
+)
+@click.option(
+    "--least-valid",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Windows with a smaller share of valid pixels are skipped.",
+)
+@click.option(
+    "--threads",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Threads of the network; 0: one for each core.",
+)
 @statement_options
 @one_line_errors
 def main(
@@ -140,7 +172,7 @@ def main(
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
         click.echo(f"error: {outcome.error}", err=True)
-    _OUT.print(f"{len(outcomes) - len(failed)} of {len(outcomes)} scenes are in {out}, by {engine.path}")
+    click.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} scenes are in {out}, by {engine.path}")
     sys.exit(1 if failed else 0)
 
 
@@ -148,8 +180,8 @@ def _print_outcomes(outcomes: Sequence[SceneOutcome]) -> None:
     table = Table("scene", "windows", "skipped", "state")
     for outcome in outcomes:
         state = "failed" if outcome.error else "done"
-        table.add_row(outcome.path.name, str(outcome.windows), str(outcome.skipped), state)
-    _OUT.print(table)
+        table.add_row(escape(outcome.path.name), str(outcome.windows), str(outcome.skipped), state)
+    Console().print(table)
 
 
 if __name__ == "__main__":

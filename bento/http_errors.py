@@ -3,6 +3,7 @@
 from datasets.errors import (
     BandsUnknownError,
     ModelFileError,
+    NoDataError,
     RadiometryUnknownError,
     SentileError,
     TileShapeError,
@@ -14,6 +15,7 @@ from datasets.errors import (
 STATUS: tuple[tuple[type[SentileError], int, str], ...] = (
     (UnreadableImageError, 415, "unreadable_image"),
     (TileShapeError, 422, "tile_shape"),
+    (NoDataError, 422, "no_data"),
     (UnknownBandError, 422, "unknown_band"),
     (BandsUnknownError, 422, "bands_unknown"),
     (RadiometryUnknownError, 422, "radiometry_unknown"),
@@ -32,8 +34,13 @@ def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, s
     return {"error": {"code": code, "message": message, "hint": hint}}
 
 
-def body_of(error: SentileError) -> dict[str, dict[str, str]]:
-    """Return the body of an error that is ours: what comes after `; ` in its message is the way out."""
+def body_of(error: SentileError, name: str = "") -> dict[str, dict[str, str]]:
+    """Return the body of an error that is ours: what comes after `; ` in its message is the way out.
+
+    `name` is that of the file which the message may begin with: there a `; ` parts nothing.
+    """
     code = next(code for kind, _, code in STATUS if isinstance(error, kind))
-    message, _, hint = str(error).partition("; ")
-    return error_body(code, message, hint)
+    text = str(error)
+    start = len(name) if text.startswith(name) else 0
+    message, _, hint = text[start:].partition("; ")
+    return error_body(code, text[:start] + message, hint)

@@ -16,21 +16,22 @@ from rasterio.io import MemoryFile
 from rasterio.shutil import copy as copy_raster
 
 from bento.legend import colours
+from bento.outline import rings_of
 from bento.scene import NO_CLASS, WindowAnswer
 from datasets.tile import Georeference
 from models.modelfile import ModelMetadata
 
 _BLOCK = 512
 GEOPARQUET_VERSION = "1.1.0"
+MAP_SUFFIX = ".classes.tif"
+TABLE_SUFFIX = ".windows.parquet"
 
 
-def write_class_map(
-    class_map: npt.NDArray[np.uint8], place: Georeference, metadata: ModelMetadata, path: Path
-) -> None:
+def write_class_map(class_map: npt.NDArray[np.uint8], place: Georeference, metadata: ModelMetadata, path: Path) -> None:
     """Write a class map as Cloud-Optimised GeoTIFF on the scene's grid.
 
-    It has a colour table, overviews by mode, 255 as no data, and the classes' names: as the band's category names
-    (in the side-car file where GDAL keeps them) and as the tag CLASSES inside the file.
+    It has a colour table, overviews by mode, 255 as no data, and the classes' names: as the band's category
+    names (in the side-car file where GDAL keeps them) and as the tag CLASSES inside the file.
     """
     profile = {
         "driver": "GTiff",
@@ -42,26 +43,25 @@ def write_class_map(
         "crs": place.crs,
         "transform": place.transform,
     }
-    with whole(path) as partial, MemoryFile() as memory:
+    with MemoryFile() as memory, MemoryFile() as cog:
         with memory.open(**profile) as dataset:
             dataset.write(class_map, 1)
             table = {index: (*colour, 255) for index, colour in enumerate(colours(metadata.classes))}
             dataset.write_colormap(1, {**table, NO_CLASS: (0, 0, 0, 0)})
             dataset.set_band_description(1, "class")
-            dataset.update_tags(
-                CLASSES=json.dumps(list(metadata.classes)), MODEL=f"{metadata.name} {metadata.version}"
-            )
-        options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": _BLOCK, "OVERVIEW_RESAMPLING": "MODE", "ADD_ALPHA": "NO"}
+            dataset.update_tags(CLASSES=json.dumps(list(metadata.classes)), MODEL=f"{metadata.name} {metadata.version}")
+        options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": _BLOCK, "OVERVIEW_RESAMPLING": "MODE"}
         with memory.open() as dataset:
-            copy_raster(dataset, str(partial), driver="COG", **options)
+            copy_raster(dataset, cog.name, driver="COG", **options, ADD_ALPHA="NO")
+        # Not by GDAL's own hand: it tells of a full disk late and in many ways.
+        with whole(path) as partial:
+            partial.write_bytes(cog.read())
     _write_category_names(path, metadata.classes)
 
 
-def write_windows(
-    windows: Sequence[WindowAnswer], place: Georeference, classes: Sequence[str], path: Path
-) -> None:
+def write_windows(windows: Sequence[WindowAnswer], place: Georeference, classes: Sequence[str], path: Path) -> None:
     """Write the windows as GeoParquet: outline (EPSG:4326), class, a probability a class, valid share."""
-    footprints = [window.footprint(place)["coordinates"][0] for window in windows]
+    footprints = [window.footprint(place) for window in windows]
     columns: dict[str, Any] = {
         "row": pa.array([w.row for w in windows], pa.int32()),
         "column": pa.array([w.column for w in windows], pa.int32()),
@@ -71,7 +71,7 @@ def write_windows(
     for index, name in enumerate(classes):
         shares = [None if w.probabilities is None else float(w.probabilities[index]) for w in windows]
         columns[f"p_{name}"] = pa.array(shares, pa.float32())
-    columns["geometry"] = pa.array([_polygon(ring) for ring in footprints], pa.binary())
+    columns["geometry"] = pa.array([_well_known_binary(f) for f in footprints], pa.binary())
     with whole(path) as partial:
         pq.write_table(pa.table(columns).replace_schema_metadata(_geo_metadata(footprints)), partial)
 
@@ -91,24 +91,33 @@ def whole(path: Path) -> Iterator[Path]:
 def _write_category_names(path: Path, classes: Sequence[str]) -> None:
     """Write the names beside the map, in the side-car file that GDAL and QGIS read them from."""
     names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
-    text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand></PAMDataset>\n'
+    band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
     with whole(path.with_name(f"{path.name}.aux.xml")) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(f"<PAMDataset>{band}</PAMDataset>\n", encoding="utf-8")
+
+
+def _well_known_binary(geometry: dict[str, Any]) -> bytes:
+    """Return a Polygon or a MultiPolygon without holes as well-known binary (OGC 06-103r4)."""
+    polygons = [_polygon(ring) for ring in rings_of(geometry)]
+    if geometry["type"] == "Polygon":
+        return polygons[0]
+    return struct.pack("<BII", 1, 6, len(polygons)) + b"".join(polygons)
 
 
 def _polygon(ring: Sequence[Sequence[float]]) -> bytes:
-    """Return a polygon of one ring as well-known binary (OGC 06-103r4)."""
     points = b"".join(struct.pack("<dd", x, y) for x, y in ring)
     return struct.pack("<BIII", 1, 3, 1, len(ring)) + points
 
 
-def _geo_metadata(footprints: Sequence[Sequence[Sequence[float]]]) -> dict[str, str]:
-    """Return GeoParquet's metadata (https://geoparquet.org/releases/v1.1.0/); no `crs` means longitude, latitude."""
-    xs = [x for ring in footprints for x, _ in ring]
-    ys = [y for ring in footprints for _, y in ring]
+def _geo_metadata(footprints: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return GeoParquet's metadata (https://geoparquet.org/releases/v1.1.0/).
+
+    That it names no `crs` means longitude and latitude.
+    """
+    xs, ys = zip(*(point for footprint in footprints for ring in rings_of(footprint) for point in ring), strict=True)
     column = {
         "encoding": "WKB",
-        "geometry_types": ["Polygon"],
+        "geometry_types": sorted({footprint["type"] for footprint in footprints}),
         "bbox": [min(xs), min(ys), max(xs), max(ys)],
     }
     return {

@@ -1,8 +1,8 @@
 """A scene larger (or smaller) than a tile, classified window by window.
 
-Windows are squares of the model's tile size on a grid that starts at the scene's upper left corner. The last row and
-column are moved inwards, so that they end where the scene ends; a scene smaller than a tile is one window, the rest
-of which is no data. A window with too few valid pixels is skipped.
+Windows are squares of the model's tile size on a grid that starts at the scene's upper left corner. The last
+row and column are moved inwards, so that they end where the scene ends; a scene smaller than a tile is one
+window, the rest of which is no data. A window with too few valid pixels is skipped.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from bento.engine import Engine
+from bento.outline import outline
 from datasets.errors import TileShapeError
-from datasets.geotiff import ReadingPlan, read_dn
+from datasets.geotiff import ReadingPlan, georeference_of, read_dn
 from datasets.progress import Report, silent
 from datasets.tile import BAND_COUNT, DN, Georeference, valid_mask
 
@@ -50,7 +51,7 @@ class WindowAnswer:
     def footprint(self, place: Georeference) -> dict[str, Any]:
         """Return the window's outline as GeoJSON in EPSG:4326."""
         offset = place.transform.translation(self.column, self.row)
-        return Georeference(place.crs, place.transform * offset).footprint(self.width, self.height)
+        return Georeference(place.crs, place.transform @ offset).footprint(self.width, self.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +67,41 @@ class SceneAnswer:
     windows: list[WindowAnswer]
 
 
+def place_of(dataset: DatasetReader, name: str) -> Georeference:
+    """Return where a scene lies.
+
+    Raises:
+        TileShapeError: it does not say, or not in a way that leads to longitude and latitude.
+    """
+    if dataset.crs is None:
+        raise TileShapeError(f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…")
+    place = georeference_of(dataset)
+    if place is None or outline(place, dataset.width, dataset.height) is None:
+        raise TileShapeError(
+            f"{name}: its coordinates are missing or lie nowhere on Earth; "
+            "set them with gdal_edit.py -a_srs EPSG:… -a_ullr …"
+        )
+    return place
+
+
 def check_ground_size(dataset: DatasetReader, name: str) -> None:
     """Refuse a scene whose pixels are not about 10 m: a network knows a class by its texture at one scale.
 
     Raises:
-        TileShapeError: the scene has no CRS, one in degrees, or pixels of another size.
+        TileShapeError: the scene's CRS is no map projection, or its pixels have another size.
     """
-    if dataset.crs is None:
-        raise TileShapeError(f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…")
-    if dataset.crs.is_geographic:
+    if not dataset.crs.is_projected:
         raise TileShapeError(
             f"{name}: its pixels are measured in degrees, the model wants about 10 m; warp it first: "
             f"gdalwarp -t_srs EPSG:{_utm_zone(dataset)} -tr 10 10 -r cubic"
         )
-    metres = dataset.crs.linear_units_factor[1]
-    size = (abs(dataset.transform.a * dataset.transform.e - dataset.transform.b * dataset.transform.d)) ** 0.5 * metres
+    _, metres = dataset.crs.linear_units_factor
+    size = abs(dataset.transform.determinant) ** 0.5 * metres
     if not NEAR_10_M[0] <= size <= NEAR_10_M[1]:
+        step = f"{10 / metres:.6g}"
         raise TileShapeError(
             f"{name}: its pixels measure {size:.3g} m, the model wants about 10 m; "
-            "resample it first: gdalwarp -tr 10 10 -r cubic"
+            f"resample it first: gdalwarp -tr {step} {step} -r cubic"
         )
 
 
@@ -95,7 +112,7 @@ def classify_scene(
     least_valid: float = 0.5,
     progress: Report = silent,
 ) -> SceneAnswer:
-    """Classify an open scene; rows of windows are read one after another, so memory does not grow with its height.
+    """Classify an open scene, one row of windows after another.
 
     Raises:
         UnreadableImageError: a block of the scene cannot be decoded.
@@ -116,7 +133,7 @@ def classify_scene(
 
 
 def starts(length: int, size: int) -> list[int]:
-    """Return where windows of `size` begin along `length` pixels: every `size`, the last one moved inwards."""
+    """Return where windows of `size` begin along `length` pixels; the last one is moved inwards."""
     if length <= size:
         return [0]
     return [*range(0, length - size, size), length - size]
@@ -142,9 +159,7 @@ def _classify_strip(
         yield WindowAnswer(row, column, height, width, shares[index] / possible, answers.get(index))
 
 
-def _paint(
-    class_map: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], answer: WindowAnswer, row: int
-) -> None:
+def _paint(class_map: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], answer: WindowAnswer, row: int) -> None:
     """Write a window's class where its pixels are valid and no window before it has written."""
     across = slice(answer.column, answer.column + answer.width)
     down = slice(row, row + answer.height)
@@ -154,6 +169,6 @@ def _paint(
 
 def _utm_zone(dataset: DatasetReader) -> int:
     """Return the EPSG code of the UTM zone of the centre of a scene in degrees."""
-    longitude, latitude = dataset.transform * (dataset.width / 2, dataset.height / 2)
+    longitude, latitude = dataset.transform @ (dataset.width / 2, dataset.height / 2)
     zone = min(max(int((longitude + 180) // 6) + 1, 1), 60)
     return (32600 if latitude >= 0 else 32700) + zone

@@ -1,6 +1,7 @@
 """The BentoML service: `bentoml serve` at the project's root.
 
-Health (`/livez`, `/readyz`) and Prometheus metrics (`/metrics`) are BentoML's; the routes of `bento.app` are mounted.
+Health (`/livez`, `/readyz`) and Prometheus metrics (`/metrics`) are BentoML's; the routes of `bento.app` are
+mounted.
 """
 
 import sys
@@ -22,8 +23,18 @@ class Sentile:
 
     def __init__(self) -> None:
         app.state.settings = settings = Settings.from_environment()
+        app.state.engine = _open_engine(settings)
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Stop with one line where there is no sound model; BentoML would start failing workers for ever."""
         try:
-            app.state.engine = Engine(find_model(settings.model), settings.threads)
+            _open_engine(Settings.from_environment())
         except SentileError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(error.exit_status) from None
+
+
+def _open_engine(settings: Settings) -> Engine:
+    return Engine(find_model(settings.model), settings.threads)

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.errors import ModelFileError
+from datasets.errors import ModelFileError, SentileError
 
 RUNS = Path("artifacts")
 MODEL_NAME = "model.onnx"
@@ -28,14 +28,29 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """Read the settings from the environment."""
+        """Read the settings from the environment.
+
+        Raises:
+            SentileError: one of them is not a number, or too small.
+        """
         model = os.environ.get("SENTILE_MODEL")
         return cls(
             model=Path(model) if model else None,
-            threads=int(os.environ.get("SENTILE_THREADS", cls.threads)),
-            most_tiles=int(os.environ.get("SENTILE_MOST_TILES", cls.most_tiles)),
-            most_bytes=int(os.environ.get("SENTILE_MOST_BYTES", cls.most_bytes)),
+            threads=_whole_number("SENTILE_THREADS", cls.threads, least=0),
+            most_tiles=_whole_number("SENTILE_MOST_TILES", cls.most_tiles, least=1),
+            most_bytes=_whole_number("SENTILE_MOST_BYTES", cls.most_bytes, least=1),
         )
+
+
+def _whole_number(name: str, default: int, least: int) -> int:
+    text = os.environ.get(name) or str(default)
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise SentileError(f"{name} is a whole number of {least} or more, not {text!r}")
+    return number
 
 
 def find_model(said: Path | None) -> Path:

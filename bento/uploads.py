@@ -8,7 +8,8 @@ import numpy as np
 
 from bento.engine import Engine
 from bento.http_errors import body_of
-from datasets.errors import SentileError
+from bento.outline import outline
+from datasets.errors import NoDataError, SentileError
 from datasets.geotiff import read_tile
 from datasets.radiometry import Statement
 from datasets.tile import Tile
@@ -41,6 +42,7 @@ def classify_uploads(engine: Engine, uploads: Sequence[Upload], said: Statement)
 
 def describe(tile: Tile, probabilities: Sequence[float], classes: Sequence[str]) -> dict[str, Any]:
     """Return the answer to one tile, JSON-ready."""
+    place, (height, width) = tile.georeference, tile.pixels.shape[1:]
     shares = {name: round(float(p), _DIGITS) for name, p in zip(classes, probabilities, strict=True)}
     return {
         "name": tile.name,
@@ -49,16 +51,21 @@ def describe(tile: Tile, probabilities: Sequence[float], classes: Sequence[str])
         "valid_share": round(tile.valid_share, _DIGITS),
         "bands": list(tile.bands),
         "level": tile.level.value,
-        "footprint": tile.footprint,
+        "footprint": outline(place, width, height) if place else None,
     }
 
 
 def _read(upload: Upload, said: Statement, size: int) -> Tile | SentileError:
     try:
-        return read_tile(upload.content, said, upload.name, size)
+        tile = read_tile(upload.content, said, upload.name, size)
+        if tile.valid_share == 0:
+            raise NoDataError(
+                f"{upload.name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to classify"
+            )
     except SentileError as error:
         return error
+    return tile
 
 
 def _refusal(upload: Upload, error: SentileError) -> dict[str, Any]:
-    return {"name": upload.name, **body_of(error)}
+    return {"name": upload.name, **body_of(error, upload.name)}

@@ -1,1 +1,1 @@
-"""Reading, checking and packing Sentinel-2 tiles. Only `datasets.module` and `datasets.augment` know torch."""
+"""Reading, checking and packing Sentinel-2 tiles. Only the modules `module` and `augment` know torch."""

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device that trains: radiometry, missing bands, mixing of tiles.
 
-Tiles are DN (reflectance × 10 000) as float32 (batch, 13, height, width); 0 is no data and stays no data, and data
-never becomes 0. Every function draws from the given generator, or from torch's global one.
+Tiles are DN (reflectance × 10 000) as float32 (batch, 13, height, width); 0 is no data and stays no data, and
+data never becomes 0. Every function draws from torch's global generators.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
+from datasets.errors import UnknownBandError
 
 QUANTIFICATION = 10_000.0
 
@@ -44,12 +45,16 @@ class BandDropout:
         fewest: a draw that leaves a tile fewer bands than this leaves it all it has.
     """
 
-    sets: dict[str, float] = field(
-        default_factory=lambda: {"all": 0.4, "l2a": 0.1, "10m": 0.15, "rgb": 0.15}
-    )
+    sets: dict[str, float] = field(default_factory=lambda: {"all": 0.4, "l2a": 0.1, "10m": 0.15, "rgb": 0.15})
     random: float = 0.2
     keep: tuple[float, float] = (0.3, 0.95)
     fewest: int = 3
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.sets if name not in ("all", *BAND_SETS)]
+        if unknown:
+            known = ", ".join(("all", *BAND_SETS))
+            raise UnknownBandError(f"no set of bands is called {', '.join(unknown)}; the sets are {known}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class MixOptions:
 
 
 def jitter_radiometry(tiles: Tensor, options: RadiometryOptions) -> Tensor:
-    """Return tiles with gain, haze and noise drawn for each tile and band; no data stays 0, data stays >= 1."""
+    """Return tiles with gain, haze and noise drawn for each tile and band; data stay at least 1."""
     count, bands = tiles.shape[:2]
     one, each = (count, 1, 1, 1), (count, bands, 1, 1)
     gain = torch.exp(_normal(tiles, one, options.gain) + _normal(tiles, each, options.band_gain))

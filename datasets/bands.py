@@ -60,6 +60,7 @@ LEAVE_OUT = "_"  # in a list of a file's bands: not a band of Sentinel-2, to be 
 _BY_NAME = {alias.lower(): band for band in BANDS for alias in (band.name, *band.aliases)}
 _POSITION = {name: index for index, name in enumerate(BAND_NAMES)}
 _FIRST_WORD = re.compile(r"[A-Za-z0-9]+")
+_RED_EDGE = re.compile(r"red[ _-]edge[ _-]?", re.IGNORECASE)  # `Red Edge 1` is not the red band
 
 
 def find_band(name: str) -> Band:
@@ -80,7 +81,7 @@ def positions(names: Iterable[str]) -> list[int]:
 
 
 def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Turn `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, `eurosat`, …) into band names.
+    """Turn `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, …) into band names.
 
     `_` stands for a raster band that is to be left out, and is kept.
 
@@ -103,6 +104,6 @@ def band_of_description(description: str | None) -> str | None:
     Descriptions are free text: `B8A`, `B4, central wavelength 665 nm` (GDAL's SENTINEL2 driver) and `red` all
     occur; the first word decides.
     """
-    match = _FIRST_WORD.match((description or "").strip())
+    match = _FIRST_WORD.match(_RED_EDGE.sub("rededge", (description or "").strip()))
     band = _BY_NAME.get(match.group().lower()) if match else None
     return band.name if band else None

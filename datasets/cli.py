@@ -1,5 +1,6 @@
 """`python -m datasets`: from published archives, or from nothing, to a pack that training reads."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from datasets import fetch as fetching
 from datasets import synthetic
 from datasets.command import make_statement, one_line_errors, statement_options
 from datasets.errors import ValidationFailedError
-from datasets.pack import STATISTICS, Pack, PackSummary
+from datasets.pack import Pack, PackSummary
 from datasets.packing import write_pack
 from datasets.progress import shown
 from datasets.sources import Format, Source, find_sources
@@ -21,7 +22,6 @@ from datasets.statistics import measure, write_statistics
 from datasets.validate import ERROR, Limits, ValidationReport, write_report
 from datasets.validate import validate as run_checks
 
-_OUT = Console()
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -45,11 +45,21 @@ def _sources_and_splits(command: Any) -> Any:
     """Add what `validate` and `pack` share: the folders, their format, and how they are divided."""
     options = (
         click.argument("folders", nargs=-1, required=True, type=_FOLDER),
-        click.option("--format", "form", type=click.Choice([f.value for f in Format]),
-                     help="How files are read; default: what the folder's dataset.json or name says."),
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice([f.value for f in Format]),
+            help="How files are read; default: what the folder's dataset.json or name says.",
+        ),
         statement_options,
-        click.option("--split", "method", type=click.Choice([m.value for m in Method]), default="random",
-                     show_default=True, help="How tiles are divided into train, val and test."),
+        click.option(
+            "--split",
+            "method",
+            type=click.Choice([m.value for m in Method]),
+            default="random",
+            show_default=True,
+            help="How tiles are divided into train, val and test.",
+        ),
         click.option("--lists", type=_FOLDER, help="Folder of *train*.txt, *val*.txt, *test*.txt, for --split lists."),
         click.option("--shares", default="0.6,0.2,0.2", show_default=True, help="Shares of train, val and test."),
         click.option("--block-km", default=50.0, show_default=True, help="Side of a block, for --split spatial."),
@@ -73,8 +83,8 @@ def _sources_and_splits(command: Any) -> Any:
 def fetch(name: str, source: str | None, out: Path) -> None:
     """Download a published archive, check and unpack it. An interrupted download goes on where it stopped."""
     with shown() as progress:
-        notes = partial(click.echo, err=True)
-        folder = fetching.fetch(name, out, source, fetching.Context(progress, notes))
+        say = partial(print, file=sys.stderr)  # the stream of this moment, which keeps clear of the bars
+        folder = fetching.fetch(name, out, source, fetching.Context(progress, say))
     click.echo(f"{name} is in {folder}")
 
 
@@ -85,22 +95,31 @@ def fetch(name: str, source: str | None, out: Path) -> None:
 @click.option("--scene", type=click.Path(path_type=Path), help="Also write one large scene here, to classify.")
 @one_line_errors
 def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
-    """Make synthetic tiles of EuroSAT's ten classes, as GeoTIFFs. They are plausible, not real, and say so."""
+    """Make synthetic tiles of EuroSAT's ten classes, as GeoTIFFs: plausible, not real, and they say so."""
     with shown() as progress:
         synthetic.synthesise(out, tiles, seed, progress)
     if scene:
         synthetic.synthesise_scene(scene, seed, rows=6, columns=8)
-    _OUT.print(f"{tiles} synthetic tiles of each class are in {out} (not real observations)")
+    click.echo(f"{tiles} synthetic tiles of each class are in {out} (not real observations)")
 
 
 @main.command()
 @_sources_and_splits
-@click.option("--report", type=_FOLDER, default=Path("artifacts/validation"), show_default=True,
-              help="Where validation.json and validation.md go.")
+@click.option(
+    "--report",
+    type=_FOLDER,
+    default=Path("artifacts/validation"),
+    show_default=True,
+    help="Where validation.json and validation.md go.",
+)
 @click.option("--most-no-data", default=Limits.most_no_data, show_default=True, help="Largest share without data.")
 @click.option("--highest-dn", default=Limits.highest_dn, show_default=True, help="Brightest plausible DN.")
-@click.option("--most-imbalance", default=Limits.most_imbalance, show_default=True,
-              help="Largest ratio between the classes' tile counts.")
+@click.option(
+    "--most-imbalance",
+    default=Limits.most_imbalance,
+    show_default=True,
+    help="Largest ratio between the classes' tile counts.",
+)
 @one_line_errors
 def validate(report: Path, most_no_data: float, highest_dn: int, most_imbalance: float, **options: Any) -> None:
     """Check every tile; print a table, write a report, exit with 1 if anything must not reach training."""
@@ -112,8 +131,9 @@ def validate(report: Path, most_no_data: float, highest_dn: int, most_imbalance:
     _print_report(result)
     if result.failed:
         errors = sum(finding.severity == ERROR for finding in result.findings)
-        raise ValidationFailedError(f"{errors} kinds of errors; {report / 'validation.md'} lists them")
-    _OUT.print(f"passed; the report is in {report}")
+        kinds = "1 kind of error" if errors == 1 else f"{errors} kinds of errors"
+        raise ValidationFailedError(f"{kinds}; {report / 'validation.md'} lists them")
+    click.echo(f"passed; the report is in {report}")
 
 
 @main.command()
@@ -126,7 +146,7 @@ def pack(out: Path, **options: Any) -> None:
     with shown() as progress:
         summary = write_pack(sources, out, plan, progress)
     _print_pack(summary)
-    _OUT.print(f"the pack is in {out}, data hash {summary.data_hash[:12]}")
+    click.echo(f"the pack is in {out}, data hash {summary.data_hash[:12]}")
 
 
 @main.command()
@@ -142,7 +162,7 @@ def stats(folder: Path, split: str, out: Path | None) -> None:
         shown_percentiles = [f"{band.percentiles[p]:.0f}" for p in ("1", "50", "99")]
         row = [band.band, str(band.tiles), f"{band.no_data:.2%}", f"{band.mean:.1f}", f"{band.std:.1f}"]
         table.add_row(*row, *shown_percentiles)
-    _OUT.print(table)
+    Console(markup=False).print(table)
     if out:
         write_statistics(bands, out)
 
@@ -177,17 +197,17 @@ def _print_report(report: ValidationReport) -> None:
     table = Table("class", "tiles", *SPLITS, title="tiles")
     for label, count in report.classes.items():
         table.add_row(label, str(count), *(str(report.splits.get(s, {}).get(label, 0)) for s in SPLITS))
-    _OUT.print(table)
+    Console(markup=False).print(table)
     if not report.findings:
         return
     found = Table("severity", "check", "count", "what", "for example", title="findings")
     for item in report.findings:
         found.add_row(item.severity, item.check, str(item.count), item.message, ", ".join(item.examples))
-    _OUT.print(found)
+    Console(markup=False).print(found)
 
 
 def _print_pack(summary: PackSummary) -> None:
     table = Table("class", *SPLITS, title=f"{summary.tiles:,} tiles in {summary.planes:,} planes")
     for label in summary.classes:
         table.add_row(label, *(str(summary.counts.get(split, {}).get(label, 0)) for split in SPLITS))
-    _OUT.print(table)
+    Console(markup=False).print(table)

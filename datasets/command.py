@@ -1,6 +1,8 @@
 """What all command lines of the project share: one-line errors, exit statuses, and options said one way."""
 
+import errno
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +10,12 @@ from typing import Any
 import click
 
 from datasets.bands import LEAVE_OUT, parse_bands
-from datasets.errors import SentileError
+from datasets.errors import RadiometryUnknownError, SentileError
 from datasets.radiometry import Level, Statement
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a SentileError into one line on standard error and its exit status; Ctrl-C into 130."""
+    """Turn a SentileError or OSError into one line on standard error and an exit status; Ctrl-C into 130."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -22,6 +24,11 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except SentileError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_status)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output is gone; click ends quietly
+                raise
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             sys.exit(130)
@@ -32,27 +39,40 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 def statement_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --bands, --level, --scale and --offset: what files do not say themselves."""
     options = (
-        click.option("--bands", help="Bands in the file's order, e.g. B02,B03,B04,B08, or l1c, l2a, 10m, rgb, eurosat; "
-                     f"{LEAVE_OUT} leaves one out. For files whose bands have no names."),
-        click.option("--level", type=click.Choice([level.value for level in Level], case_sensitive=False),
-                     help="Processing level, for files that do not say."),
+        click.option(
+            "--bands",
+            help="Bands in the file's order, e.g. B02,B03,B04,B08, or l1c, l2a, 10m, rgb, eurosat; "
+            f"{LEAVE_OUT} leaves one out. For files whose bands have no names.",
+        ),
+        click.option(
+            "--level",
+            type=click.Choice([level.value for level in Level], case_sensitive=False),
+            help="Processing level, for files that do not say.",
+        ),
         click.option("--scale", type=float, help="Reflectance per unit: 0.0001 for DN, 1 for reflectance 0-1."),
-        click.option("--offset", type=float, help="Added to the numbers before scaling: 0 for processing baselines "
-                     "before 04.00 and harmonised data, -1000 since."),
+        click.option(
+            "--offset",
+            type=float,
+            help="Added to the numbers before scaling: 0 for processing baselines "
+            "before 04.00 and harmonised data, -1000 since.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def make_statement(
-    bands: str | None, level: str | None, scale: float | None, offset: float | None
-) -> Statement:
+def make_statement(bands: str | None, level: str | None, scale: float | None, offset: float | None) -> Statement:
     """Return what was said by the options of `statement_options`, or by the fields of a request.
 
     Raises:
         UnknownBandError: a band name that Sentinel-2 does not have.
+        RadiometryUnknownError: a scale or offset that cannot be.
     """
+    if scale is not None and not 0 < scale < math.inf:
+        raise RadiometryUnknownError(f"the scale must be a number above 0, not {scale:g}")
+    if offset is not None and not math.isfinite(offset):
+        raise RadiometryUnknownError(f"the offset must be a number, not {offset:g}")
     return Statement(
         bands=parse_bands(bands) if bands else None,
         level=Level(level.upper()) if level else None,

@@ -152,9 +152,7 @@ def _receive(response: httpx.Response, job: Download, start: int, size: int | No
             done += len(chunk)
             if done > bound:
                 job.part.unlink()
-                raise job.failure(
-                    f"the server sends more than the {bound:,} bytes allowed; its part was removed"
-                )
+                raise job.failure(f"the server sends more than the {bound:,} bytes allowed; its part was removed")
             sink.write(chunk)
             report("download", done, size)
 

@@ -31,6 +31,10 @@ class TileShapeError(SentileError):
     """An image whose size, band count or data type is not what a tile must have."""
 
 
+class NoDataError(SentileError):
+    """A tile without a single pixel that holds data."""
+
+
 class NoTilesError(SentileError):
     """A folder, archive or list without a single tile in it."""
 

@@ -1,9 +1,9 @@
 """EuroSAT's two archives, read into the one tile form.
 
 EuroSAT (Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242) is Level-1C without the later +1000 offset.
-Its multispectral files hold B8A as the **last** of 13 bands and name none of them; that order exists only here.
-Its RGB files are 8-bit JPEGs of B04, B03, B02; how their bytes become DN was fitted on the tiles that stand in
-both archives (docs/decisions/0002-rgb-scale.md).
+Its multispectral files hold B8A as the **last** of 13 bands and name none of them; that order exists only
+here. Its RGB files are 8-bit JPEGs of B04, B03, B02; how their bytes become DN was fitted on the tiles that
+stand in both archives (docs/decisions/0002-rgb-scale.md).
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 
 from datasets.bands import EUROSAT_MS_ORDER, RGB_BANDS
 from datasets.errors import TileShapeError, UnreadableImageError
@@ -58,19 +59,23 @@ def read_rgb(path: Path) -> Tile:
     """
     try:
         with rasterio.open(path, driver="JPEG") as dataset:
+            _check_rgb_shape(dataset, path.name)
             rgb = dataset.read()
     except RasterioError as error:
         raise UnreadableImageError(f"{path.name}: not a readable JPEG") from error
-    if rgb.shape != (3, TILE_SIZE, TILE_SIZE):
-        raise TileShapeError(
-            f"{path.name}: {rgb.shape[2]} × {rgb.shape[1]} pixels of {rgb.shape[0]} bands, "
-            f"but EuroSAT RGB has {TILE_SIZE} × {TILE_SIZE} of 3"
-        )
     return Tile(path.stem, place_bands(rgb_to_dn(rgb), RGB_BANDS), canonical_order(RGB_BANDS), Level.L1C)
 
 
+def _check_rgb_shape(dataset: DatasetReader, name: str) -> None:
+    if (dataset.count, dataset.height, dataset.width) != (3, TILE_SIZE, TILE_SIZE):
+        raise TileShapeError(
+            f"{name}: {dataset.width} × {dataset.height} pixels of {dataset.count} bands, "
+            f"but EuroSAT RGB has {TILE_SIZE} × {TILE_SIZE} of 3"
+        )
+
+
 def rgb_to_dn(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Return DN for EuroSAT's bytes (any shape): (byte − 1) × 2750 / 254, at least 1 since no pixel is missing."""
+    """Return DN for EuroSAT's bytes (any shape): (byte − 1) × 2750 / 254, at least 1: no pixel is missing."""
     dn = np.rint((rgb.astype(np.float32) - RGB_ZERO) * RGB_DN_PER_STEP)
     return np.clip(dn, 1, None).astype(np.uint16)
 

@@ -4,12 +4,15 @@ Of Albumentations only geometry is used: its photometric transforms are written 
 damage 13-band reflectances (docs/decisions/0003-augmentation.md says which, and how that was seen).
 """
 
+import os
 from dataclasses import dataclass
 
-import albumentations as A
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+import albumentations as albu
 
 cv2.setNumThreads(0)  # a pool of OpenCV threads in every loader worker fights with torch for the cores
 _ALL_VALID = 0.999  # a pixel interpolated from any no-data neighbour is no data
@@ -40,7 +43,7 @@ class Geometry:
     """Draws one geometric transform for each tile; no data stays no data."""
 
     def __init__(self, options: GeometryOptions) -> None:
-        self._compose = A.Compose(_transforms(options))
+        self._compose = albu.Compose(_transforms(options))
 
     def reseed(self, seed: int) -> None:
         """Start the draws anew from `seed`."""
@@ -48,6 +51,8 @@ class Geometry:
 
     def __call__(self, planes: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
         """Return uint16 (bands, height, width): the planes of one tile, turned and warped together."""
+        if not len(planes):
+            return planes
         valid = (planes > 0).all(axis=0)
         image = planes.transpose(1, 2, 0).astype(np.float32)
         if valid.all():
@@ -58,12 +63,12 @@ class Geometry:
         return np.where(kept, np.maximum(np.rint(warped[..., :-1]), 1), 0).astype(np.uint16).transpose(2, 0, 1)
 
 
-def _transforms(options: GeometryOptions) -> list[A.BasicTransform]:
-    transforms: list[A.BasicTransform] = [A.D4(p=1.0)] if options.flips else []
+def _transforms(options: GeometryOptions) -> list[albu.BasicTransform]:
+    transforms: list[albu.BasicTransform] = [albu.D4(p=1.0)] if options.flips else []
     if options.warp > 0:
         turn, shear, shift = options.rotate_degrees, options.shear_degrees, options.shift
         transforms.append(
-            A.Affine(
+            albu.Affine(
                 rotate=(-turn, turn),
                 scale=options.scale,
                 shear=(-shear, shear),

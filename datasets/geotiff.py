@@ -5,6 +5,8 @@ listings are off, so that nothing outside the file itself is read. Sizes are che
 pixel is decoded.
 """
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,12 +15,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
 from datasets.bands import BAND_NAMES, LEAVE_OUT, band_of_description
-from datasets.errors import BandsUnknownError, TileShapeError, UnreadableImageError
+from datasets.errors import (
+    BandsUnknownError,
+    RadiometryUnknownError,
+    TileShapeError,
+    UnreadableImageError,
+)
 from datasets.radiometry import FileFacts, Radiometry, Statement, decide_radiometry
 from datasets.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
 
@@ -36,6 +43,8 @@ _CLOSED_WORLD = {
     "GDAL_HTTP_MAX_RETRY": "0",
     "VSI_CACHE": "NO",
 }
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile need not lie anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +72,35 @@ def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[Data
 
     Raises:
         UnreadableImageError: it is not a GeoTIFF, or its header is broken.
+        TileShapeError: its data type, number of bands or blocks are none that Sentinel-2 files have.
     """
     label = name or (source.name if isinstance(source, Path) else "the upload")
-    with rasterio.Env(**_CLOSED_WORLD):
-        with ExitStack() as opened:
-            try:
-                dataset = opened.enter_context(_open(source, opened))
-            except (RasterioError, ValueError, OSError) as error:
-                raise UnreadableImageError(f"{label}: {_why_unreadable(source)}") from error
-            _refuse_huge_blocks(dataset, label)
-            yield dataset
+    with rasterio.Env(**_CLOSED_WORLD), ExitStack() as opened:
+        try:
+            dataset = opened.enter_context(_open(source, opened))
+        except (RasterioError, ValueError, OSError) as error:
+            raise UnreadableImageError(f"{label}: {_why_unreadable(source)}") from error
+        _refuse_odd_bands(dataset, label)
+        _refuse_huge_blocks(dataset, label)
+        yield dataset
 
 
 def _open(source: Path | bytes, opened: ExitStack) -> DatasetReader:
     if isinstance(source, bytes):
+        if not source:  # rasterio would take it for a file to write
+            raise ValueError
         return opened.enter_context(MemoryFile(source)).open(driver="GTiff")
     if not source.is_file():  # GDAL would take `/vsicurl/…` and the like for a path
         raise FileNotFoundError(source)
     return rasterio.open(source, driver="GTiff")
+
+
+def _refuse_odd_bands(dataset: DatasetReader, name: str) -> None:
+    if dataset.dtypes[0] not in NUMBER_TYPES or dataset.count > MOST_BANDS:
+        raise TileShapeError(
+            f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; "
+            f"a Sentinel-2 file has at most {MOST_BANDS} bands of real numbers"
+        )
 
 
 def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
@@ -101,16 +121,19 @@ def plan_reading(dataset: DatasetReader, name: str, said: Statement) -> ReadingP
     Raises:
         BandsUnknownError: bands are neither named in the file nor said, or the two contradict each other.
         RadiometryUnknownError: level, scale or offset are neither in the file nor said.
-        TileShapeError: the data type or the number of bands is none that Sentinel-2 files have.
+        UnreadableImageError: its metadata are no UTF-8 text.
     """
-    if dataset.dtypes[0] not in NUMBER_TYPES or dataset.count > MOST_BANDS:
-        raise TileShapeError(
-            f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; "
-            f"a Sentinel-2 file has at most {MOST_BANDS} bands of real numbers"
-        )
-    named = _named_in_file(dataset.descriptions, name)
+    try:
+        descriptions, tags = dataset.descriptions, dataset.tags()
+    except UnicodeDecodeError as error:
+        raise UnreadableImageError(
+            f"{name}: its band descriptions or tags are not UTF-8 text; write them anew, or delete them"
+        ) from error
+    named = _named_in_file(descriptions, name)
     indexes, bands = _select_bands(named, dataset.count, name, said.bands)
-    radiometry = decide_radiometry(_facts(dataset, name, indexes, bands), said)
+    scale, offset = _declared_scale(dataset, name, indexes, said)
+    facts = FileFacts(name, dataset.dtypes[0], tags, bands, scale, offset)
+    radiometry = decide_radiometry(facts, said)
     return ReadingPlan(name, indexes, bands, radiometry, dataset.nodata)
 
 
@@ -127,9 +150,7 @@ def read_dn(dataset: DatasetReader, plan: ReadingPlan, window: Window | None = N
     return place_bands(plan.radiometry.to_dn(numbers, _valid(numbers, plan.no_data)), plan.bands)
 
 
-def read_tile(
-    source: Path | bytes, said: Statement, name: str | None = None, size: int = TILE_SIZE
-) -> Tile:
+def read_tile(source: Path | bytes, said: Statement, name: str | None = None, size: int = TILE_SIZE) -> Tile:
     """Read one `size` × `size` tile from a GeoTIFF.
 
     Raises:
@@ -144,16 +165,15 @@ def read_tile(
             )
         plan = plan_reading(dataset, label, said)
         pixels = read_dn(dataset, plan)
-        return Tile(
-            label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)
-        )
+        return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset))
 
 
 def georeference_of(dataset: DatasetReader) -> Georeference | None:
-    """Return where `dataset` lies, or None where it does not say (no CRS, or the identity transform)."""
+    """Return where `dataset` lies on Earth, or None where it does not say (a local CRS says nothing)."""
     if dataset.crs is None or dataset.transform.is_identity:
         return None
-    return Georeference(dataset.crs, dataset.transform)
+    place = Georeference(dataset.crs, dataset.transform)
+    return place if place.lies_on_earth(dataset.width, dataset.height) else None
 
 
 def _named_in_file(descriptions: Sequence[str | None], name: str) -> dict[str, int]:
@@ -182,9 +202,11 @@ def _select_bands(
         return tuple(named.values()), tuple(named)
     if len(said) != count:
         raise BandsUnknownError(
-            f"{name}: {len(said)} band names were said for a file of {count} bands ({LEAVE_OUT} leaves one out)"
+            f"{name}: {len(said)} band names were said, but the file has {count} bands ({LEAVE_OUT} leaves one out)"
         )
     chosen = {band: index for index, band in enumerate(said, start=1) if band != LEAVE_OUT}
+    if not chosen:
+        raise BandsUnknownError(f"{name}: the band list leaves every band out")
     wrong = {band: index for band, index in chosen.items() if named.get(band, index) != index}
     if wrong:
         raise BandsUnknownError(
@@ -194,19 +216,18 @@ def _select_bands(
     return tuple(chosen.values()), tuple(chosen)
 
 
-def _facts(
-    dataset: DatasetReader, name: str, indexes: tuple[int, ...], bands: tuple[str, ...]
-) -> FileFacts:
-    scale, offset = dataset.scales[indexes[0] - 1], dataset.offsets[indexes[0] - 1]
-    declared = scale > 0 and (scale, offset) != (1.0, 0.0)
-    return FileFacts(
-        name=name,
-        dtype=dataset.dtypes[0],
-        tags=dataset.tags(),
-        bands=bands,
-        scale=scale if declared else None,
-        offset=offset if declared else None,
-    )
+def _declared_scale(
+    dataset: DatasetReader, name: str, indexes: tuple[int, ...], said: Statement
+) -> tuple[float | None, float | None]:
+    """Return the GDAL scale and offset (in reflectance) that all these bands declare, or None for both."""
+    declared = {(dataset.scales[index - 1], dataset.offsets[index - 1]) for index in indexes}
+    if len(declared) > 1 and (said.scale is None or said.offset is None):
+        raise RadiometryUnknownError(
+            f"{name}: its bands declare different scales or offsets; say one scale and offset for all"
+        )
+    scale, offset = declared.pop()
+    sound = 0 < scale < math.inf and math.isfinite(offset) and (scale, offset) != (1.0, 0.0)
+    return (scale, offset) if sound else (None, None)
 
 
 def _valid(numbers: npt.NDArray[np.generic], no_data: float | None) -> npt.NDArray[np.bool_]:
@@ -220,7 +241,10 @@ def _why_unreadable(source: Path | bytes) -> str:
     """Say in words what bytes that are no GeoTIFF look like."""
     if isinstance(source, Path) and not source.is_file():
         return "there is no such file"
-    head = source[:4] if isinstance(source, bytes) else _head(source)
+    try:
+        head = source[:4] if isinstance(source, bytes) else _head(source)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     if not head:
         return "an empty file"
     kinds = {b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG", b"PK\x03\x04": "a zip archive"}

@@ -1,8 +1,8 @@
 """The Lightning data module: packed tiles in, batches out, augmented on the way.
 
-A batch is a dict: `tiles` uint16 (batch, 13, 64, 64) in DN, `labels` int64 (batch,), `rows` int64 (batch,), the
-tiles' rows in the pack. While fitting, `tiles` become augmented float32 DN on the device, and `targets` float32
-(batch, classes) are the labels, mixed where tiles were mixed.
+A batch is a dict: `tiles` uint16 (batch, 13, 64, 64) in DN, `labels` int64 (batch,), `rows` int64 (batch,),
+the tiles' rows in the pack. While fitting, `tiles` become augmented float32 DN on the device, and `targets`
+float32 (batch, classes) are the labels, mixed where tiles were mixed.
 """
 
 from collections.abc import Iterator
@@ -33,10 +33,17 @@ Batch = dict[str, Tensor]
 
 
 class PackedDataset(Dataset[Batch]):
-    """Rows of a pack. A whole batch is fetched by one call (`__getitems__`), not tile by tile."""
+    """Rows of a pack. A whole batch is fetched by one call (`__getitems__`), not tile by tile.
 
-    def __init__(self, pack: Pack, rows: npt.NDArray[np.int64], geometry: Geometry | None = None) -> None:
-        self._pack, self.rows, self._geometry = pack, rows, geometry
+    An index counts through epochs: index + epoch × length is the same tile in another epoch, warped
+    otherwise. So the warps depend on the seed, the epoch and the tiles alone, not on the number of workers or
+    on where a run was resumed.
+    """
+
+    def __init__(
+        self, pack: Pack, rows: npt.NDArray[np.int64], geometry: Geometry | None = None, seed: int = 0
+    ) -> None:
+        self._pack, self.rows, self._geometry, self._seed = pack, rows, geometry, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,11 +52,11 @@ class PackedDataset(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        rows = self.rows[indices]
+        rows = self.rows[np.array(indices) % len(self.rows)]
         tiles = self._pack.fetch(rows)
         if self._geometry is not None:
-            # torch's generator is seeded for each epoch and worker, so the warps of a resumed run are the same.
-            self._geometry.reseed(int(torch.randint(2**31, ())))
+            draw = np.random.default_rng([self._seed, *indices[:1]])
+            self._geometry.reseed(int(draw.integers(2**31)))
             _warp_each(tiles, self._geometry)
         return {
             "tiles": torch.from_numpy(tiles),
@@ -59,7 +66,7 @@ class PackedDataset(Dataset[Batch]):
 
 
 class EpochSampler(Sampler[int]):
-    """A new order each epoch, from the seed and the epoch alone: a resumed run sees the same tiles."""
+    """A new order each epoch, from the seed and the epoch alone, as indices that count through epochs."""
 
     def __init__(self, length: int, seed: int) -> None:
         self._length, self._seed, self._epoch = length, seed, 0
@@ -73,7 +80,7 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._length)
-        return iter(order.tolist())
+        return iter((order + self._epoch * self._length).tolist())
 
 
 class TileDataModule(pl.LightningDataModule):
@@ -125,7 +132,7 @@ class TileDataModule(pl.LightningDataModule):
         rows = self._rows("train")
         repeated = np.concatenate([np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()])
         geometry = Geometry(self.geometry) if self.augment else None
-        dataset = PackedDataset(self.pack, repeated, geometry)
+        dataset = PackedDataset(self.pack, repeated, geometry, self.seed)
         sampler = EpochSampler(len(dataset), self.seed)
         return self._loader(dataset, sampler=sampler, drop_last=len(dataset) >= self.batch_size)
 
@@ -168,13 +175,15 @@ class TileDataModule(pl.LightningDataModule):
             batch_size=self.batch_size,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            # Its own generator: a loader that draws from torch's would shift the draws of the augmentation.
+            generator=torch.Generator().manual_seed(self.seed),
             pin_memory=torch.cuda.is_available(),
             collate_fn=_as_is,
             **options,
         )
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     """Return the batch: `__getitems__` has collated it already."""
     return batch
 

@@ -1,12 +1,12 @@
 """Reading a pack: many tiles in one memory-mapped array, and an index beside it.
 
-    <pack>/planes.u16      every present band of every tile, one 64 × 64 uint16 (little-endian) plane after another
-    <pack>/index.parquet   one row a tile: name, label, split, source, bands, first_plane, crs, bounds, sha256, …
+    <pack>/planes.u16      every present band of every tile, one 64 × 64 uint16 (little-endian) after another
+    <pack>/index.parquet   one row a tile: name, label, split, source, bands, first_plane, bounds, sha256, …
     <pack>/pack.json       version, classes, counts, data hash, how the splits were made
     <pack>/statistics.json per band, over the train split (`datasets.statistics`)
 
-Only present bands are stored, in canonical order, so an RGB tile takes 3 planes and not 13. Reading a batch is one
-gather from the memory map: no file is opened for it.
+Only present bands are stored, in canonical order, so an RGB tile takes 3 planes and not 13. Reading a batch
+is one gather from the memory map: no file is opened for it.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.bands import positions
@@ -56,7 +57,7 @@ class Pack:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.summary = _read_summary(root)
-        self.index = pq.read_table(root / INDEX)
+        self.index = _read_index(root)
         self.labels = np.array(
             [self.summary.classes.index(label) for label in self.index["label"].to_pylist()], np.int64
         )
@@ -89,12 +90,16 @@ class Pack:
 
     def statistics(self) -> list[dict[str, Any]]:
         """Return the per-band statistics of the train split, in canonical order (see `BandStatistics`)."""
-        return list(json.loads((self.root / STATISTICS).read_text(encoding="utf-8"))["bands"])
+        path = self.root / STATISTICS
+        try:
+            return list(json.loads(path.read_text(encoding="utf-8"))["bands"])
+        except (OSError, ValueError, KeyError) as error:
+            raise _not_whole(path) from error
 
     def _map_planes(self) -> np.memmap[Any, np.dtype[np.uint16]]:
         path = self.root / PLANES
         if not path.is_file() or path.stat().st_size != self.summary.planes * _PLANE_BYTES:
-            raise PackError(f"{path}: missing or not whole; pack again with `python -m datasets pack`")
+            raise _not_whole(path)
         return np.memmap(path, "<u2", "r", shape=(self.summary.planes, TILE_SIZE, TILE_SIZE))
 
 
@@ -102,7 +107,21 @@ def _read_summary(root: Path) -> PackSummary:
     path = root / CARD
     if not path.is_file():
         raise PackError(f"{root}: no pack is here; `python -m datasets pack` makes one")
-    said = json.loads(path.read_text(encoding="utf-8"))
-    if said.get("version") != VERSION:
-        raise PackError(f"{root}: a pack of version {said.get('version')}, this is version {VERSION}; pack again")
-    return PackSummary(**{**said, "classes": tuple(said["classes"]), "sources": tuple(said["sources"])})
+    try:
+        said = dict(json.loads(path.read_text(encoding="utf-8")))
+        if (version := said.get("version")) != VERSION:
+            raise PackError(f"{root}: a pack of version {version}, this is version {VERSION}; pack again")
+        return PackSummary(**{**said, "classes": tuple(said["classes"]), "sources": tuple(said["sources"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise _not_whole(path) from error
+
+
+def _read_index(root: Path) -> pa.Table:
+    try:
+        return pq.read_table(root / INDEX)
+    except (OSError, pa.ArrowException) as error:
+        raise _not_whole(root / INDEX) from error
+
+
+def _not_whole(path: Path) -> PackError:
+    return PackError(f"{path}: missing or not whole; pack again with `python -m datasets pack`")

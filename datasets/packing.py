@@ -31,24 +31,34 @@ def write_pack(sources: Sequence[Source], out: Path, plan: SplitPlan, progress: 
     """Read every tile of `sources` and write the pack `out`; an old pack stays whole until the new one is.
 
     Raises:
-        PackError: a tile is unreadable, or the disk is full (nothing half-written stays).
+        PackError: a tile is unreadable, the disk is full (nothing half-written stays), or `out` is something
+            else than a pack.
         SplitError: the plan does not fit the tiles.
     """
-    partial = out.with_name(f".{out.name}.partial")
+    _spare_what_is_no_pack(out)
+    assign([], plan)  # shares and lists that cannot be are said before every tile is read
+    target = out.resolve()
+    partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         records = _write_planes(read_all(sources, progress, "packing"), partial / PLANES)
         summary = _write_index(records, assign(records, plan), sources, plan, partial)
         write_statistics(measure(Pack(partial)), partial / STATISTICS)
-        _replace(partial, out)
+        _replace(partial, target)
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise PackError(f"{out}: no space left on the disk while packing; free some and pack again") from error
-        raise PackError(f"{out}: cannot be written: {error.strerror}") from error
+        raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return summary
+
+
+def _spare_what_is_no_pack(out: Path) -> None:
+    """Refuse to replace a folder of something else: `--out data` must not delete the data."""
+    if out.exists() and not (out / CARD).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise PackError(f"{out}: exists and is no pack; pack into a new or an empty folder, or delete it first")
 
 
 def _write_planes(outcomes: Iterable[tuple[TileRecord, Tile] | Unreadable], path: Path) -> list[TileRecord]:
@@ -86,7 +96,7 @@ def _write_index(
 
 
 def index_table(records: Sequence[TileRecord], splits: Sequence[str]) -> pa.Table:
-    """Return the index: a column for each field of TileRecord (bounds as four), the split and the first plane."""
+    """Return the index: the fields of TileRecord (bounds as four columns), the split and the first plane."""
     columns: dict[str, Any] = {
         item.name: [getattr(record, item.name) for record in records]
         for item in fields(TileRecord)
@@ -99,10 +109,8 @@ def index_table(records: Sequence[TileRecord], splits: Sequence[str]) -> pa.Tabl
 
 
 def data_hash(records: Sequence[TileRecord], splits: Sequence[str]) -> str:
-    """Return a SHA-256 that changes when any pixel, name, class or split does, and not with the order of files."""
-    rows = sorted(
-        f"{r.name}\t{r.source}\t{r.label}\t{s}\t{r.sha256}" for r, s in zip(records, splits, strict=True)
-    )
+    """Return a SHA-256 that changes with any pixel, name, class or split, not with the order of files."""
+    rows = sorted(f"{r.name}\t{r.source}\t{r.label}\t{s}\t{r.sha256}" for r, s in zip(records, splits, strict=True))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
@@ -114,6 +122,10 @@ def _counts(records: Sequence[TileRecord], splits: Sequence[str]) -> dict[str, d
 
 
 def _replace(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old`."""
-    shutil.rmtree(old, ignore_errors=True)
+    """Put the folder `new` in the place of `old`, which is deleted only once it has been replaced."""
+    aside = new.with_suffix(".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        old.rename(aside)
     new.rename(old)
+    shutil.rmtree(aside, ignore_errors=True)

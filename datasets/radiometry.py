@@ -41,10 +41,10 @@ class Radiometry:
     def to_dn(self, numbers: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint16]:
         """Return DN (uint16, the shape of `numbers`); 0 where not `valid`.
 
-        A valid pixel never becomes 0, since 0 is no data: what falls below is clipped to 1 (reflectance 0.0001),
-        as ESA clips dark pixels when the offset is taken off, and what lies above 65,535 to that.
+        A valid pixel never becomes 0, since 0 is no data: what falls below is clipped to 1 (reflectance
+        0.0001), as ESA clips dark pixels when the offset is taken off, and what lies above 65,535 to that.
         """
-        numbers_f = np.asarray(numbers, np.float32)
+        numbers_f = np.where(valid, numbers, 0).astype(np.float32)
         dn = np.rint((numbers_f + np.float32(self.offset)) * np.float32(self.scale * QUANTIFICATION))
         return np.where(valid, np.clip(dn, 1, DN_MAX), 0).astype(np.uint16)
 
@@ -123,15 +123,22 @@ def _scale_of(facts: FileFacts, level: Level | None) -> float | None:
     if facts.scale is not None:
         return facts.scale
     quantification = _number(facts.tag("QUANTIFICATION_VALUE", "BOA_QUANTIFICATION_VALUE"))
-    if quantification:
+    if quantification is not None and quantification > 0:
         return 1 / quantification
     # ESA's integer products of either level are quantised by 10 000; floats and bytes may hold anything.
     return 1 / QUANTIFICATION if level and facts.dtype in ("uint16", "int16") else None
 
 
 def _offset_of(facts: FileFacts) -> float | None:
-    if facts.offset is not None and facts.scale:
-        return facts.offset / facts.scale
+    added = _esa_offset_of(facts)
+    if facts.offset is None or not facts.scale:
+        return added
+    if facts.offset == 0 and added:  # a GDAL scale alone, and ESA's offset: was it taken off or forgotten?
+        return None
+    return facts.offset / facts.scale
+
+
+def _esa_offset_of(facts: FileFacts) -> float | None:
     added = _number(facts.tag("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET"))
     if added is not None:
         return added
@@ -150,7 +157,7 @@ def _baseline_of(facts: FileFacts) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    """Return the finite number that a metadata item holds, or None: an item that is no number says nothing."""
+    """Return the finite number that a metadata item holds, or None: what is no number says nothing."""
     try:
         number = float(text or "")
     except ValueError:
@@ -158,9 +165,7 @@ def _number(text: str | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _what_is_missing(
-    facts: FileFacts, level: Level | None, scale: float | None, offset: float | None
-) -> str:
+def _what_is_missing(facts: FileFacts, level: Level | None, scale: float | None, offset: float | None) -> str:
     ways = []
     if level is None:
         ways.append("level (L1C or L2A)")

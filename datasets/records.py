@@ -1,4 +1,4 @@
-"""What is known of one labelled tile, apart from its pixels: the row of an index, the subject of validation."""
+"""What is known of one labelled tile, apart from its pixels: a row of the index, what validation checks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -60,7 +60,7 @@ class Unreadable:
 def read_all(
     sources: Sequence[Source], progress: Report = silent, step: str = "reading tiles"
 ) -> Iterator[tuple[TileRecord, Tile] | Unreadable]:
-    """Read every tile of `sources` in order, a few at a time in threads; what cannot be read is said, not raised."""
+    """Read every tile of `sources` in order, a few at a time in threads; failures are yielded, not raised."""
     jobs = [(source, file) for source in sources for file in source.files()]
     done = 0
     with ThreadPoolExecutor(_READERS) as pool:

@@ -1,7 +1,7 @@
 """Folders of labelled tiles: `<root>/<Class>/<name>.tif` or `.jpg`, in one of three formats.
 
-A folder that sentile made (fetched, unpacked or synthesised) carries a card, `dataset.json`, that says its format
-and origin, so that no later step has to be told again.
+A folder that sentile made (fetched, unpacked or synthesised) carries a card, `dataset.json`, that says its
+format and origin, so that no later step has to be told again.
 """
 
 import json
@@ -102,7 +102,7 @@ def find_source(root: Path, form: Format | None = None, said: Statement | None =
     """Return the source in `root`, in the format that is said, else its card's, else that of its name.
 
     Raises:
-        NoTilesError: there is no such folder.
+        NoTilesError: there is no such folder, or its card is broken.
     """
     if not root.is_dir():
         raise NoTilesError(f"{root}: there is no such folder; `python -m datasets fetch` or `synth` makes one")
@@ -126,4 +126,13 @@ def _is_source(folder: Path) -> bool:
 
 def _read_card(root: Path) -> dict[str, Any]:
     path = root / CARD_NAME
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        card = dict(json.loads(path.read_text(encoding="utf-8")))
+        Format(card.get("format", Format.GEOTIFF))
+    except (ValueError, TypeError) as error:
+        raise NoTilesError(
+            f"{path}: no card that sentile knows ({error}); mend it: `format` is {', '.join(Format)}"
+        ) from error
+    return card

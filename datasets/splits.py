@@ -5,6 +5,7 @@ does not matter; and spatial blocks, so that near neighbours never straddle a sp
 """
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,13 +52,15 @@ def assign(records: Sequence[TileRecord], plan: SplitPlan) -> list[str]:
     """Return the split of each record, in order. A name always falls into one split, whatever its source.
 
     Raises:
-        SplitError: a tile is in no list or in two; a tile has no coordinates; the shares are not shares.
+        SplitError: a tile is in no list or in two, or has no coordinates; shares or blocks cannot be.
     """
     if plan.method is Method.LISTS:
         split_of = read_lists(plan.lists)
         return [_listed(record.name, split_of, plan.lists) for record in records]
-    if any(share < 0 for share in plan.shares) or abs(sum(plan.shares) - 1) > 1e-6:
-        raise SplitError(f"shares of train, val and test must sum to 1, not {plan.shares}")
+    if not (min(plan.shares) >= 0 and abs(sum(plan.shares) - 1) <= 1e-6):
+        raise SplitError(f"shares of train, val and test must be 0 or more and sum to 1, not {plan.shares}")
+    if not 0 < plan.block_km < math.inf:
+        raise SplitError(f"the side of a spatial block must be above 0 km, not {plan.block_km:g}")
     groups = _blocks(records, plan) if plan.method is Method.SPATIAL else _strata(records)
     return _deal(records, groups, plan)
 
@@ -82,8 +85,11 @@ def _read_list(folder: Path, split: str) -> list[str]:
     paths = sorted(folder.glob(f"*{split}*.txt"))
     if len(paths) != 1:
         raise SplitError(f"{folder}: one list *{split}*.txt is wanted, {len(paths)} are there")
-    names = [line.strip().rsplit(".", 1)[0] for line in paths[0].read_text(encoding="utf-8").splitlines()]
-    return [name for name in names if name]
+    lines = paths[0].read_text(encoding="utf-8-sig").splitlines()
+    names = [line.strip().rsplit(".", 1)[0] for line in lines if line.strip()]
+    if not names:
+        raise SplitError(f"{paths[0]}: an empty list")
+    return names
 
 
 def _listed(name: str, split_of: Mapping[str, str], folder: Path | None) -> str:
@@ -116,10 +122,8 @@ def _block_of(record: TileRecord, side: float) -> str:
     return f"{int(xs[0] // side)}/{int(ys[0] // side)}"
 
 
-def _deal(
-    records: Sequence[TileRecord], groups: dict[str, dict[str, list[str]]], plan: SplitPlan
-) -> list[str]:
-    """Deal the groups of each stratum to the splits, in the order of their hashes, until the shares are full."""
+def _deal(records: Sequence[TileRecord], groups: dict[str, dict[str, list[str]]], plan: SplitPlan) -> list[str]:
+    """Deal the groups of each stratum to the splits, in the order of their hashes, by the shares."""
     split_of: dict[str, str] = {}
     for stratum in groups.values():
         total, dealt = sum(map(len, stratum.values())), 0

@@ -15,8 +15,8 @@ from datasets.bands import BAND_NAMES
 from datasets.pack import Pack
 from datasets.tile import DN
 
-# Histogram edges in DN: fine where water and the cirrus band (about 12 DN) lie, coarser where land does, and one bin
-# for all that is brighter than reflectance 1.
+# Histogram edges in DN: fine where water and the cirrus band (about 12 DN) lie, coarser where land does, and
+# one bin for all that is brighter than reflectance 1.
 EDGES: tuple[int, ...] = (*range(1, 101, 5), *range(101, 4001, 100), *range(4001, 10_001, 500), 65_536)
 _PERCENTILES = (1, 5, 50, 95, 99)
 _BATCH = 256
@@ -115,5 +115,7 @@ class _Sums:
 
 
 def _percentiles(histogram: npt.NDArray[np.int64]) -> dict[str, float]:
-    shares = np.concatenate([[0.0], np.cumsum(histogram) / max(histogram.sum(), 1)])
+    if not histogram.any():
+        return dict.fromkeys(map(str, _PERCENTILES), 0.0)
+    shares = np.concatenate([[0.0], np.cumsum(histogram) / histogram.sum()])
     return {str(p): float(np.interp(p / 100, shares, EDGES)) for p in _PERCENTILES}

@@ -1,8 +1,8 @@
 """The one form that every reader ends in, and everything else starts from.
 
-A tile is uint16 (13, height, width) in the canonical band order (`datasets.bands.BAND_NAMES`); its numbers are
-DN = reflectance × 10 000; 0 is no data, and a band that is absent is all no data. Trained networks take tiles
-of 64 × 64 pixels at about 10 m.
+A tile is uint16 (13, height, width) in the canonical band order (`datasets.bands.BAND_NAMES`); its numbers
+are DN = reflectance × 10 000; 0 is no data, and a band that is absent is all no data. Trained networks take
+tiles of 64 × 64 pixels at about 10 m.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
+from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.features import bounds as outline_bounds
 from rasterio.warp import transform_geom
 
 from datasets.bands import BAND_NAMES, positions
@@ -33,15 +36,23 @@ class Georeference:
 
     def bounds(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return (left, bottom, right, top) of a `width` × `height` raster, in CRS units."""
-        corners = [self.transform * corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
+        corners = [self.transform @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     def footprint(self, width: int, height: int) -> dict[str, Any]:
         """Return the outline of a `width` × `height` raster as a GeoJSON polygon in EPSG:4326 (lon, lat)."""
         corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
-        ring = [tuple(self.transform * corner) for corner in corners]
+        ring = [tuple(self.transform @ corner) for corner in corners]
         return dict(transform_geom(self.crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7))
+
+    def lies_on_earth(self, width: int, height: int) -> bool:
+        """Whether such a raster has a footprint: a local or broken CRS, or one left for another, has none."""
+        try:
+            west, south, east, north = outline_bounds(self.footprint(width, height))
+        except (CPLE_BaseError, RasterioError, SystemError, ValueError):
+            return False
+        return -90 <= south <= north <= 90 and -360 <= west <= east <= 360
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ def valid_mask(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
 
 
 def place_bands(values: npt.NDArray[Any], bands: tuple[str, ...]) -> DN:
-    """Return uint16 (13, height, width) with `values` (len(bands), height, width) at their canonical places."""
+    """Return uint16 (13, height, width) with `values` (len(bands), height, width) at their places."""
     pixels = np.zeros((BAND_COUNT, *values.shape[1:]), np.uint16)
     pixels[positions(bands)] = values
     return pixels

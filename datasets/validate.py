@@ -1,7 +1,7 @@
-"""Is a set of tiles fit to train on? Checks that read every file, a report, and a verdict that stops the pipeline.
+"""Is a set of tiles fit to train on? Checks that read every file, a report, a verdict that stops a pipeline.
 
-Errors are what must not reach training: unreadable files, tiles in the wrong form, the same pixels under two classes
-or in two splits. Warnings are what a person should look at.
+Errors are what must not reach training: unreadable files, tiles in the wrong form, the same pixels under two
+classes or in two splits. Warnings are what a person should look at.
 """
 
 import json
@@ -175,9 +175,7 @@ _CHECKS: tuple[Callable[[Sequence[TileRecord], Limits], list[Finding]], ...] = (
 )
 
 
-def _check_splits(
-    records: Sequence[TileRecord], plan: SplitPlan
-) -> tuple[dict[str, dict[str, int]], list[Finding]]:
+def _check_splits(records: Sequence[TileRecord], plan: SplitPlan) -> tuple[dict[str, dict[str, int]], list[Finding]]:
     try:
         splits = assign(records, plan)
     except SplitError as error:

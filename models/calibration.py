@@ -23,8 +23,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = functional.cross_entropy(logits.double() / log_temperature.exp(), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimiser.step(closure)  # type: ignore[arg-type]
+    optimiser.step(closure)
     return float(log_temperature.detach().exp().clamp(_LOWEST, _HIGHEST))

@@ -2,12 +2,13 @@
 
 Input `tiles`: uint16 (batch, 13, 64, 64), DN = reflectance × 10 000, 0 = no data, canonical band order.
 Outputs: `probabilities` float32 (batch, classes), calibrated; `logits` float32 (batch, classes);
-`embedding` float32 (batch, features). What the numbers mean is one JSON object in the graph's metadata, under the
-key `sentile`. A file without it, or of another version, is refused.
+`embedding` float32 (batch, features). What the numbers mean is one JSON object in the graph's metadata, under
+the key `sentile`. A file without it, or of another version, is refused.
 """
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,16 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
         raise ModelFileError(f"{path}: there is no such model; `python -m training` makes one")
     if path.stat().st_size > MOST_BYTES:
         raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
-    # From bytes, not from the path: a graph that refers to other files on the disk is refused this way.
-    content = path.read_bytes()
+    options = options or ort.SessionOptions()
+    # Weights in other files are refused: from a folder that cannot be, none is read.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
+        content = path.read_bytes()
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base but Exception
         raise ModelFileError(f"{path}: not a readable ONNX file; export it again") from error
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
-    _check_graph(session, path)
+    _check_graph(session, metadata, path)
     return ModelFile(path, hashlib.sha256(content).hexdigest(), metadata, session)
 
 
@@ -133,34 +136,44 @@ def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
     """
     if text is None:
         raise ModelFileError(
-            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, so nobody knows its classes and bands; "
-            "export it with `python -m training export`"
+            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, so nobody knows its classes and "
+            "bands; export it with `python -m training export`"
         )
     version = _version_of(text)
     if version != SCHEMA_VERSION:
         raise ModelFileError(
-            f"{path}: its metadata are of version {version}, this is version {SCHEMA_VERSION}; export it again"
+            f"{path}: its metadata are of version {version!r}, this is version {SCHEMA_VERSION}; export it again"
         )
     try:
         return ModelMetadata.model_validate_json(text)
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ModelFileError(f"{path}: its metadata are malformed at {where}: {first['msg']}; export it again") from error
+        raise ModelFileError(
+            f"{path}: its metadata are malformed at {where}: {first['msg']}; export it again"
+        ) from error
 
 
 def _version_of(text: str) -> object:
-    """Return the version that the metadata say they are of: asked first, since another version has other fields."""
+    """Return the version that the metadata say they are of; asked first: another version has other fields."""
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "unknown"
-    return content.get("schema_version") if isinstance(content, dict) else "unknown"
+    return content.get("schema_version", "unknown") if isinstance(content, dict) else "unknown"
 
 
-def _check_graph(session: ort.InferenceSession, path: Path) -> None:
+def _check_graph(session: ort.InferenceSession, metadata: ModelMetadata, path: Path) -> None:
+    """Refuse a graph of another form than every user of it relies on, or than its own metadata tell."""
     inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     outputs = tuple(node.name for node in session.get_outputs())
     wanted = [(INPUT, "tensor(uint16)", [len(BAND_NAMES), TILE_SIZE, TILE_SIZE])]
     if inputs != wanted or outputs[: len(OUTPUTS)] != OUTPUTS:
         raise ModelFileError(f"{path}: its graph takes {inputs} and gives {outputs}; export it again")
+    if (metadata.bands, metadata.tile_size) != (BAND_NAMES, TILE_SIZE):
+        raise ModelFileError(f"{path}: its metadata tell of other bands or tiles than its graph; export it again")
+    answers = session.get_outputs()[0].shape
+    if len(answers) != 2 or answers[1] != len(metadata.classes):
+        raise ModelFileError(
+            f"{path}: its metadata name {len(metadata.classes)} classes, its graph answers {answers}; export it again"
+        )

@@ -76,6 +76,4 @@ def _stem(channels: Sequence[int]) -> nn.Sequential:
     if len(channels) == 1:
         return nn.Sequential(conv_norm(BAND_COUNT, channels[0], 4, 4), nn.ReLU())
     first, second = channels
-    return nn.Sequential(
-        conv_norm(BAND_COUNT, first, 4, 2), nn.ReLU(), conv_norm(first, second, 3, 2), nn.ReLU()
-    )
+    return nn.Sequential(conv_norm(BAND_COUNT, first, 4, 2), nn.ReLU(), conv_norm(first, second, 3, 2), nn.ReLU())

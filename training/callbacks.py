@@ -33,7 +33,7 @@ class SeedEachEpoch(Callback):
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed before the epoch's loader and its workers start."""
+        """Seed before the epoch's first batch."""
         seed: Any = getattr(trainer, "datamodule", None)
         pl.seed_everything((getattr(seed, "seed", 0) * 10_007 + trainer.current_epoch) % 2**32, verbose=False)
 
@@ -52,7 +52,7 @@ class History(Callback):
         with path.open("w" if first else "a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if first:
-                writer.writerow(["epoch", *self.COLUMNS])
+                writer.writerow(["epoch", *(name.replace("/", "_") for name in self.COLUMNS)])
             metrics = trainer.callback_metrics
             figures = [f"{float(metrics[c]):.5f}" if c in metrics else "" for c in self.COLUMNS]
             writer.writerow([trainer.current_epoch + 1, *figures])

@@ -10,12 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from rich.console import Console
 
 from datasets.errors import SentileError, TrainingError
 from datasets.module import TileDataModule
@@ -56,13 +56,13 @@ class TrainingCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the trainer's methods that are subcommands, with the parameters that are no options."""
         taken = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {name: taken for name in ("run", "fit", "validate", "test", "export")}
+        return dict.fromkeys(("run", "fit", "validate", "test", "export"), taken)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's folder, the callbacks that every run has, and what the task takes from the data."""
         parser.add_argument(
             "--out",
-            type=Path | None,  # type: ignore[arg-type]
+            type=Path | None,
             default=None,
             help="Folder of the run. Default: a new one in artifacts/runs, or the newest for test and export.",
         )
@@ -82,6 +82,7 @@ class TrainingCLI(LightningCLI):
                 "early_stopping.patience": 20,
             }
         )
+        parser.link_arguments("seed_everything", "data.seed")
         for name in ("classes", "band_mean", "band_std", "class_counts"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
@@ -103,18 +104,19 @@ class TrainingCLI(LightningCLI):
         fresh = self.subcommand in _FITTING and not self._get(self.config, "ckpt_path")
         logger = make_logger(self._tracking(), folder, fresh) or False
         terminal = sys.stdout.isatty()
-        trainer: Trainer = super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             logger=logger, enable_progress_bar=terminal, enable_model_summary=terminal, **kwargs
         )
-        trainer.callbacks += [SeedEachEpoch(), History(), *([] if terminal else [EpochLines()])]
+        assert isinstance(trainer, Trainer)  # noqa: S101 - the class that main() names
+        always: list[Callback] = [SeedEachEpoch(), History()]
+        trainer.callbacks += always if terminal else [*always, EpochLines()]  # type: ignore[attr-defined]
         return trainer
 
     def after_run(self) -> None:
         """Say where everything is."""
         folder = RunFolder(Path(self._get(self.config, "out")))
-        console = Console()
-        console.print(f"the run is in {folder.root}; {how_to_look(self._tracking())}")
-        console.print(f"serve the model with: SENTILE_MODEL={folder.model} bentoml serve")
+        click.echo(f"the run is in {folder.root}; {how_to_look(self._tracking())}")
+        click.echo(f"serve the model with: SENTILE_MODEL={folder.model} bentoml serve")
 
     def _refuse_overwriting(self, folder: RunFolder) -> None:
         """A run must not be lost because its folder was named a second time."""
@@ -130,9 +132,9 @@ class TrainingCLI(LightningCLI):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are one line and exit status 1."""
-    sys.argv[1:] = _complete(list(sys.argv[1:] if arguments is None else arguments))
     _quieten()
     try:
+        sys.argv[1:] = _complete(list(sys.argv[1:] if arguments is None else arguments))
         TrainingCLI(
             ClassificationTask,
             TileDataModule,
@@ -178,6 +180,18 @@ def _folder_of(arguments: list[str]) -> RunFolder:
 def _quieten() -> None:
     """Switch off advice that is not meant for users of this command line."""
     torch.set_float32_matmul_precision("high")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*isinstance.treespec.*", ".*Checkpoint directory.*exists.*"):
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning_fabric.utilities.seed",
+        "mlflow",
+        "alembic",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    advice = (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*smaller than the logging interval.*",
+    )
+    for text in advice:
         warnings.filterwarnings("ignore", text)

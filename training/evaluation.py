@@ -75,9 +75,7 @@ def evaluate(group: str, probabilities: Tensor, labels: Tensor, classes: Sequenc
     answers = probabilities.argmax(1).numpy()
     truth = labels.numpy()
     numbers = list(range(len(classes)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, answers, labels=numbers, zero_division=0.0
-    )
+    precision, recall, f1, support = precision_recall_fscore_support(truth, answers, labels=numbers, zero_division=0.0)
     seen = support > 0  # a class without tiles has no recall; it must not pull the mean down
     error = multiclass_calibration_error(probabilities, labels, len(classes), n_bins=CALIBRATION_BINS)
     figures = zip(classes, support, precision, recall, f1, strict=True)
@@ -130,7 +128,7 @@ def write_predictions(
     rows = zip(names, labels.tolist(), answers.tolist(), confidence.tolist(), strict=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "true", "answered", "confidence"])
+        writer.writerow(["name", "true_class", "answered", "confidence"])
         writer.writerows([name, classes[t], classes[a], f"{c:.4f}"] for name, t, a, c in rows)
 
 
@@ -154,11 +152,12 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
 
 def as_markdown(evaluations: Sequence[Evaluation]) -> str:
     """Return the headline figures as a table."""
-    lines = ["| tiles, bands | tiles | accuracy | macro F1 | calibration error |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| tiles, bands | tiles | accuracy | macro F1 | calibration error |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for e in evaluations:
-        lines.append(
-            f"| {e.group} | {e.tiles} | {e.accuracy:.2%} | {e.macro_f1:.2%} | {e.calibration_error:.2%} |"
-        )
+        lines.append(f"| {e.group} | {e.tiles} | {e.accuracy:.2%} | {e.macro_f1:.2%} | {e.calibration_error:.2%} |")
     return "\n".join(lines)
 
 

@@ -55,6 +55,7 @@ def newest_run() -> RunFolder:
     found = sorted(RUNS.glob("*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise TrainingError(
-            f"no run with a best checkpoint is in {RUNS}; `python -m training fit` makes one, --out names another folder"
+            f"no run with a best checkpoint is in {RUNS}; "
+            "`python -m training fit` makes one, --out names another folder"
         )
     return RunFolder(found[-1].parent.parent)

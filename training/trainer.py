@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from datasets.errors import TrainingError
@@ -31,7 +31,6 @@ from training.provenance import code_revision
 from training.task import ClassificationTask
 from training.tracking import log_results
 
-_OUT = Console()
 _CHECKED_TILES = 256  # compared between torch and onnxruntime before a model file gets its name
 
 
@@ -76,12 +75,10 @@ class Trainer(pl.Trainer):
         write_predictions(files[-1], names, model.answers.logits(ALL).softmax(1), model.answers.labels, model.classes)
         metrics = {k: v for e in evaluations for k, v in e.metrics(datamodule.test_split).items()}
         log_results(self, metrics, files, "evaluation")
-        _OUT.print(f"tested {path} on the split {datamodule.test_split!r}:")
-        _OUT.print(as_markdown(evaluations))
+        click.echo(f"tested {path} on the split {datamodule.test_split!r}:")
+        click.echo(as_markdown(evaluations))
 
-    def export(
-        self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None
-    ) -> None:
+    def export(self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None) -> None:
         """Calibrate a checkpoint, the best one by default, on the validation split and write the model file.
 
         Args:
@@ -99,7 +96,7 @@ class Trainer(pl.Trainer):
         difference = export_model(classifier, metadata, self.folder.model, tiles)
         log_results(self, measured.metrics("calibrated"), [self.folder.model], "model")
         size = self.folder.model.stat().st_size / 1e6
-        _OUT.print(
+        click.echo(
             f"exported {path} to {self.folder.model} ({size:.1f} MB, temperature {metadata.temperature:.3f}, "
             f"largest difference from torch {difference:.1e} on {len(tiles)} tiles)"
         )
@@ -163,9 +160,7 @@ def _metadata(
         network=type(model.classifier.backbone).__name__,
         histogram_edges=EDGES,
         histograms=tuple(
-            ReferenceHistogram(
-                band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"])
-            )
+            ReferenceHistogram(band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"]))
             for band in statistics
         ),
         metrics=metrics,

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -56,7 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.plan.cuts:
             self.plan.cuts -= 1
             body = body[: self.plan.cut_after]
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the client may have had enough
+            self.wfile.write(body)
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

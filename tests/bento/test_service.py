@@ -1,0 +1,344 @@
+"""The service as its users meet it: a real `bentoml serve` process, spoken to over HTTP."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from geotiffs import geotiff, jpeg, tile_file
+from rasterio.warp import transform_bounds
+from serving import ROOT, command, environment, free_port, served
+
+from datasets.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
+from datasets.eurosat import CLASSES
+from datasets.synthetic import synthesise_tile
+
+MOST_TILES, MOST_BYTES = 12, 4 * 2**20
+FOREST = synthesise_tile("Forest", 3, 1)
+TILES = [synthesise_tile(label, 2, 1) for label in CLASSES]
+PLAIN = tile_file(FOREST, EUROSAT_MS_ORDER, named=False)  # as EuroSAT's own files: no names, no tags
+SAID = {"bands": "eurosat", "level": "L1C", "offset": "0"}
+
+
+@pytest.fixture(scope="module")
+def service(
+    model_file: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[httpx.Client]:
+    failed = request.session.testsfailed
+    settings = {
+        "SENTILE_THREADS": "1",
+        "SENTILE_MOST_TILES": str(MOST_TILES),
+        "SENTILE_MOST_BYTES": str(MOST_BYTES),
+    }
+    with served(model_file, tmp_path_factory.mktemp("bentoml"), **settings) as server:
+        with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+            yield client
+        if request.session.testsfailed > failed:
+            print(f"the service said:\n{server.log.read_text()}")
+
+
+def post(service: httpx.Client, *files: bytes, **fields: str) -> list[dict[str, Any]]:
+    """Upload tiles called 0.tif, 1.tif, …; return their results."""
+    parts = [("tiles", (f"{n}.tif", content)) for n, content in enumerate(files)]
+    response = service.post("/classify", files=parts, data=fields)
+    assert response.status_code == 200, response.text
+    results: list[dict[str, Any]] = response.json()["results"]
+    return results
+
+
+def refusal(response: httpx.Response, status: int) -> dict[str, str]:
+    """The error of a request that was refused as a whole: one line, and one shape."""
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error: dict[str, str] = response.json()["error"]
+    assert set(error) == {"code", "message", "hint"}
+    assert error["message"]
+    assert "\n" not in error["message"] + error["hint"]
+    return error
+
+
+# Tiles that say everything about themselves.
+
+
+def test_a_tile_is_answered_with_its_class_bands_and_place(service: httpx.Client, model_file: Path) -> None:
+    response = service.post("/classify", files={"tiles": ("wood.tif", tile_file(FOREST), "image/tiff")})
+    assert response.status_code == 200
+    (result,) = response.json()["results"]
+    sha256 = hashlib.sha256(model_file.read_bytes()).hexdigest()
+    assert response.json()["model"] == {"name": "test", "version": "0", "sha256": sha256}
+    assert result["name"] == "wood.tif"
+    assert tuple(result["probabilities"]) == CLASSES
+    assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert result["class"] == max(result["probabilities"], key=result["probabilities"].__getitem__)
+    assert result["valid_share"] == 1
+    assert result["bands"] == list(BAND_NAMES)
+    assert result["level"] == "L1C"
+
+
+def test_the_footprint_lies_where_the_tile_lies(service: httpx.Client) -> None:
+    (result,) = post(service, tile_file(FOREST))
+    assert FOREST.georeference is not None
+    bounds = transform_bounds(FOREST.georeference.crs, "EPSG:4326", *FOREST.georeference.bounds(64, 64))
+    (ring,) = result["footprint"]["coordinates"]
+    assert result["footprint"]["type"] == "Polygon"
+    assert ring[0] == ring[-1]
+    longitudes, latitudes = zip(*ring, strict=True)
+    found = (min(longitudes), min(latitudes), max(longitudes), max(latitudes))
+    assert found == pytest.approx(bounds, abs=1e-4)
+
+
+def test_many_tiles_are_answered_in_order_as_if_each_had_come_alone(service: httpx.Client) -> None:
+    files = [tile_file(tile) for tile in TILES]
+    together = post(service, *files)
+    assert [result["name"] for result in together] == [f"{n}.tif" for n in range(len(files))]
+    assert [result["footprint"] for result in together] == [tile.footprint for tile in TILES]
+    for file, result in zip(files, together, strict=True):
+        (alone,) = post(service, file)
+        assert result["probabilities"] == pytest.approx(alone["probabilities"], abs=2e-5)
+
+
+def test_requests_at_the_same_time_are_each_answered_with_their_own_tile(service: httpx.Client) -> None:
+    files = [tile_file(tile) for tile in TILES]
+    alone = [post(service, file) for file in files]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda file: post(service, file), files * 4))
+    assert together == alone * 4
+
+
+def test_a_name_is_given_back_as_it_came(service: httpx.Client) -> None:
+    name = "../Wald & Wiese ä (1).tif"
+    response = service.post("/classify", files={"tiles": (name, tile_file(FOREST))})
+    assert response.json()["results"][0]["name"] == name
+
+
+def test_bands_are_taken_by_name_wherever_they_stand(service: httpx.Client) -> None:
+    canonical, last = tile_file(FOREST, BAND_NAMES), tile_file(FOREST, EUROSAT_MS_ORDER)
+    one, other = post(service, canonical, last)
+    assert canonical != last
+    assert one["bands"] == other["bands"] == list(BAND_NAMES)
+    assert one["probabilities"] == other["probabilities"]
+    # The network would notice: the same numbers under each other's names have another answer.
+    mixed = geotiff(tile_pixels(EUROSAT_MS_ORDER), names=BAND_NAMES, tags={"PROCESSING_BASELINE": "02.05"})
+    (wrong,) = post(service, mixed)
+    assert wrong["probabilities"] != one["probabilities"]
+
+
+def tile_pixels(bands: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    return FOREST.pixels[[BAND_NAMES.index(band) for band in bands]]
+
+
+# Tiles that do not, with fields that say it.
+
+
+def test_a_tile_without_names_is_answered_once_the_request_says_what_it_holds(service: httpx.Client) -> None:
+    (named,) = post(service, tile_file(FOREST, EUROSAT_MS_ORDER))
+    (said,) = post(service, PLAIN, **SAID)
+    assert said == named
+
+
+def test_an_offset_that_was_said_is_taken_off(service: httpx.Client) -> None:
+    lifted = geotiff(tile_pixels(EUROSAT_MS_ORDER) + np.uint16(1000), crs=None)
+    (plain,) = post(service, PLAIN, **SAID)
+    (since_2022,) = post(service, lifted, **(SAID | {"offset": "-1000"}))
+    assert since_2022["probabilities"] == plain["probabilities"]
+
+
+def test_a_tile_that_nobody_describes_is_refused_with_the_way_to_describe_it(service: httpx.Client) -> None:
+    (result,) = post(service, PLAIN)
+    assert set(result) == {"name", "error"}
+    assert result["error"]["code"] == "bands_unknown"
+    assert "eurosat" in result["error"]["hint"]
+    (result,) = post(service, PLAIN, bands="eurosat")
+    assert result["error"]["code"] == "radiometry_unknown"
+    assert "offset" in result["error"]["hint"]
+
+
+# Bad tiles among good ones.
+
+
+def test_each_bad_tile_gets_its_own_error_and_harms_no_neighbour(service: httpx.Client) -> None:
+    good = tile_file(FOREST)
+    unnamed = geotiff(tile_pixels(RGB_BANDS))
+    small = geotiff(FOREST.pixels[:, :, :63], names=BAND_NAMES, tags={"RADIO_ADD_OFFSET": "0"})
+    results = post(service, good, jpeg(), good, good[: len(good) // 2], unnamed, small, b"", good)
+    (alone,) = post(service, good)
+    for index in (0, 2, 7):
+        assert results[index] == alone | {"name": f"{index}.tif"}
+    errors = {index: results[index]["error"] for index in (1, 3, 4, 5, 6)}
+    assert {index: error["code"] for index, error in errors.items()} == {
+        1: "unreadable_image",
+        3: "unreadable_image",
+        4: "bands_unknown",
+        5: "tile_shape",
+        6: "unreadable_image",
+    }
+    assert "a JPEG" in errors[1]["message"]
+    assert "truncated" in errors[3]["message"]
+    assert "3 bands have no names" in errors[4]["message"]
+    assert "63 × 64" in errors[5]["message"]
+    assert all(results[index]["name"] == f"{index}.tif" for index in errors)
+    assert all("\n" not in error["message"] for error in errors.values())
+
+
+def test_the_service_goes_on_after_bad_tiles(service: httpx.Client) -> None:
+    post(service, *[b"II*\0" + bytes([n]) * 500 for n in range(MOST_TILES)])
+    (result,) = post(service, tile_file(FOREST))
+    assert "class" in result
+
+
+# Requests that are refused as a whole.
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"bands": "B02,B99"}, "'B99'"),
+        ({"bands": "B02,B02"}, "twice"),
+        ({"level": "L3"}, "'L3'"),
+        ({"scale": "ten"}, "'ten'"),
+        ({"offset": "nan"}, "'nan'"),
+        ({"ofset": "-1000"}, "'ofset'"),
+    ],
+)
+def test_a_wrong_field_refuses_the_request_and_is_named(
+    service: httpx.Client, fields: dict[str, str], said: str
+) -> None:
+    response = service.post("/classify", files={"tiles": tile_file(FOREST)}, data=fields)
+    assert said in refusal(response, 422)["message"]
+
+
+def test_an_unknown_band_is_answered_with_the_list_of_those_that_exist(service: httpx.Client) -> None:
+    response = service.post("/classify", files={"tiles": tile_file(FOREST)}, data={"bands": "B99"})
+    error = refusal(response, 422)
+    assert error["code"] == "unknown_band"
+    assert all(band in error["hint"] for band in BAND_NAMES)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"data": {"level": "L1C"}},
+        {"files": {"tile": b"under another name"}, "data": {"level": "L1C"}},
+        {"content": tile_file(FOREST), "headers": {"content-type": "image/tiff"}},
+        {"json": {"tiles": []}},
+    ],
+    ids=["nothing", "only fields", "another field", "a bare body", "JSON"],
+)
+def test_a_request_without_a_file_is_told_how_to_send_one(service: httpx.Client, body: dict[str, Any]) -> None:
+    response = service.post("/classify", **body)
+    if "files" in body:
+        assert "'tile'" in refusal(response, 422)["message"]
+    else:
+        assert "curl -F tiles=@" in refusal(response, 400)["hint"]
+
+
+@pytest.mark.parametrize("text", ["http://127.0.0.1/tile.tif", "/etc/hostname", ""])
+def test_a_string_in_the_place_of_a_file_is_refused_and_not_followed(service: httpx.Client, text: str) -> None:
+    assert refusal(service.post("/classify", data={"tiles": text}), 400)
+    as_part = [("tiles", (None, text.encode())), ("tiles", ("a.tif", tile_file(FOREST)))]
+    assert refusal(service.post("/classify", files=as_part), 400)
+
+
+def test_a_multipart_body_that_is_none_is_refused(service: httpx.Client) -> None:
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        response = service.post("/classify", content=b"nonsense", headers={"content-type": kind})
+        refusal(response, 400)
+
+
+def test_more_tiles_than_allowed_are_refused(service: httpx.Client) -> None:
+    parts = [("tiles", (f"{n}.tif", b"x")) for n in range(MOST_TILES + 1)]
+    error = refusal(service.post("/classify", files=parts), 400)
+    assert str(MOST_TILES) in error["message"]
+
+
+def test_a_body_that_is_too_long_is_refused_by_its_header(service: httpx.Client) -> None:
+    response = service.post("/classify", files={"tiles": bytes(MOST_BYTES + 1)})
+    error = refusal(response, 413)
+    assert error["code"] == "too_large"
+    assert f"{MOST_BYTES:,} is the most" in error["hint"]
+
+
+def test_a_body_that_hides_its_length_is_refused_once_it_is_too_long(service: httpx.Client) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="tiles"; filename="a.tif"\r\n\r\n'
+        for _ in range(MOST_BYTES // 2**16 + 1):
+            yield bytes(2**16)
+        yield b"\r\n--x--\r\n"
+
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    assert refusal(service.post("/classify", content=body(), headers=kind), 413)["code"] == "too_large"
+
+
+def test_other_methods_and_paths_are_refused(service: httpx.Client) -> None:
+    assert refusal(service.get("/classify"), 405)["code"] == "method"
+    assert service.get("/no/such/thing").status_code == 404
+
+
+# What the service says of itself.
+
+
+def test_the_model_describes_itself(service: httpx.Client, model_file: Path) -> None:
+    response = service.get("/model")
+    assert response.status_code == 200
+    card = response.json()
+    assert tuple(card["classes"]) == CLASSES
+    assert tuple(card["bands"]) == BAND_NAMES
+    assert (card["name"], card["tile_size"], card["quantification"]) == ("test", 64, 10_000)
+    assert card["synthetic"] is True
+    assert card["sha256"] == hashlib.sha256(model_file.read_bytes()).hexdigest()
+    assert "histograms" not in card
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_health_is_told(service: httpx.Client, path: str) -> None:
+    assert service.get(path).status_code == 200
+
+
+def test_metrics_count_the_requests(service: httpx.Client) -> None:
+    post(service, tile_file(FOREST))
+    response = service.get("/metrics")
+    assert response.status_code == 200
+    counted = [line for line in response.text.splitlines() if "_request_total{" in line]
+    answered = [line for line in counted if "/classify" in line and 'http_response_code="200"' in line]
+    assert answered
+    assert float(answered[0].split()[-1]) >= 1
+
+
+# Services that cannot start.
+
+
+def said_at_start(model: Path, home: Path, **settings: str) -> str:
+    """What `bentoml serve` says before it gives up."""
+    done = subprocess.run(
+        command(f"http://127.0.0.1:{free_port()}"),
+        cwd=ROOT,
+        env=environment(model, home, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stderr
+
+
+def test_without_a_model_the_service_stops_at_once_and_says_how_to_make_one(tmp_path: Path) -> None:
+    nowhere = tmp_path / "model.onnx"
+    expected = f"error: {nowhere}: there is no such model; `python -m training` makes one"
+    assert expected in said_at_start(nowhere, tmp_path).splitlines()
+
+
+def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(tmp_path: Path, model_file: Path) -> None:
+    corrupt = tmp_path / "model.onnx"
+    corrupt.write_bytes(model_file.read_bytes()[:5000])
+    expected = f"error: {corrupt}: not a readable ONNX file; export it again"
+    assert expected in said_at_start(corrupt, tmp_path).splitlines()
+    said = said_at_start(model_file, tmp_path, SENTILE_THREADS="two").splitlines()
+    assert "error: SENTILE_THREADS is a whole number of 0 or more, not 'two'" in said

@@ -1,0 +1,259 @@
+"""The data module: whole batches, repeats, orders to be had again, and augmentation while fitting alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from rasters import noise, write_jpeg, write_tiff
+from torch import Tensor
+
+from datasets.bands import EUROSAT_MS_ORDER, positions
+from datasets.errors import TrainingError
+from datasets.geometry import Geometry, GeometryOptions
+from datasets.module import Batch, EpochSampler, PackedDataset, TileDataModule
+from datasets.pack import Pack
+from datasets.packing import write_pack
+from datasets.sources import find_source
+from datasets.splits import SplitPlan
+
+
+class Recorder(pl.LightningModule):
+    """Trains one number, and keeps every batch that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[str, list[Batch]] = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch: Batch) -> Tensor:
+        self.seen["train"].append(batch)
+        return self.weight**2
+
+    def validation_step(self, batch: Batch) -> None:
+        self.seen["val"].append(batch)
+
+    def test_step(self, batch: Batch) -> None:
+        self.seen["test"].append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: TileDataModule, epochs: int = 1) -> Recorder:
+    pl.seed_everything(0, verbose=False)
+    recorder = Recorder()
+    trainer(epochs).fit(recorder, data)
+    return recorder
+
+
+def trainer(epochs: int = 1) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def epoch_of(data: TileDataModule, epoch: int) -> list[Batch]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return list(loader)
+
+
+def all_of(batches: list[Batch], key: str) -> np.ndarray[Any, np.dtype[Any]]:
+    return torch.cat([batch[key] for batch in batches]).numpy()
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of 10 multispectral and 20 RGB tiles: 24 in train, 6 in val, none in test."""
+    root = tmp_path_factory.mktemp("mixed")
+    rng = np.random.default_rng(0)
+    for n in range(20):
+        write_jpeg(root / "EuroSAT_RGB" / "AB"[n % 2] / f"{n}.jpg", rng.integers(0, 256, (3, 64, 64), np.uint8))
+    for n in range(10):
+        write_tiff(
+            root / "EuroSAT_MS" / "AB"[n % 2] / f"{n + 20}.tif",
+            noise(n)[positions(EUROSAT_MS_ORDER)],
+            tags={},
+        )
+    sources = [find_source(root / "EuroSAT_MS"), find_source(root / "EuroSAT_RGB")]
+    write_pack(sources, root / "pack", SplitPlan(shares=(0.8, 0.2, 0.0)))
+    return root / "pack"
+
+
+# Batches.
+
+
+def test_a_batch_is_fetched_whole_and_has_the_pixels_labels_and_rows_of_the_pack(pack: Pack) -> None:
+    rows = pack.rows("val")
+    dataset = PackedDataset(pack, rows)
+    batch = dataset.__getitems__([5, 0, 2])
+    assert len(dataset) == 30
+    assert (batch["tiles"].dtype, batch["tiles"].shape) == (torch.uint16, (3, 13, 64, 64))
+    assert np.array_equal(batch["tiles"].numpy(), pack.fetch(rows[[5, 0, 2]]))
+    assert batch["labels"].tolist() == pack.labels[rows[[5, 0, 2]]].tolist()
+    assert batch["rows"].tolist() == rows[[5, 0, 2]].tolist()
+    assert torch.equal(dataset[5]["tiles"], batch["tiles"][:1])
+
+
+def test_val_and_test_are_in_order_whole_and_unaltered(pack_folder: Path, pack: Pack) -> None:
+    data = TileDataModule(pack_folder, batch_size=16)
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        batches = list(loader)
+        assert len(batches) == 2
+        assert np.array_equal(all_of(batches, "rows"), pack.rows(split))
+        assert np.array_equal(all_of(batches, "tiles"), pack.fetch(pack.rows(split)))
+        assert np.array_equal(all_of(batches, "labels"), pack.labels[pack.rows(split)])
+
+
+def test_another_split_may_be_tested(pack_folder: Path, pack: Pack) -> None:
+    loader = TileDataModule(pack_folder, test_split="val").test_dataloader()
+    assert np.array_equal(all_of(list(loader), "rows"), pack.rows("val"))
+
+
+def test_an_epoch_of_training_is_every_tile_of_train_in_another_order(pack_folder: Path, pack: Pack) -> None:
+    data = TileDataModule(pack_folder, batch_size=10, augment=False)
+    batches = epoch_of(data, 0)
+    rows = all_of(batches, "rows")
+    assert len(batches) == 7
+    assert sorted(rows) == pack.rows("train").tolist()
+    assert rows.tolist() != sorted(rows)
+    assert np.array_equal(all_of(batches, "tiles"), pack.fetch(rows))
+
+
+def test_a_last_batch_that_is_not_full_is_left_out_of_training_unless_it_is_the_only_one(
+    pack_folder: Path,
+) -> None:
+    assert [len(batch["rows"]) for batch in epoch_of(TileDataModule(pack_folder, batch_size=32), 0)] == [
+        32,
+        32,
+    ]
+    assert [len(batch["rows"]) for batch in epoch_of(TileDataModule(pack_folder, batch_size=100), 0)] == [70]
+
+
+def test_the_module_knows_classes_counts_and_statistics(pack_folder: Path, pack: Pack, mixed_folder: Path) -> None:
+    data = TileDataModule(pack_folder)
+    assert data.classes == list(pack.summary.classes)
+    assert data.class_counts == [7] * 10
+    tiles = pack.fetch(pack.rows("train"))
+    assert data.band_mean == pytest.approx(tiles.mean(axis=(0, 2, 3)).tolist())
+    assert data.band_std == pytest.approx(tiles.std(axis=(0, 2, 3)).tolist())
+    assert TileDataModule(mixed_folder).class_counts == [12, 12]
+
+
+# Orders.
+
+
+def test_each_epoch_has_a_new_order_that_the_seed_and_the_epoch_alone_decide() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(50, seed)
+        sampler.set_epoch(epoch)
+        assert len(sampler) == 50
+        return [index % 50 for index in sampler]
+
+    assert sorted(order(0, 3)) == list(range(50))
+    assert order(0, 3) == order(0, 3)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_lightning_gives_every_epoch_its_own_order_and_warps(pack_folder: Path) -> None:
+    data = TileDataModule(pack_folder, batch_size=35)
+    batches = fit(data, epochs=2).seen["train"]
+    first, second = all_of(batches[:2], "rows"), all_of(batches[2:], "rows")
+    assert sorted(first) == sorted(second)
+    assert first.tolist() != second.tolist()
+    again = fit(TileDataModule(pack_folder, batch_size=35), epochs=2).seen["train"]
+    for one, other in zip(batches, again, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("rows", "tiles", "targets"))
+
+
+def test_a_tile_is_warped_otherwise_in_each_epoch_and_the_same_when_an_epoch_is_had_again(
+    pack_folder: Path,
+) -> None:
+    def tiles(epoch: int, workers: int = 0) -> dict[int, np.ndarray[Any, np.dtype[np.uint16]]]:
+        data = TileDataModule(pack_folder, batch_size=35, workers=workers)
+        batches = epoch_of(data, epoch)
+        return dict(zip(all_of(batches, "rows").tolist(), all_of(batches, "tiles"), strict=True))
+
+    first, again, parallel, later = tiles(1), tiles(1), tiles(1, workers=2), tiles(2)
+    assert all(np.array_equal(first[row], again[row]) for row in first)
+    assert all(np.array_equal(first[row], parallel[row]) for row in first)
+    assert sum(np.array_equal(first[row], later[row]) for row in first) < 15
+
+
+def test_an_index_of_a_later_epoch_is_the_same_tile_warped_otherwise(pack: Pack) -> None:
+    dataset = PackedDataset(pack, pack.rows("val"), Geometry(GeometryOptions(warp=1.0)))
+    first, again, later = dataset[3], dataset[3], dataset[3 + 30]
+    assert first["rows"].tolist() == later["rows"].tolist() == [pack.rows("val")[3]]
+    assert torch.equal(first["tiles"], again["tiles"])
+    assert not torch.equal(first["tiles"], later["tiles"])
+
+
+# Sources.
+
+
+def test_repeats_say_how_often_the_tiles_of_a_source_stand_in_an_epoch(mixed_folder: Path) -> None:
+    data = TileDataModule(mixed_folder, batch_size=1, repeat={"eurosat-ms": 3}, augment=False)
+    rows, counts = np.unique(all_of(epoch_of(data, 0), "rows"), return_counts=True)
+    times = dict(zip(rows.tolist(), counts.tolist(), strict=True))
+    assert {times[row] for row in data.pack.rows("train", "eurosat-ms").tolist()} == {3}
+    assert {times[row] for row in data.pack.rows("train", "eurosat-rgb").tolist()} == {1}
+    assert len(times) == 24
+
+
+def test_a_source_repeated_0_times_is_left_out(mixed_folder: Path) -> None:
+    data = TileDataModule(mixed_folder, batch_size=1, repeat={"eurosat-rgb": 0}, augment=False)
+    assert sorted(all_of(epoch_of(data, 0), "rows")) == data.pack.rows("train", "eurosat-ms").tolist()
+
+
+def test_an_unknown_source_is_refused_with_those_that_exist(mixed_folder: Path) -> None:
+    with pytest.raises(TrainingError, match="repeat names spot, but the pack's sources are eurosat-ms, eurosat-rgb"):
+        TileDataModule(mixed_folder, repeat={"spot": 2}).train_dataloader()
+
+
+def test_bands_that_a_tile_lacks_stay_absent_through_the_warps(mixed_folder: Path) -> None:
+    data = TileDataModule(mixed_folder, batch_size=24, geometry=GeometryOptions(warp=1.0))
+    (batch,) = epoch_of(data, 0)
+    bands = batch["tiles"].numpy().any(axis=(2, 3)).sum(axis=1)
+    is_rgb = np.isin(batch["rows"].numpy(), data.pack.rows("train", "eurosat-rgb"))
+    assert np.array_equal(bands, np.where(is_rgb, 3, 13))
+
+
+def test_a_split_without_tiles_is_refused_with_those_that_have_some(mixed_folder: Path) -> None:
+    data = TileDataModule(mixed_folder)
+    with pytest.raises(TrainingError, match=r"no tile is in the split 'test'; it has train \(24\), val \(6\)"):
+        data.test_dataloader()
+    with pytest.raises(TrainingError, match="'holdout'"):
+        TileDataModule(mixed_folder, test_split="holdout").test_dataloader()
+
+
+# While fitting.
+
+
+def test_only_training_batches_are_augmented_and_have_targets(pack_folder: Path, pack: Pack) -> None:
+    data = TileDataModule(pack_folder, batch_size=35)
+    recorder = fit(data)
+    trainer().test(recorder, data, verbose=False)
+    for batch in recorder.seen["train"]:
+        assert (batch["tiles"].dtype, batch["targets"].shape) == (torch.float32, (35, 10))
+        assert torch.allclose(batch["targets"].sum(dim=1), torch.ones(35))
+        assert not np.array_equal(batch["tiles"].numpy(), pack.fetch(batch["rows"].numpy()))
+    for split in ("val", "test"):
+        assert recorder.seen[split]
+        for batch in recorder.seen[split]:
+            assert set(batch) == {"tiles", "labels", "rows"}
+            assert np.array_equal(batch["tiles"].numpy(), pack.fetch(batch["rows"].numpy()))
+
+
+def test_without_augmentation_training_sees_the_tiles_as_they_are(pack_folder: Path, pack: Pack) -> None:
+    for batch in fit(TileDataModule(pack_folder, batch_size=35, augment=False)).seen["train"]:
+        assert batch["tiles"].dtype == torch.float32
+        assert np.array_equal(batch["tiles"].numpy(), pack.fetch(batch["rows"].numpy()))
+        assert torch.equal(batch["targets"], torch.eye(10)[batch["labels"]])

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from datasets.errors import ExportError
+from datasets.pack import Pack
+from models.classifier import Classifier, Exported
+from models.export import export
+from models.modelfile import INPUT, ModelMetadata, open_model
+from models.network import ResidualCNN
+from models.torchvision_backbone import TorchvisionBackbone
+
+
+def make_classifier(backbone: torch.nn.Module | None = None) -> Classifier:
+    torch.manual_seed(0)
+    backbone = backbone or ResidualCNN(widths=(8, 16), depths=(1, 1), stem=(8,))
+    return Classifier(backbone, 10, band_mean=[1500.0] * 13, band_std=[700.0] * 13).eval()
+
+
+def metadata(pack: Pack) -> ModelMetadata:
+    return ModelMetadata(name="test", version="1", classes=pack.summary.classes, network="ResidualCNN")
+
+
+@pytest.mark.parametrize("backbone", [None, "resnet18", "mobilenet_v3_small"])
+def test_the_file_answers_as_torch_does_for_any_batch_size(backbone: str | None, pack: Pack, tmp_path: Path) -> None:
+    classifier = make_classifier(TorchvisionBackbone(backbone) if backbone else None)
+    tiles = pack.fetch(np.arange(20))
+    difference = export(classifier, metadata(pack), tmp_path / "model.onnx", tiles)
+    assert difference <= 1e-4
+    session = open_model(tmp_path / "model.onnx").session
+    for count in (1, 2, 7, 20):
+        probabilities, logits, embedding = session.run(None, {INPUT: tiles[:count]})
+        with torch.no_grad():
+            expected = Exported(classifier)(torch.from_numpy(tiles[:count]))
+        np.testing.assert_allclose(probabilities, expected[0], atol=1e-4)
+        np.testing.assert_allclose(logits, expected[1], atol=1e-3)
+        assert embedding.shape == expected[2].shape
+
+
+def test_the_file_is_one_file_and_holds_its_metadata(pack: Pack, tmp_path: Path) -> None:
+    export(make_classifier(), metadata(pack), tmp_path / "model.onnx", pack.fetch(np.arange(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert open_model(tmp_path / "model.onnx").metadata == metadata(pack)
+
+
+def test_the_temperature_softens_the_probabilities_and_not_the_logits(pack: Pack, tmp_path: Path) -> None:
+    tiles, classifier = pack.fetch(np.arange(4)), make_classifier()
+    export(classifier, metadata(pack), tmp_path / "sharp.onnx", tiles)
+    classifier.temperature.fill_(10.0)
+    export(classifier, metadata(pack), tmp_path / "soft.onnx", tiles)
+    sharp = open_model(tmp_path / "sharp.onnx").session.run(None, {INPUT: tiles})
+    soft = open_model(tmp_path / "soft.onnx").session.run(None, {INPUT: tiles})
+    np.testing.assert_allclose(sharp[1], soft[1], atol=1e-5)
+    assert (soft[0].max(axis=1) < sharp[0].max(axis=1)).all()
+
+
+def test_an_export_that_answers_otherwise_is_refused_and_leaves_the_old_file(pack: Pack, tmp_path: Path) -> None:
+    path, tiles = tmp_path / "model.onnx", pack.fetch(np.arange(4))
+    export(make_classifier(), metadata(pack), path, tiles)
+    before = path.read_bytes()
+    other = make_classifier()
+    other.head.weight.data.mul_(2)
+    with pytest.raises(ExportError, match=r"differ by .* nothing was written"):
+        export(other, metadata(pack), path, tiles, tolerance=-1.0)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_the_graph_is_sound(model_file: Path) -> None:
+    onnx.checker.check_model(onnx.load(model_file), full_check=True)
+
+
+@pytest.mark.realdata
+def test_parity_holds_on_real_tiles(real_data: Path, tmp_path: Path) -> None:
+    with np.load(real_data / "l2a_unlabelled.npz") as archive:
+        twelve = archive["tiles"][:64]
+    tiles = np.insert(twelve, 10, 0, axis=1)  # Level-2A has no B10
+    classifier = make_classifier()
+    described = ModelMetadata(name="test", version="1", classes=tuple("abcdefghij"), network="ResidualCNN")
+    assert export(classifier, described, tmp_path / "model.onnx", tiles) <= 1e-4

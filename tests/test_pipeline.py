@@ -1,0 +1,89 @@
+"""The DVC pipeline, run in a fresh git repository made of the project's own files, on few synthetic tiles."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.modelfile import open_model
+
+PROJECT = Path(__file__).parents[1]
+SMALL = """\
+obtain: python -m datasets synth --out data/raw/synthetic --tiles 12 --seed 0
+folder: data/raw/synthetic
+split: --split random --shares 0.6,0.2,0.2 --seed 0
+settings: configs/experiments/small.yaml
+"""
+TINY_RUN = """\
+data: {batch_size: 24}
+model:
+  backbone:
+    class_path: models.network.ResidualCNN
+    init_args: {widths: [8, 16], depths: [1, 1], stem: [8]}
+trainer: {max_epochs: 2, precision: 32-true}
+"""
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with the project's code and a small pipeline."""
+    folder = tmp_path_factory.mktemp("pipeline") / "sentile"
+    folder.mkdir()
+    for name in ("datasets", "models", "training", "bento", "configs", ".dvc"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):
+        shutil.copy(PROJECT / name, folder / name)
+    (folder / "configs/pipeline.yaml").write_text(SMALL)
+    (folder / "configs/experiments/small.yaml").write_text(TINY_RUN)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_pipeline_runs_once_shows_its_figures_and_then_has_nothing_to_do(repository: Path) -> None:
+    first = run(repository, "dvc", "repro")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert open_model(repository / "artifacts/pipeline/run/model.onnx").metadata.synthetic
+
+    metrics = run(repository, "dvc", "metrics", "show")
+    assert metrics.returncode == 0, metrics.stderr
+    assert "groups.all.accuracy" in metrics.stdout
+
+    plots = run(repository, "dvc", "plots", "show", "-o", "plots")
+    assert plots.returncode == 0, plots.stderr
+    page = (repository / "plots/index.html").read_text()
+    assert "val_macro_f1" in page
+    assert "AnnualCrop" in page
+
+    second = run(repository, "dvc", "repro")
+    assert second.returncode == 0, second.stderr
+    assert "Running stage" not in second.stdout
+    assert run(repository, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_data_error_stops_the_pipeline_before_training(repository: Path) -> None:
+    run(repository, "dvc", "repro", "obtain")
+    victim = repository / "data/raw/synthetic/Forest/Forest_1.tif"
+    victim.unlink()
+    victim.write_bytes(b"not a tiff")
+    stopped = run(repository, "dvc", "repro", "--downstream", "validate")
+    assert stopped.returncode != 0
+    assert "failed to reproduce 'validate'" in stopped.stderr
+    assert "Running stage 'train'" not in stopped.stdout

@@ -1,0 +1,53 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from training.callbacks import _blend
+from training.task import ClassificationTask, Optimisation, warmup_cosine
+
+
+def test_the_rate_warms_up_and_then_falls_to_its_final_share() -> None:
+    options = Optimisation(warmup=0.1, final_rate=0.01)
+    factors = [warmup_cosine(100, options, step) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    assert all(a >= b for a, b in pairwise(factors[9:]))
+    assert factors[100] == pytest.approx(0.01)
+
+
+def test_balanced_classes_weigh_rare_ones_more_and_leave_the_mean_at_one() -> None:
+    counts = [90, 10]
+    task = ClassificationTask(
+        ["a", "b"], [1.0] * 13, [1.0] * 13, counts, optimisation=Optimisation(balance_classes=True)
+    )
+    weights = task.class_weights
+    assert weights[1] / weights[0] == pytest.approx(9)
+    assert sum(w * c for w, c in zip(weights.tolist(), counts, strict=True)) / 100 == pytest.approx(1.0)
+
+
+def test_balancing_changes_the_loss_of_a_rare_class() -> None:
+    def loss(balance: bool) -> float:
+        torch.manual_seed(0)
+        optimisation = Optimisation(balance_classes=balance, label_smoothing=0.0)
+        task = ClassificationTask(["a", "b"], [1.0] * 13, [1.0] * 13, [90, 10], optimisation=optimisation)
+        targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        return float(task._loss(torch.tensor([[3.0, 0.0], [3.0, 0.0]]), targets, 0.0))
+
+    assert loss(balance=True) > loss(balance=False)
+
+
+def test_the_average_follows_early_steps_and_smooths_late_ones() -> None:
+    old, new = torch.zeros(1), torch.ones(1)
+    assert float(_blend(0.999, old, new, 0)) == pytest.approx(0.9)
+    assert float(_blend(0.999, old, new, 10**6)) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_whole_numbers_are_copied_and_not_averaged() -> None:
+    assert _blend(0.9, torch.tensor(1), torch.tensor(7), 5) == 7
+
+
+def test_a_constant_rate_is_what_no_warmup_and_a_full_final_rate_give() -> None:
+    options = Optimisation(warmup=0.0, final_rate=1.0)
+    assert all(math.isclose(warmup_cosine(50, options, step), 1.0) for step in range(50))
