@@ -9,7 +9,7 @@ the bright pixels are not cut off.
 
 import warnings
 
-import albumentations as A
+import albumentations as A  # noqa: N812 - its own convention
 import numpy as np
 
 GEOMETRY = {

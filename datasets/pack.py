@@ -70,6 +70,10 @@ class Pack:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __reduce__(self) -> tuple[type["Pack"], tuple[Path]]:
+        """Be sent to another process as a folder's name: a memory map would be sent with all its pixels."""
+        return Pack, (self.root,)
+
     def rows(self, split: str | None = None, source: str | None = None) -> npt.NDArray[np.int64]:
         """Return int64: the rows of a split and a source (None: of all)."""
         chosen = np.ones(len(self), bool)

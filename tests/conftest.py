@@ -1,7 +1,6 @@
 """Fake data for all tests: made once a session by the project's own generator, never real."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ def model_file(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder that the test runs in, for commands with default paths."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path

@@ -1,6 +1,7 @@
 """Reading a pack: any tiles, in any order, from the pack alone, and only from a whole one."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -117,3 +118,10 @@ def test_a_pack_of_another_version_is_refused(copy: Path, version: object) -> No
 def test_a_folder_without_a_pack_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="no pack is here; `python -m datasets pack` makes one"):
         Pack(tmp_path)
+
+
+def test_a_pack_is_sent_to_another_process_by_name_and_not_with_its_pixels(pack: Pack) -> None:
+    sent = pickle.dumps(pack)
+    assert len(sent) < 1000
+    again = pickle.loads(sent)  # noqa: S301 - what this test has written itself
+    assert (again.fetch([0, 3]) == pack.fetch([0, 3])).all()
