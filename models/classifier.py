@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.outliers import MahalanobisScore
 from models.preprocess import Preprocess
 
 
@@ -27,6 +28,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = nn.Linear(int(backbone.features), classes)  # type: ignore[arg-type]
         self.register_buffer("temperature", torch.ones(()))
+        self.outliers = MahalanobisScore(classes, int(backbone.features))  # type: ignore[arg-type]
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Map DN (batch, 13, 64, 64), uint16 or float, to logits (batch, classes) and embedding (batch, features)."""
@@ -42,7 +44,8 @@ class Exported(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map uint16 tiles to calibrated probabilities, logits and embedding."""
+    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Map uint16 tiles to calibrated probabilities, logits, embedding and outlier score."""
         logits, embedding = self.classifier(tiles)
-        return torch.softmax(logits / self.classifier.temperature, dim=1), logits, embedding
+        probabilities = torch.softmax(logits / self.classifier.temperature, dim=1)
+        return probabilities, logits, embedding, self.classifier.outliers(embedding)

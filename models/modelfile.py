@@ -2,7 +2,8 @@
 
 Input `tiles`: uint16 (batch, 13, 64, 64), DN = reflectance × 10 000, 0 = no data, canonical band order.
 Outputs: `probabilities` float32 (batch, classes), calibrated; `logits` float32 (batch, classes);
-`embedding` float32 (batch, features). What the numbers mean is one JSON object in the graph's metadata, under
+`embedding` float32 (batch, features); `outlier_score` float32 (batch,), larger for tiles unlike the training data.
+What the numbers mean is one JSON object in the graph's metadata, under
 the key `sentile`. A file without it, or of another version, is refused.
 """
 
@@ -24,7 +25,7 @@ from datasets.tile import NO_DATA, TILE_SIZE
 METADATA_KEY = "sentile"
 SCHEMA_VERSION = 1
 INPUT = "tiles"
-OUTPUTS = ("probabilities", "logits", "embedding")
+OUTPUTS = ("probabilities", "logits", "embedding", "outlier_score")
 MOST_BYTES = 2 * 2**30  # a protobuf cannot be larger
 
 
@@ -37,6 +38,37 @@ class ReferenceHistogram(BaseModel):
     mean: float
     std: float
     counts: tuple[int, ...]
+
+
+class PredictionSets(BaseModel):
+    """How sets of classes with a promised coverage are made: by a lowest probability for each coverage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    thresholds: dict[float, float] = Field(min_length=1)
+    calibrated_on: str = ""
+
+    def threshold(self, coverage: float) -> float:
+        """Return the lowest probability of a class in a set of at least `coverage` (0-1).
+
+        Raises:
+            ValueError: a higher coverage than was calibrated.
+        """
+        enough = [known for known in self.thresholds if known >= coverage - 1e-9]
+        if not enough:
+            raise ValueError(f"the highest calibrated coverage is {max(self.thresholds)}")
+        return self.thresholds[min(enough)]
+
+
+class Outliers(BaseModel):
+    """How tiles unlike the training data are flagged: by a score above a threshold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    threshold: float
+    false_alarms: float
 
 
 class ModelMetadata(BaseModel):
@@ -52,6 +84,8 @@ class ModelMetadata(BaseModel):
         quantification: DN of reflectance 1.
         no_data: the DN that means no data.
         temperature: that the logits were divided by before softmax (Guo et al. 2017, arXiv:1706.04599).
+        prediction_sets: how sets of classes with a promised coverage are made; None: not calibrated.
+        outliers: how unfamiliar tiles are flagged; None: not calibrated.
         network: the architecture in words.
         precision: `fp32` or `int8`.
         histogram_edges: DN edges of the reference histograms.
@@ -76,6 +110,8 @@ class ModelMetadata(BaseModel):
     quantification: int = QUANTIFICATION
     no_data: int = NO_DATA
     temperature: float = Field(default=1.0, gt=0)
+    prediction_sets: PredictionSets | None = None
+    outliers: Outliers | None = None
     network: str
     precision: str = "fp32"
     histogram_edges: tuple[int, ...] = ()

@@ -1,6 +1,5 @@
 """Lightning's trainer, with what a whole run is: fit, then test and export the best checkpoint."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,12 @@ import click
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from datasets.errors import TrainingError
 from datasets.module import TileDataModule
-from datasets.statistics import EDGES
 from datasets.tile import DN
-from models.calibration import fit_temperature
 from models.export import export as export_model
-from models.modelfile import ModelMetadata, ReferenceHistogram
+from training.calibrate import calibrate, describe
 from training.evaluation import (
     ALL,
     Evaluation,
@@ -27,7 +23,6 @@ from training.evaluation import (
     write_predictions,
 )
 from training.paths import RunFolder
-from training.provenance import code_revision
 from training.task import ClassificationTask
 from training.tracking import log_results
 
@@ -88,13 +83,11 @@ class Trainer(pl.Trainer):
         """
         path = self._load_best(model, ckpt_path)
         classifier = model.classifier.float().cpu().eval()
-        logits, labels = _validation_answers(model, datamodule)
-        classifier.temperature.fill_(fit_temperature(logits, labels))
-        measured = evaluate("val", torch.softmax(logits / classifier.temperature, 1), labels, model.classes)
-        metadata = _metadata(model, datamodule, self.folder.root.name, measured.metrics("calibrated"))
+        calibration = calibrate(classifier, datamodule, model.classes)
+        metadata = describe(model, datamodule, self.folder.root.name, calibration)
         tiles = _some_tiles(datamodule)
         difference = export_model(classifier, metadata, self.folder.model, tiles)
-        log_results(self, measured.metrics("calibrated"), [self.folder.model], "model")
+        log_results(self, calibration.metrics, [self.folder.model], "model")
         size = self.folder.model.stat().st_size / 1e6
         click.echo(
             f"exported {path} to {self.folder.model} ({size:.1f} MB, temperature {metadata.temperature:.3f}, "
@@ -130,43 +123,7 @@ def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> l
     return found
 
 
-def _validation_answers(model: ClassificationTask, datamodule: TileDataModule) -> tuple[Tensor, Tensor]:
-    """Return logits (n, classes) and labels (n,) of the val split, in 32 bit on the CPU."""
-    logits, labels = [], []
-    with torch.no_grad():
-        for batch in datamodule.val_dataloader():
-            logits.append(model.classifier(batch["tiles"])[0])
-            labels.append(batch["labels"])
-    return torch.cat(logits), torch.cat(labels)
-
-
 def _some_tiles(datamodule: TileDataModule) -> DN:
     """Return up to 256 tiles spread evenly over the pack."""
     count = min(_CHECKED_TILES, len(datamodule.pack))
     return datamodule.pack.fetch(np.linspace(0, len(datamodule.pack) - 1, count).astype(np.int64))
-
-
-def _metadata(
-    model: ClassificationTask, datamodule: TileDataModule, version: str, metrics: dict[str, float]
-) -> ModelMetadata:
-    statistics = datamodule.pack.statistics()
-    summary = datamodule.pack.summary
-    return ModelMetadata(
-        name="sentile",
-        version=version,
-        classes=tuple(model.classes),
-        trained_bands=tuple(band["band"] for band in statistics if band["tiles"]),
-        temperature=float(model.classifier.temperature),
-        network=type(model.classifier.backbone).__name__,
-        histogram_edges=EDGES,
-        histograms=tuple(
-            ReferenceHistogram(band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"]))
-            for band in statistics
-        ),
-        metrics=metrics,
-        data_hash=summary.data_hash,
-        synthetic=summary.synthetic,
-        code_revision=code_revision(),
-        licence="CC0-1.0" if summary.synthetic else "MIT",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )

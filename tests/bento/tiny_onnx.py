@@ -33,14 +33,16 @@ def linear_graph(
         helper.make_node("ReduceMean", ["dn", "pixels"], ["embedding"], keepdims=0),
         helper.make_node("Gemm", ["embedding", "weights", "bias"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ReduceMean", ["embedding", "features"], ["outlier_score"], keepdims=0),
     ]
-    constants = {"pixels": np.array([2, 3]), "weights": weights[:-1], "bias": weights[-1]}
-    widths = {"probabilities": weights.shape[1], "logits": weights.shape[1], "embedding": BAND_COUNT}
+    constants = {"pixels": np.array([2, 3]), "features": np.array([1]), "weights": weights[:-1], "bias": weights[-1]}
+    classes = weights.shape[1]
+    widths = {"probabilities": [classes], "logits": [classes], "embedding": [BAND_COUNT], "outlier_score": []}
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(INPUT, number_type, ["batch", BAND_COUNT, size, size])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", widths[name]]) for name in outputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *widths[name]]) for name in outputs],
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -32,12 +32,13 @@ def test_the_file_answers_as_torch_does_for_any_batch_size(backbone: str | None,
     assert difference <= 1e-4
     session = open_model(tmp_path / "model.onnx").session
     for count in (1, 2, 7, 20):
-        probabilities, logits, embedding = session.run(None, {INPUT: tiles[:count]})
+        probabilities, logits, embedding, outlier_score = session.run(None, {INPUT: tiles[:count]})
         with torch.no_grad():
             expected = Exported(classifier)(torch.from_numpy(tiles[:count]))
         np.testing.assert_allclose(probabilities, expected[0], atol=1e-4)
         np.testing.assert_allclose(logits, expected[1], atol=1e-3)
         assert embedding.shape == expected[2].shape
+        assert outlier_score.shape == (count,)
 
 
 def test_the_file_is_one_file_and_holds_its_metadata(pack: Pack, tmp_path: Path) -> None:

@@ -83,6 +83,10 @@ def test_the_model_says_where_it_comes_from(run: Path) -> None:
     assert metadata.version == "run"
     assert 0 < metadata.metrics["calibrated/val/accuracy"] <= 1
     assert len(metadata.histograms) == 13
+    assert metadata.prediction_sets is not None
+    assert metadata.prediction_sets.threshold(0.9) == metadata.prediction_sets.thresholds[0.9]
+    assert metadata.outliers is not None
+    assert metadata.outliers.threshold > 0
     assert metadata.data_hash
 
 

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+
+from models.outliers import MahalanobisScore, fit_threshold
+
+
+def embeddings(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three stretched clouds of points in 8 dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    centres = torch.eye(3, 8) * 10
+    spread = torch.tensor([3.0, 1, 1, 1, 1, 1, 1, 0.1])
+    return centres[labels] + torch.randn(count, 8, generator=generator) * spread, labels
+
+
+@pytest.fixture
+def fitted() -> MahalanobisScore:
+    score = MahalanobisScore(classes=3, features=8)
+    score.fit(*embeddings(3000, seed=1))
+    return score
+
+
+def test_known_points_score_about_one_and_the_threshold_flags_the_promised_share(fitted: MahalanobisScore) -> None:
+    known = fitted(embeddings(3000, seed=2)[0]).numpy()
+    assert known.mean() == pytest.approx(1.0, abs=0.1)
+    threshold = fit_threshold(known, 0.05)
+    assert (fitted(embeddings(3000, seed=3)[0]).numpy() > threshold).mean() == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_point_far_from_every_class_scores_more_than_all_known_ones(fitted: MahalanobisScore) -> None:
+    known = fitted(embeddings(1000, seed=2)[0])
+    assert fitted(torch.full((1, 8), 9.0)) > known.max()
+
+
+def test_distance_counts_by_the_spread_in_its_direction(fitted: MahalanobisScore) -> None:
+    centre = embeddings(3000, seed=1)[0][::3].mean(0)
+    wide, narrow = centre.clone(), centre.clone()
+    wide[0] += 1.0  # where the cloud is wide
+    narrow[7] += 1.0  # where it is narrow
+    assert fitted(narrow[None]) > 10 * fitted(wide[None])
+
+
+def test_fewer_points_than_dimensions_still_give_finite_scores() -> None:
+    score = MahalanobisScore(classes=3, features=8)
+    score.fit(*embeddings(6, seed=1))
+    scores = score(embeddings(50, seed=2)[0])
+    assert bool(torch.isfinite(scores).all())
+
+
+def test_a_class_without_points_harms_nobody() -> None:
+    score = MahalanobisScore(classes=4, features=8)
+    score.fit(*embeddings(300, seed=1))
+    assert np.isfinite(score(embeddings(10, seed=2)[0]).numpy()).all()
