@@ -16,9 +16,8 @@ from rasterio.io import MemoryFile
 from rasterio.shutil import copy as copy_raster
 
 from bento.legend import colours
-from bento.outline import rings_of
 from bento.scene import NO_CLASS, WindowAnswer
-from datasets.tile import Georeference
+from datasets.tile import Georeference, rings_of
 from models.modelfile import ModelMetadata
 
 _BLOCK = 512
@@ -71,7 +70,7 @@ def write_windows(windows: Sequence[WindowAnswer], place: Georeference, classes:
     for index, name in enumerate(classes):
         shares = [None if w.probabilities is None else float(w.probabilities[index]) for w in windows]
         columns[f"p_{name}"] = pa.array(shares, pa.float32())
-    columns["geometry"] = pa.array([_well_known_binary(f) for f in footprints], pa.binary())
+    columns["geometry"] = pa.array([f and _well_known_binary(f) for f in footprints], pa.binary())
     with whole(path) as partial:
         pq.write_table(pa.table(columns).replace_schema_metadata(_geo_metadata(footprints)), partial)
 
@@ -109,19 +108,16 @@ def _polygon(ring: Sequence[Sequence[float]]) -> bytes:
     return struct.pack("<BIII", 1, 3, 1, len(ring)) + points
 
 
-def _geo_metadata(footprints: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _geo_metadata(footprints: Sequence[dict[str, Any] | None]) -> dict[str, str]:
     """Return GeoParquet's metadata (https://geoparquet.org/releases/v1.1.0/).
 
     That it names no `crs` means longitude and latitude.
     """
-    xs, ys = zip(*(point for footprint in footprints for ring in rings_of(footprint) for point in ring), strict=True)
-    column = {
-        "encoding": "WKB",
-        "geometry_types": sorted({footprint["type"] for footprint in footprints}),
-        "bbox": [min(xs), min(ys), max(xs), max(ys)],
-    }
-    return {
-        "geo": json.dumps(
-            {"version": GEOPARQUET_VERSION, "primary_column": "geometry", "columns": {"geometry": column}}
-        )
-    }
+    known = [footprint for footprint in footprints if footprint]
+    points = [point for footprint in known for ring in rings_of(footprint) for point in ring]
+    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": sorted({f["type"] for f in known})}
+    if points:
+        xs, ys = zip(*points, strict=True)
+        column["bbox"] = [min(xs), min(ys), max(xs), max(ys)]
+    content = {"version": GEOPARQUET_VERSION, "primary_column": "geometry", "columns": {"geometry": column}}
+    return {"geo": json.dumps(content)}

@@ -15,7 +15,6 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from bento.engine import Engine
-from bento.outline import outline
 from datasets.errors import TileShapeError
 from datasets.geotiff import ReadingPlan, georeference_of, read_dn
 from datasets.progress import Report, silent
@@ -48,8 +47,8 @@ class WindowAnswer:
         """The most probable class, or NO_CLASS."""
         return NO_CLASS if self.probabilities is None else int(self.probabilities.argmax())
 
-    def footprint(self, place: Georeference) -> dict[str, Any]:
-        """Return the window's outline as GeoJSON in EPSG:4326."""
+    def footprint(self, place: Georeference) -> dict[str, Any] | None:
+        """Return the window's outline as GeoJSON in EPSG:4326; None where a part of a sound scene has none."""
         offset = place.transform.translation(self.column, self.row)
         return Georeference(place.crs, place.transform @ offset).footprint(self.width, self.height)
 
@@ -76,7 +75,7 @@ def place_of(dataset: DatasetReader, name: str) -> Georeference:
     if dataset.crs is None:
         raise TileShapeError(f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…")
     place = georeference_of(dataset)
-    if place is None or outline(place, dataset.width, dataset.height) is None:
+    if place is None:
         raise TileShapeError(
             f"{name}: its coordinates are missing or lie nowhere on Earth; "
             "set them with gdal_edit.py -a_srs EPSG:… -a_ullr …"

@@ -8,7 +8,6 @@ import numpy as np
 
 from bento.engine import Engine
 from bento.http_errors import body_of
-from bento.outline import outline
 from datasets.errors import NoDataError, SentileError
 from datasets.geotiff import read_tile
 from datasets.radiometry import Statement
@@ -42,7 +41,6 @@ def classify_uploads(engine: Engine, uploads: Sequence[Upload], said: Statement)
 
 def describe(tile: Tile, probabilities: Sequence[float], classes: Sequence[str]) -> dict[str, Any]:
     """Return the answer to one tile, JSON-ready."""
-    place, (height, width) = tile.georeference, tile.pixels.shape[1:]
     shares = {name: round(float(p), _DIGITS) for name, p in zip(classes, probabilities, strict=True)}
     return {
         "name": tile.name,
@@ -51,7 +49,7 @@ def describe(tile: Tile, probabilities: Sequence[float], classes: Sequence[str])
         "valid_share": round(tile.valid_share, _DIGITS),
         "bands": list(tile.bands),
         "level": tile.level.value,
-        "footprint": outline(place, width, height) if place else None,
+        "footprint": tile.footprint,
     }
 
 

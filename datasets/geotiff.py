@@ -173,7 +173,7 @@ def georeference_of(dataset: DatasetReader) -> Georeference | None:
     if dataset.crs is None or dataset.transform.is_identity:
         return None
     place = Georeference(dataset.crs, dataset.transform)
-    return place if place.lies_on_earth(dataset.width, dataset.height) else None
+    return place if place.footprint(dataset.width, dataset.height) else None
 
 
 def _named_in_file(descriptions: Sequence[str | None], name: str) -> dict[str, int]:

@@ -6,6 +6,7 @@ tiles of 64 × 64 pixels at about 10 m.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from affine import Affine
 from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.features import bounds as outline_bounds
 from rasterio.warp import transform_geom
 
 from datasets.bands import BAND_NAMES, positions
@@ -40,19 +40,31 @@ class Georeference:
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
-    def footprint(self, width: int, height: int) -> dict[str, Any]:
-        """Return the outline of a `width` × `height` raster as a GeoJSON polygon in EPSG:4326 (lon, lat)."""
-        corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
-        ring = [tuple(self.transform @ corner) for corner in corners]
-        return dict(transform_geom(self.crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7))
+    def footprint(self, width: int, height: int) -> dict[str, Any] | None:
+        """Return the outline of a `width` × `height` raster as GeoJSON in EPSG:4326 (longitude, latitude).
 
-    def lies_on_earth(self, width: int, height: int) -> bool:
-        """Whether such a raster has a footprint: a local or broken CRS, or one left for another, has none."""
-        try:
-            west, south, east, north = outline_bounds(self.footprint(width, height))
-        except (CPLE_BaseError, RasterioError, SystemError, ValueError):
-            return False
-        return -90 <= south <= north <= 90 and -360 <= west <= east <= 360
+        It is a MultiPolygon of two parts where it crosses the antimeridian, and None where longitude and latitude
+        cannot be told: with a local or a vertical CRS, or with coordinates outside the domain of the CRS.
+        """
+        return _footprint(self.crs, self.transform, width, height)
+
+
+@lru_cache(maxsize=4096)  # of one tile, it is asked for when it is read and again when it is answered
+def _footprint(crs: CRS, transform: Affine, width: int, height: int) -> dict[str, Any] | None:
+    corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
+    ring = [tuple(transform @ corner) for corner in corners]
+    try:
+        geometry = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
+    except (CPLE_BaseError, RasterioError, SystemError, ValueError):  # GDAL's errors reach us in all of these
+        return None
+    inside = all(abs(x) <= 180 and abs(y) <= 90 for ring in rings_of(geometry) for x, y in ring)
+    return dict(geometry) if inside else None
+
+
+def rings_of(geometry: dict[str, Any]) -> list[list[tuple[float, float]]]:
+    """Return the outer rings of a GeoJSON Polygon or MultiPolygon."""
+    polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    return [polygon[0] for polygon in polygons]
 
 
 @dataclass(frozen=True, slots=True)

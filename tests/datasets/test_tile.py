@@ -4,18 +4,18 @@ import math
 
 import pytest
 from affine import Affine
-from geotiffs import CORNER, UTM
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
-from bento.outline import outline, rings_of
-from datasets.tile import Georeference
+from datasets.tile import Georeference, rings_of
 
+UTM = CRS.from_epsg(32629)
+CORNER = Affine(10, 0, 540_000, 0, -10, 4_740_000)
 LOCAL = CRS.from_wkt('LOCAL_CS["a garden",UNIT["metre",1]]')
 
 
 def test_the_outline_is_a_closed_ring_around_the_raster() -> None:
-    geometry = outline(Georeference(UTM, CORNER), 64, 64)
+    geometry = Georeference(UTM, CORNER).footprint(64, 64)
     assert geometry is not None
     assert geometry["type"] == "Polygon"
     (ring,) = rings_of(geometry)
@@ -28,7 +28,7 @@ def test_the_outline_is_a_closed_ring_around_the_raster() -> None:
 
 def test_a_raster_across_the_antimeridian_has_an_outline_of_two_parts() -> None:
     place = Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0))
-    geometry = outline(place, 64, 64)
+    geometry = place.footprint(64, 64)
     assert geometry is not None
     assert geometry["type"] == "MultiPolygon"
     west, east = sorted(rings_of(geometry))
@@ -47,4 +47,4 @@ def test_a_raster_across_the_antimeridian_has_an_outline_of_two_parts() -> None:
     ],
 )
 def test_a_place_that_is_nowhere_on_earth_has_no_outline(crs: CRS, transform: Affine) -> None:
-    assert outline(Georeference(crs, transform), 64, 64) is None
+    assert Georeference(crs, transform).footprint(64, 64) is None
