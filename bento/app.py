@@ -1,138 +1,126 @@
 """The HTTP routes: an ASGI application that the BentoML service mounts.
 
-BentoML's own file inputs lose the upload's name, write it to a temporary file on the event loop, and answer a
-bad one with an error for its whole batch; a mounted route has none of that.
+BentoML's own file inputs lose the upload's name, write it to a temporary file on the event loop, and answer a bad one
+with an error for its whole batch; a mounted route has none of that (docs/decisions/0004).
 """
 
-import math
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from starlette.types import Message
 
+from bento import metrics
+from bento.admission import Admission, OverloadedError
+from bento.batcher import Batcher, ClosedError
+from bento.bodies import announced_bytes, read_tiles
 from bento.engine import Engine
-from bento.http_errors import body_of, error_body, status_of
+from bento.http_errors import body_of, error_body, status_of, status_of_code
 from bento.settings import Settings
-from bento.uploads import Upload, classify_uploads
-from datasets.command import make_statement
+from bento.uploads import Answer, Upload, classify_uploads
 from datasets.errors import SentileError
-from datasets.radiometry import Level, Statement
 
-FIELD = "tiles"
-FIELDS = (FIELD, "bands", "level", "scale", "offset")
+API_VERSION = "1"
 _CODES: dict[int, str] = {
     400: "bad_request",
     404: "not_found",
     405: "method",
     413: "too_large",
+    415: "unsupported_type",
     422: "invalid",
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What the routes share, in `app.state.serving`."""
+
+    settings: Settings
+    engine: Engine
+    admission: Admission
+    batcher: Batcher[Upload, Answer]
+
+    @classmethod
+    def start(cls, settings: Settings, engine: Engine) -> "Serving":
+        """Start serving `engine`."""
+
+        def work(uploads: list[Upload]) -> list[Answer]:
+            return classify_uploads(engine, uploads)
+
+        def observe(tiles: int, waiting: int) -> None:
+            metrics.BATCH.observe(tiles)
+            metrics.WAITING.set(waiting)
+
+        admission = Admission(settings.room, settings.most_waiting, settings.most_seconds)
+        return cls(settings, engine, admission, Batcher(work, settings.most_in_batch, observe))
+
+
 def make_app() -> Starlette:
-    """Return the application; `app.state.engine` and `app.state.settings` must be set before it serves."""
+    """Return the application; `app.state.serving` must be set before it serves."""
     return Starlette(
         routes=[
             Route("/classify", classify, methods=["POST"]),
             Route("/model", describe_model, methods=["GET"]),
         ],
-        exception_handlers={SentileError: _on_our_error, HTTPException: _on_http_error},
+        exception_handlers={
+            SentileError: _on_our_error,
+            HTTPException: _on_http_error,
+            OverloadedError: _on_overload,
+            ClosedError: _on_overload,
+        },
     )
 
 
 async def classify(request: Request) -> JSONResponse:
-    """POST /classify: GeoTIFF tiles in the multipart field `tiles`; one result for each, in order."""
-    engine: Engine = request.app.state.engine
-    settings: Settings = request.app.state.settings
-    body = _no_longer_than(settings.most_bytes, request)
-    async with body.form(max_files=settings.most_tiles, max_fields=len(FIELDS)) as form:
-        _refuse_unknown_fields(form)
-        said = _statement(form)
-        uploads = await _uploads(form)
-    results = await run_in_threadpool(classify_uploads, engine, uploads, said)
-    return JSONResponse({"model": _identity(engine), "results": results})
+    """POST /classify: tiles in one of three forms (`bento.bodies`); one result for each, in order."""
+    serving: Serving = request.app.state.serving
+    sets = serving.engine.metadata.prediction_sets
+    async with serving.admission.room(announced_bytes(request, serving.settings.most_bytes)):
+        asked = await read_tiles(request, serving.settings, max(sets.thresholds) if sets else 0.0)
+        results = await serving.batcher.submit(asked.uploads)
+    if asked.single and "error" in results[0]:
+        return _answer({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
+    return _answer({"model": _identity(serving.engine), "results": results})
 
 
 async def describe_model(request: Request) -> JSONResponse:
     """GET /model: what the model says of itself, without its reference histograms."""
-    engine: Engine = request.app.state.engine
-    card = engine.metadata.model_dump(exclude={"histograms", "histogram_edges"})
-    return JSONResponse({**card, "sha256": engine.sha256})
+    engine: Engine = request.app.state.serving.engine
+    card = engine.metadata.model_dump(mode="json", exclude={"histograms", "histogram_edges"})
+    return _answer({**card, "sha256": engine.sha256})
 
 
 def _identity(engine: Engine) -> dict[str, str]:
     return {"name": engine.metadata.name, "version": engine.metadata.version, "sha256": engine.sha256}
 
 
-async def _uploads(form: FormData) -> list[Upload]:
-    parts = form.getlist(FIELD)
-    if not parts or not all(isinstance(part, UploadFile) for part in parts):
-        raise HTTPException(400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one")
-    files = [part for part in parts if isinstance(part, UploadFile)]
-    return [Upload(file.filename or "tile", await file.read()) for file in files]
+def _answer(content: dict[str, Any], status: int = 200, **headers: str) -> JSONResponse:
+    return JSONResponse(content, status, {"Sentile-Api-Version": API_VERSION, **headers})
 
 
-def _refuse_unknown_fields(form: FormData) -> None:
-    """Refuse a misspelt field: left unread, it would change the answers in silence."""
-    for name in form:
-        if name not in FIELDS:
-            raise HTTPException(422, f"there is no field {name!r}; the fields are {', '.join(FIELDS)}")
-
-
-def _statement(form: FormData) -> Statement:
-    """Return what the form's fields say of all files: bands, level, scale, offset."""
-    level = _text(form, "level")
-    if level and level.upper() not in Level.__members__:
-        raise HTTPException(422, f"level is L1C or L2A, not {level!r}")
-    return make_statement(_text(form, "bands"), level, _number(form, "scale"), _number(form, "offset"))
-
-
-def _text(form: FormData, name: str) -> str | None:
-    value = form.get(name)
-    return value if isinstance(value, str) and value else None
-
-
-def _number(form: FormData, name: str) -> float | None:
-    text = _text(form, name)
-    try:
-        number = float(text) if text else None
-    except ValueError:
-        number = math.nan
-    if number is not None and not math.isfinite(number):
-        raise HTTPException(422, f"{name} is a number, not {text!r}")
-    return number
-
-
-def _no_longer_than(most_bytes: int, request: Request) -> Request:
-    """Return `request` with a body that cannot be read beyond `most_bytes`, even if it hides its length."""
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > most_bytes:
-        raise HTTPException(413, f"a body of {int(length):,} bytes; {most_bytes:,} is the most")
-    taken = 0
-
-    async def receive() -> Message:
-        nonlocal taken
-        message = await request.receive()
-        taken += len(message.get("body", b""))
-        if taken > most_bytes:
-            raise HTTPException(413, f"a body of more than {most_bytes:,} bytes, which is the most")
-        return message
-
-    return Request(request.scope, receive)
+def _refuse(status: int, code: str, message: str, hint: str = "", **headers: str) -> JSONResponse:
+    metrics.ERRORS.labels(code).inc()
+    return _answer(error_body(code, message, hint), status, **headers)
 
 
 async def _on_our_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SentileError)  # noqa: S101 - starlette's handlers are typed for any exception
-    return JSONResponse(body_of(error), status_code=status_of(error))
+    body = body_of(error)
+    metrics.ERRORS.labels(body["error"]["code"]).inc()
+    return _answer(body, status_of(error))
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     message, _, hint = error.detail.partition("; ")
-    code = _CODES.get(error.status_code, "http")
-    return JSONResponse(error_body(code, message, hint), status_code=error.status_code)
+    return _refuse(error.status_code, _CODES.get(error.status_code, "http"), message, hint)
+
+
+async def _on_overload(request: Request, error: Exception) -> JSONResponse:
+    seconds = f"{error.retry_after:.0f}" if isinstance(error, OverloadedError) else "5"
+    # The body was never read, so the connection cannot be used again.
+    headers = {"Retry-After": seconds, "Connection": "close"}
+    return _refuse(503, "overloaded", "too many requests are waiting", f"try again in {seconds} s", **headers)

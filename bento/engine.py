@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from datasets.errors import TileShapeError
+from datasets.errors import ModelFileError, TileShapeError
 from datasets.tile import BAND_COUNT, DN
-from models.modelfile import INPUT, ModelFile, ModelMetadata, open_model
+from models.modelfile import INPUT, OUTPUTS, ModelFile, ModelMetadata, open_model
 
-_BATCH = 256  # tiles at a time: activations of a batch stay within a few hundred megabytes
+MOST_IN_BATCH = 256  # tiles at a time: activations of a batch stay within a few hundred megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +20,32 @@ class Answers:
 
     Attributes:
         probabilities: float32 (n, classes), calibrated.
+        logits: float32 (n, classes).
         embedding: float32 (n, features).
+        outlier_score: float32 (n,), larger for tiles unlike the training data.
     """
 
     probabilities: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
     embedding: npt.NDArray[np.float32]
+    outlier_score: npt.NDArray[np.float32]
 
 
 class Engine:
     """A model, loaded once and ready; safe to call from several threads."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        """Open the model file `path`; raises ModelFileError as `models.modelfile.open_model` does."""
+        """Open the model file `path` and run it once.
+
+        Raises:
+            ModelFileError: as `models.modelfile.open_model` does, or the model does not answer soundly.
+        """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         # Threads that spin while they wait take the cores from the event loop and from the readers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._file: ModelFile = open_model(path, options)
+        self._check_itself()
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -64,8 +73,20 @@ class Engine:
             raise TileShapeError(
                 f"tiles of {tiles.dtype} {tiles.shape}; the model takes uint16 (n, {BAND_COUNT}, {size}, {size})"
             )
-        names = ["probabilities", "embedding"]
-        starts = range(0, len(tiles), _BATCH) if len(tiles) else range(1)
-        parts = [self._file.session.run(names, {INPUT: tiles[s : s + _BATCH]}) for s in starts]
-        probabilities, embedding = (np.concatenate(outputs) for outputs in zip(*parts, strict=True))
-        return Answers(probabilities, embedding)
+        starts = range(0, len(tiles), MOST_IN_BATCH) if len(tiles) else range(1)
+        parts = [self._file.session.run(list(OUTPUTS), {INPUT: tiles[s : s + MOST_IN_BATCH]}) for s in starts]
+        if len(parts) == 1:
+            return Answers(*parts[0])
+        return Answers(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
+
+    def _check_itself(self) -> None:
+        """Refuse a model that gives no probabilities: a broken file may load and still answer nonsense."""
+        size = self.metadata.tile_size
+        tiles = np.full((2, BAND_COUNT, size, size), 1500, np.uint16)
+        tiles[1, ::2] = 0
+        try:
+            found = self.classify(tiles).probabilities
+        except Exception as error:  # onnxruntime's own exceptions share no base but Exception
+            raise ModelFileError(f"{self.path}: the model cannot be run; export it again") from error
+        if not (np.isfinite(found).all() and np.allclose(found.sum(1), 1, atol=1e-3)):
+            raise ModelFileError(f"{self.path}: the model's probabilities do not sum to 1; export it again")

@@ -29,6 +29,11 @@ def status_of(error: SentileError) -> int:
     return next(status for kind, status, _ in STATUS if isinstance(error, kind))
 
 
+def status_of_code(code: str) -> int:
+    """Return the HTTP status that goes with the code in an error's body."""
+    return next((status for _, status, known in STATUS if known == code), 500)
+
+
 def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, str]]:
     """Return the body of an error: {"error": {"code", "message", "hint"}}."""
     return {"error": {"code": code, "message": message, "hint": hint}}

@@ -1,30 +1,53 @@
 """What can be set from outside, in one place: environment variables that begin with SENTILE_."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from bento.cores import usable_cores
 from datasets.errors import ModelFileError, SentileError
 
 RUNS = Path("artifacts")
 MODEL_NAME = "model.onnx"
+_MOST_PROCESSES = 8  # each takes about 200 MB
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The service's settings.
+    """The service's settings; each is set by the environment variable of its name, in capitals, behind SENTILE_.
 
     Attributes:
-        model: SENTILE_MODEL, path of the model file; None: the newest exported one.
-        threads: SENTILE_THREADS, threads of onnxruntime in each process; 0: as many as there are cores.
-        most_tiles: SENTILE_MOST_TILES, tiles in one request.
-        most_bytes: SENTILE_MOST_BYTES, bytes in one request's body.
+        model: path of the model file; None: the newest exported one.
+        workers: processes that serve; 0: one for each core, eight at most.
+        threads: of the network in each process; 0: the cores shared out among the processes.
+        most_tiles: tiles in one request.
+        most_bytes: bytes in one request's body.
+        most_in_batch: tiles that the network takes at once.
+        room: bytes of requests that each process holds at once; further ones wait, unread.
+        most_waiting: requests that may wait in each process; those beyond get 503.
+        most_seconds: that a request may wait for room.
     """
 
     model: Path | None = None
+    workers: int = 0
     threads: int = 0
     most_tiles: int = 256
     most_bytes: int = 64 * 2**20
+    most_in_batch: int = 64
+    room: int = 128 * 2**20
+    most_waiting: int = 1024
+    most_seconds: int = 30
+
+    @property
+    def processes(self) -> int:
+        """How many processes serve."""
+        return self.workers or min(usable_cores(), _MOST_PROCESSES)
+
+    @property
+    def network_threads(self) -> int:
+        """How many threads the network has in each process: with the processes, no more than there are cores."""
+        return self.threads or max(1, usable_cores() // self.processes)
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -33,17 +56,18 @@ class Settings:
         Raises:
             SentileError: one of them is not a number, or too small.
         """
-        model = os.environ.get("SENTILE_MODEL")
-        return cls(
-            model=Path(model) if model else None,
-            threads=_whole_number("SENTILE_THREADS", cls.threads, least=0),
-            most_tiles=_whole_number("SENTILE_MOST_TILES", cls.most_tiles, least=1),
-            most_bytes=_whole_number("SENTILE_MOST_BYTES", cls.most_bytes, least=1),
-        )
+        said: dict[str, Any] = {}
+        for item in fields(cls):
+            name = f"SENTILE_{item.name.upper()}"
+            text = os.environ.get(name)
+            if text and item.name == "model":
+                said["model"] = Path(text)
+            elif text:
+                said[item.name] = _whole_number(name, text, least=0 if item.default == 0 else 1)
+        return cls(**said)
 
 
-def _whole_number(name: str, default: int, least: int) -> int:
-    text = os.environ.get(name) or str(default)
+def _whole_number(name: str, text: str, least: int) -> int:
     try:
         number = int(text)
     except ValueError:

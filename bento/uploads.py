@@ -1,69 +1,124 @@
 """Uploaded tiles: read, classified, answered one by one. A bad tile gets its own error and harms no other."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bento.engine import Engine
-from bento.http_errors import body_of
+from bento import metrics
+from bento.engine import Answers, Engine
+from bento.http_errors import body_of, error_body
 from datasets.errors import NoDataError, SentileError
 from datasets.geotiff import read_tile
 from datasets.radiometry import Statement
 from datasets.tile import Tile
 
 _DIGITS = 6
+_LOG = logging.getLogger("sentile")
+
+Answer = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file as it came: its name and its bytes."""
+    """A tile as it came.
+
+    Attributes:
+        name: the upload's file name.
+        content: a GeoTIFF's bytes, or a tile that needs no reading.
+        said: what the request says of it.
+        coverage: asked of its prediction set (0-1).
+    """
 
     name: str
-    content: bytes
+    content: bytes | Tile
+    said: Statement = Statement()  # noqa: RUF009 - frozen
+    coverage: float = 0.9
 
 
-def classify_uploads(engine: Engine, uploads: Sequence[Upload], said: Statement) -> list[dict[str, Any]]:
+def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
     """Return one JSON-ready result for each upload, in order: an answer, or `{"name", "error"}`."""
-    read = [_read(upload, said, engine.metadata.tile_size) for upload in uploads]
-    tiles = [outcome for outcome in read if isinstance(outcome, Tile)]
+    with metrics.timed("read", len(uploads)):
+        outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
+    tiles = [outcome for outcome in outcomes if isinstance(outcome, Tile)]
     if not tiles:
-        return [_refusal(u, o) for u, o in zip(uploads, read, strict=True) if isinstance(o, SentileError)]
-    answers = iter(engine.classify(np.stack([tile.pixels for tile in tiles])).probabilities)
-    return [
-        _refusal(upload, outcome)
-        if isinstance(outcome, SentileError)
-        else describe(outcome, next(answers), engine.metadata.classes)
-        for upload, outcome in zip(uploads, read, strict=True)
-    ]
+        return [outcome for outcome in outcomes if not isinstance(outcome, Tile)]
+    with metrics.timed("infer", len(tiles)):
+        answers = engine.classify(np.stack([tile.pixels for tile in tiles]))
+    with metrics.timed("describe", len(tiles)):
+        index = iter(range(len(tiles)))
+        return [
+            describe(engine, outcome, answers, next(index), upload.coverage) if isinstance(outcome, Tile) else outcome
+            for upload, outcome in zip(uploads, outcomes, strict=True)
+        ]
 
 
-def describe(tile: Tile, probabilities: Sequence[float], classes: Sequence[str]) -> dict[str, Any]:
-    """Return the answer to one tile, JSON-ready."""
-    shares = {name: round(float(p), _DIGITS) for name, p in zip(classes, probabilities, strict=True)}
+def describe(engine: Engine, tile: Tile, answers: Answers, index: int, coverage: float) -> Answer:
+    """Return the answer to one tile, the `index`-th of `answers`, JSON-ready."""
+    metadata = engine.metadata
+    probabilities = answers.probabilities[index]
+    shares = {name: round(float(p), _DIGITS) for name, p in zip(metadata.classes, probabilities, strict=True)}
+    answer = metadata.classes[int(probabilities.argmax())]
+    outlier = describe_outlier(engine, float(answers.outlier_score[index]))
+    count(engine, answer, float(probabilities.max()), outlier)
     return {
         "name": tile.name,
-        "class": max(shares, key=shares.__getitem__),
+        "class": answer,
         "probabilities": shares,
+        "prediction_set": describe_set(engine, probabilities, coverage),
+        "outlier": outlier,
         "valid_share": round(tile.valid_share, _DIGITS),
         "bands": list(tile.bands),
-        "level": tile.level.value,
+        "level": tile.level,
         "footprint": tile.footprint,
     }
 
 
-def _read(upload: Upload, said: Statement, size: int) -> Tile | SentileError:
+def describe_set(engine: Engine, probabilities: Sequence[float], coverage: float) -> Answer | None:
+    """Return the prediction set at `coverage`, likeliest class first, or None where the model has none."""
+    sets = engine.metadata.prediction_sets
+    if sets is None:
+        return None
+    threshold = sets.threshold(coverage)
+    ranked = sorted(zip(probabilities, engine.metadata.classes, strict=True), reverse=True)
+    return {"coverage": coverage, "classes": [name for share, name in ranked if share >= threshold]}
+
+
+def describe_outlier(engine: Engine, score: float) -> Answer | None:
+    """Return the outlier score and whether it is flagged, or None where the model has no threshold."""
+    outliers = engine.metadata.outliers
+    return {"score": round(score, _DIGITS), "flag": score > outliers.threshold} if outliers else None
+
+
+def count(engine: Engine, answer: str, confidence: float, outlier: Answer | None) -> None:
+    """Count an answered tile in the metrics."""
+    version = engine.metadata.version
+    metrics.TILES.labels(answer, version).inc()
+    metrics.CONFIDENCE.labels(version).observe(confidence)
+    if outlier and engine.metadata.outliers:
+        metrics.OUTLIER.labels(version).observe(outlier["score"] / engine.metadata.outliers.threshold)
+
+
+def _read(upload: Upload, size: int) -> Tile | Answer:
+    """Return the tile, or the JSON-ready refusal."""
     try:
-        tile = read_tile(upload.content, said, upload.name, size)
+        tile = upload.content if isinstance(upload.content, Tile) else _read_bytes(upload, size)
         if tile.valid_share == 0:
-            raise NoDataError(
-                f"{upload.name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to classify"
-            )
+            bands = ", ".join(tile.bands)
+            raise NoDataError(f"{upload.name}: no pixel holds data in all of {bands}; nothing to classify")
     except SentileError as error:
-        return error
-    return tile
+        body = body_of(error, upload.name)
+    except Exception:  # one tile that trips a library over must not take its neighbours along
+        _LOG.exception("a tile could not be read for a reason that nobody thought of")
+        body = error_body("internal", f"{upload.name}: could not be read")
+    else:
+        return tile
+    metrics.ERRORS.labels(body["error"]["code"]).inc()
+    return {"name": upload.name, **body}
 
 
-def _refusal(upload: Upload, error: SentileError) -> dict[str, Any]:
-    return {"name": upload.name, **body_of(error, upload.name)}
+def _read_bytes(upload: Upload, size: int) -> Tile:
+    assert isinstance(upload.content, bytes)  # noqa: S101 - told apart by the caller
+    return read_tile(upload.content, upload.said, upload.name, size)

@@ -39,6 +39,7 @@ _CLOSED_WORLD = {
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_TIFF_INTERNAL_MASK": "YES",
     "GDAL_GEOREF_SOURCES": "INTERNAL",
+    "GTIFF_SRS_SOURCE": "GEOKEYS",  # the CRS as the file has it; looking it up again takes as long as reading a tile
     "GTIFF_IGNORE_READ_ERRORS": "NO",
     "GDAL_HTTP_MAX_RETRY": "0",
     "VSI_CACHE": "NO",

@@ -44,9 +44,15 @@ class Radiometry:
         A valid pixel never becomes 0, since 0 is no data: what falls below is clipped to 1 (reflectance
         0.0001), as ESA clips dark pixels when the offset is taken off, and what lies above 65,535 to that.
         """
-        numbers_f = np.where(valid, numbers, 0).astype(np.float32)
-        dn = np.rint((numbers_f + np.float32(self.offset)) * np.float32(self.scale * QUANTIFICATION))
-        return np.where(valid, np.clip(dn, 1, DN_MAX), 0).astype(np.uint16)
+        factor = self.scale * QUANTIFICATION
+        if numbers.dtype == np.uint16 and self.offset == 0 and abs(factor - 1) < 1e-9:  # they are DN already
+            return np.where(valid, numbers, np.uint16(0)).astype(np.uint16, copy=False)
+        dn = np.where(valid, numbers, 0).astype(np.float32)
+        dn += np.float32(self.offset)
+        dn *= np.float32(factor)
+        np.clip(np.rint(dn, out=dn), 1, DN_MAX, out=dn)
+        dn[~valid] = 0
+        return dn.astype(np.uint16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def _describe(source: Source, file: TileFile, tile: Tile) -> TileRecord:
         name=file.name,
         label=file.label,
         source=source.format,
-        level=tile.level,
+        level=tile.level or "",
         bands=tile.bands,
         crs=place.crs.to_string() if place else "",
         bounds=place.bounds(*tile.pixels.shape[:0:-1]) if place else None,

@@ -75,14 +75,14 @@ class Tile:
         name: what the tile is called (a file's stem, or an upload's file name).
         pixels: uint16 (13, height, width), DN, 0 = no data.
         bands: canonical names of the bands that are present, in canonical order.
-        level: the processing level the reflectances come from.
+        level: the processing level the reflectances come from; None where nobody says (of a bare array of DN).
         georeference: where it lies, or None if the file does not say.
     """
 
     name: str
     pixels: DN
     bands: tuple[str, ...]
-    level: Level
+    level: Level | None
     georeference: Georeference | None = None
 
     @property

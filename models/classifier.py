@@ -27,7 +27,8 @@ class Classifier(nn.Module):
         self.preprocess = Preprocess(band_mean, band_std)
         self.backbone = backbone
         self.head = nn.Linear(int(backbone.features), classes)  # type: ignore[arg-type]
-        self.register_buffer("temperature", torch.ones(()))
+        # Calibration is fitted at export and lives in the model file; checkpoints hold what training moves.
+        self.register_buffer("temperature", torch.ones(()), persistent=False)
         self.outliers = MahalanobisScore(classes, int(backbone.features))  # type: ignore[arg-type]
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,8 @@ class MahalanobisScore(nn.Module):
 
     def __init__(self, classes: int, features: int) -> None:
         super().__init__()
-        self.register_buffer("means", torch.zeros(classes, features))
-        self.register_buffer("whitening", torch.zeros(features, features))
+        self.register_buffer("means", torch.zeros(classes, features), persistent=False)
+        self.register_buffer("whitening", torch.zeros(features, features), persistent=False)
 
     def fit(self, embeddings: Tensor, labels: Tensor) -> None:
         """Take the class means and the covariance within classes of `embeddings` (n, features), n >= 2.

@@ -225,22 +225,24 @@ def test_an_unknown_band_is_answered_with_the_list_of_those_that_exist(service: 
         {},
         {"data": {"level": "L1C"}},
         {"files": {"tile": b"under another name"}, "data": {"level": "L1C"}},
-        {"content": tile_file(FOREST), "headers": {"content-type": "image/tiff"}},
+        {"content": tile_file(FOREST), "headers": {"content-type": "image/png"}},
         {"json": {"tiles": []}},
     ],
-    ids=["nothing", "only fields", "another field", "a bare body", "JSON"],
+    ids=["nothing", "only fields", "another field", "another type", "JSON"],
 )
 def test_a_request_without_a_file_is_told_how_to_send_one(service: httpx.Client, body: dict[str, Any]) -> None:
     response = service.post("/classify", **body)
     if "files" in body:
         assert "'tile'" in refusal(response, 422)["message"]
     else:
-        assert "curl -F tiles=@" in refusal(response, 400)["hint"]
+        assert "curl -F tiles=@" in refusal(response, 415)["hint"]
 
 
 @pytest.mark.parametrize("text", ["http://127.0.0.1/tile.tif", "/etc/hostname", ""])
 def test_a_string_in_the_place_of_a_file_is_refused_and_not_followed(service: httpx.Client, text: str) -> None:
-    assert refusal(service.post("/classify", data={"tiles": text}), 400)
+    assert refusal(service.post("/classify", data={"tiles": text}), 415)
+    only = service.post("/classify", files=[("tiles", (None, text.encode()))])
+    assert refusal(only, 400)
     as_part = [("tiles", (None, text.encode())), ("tiles", ("a.tif", tile_file(FOREST)))]
     assert refusal(service.post("/classify", files=as_part), 400)
 

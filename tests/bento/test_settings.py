@@ -8,7 +8,7 @@ import pytest
 from bento.settings import Settings, find_model
 from datasets.errors import ModelFileError, SentileError
 
-NAMES = ("SENTILE_MODEL", "SENTILE_THREADS", "SENTILE_MOST_TILES", "SENTILE_MOST_BYTES")
+NAMES = ("SENTILE_MODEL", "SENTILE_WORKERS", "SENTILE_THREADS", "SENTILE_MOST_TILES", "SENTILE_MOST_BYTES")
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,9 @@ def test_without_an_environment_the_defaults_hold() -> None:
 
 
 def test_every_setting_can_be_set_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(NAMES, ("other/model.onnx", "3", "8", "1000"), strict=True):
+    for name, value in zip(NAMES, ("other/model.onnx", "2", "3", "8", "1000"), strict=True):
         monkeypatch.setenv(name, value)
-    assert Settings.from_environment() == Settings(Path("other/model.onnx"), 3, 8, 1000)
+    assert Settings.from_environment() == Settings(Path("other/model.onnx"), 2, 3, 8, 1000)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,6 +56,14 @@ def test_a_setting_that_is_no_sensible_number_is_named(
     monkeypatch.setenv(name, value)
     with pytest.raises(SentileError, match=f"{name} is a whole number of {least} or more, not '{value}'"):
         Settings.from_environment()
+
+
+def test_processes_and_threads_together_never_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores in (1, 2, 3, 8, 64):
+        monkeypatch.setattr("bento.settings.usable_cores", lambda cores=cores: cores)
+        for settings in (Settings(), Settings(workers=1), Settings(workers=2)):
+            if settings.processes <= cores:
+                assert settings.processes * settings.network_threads <= cores
 
 
 def test_a_model_that_was_named_is_used_whatever_else_lies_there(in_folder: Path) -> None:

@@ -24,13 +24,13 @@ LAKE = synthesise_tile("SeaLake", 1, 2)
 
 def answer(engine: Engine, content: bytes, said: Statement | None = None) -> dict[str, Any]:
     """The JSON answer to one upload."""
-    (result,) = classify_uploads(engine, [Upload("tile.tif", content)], said or Statement())
+    (result,) = classify_uploads(engine, [Upload("tile.tif", content, said or Statement())])
     back: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False))
     return back
 
 
 def test_nothing_uploaded_gives_nothing(engine: Engine) -> None:
-    assert classify_uploads(engine, [], Statement()) == []
+    assert classify_uploads(engine, []) == []
 
 
 def test_answers_keep_the_order_of_the_uploads_with_errors_among_them(engine: Engine) -> None:
@@ -40,7 +40,7 @@ def test_answers_keep_the_order_of_the_uploads_with_errors_among_them(engine: En
         Upload("three.tif", tile_file(LAKE)),
         Upload("four.tif", b""),
     ]
-    results = classify_uploads(engine, uploads, Statement())
+    results = classify_uploads(engine, uploads)
     assert [result["name"] for result in results] == ["one.tif", "two.tif", "three.tif", "four.tif"]
     assert [result.get("class") for result in results] == ["Forest", None, "SeaLake", None]
     assert results[1]["error"]["message"] == "two.tif: not a GeoTIFF but a JPEG"
@@ -48,13 +48,13 @@ def test_answers_keep_the_order_of_the_uploads_with_errors_among_them(engine: En
 
 
 def test_a_semicolon_in_a_name_does_not_tear_the_error_apart(engine: Engine) -> None:
-    (result,) = classify_uploads(engine, [Upload("a; b.tif", jpeg())], Statement())
+    (result,) = classify_uploads(engine, [Upload("a; b.tif", jpeg())])
     assert result["error"]["message"] == "a; b.tif: not a GeoTIFF but a JPEG"
     assert result["error"]["hint"] == "the multispectral GeoTIFF is needed"
 
 
 def test_only_bad_uploads_give_only_errors(engine: Engine) -> None:
-    results = classify_uploads(engine, [Upload("a.tif", jpeg()), Upload("b.tif", b"II*\0")], Statement())
+    results = classify_uploads(engine, [Upload("a.tif", jpeg()), Upload("b.tif", b"II*\0")])
     assert [set(result) for result in results] == [{"name", "error"}] * 2
 
 
@@ -99,7 +99,7 @@ def test_a_tile_with_a_place_nowhere_on_earth_is_answered_and_harms_no_other(
 ) -> None:
     lost = tile_file(FOREST, crs=crs, transform=transform)
     uploads = [Upload("lost.tif", lost), Upload("lake.tif", tile_file(LAKE))]
-    first, second = classify_uploads(engine, uploads, Statement())
+    first, second = classify_uploads(engine, uploads)
     assert (first["class"], first["footprint"]) == ("Forest", None)
     assert second["class"] == "SeaLake"
     assert second["footprint"]["type"] == "Polygon"

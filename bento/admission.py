@@ -1,0 +1,81 @@
+"""Admission: how many bytes of requests one process holds at once.
+
+A body is only read once there is room for it. Until then its connection waits, unread, which holds the sender back by
+TCP's own means; beyond a bounded number of waiting requests, or a bounded time, a request is turned away before its
+body costs anything. So memory cannot grow with the number of clients.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class OverloadedError(Exception):
+    """There is no room, and enough others wait for it; come back in `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("no room for the request")
+        self.retry_after = retry_after
+
+
+class Admission:
+    """Lets requests in, first come first served, as their bytes fit into `most_bytes`.
+
+    Args:
+        most_bytes: of all bodies that are being read or worked on.
+        most_waiting: requests that may wait for room.
+        most_seconds: that one may wait.
+    """
+
+    def __init__(self, most_bytes: int, most_waiting: int, most_seconds: float) -> None:
+        self._room, self._most_bytes = most_bytes, most_bytes
+        self._most_waiting, self._most_seconds = most_waiting, most_seconds
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[None]:
+        """Hold room for `size` bytes (or for all there is, if that is less) for the length of the block.
+
+        Raises:
+            OverloadedError: too many wait, or the wait was too long.
+        """
+        size = min(size, self._most_bytes)
+        await self._acquire(size)
+        try:
+            yield
+        finally:
+            self._room += size
+            self._let_in()
+
+    async def _acquire(self, size: int) -> None:
+        if not self._queue and size <= self._room:
+            self._room -= size
+            return
+        if len(self._queue) >= self._most_waiting:
+            raise OverloadedError(self._most_seconds)
+        turn = asyncio.get_running_loop().create_future()
+        self._queue.append((size, turn))
+        try:
+            async with asyncio.timeout(self._most_seconds):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():  # it was let in at the very moment that it left
+                self._room += size
+            turn.cancel()
+            self._let_in()
+            if isinstance(error, TimeoutError):
+                raise OverloadedError(self._most_seconds) from None
+            raise
+
+    def _let_in(self) -> None:
+        while self._queue:
+            size, turn = self._queue[0]
+            if turn.done():
+                self._queue.popleft()
+            elif size <= self._room:
+                self._queue.popleft()
+                self._room -= size
+                turn.set_result(None)
+            else:
+                return
