@@ -47,6 +47,8 @@ class SaveRunConfig(SaveConfigCallback):
             content.pop(key, None)
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         log_provenance(trainer, trainer.datamodule.pack.summary.data_hash, path)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({name: content[name] for name in ("data", "model", "ema", "seed_everything")})
 
 
 class TrainingCLI(LightningCLI):

@@ -97,6 +97,8 @@ def test_the_tracker_holds_the_figures_the_config_and_the_model(run: Path) -> No
     assert {"train/loss", "val/accuracy", "test/all/accuracy", "test/geotiff/rgb/macro_f1"} <= set(found.data.metrics)
     assert "calibrated/val/calibration_error" in found.data.metrics
     assert found.data.tags["data_hash"]
+    assert found.data.params["data/batch_size"] == "24"
+    assert found.data.params["model/optimisation/rate"] == "0.002"
     assert "mlflow.source.git.commit" in found.data.tags
     names = {item.path for item in client.list_artifacts(run_id)}
     assert {"config.yaml", "requirements.txt", "evaluation", "model"} <= names
