@@ -9,12 +9,11 @@ from typing import NoReturn
 
 import bentoml
 
-from bento.app import Serving, make_app
+from bento.app import make_app
 from bento.engine import Engine
+from bento.serving import Serving
 from bento.settings import Settings, find_model
 from datasets.errors import SentileError
-
-app = make_app()
 
 
 def _settings() -> Settings:
@@ -31,6 +30,7 @@ def _stop(error: SentileError) -> NoReturn:
 
 
 settings = _settings()
+app = make_app(settings)
 
 
 @bentoml.service(
@@ -46,7 +46,7 @@ class Sentile:
     """Classifies Sentinel-2 tiles."""
 
     def __init__(self) -> None:
-        app.state.serving = Serving.start(settings, Engine(find_model(settings.model), settings.network_threads))
+        app.state.serving = Serving.start(settings)
 
     @bentoml.on_deployment
     @staticmethod
@@ -60,4 +60,4 @@ class Sentile:
     @bentoml.on_shutdown
     def close(self) -> None:
         """End the batcher's thread."""
-        app.state.serving.batcher.close()
+        app.state.serving.close()

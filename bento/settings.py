@@ -27,6 +27,7 @@ class Settings:
         room: bytes of requests that each process holds at once; further ones wait, unread.
         most_waiting: requests that may wait in each process; those beyond get 503.
         most_seconds: that a request may wait for room.
+        turnover: requests after which a connection is closed, so that the processes share connections evenly.
     """
 
     model: Path | None = None
@@ -38,6 +39,7 @@ class Settings:
     room: int = 128 * 2**20
     most_waiting: int = 1024
     most_seconds: int = 30
+    turnover: int = 64
 
     @property
     def processes(self) -> int:

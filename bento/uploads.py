@@ -11,7 +11,7 @@ from bento import metrics
 from bento.engine import Answers, Engine
 from bento.http_errors import body_of, error_body
 from datasets.errors import NoDataError, SentileError
-from datasets.geotiff import read_tile
+from datasets.geotiff import closed_world, read_tile
 from datasets.radiometry import Statement
 from datasets.tile import Tile
 
@@ -40,7 +40,7 @@ class Upload:
 
 def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
     """Return one JSON-ready result for each upload, in order: an answer, or `{"name", "error"}`."""
-    with metrics.timed("read", len(uploads)):
+    with metrics.timed("read", len(uploads)), closed_world():
         outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
     tiles = [outcome for outcome in outcomes if isinstance(outcome, Tile)]
     if not tiles:

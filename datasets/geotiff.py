@@ -6,6 +6,7 @@ pixel is decoded.
 """
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
@@ -48,6 +50,9 @@ _CLOSED_WORLD = {
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile need not lie anywhere
 
 
+_THIS_THREAD = threading.local()
+
+
 @dataclass(frozen=True, slots=True)
 class ReadingPlan:
     """How one raster is brought to the tile form.
@@ -68,6 +73,23 @@ class ReadingPlan:
 
 
 @contextmanager
+def closed_world() -> Iterator[None]:
+    """Set GDAL up for files that may be hostile, in this thread, for the length of the block.
+
+    `open_geotiff` does so for each file; one block around many files saves a tenth of the time that reading them takes.
+    """
+    if getattr(_THIS_THREAD, "closed", False):
+        yield
+        return
+    with rasterio.Env(**_CLOSED_WORLD):
+        _THIS_THREAD.closed = True
+        try:
+            yield
+        finally:
+            _THIS_THREAD.closed = False
+
+
+@contextmanager
 def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[DatasetReader]:
     """Open a GeoTIFF, from a path or from bytes in memory, with GDAL's GTiff driver alone.
 
@@ -76,7 +98,7 @@ def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[Data
         TileShapeError: its data type, number of bands or blocks are none that Sentinel-2 files have.
     """
     label = name or (source.name if isinstance(source, Path) else "the upload")
-    with rasterio.Env(**_CLOSED_WORLD), ExitStack() as opened:
+    with closed_world(), ExitStack() as opened:
         try:
             dataset = opened.enter_context(_open(source, opened))
         except (RasterioError, ValueError, OSError) as error:
@@ -107,7 +129,7 @@ def _refuse_odd_bands(dataset: DatasetReader, name: str) -> None:
 def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
     """Refuse a header that would make GDAL allocate gigabytes to decode a single block."""
     height, width = dataset.block_shapes[0]
-    together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
+    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
     size = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
     if size > MOST_BLOCK_BYTES:
         raise TileShapeError(

@@ -101,7 +101,8 @@ def valid_mask(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     """Return bool (height, width): where every one of `bands` holds data in `pixels` (13, height, width)."""
     if not bands:
         return np.zeros(pixels.shape[1:], bool)
-    return np.asarray((pixels[positions(bands)] != NO_DATA).all(axis=0))
+    present = pixels if len(bands) == BAND_COUNT else pixels[positions(bands)]
+    return np.asarray(present.min(axis=0) != NO_DATA)
 
 
 def place_bands(values: npt.NDArray[Any], bands: tuple[str, ...]) -> DN:

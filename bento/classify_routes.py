@@ -1,0 +1,40 @@
+"""`POST /classify` and `GET /model`."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bento.bodies import announced_bytes, read_tiles
+from bento.engine import Engine
+from bento.http_errors import status_of_code
+from bento.replies import answer
+from bento.serving import serving_of
+
+
+async def classify(request: Request) -> Response:
+    """POST /classify: tiles in one of three forms (`bento.bodies`); one result for each, in order."""
+    serving = serving_of(request)
+    async with serving.admission.room(announced_bytes(request, serving.settings.most_bytes)):
+        asked = await read_tiles(request, serving.settings, serving.best_coverage)
+        results = await serving.batcher.submit(asked.uploads)
+    if asked.single and "error" in results[0]:
+        return answer({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
+    return answer({"model": identity(serving.engine), "results": results})
+
+
+async def describe_model(request: Request) -> Response:
+    """GET /model: what the model says of itself, without its reference histograms."""
+    engine = serving_of(request).engine
+    card = engine.metadata.model_dump(mode="json", exclude={"histograms", "histogram_edges"})
+    return answer({**card, "sha256": engine.sha256})
+
+
+def identity(engine: Engine) -> dict[str, str]:
+    """Return the name, version and hash of a model."""
+    return {"name": engine.metadata.name, "version": engine.metadata.version, "sha256": engine.sha256}
+
+
+ROUTES = [
+    Route("/classify", classify, methods=["POST"]),
+    Route("/model", describe_model, methods=["GET"]),
+]
