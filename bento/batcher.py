@@ -6,11 +6,14 @@ much may wait is bounded before it comes here, by `bento.admission`.
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+_LOG = logging.getLogger("sentile")
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -39,6 +42,7 @@ class Batcher(Generic[Job, Result]):
             a result of its own and raises only where everything is lost: the callers of that batch get the exception.
         most_in_batch: jobs that are worked on together.
         observe: told the size of each batch, and the jobs still waiting, before it is worked on.
+        after: called when the results of a batch have been handed out, before the next one is taken.
     """
 
     def __init__(
@@ -46,8 +50,10 @@ class Batcher(Generic[Job, Result]):
         work: Callable[[list[Job]], list[Result]],
         most_in_batch: int,
         observe: Callable[[int, int], None] | None = None,
+        after: Callable[[], None] | None = None,
     ) -> None:
-        self._work, self._most_in_batch, self._observe = work, most_in_batch, observe
+        self._work, self._most_in_batch = work, most_in_batch
+        self._observe, self._after = observe, after
         self._orders: deque[_Order[Job, Result]] = deque()
         self._waiting = 0
         self._closed = False
@@ -126,6 +132,14 @@ class Batcher(Generic[Job, Result]):
             self._fail([order for order, _ in batch], error)
             return
         self._hand_out(batch, results)
+        if self._after:
+            self._look_on(self._after)
+
+    def _look_on(self, after: Callable[[], None]) -> None:
+        try:
+            after()
+        except Exception:  # whoever looks on must not stop the work
+            _LOG.exception("what was to be done after a batch failed")
 
     def _hand_out(self, batch: list[tuple[_Order[Job, Result], Sequence[Job]]], results: list[Result]) -> None:
         start = 0

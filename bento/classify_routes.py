@@ -1,5 +1,7 @@
 """`POST /classify` and `GET /model`."""
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,17 +18,30 @@ async def classify(request: Request) -> Response:
     serving = serving_of(request)
     async with serving.admission.room(announced_bytes(request, serving.settings.most_bytes)):
         asked = await read_tiles(request, serving.settings, serving.best_coverage)
-        results = await serving.batcher.submit(asked.uploads)
+        engine, uploads = serving.assign(asked.uploads, sticky_key(request))
+        results = await serving.batcher.submit(uploads)
     if asked.single and "error" in results[0]:
         return answer({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
-    return answer({"model": identity(serving.engine), "results": results})
+    return answer({"model": identity(engine), "results": results})
 
 
 async def describe_model(request: Request) -> Response:
-    """GET /model: what the model says of itself, without its reference histograms."""
-    engine = serving_of(request).engine
+    """GET /model: what the answering model says of itself, and the candidate, without their reference histograms."""
+    releases = serving_of(request).releases
+    content = _card(releases.champion)
+    if releases.candidate:
+        content["candidate"] = {**_card(releases.candidate), "mode": releases.mode, "share": releases.share}
+    return answer(content)
+
+
+def sticky_key(request: Request) -> str:
+    """Return what decides which model answers a caller: the header `Sentile-Key`, else the address."""
+    return request.headers.get("sentile-key") or (request.client.host if request.client else "")
+
+
+def _card(engine: Engine) -> dict[str, Any]:
     card = engine.metadata.model_dump(mode="json", exclude={"histograms", "histogram_edges"})
-    return answer({**card, "sha256": engine.sha256})
+    return {**card, "sha256": engine.sha256}
 
 
 def identity(engine: Engine) -> dict[str, str]:

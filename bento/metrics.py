@@ -27,6 +27,30 @@ OUTLIER = Histogram(
     ["model"],
     buckets=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0),
 )
+MODEL_LOADED = Gauge(
+    "sentile_model_loaded_timestamp_seconds",
+    "When a model took its place, in seconds since 1970",
+    ["place", "model"],
+    multiprocess_mode="livemax",
+)
+MODEL_REFUSED = Counter(
+    "sentile_model_refused_total", "Models that were not taken: missing, broken or unsound", ["place"]
+)
+SHADOW_TILES = Counter(
+    "sentile_shadow_tiles_total", "Tiles that the candidate answered in secret, by agreement", ["agrees", "candidate"]
+)
+SHADOW_DISTANCE = Histogram(
+    "sentile_shadow_distance",
+    "Total variation between the champion's and the candidate's probabilities",
+    ["candidate"],
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
+)
+INFER_SECONDS = Histogram(
+    "sentile_infer_seconds",
+    "Seconds of the network for each tile, by model",
+    ["model"],
+    buckets=(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
+)
 
 
 @contextmanager
@@ -35,3 +59,11 @@ def timed(stage: str, tiles: int) -> Iterator[None]:
     started = time.perf_counter()
     yield
     SECONDS.labels(stage).observe((time.perf_counter() - started) / max(tiles, 1))
+
+
+@contextmanager
+def timed_inference(model: str, tiles: int) -> Iterator[None]:
+    """Observe the seconds that the network of version `model` takes for each of `tiles` tiles in the block."""
+    started = time.perf_counter()
+    yield
+    INFER_SECONDS.labels(model).observe((time.perf_counter() - started) / max(tiles, 1))

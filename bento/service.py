@@ -12,7 +12,8 @@ import bentoml
 from bento.app import make_app
 from bento.engine import Engine
 from bento.serving import Serving
-from bento.settings import Settings, find_model
+from bento.settings import Settings
+from bento.sources import source_of
 from datasets.errors import SentileError
 
 
@@ -53,7 +54,7 @@ class Sentile:
     def check() -> None:
         """Stop with one line where there is no sound model; BentoML would start failing workers for ever."""
         try:
-            Engine(find_model(settings.model), settings.network_threads)
+            Engine(source_of(settings.model).find().path, settings.network_threads)
         except SentileError as error:
             _stop(error)
 

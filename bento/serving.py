@@ -1,15 +1,17 @@
 """What one process serves with, shared by all routes as `app.state.serving`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
-from bento import metrics
+from bento import metrics, shadow
 from bento.admission import Admission
 from bento.batcher import Batcher
 from bento.engine import Engine
-from bento.settings import Settings, find_model
-from bento.uploads import Answer, Upload, classify_uploads
+from bento.releases import Mode, Releases
+from bento.settings import Settings
+from bento.sources import source_of
+from bento.uploads import Answer, Batch, Upload, classify_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,30 +20,45 @@ class Serving:
 
     Attributes:
         settings: as the process was started with.
-        engine: the model that answers.
+        releases: the models that answer.
         admission: room for the bodies of requests.
         batcher: works on the tiles of all requests together.
     """
 
     settings: Settings
-    engine: Engine
+    releases: Releases
     admission: Admission
     batcher: Batcher[Upload, Answer]
 
     @classmethod
     def start(cls, settings: Settings) -> "Serving":
-        """Load the model and start the batcher; raises ModelFileError as `Engine` does."""
-        engine = Engine(find_model(settings.model), settings.network_threads)
+        """Load the model and start the batcher; raises ModelFileError where the model cannot be had."""
+        releases = make_releases(settings)
+        seen: list[Batch] = []
 
         def work(uploads: list[Upload]) -> list[Answer]:
-            return classify_uploads(engine, uploads)
+            seen[:] = [classify_batch(releases.champion, uploads)]
+            return seen[0].results
 
         def observe(tiles: int, waiting: int) -> None:
             metrics.BATCH.observe(tiles)
             metrics.WAITING.set(waiting)
 
+        def after() -> None:
+            shadow.compare(seen.pop())
+
         admission = Admission(settings.room, settings.most_waiting, settings.most_seconds)
-        return cls(settings, engine, admission, Batcher(work, settings.most_in_batch, observe))
+        return cls(settings, releases, admission, Batcher(work, settings.most_in_batch, observe, after))
+
+    @property
+    def engine(self) -> Engine:
+        """The model that answers."""
+        return self.releases.champion
+
+    def assign(self, uploads: list[Upload], key: str) -> tuple[Engine, list[Upload]]:
+        """Return the model that answers a request from `key`, and its uploads bound to it (and to its shadow)."""
+        engine, secret = self.releases.route(key), self.releases.shadow(key)
+        return engine, [replace(upload, engine=engine, shadow=secret) for upload in uploads]
 
     @property
     def best_coverage(self) -> float:
@@ -50,8 +67,21 @@ class Serving:
         return max(sets.thresholds) if sets else 0.0
 
     def close(self) -> None:
-        """End the batcher's thread."""
+        """End what runs beside the requests."""
+        self.releases.close()
         self.batcher.close()
+
+
+def make_releases(settings: Settings) -> Releases:
+    """Return the models that the settings name; raises ModelFileError where the answering one cannot be had."""
+    return Releases(
+        champion=source_of(settings.model),
+        candidate=source_of(settings.candidate) if settings.candidate else None,
+        mode=Mode(settings.candidate_mode),
+        share=settings.candidate_share,
+        threads=settings.network_threads,
+        every=settings.reload_seconds,
+    )
 
 
 def serving_of(request: Request) -> Serving:

@@ -10,6 +10,7 @@ from datasets.errors import ModelFileError, SentileError
 
 RUNS = Path("artifacts")
 MODEL_NAME = "model.onnx"
+_MODES = ("off", "shadow", "canary")
 _MOST_PROCESSES = 8  # each takes about 200 MB
 
 
@@ -18,7 +19,11 @@ class Settings:
     """The service's settings; each is set by the environment variable of its name, in capitals, behind SENTILE_.
 
     Attributes:
-        model: path of the model file; None: the newest exported one.
+        model: path of the model file, or `models:/NAME@ALIAS` in MLflow's registry; None: the newest exported one.
+        candidate: a second model, likewise; None: there is none.
+        candidate_mode: what it does: `shadow` answers in secret and is compared, `canary` answers requests.
+        candidate_share: share of requests (0-1) that it shadows or answers.
+        reload_seconds: seconds between looks for a new model under the same name; 0: never.
         workers: processes that serve; 0: one for each core, eight at most.
         threads: of the network in each process; 0: the cores shared out among the processes.
         most_tiles: tiles in one request.
@@ -30,7 +35,11 @@ class Settings:
         turnover: requests after which a connection is closed, so that the processes share connections evenly.
     """
 
-    model: Path | None = None
+    model: str | None = None
+    candidate: str | None = None
+    candidate_mode: str = "shadow"
+    candidate_share: float = 0.1
+    reload_seconds: int = 15
     workers: int = 0
     threads: int = 0
     most_tiles: int = 256
@@ -58,15 +67,24 @@ class Settings:
         Raises:
             SentileError: one of them is not a number, or too small.
         """
-        said: dict[str, Any] = {}
+        said = {}
         for item in fields(cls):
             name = f"SENTILE_{item.name.upper()}"
             text = os.environ.get(name)
-            if text and item.name == "model":
-                said["model"] = Path(text)
-            elif text:
-                said[item.name] = _whole_number(name, text, least=0 if item.default == 0 else 1)
+            if text:
+                said[item.name] = _parse(name, text, item.default)
         return cls(**said)
+
+
+def _parse(name: str, text: str, default: Any) -> Any:
+    """Return a setting's value, of the type that its default has."""
+    if isinstance(default, float):
+        return _share(name, text)
+    if isinstance(default, int):
+        return _whole_number(name, text, least=0 if default == 0 or name == "SENTILE_RELOAD_SECONDS" else 1)
+    if name == "SENTILE_CANDIDATE_MODE" and text not in _MODES:
+        raise SentileError(f"{name} is {', '.join(_MODES[:-1])} or {_MODES[-1]}, not {text!r}")
+    return text
 
 
 def _whole_number(name: str, text: str, least: int) -> int:
@@ -77,6 +95,16 @@ def _whole_number(name: str, text: str, least: int) -> int:
     if number < least:
         raise SentileError(f"{name} is a whole number of {least} or more, not {text!r}")
     return number
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise SentileError(f"{name} is a share from 0 to 1, not {text!r}")
+    return share
 
 
 def find_model(said: Path | None) -> Path:

@@ -30,29 +30,66 @@ class Upload:
         content: a GeoTIFF's bytes, or a tile that needs no reading.
         said: what the request says of it.
         coverage: asked of its prediction set (0-1).
+        engine: the model that answers it; None: the one that `classify_uploads` is given.
+        shadow: a model that answers it too, in secret, to be compared.
     """
 
     name: str
     content: bytes | Tile
     said: Statement = Statement()  # noqa: RUF009 - frozen
     coverage: float = 0.9
+    engine: Engine | None = None
+    shadow: Engine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became of a batch, for those who look on.
+
+    Attributes:
+        uploads: as they came.
+        outcomes: the tile that each was read to, or its refusal.
+        results: JSON-ready, one for each upload.
+    """
+
+    uploads: Sequence[Upload]
+    outcomes: Sequence[Tile | Answer]
+    results: list[Answer]
 
 
 def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
     """Return one JSON-ready result for each upload, in order: an answer, or `{"name", "error"}`."""
+    return classify_batch(engine, uploads).results
+
+
+def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:
+    """Read and answer uploads, each by its own model or by `engine`."""
     with metrics.timed("read", len(uploads)), closed_world():
         outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
-    tiles = [outcome for outcome in outcomes if isinstance(outcome, Tile)]
-    if not tiles:
-        return [outcome for outcome in outcomes if not isinstance(outcome, Tile)]
-    with metrics.timed("infer", len(tiles)):
+    results: list[Answer] = [outcome if isinstance(outcome, dict) else {} for outcome in outcomes]
+    groups: dict[Engine, list[int]] = {}
+    for place, (upload, outcome) in enumerate(zip(uploads, outcomes, strict=True)):
+        if isinstance(outcome, Tile):
+            groups.setdefault(upload.engine or engine, []).append(place)
+    for answering, places in groups.items():
+        _answer_group(answering, uploads, outcomes, places, results)
+    return Batch(uploads, outcomes, results)
+
+
+def _answer_group(
+    engine: Engine,
+    uploads: Sequence[Upload],
+    outcomes: Sequence[Tile | Answer],
+    places: list[int],
+    results: list[Answer],
+) -> None:
+    """Write the answers of `engine` to the uploads at `places` into `results`."""
+    tiles = [outcome for place in places if isinstance(outcome := outcomes[place], Tile)]
+    with metrics.timed_inference(engine.metadata.version, len(tiles)):
         answers = engine.classify(np.stack([tile.pixels for tile in tiles]))
     with metrics.timed("describe", len(tiles)):
-        index = iter(range(len(tiles)))
-        return [
-            describe(engine, outcome, answers, next(index), upload.coverage) if isinstance(outcome, Tile) else outcome
-            for upload, outcome in zip(uploads, outcomes, strict=True)
-        ]
+        for index, (place, tile) in enumerate(zip(places, tiles, strict=True)):
+            results[place] = describe(engine, tile, answers, index, uploads[place].coverage)
 
 
 def describe(engine: Engine, tile: Tile, answers: Answers, index: int, coverage: float) -> Answer:

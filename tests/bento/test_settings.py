@@ -31,7 +31,9 @@ def test_without_an_environment_the_defaults_hold() -> None:
 def test_every_setting_can_be_set_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(NAMES, ("other/model.onnx", "2", "3", "8", "1000"), strict=True):
         monkeypatch.setenv(name, value)
-    assert Settings.from_environment() == Settings(Path("other/model.onnx"), 2, 3, 8, 1000)
+    assert Settings.from_environment() == Settings(
+        model="other/model.onnx", workers=2, threads=3, most_tiles=8, most_bytes=1000
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,119 @@
+"""Where a model comes from: a file, or an alias in MLflow's registry, which may come to mean another version."""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from bento.settings import MODEL_NAME, find_model
+from datasets.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+ALIAS_PREFIX = "models:/"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model that a source names now.
+
+    Attributes:
+        path: the model file.
+        identity: changes when the source comes to name another model.
+    """
+
+    path: Path
+    identity: str
+
+
+class ModelSource(Protocol):
+    """Something that names a model."""
+
+    def find(self) -> Found:
+        """Return the model it names now; raises ModelFileError where there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A model file; the newest exported one if `path` is None. A file that is replaced is another model."""
+
+    path: Path | None
+
+    def find(self) -> Found:
+        """Return the file; see `ModelSource`."""
+        path = find_model(self.path)
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise ModelFileError(f"{path}: there is no such model; `python -m training` makes one") from error
+        return Found(path, f"{path}:{state.st_ino}:{state.st_size}:{state.st_mtime_ns}")
+
+
+@dataclass(frozen=True, slots=True)
+class AliasSource:
+    """An alias or a version in MLflow's registry: `models:/sentile@champion`, `models:/sentile/3`.
+
+    The registry is the one that MLFLOW_TRACKING_URI names. Promotion and rollback are moves of the alias.
+    """
+
+    uri: str
+
+    def find(self) -> Found:
+        """Return the version that the alias means now, fetched into a temporary folder once; see `ModelSource`."""
+        try:
+            from mlflow.artifacts import download_artifacts
+            from mlflow.tracking import MlflowClient
+        except ImportError as error:
+            raise ModelFileError(f"{self.uri}: MLflow is not installed; pip install 'sentile[ops]'") from error
+        try:
+            version = _version(MlflowClient(), self.uri)
+            folder = _cache(f"{version.name}:{version.version}:{version.source}")
+            if not any(folder.rglob("*.onnx")):
+                download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder))
+        except ModelFileError:
+            raise
+        except Exception as error:  # every store raises its own kinds
+            reason = " ".join(str(error).split())[:200]
+            raise ModelFileError(f"{self.uri}: MLflow does not give this model: {reason}") from error
+        return Found(_one_model(folder, self.uri), f"{version.name}:{version.version}")
+
+
+def source_of(said: str | None) -> ModelSource:
+    """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model."""
+    if said and said.startswith(ALIAS_PREFIX):
+        return AliasSource(said)
+    return FileSource(Path(said) if said else None)
+
+
+def _version(client: "MlflowClient", uri: str) -> "ModelVersion":
+    name, at, alias = uri.removeprefix(ALIAS_PREFIX).partition("@")
+    if at:
+        return client.get_model_version_by_alias(name, alias)
+    name, slash, number = name.rpartition("/")
+    if not slash:
+        raise ModelFileError(f"{uri}: names no version; say {ALIAS_PREFIX}NAME@ALIAS or {ALIAS_PREFIX}NAME/VERSION")
+    return client.get_model_version(name, number)
+
+
+def _cache(key: str) -> Path:
+    """Return a folder of this user's own for a version's files."""
+    root = Path(tempfile.gettempdir()) / f"sentile-models-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():
+        raise ModelFileError(f"{root}: belongs to another user; set TMPDIR to a folder of your own")
+    folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _one_model(folder: Path, uri: str) -> Path:
+    found = sorted(folder.rglob("*.onnx"))
+    named = [path for path in found if path.name == MODEL_NAME]
+    if len(named or found) != 1:
+        raise ModelFileError(f"{uri}: holds {len(found)} ONNX files; one {MODEL_NAME} is wanted")
+    return (named or found)[0]
