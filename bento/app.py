@@ -7,7 +7,7 @@ with an error for its whole batch; a mounted route has none of that (docs/decisi
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from bento import classify_routes
+from bento import classify_routes, unknown_paths
 from bento.headers import Headers
 from bento.replies import HANDLERS
 from bento.settings import Settings
@@ -19,4 +19,5 @@ def make_app(settings: Settings) -> Starlette:
     middleware = [Middleware(Headers)]
     if settings.processes > 1:
         middleware.append(Middleware(Turnover, requests=settings.turnover))
-    return Starlette(routes=[*classify_routes.ROUTES], middleware=middleware, exception_handlers=HANDLERS)
+    routes = [*classify_routes.ROUTES, *unknown_paths.ROUTES]  # the latter takes every path, so it stands last
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
