@@ -3,13 +3,18 @@
 A lone job starts at once: nothing ever waits for a batch to fill. Under load the batches grow by themselves, since more
 arrives while each is worked on. One thread does the work; the event loop only takes jobs in and hands results out. How
 much may wait is bounded before it comes here, by `bento.admission`.
+
+Work that has no hurry (scenes, explanations) comes between the batches, in short portions: at once where no job waits,
+and else so seldom that it takes a small share of the time.
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -17,6 +22,9 @@ _LOG = logging.getLogger("sentile")
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
+
+_MOST_ASIDE = 0.25  # seconds that unhurried work may be kept from its turn while jobs wait
 
 
 class ClosedError(Exception):
@@ -55,6 +63,8 @@ class Batcher(Generic[Job, Result]):
         self._work, self._most_in_batch = work, most_in_batch
         self._observe, self._after = observe, after
         self._orders: deque[_Order[Job, Result]] = deque()
+        self._asides: deque[Callable[[], None]] = deque()
+        self._turn_of_asides = 0.0
         self._waiting = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -84,6 +94,31 @@ class Batcher(Generic[Job, Result]):
             self._changed.notify()
         return await order.future
 
+    def between(self, portion: Callable[[], Value]) -> Value:
+        """Return what `portion` returns, having called it in the batcher's thread between two batches.
+
+        For threads with work that has no hurry. Whoever comes meanwhile waits until it returns: keep it short.
+
+        Raises:
+            ClosedError: the batcher is closed.
+        """
+        future: Future[Value] = Future()
+
+        def aside() -> None:
+            try:
+                if self._closed:
+                    raise ClosedError
+                future.set_result(portion())
+            except BaseException as error:  # whatever it was: it belongs to the thread that waits
+                future.set_exception(error)
+
+        with self._changed:
+            if self._closed:
+                raise ClosedError
+            self._asides.append(aside)
+            self._changed.notify()
+        return future.result()
+
     def close(self) -> None:
         """Finish the batch that is being worked on, fail what waits, and end the thread."""
         with self._changed:
@@ -94,14 +129,23 @@ class Batcher(Generic[Job, Result]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._orders and not self._closed:
+                while not self._orders and not self._asides and not self._closed:
                     self._changed.wait()
                 if self._closed:
                     self._fail_all(ClosedError())
                     return
-                batch = self._take()
-            if batch:
+                aside = self._take_aside()
+                batch = [] if aside else self._take()
+            if aside:
+                aside()
+                self._turn_of_asides = time.monotonic()
+            elif batch:
                 self._work_on(batch)
+
+    def _take_aside(self) -> Callable[[], None] | None:
+        """Take a portion of unhurried work, if it is its turn."""
+        overdue = time.monotonic() - self._turn_of_asides > _MOST_ASIDE
+        return self._asides.popleft() if self._asides and (overdue or not self._orders) else None
 
     def _take(self) -> list[tuple[_Order[Job, Result], Sequence[Job]]]:
         """Take up to a batch of jobs, oldest first; a large order is worked on in several batches."""
@@ -164,6 +208,8 @@ class Batcher(Generic[Job, Result]):
     def _fail_all(self, error: Exception) -> None:
         orders, self._waiting = list(self._orders), 0
         self._orders.clear()
+        while self._asides:  # each finds the batcher closed
+            self._asides.popleft()()
         for order in orders:
             _call(order.loop, _reject, order, error)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -142,6 +143,43 @@ def test_closing_fails_those_who_wait_and_refuses_those_who_come() -> None:
                 await waiting
             with pytest.raises(ClosedError):
                 await batcher.submit([3])
+
+    run(scenario)
+
+
+def test_unhurried_work_is_done_at_once_where_nobody_waits() -> None:
+    with batcher_of(Worker()) as batcher:
+        assert batcher.between(lambda: threading.current_thread().name) == "batcher"
+        with pytest.raises(ZeroDivisionError):
+            batcher.between(lambda: 1 / 0)
+    with pytest.raises(ClosedError):
+        batcher.between(lambda: 1)
+
+
+def test_unhurried_work_lets_jobs_go_first_but_is_not_put_off_for_ever() -> None:
+    worker = Worker()
+    done: list[str] = []
+
+    async def keep_it_busy(batcher: Batcher[int, int], number: int) -> None:
+        while "second" not in done:
+            assert await batcher.submit([number]) == [2 * number]
+
+    async def scenario() -> None:
+        with batcher_of(worker, most=1) as batcher:
+            worker.go.clear()
+            jobs = [asyncio.create_task(batcher.submit([number])) for number in range(3)]
+            await until(lambda: len(worker.batches) == 1)
+            batcher._turn_of_asides = time.monotonic()  # as if such work had just had its turn
+            aside = asyncio.create_task(
+                asyncio.to_thread(batcher.between, lambda: done.append(f"{len(worker.batches)} batches before"))
+            )
+            await until(lambda: bool(batcher._asides))
+            worker.go.set()
+            await asyncio.gather(*jobs, aside)
+            assert done == ["3 batches before"]
+            busy = [asyncio.create_task(keep_it_busy(batcher, number)) for number in range(4)]
+            await asyncio.to_thread(batcher.between, lambda: done.append("second"))
+            await asyncio.gather(*busy)
 
     run(scenario)
 
