@@ -1,15 +1,17 @@
 """What can be set from outside, in one place: environment variables that begin with SENTILE_."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import models
 from bento.cores import usable_cores
 from datasets.errors import ModelFileError, SentileError
 
 RUNS = Path("artifacts")
 MODEL_NAME = "model.onnx"
+PACKED_MODEL = Path(models.__file__).parent / "pretrained" / MODEL_NAME  # in a bento that was built around a model
 _MODES = ("off", "shadow", "canary")
 _MOST_PROCESSES = 8  # each takes about 200 MB
 
@@ -33,6 +35,15 @@ class Settings:
         most_waiting: requests that may wait in each process; those beyond get 503.
         most_seconds: that a request may wait for room.
         turnover: requests after which a connection is closed, so that the processes share connections evenly.
+        api_keys: keys of callers, `KEY` or `name:KEY`, separated by commas; None: nobody needs one.
+        api_keys_file: a file of further keys, one a line.
+        open_metrics: 1: `/metrics` needs no key.
+        cors_origins: of web pages that may ask, separated by commas, e.g. `https://maps.example`; None: no others.
+        most_connections: open at once in each process.
+        head_seconds: that a connection may take for a request's line and headers.
+        body_seconds: that any body may take.
+        body_rate: bytes per second at which a body must come beyond that.
+        request_seconds: for everything, until the answer is taken.
     """
 
     model: str | None = None
@@ -49,6 +60,15 @@ class Settings:
     most_waiting: int = 1024
     most_seconds: int = 30
     turnover: int = 64
+    api_keys: str | None = field(default=None, repr=False)
+    api_keys_file: str | None = None
+    open_metrics: int = 0
+    cors_origins: str | None = None
+    most_connections: int = 1000
+    head_seconds: int = 10
+    body_seconds: int = 10
+    body_rate: int = 32 * 2**10
+    request_seconds: int = 60
 
     @property
     def processes(self) -> int:
@@ -108,17 +128,19 @@ def _share(name: str, text: str) -> float:
 
 
 def find_model(said: Path | None) -> Path:
-    """Return the model to use: the one that was said, else the newest exported one.
+    """Return the model to use: the one that was said, else the newest exported one, else the one packed with the code.
 
     Raises:
-        ModelFileError: none was said and none was ever exported.
+        ModelFileError: none was said, none was ever exported, none is packed.
     """
     if said is not None:
         return said
     exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
-    if not exported:
-        raise ModelFileError(
-            f"no model: SENTILE_MODEL is not set and {RUNS} holds no {MODEL_NAME}; "
-            "`python -m training` makes one, `make demo` a small one in a minute"
-        )
-    return exported[-1]
+    if exported:
+        return exported[-1]
+    if PACKED_MODEL.is_file():
+        return PACKED_MODEL
+    raise ModelFileError(
+        f"no model: SENTILE_MODEL is not set and {RUNS} holds no {MODEL_NAME}; "
+        "`python -m training` makes one, `make demo` a small one in a minute"
+    )

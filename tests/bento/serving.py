@@ -28,12 +28,19 @@ class Server:
 @contextmanager
 def served(model: Path, home: Path, **settings: str) -> Iterator[Server]:
     """Serve `model` for the length of the block."""
+    with served_by(".", home, SENTILE_MODEL=str(model), **settings) as server:
+        yield server
+
+
+@contextmanager
+def served_by(bento: str, home: Path, cwd: Path = ROOT, **settings: str) -> Iterator[Server]:
+    """Serve a bento by its tag, or the project in `cwd` ("."), for the length of the block."""
     server = Server(f"http://127.0.0.1:{free_port()}", home / "log.txt")
     with server.log.open("w") as log:
         process = subprocess.Popen(
-            command(server.url),
-            cwd=ROOT,
-            env=environment(model, home, **settings),
+            command(server.url, bento),
+            cwd=cwd,
+            env=os.environ | _own(home) | settings,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -45,16 +52,19 @@ def served(model: Path, home: Path, **settings: str) -> Iterator[Server]:
         _stop(process)
 
 
-def command(url: str) -> list[str]:
-    """Return the command that serves the project at `url`."""
+def command(url: str, bento: str = ".") -> list[str]:
+    """Return the command that serves a bento at `url`."""
     port = url.rpartition(":")[2]
-    return [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", port]
+    return [sys.executable, "-m", "bentoml", "serve", bento, "--host", "127.0.0.1", "--port", port]
 
 
 def environment(model: Path, home: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a service whose BentoML keeps its files in `home`."""
-    own = {"SENTILE_MODEL": str(model), "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
-    return os.environ | own | settings
+    return os.environ | _own(home) | {"SENTILE_MODEL": str(model)} | settings
+
+
+def _own(home: Path) -> dict[str, str]:
+    return {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
 
 
 def free_port() -> int:
