@@ -8,16 +8,17 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from bento import classify_routes, unknown_paths
-from bento.headers import Headers
 from bento.replies import HANDLERS
 from bento.settings import Settings
 from bento.turnover import Turnover
+from bento.version_check import VersionCheck
 
 
 def make_app(settings: Settings) -> Starlette:
     """Return the application; `app.state.serving` must be set before it serves."""
-    middleware = [Middleware(Headers)]
+    middleware = []
     if settings.processes > 1:
         middleware.append(Middleware(Turnover, requests=settings.turnover))
+    middleware.append(Middleware(VersionCheck))
     routes = [*classify_routes.ROUTES, *unknown_paths.ROUTES]  # the latter takes every path, so it stands last
     return Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)

@@ -35,8 +35,9 @@ async def describe_model(request: Request) -> Response:
 
 
 def sticky_key(request: Request) -> str:
-    """Return what decides which model answers a caller: the header `Sentile-Key`, else the address."""
-    return request.headers.get("sentile-key") or (request.client.host if request.client else "")
+    """Return what decides which model answers a caller: the header `Sentile-Key`, its API key, or its address."""
+    address = request.client.host if request.client else ""
+    return request.headers.get("sentile-key") or getattr(request.state, "caller", "") or address
 
 
 def _card(engine: Engine) -> dict[str, Any]:

@@ -1,12 +1,21 @@
-"""Headers that every answer of ours carries: the API's version, and what keeps browsers from guessing."""
+"""Headers that every answer carries: the API's version, and what browsers must not do with it."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bento.replies import API_VERSION
+from bento.api_version import API_VERSION
 
-_ALWAYS = (
+ALWAYS = (
     (b"sentile-api-version", API_VERSION.encode()),
     (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+)
+UNLESS_SAID = (  # a route that knows better says so: the page, and its files
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+    (b"cache-control", b"no-store"),
 )
 
 
@@ -21,7 +30,10 @@ class Headers:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_ALWAYS]
+                said = list(message.get("headers", ()))
+                names = {name.lower() for name, _ in said}
+                more = [pair for pair in (*ALWAYS, *UNLESS_SAID) if pair[0] not in names]
+                message["headers"] = said + more
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

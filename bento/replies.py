@@ -13,11 +13,12 @@ from bento.batcher import ClosedError
 from bento.http_errors import body_of, error_body, status_of
 from datasets.errors import SentileError
 
-API_VERSION = "1"
 _CODES: dict[int, str] = {
     400: "bad_request",
+    401: "unauthorized",
     404: "not_found",
     405: "method",
+    408: "too_slow",
     413: "too_large",
     415: "unsupported_type",
     422: "invalid",

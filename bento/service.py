@@ -5,12 +5,14 @@ mounted.
 """
 
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import bentoml
 
 from bento.app import make_app
+from bento.connections import bound_connections
 from bento.engine import Engine
+from bento.guards import guards
 from bento.serving import Serving
 from bento.settings import Settings
 from bento.sources import source_of
@@ -30,14 +32,23 @@ def _stop(error: SentileError) -> NoReturn:
     raise SystemExit(error.exit_status) from None
 
 
+def _guards() -> list[tuple[type, dict[str, Any]]]:
+    """Return what stands before every route, or stop with one line."""
+    try:
+        return guards(settings)
+    except SentileError as error:
+        _stop(error)
+
+
 settings = _settings()
 app = make_app(settings)
+bound_connections(settings.most_connections, settings.head_seconds)
 
 
 @bentoml.service(
     name="sentile",
     workers=settings.processes,
-    traffic={"timeout": 60},
+    traffic={"timeout": settings.request_seconds + 15},  # behind our own bound, whose answer has our form
     logging={"access": {"enabled": False}},
     # OpenTelemetry's middleware costs each request a tenth of a millisecond even where nothing is traced.
     tracing={"excluded_urls": ".*"},
@@ -62,3 +73,8 @@ class Sentile:
     def close(self) -> None:
         """End the batcher's thread."""
         app.state.serving.close()
+
+
+service: Any = Sentile  # bentoml's decorator made a service of the class, which its types do not say
+for guard, options in _guards():
+    service.add_asgi_middleware(guard, **options)

@@ -1,0 +1,59 @@
+"""What stands before every route, BentoML's own included, from the outside in."""
+
+from typing import Any
+
+from starlette.middleware.cors import CORSMiddleware
+
+from bento.deadlines import Deadlines
+from bento.headers import Headers
+from bento.keys import Keys, read_keys
+from bento.settings import Settings
+from datasets.errors import SentileError
+
+_ASKED_WITH = ("Authorization", "X-API-Key", "Content-Type", "Sentile-Key", "X-Request-ID", "Prefer")
+_TOLD = ("X-Request-ID", "Retry-After", "Location", "Content-Disposition", "Sentile-API-Version")
+
+
+def guards(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
+    """Return ASGI middleware and its options.
+
+    Raises:
+        SentileError: keys or origins are malformed.
+    """
+    found: list[tuple[type, dict[str, Any]]] = [(Headers, {})]
+    if settings.cors_origins:  # before the keys: browsers ask without one whether they may ask
+        found.append((CORSMiddleware, cors_options(settings.cors_origins)))
+    limits = {
+        "grace": settings.body_seconds,
+        "least_rate": settings.body_rate,
+        "most_seconds": settings.request_seconds,
+    }
+    found.append((Deadlines, limits))
+    keys = read_keys(settings.api_keys, settings.api_keys_file)
+    if keys:
+        found.append((Keys, {"keys": keys, "open_metrics": bool(settings.open_metrics)}))
+    return found
+
+
+def cors_options(origins: str) -> dict[str, Any]:
+    """Return the options of starlette's CORS middleware for a list of origins, separated by commas.
+
+    Credentials in the browser's own sense (cookies) are never allowed: keys travel in a header that the page sets.
+
+    Raises:
+        SentileError: one is no origin.
+    """
+    allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
+    for origin in allowed:
+        scheme, _, host = origin.partition("://")
+        if origin != "*" and (scheme not in ("http", "https") or not host or set(host) & set("/?#@* ")):
+            raise SentileError(
+                f"SENTILE_CORS_ORIGINS: {origin!r} is no origin; write https://host or https://host:port"
+            )
+    return {
+        "allow_origins": allowed,
+        "allow_methods": ["GET", "POST", "DELETE"],
+        "allow_headers": list(_ASKED_WITH),
+        "expose_headers": list(_TOLD),
+        "allow_credentials": False,
+    }
