@@ -5,6 +5,7 @@ from datasets.errors import (
     ModelFileError,
     NoDataError,
     RadiometryUnknownError,
+    SceneTooLargeError,
     SentileError,
     TileShapeError,
     UnknownBandError,
@@ -15,6 +16,7 @@ from datasets.errors import (
 STATUS: tuple[tuple[type[SentileError], int, str], ...] = (
     (UnreadableImageError, 415, "unreadable_image"),
     (TileShapeError, 422, "tile_shape"),
+    (SceneTooLargeError, 413, "too_large"),
     (NoDataError, 422, "no_data"),
     (UnknownBandError, 422, "unknown_band"),
     (BandsUnknownError, 422, "bands_unknown"),

@@ -31,6 +31,10 @@ class TileShapeError(SentileError):
     """An image whose size, band count or data type is not what a tile must have."""
 
 
+class SceneTooLargeError(SentileError):
+    """A scene with more pixels, or more work in it, than the service takes."""
+
+
 class NoDataError(SentileError):
     """A tile without a single pixel that holds data."""
 
