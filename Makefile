@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format serve pipeline clean
+.PHONY: help setup demo test test-fast lint format serve bento pipeline clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ format: $(READY) ## Put the code into its standard form
 
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve
+
+bento: $(READY) ## Build a bento, code and newest model in one, and print its tag
+	@python -m bento.build
 
 pipeline: $(READY) ## Run what has changed of the DVC pipeline (dvc.yaml)
 	@dvc repro

@@ -1,0 +1,138 @@
+"""`python -m bento.build`: a bento around one model file, ready to serve or to containerise, without torch.
+
+`bentoml build` alone packs the code; its bento serves the model that SENTILE_MODEL names. This command packs the model
+too, so that code and model are one versioned thing.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bento.engine import Engine
+from bento.settings import PACKED_MODEL, find_model
+from datasets.command import one_line_errors
+from datasets.errors import SentileError
+
+PROJECT = Path(__file__).resolve().parent.parent
+BENTOFILE = "bentofile.yaml"
+REQUIREMENTS = "requirements.txt"
+_BUILD_SECONDS = 300
+
+
+def build(model: Path, version: str | None = None) -> str:
+    """Build a bento around `model` and return its tag, `sentile:VERSION`.
+
+    Args:
+        version: of the bento; default: the model's version and the beginning of its hash.
+
+    Raises:
+        ModelFileError: the model fails its self-check.
+        SentileError: BentoML cannot build it, e.g. because this version exists.
+    """
+    engine = Engine(model, threads=1)
+    version = version or default_version(engine)
+    labels = {"model": engine.metadata.name, "model-version": engine.metadata.version, "model-sha256": engine.sha256}
+    with tempfile.TemporaryDirectory(prefix="sentile-build-") as folder:
+        context = Path(folder)
+        _stage(model, context)
+        command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "--version", version]
+        for name, value in labels.items():
+            command += ["--label", f"{name}={value}"]
+        return _run(command, context)
+
+
+def default_version(engine: Engine) -> str:
+    """Return the version of a model's bento: lower case, as BentoML's tags want it."""
+    return re.sub(r"[^a-z0-9._-]", "-", f"{engine.metadata.version}-{engine.sha256[:8]}".lower())
+
+
+def pinned(requirements: Iterable[str]) -> list[str]:
+    """Return `name==version` for each package that the requirements bring with them, as installed here, sorted.
+
+    Raises:
+        SentileError: one of them is not installed.
+    """
+    versions: dict[str, str] = {}
+    waiting = [(Requirement(text), "") for text in requirements]
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        if name in versions and not requirement.extras:
+            continue
+        try:
+            found = distribution(name)
+        except PackageNotFoundError as error:
+            raise SentileError(f"{name} is not installed; pip install .") from error
+        versions[name] = found.version
+        extras = ("", *requirement.extras)
+        waiting += [(Requirement(text), extra) for text in found.requires or [] for extra in extras]
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+def _stage(model: Path, context: Path) -> None:
+    """Copy what the bentofile includes, and the model, to `context`; pin the packages to what is installed here."""
+    bentofile = yaml.safe_load((PROJECT / BENTOFILE).read_text(encoding="utf-8"))
+    for pattern in bentofile["include"]:
+        place = PROJECT / pattern.removesuffix("/**")
+        for source in [place] if place.is_file() else sorted(place.rglob("*")):
+            if source.is_file() and "__pycache__" not in source.parts:
+                _copy(source, context / source.relative_to(PROJECT))
+    _copy(model, context / PACKED_MODEL.relative_to(PROJECT))
+    (context / REQUIREMENTS).write_text("\n".join(pinned(bentofile["python"]["packages"])) + "\n", encoding="utf-8")
+    # Locked already: nothing need be asked of a package index, and the bento names none.
+    content: dict[str, Any] = {**bentofile, "python": {"requirements_txt": REQUIREMENTS, "lock_packages": False}}
+    (context / BENTOFILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _run(command: list[str], context: Path) -> str:
+    """Build in a process of its own, which imports the staged code and not this one."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SENTILE_")}
+    environment["PYTHONPATH"] = str(context)
+    done = subprocess.run(
+        command, cwd=context, env=environment, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
+    )
+    tag = re.search(r"^__tag__:(\S+)$", done.stdout, re.MULTILINE)
+    if done.returncode != 0 or not tag:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise SentileError(f"bentoml build failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+    return tag.group(1)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    envvar="SENTILE_MODEL",
+    help="Model file; default: the newest exported one.",
+)
+@click.option("--version", help="Version of the bento; default: the model's, and the beginning of its hash.")
+@one_line_errors
+def main(model: Path | None, version: str | None) -> None:
+    """Build a bento, code and model in one, and print its tag.
+
+    Serve it with `bentoml serve TAG`, make an image of it with `bentoml containerize TAG`.
+    """
+    click.echo(build(find_model(model), version))
+
+
+if __name__ == "__main__":
+    main()
