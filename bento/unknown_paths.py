@@ -1,7 +1,7 @@
 """What is answered where there is nothing: the one shape of an error, not BentoML's plain text or its own pages.
 
-BentoML looks for a path among its health routes, then among ours, then among its documentation. A last route of ours that
-takes every path keeps the latter from the world: it would describe none of our routes, and its page calls third parties.
+BentoML looks for a path among its health routes, then among ours, then among its documentation. A last route of ours
+that takes every path keeps the documentation from the world: it describes none of our routes, and calls third parties.
 """
 
 from starlette.exceptions import HTTPException
