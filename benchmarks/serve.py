@@ -1,4 +1,4 @@
-"""How the service compares: sentile, a plain FastAPI service and LitServe, with one model and one reader, in one run.
+"""How the service compares: sentile, BentoML's own batching, FastAPI and LitServe; one model, one reader, one run.
 
     python benchmarks/serve.py --model demo/run/model.onnx
 
@@ -6,7 +6,7 @@ Prints, for each server, connections and tiles a request: requests/s, tiles/s, p
 the server's processes only), tiles a batch, and errors; beside them the floor, reading and inference bare, in one
 process.
 FastAPI and LitServe come from `pip install fastapi litserve`; a server that is not installed is left out, and said.
-All three use uvloop and httptools, two processes for two cores, and networks of one thread each.
+All use uvloop and httptools, two processes for two cores, and networks of one thread each.
 """
 
 import argparse
@@ -58,8 +58,10 @@ def servers(port: int, cores: int) -> list[Server]:
     """Return the servers that are compared, to be started on `port`."""
     uvicorn = ["uvicorn", "peers.plain_fastapi:app", "--port", str(port), "--workers", str(cores), "--no-access-log"]
     litserve = [str(PROJECT / "benchmarks/peers/litserve_api.py"), str(port), str(cores)]
+    bentoml = ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     return [
-        Server("sentile", "bentoml", ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)], "/readyz"),
+        Server("sentile", "bentoml", bentoml, "/readyz"),
+        Server("BentoML batchable", "bentoml", [*bentoml, "peers.bentoml_batchable:Batchable"], "/readyz"),
         Server("FastAPI", "fastapi", ["-m", *uvicorn], "/docs"),
         Server("LitServe", "litserve", litserve, "/health"),
     ]

@@ -62,7 +62,7 @@ def pinned(requirements: Iterable[str]) -> list[str]:
     """Return `name==version` for each package that the requirements bring with them, as installed here, sorted.
 
     Raises:
-        SentileError: one of them is not installed.
+        SentileError: one of them is not installed, or in a version that another does not go with.
     """
     versions: dict[str, str] = {}
     waiting = [(Requirement(text), "") for text in requirements]
@@ -77,6 +77,8 @@ def pinned(requirements: Iterable[str]) -> list[str]:
             found = distribution(name)
         except PackageNotFoundError as error:
             raise SentileError(f"{name} is not installed; pip install .") from error
+        if not requirement.specifier.contains(found.version, prereleases=True):
+            raise SentileError(f"{name} {found.version} is installed, but {requirement} is needed; run pip check")
         versions[name] = found.version
         extras = ("", *requirement.extras)
         waiting += [(Requirement(text), extra) for text in found.requires or [] for extra in extras]

@@ -54,6 +54,11 @@ def test_a_requirement_that_is_not_installed_is_named() -> None:
         pinned(["nothing-such"])
 
 
+def test_versions_that_do_not_go_together_are_never_packed() -> None:
+    with pytest.raises(SentileError, match=r"numpy .* is installed, but numpy<1 is needed"):
+        pinned(["numpy<1"])
+
+
 def test_the_bento_holds_the_code_the_model_and_pins_but_neither_torch_nor_training(
     home: Path, linear_model: Path
 ) -> None:
