@@ -9,23 +9,26 @@ Only present bands are stored, in canonical order, so an RGB tile takes 3 planes
 is one gather from the memory map: no file is opened for it.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from datasets.bands import positions
+from datasets.bands import BAND_NAMES, positions
 from datasets.errors import PackError
 from datasets.tile import BAND_COUNT, DN, TILE_SIZE
 
+if TYPE_CHECKING:  # a machine that trains on an array file (`datasets.arrays`) may have no pyarrow
+    import pyarrow as pa
+
 VERSION = 1
 PLANES, INDEX, CARD, STATISTICS = "planes.u16", "index.parquet", "pack.json", "statistics.json"
-_PLANE_BYTES = TILE_SIZE * TILE_SIZE * 2
+PLANE_BYTES = TILE_SIZE * TILE_SIZE * 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class Pack:
         labels: int64 (tiles,), positions in `summary.classes`.
         splits: str (tiles,).
         sources: str (tiles,).
+        planes: uint16 (planes, 64, 64), the memory map.
+        first_plane: int64 (tiles,), where each tile begins in `planes`.
+        places: int (bands of the tile,) for each tile, the positions of its planes in the canonical order.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,14 +69,14 @@ class Pack:
         )
         self.splits = np.array(self.index["split"].to_pylist())
         self.sources = np.array(self.index["source"].to_pylist())
-        self._first = self.index["first_plane"].to_numpy()
-        self._places = [np.array(positions(bands)) for bands in self.index["bands"].to_pylist()]
-        self._planes = self._map_planes()
+        self.first_plane = self.index["first_plane"].to_numpy()
+        self.places = [np.array(positions(bands)) for bands in self.index["bands"].to_pylist()]
+        self.planes = self._map_planes()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __reduce__(self) -> tuple[type["Pack"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[Pack], tuple[Path]]:
         """Be sent to another process as a folder's name: a memory map would be sent with all its pixels."""
         return Pack, (self.root,)
 
@@ -88,9 +94,17 @@ class Pack:
         wanted = np.asarray(rows, np.int64)
         tiles = np.zeros((len(wanted), BAND_COUNT, TILE_SIZE, TILE_SIZE), np.uint16)
         for out, row in enumerate(wanted):
-            places, first = self._places[row], self._first[row]
-            tiles[out, places] = self._planes[first : first + len(places)]
+            places, first = self.places[row], self.first_plane[row]
+            tiles[out, places] = self.planes[first : first + len(places)]
         return tiles
+
+    def names(self, rows: npt.ArrayLike) -> list[str]:
+        """Return the names of the tiles in `rows`."""
+        return list(self.index["name"].take(np.asarray(rows, np.int64)).to_pylist())
+
+    def bands(self, row: int) -> tuple[str, ...]:
+        """Return the bands that the tile in `row` has, in canonical order."""
+        return tuple(BAND_NAMES[place] for place in self.places[row])
 
     def statistics(self) -> list[dict[str, Any]]:
         """Return the per-band statistics of the train split, in canonical order (see `BandStatistics`)."""
@@ -102,7 +116,7 @@ class Pack:
 
     def _map_planes(self) -> np.memmap[Any, np.dtype[np.uint16]]:
         path = self.root / PLANES
-        if not path.is_file() or path.stat().st_size != self.summary.planes * _PLANE_BYTES:
+        if not path.is_file() or path.stat().st_size != self.summary.planes * PLANE_BYTES:
             raise _not_whole(path)
         return np.memmap(path, "<u2", "r", shape=(self.summary.planes, TILE_SIZE, TILE_SIZE))
 
@@ -121,6 +135,9 @@ def _read_summary(root: Path) -> PackSummary:
 
 
 def _read_index(root: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         return pq.read_table(root / INDEX)
     except (OSError, pa.ArrowException) as error:

@@ -5,20 +5,21 @@ are DN = reflectance × 10 000; 0 is no data, and a band that is absent is all n
 tiles of 64 × 64 pixels at about 10 m.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from affine import Affine
-from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
-from rasterio.crs import CRS
-from rasterio.errors import RasterioError
-from rasterio.warp import transform_geom
 
 from datasets.bands import BAND_NAMES, positions
 from datasets.radiometry import Level
+
+if TYPE_CHECKING:  # a machine that only trains on packed tiles has no rasterio
+    from affine import Affine
+    from rasterio.crs import CRS
 
 TILE_SIZE = 64
 BAND_COUNT = len(BAND_NAMES)
@@ -51,6 +52,10 @@ class Georeference:
 
 @lru_cache(maxsize=4096)  # of one tile, it is asked for when it is read and again when it is answered
 def _footprint(crs: CRS, transform: Affine, width: int, height: int) -> dict[str, Any] | None:
+    from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
+    from rasterio.errors import RasterioError
+    from rasterio.warp import transform_geom
+
     corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
     ring = [tuple(transform @ corner) for corner in corners]
     try:
