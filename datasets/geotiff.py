@@ -103,8 +103,7 @@ def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[Data
             dataset = opened.enter_context(_open(source, opened))
         except (RasterioError, ValueError, OSError) as error:
             raise UnreadableImageError(f"{label}: {_why_unreadable(source)}") from error
-        _refuse_odd_bands(dataset, label)
-        _refuse_huge_blocks(dataset, label)
+        check_header(dataset, label)
         yield dataset
 
 
@@ -116,6 +115,16 @@ def _open(source: Path | bytes, opened: ExitStack) -> DatasetReader:
     if not source.is_file():  # GDAL would take `/vsicurl/…` and the like for a path
         raise FileNotFoundError(source)
     return rasterio.open(source, driver="GTiff")
+
+
+def check_header(dataset: DatasetReader, name: str) -> None:
+    """Refuse an open raster whose header tells of what no Sentinel-2 file has, before a pixel of it is decoded.
+
+    Raises:
+        TileShapeError: its data type, number of bands or blocks are none that Sentinel-2 files have.
+    """
+    _refuse_odd_bands(dataset, name)
+    _refuse_huge_blocks(dataset, name)
 
 
 def _refuse_odd_bands(dataset: DatasetReader, name: str) -> None:
@@ -166,11 +175,22 @@ def read_dn(dataset: DatasetReader, plan: ReadingPlan, window: Window | None = N
     Raises:
         UnreadableImageError: the file is truncated or a block is corrupt.
     """
+    return place_bands(read_bands(dataset, plan, window), plan.bands)
+
+
+def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None = None) -> DN:
+    """Return uint16 (len(plan.bands), height, width): the planned bands alone as DN, in the plan's order.
+
+    Raises:
+        UnreadableImageError: the file is truncated or a block is corrupt.
+    """
     try:
         numbers = dataset.read(indexes=list(plan.indexes), window=window)
     except RasterioError as error:
         raise UnreadableImageError(f"{plan.name}: truncated or corrupt, its pixels cannot be decoded") from error
-    return place_bands(plan.radiometry.to_dn(numbers, _valid(numbers, plan.no_data)), plan.bands)
+    if numbers.dtype == np.uint16 and plan.radiometry.is_identity and not plan.no_data:
+        return numbers  # DN as they are, 0 where there is no data: nothing of a large scene need be touched
+    return plan.radiometry.to_dn(numbers, _valid(numbers, plan.no_data))
 
 
 def read_tile(source: Path | bytes, said: Statement, name: str | None = None, size: int = TILE_SIZE) -> Tile:

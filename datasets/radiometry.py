@@ -38,6 +38,11 @@ class Radiometry:
     scale: float
     offset: float
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the file's numbers are DN already."""
+        return self.offset == 0 and abs(self.scale * QUANTIFICATION - 1) < 1e-9
+
     def to_dn(self, numbers: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint16]:
         """Return DN (uint16, the shape of `numbers`); 0 where not `valid`.
 
@@ -45,7 +50,7 @@ class Radiometry:
         0.0001), as ESA clips dark pixels when the offset is taken off, and what lies above 65,535 to that.
         """
         factor = self.scale * QUANTIFICATION
-        if numbers.dtype == np.uint16 and self.offset == 0 and abs(factor - 1) < 1e-9:  # they are DN already
+        if numbers.dtype == np.uint16 and self.is_identity:
             return np.where(valid, numbers, np.uint16(0)).astype(np.uint16, copy=False)
         dn = np.where(valid, numbers, 0).astype(np.float32)
         dn += np.float32(self.offset)
