@@ -7,7 +7,7 @@ with an error for its whole batch; a mounted route has none of that (docs/decisi
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from bento import classify_routes, unknown_paths
+from bento import classify_routes, scene_routes, unknown_paths
 from bento.replies import HANDLERS
 from bento.settings import Settings
 from bento.turnover import Turnover
@@ -20,5 +20,9 @@ def make_app(settings: Settings) -> Starlette:
     if settings.processes > 1:
         middleware.append(Middleware(Turnover, requests=settings.turnover))
     middleware.append(Middleware(VersionCheck))
-    routes = [*classify_routes.ROUTES, *unknown_paths.ROUTES]  # the latter takes every path, so it stands last
+    routes = [
+        *classify_routes.ROUTES,
+        *scene_routes.ROUTES,
+        *unknown_paths.ROUTES,  # takes every path, so it stands last
+    ]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)

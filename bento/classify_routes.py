@@ -47,7 +47,7 @@ def _card(engine: Engine) -> dict[str, Any]:
 
 def identity(engine: Engine) -> dict[str, str]:
     """Return the name, version and hash of a model."""
-    return {"name": engine.metadata.name, "version": engine.metadata.version, "sha256": engine.sha256}
+    return engine.identity
 
 
 ROUTES = [

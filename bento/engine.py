@@ -58,6 +58,11 @@ class Engine:
         return self._file.sha256
 
     @property
+    def identity(self) -> dict[str, str]:
+        """Name, version and hash, as answers tell them."""
+        return {"name": self.metadata.name, "version": self.metadata.version, "sha256": self.sha256}
+
+    @property
     def path(self) -> Path:
         """Where the model file lies."""
         return self._file.path

@@ -51,6 +51,8 @@ INFER_SECONDS = Histogram(
     ["model"],
     buckets=(0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
 )
+SCENES = Counter("sentile_scenes_total", "Scenes answered, on their connection or as a task", ["way"])
+TASKS_WAITING = Gauge("sentile_tasks_waiting", "Scenes that wait to be worked on", multiprocess_mode="livemax")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ _CODES: dict[int, str] = {
     401: "unauthorized",
     404: "not_found",
     405: "method",
+    406: "not_acceptable",
     408: "too_slow",
     413: "too_large",
     415: "unsupported_type",

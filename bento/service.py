@@ -15,6 +15,7 @@ from bento.engine import Engine
 from bento.guards import guards
 from bento.serving import Serving
 from bento.settings import Settings
+from bento.shared_folder import shared_folder
 from bento.sources import source_of
 from datasets.errors import SentileError
 
@@ -68,6 +69,8 @@ class Sentile:
             Engine(source_of(settings.model).find().path, settings.network_threads)
         except SentileError as error:
             _stop(error)
+        if settings.tasks is None:
+            shared_folder()  # named to the processes that are started after this
 
     @bentoml.on_shutdown
     def close(self) -> None:

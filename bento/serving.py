@@ -9,6 +9,7 @@ from bento.admission import Admission
 from bento.batcher import Batcher
 from bento.engine import Engine
 from bento.releases import Mode, Releases
+from bento.scenes import Scenes
 from bento.settings import Settings
 from bento.sources import source_of
 from bento.uploads import Answer, Batch, Upload, classify_batch
@@ -23,12 +24,14 @@ class Serving:
         releases: the models that answer.
         admission: room for the bodies of requests.
         batcher: works on the tiles of all requests together.
+        scenes: works on what is slower, in between.
     """
 
     settings: Settings
     releases: Releases
     admission: Admission
     batcher: Batcher[Upload, Answer]
+    scenes: Scenes
 
     @classmethod
     def start(cls, settings: Settings) -> "Serving":
@@ -48,7 +51,8 @@ class Serving:
             shadow.compare(seen.pop())
 
         admission = Admission(settings.room, settings.most_waiting, settings.most_seconds)
-        return cls(settings, releases, admission, Batcher(work, settings.most_in_batch, observe, after))
+        batcher = Batcher(work, settings.most_in_batch, observe, after)
+        return cls(settings, releases, admission, batcher, Scenes.start(settings, releases, batcher))
 
     @property
     def engine(self) -> Engine:
@@ -68,6 +72,7 @@ class Serving:
 
     def close(self) -> None:
         """End what runs beside the requests."""
+        self.scenes.close()
         self.releases.close()
         self.batcher.close()
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ class Settings:
         body_seconds: that any body may take.
         body_rate: bytes per second at which a body must come beyond that.
         request_seconds: for everything, until the answer is taken.
+        most_pixels: of a scene.
+        most_scene_bytes: in the body that brings a scene.
+        most_windows_at_once: of a scene that is answered on its connection; those with more become tasks.
+        most_tasks: scenes that wait to be worked on, in all processes together.
+        tasks: the folder of the scenes that are worked on and of their results; None: a temporary one, which goes with
+            the service.
+        tasks_bytes: of all that is in it.
+        tasks_kept: seconds that a result can be had.
+        task_seconds: that a task may run.
     """
 
     model: str | None = None
@@ -69,6 +79,14 @@ class Settings:
     body_seconds: int = 10
     body_rate: int = 32 * 2**10
     request_seconds: int = 60
+    most_pixels: int = 4096 * 4096
+    most_scene_bytes: int = 512 * 2**20
+    most_windows_at_once: int = 256
+    most_tasks: int = 32
+    tasks: str | None = None
+    tasks_bytes: int = 4 * 2**30
+    tasks_kept: int = 3600
+    task_seconds: int = 3600
 
     @property
     def processes(self) -> int:

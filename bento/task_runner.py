@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from bento import metrics
+from bento.batcher import ClosedError
 from bento.http_errors import body_of, error_body
 from bento.tasks import Ledger, Task
 from datasets.errors import SceneTooLargeError, SentileError
@@ -73,7 +75,7 @@ class TaskRunner:
             for name, content in results.items():
                 self._ledger.result(task.id, name).write_bytes(content)
             self._ledger.finish(task.id)
-        except StoppedError:
+        except (StoppedError, ClosedError):
             self._ledger.give_back(task.id)  # does nothing where it was taken away
         except SentileError as error:
             self._ledger.fail(task.id, body_of(error, task.asked.get("name", ""))["error"])
@@ -97,6 +99,7 @@ class TaskRunner:
             try:
                 self._ledger.tell_alive()
                 self._ledger.tidy()
+                metrics.TASKS_WAITING.set(self._ledger.waiting())
             except Exception:  # as above
                 _LOG.exception("the tasks cannot be tidied")
 

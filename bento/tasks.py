@@ -208,6 +208,12 @@ class Ledger:
 
     # What the process that works on it says.
 
+    def waiting(self) -> int:
+        """Return how many tasks wait."""
+        with self._changing() as database:
+            (count,) = database.execute("SELECT count(*) FROM tasks WHERE state = ?", (State.WAITING,)).fetchone()
+        return int(count)
+
     def take(self) -> Task | None:
         """Return the task that has waited longest, RUNNING here from now on, or None."""
         with self._changing() as database:
