@@ -34,6 +34,7 @@ from datasets.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, pl
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 MOST_BANDS = 64  # Sentinel-2 has 13; some exports add masks and probabilities
 MOST_BLOCK_BYTES = 512 * 2**20
+MOST_TILE_BYTES = 32 * 2**20  # decoded; 13 bands of float32 in blocks of 512 × 512 take 14 MB
 
 # Nothing but the bytes of the file itself may be read, and a corrupt block is an error, not a warning.
 _CLOSED_WORLD = {
@@ -43,7 +44,7 @@ _CLOSED_WORLD = {
     "GDAL_GEOREF_SOURCES": "INTERNAL",
     "GTIFF_SRS_SOURCE": "GEOKEYS",  # the CRS as the file has it; looking it up again takes as long as reading a tile
     "GTIFF_IGNORE_READ_ERRORS": "NO",
-    "GDAL_HTTP_MAX_RETRY": "0",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",  # no URL ends so: GDAL's network is off
     "VSI_CACHE": "NO",
 }
 
@@ -122,9 +123,26 @@ def check_header(dataset: DatasetReader, name: str) -> None:
 
     Raises:
         TileShapeError: its data type, number of bands or blocks are none that Sentinel-2 files have.
+        UnreadableImageError: it names another file as its overviews.
     """
+    _refuse_other_files(dataset, name)
     _refuse_odd_bands(dataset, name)
     _refuse_huge_blocks(dataset, name)
+
+
+def _refuse_other_files(dataset: DatasetReader, name: str) -> None:
+    """Refuse a file that names another one as its overviews: GDAL would open that with any driver, URLs included.
+
+    GDAL itself writes the item into side-car files only (gcore/gdaldefaultoverviews.cpp).
+    """
+    try:
+        named = "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS")
+    except UnicodeDecodeError:
+        named = True
+    if named:
+        raise UnreadableImageError(
+            f"{name}: names another file as its overviews; delete the metadata item OVERVIEW_FILE"
+        )
 
 
 def _refuse_odd_bands(dataset: DatasetReader, name: str) -> None:
@@ -144,6 +162,18 @@ def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
         raise TileShapeError(
             f"{name}: its blocks of {width} × {height} pixels take {size / 2**20:.0f} MiB each, "
             f"{MOST_BLOCK_BYTES / 2**20:.0f} MiB is the most; rewrite it with tiles of 512 × 512"
+        )
+
+
+def _refuse_huge_tile(dataset: DatasetReader, name: str) -> None:
+    """Refuse a small tile in blocks so large that decoding it would cost as much as a scene."""
+    height, width = dataset.block_shapes[0]
+    pixels = math.ceil(dataset.height / height) * height * math.ceil(dataset.width / width) * width
+    size = pixels * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
+    if size > MOST_TILE_BYTES:
+        raise TileShapeError(
+            f"{name}: a tile of {size / 2**20:.0f} MiB when decoded, {MOST_TILE_BYTES / 2**20:.0f} MiB is the most; "
+            f"rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
         )
 
 
@@ -206,6 +236,7 @@ def read_tile(source: Path | bytes, said: Statement, name: str | None = None, si
                 f"{label}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}; "
                 "cut it to size, or classify it as a scene"
             )
+        _refuse_huge_tile(dataset, label)
         plan = plan_reading(dataset, label, said)
         pixels = read_dn(dataset, plan)
         return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset))
