@@ -142,17 +142,16 @@ def portions(tiles: Tiles, most_tiles: int, most_bytes: int) -> Iterator[Portion
     """
     names: list[str] = []
     contents: list[bytes | npt.NDArray[np.uint16]] = []
-    size = 0
     for name, content in _named(tiles):
-        length = content.nbytes if isinstance(content, np.ndarray) else len(content)
-        if contents and (
-            len(contents) == most_tiles or size + length > most_bytes or _kind(content) != _kind(contents[0])
-        ):
+        size = sum(map(_size, contents)) + _size(content)
+        if contents and (size > most_bytes or _kind(content) != _kind(contents[0])):
             yield Portion(tuple(names), tuple(contents))
-            names, contents, size = [], [], 0
+            names, contents = [], []
         names.append(name)
         contents.append(content)
-        size += length
+        if len(contents) == most_tiles:
+            yield Portion(tuple(names), tuple(contents))
+            names, contents = [], []
     if contents:
         yield Portion(tuple(names), tuple(contents))
 
@@ -275,6 +274,10 @@ def _each(array: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
             f"an array of {array.dtype} {array.shape}; uint16 (n, bands, 64, 64) or (bands, 64, 64) in DN is wanted"
         )
     return array if array.ndim == 4 else array[None]
+
+
+def _size(content: bytes | npt.NDArray[np.uint16]) -> int:
+    return content.nbytes if isinstance(content, np.ndarray) else len(content)
 
 
 def _kind(content: bytes | npt.NDArray[np.uint16]) -> tuple[int, ...]:
