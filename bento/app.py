@@ -7,7 +7,7 @@ with an error for its whole batch; a mounted route has none of that (docs/decisi
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from bento import classify_routes, scene_routes, unknown_paths
+from bento import classify_routes, explain_routes, metrics_routes, scene_routes, unknown_paths
 from bento.replies import HANDLERS
 from bento.settings import Settings
 from bento.turnover import Turnover
@@ -23,6 +23,8 @@ def make_app(settings: Settings) -> Starlette:
     routes = [
         *classify_routes.ROUTES,
         *scene_routes.ROUTES,
+        *explain_routes.ROUTES,
+        *metrics_routes.ROUTES,
         *unknown_paths.ROUTES,  # takes every path, so it stands last
     ]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from bento.bodies import announced_bytes, read_tiles
 from bento.engine import Engine
 from bento.http_errors import status_of_code
+from bento.notes import note_answered
 from bento.replies import answer
 from bento.serving import serving_of
 
@@ -20,6 +21,7 @@ async def classify(request: Request) -> Response:
         asked = await read_tiles(request, serving.settings, serving.best_coverage)
         engine, uploads = serving.assign(asked.uploads, sticky_key(request))
         results = await serving.batcher.submit(uploads)
+    note_answered()
     if asked.single and "error" in results[0]:
         return answer({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
     return answer({"model": identity(engine), "results": results})

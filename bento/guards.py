@@ -1,9 +1,11 @@
 """What stands before every route, BentoML's own included, from the outside in."""
 
+import sys
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 
+from bento import logs
 from bento.deadlines import Deadlines
 from bento.headers import Headers
 from bento.keys import Keys, read_keys
@@ -20,7 +22,8 @@ def guards(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
     Raises:
         SentileError: keys or origins are malformed.
     """
-    found: list[tuple[type, dict[str, Any]]] = [(Headers, {})]
+    style = logs.style_of(settings.log, sys.stderr)
+    found: list[tuple[type, dict[str, Any]]] = [(logs.RequestLog, {"style": style}), (Headers, {})]
     if settings.cors_origins:  # before the keys: browsers ask without one whether they may ask
         found.append((CORSMiddleware, cors_options(settings.cors_origins)))
     limits = {

@@ -25,6 +25,13 @@ STATUS: tuple[tuple[type[SentileError], int, str], ...] = (
     (SentileError, 400, "bad_request"),
 )
 
+INTERNAL = {
+    "code": "internal",
+    "message": "the service failed",
+    "hint": "try again; if it stays so, tell the operator the X-Request-ID of this answer",
+}
+"""What a client is told of an error that is our fault: nothing of its cause, which the log holds under the id."""
+
 
 def status_of(error: SentileError) -> int:
     """Return the HTTP status of an error."""

@@ -1,20 +1,36 @@
-"""What Prometheus sees of the service, beside BentoML's own request metrics."""
+"""What Prometheus sees of the service; docs/observability.md says what to make of it."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.multiprocess import mark_process_dead
 
+REQUESTS = Counter("sentile_requests_total", "Requests answered, by route and status", ["path", "status"])
+REQUEST_SECONDS = Histogram(
+    "sentile_request_seconds",
+    "Seconds from a request's first line to the end of its answer",
+    ["path"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 TILES = Counter("sentile_tiles_total", "Tiles answered, by class and model version", ["class_name", "model"])
 ERRORS = Counter("sentile_errors_total", "Tiles and requests refused, by error code", ["code"])
 BATCH = Histogram(
     "sentile_batch_tiles", "Tiles in a batch of the network", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 )
 WAITING = Gauge("sentile_waiting_tiles", "Tiles in the queue when a batch starts", multiprocess_mode="livesum")
+WAIT_SECONDS = Histogram(
+    "sentile_wait_seconds",
+    "Seconds that a request's tiles wait for a batch",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
 SECONDS = Histogram(
     "sentile_seconds",
-    "Seconds of a batch's stages, for each tile",
+    "Seconds of the stages of a request or a batch, for each tile",
     ["stage"],
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5),
 )
@@ -53,19 +69,73 @@ INFER_SECONDS = Histogram(
 )
 SCENES = Counter("sentile_scenes_total", "Scenes answered, on their connection or as a task", ["way"])
 TASKS_WAITING = Gauge("sentile_tasks_waiting", "Scenes that wait to be worked on", multiprocess_mode="livemax")
+DRIFT = Gauge(
+    "sentile_drift",
+    "How far the latest tiles' values lie from the training data's, by band and measure",
+    ["band", "measure"],
+    multiprocess_mode="mostrecent",
+)
+DRIFT_TILES = Gauge(
+    "sentile_drift_tiles", "Tiles that sentile_drift looks back on, by band", ["band"], multiprocess_mode="mostrecent"
+)
+PREDICTIONS = Counter(
+    "sentile_predictions_total", "Tiles for the prediction log: written, dropped or failed", ["outcome"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a batch: when it began and ended, in nanoseconds of `time.perf_counter_ns`."""
+
+    name: str
+    began: int
+    ended: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.ended - self.began) / 1e9
 
 
 @contextmanager
-def timed(stage: str, tiles: int) -> Iterator[None]:
-    """Observe the seconds that the block takes for each of `tiles` tiles."""
-    started = time.perf_counter()
+def timed(stage: str, tiles: int, stages: list[Stage] | None = None) -> Iterator[None]:
+    """Observe the seconds that the block takes for each of `tiles` tiles, and add the stage to `stages`."""
+    began = time.perf_counter_ns()
     yield
-    SECONDS.labels(stage).observe((time.perf_counter() - started) / max(tiles, 1))
+    took = Stage(stage, began, time.perf_counter_ns())
+    SECONDS.labels(stage).observe(took.seconds / max(tiles, 1))
+    if stages is not None:
+        stages.append(took)
 
 
 @contextmanager
-def timed_inference(model: str, tiles: int) -> Iterator[None]:
-    """Observe the seconds that the network of version `model` takes for each of `tiles` tiles in the block."""
-    started = time.perf_counter()
+def timed_inference(model: str, tiles: int, stages: list[Stage] | None = None) -> Iterator[None]:
+    """As `timed`, for the network of version `model`."""
+    began = time.perf_counter_ns()
     yield
-    INFER_SECONDS.labels(model).observe((time.perf_counter() - started) / max(tiles, 1))
+    took = Stage("infer", began, time.perf_counter_ns())
+    INFER_SECONDS.labels(model).observe(took.seconds / max(tiles, 1))
+    if stages is not None:
+        stages.append(took)
+
+
+def forget_dead_processes() -> None:
+    """Take the gauges of processes that were killed out of `/metrics`: nobody else does, and they would stay for ever.
+
+    Called by a process that begins to serve, such as one that takes a dead one's place.
+    """
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    files = Path(folder).glob("gauge_live*_*.db") if folder else ()
+    for pid in {file.stem.rpartition("_")[2] for file in files}:
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            mark_process_dead(int(pid))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -10,7 +10,8 @@ from starlette.types import ExceptionHandler
 from bento import metrics
 from bento.admission import OverloadedError
 from bento.batcher import ClosedError
-from bento.http_errors import body_of, error_body, status_of
+from bento.http_errors import INTERNAL, body_of, error_body, status_of
+from bento.notes import note_code
 from datasets.errors import SentileError
 
 _CODES: dict[int, str] = {
@@ -34,6 +35,7 @@ def answer(content: dict[str, Any], status: int = 200, **headers: str) -> JSONRe
 def refuse(status: int, code: str, message: str, hint: str = "", **headers: str) -> JSONResponse:
     """Return an error in its one form, and count it."""
     metrics.ERRORS.labels(code).inc()
+    note_code(code)
     return answer(error_body(code, message, hint), status, **headers)
 
 
@@ -58,9 +60,15 @@ async def on_overload(request: Request, error: Exception) -> Response:
     return refuse(503, "overloaded", "too many requests are waiting", f"try again in {seconds} s", **headers)
 
 
+async def on_internal_error(request: Request, error: Exception) -> Response:
+    """Answer a request that failed through our fault; the error goes on to `bento.logs`, which tells the operator."""
+    return refuse(500, **INTERNAL)
+
+
 HANDLERS: dict[Any, ExceptionHandler] = {
     SentileError: on_our_error,
     HTTPException: on_http_error,
     OverloadedError: on_overload,
     ClosedError: on_overload,
+    Exception: on_internal_error,
 }

@@ -1,7 +1,6 @@
 """The BentoML service: `bentoml serve` at the project's root.
 
-Health (`/livez`, `/readyz`) and Prometheus metrics (`/metrics`) are BentoML's; the routes of `bento.app` are
-mounted.
+Health (`/livez`, `/readyz`) is BentoML's; the routes of `bento.app` are mounted.
 """
 
 import sys
@@ -9,6 +8,7 @@ from typing import Any, NoReturn
 
 import bentoml
 
+from bento import logs
 from bento.app import make_app
 from bento.connections import bound_connections
 from bento.engine import Engine
@@ -43,6 +43,7 @@ def _guards() -> list[tuple[type, dict[str, Any]]]:
 
 settings = _settings()
 app = make_app(settings)
+logs.configure(logs.style_of(settings.log, sys.stderr))
 bound_connections(settings.most_connections, settings.head_seconds)
 
 
@@ -51,6 +52,7 @@ bound_connections(settings.most_connections, settings.head_seconds)
     workers=settings.processes,
     traffic={"timeout": settings.request_seconds + 15},  # behind our own bound, whose answer has our form
     logging={"access": {"enabled": False}},
+    metrics={"enabled": False},  # ours tell more, and label routes, not paths, of which anybody can think up any number
     # OpenTelemetry's middleware costs each request a tenth of a millisecond even where nothing is traced.
     tracing={"excluded_urls": ".*"},
 )

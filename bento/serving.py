@@ -1,5 +1,6 @@
 """What one process serves with, shared by all routes as `app.state.serving`."""
 
+import time
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
@@ -8,6 +9,7 @@ from bento import metrics, shadow
 from bento.admission import Admission
 from bento.batcher import Batcher
 from bento.engine import Engine
+from bento.notes import current
 from bento.releases import Mode, Releases
 from bento.scenes import Scenes
 from bento.settings import Settings
@@ -62,7 +64,10 @@ class Serving:
     def assign(self, uploads: list[Upload], key: str) -> tuple[Engine, list[Upload]]:
         """Return the model that answers a request from `key`, and its uploads bound to it (and to its shadow)."""
         engine, secret = self.releases.route(key), self.releases.shadow(key)
-        return engine, [replace(upload, engine=engine, shadow=secret) for upload in uploads]
+        notes = current()
+        if notes is not None:
+            notes.tiles, notes.model, notes.submitted = len(uploads), engine.metadata.version, time.perf_counter_ns()
+        return engine, [replace(upload, engine=engine, shadow=secret, notes=notes) for upload in uploads]
 
     @property
     def best_coverage(self) -> float:

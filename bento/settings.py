@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from datasets.errors import ModelFileError, SentileError
 RUNS = Path("artifacts")
 MODEL_NAME = "model.onnx"
 PACKED_MODEL = Path(models.__file__).parent / "pretrained" / MODEL_NAME  # in a bento that was built around a model
-_MODES = ("off", "shadow", "canary")
+_CHOICES = {"SENTILE_CANDIDATE_MODE": ("off", "shadow", "canary"), "SENTILE_LOG": ("json", "text", "off")}
+_MAY_BE_ZERO = ("SENTILE_RELOAD_SECONDS", "SENTILE_DRIFT_WINDOW")
 _MOST_PROCESSES = 8  # each takes about 200 MB
 
 
@@ -54,6 +54,17 @@ class Settings:
         tasks_bytes: of all that is in it.
         tasks_kept: seconds that a result can be had.
         task_seconds: that a task may run.
+        log: of requests, on stderr: `json`, `text` or `off`; None: `json`, but `off` where stderr is a terminal.
+        trace: URL of an OTLP collector that gets a trace of each request; None: nothing is traced.
+        drift_window: latest tiles of each band that are compared with the training data; 0: none.
+        drift_least: tiles of a band before its drift is told.
+        predictions: folder that answers are kept in, for audits and retraining; None: none are.
+        predictions_share: share of requests (0-1) whose answers are kept.
+        predictions_names: 1: with the tiles' file names.
+        predictions_tiles: 1: with the tiles themselves.
+        predictions_rows: tiles in a file of the folder.
+        predictions_minutes: after which a file is closed that has fewer.
+        predictions_bytes: of the folder; beyond it, the oldest files are deleted.
     """
 
     model: str | None = None
@@ -87,6 +98,17 @@ class Settings:
     tasks_bytes: int = 4 * 2**30
     tasks_kept: int = 3600
     task_seconds: int = 3600
+    log: str | None = None
+    trace: str | None = None
+    drift_window: int = 4096
+    drift_least: int = 256
+    predictions: str | None = None
+    predictions_share: float = 1.0
+    predictions_names: int = 0
+    predictions_tiles: int = 0
+    predictions_rows: int = 10_000
+    predictions_minutes: int = 10
+    predictions_bytes: int = 2**30
 
     @property
     def processes(self) -> int:
@@ -119,9 +141,10 @@ def _parse(name: str, text: str, default: Any) -> Any:
     if isinstance(default, float):
         return _share(name, text)
     if isinstance(default, int):
-        return _whole_number(name, text, least=0 if default == 0 or name == "SENTILE_RELOAD_SECONDS" else 1)
-    if name == "SENTILE_CANDIDATE_MODE" and text not in _MODES:
-        raise SentileError(f"{name} is {', '.join(_MODES[:-1])} or {_MODES[-1]}, not {text!r}")
+        return _whole_number(name, text, least=0 if default == 0 or name in _MAY_BE_ZERO else 1)
+    choices = _CHOICES.get(name, ())
+    if choices and text not in choices:
+        raise SentileError(f"{name} is {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
     return text
 
 

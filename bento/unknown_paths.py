@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/metrics", "/schema.json")
+BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/schema.json")
 """Answered by BentoML itself, with GET and HEAD."""
 
 

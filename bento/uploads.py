@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bento import metrics
 from bento.engine import Answers, Engine
 from bento.http_errors import body_of, error_body
+from bento.notes import Notes
 from datasets.errors import NoDataError, SentileError
 from datasets.geotiff import closed_world, read_tile
 from datasets.radiometry import Statement
@@ -32,6 +34,7 @@ class Upload:
         coverage: asked of its prediction set (0-1).
         engine: the model that answers it; None: the one that `classify_uploads` is given.
         shadow: a model that answers it too, in secret, to be compared.
+        notes: of the request that it came with.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Upload:
     coverage: float = 0.9
     engine: Engine | None = None
     shadow: Engine | None = None
+    notes: Notes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,20 @@ class Batch:
         uploads: as they came.
         outcomes: the tile that each was read to, or its refusal.
         results: JSON-ready, one for each upload.
+        embeddings: float32 (features,) of each upload that was answered.
+        stages: what was done when.
     """
 
     uploads: Sequence[Upload]
     outcomes: Sequence[Tile | Answer]
     results: list[Answer]
+    embeddings: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    stages: list[metrics.Stage] = field(default_factory=list)
+
+    @property
+    def requests(self) -> list[Notes]:
+        """The notes of the requests that it holds tiles of."""
+        return list(dict.fromkeys(upload.notes for upload in self.uploads if upload.notes is not None))
 
 
 def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
@@ -64,32 +77,29 @@ def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
 
 def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:
     """Read and answer uploads, each by its own model or by `engine`."""
-    with metrics.timed("read", len(uploads)), closed_world():
+    stages: list[metrics.Stage] = []
+    with metrics.timed("read", len(uploads), stages), closed_world():
         outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
     results: list[Answer] = [outcome if isinstance(outcome, dict) else {} for outcome in outcomes]
+    batch = Batch(uploads, outcomes, results, stages=stages)
     groups: dict[Engine, list[int]] = {}
     for place, (upload, outcome) in enumerate(zip(uploads, outcomes, strict=True)):
         if isinstance(outcome, Tile):
             groups.setdefault(upload.engine or engine, []).append(place)
     for answering, places in groups.items():
-        _answer_group(answering, uploads, outcomes, places, results)
-    return Batch(uploads, outcomes, results)
+        _answer_group(answering, batch, places)
+    return batch
 
 
-def _answer_group(
-    engine: Engine,
-    uploads: Sequence[Upload],
-    outcomes: Sequence[Tile | Answer],
-    places: list[int],
-    results: list[Answer],
-) -> None:
-    """Write the answers of `engine` to the uploads at `places` into `results`."""
-    tiles = [outcome for place in places if isinstance(outcome := outcomes[place], Tile)]
-    with metrics.timed_inference(engine.metadata.version, len(tiles)):
+def _answer_group(engine: Engine, batch: Batch, places: list[int]) -> None:
+    """Write the answers of `engine` to the uploads at `places` into the batch."""
+    tiles = [outcome for place in places if isinstance(outcome := batch.outcomes[place], Tile)]
+    with metrics.timed_inference(engine.metadata.version, len(tiles), batch.stages):
         answers = engine.classify(np.stack([tile.pixels for tile in tiles]))
-    with metrics.timed("describe", len(tiles)):
+    with metrics.timed("describe", len(tiles), batch.stages):
         for index, (place, tile) in enumerate(zip(places, tiles, strict=True)):
-            results[place] = describe(engine, tile, answers, index, uploads[place].coverage)
+            batch.results[place] = describe(engine, tile, answers, index, batch.uploads[place].coverage)
+            batch.embeddings[place] = answers.embedding[index]
 
 
 def describe(engine: Engine, tile: Tile, answers: Answers, index: int, coverage: float) -> Answer:
@@ -153,6 +163,8 @@ def _read(upload: Upload, size: int) -> Tile | Answer:
     else:
         return tile
     metrics.ERRORS.labels(body["error"]["code"]).inc()
+    if upload.notes is not None:
+        upload.notes.codes[body["error"]["code"]] += 1
     return {"name": upload.name, **body}
 
 

@@ -306,10 +306,9 @@ def test_metrics_count_the_requests(service: httpx.Client) -> None:
     post(service, tile_file(FOREST))
     response = service.get("/metrics")
     assert response.status_code == 200
-    counted = [line for line in response.text.splitlines() if "_request_total{" in line]
-    answered = [line for line in counted if "/classify" in line and 'http_response_code="200"' in line]
-    assert answered
-    assert float(answered[0].split()[-1]) >= 1
+    answered = [line for line in response.text.splitlines() if line.startswith("sentile_requests_total{")]
+    (line,) = [line for line in answered if 'path="/classify",status="200"' in line]
+    assert float(line.split()[-1]) >= 1
 
 
 # Services that cannot start.

@@ -1,0 +1,58 @@
+"""What is noted of a request while it is served, for those who look on: the log, the trace, the prediction log."""
+
+import time
+from collections import Counter
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, eq=False)
+class Notes:
+    """Of one request.
+
+    Attributes:
+        request_id: the caller's, or our own.
+        tiles: that it asks about.
+        model: version of the model that answers it; empty where none does.
+        codes: of the errors in its answer, with how many.
+        began, submitted, answered: when the request came, its tiles began to wait for a batch, and all had been
+            answered: nanoseconds of `time.perf_counter_ns`; 0: not (yet).
+        span: of the request in a trace (opentelemetry's `Span`); None where nothing is traced.
+    """
+
+    request_id: str
+    tiles: int = 0
+    model: str = ""
+    codes: Counter[str] = field(default_factory=Counter)
+    began: int = field(default_factory=time.perf_counter_ns)
+    submitted: int = 0
+    answered: int = 0
+    span: Any = None
+
+
+_NOTES: ContextVar[Notes | None] = ContextVar("notes", default=None)
+
+
+def begin(notes: Notes) -> None:
+    """Make `notes` those of the request that the running task serves."""
+    _NOTES.set(notes)
+
+
+def current() -> Notes | None:
+    """Return the notes of the request that is being served, or None outside of any."""
+    return _NOTES.get()
+
+
+def note_answered() -> None:
+    """Note that all tiles of the request have been answered."""
+    notes = _NOTES.get()
+    if notes is not None:
+        notes.answered = time.perf_counter_ns()
+
+
+def note_code(code: str) -> None:
+    """Note that the request's answer holds an error."""
+    notes = _NOTES.get()
+    if notes is not None:
+        notes.codes[code] += 1
