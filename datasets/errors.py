@@ -63,6 +63,10 @@ class SplitError(SentileError):
     """A split that names no tile, or tiles that no split names."""
 
 
+class SceneError(SentileError):
+    """A scene, or what was said of it, that cannot be understood."""
+
+
 class ModelFileError(SentileError):
     """A model file that is missing, corrupt, not ours, or of another version."""
 
