@@ -19,7 +19,7 @@ from bento.http_errors import status_of_code
 from bento.negotiation import negotiate
 from bento.replies import answer, refuse
 from bento.scene_answers import FORMS, MAP, SceneQuestion, answer_scene, count_windows, tell
-from bento.scenes import ClientGoneError, file_of
+from bento.scenes import CLIENT_GONE, ClientGoneError, file_of
 from bento.serving import Serving, serving_of
 from bento.spool import StorageFullError, spool
 from bento.tasks import FullError, Ledger, State, Task, owner_of
@@ -27,7 +27,6 @@ from bento.tasks import FullError, Ledger, State, Task, owner_of
 _PARAMETERS = (*SAID, "name", "coverage", "least_valid")
 _LEAST_VALID = 0.5
 _SOON, _LATER = "2", "30"  # seconds
-_CLIENT_GONE = 499  # nobody reads it; it is what logs know such a request by
 
 
 async def classify_scene(request: Request) -> Response:
@@ -50,7 +49,7 @@ async def classify_scene(request: Request) -> Response:
                 return await _submit(request, serving, task_id, question, windows)
             return await _answer_now(request, serving, task_id, question, form)
     except ClientGoneError:
-        return Response(status_code=_CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
     except FullError as error:
         return _refuse_full(error)
     except StorageFullError:

@@ -26,6 +26,8 @@ from bento.turns import TurnTakingEngine
 _MOST_AT_ONCE = 2
 _MOST_WAITING = 32
 
+CLIENT_GONE = 499  # nobody reads it; it is what logs know such a request by
+
 Value = TypeVar("Value")
 Unhurried = Callable[[Callable[[Engine], Engine]], Value]
 """Called, in a thread of low priority, with what makes an engine take turns."""
