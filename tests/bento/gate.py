@@ -19,7 +19,8 @@ class Gate:
     Attributes:
         url: where it listens.
         behind: the service's URL.
-        refusals: what becomes of the next requests, one each: a status and headers, or None to hang up.
+        refusals: what becomes of the next requests, one each: a status and headers, or None to hang up. With the header
+            `Connection: close` a body is left unread, as a service does that has no room for it.
         meet: requests that must have come before any of them is let by.
         arrivals: when each request came, in seconds of a monotonic clock.
         lengths: of their bodies, in bytes.
@@ -58,13 +59,15 @@ def _handler(gate: Gate) -> Callable[..., BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            with gate.lock:
+                refusal = gate.refusals.pop(0) if gate.refusals else ()
+            unread = bool(refusal and "Connection" in refusal[1])
+            body = b"" if unread else self.rfile.read(int(self.headers.get("content-length", 0)))
             with gate.lock:
                 gate.arrivals.append(time.monotonic())
                 gate.lengths.append(len(body))
                 gate.inside += 1
                 gate.most_at_once = max(gate.most_at_once, gate.inside)
-                refusal = gate.refusals.pop(0) if gate.refusals else ()
             try:
                 self._answer(body, refusal)
             finally:

@@ -231,6 +231,15 @@ def test_a_connection_that_drops_is_made_again(gate: Gate) -> None:
     assert len(gate.arrivals) == 4
 
 
+def test_a_service_that_leaves_the_body_unread_is_asked_again(gate: Gate, answers: list[str]) -> None:
+    gate.refusals = [(503, {"Connection": "close"})] * 2
+    pixels = np.stack([tile.pixels for tile in TILES * 6])  # more than a connection's buffers hold
+    with Client(gate.url, KEY, trust_env=False) as client:
+        assert [result.class_name for result in client.classify(pixels)] == answers * 6
+    assert gate.lengths[:2] == [0, 0]
+    assert len(gate.lengths) == 3
+
+
 def test_patience_has_an_end(gate: Gate) -> None:
     gate.refusals = [(503, {})] * 2
     with Client(gate.url, KEY, retries=1, trust_env=False) as client, pytest.raises(ServiceError) as refused:
