@@ -2,6 +2,7 @@
 
 from datasets.errors import (
     BandsUnknownError,
+    MissingBandError,
     ModelFileError,
     NoDataError,
     RadiometryUnknownError,
@@ -18,6 +19,7 @@ STATUS: tuple[tuple[type[SentileError], int, str], ...] = (
     (TileShapeError, 422, "tile_shape"),
     (SceneTooLargeError, 413, "too_large"),
     (NoDataError, 422, "no_data"),
+    (MissingBandError, 422, "band_missing"),
     (UnknownBandError, 422, "unknown_band"),
     (BandsUnknownError, 422, "bands_unknown"),
     (RadiometryUnknownError, 422, "radiometry_unknown"),

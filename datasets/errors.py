@@ -35,6 +35,10 @@ class SceneTooLargeError(SentileError):
     """A scene with more pixels, or more work in it, than the service takes."""
 
 
+class MissingBandError(SentileError):
+    """A file without a band that what is asked of it needs."""
+
+
 class NoDataError(SentileError):
     """A tile without a single pixel that holds data."""
 
@@ -65,6 +69,10 @@ class SplitError(SentileError):
 
 class SceneError(SentileError):
     """A scene, or what was said of it, that cannot be understood."""
+
+
+class ResultsError(SentileError):
+    """A folder of results that cannot be used for this run."""
 
 
 class ModelFileError(SentileError):
