@@ -85,3 +85,9 @@ class ExportError(SentileError):
 
 class TrainingError(SentileError):
     """Training cannot start or go on as asked."""
+
+
+class StoppedError(SentileError):
+    """Training was told to end by SIGTERM, and kept all it needs to go on."""
+
+    exit_status = 143  # what a shell reports of a process that SIGTERM ended
