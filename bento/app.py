@@ -7,7 +7,7 @@ with an error for its whole batch; a mounted route has none of that (docs/decisi
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from bento import classify_routes, explain_routes, metrics_routes, scene_routes, unknown_paths
+from bento import classify_routes, explain_routes, metrics_routes, preview_routes, scene_routes, unknown_paths
 from bento.replies import HANDLERS
 from bento.settings import Settings
 from bento.turnover import Turnover
@@ -24,6 +24,7 @@ def make_app(settings: Settings) -> Starlette:
         *classify_routes.ROUTES,
         *scene_routes.ROUTES,
         *explain_routes.ROUTES,
+        *preview_routes.ROUTES,
         *metrics_routes.ROUTES,
         *unknown_paths.ROUTES,  # takes every path, so it stands last
     ]
