@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,6 +29,7 @@ FIELD = "tiles"
 SAID = ("bands", "level", "scale", "offset")
 DEFAULT_COVERAGE = 0.9
 _NPY_MAGIC = b"\x93NUMPY"
+_MOST_FIELD = 8192  # bytes of a field that is no file
 _NPY_HEADER = 4096  # bytes; the header of such an array takes 128
 
 
@@ -107,7 +109,12 @@ def announced_bytes(request: Request, most_bytes: int) -> int:
 
 
 def limited(request: Request, most_bytes: int) -> Request:
-    """Return `request` with a body that cannot be read beyond `most_bytes`, even if it hides its length."""
+    """Return `request` with a body that cannot be read beyond `most_bytes`, even if it hides its length.
+
+    Raises:
+        HTTPException: the names in the form are said to be in another code than UTF-8.
+    """
+    _refuse_charset(request)
     taken = 0
 
     async def receive() -> Message:
@@ -119,6 +126,13 @@ def limited(request: Request, most_bytes: int) -> Request:
         return message
 
     return Request(request.scope, receive)
+
+
+def _refuse_charset(request: Request) -> None:
+    """Refuse a form in another code than UTF-8: Python has codecs that raise anything, or take minutes."""
+    _, options = parse_options_header(request.headers.get("content-type"))
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+        raise HTTPException(400, "the body has another charset than UTF-8; leave the charset out")
 
 
 def parse_npy(content: bytes, said: Statement, most_tiles: int) -> list[Tile]:
@@ -156,12 +170,12 @@ def _load_npy(content: bytes) -> np.ndarray:
         if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(rest):
             raise ValueError("its length is not that of its header")
         return np.frombuffer(rest, dtype).reshape(shape)
-    except (ValueError, TypeError, SyntaxError, OverflowError) as error:
+    except Exception as error:  # numpy lets Python's parser and its own dtypes read the header: they fail in all ways
         raise HTTPException(400, "a broken .npy file; numpy.save writes sound ones") from error
 
 
 async def _read_multipart(body: Request, settings: Settings, best_coverage: float) -> Asked:
-    async with body.form(max_files=settings.most_tiles, max_fields=len(SAID) + 1) as form:
+    async with body.form(max_files=settings.most_tiles, max_fields=len(SAID) + 1, max_part_size=_MOST_FIELD) as form:
         fields = {name: value for name, value in form.multi_items() if name != FIELD}
         said, coverage = parameters(fields, (*SAID, "coverage"), best_coverage)
         files = await _files(form)

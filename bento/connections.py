@@ -5,19 +5,17 @@ and their memory for ever (slowloris). A reverse proxy does all that too, but th
 """
 
 import json
-import logging
 import resource
 from asyncio import TimerHandle, Transport
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from bento.headers import ALWAYS, UNLESS_SAID
 from bento.http_errors import error_body
 
-_LOG = logging.getLogger("sentile")
 _SPARE_FILES = 128  # the model, logs, metrics and the loop's own
 _LINGER_SECONDS = 5.0
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
@@ -47,6 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_timer: TimerHandle | None = None
         self._in_head, self._head_bytes = True, 0
+        self._cycles: list[RequestResponseCycle] = []  # requests that are not answered; more than one if pipelined
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless there are too many."""
@@ -57,8 +56,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget a connection."""
+        """Forget a connection, and tell all of its requests."""
         self._stop_waiting()
+        self._abandon()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -82,6 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
 
     def on_response_complete(self) -> None:
         """Wait for the next request; what is left of this one's body must come in that time, too."""
@@ -114,22 +115,37 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._close()
 
+    def _abandon(self) -> None:
+        """Let requests that are worked on know that nobody waits; uvicorn tells the last of pipelined ones alone."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def _refuse(self, status: int, code: str, message: str) -> None:
-        body = json.dumps(error_body(code, message)).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-            *ALWAYS,
-            *UNLESS_SAID,
-        ]
-        lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
-        self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, _PHRASES[status].encode(), lines, body))
+        begun = any(cycle.response_started and not cycle.response_complete for cycle in self._cycles)
+        self._abandon()
+        if not begun:  # else it would stand in the midst of another answer
+            self.transport.write(_refusal(status, code, message))
         self._close()
 
     def _close(self) -> None:
         self.transport.close()
         self.loop.call_later(_LINGER_SECONDS, self.transport.abort)  # where the peer does not take what is left
+
+
+def _refusal(status: int, code: str, message: str) -> bytes:
+    """Return a whole answer, with the headers that all have."""
+    body = json.dumps(error_body(code, message)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        *ALWAYS,
+        *UNLESS_SAID,
+    ]
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, _PHRASES[status].encode(), lines, body)
 
 
 def bound_connections(most: int, head_seconds: float) -> None:

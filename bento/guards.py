@@ -1,5 +1,6 @@
 """What stands before every route, BentoML's own included, from the outside in."""
 
+import logging
 import sys
 from typing import Any
 
@@ -36,6 +37,16 @@ def guards(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
     if keys:
         found.append((Keys, {"keys": keys, "open_metrics": bool(settings.open_metrics)}))
     return found
+
+
+def quieten() -> None:
+    """Keep libraries from logging what is wrong with uploads: lines without end, with text of the uploader's choice.
+
+    What is wrong is told in the answer, and counted.
+    """
+    for name in ("rasterio", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
 
 def cors_options(origins: str) -> dict[str, Any]:

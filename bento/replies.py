@@ -3,7 +3,7 @@
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ExceptionHandler
 
@@ -60,6 +60,11 @@ async def on_overload(request: Request, error: Exception) -> Response:
     return refuse(503, "overloaded", "too many requests are waiting", f"try again in {seconds} s", **headers)
 
 
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """Answer nobody: the client left before it had sent its body, which is no failure of ours."""
+    return Response(status_code=499)
+
+
 async def on_internal_error(request: Request, error: Exception) -> Response:
     """Answer a request that failed through our fault; the error goes on to `bento.logs`, which tells the operator."""
     return refuse(500, **INTERNAL)
@@ -70,5 +75,6 @@ HANDLERS: dict[Any, ExceptionHandler] = {
     HTTPException: on_http_error,
     OverloadedError: on_overload,
     ClosedError: on_overload,
+    ClientDisconnect: on_client_gone,
     Exception: on_internal_error,
 }

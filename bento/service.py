@@ -12,7 +12,7 @@ from bento import logs
 from bento.app import make_app
 from bento.connections import bound_connections
 from bento.engine import Engine
-from bento.guards import guards
+from bento.guards import guards, quieten
 from bento.serving import Serving
 from bento.settings import Settings
 from bento.shared_folder import shared_folder
@@ -45,6 +45,7 @@ settings = _settings()
 app = make_app(settings)
 logs.configure(logs.style_of(settings.log, sys.stderr))
 bound_connections(settings.most_connections, settings.head_seconds)
+quieten()
 
 
 @bentoml.service(
