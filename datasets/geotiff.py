@@ -103,7 +103,7 @@ def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[Data
         try:
             dataset = opened.enter_context(_open(source, opened))
         except (RasterioError, ValueError, OSError) as error:
-            raise UnreadableImageError(f"{label}: {_why_unreadable(source)}") from error
+            raise UnreadableImageError(f"{label}: {why_unreadable(source)}") from error
         check_header(dataset, label)
         yield dataset
 
@@ -311,7 +311,7 @@ def _valid(numbers: npt.NDArray[np.generic], no_data: float | None) -> npt.NDArr
     return valid
 
 
-def _why_unreadable(source: Path | bytes) -> str:
+def why_unreadable(source: Path | bytes) -> str:
     """Say in words what bytes that are no GeoTIFF look like."""
     if isinstance(source, Path) and not source.is_file():
         return "there is no such file"
