@@ -1,18 +1,24 @@
 """Augmentation of whole batches on the device that trains: radiometry, missing bands, mixing of tiles.
 
 Tiles are DN (reflectance × 10 000) as float32 (batch, 13, height, width); 0 is no data and stays no data, and
-data never becomes 0. Every function draws from torch's global generators.
+data never becomes 0. Every number drawn belongs to a tile (`datasets.draws`), every shape is constant, and nothing
+waits for the device, so that the whole of it can be compiled into few kernels.
 """
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
-from datasets.errors import UnknownBandError
+from datasets.draws import Draws
+from datasets.errors import TrainingError, UnknownBandError
+from datasets.geometry import GeometryOptions
+from datasets.warp import Warp
 
 QUANTIFICATION = 10_000.0
+_QUANTILES = 1024
 
 
 @dataclass(frozen=True)
@@ -59,72 +65,184 @@ class BandDropout:
 
 @dataclass(frozen=True)
 class MixOptions:
-    """How often a rectangle of another tile is pasted in (CutMix, Yun et al. 2019, arXiv:1905.04899).
+    """How often tiles are mixed with their neighbour in the batch.
 
     Attributes:
-        cutmix: share of batches (0–1).
-        alpha: of the Beta distribution that the pasted share of the area is drawn from.
+        cutmix: share of tiles (0–1) into which a rectangle of another tile is pasted
+            (CutMix, Yun et al. 2019, arXiv:1905.04899).
+        mixup: share of tiles that become a weighted mean with another tile
+            (mixup, Zhang et al. 2018, arXiv:1710.09412).
+        alpha: of the Beta distribution that the other tile's share is drawn from.
     """
 
     cutmix: float = 0.5
+    mixup: float = 0.0
     alpha: float = 1.0
 
-
-def jitter_radiometry(tiles: Tensor, options: RadiometryOptions) -> Tensor:
-    """Return tiles with gain, haze and noise drawn for each tile and band; data stay at least 1."""
-    count, bands = tiles.shape[:2]
-    one, each = (count, 1, 1, 1), (count, bands, 1, 1)
-    gain = torch.exp(_normal(tiles, one, options.gain) + _normal(tiles, each, options.band_gain))
-    haze = _normal(tiles, one, options.haze) + _normal(tiles, each, options.band_haze)
-    changed = tiles * gain + haze * QUANTIFICATION
-    if options.noise > 0:
-        changed = changed + torch.randn_like(tiles) * (options.noise * QUANTIFICATION)
-    return torch.where(tiles > 0, changed.clamp(min=1.0), 0.0)
+    def __post_init__(self) -> None:
+        if self.cutmix < 0 or self.mixup < 0 or self.cutmix + self.mixup > 1 or self.alpha <= 0:
+            raise TrainingError(
+                f"data.mix: cutmix {self.cutmix} and mixup {self.mixup} are shares that add up to 1 at most, "
+                f"and alpha {self.alpha} is above 0"
+            )
 
 
-def drop_bands(tiles: Tensor, options: BandDropout) -> Tensor:
-    """Return tiles with the bands outside a drawn set made all no data."""
-    present = tiles.amax(dim=(2, 3)) > 0  # (batch, 13)
-    kept = _draw_kept(len(tiles), options, tiles.device) & present
-    kept = torch.where(kept.sum(dim=1, keepdim=True) >= options.fewest, kept, present)
-    return tiles * kept[:, :, None, None]
+class Radiometry(nn.Module):
+    """Gain, haze and noise for each tile and band; data stay at least 1."""
+
+    def __init__(self, options: RadiometryOptions) -> None:
+        super().__init__()
+        self._options = options
+
+    def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
+        """Return tiles (batch, bands, height, width), disturbed."""
+        options, bands = self._options, tiles.shape[1]
+        gain = draws.normal(1, 1, 1) * options.gain + draws.normal(bands, 1, 1) * options.band_gain
+        haze = draws.normal(1, 1, 1) * options.haze + draws.normal(bands, 1, 1) * options.band_haze
+        changed = torch.addcmul(haze * QUANTIFICATION, tiles, gain.exp())
+        if options.noise > 0:
+            changed = changed + draws.normal(*tiles.shape[1:]) * (options.noise * QUANTIFICATION)
+        return torch.where(tiles > 0, changed.clamp(min=1.0), 0.0)
 
 
-def cutmix(tiles: Tensor, targets: Tensor, options: MixOptions) -> tuple[Tensor, Tensor]:
-    """Paste one rectangle of a shuffled batch into the batch; targets (batch, classes) mix by area.
+class DropBands(nn.Module):
+    """Makes the bands outside a drawn set no data."""
 
-    Only tiles with the same bands are mixed: a rectangle without a band would tell the network where to look.
+    _sets: Tensor
+    _weights: Tensor
+
+    def __init__(self, options: BandDropout) -> None:
+        super().__init__()
+        self._options = options
+        weights = torch.tensor([*options.sets.values(), options.random], dtype=torch.float32)
+        self.register_buffer("_weights", (weights.cumsum(0) / weights.sum())[:-1])
+        self.register_buffer("_sets", torch.stack([*map(_mask_of, options.sets), torch.zeros(len(BAND_NAMES)).bool()]))
+
+    def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
+        """Return tiles (batch, 13, height, width) with bands hidden."""
+        present = tiles.amax(dim=(2, 3)) > 0  # (batch, 13)
+        kept = self._draw_kept(draws) & present
+        kept = torch.where(kept.sum(dim=1, keepdim=True) >= self._options.fewest, kept, present)
+        return tiles * kept[:, :, None, None]
+
+    def _draw_kept(self, draws: Draws) -> Tensor:
+        """Return bool (batch, 13): which bands each tile keeps."""
+        choice = (draws.uniform(1) >= self._weights).sum(dim=1)
+        share = draws.between(*self._options.keep, 1)
+        at_random = draws.uniform(len(BAND_NAMES)) < share
+        return torch.where((choice == len(self._weights))[:, None], at_random, self._sets[choice])
+
+
+class Mix(nn.Module):
+    """CutMix and mixup between the two tiles of a pair: rows 0 and 1 of the batch, 2 and 3, and so on.
+
+    The order of tiles is random, so neighbours are too. Only tiles with the same bands are mixed: a rectangle without
+    a band would tell the network where to look.
     """
-    if torch.rand(()) >= options.cutmix:
-        return tiles, targets
-    order = torch.randperm(len(tiles), device=tiles.device)
-    share = torch.distributions.Beta(options.alpha, options.alpha).sample()
-    height, width = tiles.shape[2:]
-    tall, wide = int(height * share.sqrt()), int(width * share.sqrt())
-    top, left = int(torch.randint(height - tall + 1, ())), int(torch.randint(width - wide + 1, ()))
-    present = tiles.amax(dim=(2, 3)) > 0
-    alike = (present == present[order]).all(dim=1)
-    area = alike * (tall * wide / (height * width))
-    mixed = tiles.clone()
-    inside = (slice(None), slice(None), slice(top, top + tall), slice(left, left + wide))
-    mixed[inside] = torch.where(alike[:, None, None, None], tiles[order][inside], tiles[inside])
-    return mixed, targets * (1 - area[:, None]) + targets[order] * area[:, None]
+
+    _shares: Tensor
+
+    def __init__(self, options: MixOptions) -> None:
+        super().__init__()
+        self._options = options
+        self.register_buffer("_shares", torch.from_numpy(beta_quantiles(options.alpha, _QUANTILES)))
+
+    def forward(self, tiles: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return tiles (batch, 13, height, width) and targets (batch, classes), mixed alike."""
+        options = self._options
+        if options.cutmix + options.mixup == 0:
+            return tiles, targets
+        neighbours = torch.arange(len(tiles), device=tiles.device) ^ 1
+        neighbours = neighbours.clamp(max=len(tiles) - 1)  # the last of an odd number has itself
+        present = tiles.amax(dim=(2, 3)) > 0
+        alike = (present == present[neighbours]).all(dim=1)
+        kind, share = draws.uniform(), self._draw_share(draws)
+        foreign = tiles[neighbours]
+        weight = _rectangles(share, draws, *tiles.shape[2:]) * (kind < options.cutmix)[:, None, None]
+        if options.mixup > 0:
+            mixes = (kind >= options.cutmix) & (kind < options.cutmix + options.mixup)
+            weight = weight + (share * mixes)[:, None, None]
+        weight = weight * alike[:, None, None]  # (batch, height, width): the other tile's share of each pixel
+        area = weight.mean(dim=(1, 2))[:, None]
+        return _blend(tiles, foreign, weight[:, None]), targets * (1 - area) + targets[neighbours] * area
+
+    def _draw_share(self, draws: Draws) -> Tensor:
+        """Return float32 (batch,) in 0–1 of the Beta distribution, by its quantiles."""
+        place = draws.uniform() * (_QUANTILES - 1)
+        low = place.floor().long()
+        return torch.lerp(self._shares[low], self._shares[low + 1], place - low)
 
 
-def _normal(like: Tensor, shape: tuple[int, ...], std: float) -> Tensor:
-    return torch.randn(shape, device=like.device, dtype=like.dtype) * std
+class Augmentation(nn.Module):
+    """All that happens to a training batch on the device: decoding, geometry, radiometry, missing bands, mixing.
+
+    Args:
+        classes: how many.
+        seed: of the run.
+        geometry: turns and warps; None where the loader has done that.
+        radiometry, band_dropout, mix: the rest; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        seed: int,
+        geometry: GeometryOptions | None = None,
+        radiometry: RadiometryOptions | None = None,
+        band_dropout: BandDropout | None = None,
+        mix: MixOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self._classes, self._seed = classes, seed
+        self.warp = Warp(geometry) if geometry else None
+        self.radiometry = Radiometry(radiometry) if radiometry else None
+        self.drop_bands = DropBands(band_dropout) if band_dropout else None
+        self.mix = Mix(mix) if mix else None
+
+    def forward(self, tiles: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return augmented tiles float32 (batch, 13, height, width) and targets float32 (batch, classes).
+
+        Args:
+            tiles: uint16 (batch, 13, height, width), DN.
+            labels: int64 (batch,).
+            keys: int64 (batch,), what each tile's draws depend on.
+        """
+        draws = Draws(keys, self._seed)
+        changed = tiles.to(torch.float32)
+        targets = torch.nn.functional.one_hot(labels, self._classes).to(torch.float32)
+        for step in (self.warp, self.radiometry, self.drop_bands):
+            changed = step(changed, draws) if step is not None else changed
+        return self.mix(changed, targets, draws) if self.mix is not None else (changed, targets)
 
 
-def _draw_kept(count: int, options: BandDropout, device: torch.device) -> Tensor:
-    """Return bool (count, 13): which bands each tile keeps."""
-    masks = torch.stack([_mask_of(name) for name in options.sets]).to(device)
-    weights = torch.tensor([*options.sets.values(), options.random], device=device)
-    choice = torch.multinomial(weights, count, replacement=True)
-    low, high = options.keep
-    share = torch.rand(count, 1, device=device) * (high - low) + low
-    at_random = torch.rand(count, len(BAND_NAMES), device=device) < share
-    is_random = choice == len(options.sets)
-    return torch.where(is_random[:, None], at_random, masks[choice.clamp(max=len(options.sets) - 1)])
+def beta_quantiles(alpha: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Return float32 (count,): quantiles of Beta(alpha, alpha), evenly spaced from 0 to 1, by numerical integration."""
+    # x = sin²t takes the singularities out of the density at 0 and 1 for alpha ≥ ½.
+    edges = np.linspace(0, np.pi / 2, 20_001)
+    middles = (edges[1:] + edges[:-1]) / 2
+    density = (np.sin(middles) * np.cos(middles)) ** (2 * alpha - 1)
+    cumulative = np.concatenate([[0.0], np.cumsum(density)])
+    angles = np.interp(np.linspace(0, 1, count), cumulative / cumulative[-1], edges)
+    return (np.sin(angles) ** 2).astype(np.float32)
+
+
+def _rectangles(share: Tensor, draws: Draws, height: int, width: int) -> Tensor:
+    """Return float32 (batch, height, width), 1 inside one rectangle a tile that covers `share` (batch,) of the area."""
+    side = share.sqrt()[:, None]
+    inside = []
+    for length in (height, width):
+        extent = (side * length).floor()
+        first = (draws.uniform(1) * (length - extent + 1)).floor()
+        place = torch.arange(length, device=share.device)
+        inside.append((place >= first) & (place < first + extent))
+    return (inside[0][:, :, None] & inside[1][:, None, :]).to(torch.float32)
+
+
+def _blend(tiles: Tensor, foreign: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean; a pixel is no data if one that counts in it is."""
+    mixed = torch.lerp(tiles, foreign, weight)
+    hole = ((tiles == 0) & (weight < 1)) | ((foreign == 0) & (weight > 0))
+    return torch.where(hole, 0.0, mixed)
 
 
 def _mask_of(name: str) -> Tensor:

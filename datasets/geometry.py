@@ -1,21 +1,22 @@
-"""Geometric augmentation of tiles on the CPU, by Albumentations.
+"""Geometric augmentation of tiles on the CPU, by Albumentations (`datasets.warp` is its like on a GPU).
 
 Of Albumentations only geometry is used: its photometric transforms are written for three 8-bit channels and
 damage 13-band reflectances (docs/decisions/0003-augmentation.md says which, and how that was seen).
 """
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
-import albumentations as albu
+if TYPE_CHECKING:  # a machine that warps on its GPU may have no Albumentations
+    import albumentations as albu
 
-cv2.setNumThreads(0)  # a pool of OpenCV threads in every loader worker fights with torch for the cores
-_ALL_VALID = 0.999  # a pixel interpolated from any no-data neighbour is no data
+ALL_VALID = 0.999  # a pixel interpolated from any no-data neighbour is no data
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Geometry:
     """Draws one geometric transform for each tile; no data stays no data."""
 
     def __init__(self, options: GeometryOptions) -> None:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+        import albumentations as albu
+        import cv2
+
+        cv2.setNumThreads(0)  # a pool of OpenCV threads in every loader worker fights with torch for the cores
         self._compose = albu.Compose(_transforms(options))
 
     def reseed(self, seed: int) -> None:
@@ -59,11 +65,14 @@ class Geometry:
             warped = self._compose(image=image)["image"]
             return np.maximum(np.rint(warped), 1).astype(np.uint16).transpose(2, 0, 1)
         warped = self._compose(image=np.dstack([image, valid]))["image"]
-        kept = warped[..., -1:] > _ALL_VALID
+        kept = warped[..., -1:] > ALL_VALID
         return np.where(kept, np.maximum(np.rint(warped[..., :-1]), 1), 0).astype(np.uint16).transpose(2, 0, 1)
 
 
 def _transforms(options: GeometryOptions) -> list[albu.BasicTransform]:
+    import albumentations as albu
+    import cv2
+
     transforms: list[albu.BasicTransform] = [albu.D4(p=1.0)] if options.flips else []
     if options.warp > 0:
         turn, shear, shift = options.rotate_degrees, options.shear_degrees, options.shift

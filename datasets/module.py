@@ -2,102 +2,64 @@
 
 A batch is a dict: `tiles` uint16 (batch, 13, 64, 64) in DN, `labels` int64 (batch,), `rows` int64 (batch,),
 the tiles' rows in the pack. While fitting, `tiles` become augmented float32 DN on the device, and `targets`
-float32 (batch, classes) are the labels, mixed where tiles were mixed.
+float32 (batch, classes) are the labels, mixed where tiles were mixed. In the other stages a place with the row −1 fills
+a chunk up and is not to be counted.
+
+Tiles come from one of three stores. `device`: all pixels live on the device, and a step copies only the numbers of
+its tiles. `memory`: pixels are gathered from the memory map and copied once, as uint16. `disk`: as `memory`, but
+shuffled in blocks that are read sequentially ahead of training, for packs that do not fit into the memory.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from pytorch_lightning.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
 
-from datasets.augment import (
-    BandDropout,
-    MixOptions,
-    RadiometryOptions,
-    cutmix,
-    drop_bands,
-    jitter_radiometry,
-)
+from datasets.arrays import open_pack
+from datasets.augment import Augmentation, BandDropout, MixOptions, RadiometryOptions
 from datasets.errors import TrainingError
 from datasets.geometry import Geometry, GeometryOptions
-from datasets.pack import Pack
-from datasets.tile import DN
+from datasets.loading import Batch, ChunkSampler, PackedDataset, StepSampler, TrainLoader, as_is
+from datasets.order import BlockOptions, EpochOrder, Part
+from datasets.resident import ResidentTiles, resident_bytes
+from datasets.shards import ReadAhead
 
-Batch = dict[str, Tensor]
-
-
-class PackedDataset(Dataset[Batch]):
-    """Rows of a pack. A whole batch is fetched by one call (`__getitems__`), not tile by tile.
-
-    An index counts through epochs: index + epoch × length is the same tile in another epoch, warped
-    otherwise. So the warps depend on the seed, the epoch and the tiles alone, not on the number of workers or
-    on where a run was resumed.
-    """
-
-    def __init__(
-        self, pack: Pack, rows: npt.NDArray[np.int64], geometry: Geometry | None = None, seed: int = 0
-    ) -> None:
-        self._pack, self.rows, self._geometry, self._seed = pack, rows, geometry, seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        rows = self.rows[np.array(indices) % len(self.rows)]
-        tiles = self._pack.fetch(rows)
-        if self._geometry is not None:
-            draw = np.random.default_rng([self._seed, *indices[:1]])
-            self._geometry.reseed(int(draw.integers(2**31)))
-            _warp_each(tiles, self._geometry)
-        return {
-            "tiles": torch.from_numpy(tiles),
-            "labels": torch.from_numpy(self._pack.labels[rows]),
-            "rows": torch.from_numpy(rows),
-        }
+_DEVICE_SHARE = 0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest
+_MEMORY_SHARE = 0.6  # of the machine's memory
 
 
-class EpochSampler(Sampler[int]):
-    """A new order each epoch, from the seed and the epoch alone, as indices that count through epochs."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self._length, self._seed, self._epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the order of `epoch`; Lightning calls this."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._length)
-        return iter((order + self._epoch * self._length).tolist())
+# Where tiles are kept while training, and where they are turned and warped.
+Store = Literal["auto", "device", "memory", "disk"]
+Place = Literal["auto", "cpu", "device"]
 
 
 class TileDataModule(pl.LightningDataModule):
     """Packed tiles as Lightning wants them.
 
     Args:
-        pack: folder of a pack (`python -m datasets pack`).
-        batch_size: tiles a step.
+        pack: folder of a pack (`python -m datasets pack`), or an array file (`datasets.arrays`).
+        batch_size: tiles a step, in all training processes together.
         workers: loader processes; 0 reads in the training process.
         repeat: how often the tiles of a source stand in an epoch, e.g. `{eurosat-ms: 6}` where they are few.
         test_split: the split that `test` measures.
-        geometry: turns and warps, on the CPU.
+        evaluation_batch: tiles that validation and test answer at a time; their figures do not depend on batch_size.
+        store: where tiles are kept; auto decides by their size: on a GPU that holds them, else in memory, else on disk.
+        blocks: how tiles on the disk are shuffled.
+        geometry: turns and warps.
+        geometry_on: where tiles are turned and warped; auto: on a GPU, or on the CPU by Albumentations.
         radiometry: gain, haze and noise, on the device.
         band_dropout: hiding of bands, on the device.
         mix: mixing of tiles, on the device.
         augment: false switches all of that off.
-        seed: of the order of tiles.
+        compile: compile the augmentation; null: on a GPU.
+        seed: of the order of tiles and of every draw.
     """
 
     def __init__(
@@ -107,53 +69,123 @@ class TileDataModule(pl.LightningDataModule):
         workers: int = 0,
         repeat: dict[str, int] | None = None,
         test_split: str = "test",
+        evaluation_batch: int = 256,
+        store: Store = "auto",
+        blocks: BlockOptions = BlockOptions(),  # noqa: B008 - frozen
         geometry: GeometryOptions = GeometryOptions(),  # noqa: B008 - frozen
+        geometry_on: Place = "auto",
         radiometry: RadiometryOptions = RadiometryOptions(),  # noqa: B008 - frozen
         band_dropout: BandDropout = BandDropout(),  # noqa: B008 - frozen
         mix: MixOptions = MixOptions(),  # noqa: B008 - frozen
         augment: bool = True,
+        compile: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.augment, self.seed = batch_size, workers, augment, seed
-        self.repeat, self.test_split = repeat or {}, test_split
-        self.geometry, self.radiometry = geometry, radiometry
+        self.repeat, self.test_split, self.evaluation_batch = repeat or {}, test_split, evaluation_batch
+        self.store, self.blocks, self.compile = store, blocks, compile
+        self.geometry, self.geometry_on, self.radiometry = geometry, geometry_on, radiometry
         self.band_dropout, self.mix = band_dropout, mix
-        self.pack = Pack(Path(pack))
+        self.pack = open_pack(Path(pack))
         self.classes = list(self.pack.summary.classes)
         train = self.pack.summary.counts.get("train", {})
         self.class_counts = [train.get(name, 0) for name in self.classes]
         statistics = self.pack.statistics()
         self.band_mean = [float(band["mean"]) for band in statistics]
         self.band_std = [float(band["std"]) for band in statistics]  # 0: no tile has the band
+        self._decided: Store | None = None
+        self._resident: ResidentTiles | None = None
+        self._augmentation: Augmentation | None = None
+        self._ahead: ReadAhead | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device that trains; the CPU without a trainer."""
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+    @property
+    def chosen_store(self) -> Store:
+        """Where tiles are kept, decided by the size of the train and val splits if it was left open."""
+        if self._decided is None:
+            self._decided = self._decide_store() if self.store == "auto" else self.store
+        return self._decided
+
+    @property
+    def geometry_place(self) -> Place:
+        """Where tiles are turned and warped.
+
+        Raises:
+            TrainingError: on the CPU, but the tiles are on the device.
+        """
+        resident = self.chosen_store == "device"
+        if self.geometry_on == "auto":
+            return "device" if resident or self.device.type != "cpu" else "cpu"
+        if resident and self.geometry_on == "cpu":
+            raise TrainingError("tiles that are kept on the device cannot be warped on the CPU; change data.store")
+        return self.geometry_on
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the augmented, shuffled loader of the train split."""
         rows = self._rows("train")
         repeated = np.concatenate([np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()])
-        geometry = Geometry(self.geometry) if self.augment else None
-        dataset = PackedDataset(self.pack, repeated, geometry, self.seed)
-        sampler = EpochSampler(len(dataset), self.seed)
-        return self._loader(dataset, sampler=sampler, drop_last=len(dataset) >= self.batch_size)
+        store = self.chosen_store
+        on_cpu = self.augment and self.geometry_place == "cpu"
+        dataset = self._dataset(repeated, Geometry(self.geometry) if on_cpu else None, store)
+        blocks = self.blocks if store == "disk" else None
+        order, part = EpochOrder(len(repeated), self.batch_size, self.seed, blocks), self._part()
+        part.of_batch(np.zeros((0, order.batch), np.int64), blocks)  # what cannot be parted is said before it starts
+        sampler = StepSampler(order, part, blocks, self._reader(repeated) if blocks else None)
+        return TrainLoader(dataset, sampler, **self._options(store))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the val split, in order, unaltered."""
-        return self._loader(PackedDataset(self.pack, self._rows("val")))
+        return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of `test_split`, in order, unaltered."""
-        return self._loader(PackedDataset(self.pack, self._rows(self.test_split)))
+        return self._in_order(self.test_split)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """While fitting, add targets and augment the batch on the device it is on now."""
+        """On the device that the batch is on now: take tiles that live there, and while fitting augment them."""
+        if "tiles" not in batch and self._resident is not None:
+            tiles, _ = self._resident.fetch(batch["rows"].clamp(min=0))
+            batch = {**batch, "tiles": tiles}
         if self.trainer is None or not self.trainer.training:
-            return batch
-        targets = torch.nn.functional.one_hot(batch["labels"], len(self.classes)).float()
-        tiles = batch["tiles"].float()
-        if self.augment:
-            tiles = drop_bands(jitter_radiometry(tiles, self.radiometry), self.band_dropout)
-            tiles, targets = cutmix(tiles, targets, self.mix)
+            return {name: batch[name] for name in ("tiles", "labels", "rows")}
+        tiles, targets = self.augmentation(batch["tiles"].device)(batch["tiles"], batch["labels"], batch["keys"])
         return {**batch, "tiles": tiles, "targets": targets}
+
+    def augmentation(self, device: torch.device) -> Augmentation:
+        """Return what is done to training batches on `device`, made on the first call."""
+        if self._augmentation is None:
+            made = self._make_augmentation().to(device)
+            wanted = device.type == "cuda" if self.compile is None else self.compile
+            if wanted:
+                made.compile(fullgraph=True, dynamic=False)
+            self._augmentation = made
+        return self._augmentation
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the device's memory and of the reading thread."""
+        self._resident = self._augmentation = self._decided = None
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _decide_store(self) -> Store:
+        size = resident_bytes(self.pack, np.concatenate([self.pack.rows("train"), self.pack.rows("val")]))
+        if self.device.type == "cuda" and size <= _DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return "device"
+        return "memory" if size <= _MEMORY_SHARE * _memory() else "disk"
+
+    def _make_augmentation(self) -> Augmentation:
+        if not self.augment:
+            return Augmentation(len(self.classes), self.seed)
+        geometry = self.geometry if self.geometry_place == "device" else None
+        return Augmentation(
+            len(self.classes), self.seed, geometry, self.radiometry, self.band_dropout, self.mix
+        ).requires_grad_(False)
 
     def _rows(self, split: str) -> npt.NDArray[np.int64]:
         rows = self.pack.rows(split)
@@ -169,27 +201,42 @@ class TileDataModule(pl.LightningDataModule):
             raise TrainingError(f"repeat names {', '.join(unknown)}, but the pack's sources are {have}")
         return [(source, self.repeat.get(source, 1)) for source in self.pack.summary.sources]
 
-    def _loader(self, dataset: PackedDataset, **options: Any) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            # Its own generator: a loader that draws from torch's would shift the draws of the augmentation.
-            generator=torch.Generator().manual_seed(self.seed),
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_is,
-            **options,
-        )
+    def _part(self) -> Part:
+        return Part(self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else Part()
+
+    def _dataset(self, rows: npt.NDArray[np.int64], geometry: Geometry | None, store: Store) -> PackedDataset:
+        if store == "device" and (self._resident is None or not np.isin(rows, self._resident.rows).all()):
+            fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+            held = [] if self._resident is None else [self._resident.rows]
+            more = [self.pack.rows("train"), self.pack.rows("val")] if fitting else []
+            self._resident = ResidentTiles(self.pack, np.concatenate([rows, *held, *more]), self.device)
+        return PackedDataset(self.pack, rows, geometry, self.seed, pixels=store != "device")
+
+    def _in_order(self, split: str) -> DataLoader[Batch]:
+        rows, store = self._rows(split), self.chosen_store
+        sampler = ChunkSampler(len(rows), self.evaluation_batch, self._part())
+        dataset = self._dataset(rows, None, store)
+        return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=as_is, **self._options(store))
+
+    def _reader(self, rows: npt.NDArray[np.int64]) -> Callable[[npt.NDArray[np.int64]], None]:
+        ahead = self._ahead = self._ahead or ReadAhead(self.pack)
+        return lambda positions: ahead.want(rows[positions])
+
+    def _options(self, store: Store) -> dict[str, Any]:
+        workers = 0 if store == "device" else self.workers  # there is nothing to read
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            # Its own generator: a loader that draws from torch's would shift the draws of the network.
+            "generator": torch.Generator().manual_seed(self.seed),
+            # What one copy takes to the device while it computes; a list of row numbers is not worth a thread.
+            "pin_memory": torch.cuda.is_available() and store != "device",
+        }
 
 
-def _as_is(batch: Any) -> Any:
-    """Return the batch: `__getitems__` has collated it already."""
-    return batch
-
-
-def _warp_each(tiles: DN, geometry: Geometry) -> None:
-    """Warp each tile of a batch in place, touching only the bands that it has."""
-    for tile in tiles:
-        bands = tile.any(axis=(1, 2))
-        tile[bands] = geometry(tile[bands])
+def _memory() -> int:
+    """Return the bytes of this machine's memory, or of what a container may use of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(whole, int(text)) if text.isdigit() else whole

@@ -5,13 +5,13 @@ Without a subcommand it does the whole run. Settings come from `configs/{data,mo
 """
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -19,9 +19,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from datasets.errors import SentileError, TrainingError
 from datasets.module import TileDataModule
-from training.callbacks import Ema, EpochLines, History, SeedEachEpoch
+from training.callbacks import Ema, EpochLines, History, SeedEachStep
+from training.health import Health
 from training.paths import RunFolder, new_run, newest_run
-from training.precision import AUTO, best_precision
+from training.precision import AUTO, allow_tf32, best_precision
 from training.task import ClassificationTask
 from training.tracking import Tracking, how_to_look, log_provenance, make_logger
 from training.trainer import Trainer
@@ -31,6 +32,8 @@ _DEFAULTS = [str(_CONFIGS / f"{name}.yaml") for name in ("data", "model", "train
 _FITTING = ("run", "fit")
 _CONFIG_NAME = "config.yaml"
 _MONITOR = "val/accuracy"
+_LAST = "last"  # as --ckpt_path: go on where the run's folder holds a last checkpoint, else begin
+_RUN_VARIABLE = "SENTILE_RUN"  # how Lightning's further processes learn the folder that the first one made up
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -92,13 +95,17 @@ class TrainingCLI(LightningCLI):
         """Settle what depends on the machine and on the run: precision, folder."""
         config = self.config[self.subcommand]
         fitting = self.subcommand in _FITTING
-        config.out = config.out or (new_run() if fitting else newest_run()).root
+        config.out = config.out or (_shared_new_run() if fitting else newest_run().root)
         self._refuse_overwriting(RunFolder(config.out))
+        if config.get("ckpt_path") == _LAST:
+            last = RunFolder(config.out).last
+            config.ckpt_path = str(last) if last.is_file() else None
         config.trainer.default_root_dir = str(config.out)
         config.checkpoint.dirpath = str(RunFolder(config.out).checkpoints)
         if config.trainer.precision in (None, AUTO):
             # What is measured and shipped is measured and shipped in 32 bit.
             config.trainer.precision = best_precision() if fitting else "32-true"
+        allow_tf32(fitting)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the tracker's logger."""
@@ -110,7 +117,7 @@ class TrainingCLI(LightningCLI):
             logger=logger, enable_progress_bar=terminal, enable_model_summary=terminal, **kwargs
         )
         assert isinstance(trainer, Trainer)  # noqa: S101 - the class that main() names
-        always: list[Callback] = [SeedEachEpoch(), History()]
+        always: list[Callback] = [SeedEachStep(), History(), Health()]
         trainer.callbacks += always if terminal else [*always, EpochLines()]  # type: ignore[attr-defined]
         return trainer
 
@@ -141,6 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
             ClassificationTask,
             TileDataModule,
             trainer_class=Trainer,
+            # The data module itself parts batches among processes; Lightning's sampler would repeat tiles.
+            trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=0,
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"save_to_log_dir": False},
@@ -157,6 +166,20 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; go on with --ckpt_path <run>/checkpoints/last.ckpt", file=sys.stderr)
         sys.exit(130)
+
+
+def _shared_new_run() -> Path:
+    """Return the folder of a new run, the same in all processes of this run.
+
+    Raises:
+        TrainingError: something else than Lightning started several processes, which cannot agree on a name.
+    """
+    if "LOCAL_RANK" in os.environ and _RUN_VARIABLE in os.environ:  # Lightning started this process
+        return Path(os.environ[_RUN_VARIABLE])
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        raise TrainingError("several processes train together and need one folder; name the run's folder with --out")
+    os.environ[_RUN_VARIABLE] = str(new_run().root)
+    return Path(os.environ[_RUN_VARIABLE])
 
 
 def _complete(arguments: list[str]) -> list[str]:
@@ -181,7 +204,6 @@ def _folder_of(arguments: list[str]) -> RunFolder:
 
 def _quieten() -> None:
     """Switch off advice that is not meant for users of this command line."""
-    torch.set_float32_matmul_precision("high")
     for name in (
         "pytorch_lightning.utilities.rank_zero",
         "lightning_fabric.utilities.seed",

@@ -3,24 +3,25 @@
 All figures come from the logits of every tile at once, so they are the same for any batch size.
 """
 
+from __future__ import annotations
+
 import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
 
-matplotlib.use("Agg")  # pictures go to files; a display may not exist
-from matplotlib import pyplot as plt
+if TYPE_CHECKING:  # pictures are drawn where results are written; a machine that only fits may have no matplotlib
+    from matplotlib.axes import Axes
 
 ALL = "all"
 BAND_VIEWS = (ALL, "l2a", "10m", "rgb")
@@ -74,8 +75,11 @@ def evaluate(group: str, probabilities: Tensor, labels: Tensor, classes: Sequenc
     """
     answers = probabilities.argmax(1).numpy()
     truth = labels.numpy()
-    numbers = list(range(len(classes)))
-    precision, recall, f1, support = precision_recall_fscore_support(truth, answers, labels=numbers, zero_division=0.0)
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (truth, answers), 1)
+    right, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = right / np.maximum(answered, 1), right / np.maximum(support, 1)
+    f1 = 2 * right / np.maximum(support + answered, 1)
     seen = support > 0  # a class without tiles has no recall; it must not pull the mean down
     error = multiclass_calibration_error(probabilities, labels, len(classes), n_bins=CALIBRATION_BINS)
     figures = zip(classes, support, precision, recall, f1, strict=True)
@@ -86,7 +90,7 @@ def evaluate(group: str, probabilities: Tensor, labels: Tensor, classes: Sequenc
         macro_f1=float(f1[seen].mean()),
         calibration_error=float(error),
         classes=tuple(ClassFigures(n, int(s), float(p), float(r), float(f)) for n, s, p, r, f in figures),
-        confusion=tuple(tuple(map(int, row)) for row in confusion_matrix(truth, answers, labels=numbers)),
+        confusion=tuple(tuple(map(int, row)) for row in confusion),
     )
 
 
@@ -134,10 +138,13 @@ def write_predictions(
 
 def draw_confusion(evaluation: Evaluation, path: Path) -> None:
     """Draw the confusion matrix: shares of the true class as colour, tiles as numbers."""
+    from matplotlib.figure import Figure
+
     names = [figures.name for figures in evaluation.classes]
     counts = np.array(evaluation.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = plt.subplots(figsize=(8.5, 7.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 7.5), layout="constrained")
+    axes = figure.subplots()
     picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
@@ -147,7 +154,6 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
     _write_counts(axes, counts, shares)
     figure.colorbar(picture, label="share of the true class")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def as_markdown(evaluations: Sequence[Evaluation]) -> str:
@@ -175,7 +181,7 @@ def _write_table(evaluation: Evaluation, path: Path) -> None:
         writer.writerows([name, *row] for name, row in zip(names, evaluation.confusion, strict=True))
 
 
-def _write_counts(axes: plt.Axes, counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:
+def _write_counts(axes: Axes, counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:
     for (row, column), count in np.ndenumerate(counts):
         if count:
             ink = "white" if shares[row, column] > 0.5 else "black"

@@ -31,6 +31,11 @@ class RunFolder:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def broken(self) -> Path:
+        """The checkpoint from before a step whose loss was not finite."""
+        return self.checkpoints / "not-finite.ckpt"
+
+    @property
     def evaluation(self) -> Path:
         """Where metrics, tables and pictures go."""
         return self.root / "evaluation"

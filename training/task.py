@@ -1,7 +1,6 @@
 """The Lightning task: how a classifier is trained and measured."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +12,14 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from datasets.errors import TrainingError
-from datasets.module import Batch
+from datasets.loading import Batch
 from models.classifier import Classifier
 from models.network import ResidualCNN
-from training.evaluation import BAND_VIEWS, CALIBRATION_BINS, see_through
+from training.answers import Answers
+from training.compilation import Forward, compiled, faster_forward
+from training.evaluation import ALL, BAND_VIEWS, evaluate, see_through
 
 
 @dataclass(frozen=True)
@@ -44,53 +43,24 @@ class Optimisation:
     balance_classes: bool = False
 
 
-class Answers:
-    """The logits of all tiles, per set of bands, beside the tiles' rows and labels."""
-
-    def __init__(self) -> None:
-        self._logits: dict[str, list[Tensor]] = defaultdict(list)
-        self._rows: list[Tensor] = []
-        self._labels: list[Tensor] = []
-
-    def add(self, view: str, logits: Tensor) -> None:
-        """Add the logits of a batch seen through `view`."""
-        self._logits[view].append(logits.float().cpu())
-
-    def add_truth(self, rows: Tensor, labels: Tensor) -> None:
-        """Add the rows (in the pack) and labels of the batch that was added last."""
-        self._rows.append(rows.cpu())
-        self._labels.append(labels.cpu())
-
-    @property
-    def rows(self) -> Tensor:
-        """int64 (n,): rows in the pack, in the order of the answers."""
-        return torch.cat(self._rows)
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 (n,)."""
-        return torch.cat(self._labels)
-
-    def logits(self, view: str) -> Tensor:
-        """float32 (n, classes): of all tiles seen through `view`."""
-        return torch.cat(self._logits[view])
-
-
 class ClassificationTask(pl.LightningModule):
     """Trains a classifier of tiles.
 
     Attributes:
-        answers: what testing left, for `training.evaluation`.
+        answers: what validation or testing left, for `training.evaluation`.
+        broken: bool (), whether any training loss was not finite (`training.health`).
 
     Args:
         classes, band_mean, band_std, class_counts: taken from the data module.
         backbone: the network; `models.network.ResidualCNN`, or `models.torchvision_backbone.TorchvisionBackbone`.
         optimisation: how its weights move.
-        compile: let torch compile the training step, which takes a minute at first and is then faster
+        compile: let torch compile the network for training, which takes a minute at first and is then faster
             (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++ compiler.
+            null: on a GPU, where a measurement at the first step says that it is faster.
     """
 
     answers: Answers
+    broken: Tensor
     class_weights: Tensor
 
     def __init__(
@@ -101,15 +71,15 @@ class ClassificationTask(pl.LightningModule):
         class_counts: list[int],
         backbone: nn.Module | None = None,
         optimisation: Optimisation = Optimisation(),
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         super().__init__()
         self.classes, self.optimisation = classes, optimisation
         self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std)
         self.classifier.to(memory_format=torch.channels_last)
         self._compile = compile
+        self._train_forward: list[Forward] = []
         self.register_buffer("class_weights", _class_weights(class_counts, optimisation.balance_classes))
-        self.val_metrics = MetricCollection(_metrics(len(classes)), prefix="val/")
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and embedding of DN tiles."""
@@ -117,25 +87,43 @@ class ClassificationTask(pl.LightningModule):
         return logits, embedding
 
     def on_fit_start(self) -> None:
-        """Compile the training step if asked to: only there has every batch one shape."""
-        # In a list, since a second name for the classifier must not become a second set of weights.
-        self._train_forward = [torch.compile(self.classifier) if self._compile else self.classifier]
+        """Start watching the loss, and forget a network that was compiled for batches of another run."""
+        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._train_forward = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of an augmented batch."""
+        if not self._train_forward:
+            # In a list, since a second name for the classifier must not become a second set of weights.
+            self._train_forward = [self._choose_forward(batch["tiles"])]
         logits, _ = self._train_forward[0](batch["tiles"])
         loss = self._loss(logits, batch["targets"], self.optimisation.label_smoothing)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(logits))
+        self.broken = self.broken | ~loss.detach().isfinite()
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(logits), sync_dist=True
+        )
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Start collecting answers."""
+        self.answers = Answers()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
+        """Keep the answers to a batch."""
         logits, _ = self(batch["tiles"])
-        logits = logits.float()
-        loss = self._loss(logits, batch["labels"], 0.0)
-        self.val_metrics.update(logits.softmax(1), batch["labels"])
-        self.log("val/loss", loss, batch_size=len(logits), sync_dist=True)
-        self.log_dict(self.val_metrics, prog_bar=True, batch_size=len(logits))
+        self.answers.add(ALL, logits)
+        self.answers.add_truth(batch["rows"], batch["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Measure the answers of all processes at once, so that each tile counts once."""
+        self.answers.collect(self._from_all)
+        logits, labels = self.answers.logits(ALL), self.answers.labels
+        found = evaluate(ALL, logits.softmax(1), labels, self.classes)
+        weights = self.class_weights.cpu() if self.optimisation.balance_classes else None
+        loss = float(functional.cross_entropy(logits, labels, weight=weights))
+        for name in ("accuracy", "macro_f1", "calibration_error"):
+            self.log(f"val/{name}", getattr(found, name), prog_bar=True, sync_dist=True)
+        self.log("val/loss", loss, sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
         """Start collecting answers."""
@@ -147,6 +135,10 @@ class ClassificationTask(pl.LightningModule):
             logits, _ = self(see_through(batch["tiles"].float(), view))
             self.answers.add(view, logits)
         self.answers.add_truth(batch["rows"], batch["labels"])
+
+    def on_test_epoch_end(self) -> None:
+        """Bring the answers of all processes together."""
+        self.answers.collect(self._from_all)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with a rate that warms up and then falls as a cosine, step by step."""
@@ -179,6 +171,23 @@ class ClassificationTask(pl.LightningModule):
         else:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
+    def _choose_forward(self, tiles: Tensor) -> Forward:
+        """Return the network as it is or compiled, for batches like `tiles`: only in training have all one shape."""
+        if self._compile is None and tiles.device.type == "cuda":
+            forward, line = faster_forward(self.classifier, tiles)
+            if self.trainer.is_global_zero:
+                print(line, flush=True)
+            return forward
+        return compiled(self.classifier) if self._compile else self.classifier
+
+    def _from_all(self, tensor: Tensor) -> Tensor:
+        """Return the tensors (n, …) of all processes as one."""
+        if self.trainer.world_size == 1:
+            return tensor
+        gathered = self.all_gather(tensor)
+        assert isinstance(gathered, Tensor)  # noqa: S101 - it returns what it was given
+        return gathered.flatten(0, 1)
+
     def _loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         weights = self.class_weights if self.optimisation.balance_classes else None
         loss: Tensor = functional.cross_entropy(
@@ -197,14 +206,6 @@ def warmup_cosine(steps: int, options: Optimisation, step: int) -> float:
         return (step + 1) / warm
     way = min(1.0, (step - warm) / max(1, steps - warm))
     return options.final_rate + (1 - options.final_rate) * 0.5 * (1 + math.cos(math.pi * way))
-
-
-def _metrics(classes: int) -> dict[str, Any]:
-    return {
-        "accuracy": MulticlassAccuracy(classes, average="micro"),
-        "macro_f1": MulticlassF1Score(classes, average="macro"),
-        "calibration_error": MulticlassCalibrationError(classes, n_bins=CALIBRATION_BINS),
-    }
 
 
 def _class_weights(counts: Sequence[int], balance: bool) -> Tensor:

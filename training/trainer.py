@@ -11,8 +11,6 @@ import torch
 from datasets.errors import TrainingError
 from datasets.module import TileDataModule
 from datasets.tile import DN
-from models.export import export as export_model
-from training.calibrate import calibrate, describe
 from training.evaluation import (
     ALL,
     Evaluation,
@@ -63,10 +61,12 @@ class Trainer(pl.Trainer):
         """
         path = self._load_best(model, ckpt_path)
         super().test(model, datamodule=datamodule, verbose=False)
+        if not self.is_global_zero:
+            return
         evaluations = _evaluate_groups(model, datamodule)
         files = write_evaluations(evaluations, self.folder.evaluation, str(path))
         files.append(self.folder.evaluation / "predictions.csv")
-        names = datamodule.pack.index["name"].take(model.answers.rows.numpy()).to_pylist()
+        names = datamodule.pack.names(model.answers.rows.numpy())
         write_predictions(files[-1], names, model.answers.logits(ALL).softmax(1), model.answers.labels, model.classes)
         metrics = {k: v for e in evaluations for k, v in e.metrics(datamodule.test_split).items()}
         log_results(self, metrics, files, "evaluation")
@@ -81,6 +81,12 @@ class Trainer(pl.Trainer):
             datamodule: the data.
             ckpt_path: another checkpoint than the run's best.
         """
+        if not self.is_global_zero:
+            return
+        # A machine that only fits may have no ONNX.
+        from models.export import export as export_model
+        from training.calibrate import calibrate, describe
+
         path = self._load_best(model, ckpt_path)
         classifier = model.classifier.float().cpu().eval()
         calibration = calibrate(classifier, datamodule, model.classes)
@@ -112,12 +118,11 @@ def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> l
     answers, pack = model.answers, datamodule.pack
     rows, labels = answers.rows.numpy(), answers.labels
     found = [evaluate(ALL, answers.logits(ALL).softmax(1), labels, model.classes)]
-    bands = pack.index["bands"].to_pylist()
     for source in pack.summary.sources:
         chosen = torch.from_numpy(np.flatnonzero(pack.sources[rows] == source))
         if not len(chosen):
             continue
-        for view in views_of(bands[rows[chosen[0]]]):
+        for view in views_of(pack.bands(int(rows[chosen[0]]))):
             probabilities = answers.logits(view)[chosen].softmax(1)
             found.append(evaluate(f"{source}/{view}", probabilities, labels[chosen], model.classes))
     return found

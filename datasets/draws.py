@@ -1,0 +1,56 @@
+"""Random numbers that a tile's key alone decides, drawn for a whole batch on the device that trains.
+
+A generator with a state would give a tile other numbers in another batch, on another device or after a resumption. Here
+each number is a hash of the run's seed, the tile's key and a running number, so it is the same for any number of
+devices, from wherever a run is resumed, and nothing waits for the device. The hash is the two-round 32-bit mixer with
+the constants 0x21f0aaad and 0x735a2d97 (C. Wellons, hash-prospector, public domain), whose products stay below 2⁶³.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_STRIDE = 0x9E3779B1  # 2³² over the golden ratio: running numbers far apart before they are mixed
+
+
+class Draws:
+    """A stream of draws for each tile of a batch.
+
+    Args:
+        keys: int64 (batch,): the same key draws the same numbers.
+        seed: of the run.
+    """
+
+    def __init__(self, keys: Tensor, seed: int) -> None:
+        low, high = keys & _WORD, (keys >> 32) & _WORD
+        self._keys = _mix(_mix(low ^ (seed & _WORD)) ^ high)
+        self._used = 0
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return float32 (batch, *shape), evenly spread over [0, 1)."""
+        count = math.prod(shape)
+        first = self._used
+        self._used += count
+        numbers = torch.arange(first + 1, first + 1 + count, device=self._keys.device)
+        streams = _mix((numbers * _STRIDE) & _WORD)
+        words = _mix(self._keys[:, None] ^ streams[None])
+        # 24 bits are what a float32 holds exactly.
+        return ((words >> 8).to(torch.float32) * 2.0**-24).view(len(self._keys), *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return float32 (batch, *shape), normal with mean 0 and deviation 1 (Box and Muller 1958)."""
+        radius = torch.sqrt(-2 * torch.log1p(-self.uniform(*shape)))
+        return radius * torch.cos(2 * math.pi * self.uniform(*shape))
+
+    def between(self, low: float, high: float, *shape: int) -> Tensor:
+        """Return float32 (batch, *shape), evenly spread from `low` to `high`."""
+        return self.uniform(*shape) * (high - low) + low
+
+
+def _mix(words: Tensor) -> Tensor:
+    """Return int64 words in 0 … 2³² − 1, each a hash of one in the same range."""
+    words = ((words ^ (words >> 16)) * 0x21F0AAAD) & _WORD
+    words = ((words ^ (words >> 15)) * 0x735A2D97) & _WORD
+    return words ^ (words >> 15)
