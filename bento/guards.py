@@ -47,6 +47,13 @@ def quieten() -> None:
     for name in ("rasterio", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
+    sys.unraisablehook = _tell_of_lost_error
+
+
+def _tell_of_lost_error(lost: "sys.UnraisableHookArgs") -> None:
+    """Do as Python does, but for messages of GDAL that hold bytes of a file which are no text."""
+    if not isinstance(lost.exc_value, UnicodeDecodeError):
+        sys.__unraisablehook__(lost)
 
 
 def cors_options(origins: str) -> dict[str, Any]:

@@ -1,0 +1,384 @@
+"""Send hostile uploads to a real service, and say what became of them and of it.
+
+    python benchmarks/fuzz.py --model demo/run/model.onnx    # 100,000 uploads, under ten minutes on 2 cores
+    python benchmarks/fuzz.py --model demo/run/model.onnx --uploads 4000 --strace    # and every file that was opened
+
+Each request is decided by --seed and its number. What must not be is saved in --out with its number, and made as small
+as still does it: an answer of 500 and above (but 503 with Retry-After), a tile's error `internal`, no answer where the
+request was sound HTTP. `--replay NUMBER` sends one again. The exit status is 1 if there was any of it, if a process
+ended, or if a file or port was touched that uploads name.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import uvloop
+from hostile.requests import Hostile, Sent
+from hostile.sound import sound_files
+from hostile.tiffs import parse as parse_tiff
+from hostile.watch import Canary
+
+PROJECT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 20.0
+SETTINGS = {
+    "SENTILE_WORKERS": "2",
+    "SENTILE_HEAD_SECONDS": "2",
+    "SENTILE_BODY_SECONDS": "2",
+    "SENTILE_TURNOVER": "1000",
+}
+HARDLY_HTTP = ("wire", "headers", "path")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An answer: its status (0: none came), head and body, and whether the connection can be used again."""
+
+    status: int
+    head: bytes = b""
+    body: bytes = b""
+    goes_on: bool = False
+
+    @property
+    def fault(self) -> str:
+        """What must not be about it, or nothing."""
+        if self.status == 503 and b"retry-after:" in self.head:
+            return ""
+        if self.status >= 500:
+            return f"HTTP {self.status}"
+        return "internal" if b'"code":"internal"' in self.body else ""
+
+
+@dataclass
+class Tally:
+    """What was sent and heard, by kind."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    uploads: Counter[str] = field(default_factory=Counter)
+    statuses: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    tiles: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    slowest: list[tuple[float, int]] = field(default_factory=list)
+    faults: list[tuple[int, str]] = field(default_factory=list)
+
+    def note(self, index: int, sent: Sent, heard: Heard, seconds: float) -> None:
+        """Count a request."""
+        self.requests[sent.kind] += 1
+        self.uploads[sent.kind] += sent.uploads
+        self.statuses[sent.kind][heard.status] += 1
+        self.tiles.update(re.findall(rb'"code":"(\w+)"|"(class)":', heard.body))
+        self.seconds[sent.kind].append(seconds)
+        self.slowest = sorted([*self.slowest, (seconds, index)], reverse=True)[:5]
+        fault = heard.fault or ("no answer" if heard.status == 0 and sent.kind not in HARDLY_HTTP else "")
+        if fault:
+            self.faults.append((index, fault))
+
+
+async def ask(port: int, content: bytes, streams: "Streams | None" = None) -> tuple[Heard, "Streams | None"]:
+    """Send a request, over a new connection if none is given; return the answer and the connection, if it lives."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            streams = streams or await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+            reader, writer = streams
+            writer.write(content)
+            with suppress(ConnectionError):  # it may answer before it has read all
+                await writer.drain()
+            heard = await _hear(reader, content.startswith(b"HEAD "))
+    except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, ValueError):
+        heard = Heard(0)
+    if heard.goes_on or streams is None:
+        return heard, streams
+    streams[1].close()
+    return heard, None
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _hear(reader: asyncio.StreamReader, only_head: bool) -> Heard:
+    head = b"HTTP/1.1 100 "
+    while head.startswith(b"HTTP/1.1 100 "):
+        head = await reader.readuntil(b"\r\n\r\n")
+    low = head.lower()
+    status = int(head.split(b" ", 2)[1])
+    length = re.search(rb"content-length: (\d+)", low)
+    body = b"" if only_head or not length else await reader.readexactly(int(length.group(1)))
+    return Heard(status, low, body, bool(length) and b"connection: close" not in low)
+
+
+async def send_all(port: int, hostile: Hostile, uploads: int, connections: int, workers: "Workers") -> Tally:
+    """Send requests until they held `uploads` uploads."""
+    tally, turn = Tally(), iter(range(2**62))
+    waiting = uploads
+
+    async def connection() -> None:
+        nonlocal waiting
+        streams: Streams | None = None
+        while waiting > 0:
+            index = next(turn)
+            sent = hostile.request(index)
+            waiting -= sent.uploads
+            began = time.perf_counter()
+            fresh = streams is None
+            heard, streams = await ask(port, sent.content, streams)
+            if heard.status == 0 and not fresh:  # the connection may have been closed as it was idle
+                heard, streams = await ask(port, sent.content)
+            tally.note(index, sent, heard, time.perf_counter() - began)
+            if not sent.goes_on and streams is not None:
+                streams[1].close()
+                streams = None
+
+    async def look_on() -> None:
+        while True:
+            workers.note()
+            done = sum(tally.uploads.values())
+            print(
+                f"\r{done:,} uploads, {len(tally.faults)} faults, {workers.megabytes:.0f} MB ", end="", file=sys.stderr
+            )
+            await asyncio.sleep(2)
+
+    looking = asyncio.create_task(look_on())
+    await asyncio.gather(*(connection() for _ in range(connections)))
+    looking.cancel()
+    print(file=sys.stderr)
+    return tally
+
+
+class Workers:
+    """The processes that serve, and their memory over time."""
+
+    def __init__(self, parent: psutil.Process) -> None:
+        self._parent = parent
+        self.at_start = self.ids()
+        self.history: list[float] = []
+
+    def ids(self) -> set[int]:
+        """Return the processes that listen and answer."""
+        return {process.pid for process in self._processes()}
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in self._parent.children(recursive=True):
+            with suppress(psutil.Error):
+                if "_bentoml_impl.worker.service" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    @property
+    def megabytes(self) -> float:
+        """Memory of all, in MB: what each has for itself and a share of what they share."""
+        total = 0.0
+        for process in self._processes():
+            with suppress(psutil.Error):
+                total += process.memory_info().rss / 1e6
+        return total
+
+    def note(self) -> None:
+        """Note their memory."""
+        self.history.append(self.megabytes)
+
+
+@contextmanager
+def serving(model: Path, folder: Path, trace: Path | None) -> Iterator[tuple[int, psutil.Process]]:
+    """Serve `model` for the length of the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    if trace:
+        command = ["strace", "-f", "-qq", "-s", "300", "-e", "trace=openat,open,connect", "-o", str(trace), *command]
+    environment = os.environ | SETTINGS | {"SENTILE_MODEL": str(model.resolve()), "BENTOML_HOME": str(folder)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until_ready(port, process, folder / "log")
+        yield port, psutil.Process(process.pid)
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the processes of the service, and no other."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+            return
+
+
+def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the service answers, a minute and a half at most."""
+    for _ in range(450):
+        if process.poll() is not None:
+            break
+        with suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False, timeout=5).status_code == 200:
+                time.sleep(2)  # the other process
+                return
+        time.sleep(0.2)
+    sys.exit(f"the service did not become ready:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+async def minimise(port: int, content: bytes, fault: str, most: int = 150) -> bytes:
+    """Return a shorter request with the same fault: pieces of its body are left out as long as it stays."""
+    head, _, body = content.partition(b"\r\n\r\n")
+    if b"Content-Length" not in head:
+        return content
+
+    def whole(body: bytes) -> bytes:
+        return re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head) + b"\r\n\r\n" + body
+
+    size, tried = len(body) // 2, 0
+    while size >= 1 and tried < most:
+        place = 0
+        while place < len(body) and tried < most:
+            shorter = body[:place] + body[place + size :]
+            tried += 1
+            if (await ask(port, whole(shorter)))[0].fault == fault:
+                body = shorter
+            else:
+                place += size
+        size //= 2
+    return whole(body)
+
+
+def save_faults(port: int, hostile: Hostile, tally: Tally, out: Path) -> None:
+    """Save what must not be: each request, and the first of each fault and kind as small as can be."""
+    done = set()
+    for index, fault in tally.faults[:200]:
+        sent = hostile.request(index)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{index}.request").write_bytes(sent.content)
+        if (fault, sent.kind) not in done and fault != "no answer":
+            done.add((fault, sent.kind))
+            (out / f"{index}.small.request").write_bytes(uvloop.run(minimise(port, sent.content, fault)))
+        print(f"fault: {fault}, {sent.kind}, --replay {index}")
+
+
+def print_table(tally: Tally) -> None:
+    """Print what was sent and heard."""
+    print("\n| kind | requests | uploads | 2xx | 4xx | 503, come back | other 5xx | no answer | p50 ms | slowest ms |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    kinds = [*sorted(tally.requests), "all"]
+    for kind in kinds:
+        of = kinds[:-1] if kind == "all" else [kind]
+        statuses: Counter[int] = sum((tally.statuses[k] for k in of), Counter())
+        seconds = sorted(s for k in of for s in tally.seconds[k])
+        faults = [index for index, fault in tally.faults if fault.startswith("HTTP")] if kind == "all" else []
+        late = sum(n for status, n in statuses.items() if status == 503)
+        other = sum(n for status, n in statuses.items() if status >= 500 and status != 503)
+        cells = (
+            sum(tally.requests[k] for k in of),
+            sum(tally.uploads[k] for k in of),
+            sum(n for status, n in statuses.items() if 200 <= status < 300),
+            sum(n for status, n in statuses.items() if 300 <= status < 500),
+            late,
+            max(other, len(faults)),
+            statuses[0],
+        )
+        numbers = " | ".join(f"{cell:,}" for cell in cells)
+        print(f"| {kind} | {numbers} | {seconds[len(seconds) // 2] * 1000:.1f} | {seconds[-1] * 1000:.0f} |")
+    codes = {(code or answered).decode(): count for (code, answered), count in tally.tiles.most_common()}
+    print(f"\nanswers and errors of tiles and requests: {json.dumps(codes)}")
+    print("slowest: " + ", ".join(f"{seconds:.2f} s (--replay {index})" for seconds, index in tally.slowest))
+
+
+def print_memory(history: list[float]) -> None:
+    """Print the memory of all processes: of tenths of the run."""
+    tenths = [history[min(len(history) - 1, len(history) * i // 10)] for i in range(11)]
+    print(f"memory of the workers, MB, from start to end: {', '.join(f'{value:.0f}' for value in tenths)}")
+
+
+def opened_files(trace: Path, since: int) -> tuple[Counter[str], list[str]]:
+    """Return the files that were opened, and the connections to other than the service's own, after `since` bytes."""
+    with trace.open("rb") as file:
+        file.seek(since)
+        lines = file.read().decode(errors="replace").splitlines()
+    found = (re.search(r'open(?:at)?\((?:AT_FDCWD, )?"([^"]*)"', line) for line in lines)
+    calls = [line for line in lines if "connect(" in line and ("AF_INET" in line or "AF_UNIX" in line)]
+    return Counter(match.group(1) for match in found if match), calls
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return what was said on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--uploads", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("artifacts/fuzz"), help="Where faults are saved.")
+    parser.add_argument("--strace", action="store_true", help="Run the service under strace; list what it opens.")
+    parser.add_argument("--replay", type=int, help="Send this request alone, and print the answer.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run."""
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        canary = Canary(folder)
+        files = sound_files()
+        hostile = Hostile([parse_tiff(file) for file in files], files, canary.names, arguments.seed)
+        trace = folder / "trace" if arguments.strace else None
+        with serving(arguments.model, folder, trace) as (port, parent):
+            if arguments.replay is not None:
+                heard, _ = uvloop.run(ask(port, hostile.request(arguments.replay).content))
+                print(heard.status, heard.head.decode("latin-1"), heard.body[:2000].decode(errors="replace"))
+                return
+            bad = run(arguments, hostile, canary, Workers(parent), port, trace)
+        log = (folder / "log").read_text(errors="replace")
+        print(f"lines in the service's log: {log.count(chr(10)):,}, of them tracebacks: {log.count('Traceback')}")
+        if "Traceback" in log:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / "log", arguments.out / "log")
+            print(f"the log is in {arguments.out}/log")
+            bad = True
+    sys.exit(int(bad))
+
+
+def run(
+    arguments: argparse.Namespace, hostile: Hostile, canary: Canary, workers: Workers, port: int, trace: Path | None
+) -> bool:
+    """Send everything, print what was heard, and return whether anything was as it must not be."""
+    since = trace.stat().st_size if trace else 0
+    began = time.perf_counter()
+    tally: Tally = uvloop.run(send_all(port, hostile, arguments.uploads, arguments.connections, workers))
+    seconds = time.perf_counter() - began
+    after = workers.ids()
+    opened, called = canary.look()
+    rate = sum(tally.requests.values()) / seconds
+    print(f"seed {arguments.seed}, {seconds:.0f} s, {rate:.0f} requests/s over {arguments.connections} connections")
+    print_table(tally)
+    print_memory(workers.history)
+    died = len(workers.at_start - after)
+    print(f"processes: {len(workers.at_start)} at the start, of which ended: {died}")
+    print(f"the canary file was opened or read {opened} times, the canary port called {called} times")
+    if trace:
+        files, calls = opened_files(trace, since)
+        print(f"files opened: {json.dumps(dict(files.most_common(60)))}\nconnections: {calls[:10]}")
+    save_faults(port, hostile, tally, arguments.out)
+    return bool(tally.faults or died or opened or called)
+
+
+if __name__ == "__main__":
+    main()

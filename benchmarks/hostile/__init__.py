@@ -1,0 +1,1 @@
+"""Hostile uploads and requests, made from sound ones: each is decided by a seed and a number, to be made again."""
