@@ -80,6 +80,8 @@ class TaskRunner:
         except SentileError as error:
             self._ledger.fail(task.id, body_of(error, task.asked.get("name", ""))["error"])
         except Exception:
+            if not self._ledger.advance(task.id, 0):
+                return  # it was taken away, and its folder with it
             _LOG.exception("a task failed for a reason that nobody thought of")
             self._ledger.fail(task.id, error_body("internal", "the scene could not be worked on")["error"])
 
