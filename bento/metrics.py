@@ -10,6 +10,9 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.multiprocess import mark_process_dead
 
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that `bentoml serve` sets: each process counts in files of its own in that folder."""
+
 REQUESTS = Counter("sentile_requests_total", "Requests answered, by route and status", ["path", "status"])
 REQUEST_SECONDS = Histogram(
     "sentile_request_seconds",
@@ -124,14 +127,15 @@ def forget_dead_processes() -> None:
 
     Called by a process that begins to serve, such as one that takes a dead one's place.
     """
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    folder = os.environ.get(SHARED_FOLDER)
     files = Path(folder).glob("gauge_live*_*.db") if folder else ()
     for pid in {file.stem.rpartition("_")[2] for file in files}:
-        if pid.isdecimal() and not _is_alive(int(pid)):
+        if pid.isdecimal() and not is_alive(int(pid)):
             mark_process_dead(int(pid))
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # set by `bentoml serve`: each process counts in a file of its own there
+from bento.metrics import SHARED_FOLDER
 
 
 def show_metrics(request: Request) -> Response:

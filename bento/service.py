@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import bentoml
 
-from bento import logs
+from bento import logs, prediction_log
 from bento.app import make_app
 from bento.connections import bound_connections
 from bento.engine import Engine
@@ -70,6 +70,8 @@ class Sentile:
         """Stop with one line where there is no sound model; BentoML would start failing workers for ever."""
         try:
             Engine(source_of(settings.model).find().path, settings.network_threads)
+            if settings.predictions:
+                prediction_log.prepare(settings.predictions)
         except SentileError as error:
             _stop(error)
         if settings.tasks is None:

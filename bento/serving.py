@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
-from bento import metrics, shadow
+from bento import metrics
 from bento.admission import Admission
 from bento.batcher import Batcher
 from bento.engine import Engine
 from bento.notes import current
+from bento.onlookers import Onlookers
 from bento.releases import Mode, Releases
 from bento.scenes import Scenes
 from bento.settings import Settings
@@ -26,6 +27,7 @@ class Serving:
         releases: the models that answer.
         admission: room for the bodies of requests.
         batcher: works on the tiles of all requests together.
+        onlookers: are told of each batch.
         scenes: works on what is slower, in between.
     """
 
@@ -33,6 +35,7 @@ class Serving:
     releases: Releases
     admission: Admission
     batcher: Batcher[Upload, Answer]
+    onlookers: Onlookers
     scenes: Scenes
 
     @classmethod
@@ -49,12 +52,10 @@ class Serving:
             metrics.BATCH.observe(tiles)
             metrics.WAITING.set(waiting)
 
-        def after() -> None:
-            shadow.compare(seen.pop())
-
+        onlookers = Onlookers.start(settings, releases)
         admission = Admission(settings.room, settings.most_waiting, settings.most_seconds)
-        batcher = Batcher(work, settings.most_in_batch, observe, after)
-        return cls(settings, releases, admission, batcher, Scenes.start(settings, releases, batcher))
+        batcher = Batcher(work, settings.most_in_batch, observe, lambda: onlookers.look(seen.pop()))
+        return cls(settings, releases, admission, batcher, onlookers, Scenes.start(settings, releases, batcher))
 
     @property
     def engine(self) -> Engine:
@@ -80,6 +81,7 @@ class Serving:
         self.scenes.close()
         self.releases.close()
         self.batcher.close()
+        self.onlookers.close()
 
 
 def make_releases(settings: Settings) -> Releases:
