@@ -314,7 +314,7 @@ def opened_files(trace: Path, since: int) -> tuple[Counter[str], list[str]]:
         file.seek(since)
         lines = file.read().decode(errors="replace").splitlines()
     found = (re.search(r'open(?:at)?\((?:AT_FDCWD, )?"([^"]*)"', line) for line in lines)
-    calls = [line for line in lines if "connect(" in line and ("AF_INET" in line or "AF_UNIX" in line)]
+    calls = [line for line in lines if "connect(" in line and "AF_INET" in line]
     return Counter(match.group(1) for match in found if match), calls
 
 
