@@ -7,6 +7,7 @@ the constants 0x21f0aaad and 0x735a2d97 (C. Wellons, hash-prospector, public dom
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ class Draws:
 
     def __init__(self, keys: Tensor, seed: int) -> None:
         low, high = keys & _WORD, (keys >> 32) & _WORD
-        self._keys = _mix(_mix(low ^ (seed & _WORD)) ^ high)
+        # The seed is mixed first: else seeds 0 and 1 would only swap the draws of neighbouring keys.
+        self._keys = _mix(_mix(low ^ _mix((seed * _STRIDE + 1) & _WORD)) ^ high)
         self._used = 0
 
     def uniform(self, *shape: int) -> Tensor:
@@ -49,8 +51,8 @@ class Draws:
         return self.uniform(*shape) * (high - low) + low
 
 
-def _mix(words: Tensor) -> Tensor:
-    """Return int64 words in 0 … 2³² − 1, each a hash of one in the same range."""
+def _mix(words: Any) -> Any:
+    """Return whole numbers (an int64 tensor, or an int) in 0 … 2³² − 1, each a hash of one in the same range."""
     words = ((words ^ (words >> 16)) * 0x21F0AAAD) & _WORD
     words = ((words ^ (words >> 15)) * 0x735A2D97) & _WORD
     return words ^ (words >> 15)

@@ -4,17 +4,22 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from datasets.augment import (
+    Augmentation,
     BandDropout,
+    DropBands,
+    Mix,
     MixOptions,
+    Radiometry,
     RadiometryOptions,
-    cutmix,
-    drop_bands,
-    jitter_radiometry,
+    beta_quantiles,
 )
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
-from datasets.errors import UnknownBandError
+from datasets.draws import Draws
+from datasets.errors import TrainingError, UnknownBandError
+from datasets.geometry import GeometryOptions
 
 STILL = RadiometryOptions(gain=0.0, band_gain=0.0, haze=0.0, band_haze=0.0, noise=0.0)
 
@@ -22,6 +27,23 @@ STILL = RadiometryOptions(gain=0.0, band_gain=0.0, haze=0.0, band_haze=0.0, nois
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def draws(count: int, seed: int = 0) -> Draws:
+    return Draws(torch.arange(count), seed)
+
+
+def jitter_radiometry(tiles: Tensor, options: RadiometryOptions, seed: int = 0) -> Tensor:
+    return Radiometry(options)(tiles, draws(len(tiles), seed))
+
+
+def drop_bands(tiles: Tensor, options: BandDropout, seed: int = 0) -> Tensor:
+    return DropBands(options)(tiles, draws(len(tiles), seed))
+
+
+def mix(tiles: Tensor, targets: Tensor, options: MixOptions, seed: int = 0) -> tuple[Tensor, Tensor]:
+    mixed: tuple[Tensor, Tensor] = Mix(options)(tiles, targets, draws(len(tiles), seed))
+    return mixed
 
 
 def flat(count: int, value: float = 2000.0, size: int = 8) -> Tensor:
@@ -84,11 +106,21 @@ def test_no_disturbance_changes_nothing() -> None:
 
 def test_the_same_seed_disturbs_the_same() -> None:
     def once(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return drop_bands(jitter_radiometry(flat(32), RadiometryOptions()), BandDropout())
+        return drop_bands(jitter_radiometry(flat(32), RadiometryOptions(), seed), BandDropout(), seed)
 
     assert torch.equal(once(3), once(3))
     assert not torch.equal(once(3), once(4))
+
+
+def test_gain_and_haze_are_those_of_a_calculation_by_hand() -> None:
+    tiles = torch.randint(0, 9000, (5, 13, 4, 4)).float()
+    changed = jitter_radiometry(tiles, RadiometryOptions(0.3, 0.2, 0.02, 0.01, 0.005)).numpy()
+    again = draws(5)
+    gain, band_gain, haze, band_haze = (again.normal(n, 1, 1).numpy() for n in (1, 13, 1, 13))
+    noise = again.normal(13, 4, 4).numpy()
+    array = tiles.numpy().astype(np.float64)
+    expected = array * np.exp(0.3 * gain + 0.2 * band_gain) + 1e4 * (0.02 * haze + 0.01 * band_haze + 0.005 * noise)
+    np.testing.assert_allclose(changed, np.where(array > 0, np.maximum(expected, 1), 0), rtol=1e-4, atol=1e-2)
 
 
 # Bands.
@@ -153,57 +185,130 @@ def numbered(count: int, size: int = 64) -> tuple[Tensor, Tensor]:
 
 def test_targets_are_the_shares_of_the_area() -> None:
     shares = []
-    for _ in range(30):
-        mixed, targets = cutmix(*numbered(16, size=32), MixOptions(cutmix=1.0))
+    for seed in range(30):
+        mixed, targets = mix(*numbered(16, size=32), MixOptions(cutmix=1.0), seed)
         area = torch.stack([(mixed[:, 0] == n).float().mean(dim=(1, 2)) for n in range(1, 17)], dim=1)
         assert torch.allclose(targets, area, atol=1e-5)
         assert torch.allclose(targets.sum(dim=1), torch.ones(16))
         assert (mixed == mixed[:, :1]).all()  # all bands of a pixel come from one tile
         shares.append(float(targets.diagonal().min()))
     assert min(shares) < 0.2
-    assert max(shares) > 0.8
+    assert np.mean([float(mix(*numbered(16, 32), MixOptions(1.0), n)[1].diagonal().mean()) for n in range(20)]) < 0.7
 
 
-def test_what_is_pasted_is_one_rectangle_at_its_own_place() -> None:
+def test_what_is_pasted_is_one_rectangle_at_its_own_place_from_the_neighbour() -> None:
     tiles = torch.arange(8 * 13 * 64 * 64).reshape(8, 13, 64, 64).float() + 1  # every pixel is unlike all others
-    mixed, _ = cutmix(tiles, torch.eye(8), MixOptions(cutmix=1.0))
-    foreign = (mixed != tiles).any(dim=1)
-    assert foreign.any()
-    rows, columns = foreign.any(dim=0).any(dim=1), foreign.any(dim=0).any(dim=0)
-    for tile, strange in zip(mixed, foreign, strict=True):
-        if strange.any():
-            assert int(strange.sum()) == int(rows.sum()) * int(columns.sum())
-            place = (tile - 1).long() % (13 * 64 * 64)
-            assert torch.equal(place, torch.arange(13 * 64 * 64).reshape(13, 64, 64))
+    mixed = mix(tiles, torch.eye(8), MixOptions(cutmix=1.0))[0].numpy()
+    array, rectangles = tiles.numpy(), set()
+    for n in range(8):
+        foreign = (mixed[n] != array[n]).any(axis=0)
+        rows, columns = np.flatnonzero(foreign.any(axis=1)), np.flatnonzero(foreign.any(axis=0))
+        expected = array[n].copy()
+        if len(rows):
+            inside = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            expected[inside] = array[n ^ 1][inside]
+            rectangles.add((rows[0], rows[-1], columns[0], columns[-1]))
+        assert np.array_equal(mixed[n], expected)
+    assert len(rectangles) > 4  # each tile has its own
+
+
+def test_mixup_is_a_weighted_mean_of_pixels_and_of_targets() -> None:
+    tiles = torch.randint(1, 9000, (8, 13, 6, 6)).float()
+    mixed, targets = mix(tiles, torch.eye(8), MixOptions(cutmix=0.0, mixup=1.0))
+    array = tiles.numpy()
+    for n in range(8):
+        share = float(targets[n, n ^ 1])
+        assert float(targets[n, n]) == pytest.approx(1 - share)
+        np.testing.assert_allclose(mixed[n].numpy(), (1 - share) * array[n] + share * array[n ^ 1], rtol=1e-4)
+    assert 0.1 < float(1 - targets.diagonal().mean()) < 0.9
+
+
+def test_a_mean_with_a_hole_is_a_hole_and_a_rectangle_takes_its_holes_along() -> None:
+    tiles = torch.full((4, 13, 8, 8), 500.0)
+    tiles[0, :, :3] = 0
+    blended, _ = mix(tiles, torch.eye(4), MixOptions(cutmix=0.0, mixup=1.0))
+    assert torch.equal(blended == 0, (tiles == 0) | (tiles[[1, 0, 3, 2]] == 0))
+    pasted, _ = mix(tiles, torch.eye(4), MixOptions(cutmix=1.0))
+    assert set(pasted.flatten().tolist()) <= {0.0, 500.0}
 
 
 def test_only_tiles_with_the_same_bands_mix() -> None:
-    for _ in range(20):
+    for seed in range(20):
         tiles, targets = numbered(12)
-        tiles[6:] = only_bands(tiles[6:], "B02", "B03", "B04")
-        mixed, mixed_targets = cutmix(tiles, targets, MixOptions(cutmix=1.0))
-        assert not mixed_targets[:6, 6:].any()
-        assert not mixed_targets[6:, :6].any()
+        tiles[5:] = only_bands(tiles[5:], "B02", "B03", "B04")  # the pair of 4 and 5 is unlike
+        mixed, mixed_targets = mix(tiles, targets, MixOptions(cutmix=0.5, mixup=0.5), seed)
+        assert torch.equal(mixed_targets[4:6], targets[4:6])
         assert present(mixed) == present(tiles)
         assert torch.allclose(mixed_targets.sum(dim=1), torch.ones(12))
 
 
-def test_the_share_of_mixed_batches_is_as_asked_for() -> None:
-    tiles, targets = numbered(16, size=8)
-    mixed = sum(not torch.equal(cutmix(tiles, targets, MixOptions(cutmix=0.3))[1], targets) for _ in range(300))
-    assert 0.15 < mixed / 300 < 0.4
-    assert all(cutmix(tiles, targets, MixOptions(cutmix=0.0))[0] is tiles for _ in range(20))
+def test_the_share_of_mixed_tiles_is_as_asked_for() -> None:
+    tiles, targets = numbered(2000, size=8)
+    _, mixed = mix(tiles, targets, MixOptions(cutmix=0.0, mixup=0.3))
+    assert (mixed != targets).any(dim=1).float().mean() == pytest.approx(0.3, abs=0.04)
+    assert mix(tiles, targets, MixOptions(cutmix=0.0))[0] is tiles
 
 
 def test_mixing_leaves_the_batch_it_was_given_alone() -> None:
     tiles, targets = numbered(6)
-    cutmix(tiles, targets, MixOptions(cutmix=1.0))
+    mix(tiles, targets, MixOptions(cutmix=1.0))
     assert torch.equal(tiles, numbered(6)[0])
     assert torch.equal(targets, torch.eye(6))
 
 
-def test_a_batch_of_one_tile_mixes_with_itself() -> None:
-    tiles, targets = numbered(1)
-    mixed, mixed_targets = cutmix(tiles, targets, MixOptions(cutmix=1.0))
-    assert torch.equal(mixed, tiles)
-    assert torch.allclose(mixed_targets, targets)
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_last_of_an_odd_number_of_tiles_mixes_with_itself(count: int) -> None:
+    tiles, targets = numbered(count)
+    mixed, mixed_targets = mix(tiles, targets, MixOptions(cutmix=0.5, mixup=0.5))
+    assert torch.allclose(mixed[-1], tiles[-1])
+    assert torch.allclose(mixed_targets[-1], targets[-1])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
+def test_shares_follow_the_beta_distribution(alpha: float) -> None:
+    expected = np.quantile(np.random.default_rng(0).beta(alpha, alpha, 200_000), np.linspace(0.02, 0.98, 9))
+    found = np.interp(np.linspace(0.02, 0.98, 9), np.linspace(0, 1, 1024), beta_quantiles(alpha, 1024))
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_shares_that_add_up_to_more_than_all_tiles_are_refused() -> None:
+    with pytest.raises(TrainingError, match="add up to 1 at most"):
+        MixOptions(cutmix=0.7, mixup=0.6)
+
+
+# All of it.
+
+
+def whole() -> Augmentation:
+    options = (GeometryOptions(), RadiometryOptions(), BandDropout(), MixOptions(cutmix=0.4, mixup=0.3))
+    return Augmentation(10, 5, *options)
+
+
+def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_batch() -> None:
+    tiles = torch.randint(0, 9000, (16, 13, 64, 64), dtype=torch.int32).to(torch.uint16)
+    labels, keys = torch.arange(16) % 10, torch.arange(16) + 1000
+    together = whole()(tiles, labels, keys)
+    parts = [whole()(tiles[part], labels[part], keys[part]) for part in (slice(0, 8), slice(8, 16))]
+    for whole_one, halves in zip(together, zip(*parts, strict=True), strict=True):
+        assert torch.allclose(whole_one, torch.cat(halves), rtol=1e-4, atol=1e-2)
+
+
+def test_the_whole_of_it_is_one_graph_and_batches_of_one_shape_need_no_other() -> None:
+    counted = CompileCounter()
+    augment = whole()
+    compiled = torch.compile(augment, backend=counted, fullgraph=True, dynamic=False)
+    for epoch in range(3):
+        tiles = torch.randint(0, 9000, (8, 13, 64, 64), dtype=torch.int32).to(torch.uint16)
+        arguments = tiles, torch.arange(8), torch.arange(8) + 8 * epoch
+        for one, other in zip(compiled(*arguments), augment(*arguments), strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-2)
+    assert counted.frame_count == 1
+    explained = torch._dynamo.explain(augment)(*arguments)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
+def test_nothing_in_it_asks_the_device_for_a_value() -> None:
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:  # asking a fake tensor raises
+        tiles = mode.from_tensor(torch.ones(8, 13, 64, 64, dtype=torch.int32)).to(torch.uint16)
+        changed, targets = whole()(tiles, torch.arange(8), torch.arange(8))
+        assert (changed.shape, targets.shape) == ((8, 13, 64, 64), (8, 10))
