@@ -21,6 +21,7 @@ _CODES: dict[int, str] = {
     405: "method",
     406: "not_acceptable",
     408: "too_slow",
+    410: "gone",
     413: "too_large",
     415: "unsupported_type",
     422: "invalid",
