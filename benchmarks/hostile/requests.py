@@ -129,6 +129,19 @@ def _query(random: Random, likely: float = 0.5) -> bytes:
     )
 
 
+def _other_route(hostile: Hostile, random: Random) -> Sent:
+    """A file for the routes that read it in other ways: as a scene, decimated to a picture, to be explained."""
+    path = random.choice((b"/preview", b"/preview", b"/scene", b"/explain"))
+    content = random.choice(hostile.plain) if random.random() < 0.1 else hostile.file(random)
+    more = b"Accept: %b\r\n" % random.choice(
+        (b"*/*", b"image/tiff", b"image/png", b"application/geo+json", b"\xff", b"a/b;q=x")
+    )
+    if random.random() < 0.8:
+        return Sent("scene, preview, explain", post(path + _query(random, 0.1), b"image/tiff", content, more), 1)
+    body = multipart([part(b"scene" if path == b"/scene" else b"tiles", content, random.choice(TEXTS[:20]))])
+    return Sent("scene, preview, explain", post(path, b"multipart/form-data; boundary=x", body, more), 1)
+
+
 def _tiff(hostile: Hostile, random: Random) -> Sent:
     return Sent("TIFF", post(b"/classify" + _query(random, 0.1), b"image/tiff", hostile.file(random)), 1)
 
@@ -311,8 +324,19 @@ def _wire(hostile: Hostile, random: Random) -> Sent:
     return Sent("wire", content, 1, goes_on=False)
 
 
-_KINDS = {"tiff": 55, "npy": 12, "files": 8, "form": 8, "fields": 6, "body": 4, "headers": 3, "path": 2, "wire": 2}
+_KINDS = {
+    "tiff": 50,
+    "other": 6,
+    "npy": 12,
+    "files": 8,
+    "form": 8,
+    "fields": 6,
+    "body": 4,
+    "headers": 3,
+    "path": 2,
+    "wire": 2,
+}
 _MAKERS: dict[str, Callable[[Hostile, Random], Sent]] = {
-    "tiff": _tiff, "npy": _npy, "files": _files, "form": _form, "fields": _fields, "body": _body, "headers": _headers,
+    "tiff": _tiff, "other": _other_route, "npy": _npy, "files": _files, "form": _form, "fields": _fields, "body": _body, "headers": _headers,
     "path": _path, "wire": _wire,
 }  # fmt: skip
