@@ -1,0 +1,164 @@
+"""The rasters that a scene is made of: bands as DN, and the mask of its clouds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.io import DatasetReader
+
+from datasets.bands import BAND_NAMES
+from datasets.errors import SceneError
+from datasets.geotiff import ReadingPlan
+from datasets.radiometry import FileFacts, Level, Statement, decide_radiometry
+from datasets.scenes.ground import Grid, grid_of
+from datasets.scenes.options import CloudKind, CloudMask
+from datasets.scenes.rasters import name_of, open_raster
+
+SCL_CLOUDS = (3, 8, 9, 10)  # shadow, cloud of medium and of high probability, thin cirrus (L2A ATBD, table 3)
+_QA60_CLOUDS = (1 << 10) | (1 << 11)  # opaque clouds and cirrus
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Some bands of a scene in one raster.
+
+    Attributes:
+        place: its path, or its address on the web.
+        plan: which of its bands are read, and how their numbers become DN.
+        grid: its own pixels.
+        block: (height, width) of what is decoded at once.
+    """
+
+    place: str | Path
+    plan: ReadingPlan
+    grid: Grid
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CloudLayer:
+    """The raster that says where clouds are.
+
+    Attributes:
+        place: its path, or its address on the web.
+        indexes: 1-based raster bands; a pixel is cloud where any of them says so.
+        mask: what their numbers mean.
+        grid: its own pixels.
+        flags: its bands are 0 or 1 each (MSK_CLASSI), and no QA60 bits.
+    """
+
+    place: str | Path
+    indexes: tuple[int, ...]
+    mask: CloudMask
+    grid: Grid
+    flags: bool = False
+
+    def is_cloud(self, numbers: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+        """Return bool (height, width) for `numbers` (bands, height, width); where nothing is said, it is cloud."""
+        known = np.isfinite(numbers)
+        values = np.where(known, numbers, 0)
+        if self.mask.kind is CloudKind.SCL:
+            clouds = np.isin(values, SCL_CLOUDS)
+        elif self.mask.kind is CloudKind.QA60:
+            clouds = values != 0 if self.flags else (values.astype(np.int64) & _QA60_CLOUDS) != 0
+        else:
+            clouds = values >= self.mask.percent
+        return np.asarray((clouds | ~known).any(axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a reader found of a scene.
+
+    Attributes:
+        layers: its bands.
+        clouds: where its clouds are; None where nobody asked.
+        level: processing level.
+        taken: when it was taken, UTC; None: unknown.
+        platform: which satellite took it; None: unknown.
+    """
+
+    layers: tuple[Layer, ...]
+    clouds: CloudLayer | None
+    level: Level | None
+    taken: datetime | None = None
+    platform: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BandFile:
+    """A raster that holds one band, as its name or its metadata say.
+
+    Attributes:
+        place: path or address.
+        band: canonical name.
+        tags: metadata of this band that stand elsewhere than in the raster.
+        index: 1-based raster band.
+        scale, offset: as declared elsewhere: reflectance per unit, and what is added to reflectance.
+        no_data: as declared elsewhere.
+    """
+
+    place: str | Path
+    band: str
+    tags: Mapping[str, str]
+    index: int = 1
+    scale: float | None = None
+    offset: float | None = None
+    no_data: float | None = None
+
+
+def layer_of_band(file: BandFile, name: str, bands: tuple[str, ...], said: Statement) -> tuple[Layer, Level]:
+    """Return the layer of a raster that holds one of the `bands` of the scene `name`, and its processing level.
+
+    Raises:
+        RadiometryUnknownError: level, scale or offset are neither in any metadata nor said.
+        UnreadableImageError: the raster cannot be opened.
+    """
+    with open_raster(file.place) as dataset:
+        scale, offset = _declared(dataset, file)
+        tags = {**dataset.tags(), **file.tags}
+        facts = FileFacts(name, dataset.dtypes[0], tags, bands, scale, offset)
+        radiometry = decide_radiometry(facts, said)
+        no_data = dataset.nodata if file.no_data is None else file.no_data
+        plan = ReadingPlan(name_of(file.place), (file.index,), (file.band,), radiometry, no_data)
+        return Layer(file.place, plan, grid_of(dataset, name_of(file.place)), block_of(dataset)), radiometry.level
+
+
+def cloud_layer(
+    place: str | Path, mask: CloudMask, indexes: tuple[int, ...] = (1,), *, flags: bool = False
+) -> CloudLayer:
+    """Return the layer of a raster that says where clouds are.
+
+    Raises:
+        SentileError: it cannot be opened, or says not where it lies.
+    """
+    with open_raster(place) as dataset:
+        if max(indexes) > dataset.count:
+            raise SceneError(f"{name_of(place)}: a cloud mask of {dataset.count} bands; {max(indexes)} are needed")
+        return CloudLayer(place, indexes, mask, grid_of(dataset, name_of(place)), flags)
+
+
+def block_of(dataset: DatasetReader) -> tuple[int, int]:
+    """Return (height, width) of the blocks of a raster."""
+    height, width = dataset.block_shapes[0]
+    return int(height), int(width)
+
+
+def in_canonical_order(plan: ReadingPlan) -> ReadingPlan:
+    """Return the same plan with its bands in the order of a tile, so that whole tiles are read in one go."""
+    pairs = sorted(zip(plan.bands, plan.indexes, strict=True), key=lambda pair: BAND_NAMES.index(pair[0]))
+    bands, indexes = zip(*pairs, strict=True)
+    return replace(plan, bands=bands, indexes=indexes)
+
+
+def _declared(dataset: DatasetReader, file: BandFile) -> tuple[float | None, float | None]:
+    """Return the scale and the offset that apply to reflectance: from elsewhere, else the raster's own, else None."""
+    scale, offset = file.scale, file.offset or 0.0
+    if scale is None:
+        scale, offset = dataset.scales[file.index - 1], dataset.offsets[file.index - 1]
+    sound = 0 < scale < math.inf and math.isfinite(offset) and (scale, offset) != (1.0, 0.0)
+    return (scale, offset) if sound else (None, None)

@@ -1,0 +1,93 @@
+"""What is said of scenes by whoever classifies them: everything that changes the pixels that are read."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from datasets.errors import SceneError
+from datasets.radiometry import Statement
+
+
+class CloudKind(StrEnum):
+    """Where it is written which pixels are clouds."""
+
+    SCL = "scl"
+    QA60 = "qa60"
+    PROBABILITY = "probability"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class CloudMask:
+    """Which pixels are clouds, and so no data.
+
+    Attributes:
+        kind: the scene classification (SCL) of Level-2A: its classes 3 (cloud shadow), 8, 9 (cloud) and 10 (thin
+            cirrus); QA60 of Google's catalogue: bits 10 and 11, or MSK_CLASSI of Level-1C products; a probability in
+            percent that comes with the scene; or a file of one's own beside it.
+        percent: probabilities from here up are clouds (0-100).
+        pattern: of FILE: the file's path from the scene's folder; `{stem}` stands for the scene's file stem.
+    """
+
+    kind: CloudKind
+    percent: float = 50.0
+    pattern: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneOptions:
+    """How scenes are read.
+
+    Attributes:
+        said: what files do not say of their bands and radiometry.
+        clouds: which pixels are clouds, and so no data; None: all are kept.
+        warp: bring scenes that are in degrees, or not near 10 m, to 10 m in their UTM zone; else they are refused.
+        quick_fingerprint: know a local file by its size, time, head and tail, and not by all its bytes.
+    """
+
+    said: Statement = field(default_factory=Statement)
+    clouds: CloudMask | None = None
+    warp: bool = False
+    quick_fingerprint: bool = False
+
+
+def parse_clouds(text: str) -> CloudMask | None:
+    """Turn `none`, `scl`, `qa60`, `probability`, `probability:40` or `file:{stem}_clouds.tif:40` into a mask.
+
+    Raises:
+        SceneError: it is none of these, or the percentage is no number from 0 to 100.
+    """
+    kind, _, rest = text.strip().partition(":")
+    if kind.lower() == "none" and not rest:
+        return None
+    try:
+        known = CloudKind(kind.lower())
+    except ValueError:
+        raise _misunderstood(text) from None
+    if known is CloudKind.FILE:
+        pattern, _, tail = rest.rpartition(":")
+        pattern, tail = (pattern, tail) if pattern and _is_number(tail) else (rest, "")
+        if not pattern:
+            raise _misunderstood(text)
+        return CloudMask(known, _percent(tail, text), pattern)
+    if rest and known is not CloudKind.PROBABILITY:
+        raise _misunderstood(text)
+    return CloudMask(known, _percent(rest, text))
+
+
+def _percent(text: str, whole: str) -> float:
+    if not text:
+        return CloudMask(CloudKind.PROBABILITY).percent
+    if not _is_number(text) or not 0 <= float(text) <= 100:
+        raise _misunderstood(whole)
+    return float(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal()
+
+
+def _misunderstood(text: str) -> SceneError:
+    return SceneError(
+        f"{text!r} names no cloud mask; say none, scl, qa60, probability, probability:40 (percent) or "
+        "file:{stem}_clouds.tif:40"
+    )

@@ -1,0 +1,152 @@
+"""A scene as ESA delivers it: a SAFE product of Level-1C or Level-2A, unpacked, of one granule.
+
+The numbers become reflectance as the product's own metadata tell (MTD_MSIL1C.xml, MTD_MSIL2A.xml): quantification and,
+band by band, RADIO_ADD_OFFSET or BOA_ADD_OFFSET (Sentinel-2 Products Specification Document, 15.0, tables of
+Product_Image_Characteristics). The metadata come with the product and are not trusted: XML without entities or DTD, and
+files inside the product alone.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from datasets.bands import BAND_NAMES, find_band
+from datasets.errors import RadiometryUnknownError, SceneError, UnreadableImageError
+from datasets.radiometry import Level, Statement
+from datasets.scenes.layers import BandFile, CloudLayer, Layer, Parts, cloud_layer, layer_of_band
+from datasets.scenes.options import CloudKind, CloudMask, SceneOptions
+from datasets.scenes.stacked import no_mask, platform_in
+
+METADATA_NAMES = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")
+_MOST_XML = 32 * 2**20
+_IMAGE = re.compile(r"_(B(?:0[1-9]|1[0-2]|8A)|SCL)(?:_(\d\d)m)?$")
+_NATIVE = 10  # metres: of Level-1C files, whose names do not say, each band has one alone
+_MASKS = {  # where else a product says what is cloud, best first, and which raster bands
+    CloudKind.PROBABILITY: (("MSK_CLDPRB_20m.jp2", (1,)), ("MSK_CLDPRB_60m.jp2", (1,))),
+    CloudKind.QA60: (("MSK_CLASSI_B00.jp2", (1, 2)),),  # opaque cloud and cirrus, since baseline 04.00
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image file of a product that is there."""
+
+    path: Path
+    band: str
+    metres: int
+
+
+def is_safe(folder: Path) -> bool:
+    """Say whether a folder is a SAFE product, or was one."""
+    return folder.suffix.upper() == ".SAFE" or any((folder / name).is_file() for name in METADATA_NAMES)
+
+
+def read_safe(folder: Path, options: SceneOptions) -> Parts:
+    """Return the parts of a SAFE product.
+
+    Raises:
+        SceneError: its metadata are missing, or tell of more granules than one, or no image file is there.
+        UnreadableImageError: the metadata are no sound XML, or a file cannot be opened.
+        RadiometryUnknownError: the metadata do not tell the radiometry, and nobody says it.
+    """
+    root = _metadata(folder)
+    images = list(_images(root, folder))
+    finest = {image.band: image for image in sorted(images, key=lambda image: -image.metres)}
+    bands = tuple(band for band in BAND_NAMES if band in finest)
+    if not bands:
+        raise SceneError(f"{folder.name}: none of the image files that its metadata name is there; download it again")
+    layers, level = [], None
+    for band in bands:
+        file = BandFile(finest[band].path, band, _tags(root, band))
+        layer, level = _layer(file, folder.name, bands, options.said)
+        layers.append(layer)
+    clouds = _clouds(folder, images, options.clouds)
+    return Parts(tuple(layers), clouds, level, _start(root), _platform(root, folder.name))
+
+
+def _layer(file: BandFile, name: str, bands: tuple[str, ...], said: Statement) -> tuple[Layer, Level]:
+    """Return the layer of a band, by the product's own metadata: what is said fills their gaps, for other files too."""
+    try:
+        return layer_of_band(file, name, bands, Statement())
+    except RadiometryUnknownError:
+        return layer_of_band(file, name, bands, said)
+
+
+def _metadata(folder: Path) -> Element:
+    path = next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
+    if path is None:
+        raise SceneError(f"{folder.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_XML + 1)
+        if len(content) > _MOST_XML:
+            raise UnreadableImageError(f"{folder.name}: {path.name} is larger than any product's metadata")
+        root: Element = fromstring(content, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise UnreadableImageError(f"{folder.name}: {path.name} is no sound XML; download the product again") from error
+    except OSError as error:
+        raise UnreadableImageError(f"{folder.name}: {path.name} cannot be read: {error.strerror}") from error
+    if len([granule for granule in root.iter("Granule") if granule.get("granuleIdentifier")]) > 1:
+        raise SceneError(f"{folder.name}: a product of several granules, as before 2016; classify them one by one")
+    return root
+
+
+def _images(root: Element, folder: Path) -> Iterator[_Image]:
+    """Give the image files that the metadata name, and that are there and inside the product."""
+    whole = folder.resolve()
+    for element in root.iter("IMAGE_FILE"):
+        text = (element.text or "").strip()
+        match = _IMAGE.search(text)
+        if not match or PurePosixPath(text).is_absolute() or "\0" in text:
+            continue
+        path = (whole / f"{text}.jp2").resolve()
+        if path.is_relative_to(whole) and path.is_file():
+            word = match[1]
+            yield _Image(path, word if word == "SCL" else find_band(word).name, int(match[2] or _NATIVE))
+
+
+def _tags(root: Element, band: str) -> dict[str, str]:
+    """Return the product's metadata that bear on the radiometry of a band, by the names they have in tags."""
+    names = ("PROCESSING_LEVEL", "PROCESSING_BASELINE", "PRODUCT_URI", "PRODUCT_TYPE")
+    values = {name: _text(root, name) for name in (*names, "QUANTIFICATION_VALUE", "BOA_QUANTIFICATION_VALUE")}
+    for name in ("RADIO_ADD_OFFSET", "BOA_ADD_OFFSET"):
+        of_band = [e.text for e in root.iter(name) if e.get("band_id") == str(BAND_NAMES.index(band))]
+        values[name] = of_band[0] if of_band else None
+    return {name: value for name, value in values.items() if value}
+
+
+def _text(root: Element, name: str) -> str | None:
+    found = next(root.iter(name), None)
+    return found.text.strip() if found is not None and found.text else None
+
+
+def _start(root: Element) -> datetime | None:
+    try:
+        return datetime.fromisoformat(_text(root, "PRODUCT_START_TIME") or "")
+    except ValueError:
+        return None
+
+
+def _platform(root: Element, name: str) -> str | None:
+    said = _text(root, "SPACECRAFT_NAME")
+    return said.lower() if said and re.fullmatch(r"Sentinel-2[A-D]", said) else platform_in(name)
+
+
+def _clouds(folder: Path, images: list[_Image], mask: CloudMask | None) -> CloudLayer | None:
+    if mask is None or mask.kind is CloudKind.FILE:
+        return None
+    if mask.kind is CloudKind.SCL:
+        found = min((image for image in images if image.band == "SCL"), key=lambda i: i.metres, default=None)
+        if found:
+            return cloud_layer(found.path, mask)
+    for name, indexes in _MASKS.get(mask.kind, ()):
+        path = next(iter(sorted(folder.glob(f"GRANULE/*/QI_DATA/{name}"))), None)
+        if path:
+            return cloud_layer(path, mask, indexes, flags=mask.kind is CloudKind.QA60)
+    raise no_mask(folder.name, mask)

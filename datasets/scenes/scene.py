@@ -1,0 +1,208 @@
+"""An open scene: DN in the one form, on one grid, window by window, whatever files it is made of."""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from datasets.bands import BAND_NAMES, positions
+from datasets.errors import UnreadableImageError
+from datasets.geotiff import read_bands
+from datasets.radiometry import Level
+from datasets.scenes.ground import grid_for_windows
+from datasets.scenes.layers import CloudLayer, Layer, Parts
+from datasets.scenes.rasters import is_remote, name_of, open_raster, scene_world
+from datasets.scenes.resample import kernel_for, read_onto
+from datasets.tile import BAND_COUNT, DN, Georeference, canonical_order
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BrokenBlock:
+    """A block of a raster that could not be decoded: its pixels are no data."""
+
+    raster: str
+    row: int
+    column: int
+
+
+class Scene(AbstractContextManager["Scene"]):
+    """A scene that windows can be read from, by several threads at a time: each has its own handles.
+
+    Attributes:
+        name: what the scene is called in messages.
+        grid: the pixels that windows lie on, after warping if any.
+        bands: canonical names of the bands that it has.
+        level: processing level, where known.
+        taken: when it was taken, UTC, where known.
+        platform: which satellite took it, where known.
+        block: (height, width) of the blocks of its finest raster.
+    """
+
+    def __init__(self, name: str, parts: Parts, *, warp: bool = False) -> None:
+        """Bring the parts of a scene to one grid.
+
+        Raises:
+            SceneError: its rasters have different coordinate reference systems.
+            TileShapeError: its pixels are not about 10 m, and `warp` is off.
+        """
+        self.name = name
+        self.grid = grid_for_windows([layer.grid for layer in parts.layers], name, warp)
+        self.bands = canonical_order(tuple(band for layer in parts.layers for band in layer.plan.bands))
+        self.level: Level | None = parts.level
+        self.taken: datetime | None = parts.taken
+        self.platform = parts.platform
+        self._layers = parts.layers
+        self._clouds = parts.clouds
+        finest = min(parts.layers, key=lambda layer: layer.grid.pixel_m)
+        # Between other grids the blocks of the files say nothing of how the scene is best cut.
+        self.block = finest.block if finest.grid.is_same(self.grid) else (1, 1)
+        self._broken: set[BrokenBlock] = set()
+        self._opened: list[DatasetReader] = []
+        self._lock = threading.Lock()
+        self._mine = threading.local()
+
+    @property
+    def place(self) -> Georeference:
+        """Where the grid lies."""
+        return self.grid.place
+
+    @property
+    def height(self) -> int:
+        """Rows of the grid."""
+        return self.grid.height
+
+    @property
+    def width(self) -> int:
+        """Columns of the grid."""
+        return self.grid.width
+
+    @property
+    def broken(self) -> int:
+        """How many blocks could not be decoded until now."""
+        return len(self.broken_blocks)
+
+    @property
+    def broken_blocks(self) -> tuple[BrokenBlock, ...]:
+        """The blocks that could not be decoded until now, in order."""
+        with self._lock:
+            return tuple(sorted(self._broken))
+
+    def read(self, window: Window) -> DN:
+        """Return uint16 (13, height, width): a window that lies within the scene; 0 = no data, and clouds by option.
+
+        A block of a file on disk that cannot be decoded is no data, and is counted by `broken`.
+
+        Raises:
+            UnreadableImageError: a file vanished, or a server does not answer.
+        """
+        with scene_world():
+            pixels = self._read_bands(window)
+            if self._clouds is not None:
+                pixels = self._without_clouds(pixels, window, self._clouds)
+            return pixels
+
+    def close(self) -> None:
+        """Close all files; no thread may be reading."""
+        with self._lock:
+            for dataset in self._opened:
+                dataset.close()
+            self._opened.clear()
+            self._mine = threading.local()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_bands(self, window: Window) -> DN:
+        if len(self._layers) == 1 and self._layers[0].plan.bands == BAND_NAMES:
+            return self._read_layer(self._layers[0], window)  # a large scene is worth saving a copy
+        pixels = np.zeros((BAND_COUNT, int(window.height), int(window.width)), np.uint16)
+        for layer in self._layers:
+            pixels[positions(layer.plan.bands)] = self._read_layer(layer, window)
+        return pixels
+
+    def _read_layer(self, layer: Layer, window: Window) -> DN:
+        dataset = self._handle(layer.place)
+
+        def read(part: Window) -> DN:
+            return self._read_sound(dataset, layer.place, part, len(layer.plan.bands), _of_layer(layer))
+
+        if layer.grid.is_same(self.grid):
+            return read(window)
+        kernel = kernel_for(layer.grid, self.grid)
+        return read_onto(self.grid, window, layer.grid, read, len(layer.plan.bands), kernel)
+
+    def _without_clouds(self, pixels: DN, window: Window, clouds: CloudLayer) -> DN:
+        """Return `pixels` with 0 where clouds are; what no mask covers is cloud."""
+        dataset = self._handle(clouds.place)
+
+        def read(part: Window) -> DN:
+            # 1: clear, 2: cloud, and 0, as everywhere, where nothing is said.
+            return self._read_sound(dataset, clouds.place, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w))
+
+        if clouds.grid.is_same(self.grid):
+            mask = read(window)
+        else:
+            mask = read_onto(self.grid, window, clouds.grid, read, 1, Resampling.nearest)
+        return np.where(mask == 1, pixels, np.uint16(0))
+
+    def _read_sound(
+        self,
+        dataset: DatasetReader,
+        place: str | Path,
+        window: Window,
+        count: int,
+        read: Callable[[DatasetReader, Window], DN],
+    ) -> DN:
+        """Read a window; where that fails on disk, read what can be read of it, block by block."""
+        try:
+            return read(dataset, window)
+        except UnreadableImageError:
+            if is_remote(place) or not Path(place).is_file():
+                raise  # a server or a file that is gone: another try may do better, and nothing may be made up
+        pixels = np.zeros((count, int(window.height), int(window.width)), np.uint16)
+        height, width = dataset.block_shapes[0]
+        for row in range(int(window.row_off) // height, -(-int(window.row_off + window.height) // height)):
+            for column in range(int(window.col_off) // width, -(-int(window.col_off + window.width) // width)):
+                part = window.intersection(Window(column * width, row * height, width, height))
+                try:
+                    values = read(dataset, part)
+                except UnreadableImageError:
+                    with self._lock:
+                        self._broken.add(BrokenBlock(name_of(place), row, column))
+                    continue
+                top, left = int(part.row_off - window.row_off), int(part.col_off - window.col_off)
+                pixels[:, top : top + int(part.height), left : left + int(part.width)] = values
+        return pixels
+
+    def _handle(self, place: str | Path) -> DatasetReader:
+        """Return this thread's own handle of a raster: GDAL's are not to be shared."""
+        handles: dict[str | Path, DatasetReader] = self._mine.__dict__.setdefault("handles", {})
+        if place not in handles:
+            handles[place] = open_raster(place)
+            with self._lock:
+                self._opened.append(handles[place])
+        return handles[place]
+
+
+def _of_layer(layer: Layer) -> Callable[[DatasetReader, Window], DN]:
+    return lambda dataset, window: read_bands(dataset, layer.plan, window)
+
+
+def _clear_or_cloud(clouds: CloudLayer, dataset: DatasetReader, window: Window) -> DN:
+    try:
+        numbers: npt.NDArray[np.generic] = dataset.read(indexes=list(clouds.indexes), window=window)
+    except RasterioError as error:
+        raise UnreadableImageError(f"{name_of(clouds.place)}: its pixels cannot be decoded") from error
+    return (clouds.is_cloud(numbers) + np.uint16(1))[None].astype(np.uint16)

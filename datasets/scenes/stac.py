@@ -1,0 +1,273 @@
+"""Scenes told of by STAC: an item, an ItemCollection, or a catalog or collection whose links lead to items.
+
+Files are on disk, beside the JSON or anywhere, or on an http(s) server that gives ranges. What comes from a server
+never leads back to this machine's disk.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+from datasets.bands import BAND_NAMES, find_band
+from datasets.errors import BandsUnknownError, RadiometryUnknownError, SceneError, UnknownBandError
+from datasets.radiometry import Statement
+from datasets.scenes.layers import BandFile, CloudLayer, Parts, cloud_layer, layer_of_band
+from datasets.scenes.options import CloudKind, CloudMask, SceneOptions
+from datasets.scenes.rasters import is_remote
+from datasets.scenes.stacked import is_mask_name, no_mask
+from datasets.scenes.web import fetch_text, shown
+
+_MOST_ITEMS = 100_000
+_MOST_JSON = 256 * 2**20
+_PICTURES = {"visual", "overview", "thumbnail"}  # roles of assets that are made for eyes, in 8 bits
+_LINKS: dict[str, tuple[str, ...]] = {  # that lead to more items
+    "Catalog": ("child", "item", "items"),
+    "Collection": ("child", "item", "items"),
+    "FeatureCollection": ("next",),
+}
+# Where items keep what a file's tags say (the sentinel-2, processing and Earth Search extensions).
+_TAGS = {
+    "PROCESSING_BASELINE": ("s2:processing_baseline", "processing:version"),
+    "PROCESSING_LEVEL": ("processing:level", "s2:product_type"),
+    "PRODUCT_URI": ("s2:product_uri",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A STAC item.
+
+    Attributes:
+        name: its id.
+        base: the path or address of the JSON that it stood in; relative hrefs start there.
+        text: the item itself, as JSON.
+    """
+
+    name: str
+    base: str
+    text: str
+
+
+def read_items(place: str | Path) -> list[Item]:
+    """Return the items that a STAC JSON holds, or that its links lead to.
+
+    Raises:
+        SceneError: it is no STAC JSON.
+        FetchError: a server does not answer.
+    """
+    found: list[Item] = []
+    waiting, seen = [str(place)], {str(place)}
+    while waiting:
+        here = waiting.pop(0)
+        content = _load(here)
+        found.extend(_items_of(content, here))
+        if len(found) > _MOST_ITEMS:
+            raise SceneError(f"{_told(place)}: more than {_MOST_ITEMS:,} items; name a smaller part of the catalog")
+        for address in _links_of(content, here):
+            if address not in seen and len(seen) < _MOST_ITEMS:
+                seen.add(address)
+                waiting.append(address)
+    return found
+
+
+def read_stac(item: Item, options: SceneOptions) -> Parts:
+    """Return the parts of the scene that a STAC item tells of.
+
+    Raises:
+        SceneError: an asset lies where it cannot be read from.
+        BandsUnknownError: none of its assets says that it is a band of Sentinel-2.
+        RadiometryUnknownError: its metadata do not tell the radiometry, or contradict each other.
+    """
+    content = json.loads(item.text)
+    properties = _mapping(content.get("properties"))
+    files = _band_files(item, content, options.said)
+    if not files:
+        raise BandsUnknownError(
+            f"{item.name}: none of its assets says by eo:bands, bands or its key that it is a band of Sentinel-2; "
+            "name the files themselves, with --bands"
+        )
+    layers, level = [], None
+    for file in files.values():
+        layer, level = layer_of_band(file, item.name, tuple(files), options.said)
+        layers.append(layer)
+    clouds = _clouds(item, content, options.clouds)
+    platform = properties.get("platform")
+    return Parts(tuple(layers), clouds, level, _taken(properties), platform if isinstance(platform, str) else None)
+
+
+def places_of(item: Item) -> tuple[str | Path, ...]:
+    """Return the files of an item's bands, by path or address.
+
+    Raises:
+        SentileError: as `read_stac` does.
+    """
+    content = json.loads(item.text)
+    files = _band_files(item, content, Statement(scale=1.0, offset=0.0))
+    return tuple(dict.fromkeys(file.place for file in files.values()))
+
+
+def _load(place: str) -> dict[str, Any]:
+    try:
+        if is_remote(place):
+            content = json.loads(fetch_text(place))
+        else:
+            path = Path(place)
+            if path.stat().st_size > _MOST_JSON:
+                raise SceneError(f"{path.name}: too large for STAC metadata")
+            content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SceneError(f"{_told(place)}: no sound JSON") from error
+    except OSError as error:
+        raise SceneError(f"{_told(place)}: it cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict) or content.get("type") not in (
+        "Feature",
+        "FeatureCollection",
+        "Catalog",
+        "Collection",
+    ):
+        raise SceneError(f"{_told(place)}: no STAC item, collection or ItemCollection")
+    return content
+
+
+def _items_of(content: dict[str, Any], base: str) -> Iterator[Item]:
+    features = content.get("features", []) if content["type"] == "FeatureCollection" else [content]
+    for feature in features if isinstance(features, list) else []:
+        if isinstance(feature, dict) and feature.get("type") == "Feature" and isinstance(feature.get("assets"), dict):
+            yield Item(str(feature.get("id") or "item"), base, json.dumps(feature, sort_keys=True))
+
+
+def _links_of(content: dict[str, Any], base: str) -> Iterator[str]:
+    relations = _LINKS.get(content["type"], ())
+    links = content.get("links", [])
+    for link in links if isinstance(links, list) else []:
+        if isinstance(link, dict) and link.get("rel") in relations and str(link.get("method", "GET")).upper() == "GET":
+            yield str(_resolve(str(link.get("href", "")), base))
+
+
+def _resolve(href: str, base: str) -> str | Path:
+    """Return the path or address that an href means in a JSON at `base`.
+
+    Raises:
+        SceneError: it is neither a path nor an http(s) address, or an address leads to this machine's disk.
+    """
+    scheme = urlsplit(href).scheme
+    if scheme in ("http", "https"):
+        return href
+    if is_remote(base):
+        if scheme:
+            raise SceneError(f"{shown(base)}: {scheme}: addresses are not read; only http(s)")
+        return urljoin(base, href)
+    if scheme == "file":
+        return Path(unquote(urlsplit(href).path))
+    if scheme and not re.fullmatch(r"[A-Za-z]", scheme):  # one letter is a drive
+        raise SceneError(f"{Path(base).name}: {scheme}: addresses are not read; only paths and http(s)")
+    return Path(base).parent / href
+
+
+def _band_files(item: Item, content: dict[str, Any], said: Statement) -> dict[str, BandFile]:
+    """Return the file of each band; of a band in several files, the finest GeoTIFF."""
+    properties = _mapping(content.get("properties"))
+    found: dict[str, tuple[tuple[bool, float, str], BandFile]] = {}
+    for key, asset in _mapping(content.get("assets")).items():
+        if not isinstance(asset, dict) or _PICTURES & set(_words(asset.get("roles"))) or not asset.get("href"):
+            continue
+        for index, band in _bands_of(key, asset):
+            rank = (_is_jp2(asset), _number(asset.get("gsd")) or _number(band.get("gsd")) or 0.0, key)
+            name = band["name"]
+            if name not in found or rank < found[name][0]:
+                found[name] = (rank, _band_file(item, asset, name, index, properties, said))
+    return {name: found[name][1] for name in BAND_NAMES if name in found}
+
+
+def _bands_of(key: str, asset: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give (index, {"name": canonical name, …}) of the Sentinel-2 bands in an asset."""
+    listed = asset.get("eo:bands") or asset.get("bands") or []
+    bands = [band for band in listed if isinstance(band, dict)] if isinstance(listed, list) else []
+    for index, band in enumerate(bands, start=1):
+        words = (band.get("name"), band.get("eo:common_name"), band.get("common_name"))
+        if name := next((known for word in words if (known := _known(word))), None):
+            yield index, {**band, "name": name}
+    if not bands and (name := _known(key.removesuffix("-jp2"))):
+        yield 1, {"name": name}
+
+
+def _band_file(
+    item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any], said: Statement
+) -> BandFile:
+    listed = asset.get("raster:bands") or asset.get("bands") or []
+    raster = _mapping(listed[index - 1]) if isinstance(listed, list) and len(listed) >= index else {}
+    scale = _number(raster.get("scale", raster.get("raster:scale", asset.get("raster:scale"))))
+    offset = _number(raster.get("offset", raster.get("raster:offset", asset.get("raster:offset")))) or 0.0
+    applied = properties.get("earthsearch:boa_offset_applied") is True
+    # Items of Earth Search may say that the offset was taken off, and still declare it: which of the two holds?
+    if applied and offset and said.offset is None:
+        raise RadiometryUnknownError(
+            f"{item.name}: it says both that the offset was applied and that it is {offset:g}; "
+            "say --offset 0 or --offset -1000"
+        )
+    place = _resolve(str(asset["href"]), item.base)
+    if is_remote(place) and _is_jp2(asset):
+        raise SceneError(f"{item.name}: its files are JPEG 2000 on a server; download them and classify them from disk")
+    tags = {tag: value for tag, keys in _TAGS.items() if (value := _first_text(properties, keys))}
+    if applied:
+        tags["BOA_ADD_OFFSET"] = "0"
+    return BandFile(place, band, tags, index, scale, offset, _number(raster.get("nodata")))
+
+
+def _clouds(item: Item, content: dict[str, Any], mask: CloudMask | None) -> CloudLayer | None:
+    if mask is None or mask.kind is CloudKind.FILE:
+        return None
+    for key, asset in _mapping(content.get("assets")).items():
+        if (
+            not isinstance(asset, dict)
+            or not asset.get("href")
+            or not is_mask_name(key.removesuffix("-jp2"), mask.kind)
+        ):
+            continue
+        place = _resolve(str(asset["href"]), item.base)
+        if not (is_remote(place) and _is_jp2(asset)):
+            return cloud_layer(place, mask)
+    raise no_mask(item.name, mask)
+
+
+def _known(word: object) -> str | None:
+    try:
+        return find_band(word).name if isinstance(word, str) else None
+    except UnknownBandError:
+        return None
+
+
+def _is_jp2(asset: dict[str, Any]) -> bool:
+    return "jp2" in str(asset.get("type", "")) or urlsplit(str(asset["href"])).path.lower().endswith(".jp2")
+
+
+def _taken(properties: dict[str, Any]) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(properties.get("datetime") or properties.get("start_datetime")))
+    except ValueError:
+        return None
+
+
+def _first_text(properties: dict[str, Any], keys: tuple[str, ...]) -> str | None:
+    return next((str(properties[key]) for key in keys if isinstance(properties.get(key), str)), None)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _words(value: object) -> list[str]:
+    return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
+
+
+def _told(place: str | Path) -> str:
+    return shown(str(place)) if is_remote(place) else Path(place).name
