@@ -7,7 +7,7 @@ with an error for its whole batch; a mounted route has none of that (docs/decisi
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from bento import classify_routes, explain_routes, metrics_routes, preview_routes, scene_routes, unknown_paths
+from bento import classify_routes, explain_routes, metrics_routes, openapi, preview_routes, scene_routes, unknown_paths
 from bento.replies import HANDLERS
 from bento.settings import Settings
 from bento.turnover import Turnover
@@ -26,6 +26,7 @@ def make_app(settings: Settings) -> Starlette:
         *explain_routes.ROUTES,
         *preview_routes.ROUTES,
         *metrics_routes.ROUTES,
+        *openapi.ROUTES,
         *unknown_paths.ROUTES,  # takes every path, so it stands last
     ]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
