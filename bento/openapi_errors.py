@@ -118,6 +118,13 @@ CODES = (
         "say which they are: bands=eurosat, l1c, l2a, 10m, rgb, or names in order",
     ),
     Code(
+        "band_missing",
+        422,
+        "The file lacks bands that are needed for what is asked",
+        "tile.tif: it has no B08",
+        "this picture shows B08, B04, B03 in red, green and blue",
+    ),
+    Code(
         "radiometry_unknown",
         422,
         "Nobody says how the file's numbers become reflectance",
