@@ -11,6 +11,7 @@ from bento.deadlines import Deadlines
 from bento.headers import Headers
 from bento.keys import Keys, read_keys
 from bento.settings import Settings
+from bento.tracing import TraceRequests, traces_url
 from datasets.errors import SentileError
 
 _ASKED_WITH = ("Authorization", "X-API-Key", "Content-Type", "Sentile-Key", "X-Request-ID", "Prefer")
@@ -21,10 +22,14 @@ def guards(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
     """Return ASGI middleware and its options.
 
     Raises:
-        SentileError: keys or origins are malformed.
+        SentileError: keys, origins or the collector's URL are malformed.
     """
     style = logs.style_of(settings.log, sys.stderr)
-    found: list[tuple[type, dict[str, Any]]] = [(logs.RequestLog, {"style": style}), (Headers, {})]
+    found: list[tuple[type, dict[str, Any]]] = [(logs.RequestLog, {"style": style})]
+    if settings.trace:
+        traces_url(settings.trace)
+        found.append((TraceRequests, {"collector": settings.trace}))
+    found.append((Headers, {}))
     if settings.cors_origins:  # before the keys: browsers ask without one whether they may ask
         found.append((CORSMiddleware, cors_options(settings.cors_origins)))
     limits = {

@@ -10,6 +10,7 @@ from bento.drift import Drift
 from bento.prediction_log import PredictionLog
 from bento.releases import Releases
 from bento.settings import Settings
+from bento.tracing import tracing_to
 from bento.uploads import Batch
 
 _LOG = logging.getLogger("sentile")
@@ -36,6 +37,9 @@ class Onlookers:
         if settings.drift_window:
             drift = make_drift(settings, releases)
             found.add(drift.look, drift.close)
+        if settings.trace:
+            tracing = tracing_to(settings.trace)
+            found.add(tracing.look, tracing.close)
         if settings.predictions:
             log = PredictionLog.start(settings)
             found.add(log.look, log.close)
