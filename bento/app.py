@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from bento import classify_routes, explain_routes, metrics_routes, openapi, preview_routes, scene_routes, unknown_paths
+from bento.page_routes import page_routes
 from bento.replies import HANDLERS
 from bento.settings import Settings
 from bento.turnover import Turnover
@@ -25,6 +26,7 @@ def make_app(settings: Settings) -> Starlette:
         *scene_routes.ROUTES,
         *explain_routes.ROUTES,
         *preview_routes.ROUTES,
+        *page_routes(),
         *metrics_routes.ROUTES,
         *openapi.ROUTES,
         *unknown_paths.ROUTES,  # takes every path, so it stands last

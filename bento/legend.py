@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 Colour = tuple[int, int, int]
 
-_KNOWN: dict[str, Colour] = {
+KNOWN: dict[str, Colour] = {
     "AnnualCrop": (240, 205, 80),
     "Forest": (30, 100, 50),
     "HerbaceousVegetation": (140, 190, 90),
@@ -17,7 +17,7 @@ _KNOWN: dict[str, Colour] = {
     "SeaLake": (25, 70, 160),
 }
 # Paul Tol's "muted" scheme (https://personal.sron.nl/~pault/), for classes of other data sets.
-_OTHERS: tuple[Colour, ...] = (
+FURTHER: tuple[Colour, ...] = (
     (51, 34, 136),
     (136, 204, 238),
     (68, 170, 153),
@@ -32,4 +32,4 @@ _OTHERS: tuple[Colour, ...] = (
 
 def colours(classes: Sequence[str]) -> list[Colour]:
     """Return a colour (red, green, blue; 0-255) for each class, in order."""
-    return [_KNOWN.get(name, _OTHERS[index % len(_OTHERS)]) for index, name in enumerate(classes)]
+    return [KNOWN.get(name, FURTHER[index % len(FURTHER)]) for index, name in enumerate(classes)]

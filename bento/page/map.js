@@ -1,0 +1,224 @@
+// Footprints on a graticule, drawn here. Pictures of a base map are asked for only while a person has it turned on.
+
+import { draw, find, make } from "./dom.js";
+import { boundsOf, fromSquare, metresAcross, ringsOf, toSquare } from "./geometry.js";
+import { place } from "./words.js";
+
+const BASE_MAP = "https://tile.openstreetmap.org";
+const TILE = 256; // pixels of the base map's pictures
+const DEEPEST = 19;
+const CLOSEST = 2 ** 27; // pixels for the width of the world: about 0.3 m each at the equator
+const WIDEST = 256;
+const MARGIN = 0.16;
+const SMALLEST = 7; // pixels: smaller footprints get a mark
+const STEPS = [60, 30, 15, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005];
+const LINES_APART = 84; // pixels at least
+
+let shapes = [];
+let view = { x: 0.5, y: 0.5, scale: WIDEST };
+let chosen = null;
+let onChoose = () => {};
+
+/** Set up the map's keys and buttons; `choose` is told the id of a footprint that is clicked. */
+export function setUpMap(choose) {
+  onChoose = choose;
+  find("zoom-in").addEventListener("click", () => zoom(2));
+  find("zoom-out").addEventListener("click", () => zoom(0.5));
+  find("fit").addEventListener("click", fit);
+  find("base-map").addEventListener("change", redraw);
+  find("map").addEventListener("keydown", onKey);
+  setUpDragging(find("map"));
+  new ResizeObserver(redraw).observe(find("map"));
+}
+
+/** Show shapes {id, geometry, colour, title, isWindow}; the view is moved to hold all of them. */
+export function showShapes(found) {
+  shapes = found.filter((shape) => shape.geometry);
+  find("map-none").hidden = shapes.length > 0;
+  find("map-shown").hidden = !shapes.length;
+  fit();
+}
+
+/** Move the view to the footprints of one file. */
+export function showOne(id) {
+  chosen = id;
+  look(shapes.filter((shape) => shape.id === id), 0.3);
+  find("map").focus({ preventScroll: true });
+  find("map").scrollIntoView({ block: "nearest" });
+}
+
+function fit() {
+  chosen = null;
+  look(shapes, MARGIN);
+}
+
+function look(some, margin) {
+  const box = boundsOf(some.flatMap((shape) => ringsOf(shape.geometry).flat()));
+  if (box) {
+    const [left, bottom] = toSquare([box[0], box[1]]);
+    const [right, top] = toSquare([box[2], box[3]]);
+    const { width, height } = size();
+    const room = Math.min(width / Math.max(right - left, 1e-9), height / Math.max(bottom - top, 1e-9));
+    view = { x: (left + right) / 2, y: (top + bottom) / 2, scale: bounded(room * (1 - 2 * margin)) };
+  }
+  redraw();
+}
+
+function bounded(scale) {
+  return Math.max(WIDEST, Math.min(CLOSEST, scale));
+}
+
+function zoom(factor) {
+  view.scale = bounded(view.scale * factor);
+  redraw();
+}
+
+function move(across, down) {
+  view.x = Math.max(0, Math.min(1, view.x + across / view.scale));
+  view.y = Math.max(0, Math.min(1, view.y + down / view.scale));
+  redraw();
+}
+
+function onKey(event) {
+  if (event.target !== event.currentTarget || event.ctrlKey || event.metaKey || event.altKey) return;
+  const step = 60;
+  const known = {
+    ArrowLeft: () => move(-step, 0),
+    ArrowRight: () => move(step, 0),
+    ArrowUp: () => move(0, -step),
+    ArrowDown: () => move(0, step),
+    "+": () => zoom(2),
+    "=": () => zoom(2),
+    "-": () => zoom(0.5),
+    0: fit,
+  };
+  if (!known[event.key]) return;
+  event.preventDefault();
+  known[event.key]();
+}
+
+function setUpDragging(map) {
+  let last = null;
+  map.addEventListener("pointerdown", (event) => {
+    if (event.target.closest("button, a") || event.pointerType === "touch") return; // a finger scrolls the page
+    last = [event.clientX, event.clientY];
+    map.setPointerCapture(event.pointerId);
+  });
+  map.addEventListener("pointermove", (event) => {
+    if (!last) return;
+    move(last[0] - event.clientX, last[1] - event.clientY);
+    last = [event.clientX, event.clientY];
+  });
+  for (const end of ["pointerup", "pointercancel"]) map.addEventListener(end, () => (last = null));
+}
+
+function size() {
+  const box = find("map").getBoundingClientRect();
+  return { width: box.width || 400, height: box.height || 300 };
+}
+
+function toScreen([x, y], { width, height }) {
+  return [(x - view.x) * view.scale + width / 2, (y - view.y) * view.scale + height / 2];
+}
+
+function redraw() {
+  if (!shapes.length) return;
+  const box = size();
+  const drawing = find("map-drawing");
+  drawing.setAttribute("viewBox", `0 0 ${box.width} ${box.height}`);
+  drawing.setAttribute("aria-label", describe());
+  drawing.replaceChildren(graticule(box), ...shapes.map((shape) => drawShape(shape, box)), scaleBar(box));
+  drawBaseMap(box);
+}
+
+function describe() {
+  const files = new Set(shapes.map((shape) => shape.id)).size;
+  const [west, south, east, north] = boundsOf(shapes.flatMap((shape) => ringsOf(shape.geometry).flat()));
+  return `Footprints of ${files} ${files === 1 ? "file" : "files"}, from ${place(west, south)} to ${place(east, north)}`;
+}
+
+function drawShape(shape, box) {
+  const rings = ringsOf(shape.geometry).map((ring) => ring.map((point) => toScreen(toSquare(point), box)));
+  const group = draw("g", { class: shape.isWindow ? "window" : "footprint" }, draw("title", {}, shape.title));
+  const path = rings.map((ring) => `M${ring.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join("L")}Z`).join("");
+  group.append(draw("path", { d: path, fill: shape.colour }));
+  const [left, top, right, bottom] = boundsOf(rings.flat());
+  if (!shape.isWindow && Math.max(right - left, bottom - top) < SMALLEST) {
+    group.append(draw("circle", { cx: (left + right) / 2, cy: (top + bottom) / 2, r: SMALLEST, fill: shape.colour }));
+  }
+  if (shape.id === chosen) group.classList.add("chosen");
+  group.addEventListener("click", () => onChoose(shape.id));
+  return group;
+}
+
+function graticule(box) {
+  const [west, north] = fromSquare([view.x - box.width / 2 / view.scale, view.y - box.height / 2 / view.scale]);
+  const [east, south] = fromSquare([view.x + box.width / 2 / view.scale, view.y + box.height / 2 / view.scale]);
+  const widest = ((east - west) * LINES_APART) / box.width;
+  const step = STEPS.findLast((candidate) => candidate >= widest) ?? STEPS[0];
+  const group = draw("g", { class: "graticule" });
+  for (const longitude of multiples(west, east, step)) {
+    const [x] = toScreen(toSquare([longitude, 0]), box);
+    group.append(draw("line", { x1: x, x2: x, y1: 0, y2: box.height }), label(x + 4, box.height - 8, name(longitude, step, "E", "W")));
+  }
+  for (const latitude of multiples(south, north, step)) {
+    const [, y] = toScreen(toSquare([0, latitude]), box);
+    group.append(draw("line", { x1: 0, x2: box.width, y1: y, y2: y }), label(4, y - 4, name(latitude, step, "N", "S")));
+  }
+  return group;
+}
+
+function multiples(from, to, step) {
+  const first = Math.ceil(from / step);
+  return Array.from({ length: Math.max(0, Math.floor(to / step) - first + 1) }, (_, index) => (first + index) * step);
+}
+
+function name(value, step, positive, negative) {
+  const digits = Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
+  return `${Math.abs(value).toFixed(digits)}°${Math.abs(value) < step / 2 ? "" : value < 0 ? negative : positive}`;
+}
+
+function label(x, y, text) {
+  return draw("text", { x, y }, text);
+}
+
+/** A bar of a round length on the ground, about a quarter of the map long. */
+function scaleBar(box) {
+  const [, latitude] = fromSquare([view.x, view.y]);
+  const metres = metresAcross(latitude) / view.scale;
+  const most = metres * box.width * 0.28;
+  const power = 10 ** Math.floor(Math.log10(most));
+  const length = [5, 2, 1].find((round) => round * power <= most) * power;
+  const [right, y] = [box.width - 12, 24];
+  const left = right - length / metres;
+  const text = length < 1000 ? `${length} m` : `${length / 1000} km`;
+  return draw(
+    "g",
+    { class: "scale-bar" },
+    draw("path", { d: `M${left},${y - 5}V${y}H${right}V${y - 5}` }),
+    draw("text", { x: right, y: y - 8, "text-anchor": "end" }, text),
+  );
+}
+
+function drawBaseMap(box) {
+  const on = find("base-map").checked;
+  find("attribution").hidden = !on;
+  if (!on) return find("map-tiles").replaceChildren();
+  const depth = Math.max(0, Math.min(DEEPEST, Math.round(Math.log2(view.scale / TILE))));
+  const count = 2 ** depth;
+  const side = view.scale / count;
+  const from = [view.x - box.width / 2 / view.scale, view.y - box.height / 2 / view.scale].map((edge) => Math.floor(edge * count));
+  const kept = new Map([...find("map-tiles").children].map((image) => [image.src, image]));
+  const shown = [];
+  for (let row = from[1]; row * side < (view.y * view.scale + box.height / 2); row++) {
+    for (let column = from[0]; column * side < (view.x * view.scale + box.width / 2); column++) {
+      if (row < 0 || row >= count) continue;
+      const url = `${BASE_MAP}/${depth}/${((column % count) + count) % count}/${row}.png`;
+      const image = kept.get(url) ?? make("img", { src: url, alt: "", referrerpolicy: "strict-origin-when-cross-origin" });
+      const [x, y] = toScreen([column / count, row / count], box);
+      Object.assign(image.style, { left: `${x}px`, top: `${y}px`, width: `${side + 0.5}px`, height: `${side + 0.5}px` });
+      shown.push(image);
+    }
+  }
+  find("map-tiles").replaceChildren(...shown);
+}
