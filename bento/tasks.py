@@ -351,13 +351,14 @@ def _task(row: tuple[Any, ...]) -> Task:
 
 def _has_ended(worker: str) -> bool:
     """Whether a process of this machine is known to have ended; of other machines' nobody here can tell."""
-    host, _, rest = worker.partition(":")
+    host, pid, _ = worker.rsplit(":", 2)
     if host != socket.gethostname():
         return False
     try:
-        os.kill(int(rest.partition(":")[0]), 0)
+        os.kill(int(pid), 0)
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
     except ProcessLookupError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # it is another user's, or this system has no /proc
         return False
-    return False
+    return state.split()[:1] == ["Z"]  # dead, though its parent has not looked yet
