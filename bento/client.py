@@ -151,7 +151,15 @@ class Client(_Settings):
         return _content(self._run(self._scene(path, accept, least_valid, wait, said)), accept)
 
     def explain(
-        self, path: str | Path, accept: str = PNG, *, class_name: str | None = None, **said: Unpack[Said]
+        self,
+        path: str | Path,
+        accept: str = PNG,
+        *,
+        class_name: str | None = None,
+        method: str | None = None,
+        size: int | None = None,
+        stride: int | None = None,
+        **said: Unpack[Said],
     ) -> Any:
         """Return what a tile's class rests on: a heat map as a PNG's bytes, or with `accept=JSON` its numbers.
 
@@ -159,12 +167,15 @@ class Client(_Settings):
             path: a GeoTIFF of one tile.
             accept: `PNG` or `JSON`.
             class_name: the class to explain; None: the likeliest.
-            said: see `exchange.Said`; `coverage` means nothing here.
+            method: `occlusion` (what becomes of the class's probability) or `embedding`.
+            size, stride: of the patches that are taken away, in pixels.
+            said: see `exchange.Said`.
 
         Raises:
             ServiceError, OSError: as in `classify`.
         """
-        return _content(self._run(self._explain(path, accept, {"class": class_name}, said)), accept)
+        asked = {"class": class_name, "method": method, "size": size, "stride": stride}
+        return _content(self._run(self._explain(path, accept, asked, said)), accept)
 
     def model(self) -> dict[str, Any]:
         """Return what the model says of itself; raises ServiceError as `classify` does."""
@@ -256,10 +267,19 @@ class AsyncClient(_Settings):
         return _content(await self._run(self._scene(path, accept, least_valid, wait, said)), accept)
 
     async def explain(
-        self, path: str | Path, accept: str = PNG, *, class_name: str | None = None, **said: Unpack[Said]
+        self,
+        path: str | Path,
+        accept: str = PNG,
+        *,
+        class_name: str | None = None,
+        method: str | None = None,
+        size: int | None = None,
+        stride: int | None = None,
+        **said: Unpack[Said],
     ) -> Any:
         """As `Client.explain`."""
-        return _content(await self._run(self._explain(path, accept, {"class": class_name}, said)), accept)
+        asked = {"class": class_name, "method": method, "size": size, "stride": stride}
+        return _content(await self._run(self._explain(path, accept, asked, said)), accept)
 
     async def model(self) -> dict[str, Any]:
         """As `Client.model`."""

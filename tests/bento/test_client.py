@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from gate import Gate, gate_before
 from geotiffs import tile_file
+from rasterio.io import MemoryFile
 from serving import ROOT, Server, free_port, served
 
-from bento.client import AsyncClient, Client, Result, ServiceError, TileError, raise_for_errors
+from bento.client import GEOTIFF, JSON, AsyncClient, Client, Result, ServiceError, TileError, raise_for_errors
 from bento.engine import Engine
 from datasets.bands import BAND_NAMES, EUROSAT_MS_ORDER
 from datasets.eurosat import CLASSES
-from datasets.synthetic import synthesise_tile
+from datasets.synthetic import synthesise_scene, synthesise_tile
 
 KEY = "a-key-for-the-tests"
 FOREST = synthesise_tile("Forest", 3, 1)
@@ -140,6 +141,68 @@ def test_refusals_are_told_with_their_code_and_way_out(server: Server, client: C
         with Client(server.url, key, trust_env=False) as stranger, pytest.raises(ServiceError) as refused:
             stranger.model()
         assert (refused.value.code, refused.value.status) == ("unauthorized", 401)
+
+
+# Scenes and explanations.
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A scene that is answered at once, and one that becomes a task."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for name, columns in (("small", 2), ("large", 4)):
+        synthesise_scene(folder / f"{name}.tif", seed=1, rows=2, columns=columns)
+    return [folder / "small.tif", folder / "large.tif"]
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["at once", "as a task"])
+def test_a_scene_comes_back_as_windows_or_as_a_map(client: Client, scenes: list[Path], place: int) -> None:
+    windows = client.scene(scenes[place])
+    assert len(windows["features"]) == (4, 8)[place]
+    assert windows["name"] == scenes[place].name
+    with MemoryFile(client.scene(scenes[place], GEOTIFF)) as memory, memory.open() as class_map:
+        assert (class_map.height, class_map.width) == (128, (128, 256)[place])
+
+
+def test_asyncio_sends_scenes_too_and_leaves_the_loop_free(client: Client, server: Server, scenes: list[Path]) -> None:
+    async def scenario() -> None:
+        async with AsyncClient(server.url, KEY, trust_env=False) as asynchronous:
+            small, large = await asyncio.gather(*(asynchronous.scene(scene) for scene in scenes))
+            assert (len(small["features"]), len(large["features"])) == (4, 8)
+            assert small == client.scene(scenes[0])
+            picture = await asynchronous.explain(tile, size=32)
+            assert picture.startswith(b"\x89PNG")
+
+    tile = scenes[0].with_name("tile.tif")
+    tile.write_bytes(tile_file(FOREST))
+    asyncio.run(scenario())
+
+
+def test_a_scene_that_is_refused_or_takes_too_long_is_told(
+    client: Client, scenes: list[Path], files: list[Path]
+) -> None:
+    with pytest.raises(ServiceError) as refused:
+        client.scene(scenes[0], level="L3")
+    assert (refused.value.code, refused.value.status) == ("invalid", 422)
+    with pytest.raises(ServiceError, match="/tasks/") as slow:
+        client.scene(scenes[1], wait=0)
+    assert slow.value.code == "timeout"
+    with pytest.raises(FileNotFoundError):
+        client.scene("no/such/scene.tif")
+
+
+def test_a_scene_is_sent_again_whole_after_a_refusal(gate: Gate, scenes: list[Path]) -> None:
+    gate.refusals = [(503, {}), None]
+    with Client(gate.url, KEY, trust_env=False) as client:
+        assert len(client.scene(scenes[0])["features"]) == 4
+    assert gate.lengths == [scenes[0].stat().st_size] * 3
+
+
+def test_an_answer_is_explained_by_a_picture_or_by_numbers(client: Client, files: list[Path]) -> None:
+    assert client.explain(files[1], size=32).startswith(b"\x89PNG")
+    numbers = client.explain(files[1], JSON, class_name="River", size=32, stride=16)
+    assert (numbers["class"], numbers["size"], numbers["stride"]) == ("River", 32, 16)
+    assert numbers["bands"].keys() == set(BAND_NAMES)
 
 
 # Long lists.
