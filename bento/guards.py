@@ -14,7 +14,15 @@ from bento.settings import Settings
 from bento.tracing import TraceRequests, traces_url
 from datasets.errors import SentileError
 
-_ASKED_WITH = ("Authorization", "X-API-Key", "Content-Type", "Sentile-Key", "X-Request-ID", "Prefer")
+_ASKED_WITH = (
+    "Authorization",
+    "X-API-Key",
+    "Content-Type",
+    "Sentile-Key",
+    "Sentile-API-Version",
+    "X-Request-ID",
+    "Prefer",
+)
 _TOLD = ("X-Request-ID", "Retry-After", "Location", "Content-Disposition", "Sentile-API-Version")
 
 
