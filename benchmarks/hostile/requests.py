@@ -337,6 +337,6 @@ _KINDS = {
     "wire": 2,
 }
 _MAKERS: dict[str, Callable[[Hostile, Random], Sent]] = {
-    "tiff": _tiff, "other": _other_route, "npy": _npy, "files": _files, "form": _form, "fields": _fields, "body": _body, "headers": _headers,
-    "path": _path, "wire": _wire,
+    "tiff": _tiff, "other": _other_route, "npy": _npy, "files": _files, "form": _form, "fields": _fields, "body": _body,
+    "headers": _headers, "path": _path, "wire": _wire,
 }  # fmt: skip

@@ -1,9 +1,13 @@
 """A model that needs no training and no torch, yet tells the synthetic classes apart."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from hardened import BODY_SECONDS, FILED_KEY, HEAD_SECONDS, KEY, ORIGIN, OTHER_KEY
+from serving import Server, served
 from tiny_onnx import metadata, write_model
 
 from bento.engine import Engine
@@ -28,3 +32,39 @@ def linear_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(linear_model: Path) -> Engine:
     """The engine around it."""
     return Engine(linear_model, threads=1)
+
+
+@pytest.fixture(scope="session")
+def guarded(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service with keys, an origin that may ask, and little patience."""
+    home = tmp_path_factory.mktemp("guarded")
+    file = home / "keys"
+    file.write_text(f"# of the operator\ncarol:{FILED_KEY}  # since May\n\n")
+    settings = {
+        "SENTILE_WORKERS": "1",
+        "SENTILE_API_KEYS": f"alice:{KEY}, {OTHER_KEY}",
+        "SENTILE_API_KEYS_FILE": str(file),
+        "SENTILE_CORS_ORIGINS": ORIGIN,
+        "SENTILE_HEAD_SECONDS": str(HEAD_SECONDS),
+        "SENTILE_BODY_SECONDS": str(BODY_SECONDS),
+        "SENTILE_BODY_RATE": "1000000",
+        "SENTILE_MOST_CONNECTIONS": "40",
+        "SENTILE_LOG": "json",
+    }
+    with served(linear_model, home, **settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def unguarded(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service as it is by default, in two processes, that waits only shortly for what does not come."""
+    settings = {"SENTILE_WORKERS": "2", "SENTILE_HEAD_SECONDS": "1", "SENTILE_BODY_SECONDS": "1", "SENTILE_LOG": "json"}
+    with served(linear_model, tmp_path_factory.mktemp("unguarded"), **settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(unguarded: Server) -> Iterator[httpx.Client]:
+    """A client of the service that is as by default."""
+    with httpx.Client(base_url=unguarded.url, trust_env=False, timeout=30) as client:
+        yield client
