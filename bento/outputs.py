@@ -55,7 +55,8 @@ def write_class_map(class_map: npt.NDArray[np.uint8], place: Georeference, metad
         # Not by GDAL's own hand: it tells of a full disk late and in many ways.
         with whole(path) as partial:
             partial.write_bytes(cog.read())
-    _write_category_names(path, metadata.classes)
+    with whole(path.with_name(f"{path.name}.aux.xml")) as partial:
+        partial.write_text(category_names(metadata.classes), encoding="utf-8")
 
 
 def write_windows(windows: Sequence[WindowAnswer], place: Georeference, classes: Sequence[str], path: Path) -> None:
@@ -87,12 +88,11 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _write_category_names(path: Path, classes: Sequence[str]) -> None:
-    """Write the names beside the map, in the side-car file that GDAL and QGIS read them from."""
+def category_names(classes: Sequence[str]) -> str:
+    """Return the content of the side-car file that GDAL and QGIS read the names of a map's classes from."""
     names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
     band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
-    with whole(path.with_name(f"{path.name}.aux.xml")) as partial:
-        partial.write_text(f"<PAMDataset>{band}</PAMDataset>\n", encoding="utf-8")
+    return f"<PAMDataset>{band}</PAMDataset>\n"
 
 
 def _well_known_binary(geometry: dict[str, Any]) -> bytes:

@@ -2,4 +2,5 @@
 
 from bento.batch.cli import main
 
-main(prog_name="python -m bento.batch")
+if __name__ == "__main__":  # processes that work on scenes import this file too
+    main(prog_name="python -m bento.batch")

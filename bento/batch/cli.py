@@ -1,131 +1,108 @@
-"""`python -m bento.batch`: every GeoTIFF of a folder, classified window by window, as maps and tables."""
+"""The command line of batch inference."""
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from bento.engine import Engine
-from bento.outputs import MAP_SUFFIX, TABLE_SUFFIX, write_class_map, write_windows
-from bento.scene import check_ground_size, classify_scene, place_of
-from bento.settings import find_model
-from datasets.command import make_statement, one_line_errors, statement_options
-from datasets.errors import NoTilesError, SentileError
-from datasets.geotiff import open_geotiff, plan_reading
-from datasets.progress import Report, shown, silent
-from datasets.radiometry import Statement
+from bento.batch.interim import GridOptions
+from bento.batch.outcome import SceneOutcome
+from bento.batch.results import USUAL, Output, OutputOptions
+from bento.batch.run import Crew, Run, RunOptions, find
+from bento.batch.show import Show, shown
+from bento.batch.tables import VectorFormat
+from bento.batch.watch import watch_scenes
+from datasets.command import one_line_errors
+from datasets.errors import SentileError
+from datasets.scenes import SceneSource
+from datasets.scenes.command import make_scene_options, scene_options
 
-_SUFFIXES = (".tif", ".tiff")
-
-
-@dataclass(frozen=True, slots=True)
-class SceneOutcome:
-    """What became of one scene.
-
-    Attributes:
-        path: the scene.
-        windows: how many were classified.
-        skipped: how many had too few valid pixels.
-        error: why the scene failed, or None.
-    """
-
-    path: Path
-    windows: int = 0
-    skipped: int = 0
-    error: str | None = None
+_OUTPUTS = ",".join(USUAL)
 
 
-def find_scenes(place: Path) -> list[Path]:
-    """Return the GeoTIFFs in a folder and the folders below it, or the one file that `place` is.
-
-    Class maps of an earlier run, which may lie among the scenes, are none.
-
-    Raises:
-        NoTilesError: there is none.
-    """
-    if place.is_file():
-        return [place]
-    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-    scenes = [path for path in files if not path.name.endswith(MAP_SUFFIX)]
-    if not scenes:
-        raise NoTilesError(f"{place}: no GeoTIFF ({', '.join(_SUFFIXES)}) is there; name a scene or a folder of scenes")
-    return scenes
+def _listed(kind: type[StrEnum], context: click.Context, option: click.Parameter, text: str) -> tuple[Any, ...]:
+    """Turn `a,b` into members of an enumeration; a misspelt one is named."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        return tuple(kind(name) for name in dict.fromkeys(names))
+    except ValueError as error:
+        choices = ", ".join(kind)
+        raise click.BadParameter(f"{error}; choose from {choices}", context, option) from error
 
 
-def classify_scenes(
-    engine: Engine,
-    scenes: Sequence[Path],
-    out: Path,
-    said: Statement,
-    least_valid: float = 0.5,
-    progress: Report = silent,
-) -> Iterator[SceneOutcome]:
-    """Classify scenes one after another into `out`; one that fails is reported and the others go on."""
-    names = output_names(scenes)
-    for scene in scenes:
-        try:
-            yield _classify_one(engine, scene, out / names[scene], said, least_valid, progress)
-        except SentileError as error:
-            yield SceneOutcome(scene, error=f"{scene}: {str(error).removeprefix(f'{scene.name}: ')}")
-        except OSError as error:
-            yield SceneOutcome(scene, error=f"{scene}: {out} cannot be written to: {error.strerror or error}")
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what is kept of each scene."""
+    options = (
+        click.option(
+            "--outputs",
+            default=_OUTPUTS,
+            show_default=True,
+            callback=partial(_listed, Output),
+            help="What is kept, separated by commas; probabilities is one more.",
+        ),
+        click.option(
+            "--formats",
+            default="parquet",
+            show_default=True,
+            callback=partial(_listed, VectorFormat),
+            help="Forms of the tables of windows and polygons: parquet, geojson, fgb.",
+        ),
+        click.option(
+            "--coverage",
+            default=0.9,
+            show_default=True,
+            type=click.FloatRange(0.5, 1, max_open=True),
+            help="Coverage that the windows' prediction sets promise, where the model is calibrated for it.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
-def output_names(scenes: Sequence[Path]) -> dict[Path, str]:
-    """Return a name for each scene's results: its stem, behind the folders that tell it from namesakes."""
-    names = {scene: scene.stem for scene in scenes}
-    deepest = max((len(scene.parts) for scene in scenes), default=0)
-    for depth in range(1, deepest):
-        homes: dict[str, set[Path]] = {}
-        for scene, name in names.items():
-            homes.setdefault(name, set()).add(scene.parent)
-        for scene in [scene for scene, name in names.items() if len(homes[name]) > 1]:
-            folders = [folder for folder in scene.parent.parts if folder != scene.anchor]
-            names[scene] = "-".join((*folders[-depth:], scene.stem))
-    return _numbered(names)
-
-
-def _numbered(names: dict[Path, str]) -> dict[Path, str]:
-    """Return `names` with a number behind each that is still taken (`scene.tif` beside `scene.tiff`)."""
-    taken: set[str] = set()
-    for scene, name in names.items():
-        number = 1
-        while names[scene] in taken:
-            number += 1
-            names[scene] = f"{name}-{number}"
-        taken.add(names[scene])
-    return names
-
-
-def _classify_one(
-    engine: Engine, scene: Path, stem: Path, said: Statement, least_valid: float, progress: Report
-) -> SceneOutcome:
-    with open_geotiff(scene) as dataset:
-        place = place_of(dataset, scene.name)
-        check_ground_size(dataset, scene.name)
-        plan = plan_reading(dataset, scene.name, said)
-        answer = classify_scene(engine, dataset, plan, least_valid, progress)
-    class_map, table = (stem.with_name(stem.name + suffix) for suffix in (MAP_SUFFIX, TABLE_SUFFIX))
-    write_class_map(answer.class_map, place, engine.metadata, class_map)
-    write_windows(answer.windows, place, engine.metadata.classes, table)
-    skipped = sum(window.probabilities is None for window in answer.windows)
-    return SceneOutcome(scene, len(answer.windows) - skipped, skipped)
+def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say who works."""
+    options = (
+        click.option("--model", envvar="SENTILE_MODEL", help="Model file; default: the newest exported one."),
+        click.option(
+            "--jobs",
+            default=1,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Scenes at a time, each in a process of its own with a model of its own.",
+        ),
+        click.option(
+            "--threads",
+            default=0,
+            show_default=True,
+            type=click.IntRange(0),
+            help="Threads of each job; 0: the cores shared out among the jobs.",
+        ),
+        click.option(
+            "--engine",
+            "crew",
+            default=Crew.LOCAL.value,
+            show_default=True,
+            type=click.Choice([crew.value for crew in Crew]),
+            help="Who works: this machine, or a Ray cluster.",
+        ),
+        click.option("--address", help="Of the Ray cluster, e.g. ray://head:10001; default: the one that runs here."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("scenes", type=click.Path(path_type=Path, exists=True))
+@click.argument("scenes", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the results.")
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    envvar="SENTILE_MODEL",
-    help="Model file; default: the newest exported one.",
-)
+@output_options
+@scene_options
 @click.option(
     "--least-valid",
     default=0.5,
@@ -133,56 +110,120 @@ def _classify_one(
     type=click.FloatRange(0, 1),
     help="Windows with a smaller share of valid pixels are skipped.",
 )
+@crew_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done with each scene, and do nothing.")
 @click.option(
-    "--threads",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Threads of the network; 0: one for each core.",
+    "--watch",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    help="Go on looking for new scenes this often, until Ctrl-C; one that is still being written is left alone.",
 )
-@statement_options
+@click.option(
+    "--idle",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    help="With --watch: end when nothing was new for so long.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Tell everything as JSON, one object a line, on standard output.")
 @one_line_errors
 def main(
-    scenes: Path,
+    scenes: tuple[str, ...],
     out: Path,
-    model: Path | None,
-    least_valid: float,
-    threads: int,
-    bands: str | None,
-    level: str | None,
-    scale: float | None,
-    offset: float | None,
+    dry_run: bool,
+    watch: float | None,
+    idle: float | None,
+    as_json: bool,
+    model: str | None,
+    **said: Any,
 ) -> None:
-    """Classify every GeoTIFF in SCENES, a folder or a file.
-
-    For each scene NAME.tif two files are written:
+    """Classify SCENES: folders, files, globs, or lists of them.
 
     \b
-      NAME.classes.tif       the class of every pixel's window, a Cloud-Optimised GeoTIFF on the scene's grid
-      NAME.windows.parquet   every window with its outline, class and probabilities, as GeoParquet
+    For each scene NAME these files are written into the folder of results:
+      NAME.classes.tif       class of every pixel, on the scene's grid      (classes)
+      NAME.confidence.tif    probability of that class                      (confidence)
+      NAME.outlier.tif       how unlike the training data                   (outlier)
+      NAME.probabilities.tif probability of every class                     (probabilities)
+      NAME.windows.parquet   every window with outline and probabilities    (windows)
+      NAME.polygons.parquet  areas of one class                             (polygons)
+      NAME.quicklook.png     picture with legend                            (quicklook)
+      NAME.stac.json         STAC item                                      (stac)
+    and for the run summary.json, summary.csv and report.html.
 
-    Scenes must have pixels of about 10 m. Exit status 1 says that at least one scene failed.
+    \b
+    Try it, run it, run it again:
+      python -m bento.batch SCENES --out MAPS --dry-run
+      python -m bento.batch SCENES --out MAPS --jobs 2
+      python -m bento.batch SCENES --out MAPS          # does only what is not done yet
+
+    A run that was stopped, killed or ran out of disk goes on where it was with the same command: MAPS/manifest.sqlite
+    remembers which input, options and model each result was made from.
+
+    Exit status: 0 all is done; 1 a scene failed or holds blocks that could not be decoded; 2 the command is wrong;
+    130 stopped by Ctrl-C.
     """
-    said = make_statement(bands, level, scale, offset)
-    found = find_scenes(scenes)
-    engine = Engine(find_model(model), threads)
-    with shown() as progress:
-        outcomes = list(classify_scenes(engine, found, out, said, least_valid, progress))
-    _print_outcomes(outcomes)
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed:
-        click.echo(f"error: {outcome.error}", err=True)
-    click.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} scenes are in {out}, by {engine.path}")
-    sys.exit(1 if failed else 0)
+    options = _run_options(**said)
+    look = partial(find, scenes, options.reading)
+    if dry_run:
+        sys.exit(_preview(Run(out, model, options), look(), as_json))
+    found = [] if watch else look()
+    with shown(as_json) as show:
+        run = Run(out, model, options, show.standing)
+        batches = watch_scenes(look, watch, idle) if watch else iter([found])
+        sys.exit(_work(run, batches, show, out))
 
 
-def _print_outcomes(outcomes: Sequence[SceneOutcome]) -> None:
-    table = Table("scene", "windows", "skipped", "state")
-    for outcome in outcomes:
-        state = "failed" if outcome.error else "done"
-        table.add_row(escape(outcome.path.name), str(outcome.windows), str(outcome.skipped), state)
-    Console().print(table)
+def _run_options(
+    *,
+    outputs: tuple[Output, ...],
+    formats: tuple[VectorFormat, ...],
+    coverage: float,
+    least_valid: float,
+    crew: str,
+    jobs: int,
+    threads: int,
+    address: str | None,
+    **reading: Any,
+) -> RunOptions:
+    return RunOptions(
+        reading=make_scene_options(**reading),
+        grid=GridOptions(least_valid=least_valid),
+        outputs=OutputOptions(outputs, formats, coverage),
+        crew=Crew(crew),
+        jobs=jobs,
+        threads=threads,
+        address=address,
+    )
 
 
-if __name__ == "__main__":
-    main()
+def _work(run: Run, batches: Any, show: Show, out: Path) -> int:
+    """Work on batches of scenes; return the exit status."""
+    with run.begin():
+        try:
+            for sources in batches:
+                for outcome in run.take(sources):
+                    show.scene(outcome)
+                run.report()
+        except OSError as error:
+            raise SentileError(f"{out} cannot be written to: {error.strerror or error}") from error
+    outcomes = run.outcomes
+    show.end(outcomes, str(out), str(run.model.path))
+    return status_of(outcomes)
+
+
+def status_of(outcomes: Sequence[SceneOutcome]) -> int:
+    """Return the exit status of a run."""
+    return 0 if all(outcome.is_sound for outcome in outcomes) else 1
+
+
+def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
+    """Print what would be done; return the exit status."""
+    failures = 0
+    for task, said in run.preview(sources):
+        failures += said.startswith("would fail")
+        click.echo(_json_line(task.place, said) if as_json else f"{task.place}: {said}")
+    return 1 if failures else 0
+
+
+def _json_line(place: str, said: str) -> str:
+    return json.dumps({"event": "would", "source": place, "would": said}, ensure_ascii=False)

@@ -1,0 +1,278 @@
+"""A run over many scenes: found, compared with what is there already, worked on, moved to their place and told of."""
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from bento.batch.interim import GridOptions
+from bento.batch.local import work_here, work_in_processes
+from bento.batch.manifest import Manifest, is_intact, peek
+from bento.batch.maps import MAP_SUFFIXES
+from bento.batch.outcome import SceneOutcome, State
+from bento.batch.report import write_reports
+from bento.batch.results import ModelFacts, Output, OutputOptions
+from bento.batch.work import NETWORK_THREADS, Done, Task, WorkPlan
+from bento.cores import usable_cores
+from bento.engine import Engine
+from bento.settings import find_model
+from datasets.errors import SentileError
+from datasets.scenes import SceneOptions, SceneSource, find_scenes
+
+_LOG = logging.getLogger("sentile")
+
+
+class Crew(StrEnum):
+    """Who works on the scenes: processes of this machine, or a Ray cluster."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How scenes are classified.
+
+    Attributes:
+        reading: what is said of the scenes.
+        grid: of windows.
+        outputs: what is kept.
+        crew: who works.
+        jobs: processes, each with a model of its own; Ray takes as many as its cluster has cores for.
+        threads: of each process; 0: the cores shared out among the processes.
+        address: of the Ray cluster; None: the one that runs here, or else one of this machine alone.
+    """
+
+    reading: SceneOptions = field(default_factory=SceneOptions)
+    grid: GridOptions = field(default_factory=GridOptions)
+    outputs: OutputOptions = field(default_factory=OutputOptions)
+    crew: Crew = Crew.LOCAL
+    jobs: int = 1
+    threads: int = 0
+    address: str | None = None
+
+    def threads_each(self) -> int:
+        """Return the threads of each process; with the processes, no more than there are cores.
+
+        Raises:
+            SentileError: more were asked for.
+        """
+        cores = usable_cores()
+        if self.crew is Crew.LOCAL and self.jobs * max(self.threads, 1) > cores:
+            raise SentileError(
+                f"{self.jobs} processes of {max(self.threads, 1)} threads are more than the {cores} cores; "
+                "processes and threads together get no faster beyond them"
+            )
+        return self.threads or (1 if self.crew is Crew.RAY else max(1, cores // self.jobs))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a run is.
+
+    Attributes:
+        done: scenes that are done, kept or failed.
+        total: scenes there are.
+        in_work: how much of the scenes in work is done, counted in scenes.
+        windows: classified so far by this run.
+        seconds: since the run began.
+    """
+
+    done: int
+    total: int
+    in_work: float
+    windows: int
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        """How much of the run is done, 0-1."""
+        return (self.done + self.in_work) / max(self.total, 1)
+
+    @property
+    def windows_per_second(self) -> float:
+        """How fast windows are classified, over the whole run."""
+        return self.windows / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it will still take, if the rest is like what is done; None before anything is."""
+        return self.seconds * (1 - self.share) / self.share if self.share > 0 else None
+
+
+Watch = Callable[[Standing], None]
+
+
+def unwatched(standing: Standing) -> None:
+    """Tell nobody."""
+
+
+def classify_scenes(
+    paths: Sequence[str | Path] | str | Path,
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    options: RunOptions | None = None,
+    watch: Watch = unwatched,
+) -> Iterator[SceneOutcome]:
+    """Classify scenes into the folder `out`, and yield what became of each, as soon as it is known.
+
+    Nothing is done before the first is asked for; the summary and the report are written after the last. Scenes that
+    an earlier run has done with the same input, options and model are not done again.
+
+    Args:
+        paths: folders, files, globs or lists of scenes, as `datasets.scenes.find_scenes` takes them.
+        out: the folder of results.
+        model: the model file; None: the newest exported one.
+        options: how; with more than one job, call it from a file guarded by `if __name__ == "__main__":`.
+        watch: told now and then how far the run is.
+
+    Raises:
+        SentileError: nothing is there to classify, the model cannot be used, or the options contradict each other.
+        OSError: `out` cannot be written to. A scene that fails raises nothing: its outcome says so.
+    """
+    options = options or RunOptions()
+    run = Run(Path(out), model, options, watch)
+    sources = find([paths] if isinstance(paths, str | Path) else list(paths), options.reading)
+    with run.begin():
+        yield from run.take(sources)
+        run.report()
+
+
+def find(paths: Sequence[str | Path], reading: SceneOptions) -> list[SceneSource]:
+    """Return the scenes at `paths`, without the maps of earlier runs; see `datasets.scenes.find_scenes`."""
+    places = [path if "://" in str(path) else str(Path(path).absolute()) for path in paths]
+    return find_scenes(places, reading, skip=MAP_SUFFIXES)
+
+
+class Run:
+    """A run into one folder, which may take scenes more than once."""
+
+    def __init__(self, out: Path, model: str | Path | None, options: RunOptions, watch: Watch = unwatched) -> None:
+        self._threads = options.threads_each()
+        self._engine = Engine(find_model(Path(model) if model else None), NETWORK_THREADS)
+        options.outputs.check(self._engine.metadata)
+        grid = replace(options.grid, keep_probabilities=Output.PROBABILITIES in options.outputs.kinds)
+        self._options, self._out, self._watch = replace(options, grid=grid), out, watch
+        self._manifest: Manifest | None = None
+        self._outcomes: dict[str, SceneOutcome] = {}
+        self._begun = time.monotonic()
+        self._windows = self._total = 0
+
+    @property
+    def model(self) -> ModelFacts:
+        """What makes the results."""
+        return ModelFacts(self._engine.metadata, self._engine.sha256, self._engine.path)
+
+    @property
+    def outcomes(self) -> list[SceneOutcome]:
+        """What became of the scenes so far, the last word on each, by name."""
+        return [self._outcomes[name] for name in sorted(self._outcomes)]
+
+    def begin(self) -> Manifest:
+        """Lock the folder; use the answer as a context, at whose end the folder is free again."""
+        self._manifest = Manifest(self._out)
+        self._begun = time.monotonic()
+        return self._manifest
+
+    def take(self, sources: Sequence[SceneSource]) -> Iterator[SceneOutcome]:
+        """Work on scenes, and yield what became of each."""
+        assert self._manifest is not None  # noqa: S101 - `begin` comes first
+        self._total += len(sources)
+        tasks = self._tasks(sources, self._manifest.known())
+        plan = self._plan(self._manifest.staging)
+        for task, done in self._crew(iter(tasks), plan):
+            outcome = self._settle(task, done)
+            self._outcomes[outcome.name] = outcome
+            self._windows += outcome.windows if outcome.state is State.DONE else 0
+            yield outcome
+        self._tell(0.0, 0)
+
+    def preview(self, sources: Sequence[SceneSource]) -> Iterator[tuple[Task, str]]:
+        """Yield what would be done with each scene: `done already`, `to do: …` or `would fail: …`."""
+        plan = self._plan(self._out)
+        for task in self._tasks(sources, peek(self._out)):
+            try:
+                key = plan.key(task.source.fingerprint())
+                if task.known and task.known.key == key and is_intact(task.known, self._out):
+                    yield task, "done already"
+                    continue
+                with task.source.open() as scene:
+                    yield task, f"to do: {scene.width} × {scene.height} pixels"
+            except SentileError as error:
+                yield task, f"would fail: {error}"
+
+    def report(self) -> list[Path]:
+        """Write the summary and the page of all scenes so far."""
+        return write_reports(self._out, self.outcomes, self.model)
+
+    def _plan(self, staging: Path) -> WorkPlan:
+        model = self._engine
+        parts = (self._options.grid, self._options.outputs, self._threads)
+        return WorkPlan(self._out.absolute(), staging.absolute(), model.path.absolute(), model.sha256, *parts)
+
+    def _tasks(self, sources: Sequence[SceneSource], known: Mapping[str, SceneOutcome]) -> list[Task]:
+        names = name_results([(source.name, place_of(source)) for source in sources], known)
+        return [
+            Task(source, name, place_of(source), known.get(name)) for source, name in zip(sources, names, strict=True)
+        ]
+
+    def _crew(self, tasks: Iterator[Task], plan: WorkPlan) -> Iterable[tuple[Task, Done]]:
+        if self._options.crew is Crew.RAY:
+            from bento.batch.cluster import work_on_cluster
+
+            return work_on_cluster(tasks, plan, self._options.address)
+        if self._options.jobs > 1:
+            return work_in_processes(tasks, plan, self._options.jobs, self._tell)
+        return work_here(tasks, plan, self._engine, self._tell)
+
+    def _settle(self, task: Task, done: Done) -> SceneOutcome:
+        """Move a scene's files to their place; a disk that does not take them makes it a failure."""
+        assert self._manifest is not None  # noqa: S101 - `begin` comes first
+        try:
+            if done.outcome.state is State.DONE:
+                self._manifest.enter(done.outcome, done.staged)
+        except (OSError, sqlite3.Error) as error:
+            why = getattr(error, "strerror", None) or error
+            return task.failed(f"{self._out} cannot be written to: {why}").outcome
+        return done.outcome
+
+    def _tell(self, in_work: float, windows: int) -> None:
+        seconds = time.monotonic() - self._begun
+        self._watch(Standing(len(self._outcomes), self._total, in_work, self._windows + windows, seconds))
+
+
+def place_of(source: SceneSource) -> str:
+    """Return what a scene is called in reports and in the manifest: its file, or the folder of its files."""
+    paths = [str(path) for path in source.paths]
+    if len(paths) == 1:
+        return paths[0] if "://" in paths[0] else str(Path(paths[0]).absolute())
+    return source.name if any("://" in path for path in paths) else os.path.commonpath(map(os.path.abspath, paths))
+
+
+def name_results(scenes: Sequence[tuple[str, str]], known: Mapping[str, SceneOutcome]) -> list[str]:
+    """Return the stem of each scene's results.
+
+    A scene keeps the name that its results have already. Another takes its own name, with a number behind it where
+    that belongs to the results of a scene that still exists elsewhere: they are not overwritten.
+
+    Args:
+        scenes: name and place of each.
+        known: what the manifest has.
+    """
+    before = {outcome.source: name for name, outcome in known.items()}
+    taken = {before[place] for _, place in scenes if place in before}
+    taken |= {name for name, outcome in known.items() if "://" in outcome.source or Path(outcome.source).exists()}
+    names = []
+    for name, place in scenes:
+        number, chosen = 1, before.get(place, name)
+        while place not in before and chosen in taken:
+            number += 1
+            chosen = f"{name}-{number}"
+        taken.add(chosen)
+        names.append(chosen)
+    return names

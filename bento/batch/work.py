@@ -1,0 +1,224 @@
+"""The work on one scene: the same whether it is done in this process, in another, or on another machine.
+
+A worker leaves a scene's files in a folder of its own; only the run itself moves them to their place. So a worker that
+is killed, or that lives on after its run was killed, cannot harm results.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import rasterio
+
+from bento.batch.disk import sha256_of
+from bento.batch.frame import Frame
+from bento.batch.interim import GridOptions, SceneAnswer, classify
+from bento.batch.manifest import is_intact
+from bento.batch.outcome import ResultFile, SceneOutcome, State
+from bento.batch.results import Block, ModelFacts, OutputOptions, ResultWriter
+from bento.engine import Engine
+from datasets.errors import ModelFileError, SentileError
+from datasets.scenes import Scene, SceneSource
+
+_LOG = logging.getLogger("sentile")
+_CACHE_MB = 128  # of GDAL's blocks, in each process; its own default is a share of the machine's memory
+_KEY_VERSION = 1
+NETWORK_THREADS = 1  # a scene's threads each ask the network for themselves, so that answers do not depend on how many
+_UTC = "%Y-%m-%dT%H:%M:%SZ"
+
+Advance = Callable[[int, int, int], None]
+"""Called with rows done, rows there are, and windows done."""
+
+
+def unseen(rows: int, of: int, windows: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkPlan:
+    """What is the same for all scenes of a run.
+
+    Attributes:
+        out: the folder of results.
+        staging: the folder in it that workers write to.
+        model: the model file.
+        model_sha256: of its bytes.
+        grid: of windows.
+        outputs: what is kept.
+        threads: that read and classify a scene together.
+    """
+
+    out: Path
+    staging: Path
+    model: Path
+    model_sha256: str
+    grid: GridOptions
+    outputs: OutputOptions
+    threads: int
+
+    def key(self, fingerprint: str) -> str:
+        """Return the key of a scene's results: the same only if they would be the same bytes."""
+        content = {
+            "version": _KEY_VERSION,
+            "input": fingerprint,
+            "model": self.model_sha256,
+            "grid": repr(asdict(self.grid)),
+            "outputs": repr(asdict(self.outputs)),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def load(self) -> Engine:
+        """Return the engine.
+
+        Raises:
+            ModelFileError: the model cannot be loaded, or is another one by now.
+        """
+        engine = Engine(self.model, NETWORK_THREADS)
+        if engine.sha256 != self.model_sha256:
+            raise ModelFileError(f"{self.model}: it was replaced while the run went on; start the run again")
+        return engine
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One scene to work on.
+
+    Attributes:
+        source: where it is read from.
+        name: stem of its results.
+        place: what it is called in reports.
+        known: what the manifest has under that name, if anything.
+    """
+
+    source: SceneSource
+    name: str
+    place: str
+    known: SceneOutcome | None = None
+
+    def failed(self, why: str) -> "Done":
+        """Return that the scene failed."""
+        return Done(SceneOutcome(self.name, self.place, State.FAILED, error=f"{self.place}: {why}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A scene that is being worked on.
+
+    Attributes:
+        task: the scene.
+        plan: of the run.
+        key: of its results.
+        started: when, by the monotonic clock of this process.
+    """
+
+    task: Task
+    plan: WorkPlan
+    key: str
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a task, and the folder with its files if they are to be moved to their place."""
+
+    outcome: SceneOutcome
+    staged: Path | None = None
+
+
+def perform(task: Task, plan: WorkPlan, engine: Engine, advance: Advance = unseen) -> Done:
+    """Classify one scene into a folder of its own below the staging folder. It raises nothing: failure is an answer."""
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
+            return _perform(task, plan, engine, advance)
+    except SentileError as error:
+        return task.failed(str(error).removeprefix(f"{task.source.name}: "))
+    except OSError as error:
+        return task.failed(f"{plan.out} cannot be written to: {error.strerror or error}")
+    except Exception as error:  # one scene's odd failure must not end the run of thousands
+        _LOG.exception("%s", task.place)
+        return task.failed(f"it failed in an unforeseen way ({type(error).__name__}: {error}); please report it")
+
+
+def _perform(task: Task, plan: WorkPlan, engine: Engine, advance: Advance) -> Done:
+    started = time.monotonic()
+    key = plan.key(task.source.fingerprint())
+    if task.known and task.known.key == key and is_intact(task.known, plan.out):
+        return Done(task.known.kept())
+    with task.source.open() as scene:
+        answer = classify(engine, scene, plan.grid, workers=plan.threads)
+        facts = ModelFacts(engine.metadata, engine.sha256, plan.model)
+        begun = Begun(task, plan, key, started)
+        blocks = answer.iter_blocks()
+        return write_scene(begun, facts, frame_of(task, scene, answer), blocks, lambda: scene.broken, advance)
+
+
+def write_scene(
+    begun: Begun,
+    facts: ModelFacts,
+    frame: Frame,
+    blocks: Iterable[Block],
+    broken: Callable[[], int],
+    advance: Advance = unseen,
+) -> Done:
+    """Write the blocks of a scene into a new folder below the staging folder.
+
+    Args:
+        begun: the scene and the run.
+        facts: of the model that made the blocks.
+        frame: the grid that they lie on.
+        blocks: from the first row to the last.
+        broken: tells, after the last block, how many blocks of the scene's files could not be decoded.
+        advance: told how far it is.
+
+    Raises:
+        SentileError: a block cannot be made.
+        OSError: the disk does not take the files.
+    """
+    plan = begun.plan
+    folder = Path(tempfile.mkdtemp(prefix="scene-", dir=plan.staging))
+    try:
+        rows = 0
+        with ResultWriter(folder, frame, facts, plan.outputs) as writer:
+            for block in blocks:
+                writer.add(block)
+                rows += len(block.class_map)
+                advance(rows, frame.height, writer.tally.windows)
+            files = writer.describe(writer.finish(), plan.out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    outcome = SceneOutcome(
+        name=begun.task.name,
+        source=begun.task.place,
+        state=State.DONE,
+        key=begun.key,
+        windows=writer.tally.windows,
+        skipped=writer.tally.skipped,
+        broken=broken(),
+        outliers=writer.tally.outliers,
+        pixels=frame.width * frame.height,
+        seconds=round(time.monotonic() - begun.started, 3),
+        area_ha=writer.areas(),
+        files=tuple(ResultFile(file.name, file.stat().st_size, sha256_of(file)) for file in files),
+    )
+    return Done(outcome, folder)
+
+
+def frame_of(task: Task, scene: Scene, answer: SceneAnswer) -> Frame:
+    """Return what results need to know of an open scene, on the grid of its answer."""
+    return Frame(
+        name=task.name,
+        place=answer.place,
+        height=answer.height,
+        width=answer.width,
+        sources=tuple(p if "://" in p else str(Path(p).absolute()) for p in map(str, task.source.paths)),
+        datetime=scene.taken.strftime(_UTC) if scene.taken else None,
+        platform=scene.platform,
+        level=scene.level and str(scene.level),
+    )
