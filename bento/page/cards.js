@@ -5,6 +5,8 @@ import { middleOf } from "./geometry.js";
 import { colourOf } from "./legend.js";
 import { bytes, className, count, percent, place, sceneWarnings, sentence, setSentence, tileWarnings } from "./words.js";
 
+const LEAST_BARS = 3;
+const SMALL_SHARE = 0.01;
 const PLACES = ["pictures", "answer", "warnings", "facts", "doing", "why"];
 
 /** Return the card of a file, and set `item.slots`, its places. */
@@ -42,6 +44,7 @@ function withoutName(message, name) {
 }
 
 export function showPicture(item, caption, url, round) {
+  item.slots.pictures.classList.toggle("large", !round);
   const image = make("img", { src: url, alt: `${caption} picture of ${item.file.name}`, class: round ? "pixels" : "" });
   item.slots.pictures.append(make("figure", {}, image, make("figcaption", {}, caption)));
 }
@@ -73,7 +76,7 @@ export function showScene(item) {
   const shares = areaShares(features);
   const likeliest = Object.entries(shares)[0];
   item.slots.answer.replaceChildren(
-    ...(likeliest ? [answerLine(likeliest[0], likeliest[1], "mostly "), bars("Share of the windows", shares)] : []),
+    ...(likeliest ? [answerLine(likeliest[0], likeliest[1], `Mostly ${className(likeliest[0]).toLowerCase()}`), bars("Share of the windows", shares)] : []),
     windowTable(features),
   );
   showWarnings(item, sceneWarnings(features, item.cloudShare));
@@ -111,8 +114,8 @@ export function areaShares(features) {
   return Object.fromEntries(Object.entries(counts).sort((a, b) => b[1] - a[1]).map(([name, number]) => [name, number / total]));
 }
 
-function answerLine(name, share, before = "") {
-  return make("p", { class: "class" }, swatch(name), make("span", {}, before + (before ? className(name).toLowerCase() : className(name))), make("span", { class: "share" }, percent(share)));
+function answerLine(name, share, text = className(name)) {
+  return make("p", { class: "class" }, swatch(name), make("span", {}, text), make("span", { class: "share" }, percent(share)));
 }
 
 export function swatch(name) {
@@ -121,9 +124,18 @@ export function swatch(name) {
   return box;
 }
 
-/** Return bars with their values as text, the longest first. */
+/** Return bars with their values as text, the longest first; those that hardly show are folded away. */
 function bars(title, shares) {
-  const rows = Object.entries(shares).sort((a, b) => b[1] - a[1]).map(([name, share]) => {
+  const ranked = Object.entries(shares).sort((a, b) => b[1] - a[1]);
+  const shown = Math.max(LEAST_BARS, ranked.filter(([, share]) => share >= SMALL_SHARE).length);
+  const rest = ranked.slice(shown);
+  const few = rest.length > 1 ? ranked.slice(0, shown) : ranked;
+  const more = make("details", {}, make("summary", {}, `${rest.length} more below ${percent(SMALL_SHARE)}`), barList(`${title}, the rest`, rest));
+  return make("div", {}, barList(title, few), rest.length > 1 ? more : null);
+}
+
+function barList(title, ranked) {
+  const rows = ranked.map(([name, share]) => {
     const bar = make("span", { class: "fill" });
     bar.style.width = `${100 * share}%`;
     bar.style.backgroundColor = colourOf(name);

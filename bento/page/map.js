@@ -13,6 +13,7 @@ const MARGIN = 0.16;
 const SMALLEST = 7; // pixels: smaller footprints get a mark
 const STEPS = [60, 30, 15, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005];
 const LINES_APART = 84; // pixels at least
+const SCALE_BAR_BELOW = 48; // pixels that the scale bar takes at the top
 
 let shapes = [];
 let view = { x: 0.5, y: 0.5, scale: WIDEST };
@@ -127,8 +128,13 @@ function redraw() {
   const drawing = find("map-drawing");
   drawing.setAttribute("viewBox", `0 0 ${box.width} ${box.height}`);
   drawing.setAttribute("aria-label", describe());
-  drawing.replaceChildren(graticule(box), ...shapes.map((shape) => drawShape(shape, box)), scaleBar(box));
+  drawing.replaceChildren(graticule(box), ...inOrder().map((shape) => drawShape(shape, box)), scaleBar(box));
   drawBaseMap(box);
+}
+
+/** The chosen file's shapes last, so that nothing covers them. */
+function inOrder() {
+  return [...shapes.filter((shape) => shape.id !== chosen), ...shapes.filter((shape) => shape.id === chosen)];
 }
 
 function describe() {
@@ -163,7 +169,8 @@ function graticule(box) {
   }
   for (const latitude of multiples(south, north, step)) {
     const [, y] = toScreen(toSquare([0, latitude]), box);
-    group.append(draw("line", { x1: 0, x2: box.width, y1: y, y2: y }), label(4, y - 4, name(latitude, step, "N", "S")));
+    group.append(draw("line", { x1: 0, x2: box.width, y1: y, y2: y }));
+    if (y > SCALE_BAR_BELOW) group.append(label(4, y - 4, name(latitude, step, "N", "S")));
   }
   return group;
 }
@@ -189,20 +196,21 @@ function scaleBar(box) {
   const most = metres * box.width * 0.28;
   const power = 10 ** Math.floor(Math.log10(most));
   const length = [5, 2, 1].find((round) => round * power <= most) * power;
-  const [right, y] = [box.width - 12, 24];
-  const left = right - length / metres;
+  const [left, y] = [12, 26];
+  const right = left + length / metres;
   const text = length < 1000 ? `${length} m` : `${length / 1000} km`;
   return draw(
     "g",
     { class: "scale-bar" },
     draw("path", { d: `M${left},${y - 5}V${y}H${right}V${y - 5}` }),
-    draw("text", { x: right, y: y - 8, "text-anchor": "end" }, text),
+    draw("text", { x: left, y: y - 8 }, text),
   );
 }
 
 function drawBaseMap(box) {
   const on = find("base-map").checked;
   find("attribution").hidden = !on;
+  if (!on) find("base-map-trouble").hidden = true;
   if (!on) return find("map-tiles").replaceChildren();
   const depth = Math.max(0, Math.min(DEEPEST, Math.round(Math.log2(view.scale / TILE))));
   const count = 2 ** depth;
@@ -214,11 +222,20 @@ function drawBaseMap(box) {
     for (let column = from[0]; column * side < (view.x * view.scale + box.width / 2); column++) {
       if (row < 0 || row >= count) continue;
       const url = `${BASE_MAP}/${depth}/${((column % count) + count) % count}/${row}.png`;
-      const image = kept.get(url) ?? make("img", { src: url, alt: "", referrerpolicy: "strict-origin-when-cross-origin" });
+      const image = kept.get(url) ?? baseMapPicture(url);
       const [x, y] = toScreen([column / count, row / count], box);
       Object.assign(image.style, { left: `${x}px`, top: `${y}px`, width: `${side + 0.5}px`, height: `${side + 0.5}px` });
       shown.push(image);
     }
   }
   find("map-tiles").replaceChildren(...shown);
+}
+
+/** OpenStreetMap answers only those who say where they ask from: https://operations.osmfoundation.org/policies/tiles/ */
+function baseMapPicture(url) {
+  const onerror = (event) => {
+    event.target.hidden = true;
+    find("base-map-trouble").hidden = false;
+  };
+  return make("img", { src: url, alt: "", referrerpolicy: "strict-origin-when-cross-origin", onerror });
 }

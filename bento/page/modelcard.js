@@ -2,7 +2,7 @@
 
 import { make } from "./dom.js";
 import { swatch } from "./cards.js";
-import { className, count, listed, percent } from "./words.js";
+import { className, count, percent } from "./words.js";
 
 const SHARES = /accuracy|f1|precision|recall|coverage|error/;
 
@@ -51,9 +51,10 @@ function metrics(model) {
   return [make("h3", {}, "Measured"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Measured figures" }, table)];
 }
 
+/** Return `calibrated/val/macro_f1` as `Macro f1 (calibrated, val)`. */
 function metricName(name) {
-  const parts = name.split("/").map((part) => part.replaceAll("_", " "));
-  return listed([parts.at(-1), ...parts.slice(0, -1)], "·").replaceAll(",", " ·");
+  const parts = name.split("/");
+  return className(parts.at(-1)) + (parts.length > 1 ? ` (${parts.slice(0, -1).join(", ").replaceAll("_", " ")})` : "");
 }
 
 function metricValue(name, value) {

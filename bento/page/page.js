@@ -232,14 +232,21 @@ function helpFor(code) {
   if (code !== "bands_unknown" && code !== "radiometry_unknown") return null;
   const field = code === "bands_unknown" ? "bands" : "level";
   const sayIt = make("button", { type: "button", onclick: () => openStatements(field) }, "Say it for all files");
-  const eurosat = make("button", { type: "button", class: "quiet", onclick: () => { fillIn("eurosat"); find("statements").open = true; classifyAll(); } }, "They are EuroSAT tiles");
+  const eurosat = make("button", { type: "button", class: "quiet", onclick: useEurosat }, "They are EuroSAT tiles");
   return make("p", { class: "row" }, sayIt, eurosat);
+}
+
+function useEurosat(event) {
+  const heading = event.currentTarget.closest("li").querySelector("h4");
+  fillIn("eurosat");
+  heading.focus(); // the button is about to go
+  classifyAll();
 }
 
 // Pictures.
 
 function hasPicture(item) {
-  return item.state === "done" || ["bands_unknown", "radiometry_unknown", "tile_shape", "no_data"].includes(item.error?.code);
+  return item.state === "done" || ["radiometry_unknown", "no_data"].includes(item.error?.code);
 }
 
 async function showPictures(item, signal) {
@@ -271,12 +278,12 @@ function showActions(item) {
 
 async function explain(item, button) {
   button.setAttribute("aria-busy", "true");
-  tell(`Working out what the answer to ${item.file.name} is based on.`);
+  whisper(`Working out what the answer to ${item.file.name} is based on.`);
   try {
     const url = await askExplanation(item.file, item.result.class, statement(), stop.signal);
     item.urls.push(url);
     showExplanation(item, url, item.result.class);
-    tell("The explanation is shown below the answer.");
+    whisper("The explanation is shown below the answer.");
   } catch (error) {
     item.slots.why.replaceChildren(make("p", { class: "note bad" }, said(error)));
   }
@@ -315,9 +322,10 @@ function update() {
 }
 
 function told(done, failed) {
+  if (!done.length) return `${count(failed.length, "file")} could not be classified.`;
   const parts = [`${count(done.length, "file")} classified`];
   if (done.length === 1 && done[0].result) parts[0] = `${done[0].file.name}: ${className(done[0].result.class)}, ${percent(done[0].result.probabilities[done[0].result.class])}`;
-  if (failed.length) parts.push(`${count(failed.length, "file")} not`);
+  if (failed.length) parts.push(`${count(failed.length, "file")} could not be`);
   const wary = done.filter((item) => item.warned).length;
   if (wary) parts.push(`${count(wary, "answer")} to be wary of`);
   return `${parts.join(", ")}.`;
@@ -360,6 +368,11 @@ function goTo(id) {
 
 function tell(text) {
   if (find("status").textContent !== text) find("status").textContent = text;
+}
+
+/** Tell those who listen what those who look see anyway. */
+function whisper(text) {
+  find("whisper").textContent = text;
 }
 
 function said(error) {

@@ -19,8 +19,8 @@ export function setUpStatements(use) {
     event.preventDefault();
     use();
   });
-  form.addEventListener("reset", () => setTimeout(showOwnBands));
-  find("bands").addEventListener("change", showOwnBands);
+  form.addEventListener("reset", () => setTimeout(showSaid)); // the fields are emptied after this event
+  form.addEventListener("change", showSaid);
   find("kind").addEventListener("change", () => fillIn(find("kind").value));
 }
 
@@ -58,11 +58,14 @@ export function openStatements(id) {
 /** Say that all files are of a known kind. */
 export function fillIn(kind) {
   for (const [id, value] of Object.entries({ scale: "", ...KINDS[kind] })) find(id).value = value;
-  showOwnBands();
+  showSaid();
 }
 
-function showOwnBands() {
+/** Keep the form's head true, which is all that is seen of it while it is closed. */
+function showSaid() {
   find("own-bands-field").hidden = find("bands").value !== "own";
+  const entries = Object.entries(statement()).map(([name, value]) => `${name} ${value}`);
+  find("said").textContent = entries.length ? `said: ${entries.join(", ")}` : "nothing said";
 }
 
 function coverage() {

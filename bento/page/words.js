@@ -43,7 +43,7 @@ export function tileWarnings(result, cloudShare, model) {
     found.push({
       grave: true,
       text: "Unusual input. This tile is unlike those that the model learnt from: cloud or snow, wrongly named bands or a "
-        + "wrong scale, or a kind of land that it does not know. Do not rely on the answer.",
+        + "wrong scale, or a kind of land that it does not know. The answer may well be wrong.",
     });
   }
   found.push(...dataWarnings(result.valid_share, cloudShare));
