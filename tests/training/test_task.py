@@ -4,7 +4,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from training.callbacks import _blend
 from training.task import ClassificationTask, Optimisation, warmup_cosine
 
 
@@ -36,16 +35,6 @@ def test_balancing_changes_the_loss_of_a_rare_class() -> None:
         return float(task._loss(torch.tensor([[3.0, 0.0], [3.0, 0.0]]), targets, 0.0))
 
     assert loss(balance=True) > loss(balance=False)
-
-
-def test_the_average_follows_early_steps_and_smooths_late_ones() -> None:
-    old, new = torch.zeros(1), torch.ones(1)
-    assert float(_blend(0.999, old, new, 0)) == pytest.approx(0.9)
-    assert float(_blend(0.999, old, new, 10**6)) == pytest.approx(0.001, rel=1e-3)
-
-
-def test_whole_numbers_are_copied_and_not_averaged() -> None:
-    assert _blend(0.9, torch.tensor(1), torch.tensor(7), 5) == 7
 
 
 def test_a_constant_rate_is_what_no_warmup_and_a_full_final_rate_give() -> None:
