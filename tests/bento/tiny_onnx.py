@@ -10,12 +10,19 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from datasets.tile import BAND_COUNT, TILE_SIZE
-from models.modelfile import INPUT, METADATA_KEY, OUTPUTS, ModelMetadata
+from models.modelfile import INPUT, METADATA_KEY, OUTPUTS, ModelMetadata, Outliers, PredictionSets
 
 
 def metadata(classes: Sequence[str] = ("A", "B")) -> ModelMetadata:
     """Return sound metadata of a model that answers `classes`."""
     return ModelMetadata(name="tiny", version="0", classes=tuple(classes), network="linear on band means")
+
+
+def calibrated(classes: Sequence[str]) -> ModelMetadata:
+    """Return metadata of a model that knows all that a model can: prediction sets, and what is unlike its training."""
+    sets = PredictionSets(method="split", thresholds={0.9: 0.05})
+    outliers = Outliers(method="distance", threshold=1.0, false_alarms=0.01)
+    return metadata(classes).model_copy(update={"prediction_sets": sets, "outliers": outliers})
 
 
 def linear_graph(
