@@ -10,17 +10,18 @@ from typing import Any
 
 import click
 
-from bento.batch.interim import GridOptions
 from bento.batch.outcome import SceneOutcome
 from bento.batch.results import USUAL, Output, OutputOptions
 from bento.batch.run import Crew, Run, RunOptions, find
 from bento.batch.show import Show, shown
 from bento.batch.tables import VectorFormat
 from bento.batch.watch import watch_scenes
+from bento.windows import LEAST_STRIDE, GridOptions
 from datasets.command import one_line_errors
 from datasets.errors import SentileError
 from datasets.scenes import SceneSource
 from datasets.scenes.command import make_scene_options, scene_options
+from datasets.tile import TILE_SIZE
 
 _OUTPUTS = ",".join(USUAL)
 
@@ -58,6 +59,36 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             type=click.FloatRange(0.5, 1, max_open=True),
             help="Coverage that the windows' prediction sets promise, where the model is calibrated for it.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how windows are laid."""
+    options = (
+        click.option(
+            "--stride",
+            default=TILE_SIZE,
+            show_default=True,
+            type=click.IntRange(LEAST_STRIDE, TILE_SIZE),
+            help="Pixels from one window to the next; below the tile size windows overlap and are blended.",
+        ),
+        click.option(
+            "--cell",
+            default=1,
+            show_default=True,
+            type=click.IntRange(1, TILE_SIZE),
+            help="Pixels a side of one value of the maps; it divides the stride.",
+        ),
+        click.option(
+            "--least-valid",
+            default=0.5,
+            show_default=True,
+            type=click.FloatRange(0, 1),
+            help="Windows with a smaller share of valid pixels are skipped.",
         ),
     )
     for option in reversed(options):
@@ -103,13 +134,7 @@ def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the results.")
 @output_options
 @scene_options
-@click.option(
-    "--least-valid",
-    default=0.5,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="Windows with a smaller share of valid pixels are skipped.",
-)
+@grid_options
 @crew_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done with each scene, and do nothing.")
 @click.option(
@@ -178,6 +203,8 @@ def _run_options(
     outputs: tuple[Output, ...],
     formats: tuple[VectorFormat, ...],
     coverage: float,
+    stride: int,
+    cell: int,
     least_valid: float,
     crew: str,
     jobs: int,
@@ -187,7 +214,7 @@ def _run_options(
 ) -> RunOptions:
     return RunOptions(
         reading=make_scene_options(**reading),
-        grid=GridOptions(least_valid=least_valid),
+        grid=GridOptions(stride, least_valid, cell),
         outputs=OutputOptions(outputs, formats, coverage),
         crew=Crew(crew),
         jobs=jobs,

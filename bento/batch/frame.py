@@ -14,7 +14,9 @@ class Frame:
     Attributes:
         name: stem of the results' file names.
         place: where the grid lies.
-        height, width: pixels.
+        height, width: pixels of the maps.
+        window_place: where the grid lies that windows are counted on; None: the same. It is another where the maps
+            have one value for several pixels.
         sources: the files that the scene was read from, as they were named.
         datetime: when it was taken, ISO 8601; None where the files do not say.
         platform: the satellite, e.g. `sentinel-2a`; None where the files do not say.
@@ -29,6 +31,7 @@ class Frame:
     datetime: str | None = None
     platform: str | None = None
     level: str | None = None
+    window_place: Georeference | None = None
 
     @property
     def pixel_ha(self) -> float:

@@ -20,9 +20,9 @@ from rasterio.windows import Window
 
 from bento.batch.disk import ask_disk, telling_disk_errors
 from bento.batch.frame import Frame
+from bento.blending import NO_CLASS
 from bento.legend import colours
 from bento.outputs import category_names
-from bento.scene import NO_CLASS
 from models.modelfile import ModelMetadata
 
 BLOCK = 512

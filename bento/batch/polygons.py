@@ -14,7 +14,7 @@ from rasterio.warp import transform_geom
 from bento.batch.frame import Frame
 from bento.batch.tables import TableWriter
 from bento.batch.wkb import to_wkb
-from bento.scene import NO_CLASS
+from bento.blending import NO_CLASS
 from models.modelfile import ModelMetadata
 
 _DIGITS = 7  # of a degree: a centimetre

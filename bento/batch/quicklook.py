@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rasterio.enums import Resampling
 
 from bento.batch.frame import Frame
+from bento.blending import NO_CLASS
 from bento.legend import Colour, colours
-from bento.scene import NO_CLASS
 from models.modelfile import ModelMetadata
 
 SUFFIX = ".quicklook.png"

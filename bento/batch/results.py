@@ -25,7 +25,7 @@ from bento.batch.maps import (
 from bento.batch.polygons import write_polygons
 from bento.batch.tables import VectorFormat, check_available, convert
 from bento.batch.windows_table import WindowsTable, score_of
-from bento.scene import WindowAnswer
+from bento.windows import WindowAnswer
 from datasets.errors import SentileError
 from models.modelfile import ModelMetadata
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from bento.batch.interim import GridOptions
 from bento.batch.local import work_here, work_in_processes
 from bento.batch.manifest import Manifest, is_intact, peek
 from bento.batch.maps import MAP_SUFFIXES
@@ -20,6 +19,7 @@ from bento.batch.work import NETWORK_THREADS, Done, Task, WorkPlan
 from bento.cores import usable_cores
 from bento.engine import Engine
 from bento.settings import find_model
+from bento.windows import GridOptions
 from datasets.errors import SentileError
 from datasets.scenes import SceneOptions, SceneSource, find_scenes
 
@@ -156,6 +156,7 @@ class Run:
         self._threads = options.threads_each()
         self._engine = Engine(find_model(Path(model) if model else None), NETWORK_THREADS)
         options.outputs.check(self._engine.metadata)
+        options.grid.check(self._engine.metadata.tile_size)
         grid = replace(options.grid, keep_probabilities=Output.PROBABILITIES in options.outputs.kinds)
         self._options, self._out, self._watch = replace(options, grid=grid), out, watch
         self._manifest: Manifest | None = None

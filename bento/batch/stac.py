@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bento.batch.frame import Frame
+from bento.blending import NO_CLASS
 from bento.legend import colours
-from bento.scene import NO_CLASS
 from datasets.tile import rings_of
 from models.modelfile import INPUT, ModelMetadata
 

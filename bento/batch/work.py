@@ -18,11 +18,11 @@ import rasterio
 
 from bento.batch.disk import sha256_of
 from bento.batch.frame import Frame
-from bento.batch.interim import GridOptions, SceneAnswer, classify
 from bento.batch.manifest import is_intact
 from bento.batch.outcome import ResultFile, SceneOutcome, State
 from bento.batch.results import Block, ModelFacts, OutputOptions, ResultWriter
 from bento.engine import Engine
+from bento.windows import GridOptions, SceneAnswer, classify
 from datasets.errors import ModelFileError, SentileError
 from datasets.scenes import Scene, SceneSource
 
@@ -217,6 +217,7 @@ def frame_of(task: Task, scene: Scene, answer: SceneAnswer) -> Frame:
         place=answer.place,
         height=answer.height,
         width=answer.width,
+        window_place=scene.place,
         sources=tuple(p if "://" in p else str(Path(p).absolute()) for p in map(str, task.source.paths)),
         datetime=scene.taken.strftime(_UTC) if scene.taken else None,
         platform=scene.platform,

@@ -1,0 +1,67 @@
+"""Running `python -m bento.batch` as its users do, and looking at what it leaves."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+OF_THE_RUN = {"manifest.sqlite", "summary.json", "summary.csv", "report.html"}
+USUAL = (
+    ".classes.tif",
+    ".classes.tif.aux.xml",
+    ".confidence.tif",
+    ".outlier.tif",
+    ".polygons.parquet",
+    ".quicklook.png",
+    ".stac.json",
+    ".windows.parquet",
+)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "bento.batch", *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "SENTILE_MODEL"} | more
+
+
+def batch(*arguments: object, most_bytes: int | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command, in which no file may grow beyond `most_bytes`."""
+
+    def limit() -> None:
+        if most_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    done = subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=limit,
+    )
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return done
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def results_of(*stems: str) -> list[str]:
+    """The names of the usual results of scenes."""
+    return sorted(f"{stem}{suffix}" for stem in stems for suffix in USUAL)
+
+
+def results_in(folder: Path) -> dict[str, bytes]:
+    """The files of scenes in a folder of results; what is told of the run holds times and is left out."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in OF_THE_RUN}
