@@ -5,52 +5,35 @@ row and column are moved inwards, so that they end where the scene ends; a scene
 window, the rest of which is no data. A window with too few valid pixels is skipped.
 """
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from bento.blending import NO_CLASS
 from bento.engine import Engine
-from datasets.errors import TileShapeError
-from datasets.geotiff import ReadingPlan, georeference_of, read_dn
+from bento.lattice import starts
+from bento.windows import GridOptions, WindowAnswer, classify
+from datasets.geotiff import ReadingPlan, closed_world, read_dn
 from datasets.progress import Report, silent
-from datasets.tile import BAND_COUNT, DN, Georeference, valid_mask
+from datasets.scenes import ground
+from datasets.scenes.ground import NEAR_10_M, place_of
+from datasets.tile import BAND_COUNT, DN, Georeference
 
-NO_CLASS = 255  # in a class map: no data, or a window that was skipped
-NEAR_10_M = (8.0, 12.5)  # metres a pixel that networks trained at 10 m still know
-
-
-@dataclass(frozen=True, slots=True)
-class WindowAnswer:
-    """What the network says of one window.
-
-    Attributes:
-        row, column: of the window's upper left pixel in the scene.
-        height, width: of the part of the window that lies in the scene.
-        valid_share: share (0-1) of the window's pixels with data in every band of the scene.
-        probabilities: float32 (classes,), or None where the window was skipped.
-    """
-
-    row: int
-    column: int
-    height: int
-    width: int
-    valid_share: float
-    probabilities: npt.NDArray[np.float32] | None
-
-    @property
-    def class_index(self) -> int:
-        """The most probable class, or NO_CLASS."""
-        return NO_CLASS if self.probabilities is None else int(self.probabilities.argmax())
-
-    def footprint(self, place: Georeference) -> dict[str, Any] | None:
-        """Return the window's outline as GeoJSON in EPSG:4326; None where a part of a sound scene has none."""
-        offset = place.transform.translation(self.column, self.row)
-        return Georeference(place.crs, place.transform @ offset).footprint(self.width, self.height)
+__all__ = [
+    "NEAR_10_M",
+    "NO_CLASS",
+    "SceneAnswer",
+    "WindowAnswer",
+    "check_ground_size",
+    "classify_scene",
+    "place_of",
+    "starts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +49,14 @@ class SceneAnswer:
     windows: list[WindowAnswer]
 
 
-def place_of(dataset: DatasetReader, name: str) -> Georeference:
-    """Return where a scene lies.
-
-    Raises:
-        TileShapeError: it does not say, or not in a way that leads to longitude and latitude.
-    """
-    if dataset.crs is None:
-        raise TileShapeError(f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…")
-    place = georeference_of(dataset)
-    if place is None:
-        raise TileShapeError(
-            f"{name}: its coordinates are missing or lie nowhere on Earth; "
-            "set them with gdal_edit.py -a_srs EPSG:… -a_ullr …"
-        )
-    return place
-
-
 def check_ground_size(dataset: DatasetReader, name: str) -> None:
     """Refuse a scene whose pixels are not about 10 m: a network knows a class by its texture at one scale.
 
     Raises:
         TileShapeError: the scene's CRS is no map projection, or its pixels have another size.
     """
-    if not dataset.crs.is_projected:
-        raise TileShapeError(
-            f"{name}: its pixels are measured in degrees, the model wants about 10 m; warp it first: "
-            f"gdalwarp -t_srs EPSG:{_utm_zone(dataset)} -tr 10 10 -r cubic"
-        )
-    _, metres = dataset.crs.linear_units_factor
-    size = abs(dataset.transform.determinant) ** 0.5 * metres
-    if not NEAR_10_M[0] <= size <= NEAR_10_M[1]:
-        step = f"{10 / metres:.6g}"
-        raise TileShapeError(
-            f"{name}: its pixels measure {size:.3g} m, the model wants about 10 m; "
-            f"resample it first: gdalwarp -tr {step} {step} -r cubic"
-        )
+    place = Georeference(dataset.crs, dataset.transform)
+    ground.check_ground_size(ground.Grid(place, dataset.height, dataset.width), name)
 
 
 def classify_scene(
@@ -111,31 +66,39 @@ def classify_scene(
     least_valid: float = 0.5,
     progress: Report = silent,
 ) -> SceneAnswer:
-    """Classify an open scene, one row of windows after another.
+    """Classify an open scene, and hold all of its answer in memory.
 
     Raises:
         UnreadableImageError: a block of the scene cannot be decoded.
     """
-    size = engine.metadata.tile_size
+    scene = _OpenDataset(dataset, plan)
+    answer = classify(engine, scene, GridOptions(least_valid=least_valid), progress, workers=1)
     class_map = np.full((dataset.height, dataset.width), NO_CLASS, np.uint8)
     windows: list[WindowAnswer] = []
-    rows = starts(dataset.height, size)
-    for done, row in enumerate(rows, start=1):
-        height = min(size, dataset.height)
-        strip = read_dn(dataset, plan, Window(0, row, dataset.width, height))
-        valid = valid_mask(strip, plan.bands)
-        for answer in _classify_strip(engine, strip, valid, row, least_valid):
-            _paint(class_map, valid, answer, row)
-            windows.append(answer)
-        progress(plan.name, done, len(rows))
+    for block in answer.iter_blocks():
+        class_map[block.row : block.row + len(block.class_map)] = block.class_map
+        windows += block.windows
     return SceneAnswer(class_map, windows)
 
 
-def starts(length: int, size: int) -> list[int]:
-    """Return where windows of `size` begin along `length` pixels; the last one is moved inwards."""
-    if length <= size:
-        return [0]
-    return [*range(0, length - size, size), length - size]
+class _OpenDataset:
+    """A raster that somebody else opened and closes, as a scene; one thread at a time reads it."""
+
+    broken = 0
+
+    def __init__(self, dataset: DatasetReader, plan: ReadingPlan) -> None:
+        self.name, self.bands = plan.name, plan.bands
+        self.place = Georeference(dataset.crs, dataset.transform)
+        self.height, self.width = dataset.height, dataset.width
+        height, width = dataset.block_shapes[0]
+        self.block = int(height), int(width)
+        self._dataset, self._plan = dataset, plan
+        self._lock = threading.Lock()
+
+    def read(self, window: Window) -> DN:
+        """Return uint16 (13, height, width), 0 = no data."""
+        with self._lock, closed_world():
+            return read_dn(self._dataset, self._plan, window)
 
 
 def _classify_strip(
@@ -164,10 +127,3 @@ def _paint(class_map: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], answe
     down = slice(row, row + answer.height)
     free = valid[:, across] & (class_map[down, across] == NO_CLASS)
     class_map[down, across][free] = answer.class_index
-
-
-def _utm_zone(dataset: DatasetReader) -> int:
-    """Return the EPSG code of the UTM zone of the centre of a scene in degrees."""
-    longitude, latitude = dataset.transform @ (dataset.width / 2, dataset.height / 2)
-    zone = min(max(int((longitude + 180) // 6) + 1, 1), 60)
-    return (32600 if latitude >= 0 else 32700) + zone
