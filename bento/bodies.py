@@ -8,7 +8,8 @@
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,11 +176,26 @@ def _load_npy(content: bytes) -> np.ndarray:
 
 
 async def _read_multipart(body: Request, settings: Settings, best_coverage: float) -> Asked:
-    async with body.form(max_files=settings.most_tiles, max_fields=len(SAID) + 1, max_part_size=_MOST_FIELD) as form:
+    async with _form(body, settings.most_tiles, most_fields=len(SAID) + 1) as form:
         fields = {name: value for name, value in form.multi_items() if name != FIELD}
         said, coverage = parameters(fields, (*SAID, "coverage"), best_coverage)
         files = await _files(form)
     return Asked([Upload(name, content, said, coverage) for name, content in files], single=False)
+
+
+@asynccontextmanager
+async def _form(body: Request, most_files: int, most_fields: int) -> AsyncIterator[FormData]:
+    """Parse a form, which is closed after the block; one of too many files is too large, rather than malformed."""
+    try:
+        form = await body.form(max_files=most_files, max_fields=most_fields, max_part_size=_MOST_FIELD)
+    except HTTPException as error:
+        if error.detail.startswith("Too many files"):
+            raise HTTPException(413, f"more than {most_files} files; send them in several requests") from error
+        raise
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 async def _files(form: FormData) -> list[tuple[str, bytes]]:

@@ -33,7 +33,12 @@ PLAIN = tile_file(FOREST, EUROSAT_MS_ORDER, named=False)  # as EuroSAT's own fil
 
 @pytest.fixture(scope="module")
 def server(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"SENTILE_WORKERS": "1", "SENTILE_API_KEYS": KEY, "SENTILE_MOST_WINDOWS_AT_ONCE": "4"}
+    settings = {
+        "SENTILE_WORKERS": "1",
+        "SENTILE_API_KEYS": KEY,
+        "SENTILE_MOST_WINDOWS_AT_ONCE": "4",
+        "SENTILE_MOST_TILES": "70",
+    }
     with served(linear_model, tmp_path_factory.mktemp("bentoml"), **settings) as server:
         yield server
 
@@ -227,6 +232,15 @@ def test_a_list_is_cut_by_bytes_too(gate: Gate, files: list[Path]) -> None:
         client.classify(files)
     assert len(gate.lengths) > 2
     assert max(gate.lengths) < most + 2000
+
+
+def test_a_list_that_the_service_finds_too_long_is_cut_further(
+    gate: Gate, answers: list[str], files: list[Path]
+) -> None:
+    with Client(gate.url, KEY, trust_env=False, tiles_per_request=100) as client:
+        assert [result.class_name for result in client.classify(files * 8)] == answers * 8
+        assert [result.class_name for result in client.classify(np.stack([t.pixels for t in TILES] * 8))] == answers * 8
+    assert len(gate.lengths) == 6  # 80 are too many, twice 40 are not
 
 
 def test_asyncio_keeps_several_requests_on_the_way_but_no_more_than_it_may(gate: Gate, answers: list[str]) -> None:

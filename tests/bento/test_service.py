@@ -255,8 +255,9 @@ def test_a_multipart_body_that_is_none_is_refused(service: httpx.Client) -> None
 
 def test_more_tiles_than_allowed_are_refused(service: httpx.Client) -> None:
     parts = [("tiles", (f"{n}.tif", b"x")) for n in range(MOST_TILES + 1)]
-    error = refusal(service.post("/classify", files=parts), 400)
-    assert str(MOST_TILES) in error["message"]
+    error = refusal(service.post("/classify", files=parts), 413)
+    assert error["code"] == "too_large"
+    assert f"more than {MOST_TILES} files" in error["message"]
 
 
 def test_a_body_that_is_too_long_is_refused_by_its_header(service: httpx.Client) -> None:
