@@ -109,12 +109,12 @@ class RequestLog:
         path = route_of(scope)
         if path in QUIET_PATHS and status < 500:
             return
-        metrics.REQUESTS.labels(path, status).inc()
+        metrics.requests_of(path, status).inc()
         seconds = (ended - notes.began) / 1e9
-        metrics.REQUEST_SECONDS.labels(path).observe(seconds)
+        metrics.request_seconds_of(path).observe(seconds)
         if notes.answered and notes.tiles:
-            metrics.SECONDS.labels("receive").observe((notes.submitted - notes.began) / 1e9 / notes.tiles)
-            metrics.SECONDS.labels("write").observe((ended - notes.answered) / 1e9 / notes.tiles)
+            metrics.seconds_of("receive").observe((notes.submitted - notes.began) / 1e9 / notes.tiles)
+            metrics.seconds_of("write").observe((ended - notes.answered) / 1e9 / notes.tiles)
         if self._style is LogStyle.OFF:
             return
         line = _line(scope, exchange, notes, status, seconds)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -85,6 +86,11 @@ PREDICTIONS = Counter(
     "sentile_predictions_total", "Tiles for the prediction log: written, dropped or failed", ["outcome"]
 )
 
+# Looked up for every request; the labels are few (routes, statuses, stages).
+requests_of = lru_cache(maxsize=512)(REQUESTS.labels)
+request_seconds_of = lru_cache(maxsize=128)(REQUEST_SECONDS.labels)
+seconds_of = lru_cache(maxsize=32)(SECONDS.labels)
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -106,7 +112,7 @@ def timed(stage: str, tiles: int, stages: list[Stage] | None = None) -> Iterator
     began = time.perf_counter_ns()
     yield
     took = Stage(stage, began, time.perf_counter_ns())
-    SECONDS.labels(stage).observe(took.seconds / max(tiles, 1))
+    seconds_of(stage).observe(took.seconds / max(tiles, 1))
     if stages is not None:
         stages.append(took)
 
