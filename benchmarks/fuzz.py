@@ -62,7 +62,7 @@ class Heard:
             return ""
         if self.status >= 500:
             return f"HTTP {self.status}"
-        return "internal" if b'"code":"internal"' in self.body else ""
+        return "internal" if b'"error":{"code":"internal"' in self.body else ""
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Tally:
         self.requests[sent.kind] += 1
         self.uploads[sent.kind] += sent.uploads
         self.statuses[sent.kind][heard.status] += 1
-        self.tiles.update(re.findall(rb'"code":"(\w+)"|"(class)":', heard.body))
+        self.tiles.update(re.findall(rb'"error":{"code":"(\w+)"|"(class)":', heard.body))
         self.seconds[sent.kind].append(seconds)
         self.slowest = sorted([*self.slowest, (seconds, index)], reverse=True)[:5]
         fault = heard.fault or ("no answer" if heard.status == 0 and sent.kind not in HARDLY_HTTP else "")

@@ -10,6 +10,7 @@ import bentoml
 
 from bento import logs, prediction_log
 from bento.app import make_app
+from bento.arenas import bound_arenas
 from bento.connections import bound_connections
 from bento.engine import Engine
 from bento.guards import guards, quieten
@@ -46,6 +47,7 @@ app = make_app(settings)
 logs.configure(logs.style_of(settings.log, sys.stderr))
 bound_connections(settings.most_connections, settings.head_seconds)
 quieten()
+bound_arenas()
 
 
 @bentoml.service(
