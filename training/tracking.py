@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytorch_lightning as pl
-from mlflow.tracking import MlflowClient
 from pytorch_lightning.loggers import MLFlowLogger
 
 from training.paths import RunFolder
@@ -40,7 +39,6 @@ def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLog
     if not tracking.enabled:
         return None
     known = folder.root / _RUN_ID
-    run_id = None if fresh or not known.is_file() else json.loads(known.read_text("utf-8")).get(tracking.uri)
     local = tracking.uri.startswith("sqlite:")
     logger = MLFlowLogger(
         experiment_name=tracking.experiment,
@@ -49,12 +47,18 @@ def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLog
         # Said outright, since MLflow would otherwise fix the folder that the first run was started from.
         artifact_location=tracking.artifacts.resolve().as_uri() if local else None,
         tags={**tracking.tags, **_provenance_tags()},
-        run_id=_alive(tracking.uri, run_id),
+        run_id=None if fresh else run_id_of(folder, tracking.uri),
     )
     if logger.run_id:
         folder.root.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps({tracking.uri: logger.run_id}) + "\n", encoding="utf-8")
     return logger
+
+
+def run_id_of(folder: RunFolder, uri: str) -> str | None:
+    """Return the id of the run in `folder` in the tracker at `uri`, if it is tracked there."""
+    known = folder.root / _RUN_ID
+    return _alive(uri, json.loads(known.read_text("utf-8")).get(uri)) if known.is_file() else None
 
 
 def how_to_look(tracking: Tracking) -> str:
@@ -102,6 +106,8 @@ def _alive(uri: str, run_id: str | None) -> str | None:
     """Return `run_id` if the store still has that run: a folder may outlive its store."""
     if run_id is None:
         return None
+    from mlflow.tracking import MlflowClient  # a machine that only fits may have no MLflow
+
     found = MlflowClient(tracking_uri=uri)
     try:
         return run_id if found.get_run(run_id).info.lifecycle_stage == "active" else None

@@ -1,0 +1,75 @@
+"""A pack whose test split has 120 tiles, and linear models of known skill that answer it: made without training."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from tiny_onnx import metadata, write_model
+
+from datasets.eurosat import CLASSES
+from datasets.pack import Pack
+from datasets.packing import write_pack
+from datasets.sources import find_source
+from datasets.splits import Method, SplitPlan
+from datasets.synthetic import render, synthesise
+from models import conformal
+from models.modelfile import Outliers, PredictionSets, open_model
+from training.promotion.measure import answers_of
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pack that candidates are measured on."""
+    folder = tmp_path_factory.mktemp("judged")
+    raw = synthesise(folder / "raw", tiles_per_class=24, seed=3)
+    write_pack([find_source(raw)], folder / "pack", SplitPlan(Method.RANDOM, shares=(0.2, 0.3, 0.5)))
+    return folder / "pack"
+
+
+@pytest.fixture(scope="session")
+def make_model(judged: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Make a linear model; `noise` blurs its weights (0.0: about 80 % right), `fields` change its metadata."""
+    labels = np.repeat(np.arange(len(CLASSES)), 8)
+    tiles = np.stack([render(CLASSES[label], n, seed=5) for n, label in enumerate(labels)])
+    means = np.column_stack([tiles.mean(axis=(2, 3)), np.ones(len(tiles))])
+    best = 8 * np.linalg.lstsq(means, np.eye(len(CLASSES))[labels], rcond=None)[0]
+
+    def make(noise: float = 0.0, **fields: object) -> Path:
+        random = np.random.default_rng(int(noise * 1000))
+        weights = (best * (1 + noise * random.normal(size=best.shape))).astype(np.float32)
+        path = tmp_path_factory.mktemp("model") / "model.onnx"
+        plain = metadata(CLASSES)
+        write_model(path, plain.model_dump_json(), weights=weights)
+        pack = Pack(judged)
+        answers = answers_of(open_model(path), pack, pack.rows("val"))
+        calibrated = plain.model_copy(
+            update={
+                "prediction_sets": PredictionSets(
+                    method=conformal.METHOD, thresholds=conformal.fit_thresholds(answers.probabilities, answers.labels)
+                ),
+                "outliers": Outliers(method="mean", threshold=1e9, false_alarms=0.05),
+                **fields,
+            }
+        )
+        return write_model(path, calibrated.model_dump_json(), weights=weights)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs: making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> Path:
+    """An empty store of the test's own."""
+    return Path(shutil.copyfile(empty_store, tmp_path / "mlflow.db"))

@@ -1,0 +1,219 @@
+"""`python -m training register|promote|rollback|history|compare`: the registry's side of the command line."""
+
+import getpass
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from mlflow.entities.model_registry import ModelVersion
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from datasets.command import one_line_errors
+from datasets.errors import SentileError, TrainingError
+from datasets.pack import Pack
+from models.modelfile import open_model
+from training.paths import RunFolder, newest_run
+from training.promotion.gates import Case, Finding, examine
+from training.promotion.measure import open_single_threaded
+from training.promotion.registry import CHAMPION, NAME, Registry
+from training.promotion.runs import compare_runs
+from training.promotion.settings import DEFAULT, read_settings
+from training.tracking import Tracking, run_id_of
+
+PROJECT = Path(__file__).resolve().parents[2]
+_BUILD_SECONDS = 300
+
+
+class GatesRefusedError(SentileError):
+    """A candidate did not pass the gates."""
+
+
+def _tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --tracking-uri and --name: which registry, and which model in it."""
+    uri = click.option(
+        "--tracking-uri",
+        "uri",
+        envvar="MLFLOW_TRACKING_URI",
+        default=Tracking.uri,
+        show_default=True,
+        help="MLflow's server or SQLite file.",
+    )
+    name = click.option("--name", default=NAME, show_default=True, help="Of the registered model.")
+    return uri(name(command))
+
+
+def _who_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --by and --why: what the history tells later."""
+    by = click.option("--by", "who", default=getpass.getuser, help="Who does it; default: the user's name.")
+    why = click.option("--why", default="", help="Why, for the history.")
+    return by(why(command))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Registry of models: register a candidate, promote it through the gates, roll back, look at the history."""
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+@main.command()
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run; default: the newest.")
+@click.option("--model", type=click.Path(path_type=Path), help="A model file instead of a run's.")
+@click.option("--version", "semver", help="Semantic version; default: the next one.")
+@_who_options
+@_tracking_options
+@one_line_errors
+def register(
+    folder: Path | None, model: Path | None, semver: str | None, who: str, why: str, name: str, uri: str
+) -> None:
+    """Put a run's model file into the registry, as the candidate."""
+    run = RunFolder(folder) if folder else (None if model else newest_run())
+    path = model or (run.model if run else Path())
+    run_id = run_id_of(run, uri) if run else None
+    version = Registry(uri, name).register(open_model(path), who, why, semver, run_id)
+    click.echo(f"{path} is {name} {version.tags['semver']} (version {version.version}), the candidate")
+
+
+@main.command()
+@click.argument("version", required=False)
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Pack that both models are measured on.")
+@click.option("--gates", type=click.Path(path_type=Path), default=DEFAULT, help="Default: configs/gates.yaml.")
+@click.option("--approve", metavar="NAME", help="The person who approves, where the gates ask for one.")
+@click.option("--dry-run", is_flag=True, help="Measure and print only.")
+@click.option("--bento/--no-bento", default=True, show_default=True, help="Build a bento of the same version.")
+@_who_options
+@_tracking_options
+@one_line_errors
+def promote(
+    version: str | None,
+    data: Path,
+    gates: Path,
+    approve: str | None,
+    dry_run: bool,
+    bento: bool,
+    who: str,
+    why: str,
+    name: str,
+    uri: str,
+) -> None:
+    """Measure VERSION (number, semantic version or alias; default: the candidate) and make it the champion.
+
+    Every gate of the gates file must pass. Exit status 1 says that the model was not promoted; nothing has moved then.
+    """
+    registry, settings = Registry(uri, name), read_settings(gates)
+    found = registry.find(version)
+    champion = registry.by_alias(CHAMPION)
+    with tempfile.TemporaryDirectory(prefix="sentile-promote-") as folder:
+        case = Case(
+            open_single_threaded(registry.fetch(found, Path(folder, "candidate")).path),
+            open_single_threaded(registry.fetch(champion, Path(folder, "champion")).path) if champion else None,
+            Pack(data),
+            settings,
+        )
+        findings = list(examine(case))
+        print_findings(found, champion, findings)
+        if not dry_run:
+            registry.write_findings(found, findings)
+        _refuse_failures(registry, found, findings, who, dry_run)
+        if dry_run:
+            return
+        if settings.approval and not approve:
+            raise GatesRefusedError("every gate passes, but a person must approve; say --approve NAME")
+        if bento:
+            click.echo(f"built {build_bento(case.candidate.path, found.tags['semver'])}")
+    registry.promote(found, approve or who, why or "it passed the gates")
+    click.echo(f"{name} {found.tags.get('semver', found.version)} is the champion now")
+
+
+def _refuse_failures(
+    registry: Registry, version: ModelVersion, findings: list[Finding], who: str, dry_run: bool
+) -> None:
+    failed = [finding.gate for finding in findings if not finding.passed]
+    if failed and not dry_run:
+        registry.refuse(version, who, f"gates: {', '.join(failed)}")
+    if failed:
+        raise GatesRefusedError(f"{len(failed)} of {len(findings)} gates fail: {', '.join(failed)}")
+
+
+@main.command()
+@click.option("--to", help="Version to go back to; default: the champion before this one.")
+@_who_options
+@_tracking_options
+@one_line_errors
+def rollback(to: str | None, who: str, why: str, name: str, uri: str) -> None:
+    """Make the previous champion the champion again; services that follow the alias take it up by themselves."""
+    gone, comes = Registry(uri, name).rollback(who, why, to)
+    click.echo(f"{name}: {gone.tags.get('semver')} goes, {comes.tags.get('semver')} is the champion again")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_tracking_options
+@one_line_errors
+def history(as_json: bool, name: str, uri: str) -> None:
+    """Tell what happened to each version: when, what, who, why."""
+    events = Registry(uri, name).history()
+    if as_json:
+        for event in events:
+            click.echo(json.dumps(asdict(event)))
+        return
+    table = Table("when (UTC)", "version", "what", "who", "why")
+    for event in events:
+        table.add_row(event.when[:19], event.semver, event.what, escape(event.who), escape(event.why))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@main.command()
+@click.option("--experiment", help="Only this experiment; default: all.")
+@click.option("--most", default=20, show_default=True, type=click.IntRange(1), help="Rows at most, newest first.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_tracking_options
+@one_line_errors
+def compare(experiment: str | None, most: int, as_json: bool, name: str, uri: str) -> None:
+    """Print a table of training runs: figures, what they were trained on, and how they differ in settings."""
+    rows = compare_runs(uri, experiment, most)
+    if not rows:
+        raise TrainingError(f"{uri}: no run is there; `python -m training` makes one")
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(str(row.get(column, ""))) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[Finding]) -> None:
+    """Print a table of what the gates found."""
+    against = f"against {champion.tags.get('semver', champion.version)}" if champion else "there is no champion"
+    table = Table("gate", "", "figure", "asked", title=f"{version.tags.get('semver', version.version)}, {against}")
+    for finding in findings:
+        state = "pass" if finding.passed else "FAIL"
+        table.add_row(escape(finding.gate), state, f"{finding.figure:.4g}", escape(finding.limit))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def build_bento(model: Path, version: str) -> str:
+    """Build a bento of a model file, in a process of its own as training must not import serving; return its tag.
+
+    Raises:
+        TrainingError: it cannot be built.
+    """
+    command = [sys.executable, "-m", "bento.build", "--model", str(model), "--version", version]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
+    if done.returncode != 0:
+        raise TrainingError(f"the bento cannot be built, so nothing was promoted: {done.stderr.strip()}")
+    return done.stdout.strip()

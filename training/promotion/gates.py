@@ -1,0 +1,236 @@
+"""The gates that a model passes before it serves. Each is a function from a case to findings with figures."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from datasets.errors import TrainingError
+from datasets.pack import Pack
+from models.modelfile import ModelFile
+from training.promotion import contract
+from training.promotion.measure import (
+    DISTURBANCES,
+    NOWHERE,
+    Answers,
+    answers_of,
+    graph_difference,
+    milliseconds_a_tile,
+)
+from training.promotion.settings import GateSettings
+
+_PARITY_TILES = 64
+_CHUNK = 200  # resamples that are drawn at once: bounds the memory of the bootstrap
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one gate found.
+
+    Attributes:
+        gate: its name, e.g. `floor/accuracy`.
+        passed: whether the model may go on.
+        figure: what was measured.
+        limit: what was asked, in words.
+    """
+
+    gate: str
+    passed: bool
+    figure: float
+    limit: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A candidate, the champion if there is one, and the tiles that both are measured on."""
+
+    candidate: ModelFile
+    champion: ModelFile | None
+    pack: Pack
+    settings: GateSettings
+    _seen: dict[tuple[str, str], Answers] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The tiles' rows in the pack."""
+        return self.pack.rows(self.settings.split)
+
+    def answers(self, model: ModelFile, disturbance: str = "") -> Answers:
+        """Return a model's answers to the tiles, disturbed or not; worked out once."""
+        key = (model.sha256, disturbance)
+        if key not in self._seen:
+            self._seen[key] = answers_of(model, self.pack, self.rows, DISTURBANCES.get(disturbance))
+        return self._seen[key]
+
+
+def examine(case: Case) -> Iterator[Finding]:
+    """Yield what every gate that the settings ask for finds.
+
+    Raises:
+        TrainingError: the tiles are too few to decide anything.
+    """
+    if len(case.rows) < case.settings.least_tiles:
+        raise TrainingError(
+            f"{case.pack.root}: {len(case.rows)} tiles in the split {case.settings.split!r}, "
+            f"{case.settings.least_tiles} are the least; name another pack, or change the gates file"
+        )
+    for name, gate in GATES.items():
+        if getattr(case.settings, name):
+            yield from gate(case)
+
+
+def lower_bounds(candidate: Answers, champion: Answers, case: Case) -> dict[str, float]:
+    """Return the lower confidence bounds of the candidate's gain in accuracy and macro F1, by a paired bootstrap.
+
+    Both models answer the same tiles, so tiles are drawn with replacement and both are measured on each draw
+    (Efron & Tibshirani 1993, chapter 13, the percentile interval): what is hard for both cancels out.
+    """
+    asked = case.settings.champion
+    assert asked is not None  # noqa: S101 - only called where the settings ask for it
+    random = np.random.default_rng(case.settings.seed)
+    accuracy, macro_f1 = [], []
+    for start in range(0, asked.resamples, _CHUNK):
+        draws = random.integers(0, len(case.rows), (min(_CHUNK, asked.resamples - start), len(case.rows)))
+        accuracy += list(candidate.right[draws].mean(1) - champion.right[draws].mean(1))
+        macro_f1 += [_macro_f1(candidate, draw) - _macro_f1(champion, draw) for draw in draws]
+    level = 1 - asked.confidence
+    return {"accuracy": float(np.quantile(accuracy, level)), "macro_f1": float(np.quantile(macro_f1, level))}
+
+
+def _macro_f1(answers: Answers, draw: npt.NDArray[np.int64]) -> float:
+    """Return macro F1 over the classes that a draw has, from the confusion matrix."""
+    count = len(answers.classes)
+    confusion = np.bincount(answers.labels[draw] * count + answers.answered[draw], minlength=count**2)
+    confusion = confusion.reshape(count, count)
+    true, answered, both = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+    seen = true > 0
+    return float((2 * both[seen] / (true[seen] + answered[seen])).mean())
+
+
+def _champion(case: Case) -> Iterator[Finding]:
+    if case.champion is None or case.settings.champion is None:
+        return
+    bounds = lower_bounds(case.answers(case.candidate), case.answers(case.champion), case)
+    for name, bound in bounds.items():
+        most = getattr(case.settings.champion, name)
+        limit = f"≥ -{most:g} against the champion, {case.settings.champion.confidence:.0%} sure"
+        yield Finding(f"champion/{name}", bound >= -most, bound, limit)
+
+
+def _floor(case: Case) -> Iterator[Finding]:
+    floor, answers = case.settings.floor, case.answers(case.candidate)
+    assert floor is not None  # noqa: S101 - asked for, see `examine`
+    for name in ("accuracy", "macro_f1"):
+        figure, least = getattr(answers, name), getattr(floor, name)
+        yield Finding(f"floor/{name}", figure >= least, figure, f"≥ {least:g}")
+    for index, name in enumerate(answers.classes):
+        of_class = answers.labels == index
+        if of_class.sum() >= floor.class_tiles:
+            recall = float(answers.right[of_class].mean())
+            yield Finding(f"floor/recall/{name}", recall >= floor.class_recall, recall, f"≥ {floor.class_recall:g}")
+
+
+def _calibration(case: Case) -> Iterator[Finding]:
+    import torch  # here, as the registry's other commands need not wait for it
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    from training.evaluation import CALIBRATION_BINS
+
+    most, answers = case.settings.calibration or 0.0, case.answers(case.candidate)
+    error = multiclass_calibration_error(
+        torch.from_numpy(answers.probabilities),
+        torch.from_numpy(answers.labels),
+        len(answers.classes),
+        n_bins=CALIBRATION_BINS,
+    )
+    yield Finding("calibration", float(error) <= most, float(error), f"≤ {most:g}")
+
+
+def _coverage(case: Case) -> Iterator[Finding]:
+    asked, sets = case.settings.coverage, case.candidate.metadata.prediction_sets
+    assert asked is not None  # noqa: S101 - asked for, see `examine`
+    if sets is None or max(sets.thresholds) < asked.asked:
+        yield Finding("coverage", False, 0.0, f"prediction sets calibrated for {asked.asked:g}")
+        return
+    answers = case.answers(case.candidate)
+    of_truth = answers.probabilities[np.arange(len(answers.labels)), answers.labels]
+    covered = float((of_truth >= sets.threshold(asked.asked)).mean())
+    least = asked.asked - asked.most_below
+    yield Finding("coverage", covered >= least, covered, f"≥ {least:g} where {asked.asked:g} is asked")
+
+
+def _outliers(case: Case) -> Iterator[Finding]:
+    most, known = case.settings.outliers or 0.0, case.candidate.metadata.outliers
+    if known is None:
+        yield Finding("outliers", False, 0.0, "a calibrated outlier score")
+        return
+    flagged = float((case.answers(case.candidate).outlier_scores > known.threshold).mean())
+    yield Finding("outliers", flagged <= most, flagged, f"≤ {most:g} of known tiles flagged")
+
+
+def _robustness(case: Case) -> Iterator[Finding]:
+    asked, clean = case.settings.robustness, case.answers(case.candidate).accuracy
+    assert asked is not None  # noqa: S101 - asked for, see `examine`
+    for name, most in asked.limits.items():
+        accuracy = case.answers(case.candidate, name).accuracy
+        cost = clean - accuracy
+        yield Finding(f"robustness/{name}", cost <= most, cost, f"≤ {most:g} of accuracy lost")
+        if case.champion:
+            behind = case.answers(case.champion, name).accuracy - accuracy
+            limit = f"≤ {asked.more_than_champion:g} behind the champion"
+            yield Finding(f"robustness/{name}/champion", behind <= asked.more_than_champion, behind, limit)
+
+
+def _zones(case: Case) -> Iterator[Finding]:
+    asked, answers = case.settings.zones, case.answers(case.candidate)
+    assert asked is not None  # noqa: S101 - asked for, see `examine`
+    for zone in np.unique(answers.zones):
+        there = answers.zones == zone
+        if zone != NOWHERE and there.sum() >= asked.tiles:
+            below = answers.accuracy - float(answers.right[there].mean())
+            yield Finding(f"zones/{zone}", below <= asked.most_below, below, f"≤ {asked.most_below:g} below all")
+
+
+def _latency(case: Case) -> Iterator[Finding]:
+    asked = case.settings.latency
+    assert asked is not None  # noqa: S101 - asked for, see `examine`
+    models = {"candidate": case.candidate} | ({"champion": case.champion} if case.champion else {})
+    taken = {name: times[1] for name, times in milliseconds_a_tile(models).items()}
+    most = asked.milliseconds
+    yield Finding("latency", taken["candidate"] <= most, taken["candidate"], f"≤ {most:g} ms a tile")
+    if case.champion:
+        times = taken["candidate"] / taken["champion"]
+        yield Finding("latency/champion", times <= asked.times_champion, times, f"≤ {asked.times_champion:g} ×")
+
+
+def _megabytes(case: Case) -> Iterator[Finding]:
+    size, most = case.candidate.path.stat().st_size / 1e6, case.settings.megabytes or 0.0
+    yield Finding("megabytes", size <= most, size, f"≤ {most:g} MB")
+
+
+def _parity(case: Case) -> Iterator[Finding]:
+    most = case.settings.parity or 0.0
+    difference = graph_difference(case.candidate, case.pack.fetch(case.rows[:_PARITY_TILES]))
+    yield Finding("parity", difference <= most, difference, f"≤ {most:g} between optimised and plain graph")
+
+
+def _contract(case: Case) -> Iterator[Finding]:
+    broken = contract.violations(case.candidate, case.pack.fetch(case.rows[: contract.TILES]))
+    yield Finding("contract", not broken, len(broken), "; ".join(broken) or "a real service keeps its contract")
+
+
+GATES: dict[str, Callable[[Case], Iterator[Finding]]] = {
+    "floor": _floor,
+    "champion": _champion,
+    "calibration": _calibration,
+    "coverage": _coverage,
+    "outliers": _outliers,
+    "robustness": _robustness,
+    "zones": _zones,
+    "latency": _latency,
+    "megabytes": _megabytes,
+    "parity": _parity,
+    "contract": _contract,
+}
