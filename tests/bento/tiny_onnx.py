@@ -21,7 +21,7 @@ def metadata(classes: Sequence[str] = ("A", "B")) -> ModelMetadata:
 def calibrated(classes: Sequence[str]) -> ModelMetadata:
     """Return metadata of a model that knows all that a model can: prediction sets, and what is unlike its training."""
     sets = PredictionSets(method="split", thresholds={0.9: 0.05})
-    outliers = Outliers(method="distance", threshold=1.0, false_alarms=0.01)
+    outliers = Outliers(method="distance", threshold=1e5, false_alarms=0.01)
     return metadata(classes).model_copy(update={"prediction_sets": sets, "outliers": outliers})
 
 

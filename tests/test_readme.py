@@ -1,0 +1,146 @@
+"""What the README says about the service is true: its commands run, and print what it shows, in form."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from geotiffs import tile_file
+from serving import Server, served
+from tiny_onnx import calibrated, write_model
+
+from datasets.bands import EUROSAT_MS_ORDER
+from datasets.eurosat import CLASSES
+from datasets.synthetic import synthesise_scene, synthesise_tile, write_tile
+
+PROJECT = Path(__file__).parents[1]
+README = (PROJECT / "README.md").read_text()
+SECTION = README.partition("## Use 1")[2].partition("\n## ")[0]
+URL = "http://localhost:3000"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command of the README, and what stands below it."""
+
+    command: str
+    output: str
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
+
+
+def examples() -> list[Example]:
+    found = []
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append(Example(command.strip(), output.strip()))
+    return found
+
+
+def form_of(output: str) -> re.Pattern[str]:
+    """What outputs of the form of `output` match: its keys, any numbers and texts; `…` stands for anything."""
+    pieces = re.split(r'("[^"]*"\s*:|"[^"]*"|-?\d+(?:\.\d+)?|…|\s+)', output)
+    return re.compile("".join(map(_piece, pieces)), re.DOTALL)
+
+
+def _piece(piece: str) -> str:
+    if piece == "…":
+        return ".*?"
+    if piece.strip() == "":
+        return r"\s*"
+    if piece.endswith(":"):
+        return re.escape(piece[:-1].rstrip()) + r"\s*:"
+    if piece.startswith('"'):
+        return '"[^"]*"'
+    return r"-?[\d.]+(?:e-?\d+)?" if re.fullmatch(r"-?\d+(?:\.\d+)?", piece) else re.escape(piece)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    weights = np.zeros((14, len(CLASSES)), np.float32)
+    weights[-1, CLASSES.index("Forest")] = 10  # sure of its answer, as the README's model is
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    model = write_model(path, calibrated(CLASSES).model_dump_json(), weights=weights)
+    with served(model, tmp_path_factory.mktemp("bentoml"), SENTILE_WORKERS="1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `make demo` leaves, and a tile of EuroSAT's kind."""
+    folder = tmp_path_factory.mktemp("readme")
+    for label in ("Forest", "River"):
+        path = folder / f"demo/raw/synthetic/{label}/{label}_1.tif"
+        path.parent.mkdir(parents=True)
+        write_tile(synthesise_tile(label, 1, 0), path)
+    plain = folder / "EuroSAT_MS/Forest/Forest_1.tif"
+    plain.parent.mkdir(parents=True)
+    plain.write_bytes(tile_file(synthesise_tile("Forest", 1, 0), EUROSAT_MS_ORDER, named=False))
+    (folder / "demo/scenes").mkdir()
+    synthesise_scene(folder / "demo/scenes/scene.tif", seed=0, rows=2, columns=3)
+    return folder
+
+
+def run(command: list[str], server: Server, folder: Path) -> str:
+    environment = os.environ | {"NO_PROXY": "127.0.0.1", "PYTHONPATH": str(PROJECT)}
+    command = [word.replace(URL, server.url) for word in command]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_curl_line_of_the_readme_is_one_that_is_run_here() -> None:
+    lines = re.findall(r"^.*\bcurl .*$", README, re.MULTILINE)
+    assert len(lines) >= 8
+    assert [line.removeprefix("$ ") for line in lines] == [e.command for e in examples() if "curl" in e.command]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("example", examples(), ids=lambda example: example.command)
+def test_a_command_prints_what_the_readme_shows_in_form(server: Server, folder: Path, example: Example) -> None:
+    printed = run(["bash", "-c", example.command.replace("curl ", "curl -sS ")], server, folder)
+    assert form_of(example.output).fullmatch(printed.strip()), printed
+    for name in re.findall(r"-o (\S+)", example.command):
+        kinds = {"png": b"\x89PNG", "tif": b"II*\0", "geojson": b'{"type":"FeatureCollection"'}
+        assert (folder / name).read_bytes().startswith(kinds[name.rpartition(".")[2]])
+
+
+def test_forms_tell_other_outputs_from_alike_ones() -> None:
+    form = form_of('{"name": "a.tif", "share": 0.97, "bands": ["B01", …]}')
+    assert form.fullmatch('{"name":"b","share":1.0,"bands":["B02","B03"]}')
+    assert not form.fullmatch('{"name":"b","shares":1.0,"bands":["B02"]}')
+    assert not form.fullmatch('{"name":"b","share":null,"bands":["B02"]}')
+
+
+def test_the_python_example_runs(server: Server, folder: Path) -> None:
+    (program,) = blocks("python")
+    lines = run([sys.executable, "-c", program], server, folder).splitlines()
+    assert len(lines) == 3
+    for line in lines[:2]:
+        assert re.fullmatch(rf"({'|'.join(CLASSES)}) [01]\.\d\d", line)
+    assert lines[2] == "6 windows"
+    (shown,) = blocks("text")
+    assert form_of(re.sub("River", "Forest", shown.strip())).fullmatch("\n".join(lines))
+
+
+def test_the_clients_command_runs(server: Server, folder: Path) -> None:
+    (command,) = re.findall(r"`\S*python (-m bento\.client \S+) FILES…`", SECTION)
+    printed = run([sys.executable, *command.split(), "demo/raw/synthetic/Forest/Forest_1.tif"], server, folder)
+    assert printed.splitlines()[0].startswith("name")
+
+
+def test_the_paths_that_it_names_are_answered(server: Server) -> None:
+    paths = re.findall(r"`(/[a-z]+)`", SECTION)
+    assert "/readyz" in paths
+    for path in paths:
+        assert httpx.get(f"{server.url}{path}", trust_env=False, timeout=30).status_code == 200
