@@ -7,7 +7,6 @@ tiles of 64 × 64 pixels at about 10 m.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -51,10 +50,6 @@ class Georeference:
         return _footprint(self.crs, self.transform, width, height)
 
 
-# What makes PROJ open a file that the CRS names, by any path: grids of shifts (`@null` is none), definitions.
-_OTHER_FILE = re.compile(r"(?:grids\W+|init=|parameterfile\W+)(?!@?null\b)", re.IGNORECASE)
-
-
 @lru_cache(maxsize=4096)  # of one tile, it is asked for when it is read and again when it is answered
 def _footprint(crs: CRS, transform: Affine, width: int, height: int) -> dict[str, Any] | None:
     from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
@@ -64,8 +59,6 @@ def _footprint(crs: CRS, transform: Affine, width: int, height: int) -> dict[str
     corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
     ring = [tuple(transform @ corner) for corner in corners]
     try:
-        if _OTHER_FILE.search(crs.to_wkt()):
-            return None
         geometry = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
     except (CPLE_BaseError, RasterioError, SystemError, ValueError):  # GDAL's errors reach us in all of these
         return None

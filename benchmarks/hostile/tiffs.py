@@ -108,12 +108,19 @@ def put(entries: list[Entry], *new: Entry) -> list[Entry]:
     return sorted([entry for entry in entries if entry.tag not in tags] + list(new), key=lambda entry: entry.tag)
 
 
-def geo_keys(tiff: Tiff, citation: str) -> tuple[Entry, Entry]:
-    """Return the entries of a projected CRS that is said in words alone."""
+def geo_keys(tiff: Tiff, citation: str, place: int = 1026) -> tuple[Entry, Entry]:
+    """Return the entries of a projected CRS of which little is said but words.
+
+    They stand as the file's own citation (1026), from which GDAL reads what ESRI's programs write, or as the CRS's
+    (3073).
+    """
     length = len(citation.encode()) + 1
-    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 3072, 0, 1, 32767, 3073, GEO_ASCII, length, 0)
-    data = struct.pack(f"{tiff.order}{len(keys)}H", *keys)
-    return Entry(GEO_KEYS, 3, len(keys), data), text(GEO_ASCII, citation + "|")
+    known = {1024: 1, 1025: 1, 2048: 4326, 3072: 32767, 3074: 32767, 3075: 1, 3076: 9001}
+    lines = [(key, 0, 1, value) for key, value in known.items()] + [(place, GEO_ASCII, length, 0)]
+    keys = [1, 1, 0, len(lines), *(number for line in sorted(lines) for number in line)]
+    return Entry(GEO_KEYS, 3, len(keys), struct.pack(f"{tiff.order}{len(keys)}H", *keys)), text(
+        GEO_ASCII, citation + "|"
+    )
 
 
 def esri(canary: str) -> list[str]:
@@ -262,7 +269,7 @@ def _metadata(tiff: Tiff, entries: list[Entry], random: Random, canary: str) -> 
 def _place(tiff: Tiff, entries: list[Entry], random: Random, canary: str) -> list[Entry]:
     choice = random.randrange(5)
     if choice == 0:
-        return put(entries, *geo_keys(tiff, random.choice(esri(canary))))
+        return put(entries, *geo_keys(tiff, random.choice(esri(canary)), random.choice((1026, 3073))))
     if choice == 1:
         count = random.choice((4, 16, 32, 400))
         known = (1024, 1025, 2048, 2049, 2054, 3072, 3073, 3074, 4096, GEO_DOUBLES, GEO_ASCII)
