@@ -324,7 +324,7 @@ function update() {
 function told(done, failed) {
   if (!done.length) return `${count(failed.length, "file")} could not be classified.`;
   const parts = [`${count(done.length, "file")} classified`];
-  if (done.length === 1 && done[0].result) parts[0] = `${done[0].file.name}: ${className(done[0].result.class)}, ${percent(done[0].result.probabilities[done[0].result.class])}`;
+  if (items.length === 1 && done[0].result) parts[0] = `${done[0].file.name}: ${className(done[0].result.class)}, ${percent(done[0].result.probabilities[done[0].result.class])}`;
   if (failed.length) parts.push(`${count(failed.length, "file")} could not be`);
   const wary = done.filter((item) => item.warned).length;
   if (wary) parts.push(`${count(wary, "answer")} to be wary of`);

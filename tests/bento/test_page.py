@@ -1,0 +1,518 @@
+"""The page at `/`, as people meet it: a real service, in a real browser."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import find_browser, opened_browser
+from geotiffs import geotiff, tile_file
+from onnx import helper
+from playwright.sync_api import Browser, Download, FilePayload, Locator, Page, Route, expect
+from rasterio.io import MemoryFile
+from serving import Server, served
+from tiny_onnx import metadata
+
+from bento.page_routes import FOLDER, POLICY
+from datasets.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
+from datasets.eurosat import CLASSES
+from datasets.synthetic import TAGS, render, synthesise_tile
+from datasets.tile import DN
+from models.modelfile import METADATA_KEY, Outliers, PredictionSets
+
+KEY = "page-0123456789abcdef"
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+BRIGHT = 6000  # DN, mean of all bands, above which the model finds a tile unusual
+TILES = {label: synthesise_tile(label, 2, 1) for label in CLASSES}
+FOREST, LAKE = tile_file(TILES["Forest"]), tile_file(TILES["SeaLake"])
+PLAIN = tile_file(TILES["Forest"], EUROSAT_MS_ORDER, named=False)  # as EuroSAT's own files: no names, no tags
+EVIL = "<img src=x onerror=document.title='taken'>.tif"
+
+
+@pytest.fixture(scope="module")
+def model(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The linear model, with all that a model can say of itself."""
+    known = metadata(CLASSES).model_copy(
+        update={
+            "prediction_sets": PredictionSets(method="split", thresholds={0.8: 0.4, 0.9: 0.02}, calibrated_on="tests"),
+            "outliers": Outliers(method="distance", threshold=BRIGHT, false_alarms=0.01),
+            "metrics": {"val/accuracy": 0.925, "val/macro_f1": 0.9},
+            "licence": "CC0-1.0",
+            "synthetic": True,
+        }
+    )
+    graph = onnx.load(str(linear_model))
+    helper.set_model_props(graph, {METADATA_KEY: known.model_dump_json()})
+    path = tmp_path_factory.mktemp("described") / "model.onnx"
+    onnx.save(graph, str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = {"SENTILE_WORKERS": "1", "SENTILE_MOST_TILES": "3", "SENTILE_MOST_WINDOWS_AT_ONCE": "8"}
+    with served(model, tmp_path_factory.mktemp("bentoml"), **settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    find_browser()
+    with opened_browser() as browser:
+        yield browser
+
+
+class Visit:
+    """The page, opened afresh, with all that it asks and all that goes wrong in it."""
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        self.context = browser.new_context(**({"viewport": DESK, "reduced_motion": "reduce"} | options))
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(15_000)
+        self.url = url
+        self.asked: list[str] = []
+        self.wrong: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda message: self.wrong.append(message.text) if message.type == "error" else None)
+        self.page.goto(url)
+
+    @property
+    def hosts(self) -> set[str]:
+        """Whom the page has asked for anything, beside itself."""
+        return {urlsplit(url).netloc for url in self.asked if not url.startswith("blob:")} - {urlsplit(self.url).netloc}
+
+    def give(self, files: dict[str, bytes]) -> None:
+        payloads: list[FilePayload] = [
+            {"name": name, "mimeType": "image/tiff", "buffer": content} for name, content in files.items()
+        ]
+        self.page.set_input_files("#file-input", payloads)
+
+    def says(self, text: str | re.Pattern[str]) -> None:
+        expect(self.page.locator("#status")).to_contain_text(text, timeout=15_000)
+
+    def cards(self) -> Locator:
+        return self.page.locator("#cards > li")
+
+
+@pytest.fixture
+def visit(browser: Browser, server: Server) -> Iterator[Visit]:
+    visit = Visit(browser, f"{server.url}/")
+    expect(visit.page.locator("#model-card dl")).to_be_visible()
+    yield visit
+    visit.context.close()
+
+
+def land(rows: int, columns: int) -> DN:
+    """Land (13, 64 · rows, 64 · columns): forest, but a lake in the east."""
+    cells = [
+        [render("SeaLake" if c == columns - 1 else "Forest", r * columns + c, seed=4) for c in range(columns)]
+        for r in range(rows)
+    ]
+    return np.concatenate([np.concatenate(row, axis=2) for row in cells], axis=1)
+
+
+def scene(rows: int, columns: int) -> bytes:
+    return geotiff(land(rows, columns), names=BAND_NAMES, tags=TAGS)
+
+
+def changed(pixels: DN, **more: Any) -> bytes:
+    return geotiff(pixels, **({"names": BAND_NAMES, "tags": TAGS} | more))
+
+
+def text_of(download: Download) -> str:
+    return Path(download.path()).read_text(encoding="utf-8")
+
+
+# The files of the page.
+
+
+def test_the_page_and_its_files_are_served_and_kept_by_browsers_until_they_change(server: Server) -> None:
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        for path in ("/", *(f"/page/{file.name}" for file in FOLDER.iterdir() if file.name != "index.html")):
+            first = client.get(path)
+            assert first.status_code == 200
+            assert first.headers["content-security-policy"] == POLICY
+            assert first.headers["cache-control"] == "no-cache"
+            again = client.get(path, headers={"If-None-Match": f'"old", {first.headers["etag"]}'})
+            assert (again.status_code, again.content) == (304, b"")
+            assert again.headers["etag"] == first.headers["etag"]
+            other = client.get(path, headers={"If-None-Match": f'"{hashlib.sha256(b"").hexdigest()[:32]}"'})
+            assert other.content == first.content
+        assert client.get("/page/../app.py").status_code == 404
+        assert client.get("/page/missing.js").status_code == 404
+
+
+def test_the_policy_lets_only_the_services_own_code_run(server: Server) -> None:
+    policy = httpx.get(server.url, trust_env=False).headers["content-security-policy"]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == rules["form-action"] == rules["frame-ancestors"] == rules["base-uri"] == "'none'"
+    assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
+    markup = (FOLDER / "index.html").read_text()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", markup)
+
+
+# What people see.
+
+
+def test_a_tile_is_answered_with_its_class_bars_set_pictures_and_place(visit: Visit) -> None:
+    visit.give({"wood.tif": FOREST})
+    visit.says("wood.tif: Forest")
+    card = visit.cards().first
+    expect(card.locator("h4")).to_contain_text("wood.tif")
+    expect(card.locator(".class")).to_contain_text(re.compile(r"Forest\s*\d+(\.\d)? %"))
+    expect(card.locator(".set")).to_contain_text("At 90 % coverage: Forest")
+    shares = [float(re.sub(r"[<>%\s]", "", text)) for text in card.locator(".bars .value").all_text_contents()]
+    assert len(shares) == len(CLASSES)
+    assert shares == sorted(shares, reverse=True)
+    longest = card.locator(".bars .fill").first.evaluate(
+        "bar => 100 * bar.getBoundingClientRect().width / bar.parentElement.clientWidth"
+    )
+    assert longest == pytest.approx(shares[0], abs=2)
+    for caption in ("True colour", "False colour"):
+        image = card.get_by_role("img", name=f"{caption} picture of wood.tif")
+        expect(image).to_be_visible()
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    footprint = TILES["Forest"].footprint
+    assert footprint is not None
+    longitude, latitude = np.mean(footprint["coordinates"][0][:4], axis=0)
+    expect(card.locator(".facts")).to_contain_text(f"{abs(latitude):.3f}° {'N' if latitude > 0 else 'S'}")
+    expect(card.locator(".facts")).to_contain_text(f"{abs(longitude):.3f}° {'E' if longitude > 0 else 'W'}")
+    expect(visit.page.locator("#map-drawing .footprint")).to_have_count(1)
+    expect(card.locator(".note")).to_have_count(0)
+    assert visit.wrong == []
+
+
+def test_many_tiles_go_in_groups_and_are_summed_up(visit: Visit) -> None:
+    files = {f"{label}.tif": tile_file(tile) for label, tile in TILES.items()}  # more than the service takes at once
+    visit.give(files)
+    visit.says("10 files classified")
+    assert visit.cards().locator("h4").all_text_contents() == [f"{n}{name}" for n, name in enumerate(files, start=1)]
+    answered = Counter(visit.page.locator(".class span:nth-child(2)").all_text_contents())
+    names = visit.page.locator("#summary th").all_text_contents()
+    numbers = [int(text.split()[0]) for text in visit.page.locator("#summary td").all_text_contents()]
+    assert dict(zip(names, numbers, strict=True)) == answered
+
+
+def test_warnings_are_told_in_plain_words(visit: Visit) -> None:
+    bright = np.full((13, 64, 64), 9000, np.uint16)
+    torn = render("Forest", 5, seed=2).copy()
+    torn[:, :, :40] = 0
+    visit.give(
+        {"cloud.tif": changed(bright), "torn.tif": changed(torn), "three.tif": tile_file(TILES["Forest"], RGB_BANDS)}
+    )
+    visit.says("3 answers to be wary of")
+    cloud, torn_card, three = (visit.cards().nth(n).locator(".warnings") for n in range(3))
+    expect(cloud).to_contain_text("Unusual input.")
+    expect(cloud).to_contain_text("Maybe cloud: 100 % of the picture")
+    expect(torn_card).to_contain_text("No data in 62.5 % of the pixels.")
+    expect(three).to_contain_text("Without 10 bands that the model knows")
+    expect(visit.cards().nth(2).locator("figure.none")).to_contain_text("lacks a band")
+
+
+def test_an_undecided_answer_is_told_as_a_set(visit: Visit) -> None:
+    half = TILES["Forest"].pixels.copy()
+    half[:, :, 32:] = TILES["Pasture"].pixels[:, :, 32:]
+    visit.give({"edge.tif": changed(half)})
+    visit.says("1 answer to be wary of")
+    expect(visit.cards().first.locator(".set")).to_contain_text(" or ")
+    expect(visit.cards().first.locator(".warnings")).to_contain_text("Undecided.")
+
+
+def test_a_scene_is_shown_as_windows_with_its_class_map_to_download(visit: Visit) -> None:
+    visit.give({"coast.tif": scene(2, 3)})
+    visit.says("1 file classified")
+    card = visit.cards().first
+    expect(card.locator(".class")).to_contain_text("Mostly forest")
+    expect(card.locator(".bars").first).to_contain_text("Sea lake")
+    expect(visit.page.locator("#map-drawing .window")).to_have_count(6)
+    with visit.page.expect_download() as caught:
+        card.get_by_role("button", name="Download the class map").click()
+    assert caught.value.suggested_filename == "coast.classes.tif"
+    with MemoryFile(Path(caught.value.path()).read_bytes()) as memory, memory.open() as dataset:
+        class_map = dataset.read(1)
+    assert class_map.shape == (128, 192)
+    assert CLASSES[class_map[0, 0]] == "Forest"
+    assert CLASSES[class_map[0, -1]] == "SeaLake"
+
+
+def test_a_long_scene_is_waited_for_as_a_task(visit: Visit) -> None:
+    visit.give({"long.tif": scene(3, 4)})
+    visit.says("1 file classified")
+    expect(visit.page.locator("#map-drawing .window")).to_have_count(12)
+    assert any("/tasks/" in url for url in visit.asked)
+    with visit.page.expect_download() as caught:
+        visit.page.get_by_role("button", name="Download the class map").click()
+    assert Path(caught.value.path()).read_bytes()[:2] == b"II"
+    assert len([url for url in visit.asked if "/scene?" in url]) == 1
+
+
+def test_what_an_answer_is_based_on_is_shown_on_request(visit: Visit) -> None:
+    visit.give({"wood.tif": FOREST})
+    visit.says("Forest")
+    visit.page.get_by_role("button", name="What is this based on?").click()
+    image = visit.page.locator(".why img")
+    expect(image).to_be_visible()
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 200
+    expect(visit.page.locator(".why figcaption")).to_contain_text("“Forest”")
+
+
+def test_the_model_describes_itself(visit: Visit) -> None:
+    card = visit.page.locator("#model-card")
+    for text in (
+        "tiny, version 0",
+        "linear on band means",
+        "CC0-1.0",
+        "Herbaceous vegetation",
+        "Accuracy (val)",
+        "92.5 %",
+    ):
+        expect(card).to_contain_text(text)
+    expect(card.locator("dd", has_text=re.compile(r"^[0-9a-f]{64}$"))).to_be_visible()
+    expect(visit.page.locator("#model-warning")).to_contain_text("synthetic")
+
+
+# What the files do not say.
+
+
+def test_a_file_that_does_not_say_its_bands_is_helped_out(visit: Visit) -> None:
+    visit.give({"plain.tif": PLAIN})
+    visit.says("could not be classified")
+    card = visit.cards().first
+    expect(card).to_contain_text("Not classified.")
+    expect(card).to_contain_text("Say which they are")
+    card.get_by_role("button", name="They are EuroSAT tiles").click()
+    visit.says("plain.tif: Forest")
+    expect(visit.page.locator("#said")).to_have_text("said: bands eurosat, level L1C, offset 0")
+    expect(card.locator("h4")).to_be_focused()
+
+
+def test_what_is_said_by_hand_holds_for_all_files(visit: Visit) -> None:
+    pixels = TILES["Forest"].pixels.astype(np.float32) / 10_000
+    floats = geotiff(np.concatenate([pixels, pixels[:1]]))
+    visit.give({"a.tif": floats, "b.tif": floats})
+    visit.says("2 files could not be classified")
+    visit.cards().first.get_by_role("button", name="Say it for all files").click()
+    expect(visit.page.get_by_label("Bands, in the files' order")).to_be_focused()
+    visit.page.get_by_label("Bands, in the files' order").select_option("own")
+    visit.page.get_by_label("Your list of bands").fill(",".join((*BAND_NAMES, "_")))
+    visit.page.get_by_label("Scale: reflectance per unit").fill("1,0")
+    visit.page.get_by_label("Offset: added before scaling").fill("0")
+    visit.page.get_by_role("button", name="Use for all files").click()
+    visit.says("2 files classified")
+    visit.page.get_by_label("Offset: added before scaling").fill("nothing")
+    visit.page.get_by_role("button", name="Use for all files").click()
+    visit.says("2 files could not be classified")
+    expect(visit.cards().first).to_contain_text("Offset is a number")
+
+
+def test_the_coverage_of_sets_can_be_chosen(visit: Visit) -> None:
+    visit.page.locator("#statements summary").click()
+    assert visit.page.locator("#coverage option").all_text_contents() == ["80 %", "90 %"]
+    visit.page.get_by_label("Coverage of the prediction set").select_option("0.8")
+    visit.give({"wood.tif": FOREST})
+    visit.says("Forest")
+    expect(visit.page.locator(".set")).to_contain_text("At 80 % coverage")
+
+
+def test_what_is_no_tile_is_refused_by_itself(visit: Visit) -> None:
+    visit.give({"notes.tif": b"not a picture", "wood.tif": FOREST, "empty.tif": b""})
+    visit.says("1 file classified, 2 files could not be")
+    assert visit.cards().nth(0).locator(".note.bad").count() == 1
+    expect(visit.cards().nth(0)).to_contain_text("Not a GeoTIFF")
+    expect(visit.cards().nth(1)).to_contain_text("Forest")
+
+
+# What leaves the page.
+
+
+def test_results_are_downloaded_as_geojson_and_csv(visit: Visit) -> None:
+    visit.give({'=wood, "old".tif': FOREST, "coast.tif": scene(2, 3), "notes.tif": b"not a picture"})
+    visit.says("2 files classified, 1 file could not be")
+    with visit.page.expect_download() as caught:
+        visit.page.get_by_role("button", name="Download GeoJSON").click()
+    assert caught.value.suggested_filename == "sentile.geojson"
+    features = json.loads(text_of(caught.value))["features"]
+    assert [feature["properties"]["kind"] for feature in features] == ["tile", *["scene"] * 6, "tile"]
+    assert features[0]["geometry"] == TILES["Forest"].footprint
+    assert features[0]["properties"]["class"] == "Forest"
+    assert features[0]["properties"]["probability"] == max(features[0]["properties"]["probabilities"].values())
+    assert features[7]["properties"]["error"]["code"] == "unreadable_image"
+    with visit.page.expect_download() as caught:
+        visit.page.get_by_role("button", name="Download CSV").click()
+    rows = list(csv.DictReader(io.StringIO(text_of(caught.value))))
+    assert len(rows) == 8
+    assert rows[0]["file"] == '\'=wood, "old".tif'  # no spreadsheet takes it for a formula
+    assert sum(float(rows[0][f"p_{name}"]) for name in CLASSES) == pytest.approx(1, abs=1e-4)
+    assert (rows[1]["row"], rows[1]["column"], rows[7]["error_code"]) == ("0", "0", "unreadable_image")
+
+
+def test_no_request_leaves_the_host_until_the_base_map_is_turned_on(visit: Visit) -> None:
+    visit.give({"wood.tif": FOREST, "coast.tif": scene(2, 3)})
+    visit.says("2 files classified")
+    visit.page.get_by_role("button", name="What is this based on?").click()
+    expect(visit.page.locator(".why img")).to_be_visible()
+    visit.page.get_by_role("button", name="Zoom in").click()
+    assert visit.hosts == set()
+
+    def answer(route: Route) -> None:
+        route.fulfill(body=(FOLDER / "icon.svg").read_bytes(), content_type="image/svg+xml")
+
+    visit.page.route("https://tile.openstreetmap.org/**", answer)
+    visit.page.get_by_label("Base map of OpenStreetMap").check()
+    expect(visit.page.locator("#map-tiles img").first).to_be_visible()
+    expect(visit.page.locator("#attribution")).to_contain_text("© OpenStreetMap contributors")
+    assert visit.hosts == {"tile.openstreetmap.org"}
+    visit.page.get_by_label("Base map of OpenStreetMap").uncheck()
+    asked = len(visit.asked)
+    visit.page.get_by_role("button", name="Zoom out").click()
+    expect(visit.page.locator("#map-tiles img")).to_have_count(0)
+    assert len(visit.asked) == asked
+    assert visit.wrong == []
+
+
+def test_a_base_map_that_cannot_be_reached_is_told(visit: Visit) -> None:
+    visit.page.route("https://tile.openstreetmap.org/**", lambda route: route.abort())
+    visit.give({"wood.tif": FOREST})
+    visit.says("Forest")
+    visit.page.get_by_label("Base map of OpenStreetMap").check()
+    expect(visit.page.locator("#base-map-trouble")).to_be_visible()
+
+
+def test_names_that_are_markup_are_shown_as_text(visit: Visit) -> None:
+    visit.give({EVIL: FOREST, f"broken {EVIL}": b"II*\x00", f"scene {EVIL}": scene(2, 3)})
+    visit.says("2 files classified, 1 file could not be")
+    expect(visit.cards().first.locator("h4")).to_contain_text(EVIL)
+    expect(visit.cards().nth(1).locator("h4")).to_contain_text(f"broken {EVIL}")
+    assert visit.page.locator("img[src='x']").count() == 0
+    assert "taken" not in visit.page.title()
+    assert visit.hosts == set()
+
+
+def test_the_browser_itself_keeps_text_from_becoming_code(visit: Visit) -> None:
+    for attack in (
+        "document.body.innerHTML = '<b>x</b>'",
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 1'}))",
+        "document.createElement('script').src = '/page/page.js'",
+    ):
+        with pytest.raises(Exception, match="Trusted"):
+            visit.page.evaluate(f"() => {{ {attack} }}")
+
+
+# Keys.
+
+
+def test_a_key_is_asked_for_and_sent_where_the_service_wants_one(
+    browser: Browser, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("bentoml")
+    with served(model, home, SENTILE_WORKERS="1", SENTILE_API_KEYS=f"page:{KEY}") as server:
+        visit = Visit(browser, f"{server.url}/")
+        visit.says("This service asks for an API key.")
+        expect(visit.page.locator("#model-card")).not_to_contain_text("tiny")
+        field = visit.page.get_by_label("API key", exact=True)
+        field.fill("wrong-0123456789abcdef")
+        field.press("Enter")
+        expect(visit.page.locator("#key")).to_be_visible()
+        visit.give({"wood.tif": FOREST})
+        expect(visit.cards().first).to_contain_text("needs an API key")
+        field.fill(KEY)
+        field.press("Enter")
+        visit.says("wood.tif: Forest")
+        expect(visit.page.locator("#key")).to_be_hidden()
+        expect(visit.page.locator("#model-card")).to_contain_text("tiny, version 0")
+        expect(visit.page.locator("figure img")).to_have_count(2)
+        assert KEY not in visit.page.content()
+        assert not any(KEY in url for url in visit.asked)
+        visit.context.close()
+
+
+# For everyone.
+
+
+def test_everything_can_be_done_by_keyboard(visit: Visit) -> None:
+    page = visit.page
+    wood: FilePayload = {"name": "wood.tif", "mimeType": "image/tiff", "buffer": FOREST}
+    page.on("filechooser", lambda chooser: chooser.set_files([wood]))
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.locator("#file-input")).to_be_focused()
+    page.keyboard.press("Enter")
+    visit.says("Forest")
+    expect(page.locator("figure img")).to_have_count(2)
+    reached = tab_through(page)
+    for wanted in ("Download GeoJSON", "Download CSV", "Zoom in", "map", "base-map", "What is this based on?"):
+        assert any(wanted in name for name in reached), wanted
+    page.locator("#map").focus()
+    before = page.locator("#map-drawing path").first.get_attribute("d")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#map-drawing path").first.get_attribute("d") != before
+    page.keyboard.press("0")
+    assert page.locator("#map-drawing path").first.get_attribute("d") == before
+    page.get_by_role("button", name="Remove all").press("Enter")
+    expect(page.locator("#results")).to_be_hidden()
+    expect(page.locator("#file-input")).to_be_focused()
+
+
+def tab_through(page: Page) -> list[str]:
+    """Where the focus goes from the top to the end of the page; each place must show that it has it."""
+    page.locator("#main").focus()
+    reached: list[str] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        name, shown = page.evaluate(
+            """() => {
+                const here = document.activeElement;
+                const seen = here.classList.contains("away") ? here.nextElementSibling : here;
+                return [here.tagName === "BODY" ? "" : `${here.id} ${here.textContent} ${here.ariaLabel ?? ""}`,
+                        getComputedStyle(seen).outlineStyle !== "none"];
+            }"""
+        )
+        if not name:
+            break
+        assert shown, name
+        reached.append(name)
+    return reached
+
+
+def test_answers_are_told_to_screen_readers(visit: Visit) -> None:
+    visit.give({"wood.tif": FOREST, "notes.tif": b"x"})
+    expect(visit.page.get_by_role("status").first).to_contain_text("1 file classified, 1 file could not be.")
+    expect(visit.page.get_by_role("list", name="Probabilities", exact=True)).to_be_visible()
+    drawing = visit.page.get_by_role("img", name=re.compile(r"Footprints of 1 file, from .*° N"))
+    expect(drawing).to_be_visible()
+
+
+@pytest.mark.parametrize(("size", "colours"), [(DESK, "light"), (PHONE, "dark")], ids=["desk", "phone"])
+def test_axe_finds_no_barrier_and_nothing_sticks_out(
+    browser: Browser, server: Server, size: dict[str, int], colours: str
+) -> None:
+    visit = Visit(browser, f"{server.url}/", viewport=size, color_scheme=colours)
+    visit.page.locator("#statements summary").click()
+    bright = changed(np.full((13, 64, 64), 9000, np.uint16))
+    visit.give({"wood.tif": FOREST, "bright.tif": bright, "plain.tif": PLAIN, "coast.tif": scene(2, 3)})
+    visit.says("3 files classified, 1 file could not be, 1 answer to be wary of")
+    visit.page.get_by_text("All windows").click()
+    found = Axe().run(visit.page).response["violations"]
+    assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
+    assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    visit.context.close()
+
+
+def test_nothing_moves_for_those_who_want_it_still(visit: Visit) -> None:
+    button = visit.page.locator("#again")
+    assert button.evaluate("button => getComputedStyle(button).transitionDuration") == "0s"
+    assert visit.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
