@@ -14,7 +14,7 @@ from rasterio.io import DatasetReader
 from bento.engine import Engine
 from bento.outputs import write_class_map
 from bento.scene import SceneAnswer, WindowAnswer, check_ground_size, classify_scene, place_of, starts
-from bento.uploads import describe_set
+from bento.uploads import describe_outlier, describe_set
 from datasets.errors import SceneTooLargeError
 from datasets.geotiff import ReadingPlan, open_geotiff, plan_reading
 from datasets.radiometry import Level, Statement
@@ -151,6 +151,7 @@ def _feature(scene: AnsweredScene, index: int, window: WindowAnswer) -> dict[str
         "probability": None,
         "probabilities": None,
         "prediction_set": None,
+        "outlier": None,
         "valid_share": round(window.valid_share, _DIGITS),
         "row": window.row,
         "column": window.column,
@@ -163,5 +164,6 @@ def _feature(scene: AnsweredScene, index: int, window: WindowAnswer) -> dict[str
             "probability": round(float(found.max()), _DIGITS),
             "probabilities": {name: round(float(p), _DIGITS) for name, p in zip(classes, found, strict=True)},
             "prediction_set": describe_set(scene.engine, found.tolist(), scene.question.coverage),
+            "outlier": describe_outlier(scene.engine, window.outlier_score or 0.0),
         }
     return {"type": "Feature", "id": index, "geometry": window.footprint(scene.place), "properties": properties}

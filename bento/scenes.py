@@ -19,7 +19,7 @@ from bento.releases import Releases
 from bento.scene_answers import FORMS, SceneQuestion, answer_scene
 from bento.settings import Settings
 from bento.shared_folder import shared_folder
-from bento.task_runner import StoppedError, TaskRunner, be_nice
+from bento.task_runner import Share, StoppedError, TaskRunner, be_nice
 from bento.tasks import Ledger, Limits, Task
 from bento.turns import TurnTakingEngine
 
@@ -61,8 +61,8 @@ class Scenes:
         limits = Limits(settings.most_tasks, settings.tasks_bytes, settings.tasks_kept)
         ledger = Ledger(Path(settings.tasks or shared_folder()), limits)
 
-        def work(task: Task, report: Callable[[float], None]) -> Mapping[str, bytes]:
-            engine = TurnTakingEngine(releases.champion, batcher, lambda: None)
+        def work(task: Task, report: Callable[[Share], None]) -> Mapping[str, bytes]:
+            engine = TurnTakingEngine(releases.champion, batcher, lambda: report(None))
             scene = answer_scene(engine, ledger.source(task.id), SceneQuestion.from_json(task.asked), report)
             metrics.SCENES.labels("task").inc()
             return {file_of(form): tell(scene) for form, tell in FORMS.items()}

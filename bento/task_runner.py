@@ -16,9 +16,12 @@ _LOG = logging.getLogger("sentile")
 _NICENESS = 10
 _POLL_S = 1.0  # between looks for tasks that other processes took in
 _TIDY_S = 2.0
+_TELL_S = 0.3
 
-Work = Callable[[Task, Callable[[float], None]], Mapping[str, bytes]]
-"""Called with a task and a function that it tells its progress (0-1); returns the results by name."""
+Share = float | None
+Work = Callable[[Task, Callable[[Share], None]], Mapping[str, bytes]]
+"""Called with a task and a function to call often, with the share that is done (0-1) or None where that has not
+changed; it may raise, to end the work. Returns the results by name."""
 
 
 class StoppedError(Exception):
@@ -85,14 +88,21 @@ class TaskRunner:
             _LOG.exception("a task failed for a reason that nobody thought of")
             self._ledger.fail(task.id, error_body("internal", "the scene could not be worked on")["error"])
 
-    def _watch(self, task: Task) -> Callable[[float], None]:
-        until = time.monotonic() + self._most_seconds
+    def _watch(self, task: Task) -> Callable[[Share], None]:
+        until, told, share = time.monotonic() + self._most_seconds, 0.0, 0.0
 
-        def report(progress: float) -> None:
-            if self._closed.is_set() or not self._ledger.advance(task.id, progress):
+        def report(done: Share) -> None:
+            nonlocal told, share
+            share = share if done is None else done
+            now = time.monotonic()
+            if self._closed.is_set():
                 raise StoppedError
-            if time.monotonic() > until:
+            if now > until:
                 raise SceneTooLargeError(f"it took more than {self._most_seconds:.0f} s; cut it into smaller scenes")
+            if now - told > _TELL_S:
+                told = now
+                if not self._ledger.advance(task.id, share):
+                    raise StoppedError
 
         return report
 

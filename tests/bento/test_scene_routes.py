@@ -221,7 +221,7 @@ def test_windows_with_too_little_data_have_no_class(service: Service) -> None:
     pixels = SMALL.copy()
     pixels[:, :40, :64] = 0
     told = service.send(file_of(pixels)).json()["features"][0]["properties"]
-    assert (told["class"], told["probability"], told["prediction_set"]) == (None, None, None)
+    assert {told[key] for key in ("class", "probability", "probabilities", "prediction_set", "outlier")} == {None}
     assert told["valid_share"] == pytest.approx(24 / 64)
     assert service.send(file_of(pixels), "?least_valid=0.3").json()["features"][0]["properties"]["class"]
     numbers, *_ = class_map(service.send(file_of(pixels), Accept=MAP).content)
