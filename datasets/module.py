@@ -95,6 +95,8 @@ class TileDataModule(pl.LightningDataModule):
         self.band_mean = [float(band["mean"]) for band in statistics]
         self.band_std = [float(band["std"]) for band in statistics]  # 0: no tile has the band
         self._decided: Store | None = None
+        self._loader: TrainLoader | None = None
+        self._taken_up: dict[str, int] = {}
         self._resident: ResidentTiles | None = None
         self._augmentation: Augmentation | None = None
         self._ahead: ReadAhead | None = None
@@ -136,7 +138,23 @@ class TileDataModule(pl.LightningDataModule):
         order, part = EpochOrder(len(repeated), self.batch_size, self.seed, blocks), self._part()
         part.of_batch(np.zeros((0, order.batch), np.int64), blocks)  # what cannot be parted is said before it starts
         sampler = StepSampler(order, part, blocks, self._reader(repeated) if blocks else None)
-        return TrainLoader(dataset, sampler, **self._options(store))
+        loader = self._loader = TrainLoader(dataset, sampler, **self._options(store))
+        if self._taken_up:
+            loader.load_state_dict(self._taken_up)
+            self._taken_up = {}
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far the epoch is, for a checkpoint.
+
+        Lightning asks the loader itself too, but forgets the answer where the number of steps was asked for before a
+        checkpoint is loaded, as a schedule of the learning rate does.
+        """
+        return self._loader.state_dict() if self._loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Have the next loader of the train split go on from there."""
+        self._taken_up = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the val split, in order, unaltered."""

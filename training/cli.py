@@ -80,7 +80,6 @@ class TrainingCLI(LightningCLI):
                 "checkpoint.monitor": _MONITOR,
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": _MONITOR,
                 "early_stopping.mode": "max",

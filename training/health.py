@@ -1,4 +1,5 @@
-"""Two things that end a run early: a loss that is no number, and SIGTERM. Both leave a checkpoint to go on from.
+"""What a run can be taken up from: a last checkpoint each epoch, and one where it ends early, told to by SIGTERM or
+by a loss that is no number.
 
 Each step, a word of two flags is put together on the device: is the loss broken, and was this process told to end. The
 processes agree on it with one small reduction, and the host reads it two steps later, when it has long arrived, so that
@@ -46,7 +47,9 @@ class _Word:
 
 
 class Health(Checkpoint):
-    """Stops a run whose loss is not finite, or that is told to end.
+    """Keeps a last checkpoint, and stops a run whose loss is not finite, or that is told to end.
+
+    Lightning's `save_last` only saves where the best is saved, so it can be many epochs old.
 
     It is a `Checkpoint` so that Lightning calls it after the other callbacks. The task must say in `broken`, bool (),
     whether any loss was not finite since fitting began.
@@ -94,11 +97,12 @@ class Health(Checkpoint):
             self._look(trainer, pl_module, may_end=not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the flags that are left."""
+        """Look at the flags that are left, and keep the state after the epoch."""
         while self._words:
             self._look(trainer, pl_module, may_end=True)
         if self._agreed(trainer, pl_module):
             self._end(trainer)
+        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).last, weights_only=False)
 
     def _be_told(self) -> None:
         self._told_to_end = True
@@ -119,7 +123,7 @@ class Health(Checkpoint):
 
     def _end(self, trainer: pl.Trainer) -> None:
         last = RunFolder(Path(trainer.default_root_dir)).last
-        trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last, weights_only=False)
         raise StoppedError(f"stopped by SIGTERM after step {trainer.global_step}; go on with --ckpt_path {last}")
 
 
@@ -138,7 +142,7 @@ def _stop_broken(trainer: pl.Trainer, pl_module: Any, word: _Word) -> None:
     folder = RunFolder(Path(trainer.default_root_dir))
     here = _names(trainer, word.rows) if bool(pl_module.broken) else []
     names = _from_all(trainer, here)
-    trainer.save_checkpoint(folder.broken)
+    trainer.save_checkpoint(folder.broken, weights_only=False)
     listed = folder.broken.with_suffix(".json")
     if trainer.is_global_zero:
         content = {"step": word.step, "epoch": trainer.current_epoch, "tiles": names}
