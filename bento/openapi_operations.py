@@ -108,6 +108,7 @@ def _scene() -> Json:
             "202": {
                 **_json("A task was made of it", "Task", {"waiting": TASK}),
                 "headers": _headers("Location", "Retry-After"),
+                "links": {name: _about_task(name) for name in ("showTask", "showResult", "removeTask")},
             },
             **_refusals(400, 401, 405, 406, 408, 413, 415, 422, 429, 500, 503, 504),
         },
@@ -283,6 +284,10 @@ def _in_header(name: str) -> Json:
 
 def _task_id() -> Json:
     return {"name": "task_id", "in": "path", "required": True, "schema": _TEXT}
+
+
+def _about_task(operation: str) -> Json:
+    return {"operationId": operation, "parameters": {"task_id": "$response.body#/id"}}
 
 
 def _form(field: str, said: dict[str, Json], *, many: bool = False) -> Json:
