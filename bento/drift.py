@@ -31,6 +31,7 @@ STRIDE = 8  # every eighth row and column of a tile: 64 of its pixels, from a co
 BLOCKS = 16  # a window forgets its oldest tiles a sixteenth at a time
 GROUPS = 10  # PSI and KL compare ten groups of bins, each with about a tenth of the training data
 LEAST_SHARE = 1e-4  # of a group, where there is nothing in it: the logarithm of 0 has no use
+TOGETHER = 32  # tiles are counted: for each alone, it takes five times as long
 EVERY_S = 2.0
 _VALUES = 65_536  # that a DN can take
 
@@ -161,18 +162,21 @@ class Drift:
         self._engine: Engine | None = None
         self._reference = Reference((), {})
         self._window: Window | None = None
+        self._pending: list[DN] = []
         self._turn = 0
         self._told = time.monotonic()
 
     def look(self, batch: Batch) -> None:
         """Take a batch's tiles in, and tell where they have led, every two seconds at most."""
         self._follow(self._champion())
-        tiles = [outcome.pixels for outcome in batch.outcomes if isinstance(outcome, Tile)]
-        if self._window is None or not tiles:
+        if self._window is None:
             return
         row, column = divmod(self._turn % STRIDE**2, STRIDE)
         self._turn += 11  # no divisor of 64: the corner comes by all places
-        self._window.add(np.stack([tile[:, row::STRIDE, column::STRIDE] for tile in tiles]))
+        tiles = [outcome.pixels for outcome in batch.outcomes if isinstance(outcome, Tile)]
+        self._pending += [tile[:, row::STRIDE, column::STRIDE].copy() for tile in tiles]  # lets go of the whole tile
+        if len(self._pending) >= TOGETHER:
+            self._count()
         if time.monotonic() - self._told >= EVERY_S:
             self._told = time.monotonic()
             self.tell()
@@ -181,6 +185,7 @@ class Drift:
         """Set the metrics."""
         if self._window is None:
             return
+        self._count()
         sums = self._sums_of_all(self._window.sums())
         for band, counts in zip(BAND_NAMES, sums, strict=True):
             tiles = int(counts[-1])
@@ -193,6 +198,12 @@ class Drift:
         """Take this process out of what the others add up."""
         if self._folder is not None and self._window is not None:
             self._file(os.getpid()).unlink(missing_ok=True)
+
+    def _count(self) -> None:
+        """Take what is pending into the window."""
+        if self._window is not None and self._pending:
+            self._window.add(np.stack(self._pending))
+        self._pending = []
 
     def _follow(self, engine: Engine) -> None:
         """Take the reference of the model that answers now; other bins than before begin a new window."""

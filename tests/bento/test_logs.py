@@ -20,6 +20,8 @@ from starlette.testclient import TestClient
 
 from bento.logs import JsonFormatter, LogStyle, RequestLog, style_of
 from bento.replies import HANDLERS
+from bento.settings import Settings
+from datasets.errors import SentileError
 from datasets.synthetic import synthesise_tile
 
 FOREST = tile_file(synthesise_tile("Forest", 3, 1))
@@ -211,6 +213,12 @@ def test_a_log_that_nobody_reads_any_more_stops_no_request(
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_a_style_that_there_is_not_is_refused_with_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTILE_LOG", "xml")
+    with pytest.raises(SentileError, match="SENTILE_LOG is json, text or off, not 'xml'"):
+        Settings.from_environment()
 
 
 def test_requests_are_logged_as_json_unless_a_person_looks_on() -> None:
