@@ -18,6 +18,7 @@ from bento.engine import Engine
 from bento.explain import MOST_PATCHES, Explanation, Method, explain, patch_starts
 from bento.heat_map import paint
 from bento.negotiation import negotiate
+from bento.notes import note_asked
 from bento.scenes import CLIENT_GONE, ClientGoneError
 from bento.serving import serving_of
 from bento.uploads import Upload
@@ -52,6 +53,7 @@ async def explain_tile(request: Request) -> Response:
         alone = replace(serving.settings, most_tiles=1)
         asked = await read_tiles(_without(request, _PARAMETERS), alone, serving.best_coverage)
         tile = await asyncio.to_thread(_read, asked.uploads, engine.metadata.tile_size)
+    note_asked(1, engine.metadata.version)
 
     def work(taking_turns: Engine) -> bytes:
         found = explain(taking_turns, tile, wish.method, wish.size, wish.stride, wish.class_name)

@@ -44,6 +44,13 @@ def current() -> Notes | None:
     return _NOTES.get()
 
 
+def note_asked(tiles: int, model: str) -> None:
+    """Note how many tiles (or windows) the request asks about, and the version of the model that answers it."""
+    notes = _NOTES.get()
+    if notes is not None:
+        notes.tiles, notes.model = tiles, model
+
+
 def note_answered() -> None:
     """Note that all tiles of the request have been answered."""
     notes = _NOTES.get()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rasterio.io import DatasetReader
 
 from bento.engine import Engine
@@ -23,6 +24,7 @@ from datasets.tile import Georeference, canonical_order
 GEOJSON, MAP = "application/geo+json", "image/tiff"
 _DIGITS = 6
 _MOST_ELONGATED = 4  # sides: a strip of windows is held at once, so its length is bounded too
+_MOST_BLOCK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def count_windows(path: Path, question: SceneQuestion, tile_size: int, most_pixe
                 f"{question.name}: {width} × {height} pixels, {most_pixels:,} and {longest:,} on a side are the most; "
                 "cut it with gdal_translate -srcwin, or classify it by python -m bento.batch"
             )
+        _refuse_huge_blocks(dataset, question.name)
         return len(starts(width, tile_size)) * len(starts(height, tile_size))
 
 
@@ -142,6 +145,18 @@ def _opened(path: Path, question: SceneQuestion) -> Iterator[tuple[DatasetReader
         place = place_of(dataset, question.name)
         check_ground_size(dataset, question.name)
         yield dataset, plan_reading(dataset, question.name, question.said), place
+
+
+def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
+    """Refuse blocks that would take as much memory as several requests may, each time that a part is read."""
+    height, width = dataset.block_shapes[0]
+    size = height * width * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
+    if size > _MOST_BLOCK_BYTES:
+        raise SceneTooLargeError(
+            f"{name}: its blocks of {width} × {height} pixels take {size / 2**20:.0f} MiB in all bands, "
+            f"{_MOST_BLOCK_BYTES / 2**20:.0f} MiB are the most; "
+            "rewrite it: gdal_translate -co TILED=YES -co BLOCKXSIZE=512 -co BLOCKYSIZE=512"
+        )
 
 
 def _feature(scene: AnsweredScene, index: int, window: WindowAnswer) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from bento.bodies import SAID, announced_bytes, parameters
 from bento.engine import Engine
 from bento.http_errors import status_of_code
 from bento.negotiation import negotiate
+from bento.notes import note_asked
 from bento.replies import answer, refuse
 from bento.scene_answers import FORMS, MAP, SceneQuestion, answer_scene, count_windows, tell
 from bento.scenes import CLIENT_GONE, ClientGoneError, file_of
@@ -45,6 +46,7 @@ async def classify_scene(request: Request) -> Response:
                 serving.engine.metadata.tile_size,
                 serving.settings.most_pixels,
             )
+            note_asked(windows, serving.engine.metadata.version)
             if windows > serving.settings.most_windows_at_once or _prefers_a_task(request):
                 return await _submit(request, serving, task_id, question, windows)
             return await _answer_now(request, serving, task_id, question, form)

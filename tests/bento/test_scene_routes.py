@@ -46,6 +46,7 @@ def land(rows: int, columns: int) -> DN:
     return np.concatenate([np.concatenate(row, axis=2) for row in cells], axis=1)
 
 
+ONE_HUGE_BLOCK = {"compress": "deflate", "tiled": True, "blockxsize": 4096, "blockysize": 4096, "sparse_ok": True}
 SMALL = land(2, 3)[:, :100]
 
 
