@@ -120,6 +120,7 @@ class WindowProperties(BaseModel):
     probability: Share | None = Field(description="Of that class.")
     probabilities: dict[str, float] | None
     prediction_set: PredictionSet | None
+    outlier: Outlier | None
     valid_share: Share
     row: int = Field(ge=0, description="Of its upper left pixel in the scene.")
     column: int = Field(ge=0)
