@@ -4,6 +4,7 @@ Health (`/livez`, `/readyz`) is BentoML's; the routes of `bento.app` are mounted
 """
 
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import bentoml
@@ -16,7 +17,7 @@ from bento.engine import Engine
 from bento.guards import guards, quieten
 from bento.serving import Serving
 from bento.settings import Settings
-from bento.shared_folder import shared_folder
+from bento.shared_folder import check_folder, shared_folder
 from bento.sources import source_of
 from datasets.errors import SentileError
 
@@ -74,10 +75,9 @@ class Sentile:
             Engine(source_of(settings.model).find().path, settings.network_threads)
             if settings.predictions:
                 prediction_log.prepare(settings.predictions)
+            check_folder(Path(settings.tasks or shared_folder()))  # named to the processes that are started after this
         except SentileError as error:
             _stop(error)
-        if settings.tasks is None:
-            shared_folder()  # named to the processes that are started after this
 
     @bentoml.on_shutdown
     def close(self) -> None:

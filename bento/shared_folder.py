@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from datasets.errors import SentileError
+
 _VARIABLE = "SENTILE_TASKS"
 _PREFIX = "sentile-tasks-"
 
@@ -22,6 +24,21 @@ def shared_folder() -> str:
         folder = os.environ[_VARIABLE] = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder that the user said, if there is none.
+
+    Raises:
+        SentileError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SentileError(f"{folder}: scenes cannot be kept there ({reason}); say a folder by {_VARIABLE}") from error
 
 
 def _clear_up() -> None:
