@@ -67,7 +67,7 @@ export function showTile(item, model) {
     ["Level", result.level ?? "nobody says"],
     ["Bands", result.bands.length > 6 ? `${result.bands.length} of Sentinel-2's 13` : result.bands.join(", ")],
     ["Valid pixels", percent(result.valid_share)],
-    ["Unlikeness", result.outlier ? unlikeness(result.outlier, model) : null],
+    ["How unusual", result.outlier ? unusualness(result.outlier, model) : null],
   ]);
 }
 
@@ -76,7 +76,7 @@ export function showScene(item) {
   const shares = areaShares(features);
   const likeliest = Object.entries(shares)[0];
   item.slots.answer.replaceChildren(
-    ...(likeliest ? [answerLine(likeliest[0], likeliest[1], `Mostly ${className(likeliest[0]).toLowerCase()}`), bars("Share of the windows", shares)] : []),
+    ...(likeliest ? [answerLine(...likeliest, `${likeliest[1] > 0.5 ? "Mostly" : "Most often"} ${className(likeliest[0]).toLowerCase()}`), bars("Share of the windows", shares)] : []),
     windowTable(features),
   );
   showWarnings(item, sceneWarnings(features, item.cloudShare));
@@ -155,10 +155,10 @@ function windowTable(features) {
   return make("details", {}, make("summary", {}, "All windows"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "All windows" }, table));
 }
 
-function unlikeness({ score, flag }, model) {
+function unusualness({ score, flag }, model) {
   const threshold = model?.outliers?.threshold;
   if (!threshold) return flag ? "flagged" : "not flagged";
-  return `${(score / threshold).toFixed(2)} of the limit`;
+  return `${(score / threshold).toFixed(2)} × the limit`;
 }
 
 function showFacts(item, facts) {

@@ -32,12 +32,14 @@ export function setUpMap(choose) {
   new ResizeObserver(redraw).observe(find("map"));
 }
 
-/** Show shapes {id, geometry, colour, title, isWindow}; the view is moved to hold all of them. */
+/** Show shapes {id, geometry, colour, title, isWindow}; where they are others than before, the view holds all of them. */
 export function showShapes(found) {
+  const before = shapes.map((shape) => shape.id).join();
   shapes = found.filter((shape) => shape.geometry);
   find("map-none").hidden = shapes.length > 0;
   find("map-shown").hidden = !shapes.length;
-  fit();
+  if (shapes.map((shape) => shape.id).join() === before) redraw();
+  else fit();
 }
 
 /** Move the view to the footprints of one file. */

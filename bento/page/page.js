@@ -108,8 +108,13 @@ async function take(files) {
   if (!added.length) return;
   items.push(...added);
   find("cards").append(...added.map(makeCard));
-  find("results").hidden = false;
+  showResults(true);
   await ask(added);
+}
+
+function showResults(shown) {
+  find("results").hidden = !shown;
+  find("results-link").hidden = !shown;
 }
 
 function removeAll() {
@@ -118,7 +123,7 @@ function removeAll() {
   items = [];
   lastId = 0;
   find("cards").replaceChildren();
-  find("results").hidden = true;
+  showResults(false);
   tell("All files are removed from the page.");
   find("file-input").focus();
 }
@@ -144,26 +149,36 @@ function forgetPictures(item) {
 
 async function ask(some) {
   const signal = stop.signal;
-  const side = model?.tile_size ?? TILE;
   for (const item of some) {
     showWaiting(item, "Waiting");
-    item.size = await sizeOf(item.file);
-    // What is no TIFF goes with the tiles: the service says what it is.
-    item.kind = item.size && (item.size.width !== side || item.size.height !== side) ? "scene" : "tile";
+    await look(item);
   }
   if (signal.aborted) return;
   update();
-  const tiles = groups(some.filter((item) => item.kind === "tile")).map((group) => () => askTiles(group, signal));
-  const scenes = some.filter((item) => item.kind === "scene").map((item) => () => askScene(item, signal));
-  await inTurns([...tiles, ...scenes]);
-  if (!signal.aborted) await inTurns(some.filter(hasPicture).flatMap((item) => [() => showPictures(item, signal)]));
+  const sound = some.filter((item) => item.state === "waiting");
+  const tiles = groups(sound.filter((item) => item.kind === "tile")).map((group) => () => askTiles(group, signal));
+  const scenes = sound.filter((item) => item.kind === "scene").map((item) => () => askScene(item, signal));
+  await inTurns([...tiles, ...scenes], signal);
+  await inTurns(some.filter(hasPicture).map((item) => () => showPictures(item, signal)), signal);
 }
 
-/** Run jobs, a few at once. */
-async function inTurns(jobs) {
+/** Find out whether a file is a tile or a scene. What is no TIFF goes with the tiles: the service says what it is. */
+async function look(item) {
+  const side = model?.tile_size ?? TILE;
+  item.size = await sizeOf(item.file);
+  item.kind = item.size && (item.size.width !== side || item.size.height !== side) ? "scene" : "tile";
+  try {
+    await item.file.slice(0, 1).arrayBuffer();
+  } catch {
+    refuse(item, { code: "page", message: "the browser cannot read it", hint: "give the files in a folder one by one; a file that was moved must be given again" });
+  }
+}
+
+/** Run jobs, a few at once, until they are no longer wanted. */
+async function inTurns(jobs, signal) {
   const waiting = [...jobs];
   const work = async () => {
-    while (waiting.length) await waiting.shift()();
+    while (waiting.length && !signal.aborted) await waiting.shift()();
   };
   await Promise.all(Array.from({ length: ASKED_AT_ONCE }, work));
 }

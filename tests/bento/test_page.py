@@ -19,7 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import find_browser, opened_browser
 from geotiffs import geotiff, tile_file
 from onnx import helper
-from playwright.sync_api import Browser, Download, FilePayload, Locator, Page, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Download, FilePayload, Locator, Page, Route, expect
 from rasterio.io import MemoryFile
 from serving import Server, served
 from tiny_onnx import metadata
@@ -85,8 +85,12 @@ class Visit:
         self.wrong: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda message: self.wrong.append(message.text) if message.type == "error" else None)
+        self.page.on("console", self._note)
         self.page.goto(url)
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:  # a refusal is no fault
+            self.wrong.append(message.text)
 
     @property
     def hosts(self) -> set[str]:
@@ -334,6 +338,33 @@ def test_what_is_no_tile_is_refused_by_itself(visit: Visit) -> None:
     expect(visit.cards().nth(1)).to_contain_text("Forest")
 
 
+def test_files_can_be_dropped(visit: Visit) -> None:
+    given = visit.page.evaluate_handle(
+        """content => {
+            const given = new DataTransfer();
+            given.items.add(new File([new Uint8Array(content)], "wood.tif", { type: "image/tiff" }));
+            return given;
+        }""",
+        list(FOREST),
+    )
+    visit.page.dispatch_event("body", "dragover", {"dataTransfer": given})
+    expect(visit.page.locator("#drop")).to_have_class("drop over")
+    visit.page.dispatch_event("body", "drop", {"dataTransfer": given})
+    visit.says("wood.tif: Forest")
+    expect(visit.page.locator("#drop")).to_have_class("drop")
+
+
+def test_asking_again_while_answers_come_shows_only_the_last_ones(visit: Visit) -> None:
+    visit.page.locator("#statements summary").click()
+    visit.give({f"{n}.tif": FOREST for n in range(12)})
+    visit.page.get_by_label("Coverage of the prediction set").select_option("0.8")
+    visit.page.get_by_role("button", name="Use for all files").click()
+    visit.says("12 files classified")
+    expect(visit.page.locator("figure img")).to_have_count(24)
+    assert set(visit.page.locator(".set").all_text_contents()) == {"At 80 % coverage: Forest."}
+    assert visit.wrong == []
+
+
 # What leaves the page.
 
 
@@ -366,7 +397,10 @@ def test_no_request_leaves_the_host_until_the_base_map_is_turned_on(visit: Visit
     visit.page.get_by_role("button", name="Zoom in").click()
     assert visit.hosts == set()
 
+    referers = []
+
     def answer(route: Route) -> None:
+        referers.append(route.request.all_headers().get("referer"))
         route.fulfill(body=(FOLDER / "icon.svg").read_bytes(), content_type="image/svg+xml")
 
     visit.page.route("https://tile.openstreetmap.org/**", answer)
@@ -374,6 +408,7 @@ def test_no_request_leaves_the_host_until_the_base_map_is_turned_on(visit: Visit
     expect(visit.page.locator("#map-tiles img").first).to_be_visible()
     expect(visit.page.locator("#attribution")).to_contain_text("© OpenStreetMap contributors")
     assert visit.hosts == {"tile.openstreetmap.org"}
+    assert set(referers) == {visit.url}  # the origin: OpenStreetMap answers nobody who hides it
     visit.page.get_by_label("Base map of OpenStreetMap").uncheck()
     asked = len(visit.asked)
     visit.page.get_by_role("button", name="Zoom out").click()
