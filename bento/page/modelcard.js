@@ -25,10 +25,16 @@ function facts(model) {
     ["Tile", `${model.tile_size} × ${model.tile_size} pixels at about 10 m`],
     ["Made", model.created ? new Date(model.created).toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" }) : ""],
     ["Licence of the weights", model.licence],
+    ["Tried out beside it", model.candidate ? candidate(model.candidate) : ""],
     ["SHA-256", make("code", {}, model.sha256)],
     ["Data, code", [model.data_hash, model.code_revision].filter(Boolean).map((text) => make("code", {}, text.slice(0, 12))).flatMap((code, place) => (place ? [", ", code] : [code]))],
   ];
   return known.filter(([, value]) => (Array.isArray(value) ? value.length : value));
+}
+
+function candidate({ name, version, mode, share }) {
+  const what = mode === "canary" ? "answers" : "answers in secret";
+  return `${name}, version ${version}: ${what} ${percent(share)} of the requests`;
 }
 
 function limits(model) {
