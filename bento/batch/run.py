@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from bento.batch.cluster import BLOCK_STRIPS, work_on_cluster
 from bento.batch.local import work_here, work_in_processes
 from bento.batch.manifest import Manifest, is_intact, peek
 from bento.batch.maps import MAP_SUFFIXES
@@ -44,6 +45,7 @@ class RunOptions:
         crew: who works.
         jobs: processes, each with a model of its own; Ray takes as many as its cluster has cores for.
         threads: of each process; 0: the cores shared out among the processes.
+        block_strips: strips of windows beyond which a cluster works on a scene in parts.
         address: of the Ray cluster; None: the one that runs here, or else one of this machine alone.
     """
 
@@ -54,6 +56,7 @@ class RunOptions:
     jobs: int = 1
     threads: int = 0
     address: str | None = None
+    block_strips: int = BLOCK_STRIPS
 
     def threads_each(self) -> int:
         """Return the threads of each process; with the processes, no more than there are cores.
@@ -224,9 +227,7 @@ class Run:
 
     def _crew(self, tasks: Iterator[Task], plan: WorkPlan) -> Iterable[tuple[Task, Done]]:
         if self._options.crew is Crew.RAY:
-            from bento.batch.cluster import work_on_cluster
-
-            return work_on_cluster(tasks, plan, self._options.address)
+            return work_on_cluster(tasks, plan, self._options.address, self._tell, self._options.block_strips)
         if self._options.jobs > 1:
             return work_in_processes(tasks, plan, self._options.jobs, self._tell)
         return work_here(tasks, plan, self._engine, self._tell)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import rasterio
 
@@ -32,6 +33,7 @@ _KEY_VERSION = 1
 NETWORK_THREADS = 1  # a scene's threads each ask the network for themselves, so that answers do not depend on how many
 _UTC = "%Y-%m-%dT%H:%M:%SZ"
 
+Answer = TypeVar("Answer")
 Advance = Callable[[int, int, int], None]
 """Called with rows done, rows there are, and windows done."""
 
@@ -114,7 +116,7 @@ class Begun:
         task: the scene.
         plan: of the run.
         key: of its results.
-        started: when, by the monotonic clock of this process.
+        started: when, in seconds since 1970: it may be finished on another machine.
     """
 
     task: Task
@@ -133,9 +135,22 @@ class Done:
 
 def perform(task: Task, plan: WorkPlan, engine: Engine, advance: Advance = unseen) -> Done:
     """Classify one scene into a folder of its own below the staging folder. It raises nothing: failure is an answer."""
+
+    def work() -> Done:
+        begun = look(task, plan)
+        if isinstance(begun, Done):
+            return begun
+        with task.source.open() as scene:
+            return classify_whole(begun, engine, scene, advance)
+
+    return guarded(task, plan, work)
+
+
+def guarded(task: Task, plan: WorkPlan, work: Callable[[], Answer]) -> Answer | Done:
+    """Return what `work` does, or that the scene failed; it raises nothing."""
     try:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
-            return _perform(task, plan, engine, advance)
+            return work()
     except SentileError as error:
         return task.failed(str(error).removeprefix(f"{task.source.name}: "))
     except OSError as error:
@@ -145,17 +160,31 @@ def perform(task: Task, plan: WorkPlan, engine: Engine, advance: Advance = unsee
         return task.failed(f"it failed in an unforeseen way ({type(error).__name__}: {error}); please report it")
 
 
-def _perform(task: Task, plan: WorkPlan, engine: Engine, advance: Advance) -> Done:
-    started = time.monotonic()
+def look(task: Task, plan: WorkPlan) -> Begun | Done:
+    """Return the scene's beginning, or that it is done already.
+
+    Raises:
+        SentileError: a file of the scene cannot be read.
+    """
+    started = time.time()
     key = plan.key(task.source.fingerprint())
     if task.known and task.known.key == key and is_intact(task.known, plan.out):
         return Done(task.known.kept())
-    with task.source.open() as scene:
-        answer = classify(engine, scene, plan.grid, workers=plan.threads)
-        facts = ModelFacts(engine.metadata, engine.sha256, plan.model)
-        begun = Begun(task, plan, key, started)
-        blocks = answer.iter_blocks()
-        return write_scene(begun, facts, frame_of(task, scene, answer), blocks, lambda: scene.broken, advance)
+    return Begun(task, plan, key, started)
+
+
+def classify_whole(begun: Begun, engine: Engine, scene: Scene, advance: Advance = unseen) -> Done:
+    """Classify an open scene, and write what comes out.
+
+    Raises:
+        SentileError: it cannot be read.
+        OSError: the disk does not take the files.
+    """
+    plan = begun.plan
+    answer = classify(engine, scene, plan.grid, workers=plan.threads)
+    facts = ModelFacts(engine.metadata, engine.sha256, plan.model)
+    frame = frame_of(begun.task, scene, answer)
+    return write_scene(begun, facts, frame, answer.iter_blocks(), lambda: scene.broken, advance)
 
 
 def write_scene(
@@ -203,7 +232,7 @@ def write_scene(
         broken=broken(),
         outliers=writer.tally.outliers,
         pixels=frame.width * frame.height,
-        seconds=round(time.monotonic() - begun.started, 3),
+        seconds=round(max(time.time() - begun.started, 0.0), 3),
         area_ha=writer.areas(),
         files=tuple(ResultFile(file.name, file.stat().st_size, sha256_of(file)) for file in files),
     )

@@ -103,7 +103,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     run = (scenes, "--out", out, "--model", linear_model, "--jobs", jobs)
-    draw = random.Random(jobs)
+    draw = random.Random(jobs)  # noqa: S311 - nothing is secret here
     for _ in range(3):
         with started(*run, log=log) as process:
             # From when results may be written until somewhere within the next scenes.

@@ -1,0 +1,75 @@
+"""Scenes on a real Ray cluster of several nodes: the same files as on one machine, also when a node is lost."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_runs import results_in
+
+from bento.batch import Crew, Output, OutputOptions, RunOptions, State, classify_scenes
+from datasets.errors import SentileError
+from datasets.synthetic import synthesise_scene
+
+ray = pytest.importorskip("ray", reason="pip install 'sentile[cluster]'")
+
+LOCAL = RunOptions(outputs=OutputOptions((Output.CLASSES, Output.OUTLIER, Output.WINDOWS)))
+# In parts of two strips, so that small scenes are worked on as large ones are.
+CLUSTER = replace(LOCAL, crew=Crew.RAY, block_strips=2)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    for number in range(6):
+        synthesise_scene(folder / f"s{number}.tif", number, 4 if number else 1, 4)
+    (folder / "broken.tif").write_bytes(b"II*\x00nothing")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(scenes: Path, linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("local")
+    list(classify_scenes(scenes, out, model=linear_model, options=LOCAL))
+    return results_in(out)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one core each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_line(
+    linear_model: Path, scenes: Path, tmp_path: Path, address: str
+) -> None:
+    with pytest.raises(SentileError, match="no Ray cluster answers"):
+        list(classify_scenes(scenes, tmp_path, model=linear_model, options=replace(CLUSTER, address=address)))
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_makes_the_same_files(
+    cluster: Any, scenes: Path, local: dict[str, bytes], linear_model: Path, tmp_path: Path
+) -> None:
+    outcomes = {}
+    for outcome in classify_scenes(scenes, tmp_path, model=linear_model, options=CLUSTER):
+        outcomes[outcome.name] = outcome
+        if len(outcomes) == 2:  # the others are in work
+            cluster.remove_node(cluster.second, allow_graceful=False)
+    assert outcomes.pop("broken").state is State.FAILED
+    assert {outcome.state for outcome in outcomes.values()} == {State.DONE}, outcomes
+    assert results_in(tmp_path) == local
+    # What the cluster has done, one machine knows to be done, and the other way round.
+    for options in (LOCAL, CLUSTER):
+        again = list(classify_scenes(scenes, tmp_path, model=linear_model, options=options))
+        assert sum(outcome.state is State.KEPT for outcome in again) == 6
