@@ -5,6 +5,7 @@ listings are off, so that nothing outside the file itself is read. Sizes are che
 pixel is decoded.
 """
 
+import io
 import math
 import threading
 import warnings
@@ -29,12 +30,14 @@ from datasets.errors import (
     UnreadableImageError,
 )
 from datasets.radiometry import FileFacts, Radiometry, Statement, decide_radiometry
+from datasets.tiff_text import MOST_DIRECTORIES, count_text
 from datasets.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
 
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 MOST_BANDS = 64  # Sentinel-2 has 13; some exports add masks and probabilities
 MOST_BLOCK_BYTES = 512 * 2**20
-MOST_TILE_BYTES = 32 * 2**20  # decoded; 13 bands of float32 in blocks of 512 × 512 take 14 MB
+MOST_PADDING_BYTES = 32 * 2**20  # decoded; a tile of 13 bands of float32 in a block of 512 × 512 takes 14 MB
+MOST_TEXT_BYTES = 128 * 2**10  # of GDAL's metadata; a Sentinel-2 file has a few kilobytes
 
 # Nothing but the bytes of the file itself may be read, and a corrupt block is an error, not a warning.
 _CLOSED_WORLD = {
@@ -101,6 +104,7 @@ def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[Data
     label = name or (source.name if isinstance(source, Path) else "the upload")
     with closed_world(), ExitStack() as opened:
         try:
+            _refuse_endless_text(source, label)
             dataset = opened.enter_context(_open(source, opened))
         except (RasterioError, ValueError, OSError) as error:
             raise UnreadableImageError(f"{label}: {why_unreadable(source)}") from error
@@ -118,6 +122,19 @@ def _open(source: Path | bytes, opened: ExitStack) -> DatasetReader:
     return rasterio.open(source, driver="GTiff")
 
 
+def _refuse_endless_text(source: Path | bytes, name: str) -> None:
+    """Refuse a file with so much metadata that GDAL would not come to an end with it."""
+    if isinstance(source, Path) and not source.is_file():
+        return
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        directories, size = count_text(file)
+    if directories > MOST_DIRECTORIES or size > MOST_TEXT_BYTES:
+        raise UnreadableImageError(
+            f"{name}: more than {MOST_DIRECTORIES} directories, or {MOST_TEXT_BYTES // 1024} KiB of metadata; "
+            "delete what no reader needs"
+        )
+
+
 def check_header(dataset: DatasetReader, name: str) -> None:
     """Refuse an open raster whose header tells of what no Sentinel-2 file has, before a pixel of it is decoded.
 
@@ -128,6 +145,7 @@ def check_header(dataset: DatasetReader, name: str) -> None:
     _refuse_other_files(dataset, name)
     _refuse_odd_bands(dataset, name)
     _refuse_huge_blocks(dataset, name)
+    _refuse_padding(dataset, name)
 
 
 def _refuse_other_files(dataset: DatasetReader, name: str) -> None:
@@ -165,15 +183,15 @@ def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
         )
 
 
-def _refuse_huge_tile(dataset: DatasetReader, name: str) -> None:
-    """Refuse a small tile in blocks so large that decoding it would cost as much as a scene."""
+def _refuse_padding(dataset: DatasetReader, name: str) -> None:
+    """Refuse a small raster in blocks so large that decoding it would cost as much as a large one."""
     height, width = dataset.block_shapes[0]
     pixels = math.ceil(dataset.height / height) * height * math.ceil(dataset.width / width) * width
     size = pixels * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
-    if size > MOST_TILE_BYTES:
+    if size > MOST_PADDING_BYTES and pixels > 4 * dataset.height * dataset.width:
         raise TileShapeError(
-            f"{name}: a tile of {size / 2**20:.0f} MiB when decoded, {MOST_TILE_BYTES / 2**20:.0f} MiB is the most; "
-            f"rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
+            f"{name}: {dataset.width} × {dataset.height} pixels in blocks of {width} × {height} "
+            f"that take {size / 2**20:.0f} MiB when decoded; rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
         )
 
 
@@ -236,7 +254,6 @@ def read_tile(source: Path | bytes, said: Statement, name: str | None = None, si
                 f"{label}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}; "
                 "cut it to size, or classify it as a scene"
             )
-        _refuse_huge_tile(dataset, label)
         plan = plan_reading(dataset, label, said)
         pixels = read_dn(dataset, plan)
         return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset))

@@ -22,7 +22,7 @@ from serving import ROOT, Server
 
 from datasets.bands import BAND_NAMES
 from datasets.errors import SentileError
-from datasets.geotiff import MOST_TILE_BYTES, open_geotiff, read_tile
+from datasets.geotiff import MOST_PADDING_BYTES, open_geotiff, read_tile
 from datasets.radiometry import Statement
 from datasets.synthetic import TAGS, synthesise_tile
 
@@ -175,7 +175,7 @@ def test_a_small_file_that_decodes_to_gigabytes_is_refused_by_its_header(client:
 
 def test_a_tile_in_blocks_that_are_all_padding_is_refused_before_they_are_decoded() -> None:
     pixels = np.ones((13, 64, 64), np.uint16)
-    blocks = {"tiled": True, "blockxsize": 1024, "blockysize": 1024 * (1 + MOST_TILE_BYTES // (13 * 2**21))}
+    blocks = {"tiled": True, "blockxsize": 1024, "blockysize": 1024 * (1 + MOST_PADDING_BYTES // (13 * 2**21))}
     content = geotiff(pixels, names=BAND_NAMES, tags=TAGS, compress="deflate", **blocks)
     assert len(content) < 1_000_000
     with pytest.raises(SentileError, match="when decoded"):
@@ -199,13 +199,13 @@ def test_xml_that_grows_or_nests_without_end_costs_nothing(client: httpx.Client)
     bombs = [
         f'<!DOCTYPE l [<!ENTITY l0 "ha">{laughs}]><GDALMetadata><Item name="x">&l9;</Item></GDALMetadata>',
         "<GDALMetadata>" + "<a>" * 50_000,
-        tiffs.gdal_metadata([(f"N{n}", "", "v") for n in range(20_000)]),
+        tiffs.gdal_metadata([(f"N{n}", "", "v") for n in range(400_000)]),  # would take GDAL minutes
     ]
     for bomb in bombs:
         began = time.monotonic()
         content = with_entries(tiffs.text(tiffs.GDAL_METADATA, bomb))
         assert client.post("/classify", content=content, headers=TIFF).status_code < 500
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
     still_serves(client)
 
 
