@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from bento import metrics
 from bento.admission import Admission
-from bento.batcher import Batcher, ClosedError
+from bento.batcher import Batcher
 from bento.engine import Engine
 from bento.releases import Releases
 from bento.scene_answers import FORMS, SceneQuestion, answer_scene
@@ -98,7 +98,7 @@ class Scenes:
             finally:
                 stop.set()
                 leaving.cancel()
-                with suppress(StoppedError, ClosedError, Exception):  # heard above, or nobody wants to know
+                with suppress(Exception):  # heard above, or nobody wants to know
                     await doing
 
     def close(self) -> None:

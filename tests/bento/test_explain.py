@@ -249,7 +249,7 @@ def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, statu
 def test_one_sound_tile_is_explained_at_a_time(service: httpx.Client) -> None:
     file = tile_file(half_and_half())
     two = ask(service, files=[("tiles", ("1.tif", file)), ("tiles", ("2.tif", file))])
-    assert two.status_code == 400
+    assert two.status_code == 413
     broken = ask(service, content=b"II*\0", headers={"Content-Type": "image/tiff"})
     assert (broken.status_code, broken.json()["error"]["code"]) == (415, "unreadable_image")
     empty = ask(service, content=tile_file(tile_of(flat(0))), headers={"Content-Type": "image/tiff"})
