@@ -1,5 +1,7 @@
 """Traces of a real service, as a real collector on loopback receives them."""
 
+import io
+import json
 import subprocess
 import sys
 import threading
@@ -14,10 +16,14 @@ import httpx
 import pytest
 from geotiffs import tile_file
 from serving import free_port, served
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 from watched import until
 
 from bento import tracing
-from bento.tracing import traces_url
+from bento.logs import LogStyle, RequestLog
+from bento.tracing import TraceRequests, traces_url, tracing_to
 from datasets.errors import SentileError
 from datasets.synthetic import synthesise_tile
 
@@ -118,12 +124,19 @@ def test_a_request_is_traced_with_its_stages(linear_model: Path, tmp_path: Path)
         assert len(collector.requests()) == 2  # neither the probes of readiness nor what the caller does not sample
 
 
-def test_a_collector_that_is_down_holds_nobody_up(linear_model: Path, tmp_path: Path) -> None:
-    settings = {"SENTILE_WORKERS": "1", "SENTILE_TRACE": f"http://127.0.0.1:{free_port()}"}
-    with served(linear_model, tmp_path, **settings) as server:
-        answer = httpx.post(f"{server.url}/classify", files={"tiles": FOREST}, trust_env=False, timeout=30)
-        assert answer.status_code == 200
-        assert "class" in answer.json()["results"][0]
+def test_a_collector_that_is_down_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+
+    async def well(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("well")(scope, receive, send)
+
+    collector = f"http://127.0.0.1:{free_port()}"
+    traced = TraceRequests(well, collector)
+    log = io.StringIO()
+    client = TestClient(RequestLog(traced, LogStyle.JSON, log))
+    assert [client.get("/").text for _ in range(20)] == ["well"] * 20
+    assert all("trace_id" in json.loads(line) for line in log.getvalue().splitlines())
+    tracing_to(collector).close()
 
 
 def test_a_collector_is_named_with_or_without_a_path() -> None:
