@@ -1,13 +1,18 @@
 """API keys: who is let in, who is not, and what is open to all."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 from geotiffs import tile_file
 from hardened import FILED_KEY, KEY, OTHER_KEY
-from serving import Server
+from serving import ROOT, Server
+from starlette.requests import Request
 
+from bento.classify_routes import sticky_key
 from bento.keys import Keys, parse_keys, read_keys
 from bento.settings import Settings
 from datasets.errors import SentileError
@@ -134,3 +139,26 @@ def test_a_file_of_keys_that_holds_none_or_cannot_be_read_is_refused(tmp_path: P
 
 def test_settings_do_not_show_keys() -> None:
     assert KEY not in repr(Settings(api_keys=KEY))
+
+
+def test_a_caller_keeps_to_one_model_wherever_it_calls_from() -> None:
+    scope = {"type": "http", "headers": [], "client": ("10.0.0.1", 5), "state": {"caller": "alice"}}
+    assert sticky_key(Request(scope)) == "alice"
+    assert sticky_key(Request({**scope, "headers": [(b"sentile-key", b"field-7")]})) == "field-7"
+    assert sticky_key(Request({**scope, "state": {}})) == "10.0.0.1"
+
+
+@pytest.mark.parametrize("setting", ["SENTILE_API_KEYS", "SENTILE_API_KEYS_FILE", "SENTILE_CORS_ORIGINS"])
+def test_a_service_with_keys_or_origins_that_make_no_sense_does_not_start_open(setting: str) -> None:
+    environment = os.environ | {setting: "nonsense"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import bento.service"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
