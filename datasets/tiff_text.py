@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 GDAL_METADATA, SUB_DIRECTORIES = 42112, 330
 MOST_DIRECTORIES = 256  # those beyond are not looked at
-_MOST_ENTRIES = 4096  # of a directory; there are about 200 tags
-_ENDLESS = 2**62
+_MOST_ENTRIES = 4096  # of a directory; libtiff takes what has more for none
+_BEYOND = 2**62  # the end of any file
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ def count_text(file: BinaryIO) -> tuple[int, int]:
 
 def _read_directory(file: BinaryIO, place: int, layout: _Layout) -> tuple[list[int], int]:
     """Return where further directories are that this one names, and the bytes of its text."""
-    file.seek(min(place, _ENDLESS))
+    file.seek(min(place, _BEYOND))
     first = file.read(layout.count.size)
     if len(first) < layout.count.size:
         return [], 0
     form = layout.entry
     size = layout.count.unpack(first)[0] * form.size
     if size > _MOST_ENTRIES * form.size:
-        return [], _ENDLESS
+        return [], 0
     content = file.read(size + layout.place.size)
     lines = list(form.iter_unpack(content[: min(size, len(content) - len(content) % form.size)]))
     following = content[size:]
@@ -81,7 +81,7 @@ def _read_places(file: BinaryIO, kind: int, count: int, value: bytes, layout: _L
     number = struct.Struct(layout.order + ("Q" if kind in (16, 18) else "I"))
     size = min(count, MOST_DIRECTORIES + 1) * number.size
     if size > len(value):
-        file.seek(min(layout.place.unpack(value)[0], _ENDLESS))
+        file.seek(min(layout.place.unpack(value)[0], _BEYOND))
         value = file.read(size)
     whole = min(size, len(value) - len(value) % number.size)
     return [place for (place,) in number.iter_unpack(value[:whole])]

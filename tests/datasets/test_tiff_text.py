@@ -84,8 +84,17 @@ def test_what_is_no_sound_tiff_holds_nothing(content: bytes) -> None:
     assert count(content)[1] == 0
 
 
-def test_a_directory_of_more_entries_than_there_are_tags_is_endless() -> None:
-    assert count(tiffs.build(SOUND, [*SOUND.entries, *([SOUND.entries[0]] * 5000)]))[1] > MOST_TEXT_BYTES
+def test_what_has_more_entries_than_a_directory_may_have_is_none_to_gdal_either() -> None:
+    entries = [*SOUND.entries, *([tiffs.Entry(65000, 3, 1, b"\1\0")] * 5000)]
+    content = tiffs.build(SOUND, entries)
+    assert count(content) == (1, 0)
+    with pytest.raises(UnreadableImageError, match="corrupt"), open_geotiff(content):
+        pass
+
+
+def test_a_file_whose_chain_ends_in_nonsense_is_read_as_before() -> None:
+    with open_geotiff(tiffs.build(SOUND, list(SOUND.entries), following=2**32 - 1)) as dataset:
+        assert dataset.count == 13
 
 
 def test_much_text_and_many_directories_are_refused_at_once_from_bytes_and_from_files(tmp_path: Path) -> None:
