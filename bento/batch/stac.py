@@ -66,7 +66,7 @@ def write_item(
         **({"bbox": _bbox(footprint)} if footprint else {}),
         "properties": _properties(frame, metadata, sha256),
         "links": [{"rel": "derived_from", "href": _href(source, out)} for source in frame.sources],
-        "assets": {**_assets(files, frame, metadata), "model": _model_asset(_href(str(model), out))},
+        "assets": {**_assets(files, frame, metadata), "model": _model_asset(metadata, _href(str(model), out))},
     }
     path.write_text(json.dumps(item, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -117,8 +117,13 @@ def _model(metadata: ModelMetadata) -> dict[str, Any]:
                 "classification:classes": _classes(metadata),
             }
         ],
-        "bands": [{"name": band} for band in metadata.bands],
+        "bands": _bands(metadata),
     }
+
+
+def _bands(metadata: ModelMetadata) -> list[dict[str, str]]:
+    """Return what the model takes; MLM wants it with the item, and STAC 1.1 then also with one of its assets."""
+    return [{"name": band} for band in metadata.bands]
 
 
 def _classes(metadata: ModelMetadata) -> list[dict[str, Any]]:
@@ -151,13 +156,14 @@ def _assets(files: Sequence[Path], frame: Frame, metadata: ModelMetadata) -> dic
     return assets
 
 
-def _model_asset(href: str) -> dict[str, Any]:
+def _model_asset(metadata: ModelMetadata, href: str) -> dict[str, Any]:
     return {
         "href": href,
         "title": "The model that made this",
         "type": "application/octet-stream",
         "roles": ["mlm:model"],
         "mlm:artifact_type": "onnx",
+        "bands": _bands(metadata),
     }
 
 

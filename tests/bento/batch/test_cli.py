@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +279,21 @@ def test_real_scenes_are_classified_in_place(real_data: Path, linear_model: Path
         assert missing.any()
         assert (pixels[missing] == 255).all()
         assert (pixels[~missing] != 255).mean() > 0.5
+
+
+def test_a_watch_takes_scenes_that_come_and_ends_when_nothing_does(
+    scenes: Path, linear_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    watch = ("--watch", 0.2, "--idle", 4, "--outputs", "classes")
+    arguments = command(folder, "--out", tmp_path / "out", "--model", linear_model, *watch)
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=-3, stderr=-3) as process:
+        for name, side in (("first.tif", "north"), ("second.tif", "south")):
+            (folder / name).write_bytes((scenes / side / "scene.tif").read_bytes())
+            until = time.monotonic() + 60
+            while not (tmp_path / "out" / name.replace(".tif", ".classes.tif")).exists():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        assert process.wait(timeout=60) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["scenes"] == 2

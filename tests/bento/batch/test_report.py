@@ -1,0 +1,132 @@
+"""What is told of a run: figures for programs and spreadsheets, and a page that opens anywhere and asks nobody."""
+
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from geotiffs import CORNER, UTM
+from PIL import Image
+from tiny_onnx import metadata
+
+from bento.batch.frame import Frame
+from bento.batch.maps import MapWriter, class_layer
+from bento.batch.outcome import ResultFile, SceneOutcome, State
+from bento.batch.quicklook import write_quicklook
+from bento.batch.report import write_reports
+from bento.batch.results import ModelFacts
+from bento.legend import colours
+from datasets.tile import Georeference
+
+CLASSES = ("Forest", "<b>Sea</b>", "=1+1")
+MODEL = ModelFacts(metadata(CLASSES), "ab" * 32, Path("m.onnx"))
+DONE = SceneOutcome(
+    "one", "/in/one.tif", State.DONE, "k", 90, 10, outliers=3, pixels=6400, seconds=2.5, area_ha={"Forest": 60.0}
+)
+KEPT = SceneOutcome("two", "/in/two.tif", State.KEPT, "k", 50, 0, seconds=1.5, area_ha={"<b>Sea</b>": 40.0})
+HOSTILE = "<script>alert(1)</script>"
+FAILED = SceneOutcome("three", f"/in/{HOSTILE}.tif", State.FAILED, error=f"=cmd|{HOSTILE}")
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def quicklook(tmp_path: Path) -> SceneOutcome:
+    """A scene with a picture in the folder of results."""
+    frame = Frame("pictured", Georeference(UTM, CORNER), 100, 128, datetime="2021-07-01T11:20:00Z")
+    writer = MapWriter(tmp_path, frame, class_layer(MODEL.metadata), {})
+    writer.add(np.repeat([[[0, 1, 2, 255]]], 100, axis=1).repeat(32, axis=2).astype(np.uint8))
+    path = tmp_path / "pictured.quicklook.png"
+    write_quicklook(writer.finish()[0], frame, MODEL.metadata, {"Forest": 32.0}, path)
+    return SceneOutcome(
+        "pictured", "/in/p.tif", State.DONE, "k", files=(ResultFile(path.name, path.stat().st_size, ""),)
+    )
+
+
+def test_the_summary_adds_up(tmp_path: Path) -> None:
+    write_reports(tmp_path, [DONE, KEPT, FAILED], MODEL)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["model"]["sha256"] == "ab" * 32
+    assert (summary["scenes"], summary["failed"], summary["windows"]) == (3, 1, 140)
+    assert summary["skipped_share"] == pytest.approx(10 / 150, abs=1e-4)
+    assert summary["seconds"] == 4.0
+    assert summary["area_ha"] == {"Forest": 60.0, "<b>Sea</b>": 40.0, "=1+1": 0.0}
+    assert [scene["state"] for scene in summary["results"]] == ["done", "failed", "done"]
+
+
+def test_a_spreadsheet_gets_a_column_of_hectares_a_class_and_no_formula(tmp_path: Path) -> None:
+    write_reports(tmp_path, [DONE, FAILED], MODEL)
+    one, three = csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text()))
+    assert (one["name"], float(one["Forest_ha"]), one["skipped_share"]) == ("one", 60.0, "0.1")
+    assert three["error"].startswith("'=cmd")
+    assert "'=1+1_ha" in one
+
+
+def test_the_order_in_which_scenes_were_ready_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = write_reports(tmp_path / "a", [DONE, KEPT, FAILED], MODEL)
+    second = write_reports(tmp_path / "b", [FAILED, KEPT, DONE], MODEL)
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_page_asks_no_server_and_runs_no_script(tmp_path: Path, quicklook: SceneOutcome) -> None:
+    write_reports(tmp_path, [DONE, FAILED, quicklook], MODEL)
+    page = Page((tmp_path / "report.html").read_text())
+    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form"} == set()
+    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert len(sources) == 1
+    assert all(str(source).startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"url\(|@import", (tmp_path / "report.html").read_text())
+    (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert str(policy).startswith("default-src 'none'")
+
+
+def test_names_and_errors_are_text_on_the_page_whatever_they_hold(tmp_path: Path) -> None:
+    write_reports(tmp_path, [DONE, KEPT, FAILED], MODEL)
+    page = Page((tmp_path / "report.html").read_text())
+    assert HOSTILE in page.text
+    assert "<b>Sea</b>" in page.text
+    assert "b" not in {tag for tag, _ in page.tags}
+
+
+def test_a_picture_shows_the_classes_in_their_colours(tmp_path: Path, quicklook: SceneOutcome) -> None:
+    with Image.open(tmp_path / "pictured.quicklook.png") as image:
+        picture = np.asarray(image.convert("RGB"))
+    assert max(picture.shape[:2]) < 1600
+    middle = picture[picture.shape[0] // 3]
+    seen = [tuple(map(int, pixel)) for pixel in middle]
+    for colour in colours(CLASSES):
+        assert seen.count(colour) >= 32 * 3  # a small map is shown larger
+
+
+def test_the_page_shows_a_smaller_copy_of_each_picture(tmp_path: Path, quicklook: SceneOutcome) -> None:
+    write_reports(tmp_path, [quicklook], MODEL)
+    (source,) = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "report.html").read_text())
+    with Image.open(io.BytesIO(base64.b64decode(source))) as image:
+        assert image.width <= 480
+
+
+def test_a_picture_that_has_vanished_does_not_stop_the_report(tmp_path: Path, quicklook: SceneOutcome) -> None:
+    (tmp_path / "pictured.quicklook.png").unlink()
+    write_reports(tmp_path, [quicklook], MODEL)
+    assert "pictured" in Page((tmp_path / "report.html").read_text()).text
