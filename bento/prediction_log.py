@@ -264,10 +264,14 @@ def row_of(answered: _Answered, keeping: Keeping) -> dict[str, Any]:
 
 def band_features(values: npt.NDArray[np.uint16]) -> tuple[list[float | None], list[float | None]]:
     """Return the mean and the standard deviation of each band's DN where it holds data; None where it holds none."""
-    features = [
-        (float(v.mean()), float(v.std())) if v.size else (None, None) for v in (b[b != NO_DATA] for b in values)
-    ]
-    return [mean for mean, _ in features], [std for _, std in features]
+    numbers = values.reshape(len(values), -1).astype(np.float64)
+    counts = np.count_nonzero(numbers != NO_DATA, axis=1)
+    some = np.maximum(counts, 1)
+    mean = numbers.sum(axis=1) / some  # no data is 0, so it adds nothing to the sums
+    variance = np.einsum("ij,ij->i", numbers, numbers) / some - mean**2
+    std = np.sqrt(np.maximum(variance, 0))
+    told = list(zip(mean.tolist(), std.tolist(), counts, strict=True))
+    return [m if count else None for m, _, count in told], [s if count else None for _, s, count in told]
 
 
 def bbox_of(footprint: dict[str, Any] | None) -> dict[str, float] | None:

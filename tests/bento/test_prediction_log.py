@@ -105,8 +105,17 @@ def test_a_tile_of_few_bands_is_kept_with_those(engine: Engine, tmp_path: Path) 
     (row,) = logged(tmp_path, engine, batch_of(engine, rgb), keeping=Keeping(tiles=True))
     assert row["bands"] == list(rgb.bands)
     assert row["band_mean"] == pytest.approx(pixels[1:4, :, 16:].mean(axis=(1, 2)).tolist(), rel=1e-5)
+    assert row["band_std"] == pytest.approx(pixels[1:4, :, 16:].std(axis=(1, 2)).tolist(), rel=1e-4)
     assert len(row["tile"]) == 3 * 64 * 64 * 2
     assert (row["bbox"], row["level"], row["valid_share"]) == (None, None, 0.75)
+
+
+def test_a_band_without_data_has_no_features() -> None:
+    values = np.zeros((2, 4, 4), np.uint16)
+    values[1, 0] = (1, 2, 3, 65_535)
+    mean, std = prediction_log.band_features(values)
+    assert (mean[0], std[0]) == (None, None)
+    assert (mean[1], std[1]) == (pytest.approx(values[1, 0].mean()), pytest.approx(values[1, 0].std()))
 
 
 def test_refused_tiles_are_not_kept(engine: Engine, tmp_path: Path) -> None:
