@@ -3,6 +3,7 @@
 Health (`/livez`, `/readyz`) is BentoML's; the routes of `bento.app` are mounted.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +13,6 @@ import bentoml
 from bento import logs, prediction_log
 from bento.app import make_app
 from bento.arenas import bound_arenas
-from bento.connections import bound_connections
 from bento.engine import Engine
 from bento.guards import guards, quieten
 from bento.serving import Serving
@@ -43,10 +43,16 @@ def _guards() -> list[tuple[type, dict[str, Any]]]:
         _stop(error)
 
 
+# GDAL would keep decoded blocks in a twentieth of the machine's memory, in each process; a scene is read once, in order.
+os.environ.setdefault("GDAL_CACHEMAX", "256")  # MiB
+
 settings = _settings()
 app = make_app(settings)
 logs.configure(logs.style_of(settings.log, sys.stderr))
-bound_connections(settings.most_connections, settings.head_seconds)
+if sys.platform != "win32":  # where there is neither httptools nor a limit of open files
+    from bento.connections import bound_connections
+
+    bound_connections(settings.most_connections, settings.head_seconds)
 quieten()
 bound_arenas()
 
