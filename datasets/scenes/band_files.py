@@ -18,7 +18,7 @@ from datasets.scenes.rasters import open_raster
 from datasets.scenes.stacked import date_in, is_mask_name, no_mask, platform_in
 
 _NAME = re.compile(
-    r"^(?P<head>(?:.*[_\-. ])?)(?P<word>B(?:0?[1-9]|1[0-2]|0?8A)|SCL|QA60|(?:MSK_)?CLDPRB|CLD)"
+    r"^(?P<head>(?:.*?[_\-. ])?)(?P<word>B(?:0?[1-9]|1[0-2]|0?8A)|SCL|QA60|(?:MSK_)?CLDPRB|CLD)"
     r"(?:[_\-.](?P<metres>\d\d)m)?$",
     re.IGNORECASE,
 )

@@ -25,6 +25,9 @@ _CACHE_MB = 64
 _SCENES: dict[str, Any] = {
     "GDAL_NUM_THREADS": "1",
     "GDAL_CACHEMAX": _CACHE_MB,
+}
+_REMOTE: dict[str, Any] = {
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_MAX_RETRY": "4",
@@ -34,9 +37,9 @@ _SCENES: dict[str, Any] = {
 
 
 @contextmanager
-def scene_world() -> Iterator[None]:
-    """Set GDAL up for reading scenes, in this thread, for the length of the block."""
-    with closed_world(), rasterio.Env(**_SCENES):
+def scene_world(*, remote: bool = False) -> Iterator[None]:
+    """Set GDAL up for reading scenes, in this thread, for the length of the block; `remote` lets it into the network."""
+    with closed_world(), rasterio.Env(**(_SCENES | _REMOTE if remote else _SCENES)):
         yield
 
 
@@ -58,7 +61,7 @@ def open_raster(place: str | Path) -> DatasetReader:
         TileShapeError: its header tells of what no Sentinel-2 file has.
     """
     name = name_of(place)
-    with scene_world():
+    with scene_world(remote=is_remote(place)):
         try:
             dataset = _open(place)
         except (RasterioError, OSError, ValueError) as error:
@@ -90,7 +93,7 @@ def _is_jp2(path: Path) -> bool:
 def _why(place: str | Path) -> str:
     if is_remote(place):
         where = urlsplit(str(place)).netloc
-        return f"{where} does not give it as a GeoTIFF read by ranges; download the scene and classify it from disk"
+        return f"{where} does not give it as a GeoTIFF (.tif) read by ranges; download it and classify it from disk"
     if _is_jp2(Path(place)):
         return "a truncated or corrupt JPEG 2000 file"
     return why_unreadable(Path(place))

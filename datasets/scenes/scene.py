@@ -66,6 +66,8 @@ class Scene(AbstractContextManager["Scene"]):
         finest = min(parts.layers, key=lambda layer: layer.grid.pixel_m)
         # Between other grids the blocks of the files say nothing of how the scene is best cut.
         self.block = finest.block if finest.grid.is_same(self.grid) else (1, 1)
+        places = [layer.place for layer in parts.layers] + ([parts.clouds.place] if parts.clouds else [])
+        self._remote = any(is_remote(place) for place in places)
         self._broken: set[BrokenBlock] = set()
         self._opened: list[DatasetReader] = []
         self._lock = threading.Lock()
@@ -105,7 +107,7 @@ class Scene(AbstractContextManager["Scene"]):
         Raises:
             UnreadableImageError: a file vanished, or a server does not answer.
         """
-        with scene_world():
+        with scene_world(remote=self._remote):
             pixels = self._read_bands(window)
             if self._clouds is not None:
                 pixels = self._without_clouds(pixels, window, self._clouds)

@@ -88,7 +88,7 @@ def _look_in_place(place: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]
         yield from [_safe(path)] if is_safe(path) else _of_rasters(*_walk(path), skip)
     elif path.name in METADATA_NAMES:
         yield _safe(path.parent)
-    elif path.suffix.lower() in RASTER_SUFFIXES:
+    elif path.suffix.lower() in RASTER_SUFFIXES and path.is_file():
         yield _Found(path.stem, Kind.STACKED, (path,))
     else:
         yield _not_understood(path)
