@@ -8,7 +8,6 @@ features, so that it is about 1 for training tiles.
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 METHOD = "Mahalanobis distance of the embedding"
@@ -39,6 +38,8 @@ class MahalanobisScore(nn.Module):
         """
         x, y = embeddings.double().numpy(), labels.numpy()
         means = np.stack([x[y == c].mean(0) if (y == c).any() else x.mean(0) for c in range(len(self.means))])
+        from sklearn.covariance import LedoitWolf  # fitted at export; a machine that only trains may not have it
+
         covariance = LedoitWolf(assume_centered=True).fit(x - means[y]).covariance_
         self.whitening.copy_(torch.from_numpy(_inverse_root(covariance)))
         self.means.copy_(torch.from_numpy(means @ self.whitening.double().numpy()))
