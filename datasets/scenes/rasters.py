@@ -38,7 +38,7 @@ _REMOTE: dict[str, Any] = {
 
 @contextmanager
 def scene_world(*, remote: bool = False) -> Iterator[None]:
-    """Set GDAL up for reading scenes, in this thread, for the length of the block; `remote` lets it into the network."""
+    """Set GDAL up for reading scenes, in this thread, for the length of the block; `remote`: with a network."""
     with closed_world(), rasterio.Env(**(_SCENES | _REMOTE if remote else _SCENES)):
         yield
 

@@ -1,5 +1,7 @@
 """Where windows lie: everything is covered, and strips and parts share the windows among themselves."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def test_windows_of_any_stride_cover_every_pixel_and_stay_inside(length: int, st
     assert covered.all()
     assert found == sorted(set(found))
     assert found[-1] + 64 <= max(length, 64)
-    assert all(after - before <= stride for before, after in zip(found[:-1], found[1:], strict=True))
+    assert all(after - before <= stride for before, after in pairwise(found))
 
 
 @pytest.mark.parametrize("block", [(1, 1), (1, 3000), (8, 3000), (512, 512), (256, 256), (1024, 1024), (5000, 5000)])
@@ -30,7 +32,7 @@ def test_strips_and_parts_hold_each_window_once_and_decide_each_pixel_once(
     assert [column for part in lattice.parts for column in part] == list(range(len(lattice.columns)))
     edges = [lattice.edges(strip) for strip in range(len(lattice.strips))]
     assert (edges[0][0], edges[-1][1]) == (0, height)
-    assert all(before[1] == after[0] for before, after in zip(edges[:-1], edges[1:], strict=True))
+    assert all(before[1] == after[0] for before, after in pairwise(edges))
     for strip in range(len(lattice.strips)):
         first = lattice.first_needed(strip)
         above = [lattice.rows[row] for rows in lattice.strips[:first] for row in rows]

@@ -213,7 +213,7 @@ def test_progress_is_told_from_nothing_to_all(engine: Engine, tall: tuple[Path, 
 def test_whoever_stops_taking_blocks_stops_the_work(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bento.lattice, "_PIXELS_AT_ONCE", 64 * 64)  # a strip is a row of windows
+    monkeypatch.setattr(bento.lattice, "_PIXELS_AT_ONCE", 64 * 64)  # a strip is a row of blocks
     path = scene_file(tmp_path, mosaic(64 * 40, 64))
     with opened(path) as scene:
         reads: list[Window] = []
@@ -222,8 +222,8 @@ def test_whoever_stops_taking_blocks_stops_the_work(
         blocks = classify(engine, scene, workers=1).iter_blocks()
         next(blocks)
         blocks.close()
-        assert 0 < len(reads) < 10
-        assert strip_count(scene, GridOptions()) == 40
+        assert 0 < len(reads) < 8
+        assert strip_count(scene, GridOptions()) == 10
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("windows")]
 
 
@@ -267,7 +267,7 @@ def test_windows_on_a_corrupt_block_are_no_data_and_the_rest_is_classified(engin
 def test_a_scene_of_which_nothing_can_be_decoded_is_an_error(engine: Engine, tmp_path: Path) -> None:
     path = scene_file(tmp_path, mosaic(512, 512), compress="deflate", interleave="pixel")
     damaged(path, every=True)
-    with opened(path) as scene, pytest.raises(UnreadableImageError, match="scene: none .* 4 blocks are truncated"):
+    with opened(path) as scene, pytest.raises(UnreadableImageError, match=r"scene: none .* 4 blocks are truncated"):
         list(classify(engine, scene).iter_blocks())
 
 

@@ -89,7 +89,7 @@ def test_files_of_several_bands_called_like_bands_are_scenes_of_their_own(tmp_pa
 def test_without_radiometry_the_files_are_refused_with_the_way_out(tmp_path: Path) -> None:
     write_scene(tmp_path, "s", ("B02", "B03"))
     (found,) = find_scenes([tmp_path])
-    with pytest.raises(RadiometryUnknownError, match="^s: .*--level"), found.open():
+    with pytest.raises(RadiometryUnknownError, match=r"^s: .*--level"), found.open():
         pass
 
 

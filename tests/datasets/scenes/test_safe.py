@@ -76,7 +76,7 @@ def test_a_product_of_60_m_alone_is_refused_or_warped_by_option(tmp_path: Path) 
     product = write_safe(tmp_path, "2A", PIXELS)
     for path in [*product.rglob("*_10m.jp2"), *product.rglob("*_20m.jp2")]:
         path.unlink()
-    with pytest.raises(TileShapeError, match="measure 60 m, .*--warp"):
+    with pytest.raises(TileShapeError, match=r"measure 60 m, .*--warp"):
         read(product)
     assert read(product, SceneOptions(warp=True)).shape == (13, 120, 120)
 

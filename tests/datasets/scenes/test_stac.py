@@ -121,7 +121,7 @@ def test_an_offset_that_is_both_applied_and_declared_is_not_guessed_at(folder: P
     contradicting = write_json(folder / "x.json", stac_item({key: asset(key) for key in BANDS}, **applied))
     (found,) = find_scenes([contradicting], SAID)
     with (
-        pytest.raises(RadiometryUnknownError, match="both that the offset was applied .*say --offset 0 or"),
+        pytest.raises(RadiometryUnknownError, match=r"both that the offset was applied .*say --offset 0 or"),
         found.open(),
     ):
         pass
@@ -228,5 +228,5 @@ def test_jpeg_2000_is_not_read_from_a_server(folder: Path, server: FileServer) -
 
 def test_an_item_without_bands_says_how_to_go_on(folder: Path) -> None:
     (found,) = find_scenes([write_json(folder / "x.json", stac_item({"data": {"href": "blue.tif"}}))])
-    with pytest.raises(BandsUnknownError, match="none of its assets .*name the files themselves"), found.open():
+    with pytest.raises(BandsUnknownError, match=r"none of its assets .*name the files themselves"), found.open():
         pass
