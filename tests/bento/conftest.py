@@ -4,28 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from hardened import BODY_SECONDS, FILED_KEY, HEAD_SECONDS, KEY, ORIGIN, OTHER_KEY
+from linear_model import write_linear_model
 from serving import Server, served
-from tiny_onnx import metadata, write_model
 
 from bento.engine import Engine
-from datasets.eurosat import CLASSES
-from datasets.synthetic import render
-from datasets.tile import BAND_COUNT
 
 
 @pytest.fixture(scope="session")
 def linear_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file: the ten classes by least squares on the bands' means."""
-    labels = np.repeat(np.arange(len(CLASSES)), 6)
-    tiles = np.stack([render(CLASSES[label], n, seed=5) for n, label in enumerate(labels)])
-    means = np.column_stack([tiles.mean(axis=(2, 3)), np.ones(len(tiles))])
-    weights = 8 * np.linalg.lstsq(means, np.eye(len(CLASSES))[labels], rcond=None)[0]
-    assert weights.shape == (BAND_COUNT + 1, len(CLASSES))
-    path = tmp_path_factory.mktemp("linear") / "model.onnx"
-    return write_model(path, metadata(CLASSES).model_dump_json(), weights=weights.astype(np.float32))
+    return write_linear_model(tmp_path_factory.mktemp("linear") / "model.onnx")
 
 
 @pytest.fixture(scope="session")
