@@ -43,8 +43,9 @@ def _guards() -> list[tuple[type, dict[str, Any]]]:
         _stop(error)
 
 
-# GDAL would keep decoded blocks in a twentieth of the machine's memory, in each process; a scene is read once, in order.
-os.environ.setdefault("GDAL_CACHEMAX", "256")  # MiB
+# By itself, GDAL keeps decoded blocks in a twentieth of the machine's memory, in each process. Scenes are read block by
+# block, and take as long with little.
+os.environ.setdefault("GDAL_CACHEMAX", "128")  # MiB
 
 settings = _settings()
 app = make_app(settings)
