@@ -15,6 +15,29 @@ from bento.replies import refuse
 _CLOSE = {"Connection": "close"}  # the rest of the body is not worth waiting for
 
 
+class _Alarm:
+    """Cancels the task that made it when some seconds are over; `asyncio.timeout` does so at twice the cost."""
+
+    __slots__ = ("_rang", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._task, self._rang = asyncio.current_task(), False
+        self._timer = asyncio.get_running_loop().call_later(max(seconds, 0), self._ring)
+
+    def _ring(self) -> None:
+        assert self._task is not None  # noqa: S101 - made in a task
+        self._rang = True
+        self._task.cancel()
+
+    def stop(self) -> bool:
+        """Stop it, and return whether it rang, and nobody else cancelled the task; then the task goes on."""
+        self._timer.cancel()
+        if not self._rang or self._task is None:
+            return False
+        self._rang = False
+        return self._task.uncancel() == 0
+
+
 class Deadlines:
     """ASGI middleware that ends requests which take too long: 408 where the client is late, 504 where the service is.
 
@@ -39,14 +62,16 @@ class Deadlines:
             started = True
             await send(message)
 
+        alarm = _Alarm(self._most_seconds)
         try:
-            async with asyncio.timeout(self._most_seconds) as bound:
-                await self._app(scope, self._hurried(receive), send_and_note)
-        except TimeoutError:
-            if not bound.expired():
+            await self._app(scope, self._hurried(receive), send_and_note)
+        except asyncio.CancelledError:
+            if not alarm.stop():
                 raise
             if not started:  # else nothing can be said any more; the server closes the connection
                 await self._refuse(scope, receive, send)
+        finally:
+            alarm.stop()
 
     def _hurried(self, receive: Receive) -> Receive:
         """Return `receive` with a bound on the time that it waits for the body, all its parts together."""
@@ -58,11 +83,15 @@ class Deadlines:
             if whole:  # who asks now wants to know when the client goes
                 return await receive()
             began = loop.time()
+            alarm = _Alarm(self._grace + taken / self._least_rate - waited)
             try:
-                async with asyncio.timeout(self._grace + taken / self._least_rate - waited):
-                    message = await receive()
-            except TimeoutError:
-                raise self._too_slow() from None
+                message = await receive()
+            except asyncio.CancelledError:
+                if alarm.stop():
+                    raise self._too_slow() from None
+                raise
+            finally:
+                alarm.stop()
             waited += loop.time() - began
             taken += len(message.get("body", b""))
             whole = not message.get("more_body", False)
