@@ -317,7 +317,7 @@ def opened_files(trace: Path, since: int) -> tuple[Counter[str], list[str]]:
         lines = file.read().decode(errors="replace").splitlines()
     found = (re.search(r'open(?:at)?\((?:AT_FDCWD, )?"([^"]*)"', line) for line in lines)
     calls = [line for line in lines if "connect(" in line and "AF_INET" in line]
-    return Counter(match.group(1) for match in found if match), calls
+    return Counter(re.sub(r"/[\w-]{32}\b", "/TASK", match.group(1)) for match in found if match), calls
 
 
 def parse_arguments() -> argparse.Namespace:
