@@ -228,15 +228,13 @@ class _Sum:
     def add(self, numbers: npt.NDArray[Any]) -> None:
         """Take more of the band's numbers."""
         self._pixels += numbers.size
-        values, counts = _tally(numbers)
-        known = np.isfinite(values) & ~((values == self._no_data) | (counts == 0))
-        values, counts = values[known], counts[known]
-        if not values.size:
+        known = numbers[np.isfinite(numbers)] if np.isnan(self._no_data) else numbers[numbers != self._no_data]
+        if not known.size:
             return
-        self._count += int(counts.sum())
-        self._total += float((values * counts).sum())
-        self._squares += float((values**2 * counts).sum())
-        self._least, self._most = min(self._least, float(values.min())), max(self._most, float(values.max()))
+        self._count += known.size
+        self._total += float(known.sum(dtype=np.float64))
+        self._squares += float(np.square(known, dtype=np.float64).sum())
+        self._least, self._most = min(self._least, float(known.min())), max(self._most, float(known.max()))
 
     def tags(self) -> dict[str, str]:
         """Return them under GDAL's names; none where no number is known."""
@@ -251,10 +249,3 @@ class _Sum:
             "STATISTICS_STDDEV": f"{spread:.10g}",
             "STATISTICS_VALID_PERCENT": f"{100 * self._count / self._pixels:.4g}",
         }
-
-
-def _tally(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return values, and how often each occurs; a value may be told more than once."""
-    if numbers.dtype == np.uint8:
-        return np.arange(256, dtype=np.float64), np.bincount(numbers.ravel(), minlength=256)
-    return numbers.ravel().astype(np.float64), np.ones(numbers.size, np.int64)
