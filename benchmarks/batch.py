@@ -1,0 +1,314 @@
+"""How fast a large scene is classified, and how near that is to what the machine can do.
+
+    python benchmarks/batch.py [--quick] [--peer-python PYTHON]
+
+makes a scene of 10,980 × 10,980 pixels and 13 bands by mosaicking tiles (real ones of EuroSAT where they are at hand,
+else synthetic ones), with deflate, with zstd and uncompressed, in blocks of 512, and a model file of the project's own
+network. For each it prints, every figure from a process of its own:
+
+* bare reading: all blocks decoded by one thread a core, nothing done with them;
+* bare inference: the network alone, on tiles in memory, all cores busy, by the faster of two ways to use them;
+* the bound: the seconds of both together, since both keep all cores busy;
+* what `bento.windows.classify` reaches, maps included, and its peak memory;
+* a peer on a part of the deflate scene: torchgeo's GridGeoSampler with the same network in torch, where PYTHON has
+  torchgeo (0.8), and a plain loop of rasterio and torch.
+
+Files of the page cache are warm: the figures are of decoding and computing, not of a disk.
+"""
+
+import argparse
+import json
+import os
+import queue
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.windows import Window
+
+from bento.blending import NO_CLASS
+from bento.cores import usable_cores
+from bento.engine import Engine
+from bento.lattice import make_lattice
+from bento.windows import GridOptions, classify
+from datasets.bands import BAND_NAMES
+from datasets.eurosat import CLASSES, read_ms
+from datasets.scenes import find_scenes
+from datasets.scenes.rasters import open_raster, scene_world
+from datasets.synthetic import TAGS, render
+from datasets.tile import DN
+
+ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("SENTILE_REAL_DATA", ROOT.parent / "shared" / "data")) / "EuroSAT_MS.zip"
+FORMS: dict[str, dict[str, Any]] = {
+    "deflate": {"compress": "deflate", "predictor": 2, "zlevel": 6},
+    "zstd": {"compress": "zstd", "predictor": 2},
+    "uncompressed": {},
+}
+SIDE, QUICK_SIDE, PEER_SIDE = 10_980, 2_200, 2_048
+BLOCK = 512
+
+
+# What is measured.
+
+
+def some_tiles() -> tuple[DN, str]:
+    """Return uint16 (n, 13, 64, 64), and where they come from."""
+    if not REAL.is_file():
+        return np.stack([render(name, n, seed=1) for name in CLASSES for n in range(1, 13)]), "synthetic tiles"
+    with zipfile.ZipFile(REAL) as archive, tempfile.TemporaryDirectory() as folder:
+        names = [name for name in archive.namelist() if name.endswith(".tif")]
+        archive.extractall(folder, names)
+        return np.stack([read_ms(Path(folder) / name).pixels for name in names]), f"{len(names)} real tiles of EuroSAT"
+
+
+def write_scene(path: Path, tiles: DN, side: int, form: dict[str, Any]) -> None:
+    """Write a mosaic of tiles in random order, in rows of blocks."""
+    rng = np.random.default_rng(7)
+    across = -(-side // 64)
+    profile = {"count": 13, "height": side, "width": side, "dtype": "uint16", "crs": "EPSG:32632", **form}
+    blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "num_threads": "all_cpus"}
+    place = Affine(10, 0, 600_000, 0, -10, 5_000_000)
+    with rasterio.open(path, "w", driver="GTiff", transform=place, bigtiff="if_safer", **profile, **blocks) as dataset:
+        dataset.descriptions = BAND_NAMES
+        dataset.update_tags(**TAGS)
+        for top in range(0, side, BLOCK):
+            high = min(BLOCK, side - top)
+            rows = [
+                np.concatenate(list(tiles[rng.integers(len(tiles), size=across)]), axis=2) for _ in range(BLOCK // 64)
+            ]
+            dataset.write(np.concatenate(rows, axis=1)[:, :high, :side], window=Window(0, top, side, high))
+
+
+def write_network(folder: Path, tiles: DN) -> None:
+    """Write the project's own network with random weights: as a model file, and as a torch program for the peers."""
+    import torch
+
+    from models.classifier import Classifier
+    from models.export import export
+    from models.modelfile import ModelMetadata
+    from models.network import ResidualCNN
+
+    torch.manual_seed(0)
+    means, stds = (statistic(tiles[:200], axis=(0, 2, 3)).tolist() for statistic in (np.mean, np.std))
+    classifier = Classifier(ResidualCNN(), len(CLASSES), means, stds).eval()
+    metadata = ModelMetadata(name="benchmark", version="0", classes=CLASSES, network="ResidualCNN", synthetic=True)
+    export(classifier, metadata, folder / "model.onnx", tiles[:8])
+    with torch.inference_mode():
+        torch.jit.trace(classifier, torch.from_numpy(tiles[:64].astype(np.float32))).save(str(folder / "network.pt"))
+
+
+def read_bare(path: Path, _: Path) -> dict[str, float]:
+    """Decode all blocks by one thread a core."""
+    with rasterio.open(path) as dataset:
+        side = dataset.height
+    lattice = make_lattice(side, side, 64, 64, (BLOCK, BLOCK))
+    waiting: queue.SimpleQueue[Window] = queue.SimpleQueue()
+    for strip in range(len(lattice.strips)):
+        for part in range(len(lattice.parts)):
+            (top, bottom), (left, right) = lattice.edges(strip), lattice.part_edges(part)
+            waiting.put(Window(left, top, right - left, bottom - top))
+
+    def work() -> None:
+        with scene_world(), open_raster(path) as dataset:
+            while not waiting.empty():
+                try:
+                    dataset.read(window=waiting.get_nowait())
+                except queue.Empty:
+                    return
+
+    return {"seconds": timed(lambda: all_cores(work)), "windows": len(lattice.rows) * len(lattice.columns)}
+
+
+def infer_bare(path: Path, model: Path) -> dict[str, float]:
+    """Run the network on tiles in memory by all cores: threads of their own, or one that parts each batch."""
+    with scene_world(), open_raster(path) as dataset:
+        pixels = dataset.read(window=Window(0, 0, 2048, 2048))
+    tiles = pixels.reshape(13, 32, 64, 32, 64).transpose(1, 3, 0, 2, 4).reshape(-1, 13, 64, 64).copy()
+    cores, rates = usable_cores(), []
+    for threads, workers, batch in ((1, cores, 64), (cores, 1, 64), (cores, 1, 256)):
+        engine = Engine(model, threads)
+        starts = range(0, len(tiles), batch)
+        with ThreadPoolExecutor(workers) as pool:
+            run = lambda: list(pool.map(lambda s: engine.classify(tiles[s : s + batch]), starts))  # noqa: B023, E731
+            run()
+            rates.append(len(tiles) / min(timed(run) for _ in range(3)))
+    return {"rate": max(rates), "one_session_thread_a_core": rates[0], "all_cores_in_a_batch": max(rates[1:])}
+
+
+def classify_all(path: Path, model: Path, grid: GridOptions | None = None) -> dict[str, float]:
+    """Classify the scene as a batch does, and look at every row of its maps."""
+    engine = Engine(model, threads=1)
+    (source,) = find_scenes([path])
+    seen = {"windows": 0, "pixels": 0}
+
+    def work() -> None:
+        with source.open() as scene:
+            for block in classify(engine, scene, grid).iter_blocks():
+                seen["windows"] += sum(window.probabilities is not None for window in block.windows)
+                seen["pixels"] += int((block.class_map != NO_CLASS).sum())
+
+    return {"seconds": timed(work), **seen}
+
+
+def overlap(path: Path, model: Path) -> dict[str, float]:
+    """Classify with overlapping windows (stride 32), blended."""
+    return classify_all(path, model, GridOptions(stride=32))
+
+
+def dense(path: Path, model: Path) -> dict[str, float]:
+    """Classify densely: stride 16, one value for 16 × 16 pixels."""
+    return classify_all(path, model, GridOptions(stride=16, cell=16))
+
+
+def exact(path: Path, model: Path) -> dict[str, float]:
+    """Count the pixels whose class is not that of their tile, classified as a tile of its own."""
+    engine, wrong, cells = Engine(model, threads=1), 0, 0
+    (source,) = find_scenes([path])
+    with source.open() as scene, rasterio.open(path) as dataset:
+        blocks = iter(classify(engine, scene).iter_blocks())
+        whole = np.concatenate([next(blocks).class_map for _ in range(2)])
+        for row in range(0, len(whole) - 63, 64):
+            strip = dataset.read(window=Window(0, row, dataset.width // 64 * 64, 64))
+            tiles = strip.reshape(13, 64, -1, 64).transpose(2, 0, 1, 3).copy()
+            for column, tile in enumerate(tiles):
+                said = engine.classify(tile[None]).probabilities.argmax()
+                here = whole[row : row + 64, 64 * column : 64 * column + 64]
+                wrong, cells = wrong + int((here != said).sum()), cells + 1
+    return {"cells": cells, "wrong": wrong}
+
+
+# Helpers, and the children's side.
+
+
+def timed(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def all_cores(work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=work) for _ in range(usable_cores())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process has held; getrusage would count the parent's, too."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+MEASUREMENTS = {work.__name__: work for work in (read_bare, infer_bare, classify_all, overlap, dense, exact)}
+
+
+def measure(name: str, path: Path, model: Path) -> dict[str, float]:
+    """Return what a measurement gives in a process of its own, with the peak of its memory in MB."""
+    command = [sys.executable, __file__, "--measure", name, str(path), str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peer(python: str, name: str, path: Path, network: Path) -> float | None:
+    """Return a peer's windows a second over the upper left of a scene, or None where it cannot be run."""
+    command = [
+        python,
+        str(ROOT / "benchmarks" / "peers" / "scene_loops.py"),
+        name,
+        str(path),
+        str(network),
+        str(PEER_SIDE),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        print(f"  {name}: not run ({(done.stderr.splitlines() or ['?'])[-1][:100]})")
+        return None
+    return float(done.stdout.splitlines()[-1])
+
+
+def report(folder: Path, side: int, peer_python: str, *, quick: bool) -> Iterator[str]:
+    tiles, origin = some_tiles()
+    write_network(folder, tiles)
+    model = folder / "model.onnx"
+    yield f"{side:,} × {side:,} × 13, mosaic of {origin}; {usable_cores()} cores"
+    rate = 0.0
+    ours = {}
+    for form, options in FORMS.items():
+        path = folder / f"{form}.tif"
+        write_scene(path, tiles, side, options)
+        if not rate:
+            found = measure("infer_bare", path, model)
+            rate = found["rate"]
+            one, parted = found["one_session_thread_a_core"], found["all_cores_in_a_batch"]
+            yield f"bare inference {rate:,.0f} windows/s (one thread a core {one:,.0f}, all in a batch {parted:,.0f})"
+            yield "form          MB   read s  infer s  bound s  ours s  of bound  windows/s   MP/s  peak MB"
+        read = min(measure("read_bare", path, model)["seconds"] for _ in range(2))
+        best = min((measure("classify_all", path, model) for _ in range(2)), key=lambda found: found["seconds"])
+        infer = best["windows"] / rate
+        seconds, ours[form] = best["seconds"], best["windows"] / best["seconds"]
+        yield (
+            f"{form:12} {path.stat().st_size / 1e6:5,.0f} {read:7.1f} {infer:8.1f} {read + infer:8.1f} {seconds:7.1f} "
+            f"{(read + infer) / seconds:8.0%} {ours[form]:10,.0f} {side**2 / 1e6 / seconds:7.2f} "
+            f"{best['peak_mb']:7,.0f}"
+        )
+        if form == "deflate":
+            found = measure("exact", path, model)
+            yield f"  aligned windows: {found['wrong']:.0f} pixels of {found['cells']:.0f} cells differ from tile by tile"
+        else:
+            path.unlink()
+    yield from _others(folder, tiles, ours["deflate"], peer_python, quick=quick)
+
+
+def _others(folder: Path, tiles: DN, ours: float, peer_python: str, *, quick: bool) -> Iterator[str]:
+    path = folder / "deflate.tif"
+    for python, name in ((sys.executable, "rasterio_loop"), (peer_python, "torchgeo_grid")):
+        if found := peer(python, name, path, folder / "network.pt"):
+            yield f"{name} + torch: {found:,.0f} windows/s; ours {ours / found:.1f} times as fast"
+    small = folder / "small.tif"
+    write_scene(small, tiles, QUICK_SIDE if quick else 4096, FORMS["deflate"])
+    for name in ("classify_all", "overlap", "dense"):
+        found = measure(name, small, folder / "model.onnx")
+        yield (
+            f"{name:12} {found['windows'] / found['seconds']:10,.0f} windows/s {found['seconds']:7.1f} s "
+            f"{found['peak_mb']:7,.0f} MB peak"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="a scene of 2,200 pixels a side: a minute")
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torchgeo")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        name, path, model = asked.measure
+        found = MEASUREMENTS[name](Path(path), Path(model))
+        found["peak_mb"] = peak_mb()
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for line in report(Path(folder), QUICK_SIDE if asked.quick else SIDE, asked.peer_python, quick=asked.quick):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
