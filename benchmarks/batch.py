@@ -272,7 +272,7 @@ def report(folder: Path, side: int, peer_python: str, *, quick: bool) -> Iterato
         )
         if form == "deflate":
             found = measure("exact", path, model)
-            yield f"  aligned windows: {found['wrong']:.0f} pixels of {found['cells']:.0f} cells differ from tile by tile"
+            yield f"  aligned windows: {found['wrong']:.0f} pixels of {found['cells']:.0f} tiles have another class"
         else:
             path.unlink()
     yield from _others(folder, tiles, ours["deflate"], peer_python, quick=quick)
