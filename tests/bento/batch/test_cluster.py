@@ -1,14 +1,17 @@
 """Scenes on a real Ray cluster of several nodes: the same files as on one machine, also when a node is lost."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_runs import results_in
+import yaml
+from batch_runs import ROOT, results_in
 
 from bento.batch import Crew, Output, OutputOptions, RunOptions, State, classify_scenes
+from bento.batch.cli import main
 from datasets.errors import SentileError
 from datasets.synthetic import synthesise_scene
 
@@ -73,3 +76,14 @@ def test_a_cluster_that_loses_a_node_makes_the_same_files(
     for options in (LOCAL, CLUSTER):
         again = list(classify_scenes(scenes, tmp_path, model=linear_model, options=options))
         assert sum(outcome.state is State.KEPT for outcome in again) == 6
+
+
+def test_the_kubernetes_job_says_what_the_command_understands() -> None:
+    job = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "bento.batch"]
+    said = main.make_context("bento.batch", words[3:]).params
+    assert (said["crew"], said["address"], said["as_json"]) == ("ray", "auto", True)
+    workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    shared = {mount["mountPath"] for mount in workers["containers"][0]["volumeMounts"]}
+    assert all(str(Path(place).parent) in shared for place in (*said["scenes"], said["model"], str(said["out"])))
