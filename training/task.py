@@ -20,6 +20,7 @@ from models.network import ResidualCNN
 from training.answers import Answers
 from training.compilation import Forward, compiled, faster_forward
 from training.evaluation import ALL, BAND_VIEWS, evaluate, see_through
+from training.precision import allow_tf32
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,15 @@ class ClassificationTask(pl.LightningModule):
         self.log("val/loss", loss, sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
-        """Start collecting answers."""
+        """Start collecting answers, in 32 bit whatever was trained in."""
+        allow_tf32(False)
         self.answers = Answers()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the answers to a batch, seen through every set of bands; `training.evaluation` measures them."""
         for view in BAND_VIEWS:
-            logits, _ = self(see_through(batch["tiles"].float(), view))
+            with torch.autocast(self.device.type, enabled=False):
+                logits, _ = self(see_through(batch["tiles"].float(), view))
             self.answers.add(view, logits)
         self.answers.add_truth(batch["rows"], batch["labels"])
 

@@ -54,7 +54,7 @@ def main() -> None:
         devices=1,
         precision=arguments.precision,
         max_epochs=arguments.epochs,
-        limit_val_batches=0,
+        limit_val_batches=1,  # its schedule of the learning rate cannot do without
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
