@@ -6,6 +6,7 @@ which shrink to the smallest one that fails. Both are the same in every run.
 
 import asyncio
 import json
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ from bento.engine import Engine
 from bento.uploads import Upload, classify_uploads
 from datasets.errors import SentileError
 from datasets.radiometry import Level, Statement
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the canary is watched by Linux's inotify")
 
 FILES = sound_files()
 SOUND = [tiffs.parse(file) for file in FILES]
@@ -67,6 +70,7 @@ def test_the_files_that_are_mutated_are_sound(engine: Engine) -> None:
     assert all("class" in result for result in classify_uploads(engine, [Upload("a", file, said) for file in FILES]))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # GDAL's messages hold bytes of files
 @SAME_EVERY_TIME
 @given(content=files(), said=st.sampled_from([Statement(), Statement(level=Level.L2A, scale=0.0001, offset=0)]))
 def test_any_file_is_answered_or_refused(engine: Engine, content: bytes, said: Statement) -> None:

@@ -26,6 +26,8 @@ from datasets.geotiff import MOST_PADDING_BYTES, open_geotiff, read_tile
 from datasets.radiometry import Statement
 from datasets.synthetic import TAGS, synthesise_tile
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the canary is watched by Linux's inotify")
+
 FOREST = synthesise_tile("Forest", 1, 2)
 TILE = tile_file(FOREST, compress="deflate")
 SOUND = tiffs.parse(TILE)
