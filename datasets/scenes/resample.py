@@ -1,6 +1,6 @@
 """Bringing rasters onto the grid of a scene's windows, window by window.
 
-The rule, which follows how the training data were made (docs/decisions/0006): bands coarser than the grid (20 and 60 m
+The rule, which follows how the training data were made (docs/decisions/0009): bands coarser than the grid (20 and 60 m
 on 10 m) go up by cubic spline, as EuroSAT's did; what has about the grid's size, or is finer, is warped by cubic
 convolution; masks by nearest neighbour. Numbers become DN before they are resampled, so that 0 is no data and is
 mixed into no neighbour. A pixel does not depend on the window that it is read with, save where a sum that ends in
