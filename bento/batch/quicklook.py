@@ -43,7 +43,8 @@ def write_quicklook(
     page = Image.new("RGB", (painted.width + _LEGEND + 3 * _MARGIN, height), _PAPER)
     page.paste(painted, (_MARGIN, _MARGIN + _LINE))
     pen = ImageDraw.Draw(page)
-    when = f", {frame.datetime[:10]}" if frame.datetime else ""
+    day = (frame.datetime or "")[:10]
+    when = f", {day}" if day and day not in frame.name else ""
     pen.text((_MARGIN, _MARGIN - 4), f"{frame.name}{when}", _INK, _font(16))
     _draw_scale_bar(pen, frame, scale, (_MARGIN, _MARGIN + _LINE + painted.height + 6))
     _draw_legend(pen, metadata, area_ha, (painted.width + 2 * _MARGIN, _MARGIN + _LINE))
