@@ -177,6 +177,8 @@ class _Values:
 
 def _maps(row: int, values: _Values, valid: Mask) -> Maps:
     known = valid & (values.classes != NO_CLASS)
+    if known.all():  # most of most scenes
+        return Maps(row, values.classes, values.confidence, values.outlier, values.probabilities)
     nan = np.float32(np.nan)
     return Maps(
         row,

@@ -6,7 +6,6 @@ window, the rest of which is no data. A window with too few valid pixels is skip
 """
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from datasets.geotiff import ReadingPlan, closed_world, read_dn
 from datasets.progress import Report, silent
 from datasets.scenes import ground
 from datasets.scenes.ground import NEAR_10_M, place_of
-from datasets.tile import BAND_COUNT, DN, Georeference
+from datasets.tile import DN, Georeference
 
 __all__ = [
     "NEAR_10_M",
@@ -99,31 +98,3 @@ class _OpenDataset:
         """Return uint16 (13, height, width), 0 = no data."""
         with self._lock, closed_world():
             return read_dn(self._dataset, self._plan, window)
-
-
-def _classify_strip(
-    engine: Engine, strip: DN, valid: npt.NDArray[np.bool_], row: int, least_valid: float
-) -> Iterator[WindowAnswer]:
-    """Answer the windows of one strip (13, height <= size, width), from left to right."""
-    size = engine.metadata.tile_size
-    columns = starts(strip.shape[2], size)
-    shares = [float(valid[:, c : c + size].sum()) / size**2 for c in columns]
-    # A scene smaller than a tile is judged by what it has, not by what it could never have.
-    possible = min(size, strip.shape[1]) * min(size, strip.shape[2]) / size**2
-    kept = [i for i, share in enumerate(shares) if share >= least_valid * possible and share > 0]
-    tiles = np.zeros((len(kept), BAND_COUNT, size, size), np.uint16)
-    for place, index in enumerate(kept):
-        part = strip[:, :, columns[index] : columns[index] + size]
-        tiles[place, :, : part.shape[1], : part.shape[2]] = part
-    answers = dict(zip(kept, engine.classify(tiles).probabilities, strict=True))
-    height, width = min(size, strip.shape[1]), min(size, strip.shape[2])
-    for index, column in enumerate(columns):
-        yield WindowAnswer(row, column, height, width, shares[index] / possible, answers.get(index))
-
-
-def _paint(class_map: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], answer: WindowAnswer, row: int) -> None:
-    """Write a window's class where its pixels are valid and no window before it has written."""
-    across = slice(answer.column, answer.column + answer.width)
-    down = slice(row, row + answer.height)
-    free = valid[:, across] & (class_map[down, across] == NO_CLASS)
-    class_map[down, across][free] = answer.class_index
