@@ -1,29 +1,22 @@
-"""What a classified scene leaves on disk: a class map and a table of windows, each whole or absent."""
+"""Class maps of scenes that fit into memory, and files that are whole or absent."""
 
 import json
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rasterio.io import MemoryFile
 from rasterio.shutil import copy as copy_raster
 
 from bento.legend import colours
-from bento.scene import NO_CLASS, WindowAnswer
-from datasets.tile import Georeference, rings_of
+from bento.scene import NO_CLASS
+from datasets.tile import Georeference
 from models.modelfile import ModelMetadata
 
 _BLOCK = 512
-GEOPARQUET_VERSION = "1.1.0"
-MAP_SUFFIX = ".classes.tif"
-TABLE_SUFFIX = ".windows.parquet"
 
 
 def write_class_map(class_map: npt.NDArray[np.uint8], place: Georeference, metadata: ModelMetadata, path: Path) -> None:
@@ -59,23 +52,6 @@ def write_class_map(class_map: npt.NDArray[np.uint8], place: Georeference, metad
         partial.write_text(category_names(metadata.classes), encoding="utf-8")
 
 
-def write_windows(windows: Sequence[WindowAnswer], place: Georeference, classes: Sequence[str], path: Path) -> None:
-    """Write the windows as GeoParquet: outline (EPSG:4326), class, a probability a class, valid share."""
-    footprints = [window.footprint(place) for window in windows]
-    columns: dict[str, Any] = {
-        "row": pa.array([w.row for w in windows], pa.int32()),
-        "column": pa.array([w.column for w in windows], pa.int32()),
-        "class": pa.array([classes[w.class_index] if w.class_index != NO_CLASS else None for w in windows]),
-        "valid_share": pa.array([w.valid_share for w in windows], pa.float32()),
-    }
-    for index, name in enumerate(classes):
-        shares = [None if w.probabilities is None else float(w.probabilities[index]) for w in windows]
-        columns[f"p_{name}"] = pa.array(shares, pa.float32())
-    columns["geometry"] = pa.array([f and _well_known_binary(f) for f in footprints], pa.binary())
-    with whole(path) as partial:
-        pq.write_table(pa.table(columns).replace_schema_metadata(_geo_metadata(footprints)), partial)
-
-
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a path to write to, which becomes `path` only when the block ends well."""
@@ -93,31 +69,3 @@ def category_names(classes: Sequence[str]) -> str:
     names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
     band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
     return f"<PAMDataset>{band}</PAMDataset>\n"
-
-
-def _well_known_binary(geometry: dict[str, Any]) -> bytes:
-    """Return a Polygon or a MultiPolygon without holes as well-known binary (OGC 06-103r4)."""
-    polygons = [_polygon(ring) for ring in rings_of(geometry)]
-    if geometry["type"] == "Polygon":
-        return polygons[0]
-    return struct.pack("<BII", 1, 6, len(polygons)) + b"".join(polygons)
-
-
-def _polygon(ring: Sequence[Sequence[float]]) -> bytes:
-    points = b"".join(struct.pack("<dd", x, y) for x, y in ring)
-    return struct.pack("<BIII", 1, 3, 1, len(ring)) + points
-
-
-def _geo_metadata(footprints: Sequence[dict[str, Any] | None]) -> dict[str, str]:
-    """Return GeoParquet's metadata (https://geoparquet.org/releases/v1.1.0/).
-
-    That it names no `crs` means longitude and latitude.
-    """
-    known = [footprint for footprint in footprints if footprint]
-    points = [point for footprint in known for ring in rings_of(footprint) for point in ring]
-    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": sorted({f["type"] for f in known})}
-    if points:
-        xs, ys = zip(*points, strict=True)
-        column["bbox"] = [min(xs), min(ys), max(xs), max(ys)]
-    content = {"version": GEOPARQUET_VERSION, "primary_column": "geometry", "columns": {"geometry": column}}
-    return {"geo": json.dumps(content)}

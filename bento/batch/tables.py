@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bento.batch.wkb import from_wkb
-from bento.outputs import GEOPARQUET_VERSION
 from datasets.errors import SentileError
 from datasets.tile import rings_of
 
 GEOMETRY = "geometry"
+GEOPARQUET_VERSION = "1.1.0"
 _PART = 4096  # rows of a row group
 
 
