@@ -10,8 +10,9 @@ Prints a table in Markdown. **Ceiling**: forward, backward and the optimiser's s
 device. **Full step**: `training.task` with the data module, all of the augmentation, the average of weights and the
 watch over the loss, in Lightning; the epochs after the first, without validation. **Share of matmul**: the
 floating-point operations of the ceiling's step, against a product of large square matrices in the same precision on
-this device. The tiles are noise: no pixel changes the time. It needs torch, Lightning and numpy; on the CPU
-Albumentations too, and rasterio only with --peer.
+this device. The tiles are noise: no pixel changes the time. On a CPU all speeds are images for each second of one
+core's time, since other work may share the cores, and torchgeo reads in the training process. It needs torch,
+Lightning and numpy; on the CPU Albumentations too, and rasterio only with --peer.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def main() -> None:
     gpu = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
     device = torch.device("cuda" if gpu else "cpu")
     tiles = arguments.tiles or (27_000 if gpu else 1_536)
-    workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0)) if gpu else 0
     setting = Setting(device, arguments.network, arguments.batch, tiles, arguments.epochs, workers)
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -112,7 +113,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiles", type=int, help="in an epoch; default 27,000 on a GPU, else 1,536")
     parser.add_argument("--epochs", type=int, default=3, help="the first is not counted")
     parser.add_argument("--precision", action="append", choices=sorted(TYPES))
-    parser.add_argument("--workers", type=int, help="torchgeo's loader processes; default one for each core")
     parser.add_argument("--peer", type=Path, help="a Python that has torchgeo")
     return parser.parse_args()
 
@@ -129,8 +129,9 @@ def head(setting: Setting) -> None:
     )
     print(f"{datetime.date.today()}, {name}, torch {torch.__version__}, network {setting.network}, "
           f"batches of {setting.batch}, {setting.tiles:,} tiles of 13 bands an epoch\n")  # fmt: skip
-    print("| precision | ceiling, images/s | full step, images/s | full / ceiling | share of matmul "
-          f"| {'device' if setting.on_gpu else 'process'} memory | torchgeo, images/s | full / torchgeo |")  # fmt: skip
+    unit = "images/s" if setting.on_gpu else "images/core-second"
+    print(f"| precision | ceiling, {unit} | full step, {unit} | full / ceiling | share of matmul "
+          f"| {'device' if setting.on_gpu else 'process'} memory | torchgeo, {unit} | full / torchgeo |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
 
 
@@ -177,7 +178,7 @@ class Clock(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         wait(pl_module.device)
-        self.ends.append(time.perf_counter())
+        self.ends.append(now(pl_module.device))
 
 
 def full_step(setting: Setting, pack: Path, precision: str) -> float:
@@ -218,13 +219,18 @@ def seconds(step: Callable[[], object], device: torch.device, least: float = 3.0
     for _ in range(3):
         step()
     wait(device)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < least:
+    start, count = now(device), 0
+    while now(device) - start < least:
         for _ in range(5 if device.type == "cpu" else 50):
             step()
             count += 1
         wait(device)
-    return (time.perf_counter() - start) / count
+    return (now(device) - start) / count
+
+
+def now(device: torch.device) -> float:
+    """Return seconds of the clock, or on a CPU of the time that this process has had of all cores."""
+    return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
 def wait(device: torch.device) -> None:
