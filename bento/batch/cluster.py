@@ -54,8 +54,8 @@ def work_on_cluster(
     """
     ray, is_mine = _connect(address)
     on_cluster = _Remote(ray, plan, block_strips)
+    running: dict[Any, Task] = {}
     try:
-        running: dict[Any, Task] = {}
         while True:
             room = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)) // plan.threads)
             while len(running) < room and (task := next(tasks, None)):
@@ -72,6 +72,8 @@ def work_on_cluster(
                 else:
                     running[on_cluster.part(answer)] = task
     finally:
+        for reference in running:  # nobody waits for them any more
+            ray.cancel(reference)
         if is_mine:
             ray.shutdown()
 
