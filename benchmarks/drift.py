@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bento.drift import STRIDE, Reference, Window
+from bento.watch.drift import STRIDE, Reference, Window
 from datasets.bands import BAND_NAMES
 from datasets.command import make_statement
 from datasets.geotiff import read_tile

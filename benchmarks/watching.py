@@ -29,10 +29,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()  # before they are made: metrics as a service has them
 
 from bento.cores import usable_cores
-from bento.drift import Drift
 from bento.engine import Engine
-from bento.logs import LogStyle, RequestLog
-from bento.uploads import Batch
+from bento.process.uploads import Batch
+from bento.watch.drift import Drift
+from bento.watch.logs import LogStyle, RequestLog
 from datasets.synthetic import synthesise_tile
 
 OFF = {"SENTILE_LOG": "off", "SENTILE_DRIFT_WINDOW": "0"}

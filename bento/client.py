@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from bento import exchange
-from bento.api_version import API_VERSION, VERSION_HEADER
 from bento.client_answers import (
     Model,
     Outlier,
@@ -31,6 +30,7 @@ from bento.client_answers import (
     raise_for_errors,
 )
 from bento.exchange import GEOJSON, GEOTIFF, JSON, PNG, Call, Exchange, Heard, Patience, Pause, Portion, Said, Tiles
+from bento.http.api_version import API_VERSION, VERSION_HEADER
 
 __all__ = [
     "GEOJSON",

@@ -1,6 +1,6 @@
 """The service's answers as a client's types, and its errors as one exception.
 
-Fields that a newer service adds are left out, as the API's version promises (`bento.api_version`).
+Fields that a newer service adds are left out, as the API's version promises (`bento.http.api_version`).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from bento.api_version import API_VERSION, VERSION_HEADER
+from bento.http.api_version import API_VERSION, VERSION_HEADER
 from datasets.errors import SentileError
 
 

@@ -1,6 +1,6 @@
 """The BentoML service: `bentoml serve` at the project's root.
 
-Health (`/livez`, `/readyz`) is BentoML's; the routes of `bento.app` are mounted.
+Health (`/livez`, `/readyz`) is BentoML's; the routes of `bento.http.app` are mounted.
 """
 
 import os
@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 
 import bentoml
 
-from bento import logs, prediction_log
-from bento.app import make_app
-from bento.arenas import bound_arenas
 from bento.engine import Engine
-from bento.guards import guards, quieten
-from bento.serving import Serving
+from bento.guard.guards import guards, quieten
+from bento.http.app import make_app
+from bento.process.arenas import bound_arenas
+from bento.process.serving import Serving
+from bento.process.shared_folder import check_folder, shared_folder
+from bento.process.sources import source_of
 from bento.settings import Settings
-from bento.shared_folder import check_folder, shared_folder
-from bento.sources import source_of
+from bento.watch import logs, prediction_log
 from datasets.errors import SentileError
 
 
@@ -51,7 +51,7 @@ settings = _settings()
 app = make_app(settings)
 logs.configure(logs.style_of(settings.log, sys.stderr))
 if sys.platform != "win32":  # where there is neither httptools nor a limit of open files
-    from bento.connections import bound_connections
+    from bento.guard.connections import bound_connections
 
     bound_connections(settings.most_connections, settings.head_seconds)
 quieten()

@@ -1,7 +1,7 @@
 """Every error that sentile raises on purpose. Each says what is wrong, where, and the way out.
 
 The command lines print them as one line and exit with `exit_status`; the service has one table that maps
-them to HTTP codes (`bento/http_errors.py`). Nothing else in the project knows about either.
+them to HTTP codes (`bento/http/http_errors.py`). Nothing else in the project knows about either.
 """
 
 

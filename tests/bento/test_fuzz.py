@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from serving import Server
 from starlette.exceptions import HTTPException
 
-from bento.bodies import parse_npy
 from bento.engine import Engine
-from bento.uploads import Upload, classify_uploads
+from bento.http.bodies import parse_npy
+from bento.process.uploads import Upload, classify_uploads
 from datasets.errors import SentileError
 from datasets.radiometry import Level, Statement
 

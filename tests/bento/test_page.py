@@ -24,7 +24,7 @@ from rasterio.io import MemoryFile
 from serving import Server, served
 from tiny_onnx import metadata
 
-from bento.page_routes import FOLDER, POLICY
+from bento.http.page_routes import FOLDER, POLICY
 from datasets.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
 from datasets.eurosat import CLASSES
 from datasets.synthetic import TAGS, render, synthesise_tile

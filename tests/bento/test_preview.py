@@ -12,8 +12,8 @@ from geotiffs import geotiff, jpeg
 from rasterio.io import MemoryFile
 from serving import served
 
+from bento.http.preview_routes import CLOUD_SHARE
 from bento.preview import LONGEST_SIDE
-from bento.preview_routes import CLOUD_SHARE
 from datasets.bands import BAND_NAMES, RGB_BANDS, positions
 from datasets.synthetic import TAGS
 from datasets.tile import DN

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bento.sources import AliasSource
+from bento.process.sources import AliasSource
 from datasets.errors import TrainingError
 from models.modelfile import ModelFile, open_model
 from training.promotion.gates import Finding

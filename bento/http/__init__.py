@@ -1,0 +1,1 @@
+"""What is said over HTTP: routes, bodies, replies, and their description."""
