@@ -99,6 +99,8 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
     """Return the page as HTML; pictures are taken from the results in `out`."""
     failed = [outcome for outcome in outcomes if not outcome.is_sound]
     totals = _totals(outcomes)
+    done = sum(outcome.state is not State.FAILED for outcome in outcomes)
+    title = f"{done:,} of {len(outcomes):,} scenes classified"
     metadata = model.metadata
     synthetic = '<p class="bad">This model was trained on synthetic tiles: a demonstration, no product.</p>'
     parts = [
@@ -106,8 +108,8 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">",
-        f"<title>{len(outcomes)} scenes classified</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{len(outcomes)} scenes classified</h1>",
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{title}</h1>",
         f'<p class="faint">{escape(metadata.name)} {escape(metadata.version)}, SHA-256 {model.sha256[:16]}…, '
         f"{totals['windows']:,} windows, {100 * totals['skipped_share']:.1f} % skipped, {totals['seconds']:,.1f} s</p>",
         synthetic if metadata.synthetic else "",
@@ -232,7 +234,7 @@ def _data_uri(picture: Path) -> str:
         with Image.open(picture) as image:
             image.thumbnail((_PICTURE, 4 * _PICTURE))
             small = io.BytesIO()
-            image.quantize(64, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+            image.save(small, format="PNG", optimize=True)
     except OSError:
         return "data:,"
     return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"

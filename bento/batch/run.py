@@ -148,7 +148,7 @@ def classify_scenes(
 
 def find(paths: Sequence[str | Path], reading: SceneOptions) -> list[SceneSource]:
     """Return the scenes at `paths`, without the maps of earlier runs; see `datasets.scenes.find_scenes`."""
-    places = [path if "://" in str(path) else str(Path(path).absolute()) for path in paths]
+    places = [path if "://" in str(path) else _absolute(path) for path in paths]
     return find_scenes(places, reading, skip=MAP_SUFFIXES)
 
 
@@ -252,8 +252,13 @@ def place_of(source: SceneSource) -> str:
     """Return what a scene is called in reports and in the manifest: its file, or the folder of its files."""
     paths = [str(path) for path in source.paths]
     if len(paths) == 1:
-        return paths[0] if "://" in paths[0] else str(Path(paths[0]).absolute())
-    return source.name if any("://" in path for path in paths) else os.path.commonpath(map(os.path.abspath, paths))
+        return paths[0] if "://" in paths[0] else _absolute(paths[0])
+    return source.name if any("://" in path for path in paths) else os.path.commonpath(map(_absolute, paths))
+
+
+def _absolute(path: str | Path) -> str:
+    """Return a whole path without `..`; links are not followed, so that a scene is called as it was named."""
+    return os.path.abspath(path)  # noqa: PTH100 - pathlib has this only with links followed
 
 
 def name_results(scenes: Sequence[tuple[str, str]], known: Mapping[str, SceneOutcome]) -> list[str]:

@@ -104,7 +104,8 @@ class Task:
     known: SceneOutcome | None = None
 
     def failed(self, why: str) -> "Done":
-        """Return that the scene failed."""
+        """Return that the scene failed; `why` may begin with the scene's name or its file's."""
+        why = why.removeprefix(f"{self.source.name}: ").removeprefix(f"{Path(self.place).name}: ")
         return Done(SceneOutcome(self.name, self.place, State.FAILED, error=f"{self.place}: {why}"))
 
 
@@ -152,7 +153,7 @@ def guarded(task: Task, plan: WorkPlan, work: Callable[[], Answer]) -> Answer | 
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
             return work()
     except SentileError as error:
-        return task.failed(str(error).removeprefix(f"{task.source.name}: "))
+        return task.failed(str(error))
     except OSError as error:
         return task.failed(f"{plan.out} cannot be written to: {error.strerror or error}")
     except Exception as error:  # one scene's odd failure must not end the run of thousands
