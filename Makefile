@@ -35,9 +35,10 @@ demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 
 	@echo "4/4 classifying a folder of scenes"
 	@python -m bento.batch demo/scenes --out demo/maps --model demo/run/model.onnx
 	@echo
-	@echo "The maps and tables are in demo/maps: open demo/maps/scene.classes.tif in QGIS."
+	@echo "The maps and tables are in demo/maps: open demo/maps/report.html in a browser, scene.classes.tif in QGIS."
 	@echo "Serve the model:  SENTILE_MODEL=demo/run/model.onnx $(BIN)/bentoml serve"
-	@echo "and ask it:       curl -F tiles=@demo/raw/synthetic/Forest/Forest_1.tif http://localhost:3000/classify"
+	@echo "look at it:       http://localhost:3000"
+	@echo "or ask it:        curl -F tiles=@demo/raw/synthetic/Forest/Forest_1.tif http://localhost:3000/classify"
 
 test: $(READY) ## Run the whole test suite (under 10 minutes on 2 cores)
 	@python -m pytest
