@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from bento.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
 ROOMS = ("datasets", "models", "training", "bento")
@@ -55,6 +58,11 @@ def test_the_make_targets_that_the_readme_names_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`?make ([a-z-]+)`?", (PROJECT / "README.md").read_text()))
     assert {"demo", "test", "help"} <= named <= targets
+
+
+def test_every_setting_of_the_service_is_documented() -> None:
+    pages = "".join((PROJECT / f"docs/{name}.md").read_text() for name in ("serving", "security", "observability"))
+    assert [item.name for item in fields(Settings) if f"`SENTILE_{item.name.upper()}`" not in pages] == []
 
 
 def test_links_between_documents_lead_somewhere() -> None:
