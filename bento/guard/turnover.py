@@ -2,9 +2,11 @@
 
 The processes of the service accept from one socket, and whichever is awake first may take all of a burst of connections
 and keep them. As web servers do (nginx's `keepalive_requests`), a connection is closed politely after a number of
-requests; the client opens another, which the idlest process is the quickest to accept.
+requests; the client opens another, which the idlest process is the quickest to accept. The number is drawn for each
+connection: those that were opened in one burst would else come back in one, and one process would take them all again.
 """
 
+import random
 from collections import OrderedDict
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,11 +15,11 @@ _MOST_REMEMBERED = 10_000  # connections; older ones start counting again
 
 
 class Turnover:
-    """ASGI middleware that answers every `requests`-th request of a connection with `Connection: close`."""
+    """ASGI middleware that closes each connection after 1 to `requests` requests, with `Connection: close`."""
 
     def __init__(self, app: ASGIApp, requests: int) -> None:
         self._app, self._requests = app, requests
-        self._counts: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._left: OrderedDict[tuple[str, int], int] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -34,10 +36,10 @@ class Turnover:
     def _is_last(self, client: tuple[str, int] | None) -> bool:
         if client is None:  # a Unix socket: its peer balances
             return False
-        count = self._counts.pop(client, 0) + 1
-        if count >= self._requests:
+        left = self._left.pop(client, None) or random.randint(1, self._requests)  # noqa: S311 - nothing is secret here
+        if left == 1:
             return True
-        self._counts[client] = count
-        if len(self._counts) > _MOST_REMEMBERED:
-            self._counts.popitem(last=False)
+        self._left[client] = left - 1
+        if len(self._left) > _MOST_REMEMBERED:
+            self._left.popitem(last=False)
         return False
