@@ -35,7 +35,8 @@ class Settings:
         room: bytes of requests that each process holds at once; further ones wait, unread.
         most_waiting: requests that may wait in each process; those beyond get 503.
         most_seconds: that a request may wait for room.
-        turnover: requests after which a connection is closed at the latest, so that processes share connections evenly.
+        turnover: requests, large ones counting as several, after which a connection is closed at the latest, so that
+            processes share connections evenly.
         api_keys: keys of callers, `KEY` or `name:KEY`, separated by commas; None: nobody needs one.
         api_keys_file: a file of further keys, one a line.
         open_metrics: 1: `/metrics` needs no key.

@@ -4,6 +4,7 @@ The processes of the service accept from one socket, and whichever is awake firs
 and keep them. As web servers do (nginx's `keepalive_requests`), a connection is closed politely after a number of
 requests; the client opens another, which the idlest process is the quickest to accept. The number is drawn for each
 connection: those that were opened in one burst would else come back in one, and one process would take them all again.
+A request with a large body counts as several, as it keeps its process busy as long.
 """
 
 import random
@@ -11,6 +12,7 @@ from collections import OrderedDict
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_BYTES_OF_ONE = 64 * 2**10  # about a tile
 _MOST_REMEMBERED = 10_000  # connections; older ones start counting again
 
 
@@ -23,7 +25,7 @@ class Turnover:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        if scope["type"] != "http" or not self._is_last(scope.get("client")):
+        if scope["type"] != "http" or not self._is_last(scope.get("client"), _weight(scope)):
             return await self._app(scope, receive, send)
 
         async def send_last(message: Message) -> None:
@@ -33,13 +35,19 @@ class Turnover:
 
         return await self._app(scope, receive, send_last)
 
-    def _is_last(self, client: tuple[str, int] | None) -> bool:
+    def _is_last(self, client: tuple[str, int] | None, weight: int) -> bool:
         if client is None:  # a Unix socket: its peer balances
             return False
         left = self._left.pop(client, None) or random.randint(1, self._requests)  # noqa: S311 - nothing is secret here
-        if left == 1:
+        if left <= weight:
             return True
-        self._left[client] = left - 1
+        self._left[client] = left - weight
         if len(self._left) > _MOST_REMEMBERED:
             self._left.popitem(last=False)
         return False
+
+
+def _weight(scope: Scope) -> int:
+    """Return as how many requests one counts: 1, and 1 for each further tile that it announces."""
+    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    return 1 + int(announced) // _BYTES_OF_ONE if announced.isdigit() else 1

@@ -1,8 +1,10 @@
 """Connections are handed over after a number of requests, politely, and not all at once."""
 
+import io
 from pathlib import Path
 
 import httpx
+import numpy as np
 from serving import Server, served
 
 
@@ -29,3 +31,15 @@ def test_where_several_processes_serve_each_connection_is_closed_at_the_latest_a
 def test_a_single_process_keeps_its_connections(linear_model: Path, tmp_path: Path) -> None:
     with served(linear_model, tmp_path, SENTILE_WORKERS="1", SENTILE_TURNOVER="3") as server:
         assert lives(server, connections=2, most=9) == [9, 9]
+
+
+def test_a_request_of_many_tiles_counts_as_many(linear_model: Path, tmp_path: Path) -> None:
+    body = np.ones((16, 13, 64, 64), np.uint16)
+    content = io.BytesIO()
+    np.save(content, body)
+    headers = {"Content-Type": "application/octet-stream"}
+    with served(linear_model, tmp_path, SENTILE_WORKERS="2", SENTILE_TURNOVER="8") as server:
+        for _ in range(4):
+            answer = httpx.post(f"{server.url}/classify", content=content.getvalue(), headers=headers, trust_env=False)
+            assert answer.status_code == 200
+            assert answer.headers["connection"] == "close"
