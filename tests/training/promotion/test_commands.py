@@ -40,10 +40,16 @@ def command(uri: str, folder: Path, *arguments: object) -> "subprocess.Completed
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
 
 
+def inside(uri: str, *arguments: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, [*map(str, arguments), "--tracking-uri", uri])
+
+
 @pytest.mark.slow
 def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
-    uri: str, judged: Path, make_model: MakeModel, tmp_path: Path
+    uri: str, judged: Path, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     gates = tmp_path / "gates.yaml"
     gates.write_text(EASY)
     promote = ("promote", "--data", judged, "--gates", gates)
@@ -52,8 +58,8 @@ def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
     assert done.returncode == 0, done.stderr
     assert "is sentile 1.0.0 (version 1), the candidate" in done.stdout
 
-    unapproved = command(uri, tmp_path, *promote, "--no-bento")
-    assert unapproved.returncode == 1
+    unapproved = inside(uri, *promote, "--no-bento")
+    assert unapproved.exit_code == 1
     assert "say --approve NAME" in unapproved.stderr
     assert Registry(uri).by_alias("champion") is None
 
@@ -62,9 +68,9 @@ def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
     assert "sentile 1.0.0 is the champion now" in approved.stdout
     assert (tmp_path / "bentos/bentos/sentile/1.0.0/src/models/pretrained/model.onnx").is_file()
 
-    assert command(uri, tmp_path, "register", "--model", make_model(noise=1.5)).returncode == 0
-    refused = command(uri, tmp_path, *promote, "--approve", "Grace", "--no-bento")
-    assert refused.returncode == 1
+    assert inside(uri, "register", "--model", make_model(noise=1.5)).exit_code == 0
+    refused = inside(uri, *promote, "--approve", "Grace", "--no-bento")
+    assert refused.exit_code == 1
     assert "champion/accuracy" in refused.stderr
     assert "FAIL" in refused.stdout
     registry = Registry(uri)
@@ -72,7 +78,7 @@ def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
     assert registry.find("1.0.1").tags["stage"] == "refused"
     assert registry.find("1.0.1").tags["gate.champion/accuracy"].startswith("FAIL -")
 
-    told = command(uri, tmp_path, "history", "--json")
+    told = inside(uri, "history", "--json")
     events = [json.loads(line) for line in told.stdout.splitlines()]
     assert [(event["semver"], event["what"]) for event in events] == [
         ("1.0.0", "registered"),
@@ -82,11 +88,6 @@ def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
     ]
     assert events[1]["who"] == "Grace"
     assert events[1]["why"] == "first of all"
-
-
-def inside(uri: str, *arguments: object) -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(main, [*map(str, arguments), "--tracking-uri", uri])
 
 
 def test_a_dry_run_prints_and_moves_nothing(
