@@ -11,7 +11,7 @@ from rich.table import Table
 
 from datasets import fetch as fetching
 from datasets import synthetic
-from datasets.command import make_statement, one_line_errors, statement_options
+from datasets.command import make_statement, one_line_errors, statement_options, with_options
 from datasets.errors import ValidationFailedError
 from datasets.pack import Pack, PackSummary
 from datasets.packing import write_pack
@@ -65,9 +65,7 @@ def _sources_and_splits(command: Any) -> Any:
         click.option("--block-km", default=50.0, show_default=True, help="Side of a block, for --split spatial."),
         click.option("--seed", default=0, show_default=True, help="Changes the draw."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 @main.command()

@@ -4,7 +4,7 @@ import errno
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -36,6 +36,13 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def with_options(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """Add options (click's decorators) to a command, which lists them in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def statement_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --bands, --level, --scale and --offset: what files do not say themselves."""
     options = (
@@ -57,9 +64,7 @@ def statement_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "before 04.00 and harmonised data, -1000 since.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def make_statement(bands: str | None, level: str | None, scale: float | None, offset: float | None) -> Statement:

@@ -17,7 +17,7 @@ from bento.batch.show import Show, shown
 from bento.batch.tables import VectorFormat
 from bento.batch.watch import watch_scenes
 from bento.windows import LEAST_STRIDE, GridOptions
-from datasets.command import one_line_errors
+from datasets.command import one_line_errors, with_options
 from datasets.errors import SentileError
 from datasets.scenes import SceneSource
 from datasets.scenes.command import make_scene_options, scene_options
@@ -61,9 +61,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Coverage that the windows' prediction sets promise, where the model is calibrated for it.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,9 +89,7 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Windows with a smaller share of valid pixels are skipped.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,9 +120,7 @@ def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--address", help="Of the Ray cluster, e.g. ray://head:10001; default: the one that runs here."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from datasets.command import make_statement, statement_options
+from datasets.command import make_statement, statement_options, with_options
 from datasets.scenes.options import SceneOptions, parse_clouds
 
 
@@ -30,9 +30,7 @@ def scene_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Know files by size, time, head and tail instead of all their bytes.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return statement_options(command)
+    return statement_options(with_options(command, options))
 
 
 def make_scene_options(
