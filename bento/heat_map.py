@@ -3,13 +3,14 @@
 Red: what speaks for the class, for its probability drops where it is taken away. Blue: what speaks against it.
 """
 
+import io
+
 import numpy as np
 import numpy.typing as npt
-from rasterio.io import MemoryFile
+from PIL import Image, ImageDraw, ImageFont
 
 from bento.explain import Explanation
 from datasets.bands import RGB_BANDS, positions
-from datasets.geotiff import closed_world
 from datasets.tile import NO_DATA, Tile
 
 ZOOM = 4  # pixels of the picture for one of the tile
@@ -18,25 +19,9 @@ LEAST_CONTRAST = 400  # DN: what varies less is not stretched to the full, it wo
 _FOR, _AGAINST = (215, 25, 28), (44, 90, 205)
 _COLOUR_LEFT = 0.3
 _COVER = 0.75  # of the picture, where the heat is highest
-_BAR, _GAP, _FONT_ZOOM = 12, 6, 2
-_INK, _PAPER = 40, 255
-_LABEL_CHARACTERS = 6
-# 3 × 5 dots, a row in each number.
-_FONT = {
-    "0": (7, 5, 5, 5, 7),
-    "1": (2, 6, 2, 2, 7),
-    "2": (7, 1, 7, 4, 7),
-    "3": (7, 1, 7, 1, 7),
-    "4": (5, 5, 7, 1, 1),
-    "5": (7, 4, 7, 1, 7),
-    "6": (7, 4, 7, 5, 7),
-    "7": (7, 1, 2, 2, 2),
-    "8": (7, 5, 7, 5, 7),
-    "9": (7, 5, 7, 1, 7),
-    ".": (0, 0, 0, 0, 2),
-    "+": (0, 2, 7, 2, 0),
-    "-": (0, 0, 7, 0, 0),
-}
+_BAR, _GAP, _LABEL = 12, 6, 48
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+_FONT_SIZE = 13
 
 Picture = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
@@ -91,26 +76,16 @@ def _scale(height: int, strongest: float) -> Picture:
     """Return a bar from + to - `strongest` with its numbers."""
     slope = np.repeat(np.linspace(1, -1, height, dtype=np.float32)[:, None], _BAR, axis=1)
     bar = _cover(np.full((height, _BAR, 3), 128, np.uint8), slope)
-    label = 4 * _FONT_ZOOM * _LABEL_CHARACTERS
-    field = np.full((height, _GAP + _BAR + _GAP + label, 3), _PAPER, np.uint8)
-    field[:, _GAP : _GAP + _BAR] = bar
-    texts = (f"{strongest:+.3f}", "0", f"{-strongest:+.3f}")
-    for text, top in zip(texts, (2, height // 2 - 5, height - 12), strict=True):
-        dots = np.kron(_write(text), np.ones((_FONT_ZOOM, _FONT_ZOOM), np.uint8))
-        place = field[top : top + dots.shape[0], _GAP + _BAR + _GAP :][:, : dots.shape[1]]
-        place[dots[:, : place.shape[1]] > 0] = _INK
-    return field
-
-
-def _write(text: str) -> Picture:
-    """Return the dots (5, 4 · characters) of a number."""
-    dots = np.array([_FONT[character] for character in text])[..., None] >> np.array([2, 1, 0]) & 1  # (character, 5, 3)
-    return np.asarray(np.pad(dots, ((0, 0), (0, 0), (0, 1))).transpose(1, 0, 2).reshape(5, -1), np.uint8)
+    field = Image.new("RGB", (_GAP + _BAR + _GAP + _LABEL, height), _PAPER)
+    field.paste(Image.fromarray(bar), (_GAP, 0))
+    pen, font = ImageDraw.Draw(field), ImageFont.load_default(_FONT_SIZE)
+    labels = ((2, "lt", f"{strongest:+.3f}"), (height // 2, "lm", "0"), (height - 2, "lb", f"{-strongest:+.3f}"))
+    for y, anchor, text in labels:
+        pen.text((_GAP + _BAR + _GAP, y), text, _INK, font, anchor=anchor)
+    return np.asarray(field)
 
 
 def _png(picture: Picture) -> bytes:
-    height, width, _ = picture.shape
-    with closed_world(), MemoryFile() as memory:
-        with memory.open(driver="PNG", count=3, height=height, width=width, dtype="uint8") as dataset:
-            dataset.write(picture.transpose(2, 0, 1))
-        return bytes(memory.read())
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="PNG")
+    return content.getvalue()
