@@ -15,8 +15,9 @@ from tiny_onnx import metadata, write_model
 
 from bento.engine import Engine
 from bento.explain import Method, explain, patch_starts
-from bento.heat_map import LEAST_SCALE, paint, true_colour
+from bento.heat_map import LEAST_SCALE, paint
 from datasets.bands import BAND_NAMES, positions
+from datasets.pictures import true_colour
 from datasets.synthetic import synthesise_tile
 from datasets.tile import BAND_COUNT, DN, Tile, canonical_order
 

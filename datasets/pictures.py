@@ -1,0 +1,58 @@
+"""Pictures of tiles for people: true colour, and heat laid over it."""
+
+import numpy as np
+import numpy.typing as npt
+
+from datasets.bands import RGB_BANDS, positions
+from datasets.tile import NO_DATA, Tile
+
+LEAST_CONTRAST = 400  # DN: what varies less is not stretched to the full, it would be noise
+FOR, AGAINST = (215, 25, 28), (44, 90, 205)
+"""Colours of heat: red for what speaks for a class, blue for what speaks against it."""
+_COLOUR_LEFT = 0.3
+_COVER = 0.75  # of the picture, where the heat is highest
+
+Picture = npt.NDArray[np.uint8]
+Heat = npt.NDArray[np.float32]
+
+
+def true_colour(tile: Tile) -> Picture:
+    """Return uint8 (height, width, 3), stretched from the 2nd to the 98th percentile; no data is black.
+
+    Each band begins at its own darkest, which takes the haze off, and all share one contrast, which keeps the colours.
+    In place of red, green and blue, a tile without any of them shows its first bands.
+    """
+    shown = RGB_BANDS if set(RGB_BANDS) <= set(tile.bands) else (*tile.bands, tile.bands[0], tile.bands[0])[:3]
+    bands = tile.pixels[positions(shown)].astype(np.float32)
+    ranges = [np.percentile(band[band != NO_DATA], (2, 98)) if band.any() else np.zeros(2) for band in bands]
+    contrast = max(LEAST_CONTRAST, *(high - low for low, high in ranges))
+    darkest = np.array([low for low, _ in ranges])[:, None, None]
+    bright = np.clip((bands - darkest) / contrast, 0, 1) * (bands != NO_DATA)
+    return np.asarray(np.rint(255 * bright).transpose(1, 2, 0), np.uint8)
+
+
+def heat_over(tile: Tile, heat: Heat, zoom: int) -> Picture:
+    """Return uint8 (zoom · height, zoom · width, 3): `heat` (height, width), -1 to 1, over the tile in true colour."""
+    ground = np.kron(_pale(true_colour(tile)), np.ones((zoom, zoom, 1), np.uint8))
+    return cover(ground, _enlarge(heat, zoom))
+
+
+def cover(ground: Picture, heat: Heat) -> Picture:
+    """Return `ground` (h, w, 3) under `heat` (h, w), -1 to 1."""
+    share = _COVER * np.abs(heat)[..., None]
+    colour = np.where(heat[..., None] > 0, np.array(FOR), np.array(AGAINST))
+    return np.asarray(np.rint(ground * (1 - share) + colour * share), np.uint8)
+
+
+def _pale(picture: Picture) -> Picture:
+    """Return a picture nearly in grey, so that a red field is not taken for heat."""
+    grey = picture.mean(axis=2, keepdims=True)
+    return np.asarray(np.rint(grey + _COLOUR_LEFT * (picture - grey)), np.uint8)
+
+
+def _enlarge(heat: Heat, zoom: int) -> Heat:
+    """Return `heat` (h, w) as (zoom · h, zoom · w), by straight lines between the pixels' centres."""
+    rows, columns = ((np.arange(length * zoom) + 0.5) / zoom - 0.5 for length in heat.shape)
+    across = np.stack([np.interp(columns, np.arange(heat.shape[1]), row) for row in heat])
+    down = [np.interp(rows, np.arange(heat.shape[0]), column) for column in across.T]
+    return np.stack(down, axis=1).astype(np.float32)
