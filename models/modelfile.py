@@ -88,6 +88,7 @@ class ModelMetadata(BaseModel):
         outliers: how unfamiliar tiles are flagged; None: not calibrated.
         network: the architecture in words.
         precision: `fp32` or `int8`.
+        quantised_from: SHA-256 of the fp32 model file that an `int8` one was made from.
         histogram_edges: DN edges of the reference histograms.
         histograms: of the training data, per band.
         metrics: measured figures, e.g. {"val/accuracy": 0.95}.
@@ -114,6 +115,7 @@ class ModelMetadata(BaseModel):
     outliers: Outliers | None = None
     network: str
     precision: str = "fp32"
+    quantised_from: str = ""
     histogram_edges: tuple[int, ...] = ()
     histograms: tuple[ReferenceHistogram, ...] = ()
     metrics: dict[str, float] = {}
@@ -152,6 +154,8 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
     if path.stat().st_size > MOST_BYTES:
         raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
     options = options or ort.SessionOptions()
+    # Without VNNI, products of bytes are summed in 16 bits, which overflow; this takes the slower way that does not.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     # Weights in other files are refused: from a folder that cannot be, none is read.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
