@@ -7,7 +7,7 @@ body costs anything. So memory cannot grow with the number of clients.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
@@ -26,9 +26,17 @@ class Admission:
         most_bytes: of all bodies that are being read or worked on.
         most_waiting: requests that may wait for room.
         most_seconds: that one may wait.
+        observe: told how many wait, whenever that changes.
     """
 
-    def __init__(self, most_bytes: int, most_waiting: int, most_seconds: float) -> None:
+    def __init__(
+        self,
+        most_bytes: int,
+        most_waiting: int,
+        most_seconds: float,
+        observe: Callable[[int], None] = lambda waiting: None,
+    ) -> None:
+        self._observe = observe
         self._room, self._most_bytes = most_bytes, most_bytes
         self._most_waiting, self._most_seconds = most_waiting, most_seconds
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -56,6 +64,7 @@ class Admission:
             raise OverloadedError(self._most_seconds)
         turn = asyncio.get_running_loop().create_future()
         self._queue.append((size, turn))
+        self._observe(len(self._queue))
         try:
             async with asyncio.timeout(self._most_seconds):
                 await turn
@@ -69,6 +78,12 @@ class Admission:
             raise
 
     def _let_in(self) -> None:
+        waited = len(self._queue)
+        self._take_from_queue()
+        if len(self._queue) != waited:
+            self._observe(len(self._queue))
+
+    def _take_from_queue(self) -> None:
         while self._queue:
             size, turn = self._queue[0]
             if turn.done():

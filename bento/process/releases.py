@@ -9,12 +9,14 @@ import hashlib
 import logging
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from bento.engine import Engine
 from bento.process.sources import ModelSource
 from bento.watch import metrics
 from datasets.errors import ModelFileError
+from models.modelfile import ModelMetadata
 
 _LOG = logging.getLogger("sentile")
 
@@ -25,6 +27,15 @@ class Mode(StrEnum):
     OFF = "off"
     SHADOW = "shadow"
     CANARY = "canary"
+
+
+def created_at(metadata: ModelMetadata) -> float:
+    """Return when a model was made, in seconds since 1970; 0 where its file does not say so in ISO 8601."""
+    try:
+        made = datetime.fromisoformat(metadata.created)
+    except ValueError:
+        return 0.0
+    return (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
 
 
 @dataclass(slots=True)
@@ -46,8 +57,17 @@ class _Slot:
         engine = Engine(found.path, self.threads)
         before, self.engine = self.engine, engine
         if before is None or before.sha256 != engine.sha256:
-            metrics.MODEL_LOADED.labels(self.name, engine.metadata.version).set_to_current_time()
+            self._tell(before, engine.metadata)
             _LOG.info("%s is now %s %s", self.name, engine.metadata.name, engine.metadata.version)
+
+    def _tell(self, before: Engine | None, metadata: ModelMetadata) -> None:
+        """Set the metrics that say which model holds the place, how old it is, and how much it flags by itself."""
+        if before is not None:
+            metrics.MODEL_SERVES.labels(self.name, before.metadata.version).set(0)
+        metrics.MODEL_SERVES.labels(self.name, metadata.version).set(1)
+        metrics.MODEL_LOADED.labels(self.name, metadata.version).set_to_current_time()
+        metrics.MODEL_CREATED.labels(self.name).set(created_at(metadata))
+        metrics.MODEL_FALSE_ALARMS.labels(self.name).set(metadata.outliers.false_alarms if metadata.outliers else 0)
 
 
 class Releases:

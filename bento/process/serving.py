@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from starlette.requests import Request
 
 from bento.engine import Engine
+from bento.precision import Precision
 from bento.process.admission import Admission
 from bento.process.batcher import Batcher
 from bento.process.releases import Mode, Releases
@@ -53,7 +54,8 @@ class Serving:
             metrics.WAITING.set(waiting)
 
         onlookers = Onlookers.start(settings, releases)
-        admission = Admission(settings.room, settings.most_waiting, settings.most_seconds)
+        waiting_requests = metrics.WAITING_REQUESTS.set
+        admission = Admission(settings.room, settings.most_waiting, settings.most_seconds, waiting_requests)
         batcher = Batcher(work, settings.most_in_batch, observe, lambda: onlookers.look(seen.pop()))
         return cls(settings, releases, admission, batcher, onlookers, Scenes.start(settings, releases, batcher))
 
@@ -86,9 +88,10 @@ class Serving:
 
 def make_releases(settings: Settings) -> Releases:
     """Return the models that the settings name; raises ModelFileError where the answering one cannot be had."""
+    precision = Precision(settings.precision)
     return Releases(
-        champion=source_of(settings.model),
-        candidate=source_of(settings.candidate) if settings.candidate else None,
+        champion=source_of(settings.model, precision),
+        candidate=source_of(settings.candidate, precision) if settings.candidate else None,
         mode=Mode(settings.candidate_mode),
         share=settings.candidate_share,
         threads=settings.network_threads,

@@ -109,9 +109,9 @@ class RequestLog:
         path = route_of(scope)
         if path in QUIET_PATHS and status < 500:
             return
-        metrics.requests_of(path, status).inc()
+        metrics.requests_of(path, status, notes.model).inc()
         seconds = (ended - notes.began) / 1e9
-        metrics.request_seconds_of(path).observe(seconds)
+        metrics.request_seconds_of(path, notes.model).observe(seconds)
         if notes.answered and notes.tiles:
             metrics.seconds_of("receive").observe((notes.submitted - notes.began) / 1e9 / notes.tiles)
             metrics.seconds_of("write").observe((ended - notes.answered) / 1e9 / notes.tiles)

@@ -14,11 +14,13 @@ from prometheus_client.multiprocess import mark_process_dead
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that `bentoml serve` sets: each process counts in files of its own in that folder."""
 
-REQUESTS = Counter("sentile_requests_total", "Requests answered, by route and status", ["path", "status"])
+REQUESTS = Counter(
+    "sentile_requests_total", "Requests answered, by route, status and model version", ["path", "status", "model"]
+)
 REQUEST_SECONDS = Histogram(
     "sentile_request_seconds",
-    "Seconds from a request's first line to the end of its answer",
-    ["path"],
+    "Seconds from a request's first line to the end of its answer, by route and model version",
+    ["path", "model"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 TILES = Counter("sentile_tiles_total", "Tiles answered, by class and model version", ["class_name", "model"])
@@ -27,6 +29,9 @@ BATCH = Histogram(
     "sentile_batch_tiles", "Tiles in a batch of the network", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 )
 WAITING = Gauge("sentile_waiting_tiles", "Tiles in the queue when a batch starts", multiprocess_mode="livesum")
+WAITING_REQUESTS = Gauge(
+    "sentile_waiting_requests", "Requests that wait, unread, for room for their bodies", multiprocess_mode="livesum"
+)
 WAIT_SECONDS = Histogram(
     "sentile_wait_seconds",
     "Seconds that a request's tiles wait for a batch",
@@ -51,6 +56,24 @@ MODEL_LOADED = Gauge(
     "sentile_model_loaded_timestamp_seconds",
     "When a model took its place, in seconds since 1970",
     ["place", "model"],
+    multiprocess_mode="livemax",
+)
+MODEL_SERVES = Gauge(
+    "sentile_model_serves",
+    "1 for the model that holds a place now, 0 for those that held it",
+    ["place", "model"],
+    multiprocess_mode="livemax",
+)
+MODEL_CREATED = Gauge(
+    "sentile_model_created_timestamp_seconds",
+    "When the model in a place was made, in seconds since 1970; 0: its file does not say",
+    ["place"],
+    multiprocess_mode="livemax",
+)
+MODEL_FALSE_ALARMS = Gauge(
+    "sentile_model_false_alarms",
+    "Share of ordinary tiles that the model in a place flags as outliers; 0: it flags none",
+    ["place"],
     multiprocess_mode="livemax",
 )
 MODEL_REFUSED = Counter(
@@ -85,6 +108,9 @@ DRIFT_TILES = Gauge(
 PREDICTIONS = Counter(
     "sentile_predictions_total", "Tiles for the prediction log: written, dropped or failed", ["outcome"]
 )
+
+SERIOUS = ("internal", "overloaded")
+"""Error codes that alerts look for."""
 
 # Looked up for every request; the labels are few (routes, statuses, stages).
 requests_of = lru_cache(maxsize=512)(REQUESTS.labels)
@@ -126,6 +152,16 @@ def timed_inference(model: str, tiles: int, stages: list[Stage] | None = None) -
     INFER_SECONDS.labels(model).observe(took.seconds / max(tiles, 1))
     if stages is not None:
         stages.append(took)
+
+
+def begin_at_zero() -> None:
+    """Show what alerts count before it first happens: Prometheus sees no increase in a series that begins with 1."""
+    for code in SERIOUS:
+        ERRORS.labels(code)
+    for place in ("champion", "candidate"):
+        MODEL_REFUSED.labels(place)
+    for outcome in ("written", "dropped", "failed"):
+        PREDICTIONS.labels(outcome)
 
 
 def forget_dead_processes() -> None:

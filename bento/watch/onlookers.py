@@ -32,6 +32,7 @@ class Onlookers:
             SentileError: the prediction log's folder cannot be written to.
         """
         metrics.forget_dead_processes()
+        metrics.begin_at_zero()
         found = cls()
         found.add(observe_waits)
         found.add(shadow.compare)

@@ -1,0 +1,305 @@
+"""Prometheus and Alertmanager as processes of this machine, with the rules and the configuration that are shipped.
+
+    python deploy/monitoring.py watch http://127.0.0.1:3000    # beside a service that runs, until Ctrl-C
+    python deploy/monitoring.py rules                          # the rules as a PrometheusRule, for kubectl apply -f -
+
+For tests and rehearsals:
+
+    with monitoring(folder, ["127.0.0.1:3000"], hold="1s") as watch:
+        watch.await_alert("SentileInputDrifts")
+
+Only addresses differ from what `deploy/compose.yaml` starts, and, where a rehearsal cannot wait, how long a condition
+must hold. The programs are Debian's `prometheus` and `prometheus-alertmanager`; nothing else is contacted.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import yaml
+
+HERE = Path(__file__).parent
+RULES = HERE / "prometheus" / "alerts.yml"
+PROMETHEUS_CONFIGURATION = HERE / "prometheus" / "prometheus.yml"
+ALERTMANAGER_CONFIGURATION = HERE / "alertmanager" / "alertmanager.yml"
+PROGRAMS = {"prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}
+JOB = "sentile"
+_PATIENCE_S = 30.0
+_RULES_HOLD = "the rules' own"
+
+Alert = dict[str, Any]
+Sample = dict[str, Any]
+
+
+class MonitoringError(Exception):
+    """Prometheus or Alertmanager is absent, does not start, or did not see in time what was waited for."""
+
+
+def missing_programs() -> list[str]:
+    """Return the Debian packages whose programs are not on this machine."""
+    return [package for package, program in PROGRAMS.items() if shutil.which(program) is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Monitoring:
+    """Both programs as they run.
+
+    Attributes:
+        prometheus, alertmanager: their URLs.
+        folder: of their configuration, data and logs.
+    """
+
+    prometheus: str
+    alertmanager: str
+    folder: Path
+
+    def set_targets(self, targets: Sequence[str]) -> None:
+        """Scrape services at `targets` (`host:port`) from now on; taken up within a second."""
+        file = self.folder / "targets.json"
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps([{"targets": list(targets)}]))
+        unfinished.replace(file)
+
+    def query(self, expression: str) -> list[Sample]:
+        """Return the samples that a PromQL expression gives now: `{"metric": {labels}, "value": [time, "text"]}`.
+
+        Raises:
+            MonitoringError: the expression is malformed.
+        """
+        answer = httpx.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, trust_env=False, timeout=30)
+        content = answer.json()
+        if content["status"] != "success":
+            raise MonitoringError(f"{expression}: {content['error']}")
+        found: list[Sample] = content["data"]["result"]
+        return found
+
+    def alerts(self, name: str | None = None) -> list[Alert]:
+        """Return the alerts that Alertmanager holds: of that name, or all."""
+        filters = {"filter": f'alertname="{name}"'} if name else {}
+        answer = httpx.get(f"{self.alertmanager}/api/v2/alerts", params=filters, trust_env=False, timeout=30)
+        answer.raise_for_status()
+        found: list[Alert] = answer.json()
+        return found
+
+    def await_alert(self, name: str, seconds: float = _PATIENCE_S) -> list[Alert]:
+        """Return the alerts of a name as soon as Alertmanager holds one.
+
+        Raises:
+            MonitoringError: it does not within `seconds`; says which alerts it holds instead.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = self.alerts(name)
+            if found:
+                return found
+            time.sleep(0.2)
+        others = sorted({alert["labels"]["alertname"] for alert in self.alerts()})
+        raise MonitoringError(f"{name} did not fire in {seconds:g} s; firing: {', '.join(others) or 'nothing'}")
+
+
+@contextmanager
+def monitoring(
+    folder: Path, targets: Sequence[str], hold: str | None = None, scrape: str = "1s"
+) -> Iterator[Monitoring]:
+    """Run both programs on free loopback ports for the length of the block, all their files in `folder`.
+
+    Args:
+        folder: is made; may be used again, with its data.
+        targets: services, as `host:port`.
+        hold: how long a condition must hold before it is an alert, for all rules; None: what each rule says.
+        scrape: between two scrapes and two evaluations of the rules.
+
+    Raises:
+        MonitoringError: a program is absent or does not start; says what it wrote.
+    """
+    _require_programs()
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = free_ports(3)
+    watch = Monitoring(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", folder)
+    write_configuration(watch, hold, scrape)
+    watch.set_targets(targets)
+    with ExitStack() as stack:
+        stack.enter_context(_running(_alertmanager_command(watch, ports[2]), watch.alertmanager, folder))
+        stack.enter_context(_running(_prometheus_command(watch), watch.prometheus, folder))
+        yield watch
+
+
+def write_configuration(watch: Monitoring, hold: str | None, scrape: str) -> None:
+    """Write the shipped rules and configuration into the folder, with this machine's addresses."""
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))
+    prometheus = yaml.safe_load(PROMETHEUS_CONFIGURATION.read_text(encoding="utf-8"))
+    contents = {
+        "alerts.yml": rules if hold is None else hold_for(rules, hold),
+        "prometheus.yml": _at_home(prometheus, watch, scrape),
+        "alertmanager.yml": yaml.safe_load(ALERTMANAGER_CONFIGURATION.read_text(encoding="utf-8")),
+    }
+    for name, content in contents.items():
+        (watch.folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def hold_for(rules: dict[str, Any], hold: str) -> dict[str, Any]:
+    """Return rules whose conditions need only hold for `hold`, e.g. `1s`, wherever they must hold at all."""
+    groups = [
+        group | {"rules": [rule | {"for": hold} if "for" in rule else rule for rule in group["rules"]]}
+        for group in rules["groups"]
+    ]
+    return rules | {"groups": groups}
+
+
+def prometheus_rule() -> dict[str, Any]:
+    """Return the shipped rules as a PrometheusRule of the Prometheus operator."""
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))
+    labels = {"app.kubernetes.io/name": "sentile"}
+    head = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule"}
+    return head | {"metadata": {"name": "sentile", "labels": labels}, "spec": rules}
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different ports of the loopback interface that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _require_programs() -> None:
+    missing = missing_programs()
+    if missing:
+        raise MonitoringError(f"not installed: {', '.join(missing)}; apt-get install {' '.join(missing)}")
+
+
+def _at_home(configuration: dict[str, Any], watch: Monitoring, scrape: str) -> dict[str, Any]:
+    """Return Prometheus' configuration with services from `targets.json`, where a name server knew them."""
+    job = next(job for job in configuration["scrape_configs"] if job["job_name"] == JOB)
+    others = {key: value for key, value in job.items() if key != "dns_sd_configs"}
+    files = [{"files": [str(watch.folder / "targets.json")], "refresh_interval": "1s"}]
+    alertmanager = watch.alertmanager.removeprefix("http://")
+    return configuration | {
+        "global": configuration["global"] | {"scrape_interval": scrape, "evaluation_interval": scrape},
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+        "scrape_configs": [others | {"file_sd_configs": files}],
+    }
+
+
+def _prometheus_command(watch: Monitoring) -> list[str]:
+    return [
+        PROGRAMS["prometheus"],
+        f"--config.file={watch.folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={watch.folder / 'prometheus'}",
+        f"--web.listen-address={watch.prometheus.removeprefix('http://')}",
+    ]
+
+
+def _alertmanager_command(watch: Monitoring, cluster_port: int) -> list[str]:
+    return [
+        PROGRAMS["prometheus-alertmanager"],
+        f"--config.file={watch.folder / 'alertmanager.yml'}",
+        f"--storage.path={watch.folder / 'alertmanager'}",
+        f"--web.listen-address={watch.alertmanager.removeprefix('http://')}",
+        f"--cluster.listen-address=127.0.0.1:{cluster_port}",
+        f"--cluster.advertise-address=127.0.0.1:{cluster_port}",
+    ]
+
+
+@contextmanager
+def _running(command: list[str], url: str, folder: Path) -> Iterator[None]:
+    """Run a program for the length of the block, in a process group of its own, which is ended with it."""
+    path = folder / f"{command[0]}.log"
+    with path.open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        _await_ready(process, url, path)
+        yield
+    finally:
+        _stop(process)
+
+
+def _await_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/-/ready", trust_env=False).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise MonitoringError(f"{log.stem} did not start; it said:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, kind)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Watch a service with Prometheus and Alertmanager, without containers."""
+
+
+@main.command()
+@click.argument("urls", nargs=-1, required=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Keeps data and logs [a temporary one].")
+@click.option("--hold", metavar="DURATION", help=f"How long conditions must hold, e.g. 10s [{_RULES_HOLD}].")
+def watch(urls: tuple[str, ...], folder: Path | None, hold: str | None) -> None:
+    """Scrape the services at URLS every 5 seconds, and print the alerts that come and go, until Ctrl-C.
+
+    \b
+    python deploy/monitoring.py watch http://127.0.0.1:3000
+    """
+    targets = [httpx.URL(url if "//" in url else f"http://{url}").netloc.decode() for url in urls]
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            with monitoring(folder or Path(temporary), targets, hold, "5s") as running:
+                _report(running)
+        except MonitoringError as error:
+            raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("stopped")
+
+
+@main.command()
+def rules() -> None:
+    """Print the rules as a PrometheusRule of the Prometheus operator."""
+    yaml.safe_dump(prometheus_rule(), sys.stdout, sort_keys=False, allow_unicode=True)
+
+
+def _report(running: Monitoring) -> None:
+    """Print where the pages are and, until interrupted, each alert that begins or ends."""
+    click.echo(f"Prometheus    {running.prometheus}\nAlertmanager  {running.alertmanager}\nCtrl-C stops both.")
+    known: dict[str, str] = {}
+    while True:
+        now = {alert["fingerprint"]: _one_line(alert) for alert in running.alerts()}
+        for key in now.keys() - known.keys():
+            click.echo(f"{time.strftime('%H:%M:%S')} fires  {now[key]}")
+        for key in known.keys() - now.keys():
+            click.echo(f"{time.strftime('%H:%M:%S')} ended  {known[key]}")
+        known = now
+        time.sleep(2)
+
+
+def _one_line(alert: Alert) -> str:
+    return f"{alert['labels']['alertname']}: {alert['annotations'].get('summary', '')}"
+
+
+if __name__ == "__main__":
+    main()
