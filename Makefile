@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A process a core, each with whole files of tests; one runs them one after another: make test SIDE_BY_SIDE=
+SIDE_BY_SIDE ?= --numprocesses=logical --maxprocesses=8 --dist=loadfile
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -40,11 +42,11 @@ demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 
 	@echo "look at it:       http://localhost:3000"
 	@echo "or ask it:        curl -F tiles=@demo/raw/synthetic/Forest/Forest_1.tif http://localhost:3000/classify"
 
-test: $(READY) ## Run the whole test suite (under 10 minutes on 2 cores)
-	@python -m pytest
+test: $(READY) ## Run the whole test suite, on all cores (under 10 minutes on 2)
+	@python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(READY) ## Run the tests that take less than ten seconds each
-	@python -m pytest -m "not slow"
+	@python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 lint: $(READY) ## Check style, types and the directions of imports
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -1,10 +1,16 @@
-"""Fake data for all tests: made once a session by the project's own generator, never real."""
+"""Fake data for all tests: made once a session by the project's own generator, never real.
+
+`make test` runs files of tests side by side, each within one process (pytest-xdist, `--dist=loadfile`). Fixtures of
+a session are made once in each process; what is dear goes through `made_once`.
+"""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from datasets.pack import Pack
 from datasets.packing import write_pack
@@ -15,6 +21,39 @@ from datasets.synthetic import synthesise
 REAL_DATA = Path(os.environ.get("SENTILE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
+if ONE_OF_SEVERAL:  # as many processes as cores, each with as many threads as cores, would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that hold a slow test first: one begun last would keep a process busy when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Make a folder for all processes of a run of the tests, which only read what is in it.
+
+    `made_once(name, make)` returns the folder's path; the first who asks for it calls `make` with that path.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if ONE_OF_SEVERAL else own
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        made = folder / ".made"
+        with FileLock(f"{folder}.lock"):
+            if not made.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture(scope="session")
@@ -26,17 +65,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiles_folder(made_once: MadeOnce) -> Path:
     """Synthetic GeoTIFF tiles in EuroSAT's layout: ten classes of twelve."""
-    return synthesise(tmp_path_factory.mktemp("raw") / "synthetic", tiles_per_class=12, seed=1)
+    return made_once("raw", lambda raw: synthesise(raw / "synthetic", tiles_per_class=12, seed=1)) / "synthetic"
 
 
 @pytest.fixture(scope="session")
-def pack_folder(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pack_folder(tiles_folder: Path, made_once: MadeOnce) -> Path:
     """The synthetic tiles packed, split at random 60/20/20."""
-    out = tmp_path_factory.mktemp("packed") / "pack"
-    write_pack([find_source(tiles_folder)], out, SplitPlan(Method.RANDOM, shares=(0.6, 0.2, 0.2)))
-    return out
+    plan = SplitPlan(Method.RANDOM, shares=(0.6, 0.2, 0.2))
+    return made_once("packed", lambda folder: write_pack([find_source(tiles_folder)], folder / "pack", plan)) / "pack"
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +84,15 @@ def pack(pack_folder: Path) -> Pack:
 
 
 @pytest.fixture(scope="session")
-def model_file(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_file(pack: Pack, made_once: MadeOnce) -> Path:
     """A model file of a small network with random weights: sound in form, of no skill."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    return made_once("model", lambda folder: export_untrained(pack, folder / "model.onnx")) / "model.onnx"
+
+
+def export_untrained(pack: Pack, path: Path) -> None:
+    import torch
+
     from models.classifier import Classifier
     from models.export import export
     from models.modelfile import ModelMetadata
@@ -65,9 +109,7 @@ def model_file(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = ModelMetadata(
         name="test", version="0", classes=pack.summary.classes, network="ResidualCNN", synthetic=True
     )
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
     export(classifier, metadata, path, pack.fetch(np.arange(8)))
-    return path
 
 
 @pytest.fixture

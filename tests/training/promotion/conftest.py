@@ -20,15 +20,18 @@ from models.modelfile import Outliers, PredictionSets, open_model
 from training.promotion.measure import answers_of
 
 MakeModel = Callable[..., Path]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]  # of tests/conftest.py
 
 
 @pytest.fixture(scope="session")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def judged(made_once: MadeOnce) -> Path:
     """The folder of the pack that candidates are measured on."""
-    folder = tmp_path_factory.mktemp("judged")
-    raw = synthesise(folder / "raw", tiles_per_class=24, seed=3)
-    write_pack([find_source(raw)], folder / "pack", SplitPlan(Method.RANDOM, shares=(0.2, 0.3, 0.5)))
-    return folder / "pack"
+
+    def make(folder: Path) -> None:
+        raw = synthesise(folder / "raw", tiles_per_class=24, seed=3)
+        write_pack([find_source(raw)], folder / "pack", SplitPlan(Method.RANDOM, shares=(0.2, 0.3, 0.5)))
+
+    return made_once("judged", make) / "pack"
 
 
 @pytest.fixture(scope="session")
@@ -62,11 +65,13 @@ def make_model(judged: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeMo
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_store(made_once: MadeOnce) -> Path:
     """An MLflow store without runs: making one takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_registered_models()
-    return path
+
+    def make(folder: Path) -> None:
+        MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_registered_models()
+
+    return made_once("empty-store", make) / "mlflow.db"
 
 
 @pytest.fixture
