@@ -1,0 +1,159 @@
+"""ONNX operators as torch functions, so that gradients flow through a model file's graph.
+
+What each does is defined at https://onnx.ai/onnx/operators/. Here are those that convolutional classifiers are exported
+to, quantised ones included; `OPERATORS` maps an operator's name to a function of its attributes and its inputs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Attributes = Mapping[str, Any]
+Operator = Callable[..., Tensor]
+
+
+def _cast(said: Attributes, x: Tensor) -> Tensor:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(said["to"])
+    return x.to(getattr(torch, kind.name))
+
+
+def _clip(_: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    return torch.clamp(x, min=low, max=high)
+
+
+def _convolve(said: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    padded = functional.pad(x, _sides(said))
+    return functional.conv2d(
+        padded, weight, bias, said.get("strides", 1), 0, said.get("dilations", 1), said.get("group", 1)
+    )
+
+
+def _max_pool(said: Attributes, x: Tensor) -> Tensor:
+    padded = functional.pad(x, _sides(said), value=-torch.inf)
+    return functional.max_pool2d(padded, said["kernel_shape"], said.get("strides", 1), 0, said.get("dilations", 1))
+
+
+def _sides(said: Attributes) -> list[int]:
+    """Return ONNX's padding (top, left, bottom, right) in torch's order."""
+    top, left, bottom, right = said.get("pads", (0, 0, 0, 0))
+    return [left, right, top, bottom]
+
+
+def _batch_norm(said: Attributes, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return functional.batch_norm(x, mean, variance, scale, shift, eps=said.get("epsilon", 1e-5))
+
+
+def _gemm(said: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    product = (a.t() if said.get("transA") else a) @ (b.t() if said.get("transB") else b)
+    product = said.get("alpha", 1.0) * product
+    return product if c is None else product + said.get("beta", 1.0) * c
+
+
+def _reduced(reduce: Callable[..., Tensor]) -> Operator:
+    def run(said: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+        dims = said.get("axes") if axes is None else axes.tolist()
+        if not dims and said.get("noop_with_empty_axes"):
+            return x
+        return reduce(x, dim=tuple(dims or range(x.ndim)), keepdim=bool(said.get("keepdims", 1)))
+
+    return run
+
+
+def _reshape(said: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+    asked = shape.tolist()
+    if not said.get("allowzero"):
+        asked = [x.shape[place] if length == 0 else length for place, length in enumerate(asked)]
+    return x.reshape(asked)
+
+
+def _shape(said: Attributes, x: Tensor) -> Tensor:
+    return torch.tensor(x.shape[said.get("start", 0) : said.get("end")])
+
+
+def _flatten(said: Attributes, x: Tensor) -> Tensor:
+    return x.flatten(said.get("axis", 1)) if said.get("axis", 1) else x.reshape(1, -1)
+
+
+def _squeeze(said: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = said.get("axes") if axes is None else axes.tolist()
+    return x.squeeze() if dims is None else x.squeeze(tuple(dims))
+
+
+def _unsqueeze(said: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = said.get("axes", []) if axes is None else axes.tolist()
+    final = x.ndim + len(dims)
+    for dim in sorted(dim % final for dim in dims):
+        x = x.unsqueeze(dim)
+    return x
+
+
+def _gather(said: Attributes, x: Tensor, index: Tensor) -> Tensor:
+    axis = said.get("axis", 0) % x.ndim
+    found = x.index_select(axis, index.flatten() % x.shape[axis])
+    return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+
+
+def _quantise(said: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """Return whole numbers as float; rounding is passed by gradients as if it were not there.
+
+    Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432 (straight-through).
+    """
+    limits = torch.iinfo(torch.uint8 if zero is None else zero.dtype)
+    exact = x / _along(said, scale, x)
+    rounded = exact + (exact.round() - exact).detach()
+    return (rounded + (0 if zero is None else _along(said, zero, x).float())).clamp(limits.min, limits.max)
+
+
+def _dequantise(said: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    offset = 0 if zero is None else _along(said, zero, x).float()
+    return (x.float() - offset) * _along(said, scale, x)
+
+
+def _along(said: Attributes, values: Tensor, x: Tensor) -> Tensor:
+    """Return one number, or one for each slice of `x` along the attribute `axis`, in a shape that broadcasts."""
+    if values.numel() == 1:
+        return values.reshape(())
+    shape = [1] * x.ndim
+    shape[said.get("axis", 1)] = -1
+    return values.reshape(shape)
+
+
+OPERATORS: dict[str, Operator] = {
+    "Add": lambda _, a, b: a + b,
+    "BatchNormalization": _batch_norm,
+    "Cast": _cast,
+    "Clip": _clip,
+    "Concat": lambda said, *parts: torch.cat(parts, said["axis"]),
+    "Conv": _convolve,
+    "DequantizeLinear": _dequantise,
+    "Div": lambda _, a, b: a / b,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Gemm": _gemm,
+    "GlobalAveragePool": lambda _, x: x.mean((2, 3), keepdim=True),
+    "HardSigmoid": lambda said, x: torch.clamp(said.get("alpha", 0.2) * x + said.get("beta", 0.5), 0, 1),
+    "HardSwish": lambda _, x: functional.hardswish(x),
+    "Identity": lambda _, x: x,
+    "MatMul": lambda _, a, b: a @ b,
+    "MaxPool": _max_pool,
+    "Mul": lambda _, a, b: a * b,
+    "QuantizeLinear": _quantise,
+    "Range": lambda _, start, end, step: torch.arange(start.item(), end.item(), step.item()),
+    "ReduceMax": _reduced(torch.amax),
+    "ReduceMean": _reduced(torch.mean),
+    "ReduceSum": _reduced(torch.sum),
+    "Relu": lambda _, x: functional.relu(x),
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Sigmoid": lambda _, x: torch.sigmoid(x),
+    "Softmax": lambda said, x: torch.softmax(x, said.get("axis", -1)),
+    "Squeeze": _squeeze,
+    "Sub": lambda _, a, b: a - b,
+    "Tanh": lambda _, x: torch.tanh(x),
+    "Transpose": lambda said, x: x.permute(said["perm"]),
+    "Unsqueeze": _unsqueeze,
+}
