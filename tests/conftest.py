@@ -5,6 +5,7 @@ a session are made once in each process; what is dear goes through `made_once`.
 """
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
 if ONE_OF_SEVERAL:  # as many processes as cores, each with as many threads as cores, would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background; processes that tests start inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
