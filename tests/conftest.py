@@ -26,9 +26,7 @@ ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
 if ONE_OF_SEVERAL:  # as many processes as cores, each with as many threads as cores, would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in a shell's background; processes that tests start inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
