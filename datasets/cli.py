@@ -11,15 +11,19 @@ from rich.table import Table
 
 from datasets import fetch as fetching
 from datasets import synthetic
+from datasets.cli_labels import DEFAULT_CORRECTIONS, correct, suspects
+from datasets.cli_versions import diff
 from datasets.command import make_statement, one_line_errors, statement_options, with_options
-from datasets.errors import ValidationFailedError
-from datasets.pack import Pack, PackSummary
+from datasets.corrections import Correction, read_corrections
+from datasets.errors import PackError, ValidationFailedError
+from datasets.pack import CARD, Pack, PackSummary
 from datasets.packing import write_pack
 from datasets.progress import shown
+from datasets.schema import Limits
 from datasets.sources import Format, Source, find_sources
 from datasets.splits import SPLITS, Method, SplitPlan
 from datasets.statistics import measure, write_statistics
-from datasets.validate import ERROR, Limits, ValidationReport, write_report
+from datasets.validate import ERROR, ValidationReport, validate_pack, write_report
 from datasets.validate import validate as run_checks
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -38,6 +42,10 @@ def main() -> None:
       python -m datasets fetch eurosat-ms
       python -m datasets fetch eurosat-splits
       python -m datasets pack data/raw/EuroSAT_MS --split lists --lists data/raw/splits
+    Labels that are wrong, and versions:
+      python -m datasets suspects --predictions answers.csv
+      python -m datasets correct Forest_12 --label River --reviewer Ada --why "the river fills it"
+      python -m datasets diff HEAD~1 HEAD
     """
 
 
@@ -64,6 +72,11 @@ def _sources_and_splits(command: Any) -> Any:
         click.option("--shares", default="0.6,0.2,0.2", show_default=True, help="Shares of train, val and test."),
         click.option("--block-km", default=50.0, show_default=True, help="Side of a block, for --split spatial."),
         click.option("--seed", default=0, show_default=True, help="Changes the draw."),
+        click.option(
+            "--corrections",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help=f"CSV of reviewed labels (see `correct`) to apply. Default: {DEFAULT_CORRECTIONS}, if it is there.",
+        ),
     )
     return with_options(command, options)
 
@@ -119,12 +132,21 @@ def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
     help="Largest ratio between the classes' tile counts.",
 )
 @one_line_errors
-def validate(report: Path, most_no_data: float, highest_dn: int, most_imbalance: float, **options: Any) -> None:
-    """Check every tile; print a table, write a report, exit with 1 if anything must not reach training."""
-    sources, plan = _parse(**options)
+def validate(
+    report: Path, most_no_data: float, highest_dn: int, most_imbalance: float, corrections: Path | None, **options: Any
+) -> None:
+    """Check every tile; print a table, write a report, exit with 1 if anything must not reach training.
+
+    A folder that holds a pack is checked as what it is: its index against the schema, its pixels against their hashes.
+    """
     limits = Limits(most_no_data, highest_dn, Limits.lowest_contrast, most_imbalance)
+    packs = [folder for folder in options["folders"] if (folder / CARD).is_file()]
     with shown() as progress:
-        result = run_checks(sources, plan, limits, progress)
+        if packs:
+            result = validate_pack(_only(packs, options["folders"]), limits, progress)
+        else:
+            sources, plan = _parse(**options)
+            result = run_checks(sources, plan, limits, progress, _corrections(corrections))
     write_report(result, report)
     _print_report(result)
     if result.failed:
@@ -138,12 +160,14 @@ def validate(report: Path, most_no_data: float, highest_dn: int, most_imbalance:
 @_sources_and_splits
 @click.option("--out", type=_FOLDER, default=Path("data/packed"), show_default=True)
 @one_line_errors
-def pack(out: Path, **options: Any) -> None:
+def pack(out: Path, corrections: Path | None, **options: Any) -> None:
     """Pack tiles into one memory-mapped array with an index, split and per-band statistics."""
     sources, plan = _parse(**options)
     with shown() as progress:
-        summary = write_pack(sources, out, plan, progress)
+        summary = write_pack(sources, out, plan, progress, _corrections(corrections))
     _print_pack(summary)
+    if summary.relabelled or summary.left_out:
+        click.echo(f"corrections: {summary.relabelled} relabelled, {summary.left_out} left out")
     click.echo(f"the pack is in {out}, data hash {summary.data_hash[:12]}")
 
 
@@ -163,6 +187,22 @@ def stats(folder: Path, split: str, out: Path | None) -> None:
     Console(markup=False).print(table)
     if out:
         write_statistics(bands, out)
+
+
+main.add_command(diff)
+main.add_command(suspects)
+main.add_command(correct)
+
+
+def _corrections(path: Path | None) -> tuple[Correction, ...]:
+    """Return the corrections in the file that was named, else in the default one, if it is there."""
+    return read_corrections(path or (DEFAULT_CORRECTIONS if DEFAULT_CORRECTIONS.is_file() else None))
+
+
+def _only(packs: list[Path], folders: tuple[Path, ...]) -> Path:
+    if len(folders) > 1:
+        raise PackError(f"{packs[0]}: a pack is checked alone; call validate once for each")
+    return packs[0]
 
 
 def _parse(

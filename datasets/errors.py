@@ -63,6 +63,22 @@ class PackError(SentileError):
     """A pack could not be written or read."""
 
 
+class CorrectionsError(SentileError):
+    """A file of reviewed labels that cannot be read, or does not fit the tiles."""
+
+
+class VersionError(SentileError):
+    """A version of the data that cannot be had: no such revision, or bytes that no remote holds."""
+
+
+class DriftError(SentileError):
+    """Data have changed more than was allowed."""
+
+
+class PredictionsError(SentileError):
+    """A table of a model's answers that cannot be read, or does not fit the tiles."""
+
+
 class SplitError(SentileError):
     """A split that names no tile, or tiles that no split names."""
 

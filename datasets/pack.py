@@ -33,7 +33,10 @@ PLANE_BYTES = TILE_SIZE * TILE_SIZE * 2
 
 @dataclass(frozen=True, slots=True)
 class PackSummary:
-    """What a pack holds: the content of its `pack.json`."""
+    """What a pack holds: the content of its `pack.json`.
+
+    `relabelled` and `left_out` count the tiles whose class reviewed corrections changed, and that they took out.
+    """
 
     version: int
     classes: tuple[str, ...]
@@ -44,6 +47,8 @@ class PackSummary:
     sources: tuple[str, ...]
     split_method: str
     counts: dict[str, dict[str, int]]
+    relabelled: int = 0
+    left_out: int = 0
 
 
 class Pack:
@@ -64,13 +69,16 @@ class Pack:
         self.root = root
         self.summary = _read_summary(root)
         self.index = _read_index(root)
-        self.labels = np.array(
-            [self.summary.classes.index(label) for label in self.index["label"].to_pylist()], np.int64
-        )
-        self.splits = np.array(self.index["split"].to_pylist())
-        self.sources = np.array(self.index["source"].to_pylist())
-        self.first_plane = self.index["first_plane"].to_numpy()
-        self.places = [np.array(positions(bands)) for bands in self.index["bands"].to_pylist()]
+        try:
+            self.labels = np.array(
+                [self.summary.classes.index(label) for label in self.index["label"].to_pylist()], np.int64
+            )
+            self.splits = np.array(self.index["split"].to_pylist())
+            self.sources = np.array(self.index["source"].to_pylist())
+            self.first_plane = self.index["first_plane"].to_numpy()
+            self.places = [np.array(positions(bands)) for bands in self.index["bands"].to_pylist()]
+        except (KeyError, ValueError) as error:  # a column that is not there, a class that the card does not name
+            raise _not_whole(root / INDEX) from error
         self.planes = self._map_planes()
 
     def __len__(self) -> int:
@@ -121,28 +129,49 @@ class Pack:
         return np.memmap(path, "<u2", "r", shape=(self.summary.planes, TILE_SIZE, TILE_SIZE))
 
 
-def _read_summary(root: Path) -> PackSummary:
-    path = root / CARD
-    if not path.is_file():
-        raise PackError(f"{root}: no pack is here; `python -m datasets pack` makes one")
+def parse_summary(content: bytes, where: str) -> PackSummary:
+    """Return what a `pack.json` says; `where` names its pack in errors.
+
+    Raises:
+        PackError: it is none, or of another version.
+    """
     try:
-        said = dict(json.loads(path.read_text(encoding="utf-8")))
+        said = dict(json.loads(content))
         if (version := said.get("version")) != VERSION:
-            raise PackError(f"{root}: a pack of version {version}, this is version {VERSION}; pack again")
+            raise PackError(f"{where}: a pack of version {version}, this is version {VERSION}; pack again")
         return PackSummary(**{**said, "classes": tuple(said["classes"]), "sources": tuple(said["sources"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise _not_whole(path) from error
+        raise _not_whole(f"{where}/{CARD}") from error
 
 
-def _read_index(root: Path) -> pa.Table:
+def parse_index(content: bytes, where: str) -> pa.Table:
+    """Return the index in the bytes of an `index.parquet`; `where` names its pack in errors.
+
+    Raises:
+        PackError: it is none.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(root / INDEX)
+        return pq.read_table(pa.BufferReader(content))
     except (OSError, pa.ArrowException) as error:
-        raise _not_whole(root / INDEX) from error
+        raise _not_whole(f"{where}/{INDEX}") from error
 
 
-def _not_whole(path: Path) -> PackError:
+def _read_summary(root: Path) -> PackSummary:
+    path = root / CARD
+    if not path.is_file():
+        raise PackError(f"{root}: no pack is here; `python -m datasets pack` makes one")
+    return parse_summary(path.read_bytes(), str(root))
+
+
+def _read_index(root: Path) -> pa.Table:
+    path = root / INDEX
+    if not path.is_file():
+        raise _not_whole(path)
+    return parse_index(path.read_bytes(), str(root))
+
+
+def _not_whole(path: Path | str) -> PackError:
     return PackError(f"{path}: missing or not whole; pack again with `python -m datasets pack`")

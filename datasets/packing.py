@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.bands import positions
+from datasets.corrections import Correction, Tally, tally
 from datasets.errors import PackError
 from datasets.pack import CARD, INDEX, PLANES, STATISTICS, VERSION, Pack, PackSummary
 from datasets.progress import Report, silent
@@ -27,23 +28,33 @@ from datasets.tile import TILE_SIZE, Tile
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_pack(sources: Sequence[Source], out: Path, plan: SplitPlan, progress: Report = silent) -> PackSummary:
+def write_pack(
+    sources: Sequence[Source],
+    out: Path,
+    plan: SplitPlan,
+    progress: Report = silent,
+    corrections: Sequence[Correction] = (),
+) -> PackSummary:
     """Read every tile of `sources` and write the pack `out`; an old pack stays whole until the new one is.
+
+    Tiles have the classes that `corrections` give them.
 
     Raises:
         PackError: a tile is unreadable, the disk is full (nothing half-written stays), or `out` is something
             else than a pack.
         SplitError: the plan does not fit the tiles.
+        CorrectionsError: the corrections do not fit the tiles.
     """
     _spare_what_is_no_pack(out)
     assign([], plan)  # shares and lists that cannot be are said before every tile is read
+    corrected = tally(sources, corrections)
     target = out.resolve()
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        records = _write_planes(read_all(sources, progress, "packing"), partial / PLANES)
-        summary = _write_index(records, assign(records, plan), sources, plan, partial)
+        records = _write_planes(read_all(sources, progress, "packing", corrections), partial / PLANES)
+        summary = _write_index(records, assign(records, plan), sources, plan, corrected, partial)
         write_statistics(measure(Pack(partial)), partial / STATISTICS)
         _replace(partial, target)
     except OSError as error:
@@ -76,7 +87,12 @@ def _write_planes(outcomes: Iterable[tuple[TileRecord, Tile] | Unreadable], path
 
 
 def _write_index(
-    records: list[TileRecord], splits: list[str], sources: Sequence[Source], plan: SplitPlan, folder: Path
+    records: list[TileRecord],
+    splits: list[str],
+    sources: Sequence[Source],
+    plan: SplitPlan,
+    corrected: Tally,
+    folder: Path,
 ) -> PackSummary:
     table = index_table(records, splits)
     pq.write_table(table, folder / INDEX)
@@ -90,6 +106,8 @@ def _write_index(
         sources=tuple(sorted({record.source for record in records})),
         split_method=plan.method.value,
         counts=_counts(records, splits),
+        relabelled=corrected.relabelled,
+        left_out=corrected.left_out,
     )
     (folder / CARD).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     return summary

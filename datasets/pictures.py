@@ -17,12 +17,15 @@ Heat = npt.NDArray[np.float32]
 
 
 def true_colour(tile: Tile) -> Picture:
-    """Return uint8 (height, width, 3), stretched from the 2nd to the 98th percentile; no data is black.
+    """Return uint8 (height, width, 3): red, green and blue, or a tile's first bands where it lacks any of them."""
+    return composite(tile, RGB_BANDS if set(RGB_BANDS) <= set(tile.bands) else (*tile.bands, *2 * tile.bands[:1])[:3])
+
+
+def composite(tile: Tile, shown: tuple[str, ...]) -> Picture:
+    """Return uint8 (height, width, 3): three bands, stretched from the 2nd to the 98th percentile; no data is black.
 
     Each band begins at its own darkest, which takes the haze off, and all share one contrast, which keeps the colours.
-    In place of red, green and blue, a tile without any of them shows its first bands.
     """
-    shown = RGB_BANDS if set(RGB_BANDS) <= set(tile.bands) else (*tile.bands, tile.bands[0], tile.bands[0])[:3]
     bands = tile.pixels[positions(shown)].astype(np.float32)
     ranges = [np.percentile(band[band != NO_DATA], (2, 98)) if band.any() else np.zeros(2) for band in bands]
     contrast = max(LEAST_CONTRAST, *(high - low for low, high in ranges))

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from datasets.bands import positions
+from datasets.corrections import Correction, correct
 from datasets.errors import SentileError
+from datasets.eurosat import class_of
 from datasets.progress import Report, silent
 from datasets.sources import Source, TileFile
 from datasets.tile import DN, Tile
@@ -22,7 +24,7 @@ class TileRecord:
 
     Attributes:
         name: the file's stem; a name in two sources is the same place.
-        label: its class.
+        label: its class, as reviewed (`datasets.corrections`).
         source: the format of the folder it came from (`eurosat-ms`, …).
         level: processing level.
         bands: canonical names of the bands present.
@@ -32,6 +34,7 @@ class TileRecord:
         valid_share: share of pixels (0–1) that hold data in every present band.
         low: least DN among valid pixels (0 if there is none).
         high: greatest DN.
+        given: the class of its folder, which its label was before it was reviewed.
     """
 
     name: str
@@ -45,6 +48,7 @@ class TileRecord:
     valid_share: float
     low: int
     high: int
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,16 @@ class Unreadable:
 
 
 def read_all(
-    sources: Sequence[Source], progress: Report = silent, step: str = "reading tiles"
+    sources: Sequence[Source],
+    progress: Report = silent,
+    step: str = "reading tiles",
+    corrections: Sequence[Correction] = (),
 ) -> Iterator[tuple[TileRecord, Tile] | Unreadable]:
-    """Read every tile of `sources` in order, a few at a time in threads; failures are yielded, not raised."""
-    jobs = [(source, file) for source in sources for file in source.files()]
+    """Read every tile of `sources` in order, a few at a time in threads; failures are yielded, not raised.
+
+    Tiles have their reviewed classes, and those that `corrections` leave out are not read.
+    """
+    jobs = [(source, file) for source in sources for file in correct(source.files(), corrections)]
     done = 0
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(jobs), _READ_AHEAD):
@@ -103,4 +113,5 @@ def _describe(source: Source, file: TileFile, tile: Tile) -> TileRecord:
         valid_share=tile.valid_share,
         low=int(valid.min(initial=65_535)) if valid.size else 0,
         high=int(valid.max(initial=0)),
+        given=class_of(file.path),
     )

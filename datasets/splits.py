@@ -99,10 +99,13 @@ def _listed(name: str, split_of: Mapping[str, str], folder: Path | None) -> str:
 
 
 def _strata(records: Sequence[TileRecord]) -> dict[str, dict[str, list[str]]]:
-    """Group names as {class: {name: [name]}}: within a class, each name is dealt by itself."""
+    """Group names as {class: {name: [name]}}: within a class, each name is dealt by itself.
+
+    The class is the one before review: a corrected label must not move other tiles into another split.
+    """
     strata: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for record in records:
-        strata[record.label][record.name] = [record.name]
+        strata[record.given or record.label][record.name] = [record.name]
     return strata
 
 

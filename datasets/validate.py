@@ -1,8 +1,10 @@
 """Is a set of tiles fit to train on? Checks that read every file, a report, a verdict that stops a pipeline.
 
-Errors are what must not reach training: unreadable files, tiles in the wrong form, the same pixels under two
-classes or in two splits. Warnings are what a person should look at.
+Errors are what must not reach training: unreadable files, tiles that break the schema (`datasets.schema`), the same
+pixels under two classes or in two splits. Warnings are what a person should look at.
 """
+
+from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
@@ -10,33 +12,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from datasets.corrections import Correction, tally
 from datasets.errors import SplitError
+from datasets.pack import Pack
+from datasets.packing import data_hash
 from datasets.progress import Report, silent
-from datasets.records import TileRecord, Unreadable, read_all
+from datasets.records import TileRecord, Unreadable, content_hash, read_all
+from datasets.schema import (
+    Limits,
+    breaches,
+    doubtful_schema,
+    index_frame,
+    index_schema,
+    records_of,
+    tile_frame,
+    tile_schema,
+)
 from datasets.sources import Source
 from datasets.splits import SPLITS, SplitPlan, assign
 from datasets.tile import TILE_SIZE
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import pandera.pandas as pa
+
 ERROR, WARNING = "error", "warning"
 _EXAMPLES = 5
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Where a value becomes a finding.
-
-    Attributes:
-        most_no_data: largest share (0–1) of pixels without data in a tile.
-        highest_dn: DN above this is no reflectance (EuroSAT's brightest pixel has 28,002).
-        lowest_contrast: a tile whose DN all lie within this range is flat: a sensor or export fault.
-        most_imbalance: largest ratio of the most to the least frequent class.
-    """
-
-    most_no_data: float = 0.5
-    highest_dn: int = 30_000
-    lowest_contrast: int = 2
-    most_imbalance: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +76,48 @@ class ValidationReport:
 
 
 def validate(
-    sources: Sequence[Source], plan: SplitPlan, limits: Limits | None = None, progress: Report = silent
+    sources: Sequence[Source],
+    plan: SplitPlan,
+    limits: Limits | None = None,
+    progress: Report = silent,
+    corrections: Sequence[Correction] = (),
 ) -> ValidationReport:
-    """Read every tile of `sources`, divide them by `plan`, and report what is wrong with them."""
-    outcomes = list(_records_only(sources, progress))
+    """Read every tile of `sources`, divide them by `plan`, and report what is wrong with them.
+
+    Raises:
+        CorrectionsError: the corrections do not fit the tiles.
+    """
+    corrected = tally(sources, corrections)
+    outcomes = list(_records_only(sources, progress, corrections))
     unreadable = [outcome for outcome in outcomes if isinstance(outcome, Unreadable)]
     records = [outcome for outcome in outcomes if isinstance(outcome, TileRecord)]
+    frame = tile_frame(records)
     findings = _check_readable(unreadable)
-    for check in _CHECKS:
-        findings += check(records, limits or Limits())
-    splits, split_findings = _check_splits(records, plan)
-    findings += split_findings
-    return ValidationReport(
-        tiles=len(records),
-        classes=dict(sorted(Counter(record.label for record in records).items())),
-        splits=splits,
-        findings=sorted(findings, key=lambda finding: finding.severity),
-    )
+    findings += _check_schema(frame, tile_schema, limits or Limits())
+    findings += _check_together(records, limits or Limits())
+    findings += _some(WARNING, "corrections", "corrected, but not among these tiles", corrected.unmet)
+    try:
+        splits, split_findings = _check_splits(records, assign(records, plan))
+    except SplitError as error:
+        splits, split_findings = {}, [_finding(ERROR, "splits", str(error), [])]
+    return _report(records, splits, findings + split_findings)
+
+
+def validate_pack(root: Path, limits: Limits | None = None, progress: Report = silent) -> ValidationReport:
+    """Hold a pack's index against the schema, its pixels against their hashes, and its card against both.
+
+    Raises:
+        PackError: no pack is in `root`, or it is not whole.
+    """
+    pack = Pack(root)
+    frame = index_frame(pack.index)
+    broken = _check_schema(frame, index_schema, limits or Limits())
+    if any(finding.severity == ERROR for finding in broken):
+        return _report([], {}, broken)  # rows in another form cannot be asked more
+    records = records_of(frame)
+    splits, split_findings = _check_splits(records, frame["split"].to_list())
+    findings = [*broken, *_check_together(records, limits or Limits()), *split_findings]
+    return _report(records, splits, findings + _check_whole(pack, records, progress))
 
 
 def write_report(report: ValidationReport, folder: Path) -> None:
@@ -115,11 +143,24 @@ def as_markdown(report: ValidationReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _records_only(sources: Sequence[Source], progress: Report) -> list[TileRecord | Unreadable]:
+def _report(
+    records: Sequence[TileRecord], splits: dict[str, dict[str, int]], findings: Sequence[Finding]
+) -> ValidationReport:
+    return ValidationReport(
+        tiles=len(records),
+        classes=dict(sorted(Counter(record.label for record in records).items())),
+        splits=splits,
+        findings=sorted(findings, key=lambda finding: finding.severity),
+    )
+
+
+def _records_only(
+    sources: Sequence[Source], progress: Report, corrections: Sequence[Correction]
+) -> list[TileRecord | Unreadable]:
     """Read everything, but keep no pixels: 27,000 tiles would take 2.9 GB."""
     return [
         outcome if isinstance(outcome, Unreadable) else outcome[0]
-        for outcome in read_all(sources, progress, "validating")
+        for outcome in read_all(sources, progress, "validating", corrections)
     ]
 
 
@@ -130,18 +171,29 @@ def _check_readable(unreadable: Sequence[Unreadable]) -> list[Finding]:
     return [_finding(ERROR, "readable", reason, names) for reason, names in reasons.items()]
 
 
-def _check_no_data(records: Sequence[TileRecord], limits: Limits) -> list[Finding]:
-    bad = [r.name for r in records if 1 - r.valid_share > limits.most_no_data]
-    return _some(ERROR, "no data", f"more than {limits.most_no_data:.0%} of the pixels hold no data", bad)
-
-
-def _check_range(records: Sequence[TileRecord], limits: Limits) -> list[Finding]:
-    bright = [r.name for r in records if r.high > limits.highest_dn]
-    flat = [r.name for r in records if r.high - r.low < limits.lowest_contrast]
+def _check_schema(frame: pd.DataFrame, schema: Callable[[Limits], pa.DataFrameSchema], limits: Limits) -> list[Finding]:
+    if frame.empty:
+        return []
+    held = ((ERROR, schema(limits)), (WARNING, doubtful_schema(limits)))
+    found = [(severity, breach) for severity, asked in held for breach in breaches(frame, asked)]
     return [
-        *_some(WARNING, "range", f"DN above {limits.highest_dn:,}: brighter than any land", bright),
-        *_some(ERROR, "range", "all pixels of all bands are the same: no picture", flat),
+        Finding(
+            severity, b.check, b.message, max(len(b.rows), 1), frame["name"].iloc[list(b.rows[:_EXAMPLES])].to_list()
+        )
+        for severity, b in found
     ]
+
+
+def _check_together(records: Sequence[TileRecord], limits: Limits) -> list[Finding]:
+    return [finding for check in _CHECKS for finding in check(records, limits)]
+
+
+def _check_names(records: Sequence[TileRecord], limits: Limits) -> list[Finding]:
+    labels: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        labels[record.source, record.name].add(record.label)
+    twice = [name for (_, name), found in labels.items() if len(found) > 1]
+    return _some(WARNING, "names", "a name under two classes: corrections and versions know tiles by name", twice)
 
 
 def _check_duplicates(records: Sequence[TileRecord], limits: Limits) -> list[Finding]:
@@ -168,23 +220,34 @@ def _check_balance(records: Sequence[TileRecord], limits: Limits) -> list[Findin
 
 
 _CHECKS: tuple[Callable[[Sequence[TileRecord], Limits], list[Finding]], ...] = (
-    _check_no_data,
-    _check_range,
+    _check_names,
     _check_duplicates,
     _check_balance,
 )
 
 
-def _check_splits(records: Sequence[TileRecord], plan: SplitPlan) -> tuple[dict[str, dict[str, int]], list[Finding]]:
-    try:
-        splits = assign(records, plan)
-    except SplitError as error:
-        return {}, [_finding(ERROR, "splits", str(error), [])]
+def _check_splits(
+    records: Sequence[TileRecord], splits: Sequence[str]
+) -> tuple[dict[str, dict[str, int]], list[Finding]]:
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for record, split in zip(records, splits, strict=True):
         counts[split][record.label] += 1
     findings = [*_check_leaks(records, splits), *_check_empty(counts)]
     return {split: dict(sorted(found.items())) for split, found in counts.items()}, findings
+
+
+def _check_whole(pack: Pack, records: Sequence[TileRecord], progress: Report) -> list[Finding]:
+    """Compare the pixels with the index and the index with the card: what was packed, and nothing else, is there."""
+    other = []
+    for row, record in enumerate(records):
+        progress("comparing pixels with their hashes", row + 1, len(records))
+        if content_hash(pack.fetch([row])[0], record.bands) != record.sha256:
+            other.append(record.name)
+    card = data_hash(records, pack.splits.tolist()) != pack.summary.data_hash
+    return [
+        *_some(ERROR, "pack", "the pixels are not those that were packed", other),
+        *([_finding(ERROR, "pack", "the index is not the one that pack.json was written for", [])] if card else []),
+    ]
 
 
 def _check_leaks(records: Sequence[TileRecord], splits: Sequence[str]) -> list[Finding]:

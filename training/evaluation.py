@@ -124,18 +124,6 @@ def write_evaluations(evaluations: Sequence[Evaluation], folder: Path, checkpoin
     return written
 
 
-def write_predictions(
-    path: Path, names: Sequence[str], probabilities: Tensor, labels: Tensor, classes: Sequence[str]
-) -> None:
-    """Write one row a tile: name, true class, answered class, confidence (0-1)."""
-    confidence, answers = probabilities.max(1)
-    rows = zip(names, labels.tolist(), answers.tolist(), confidence.tolist(), strict=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "true_class", "answered", "confidence"])
-        writer.writerows([name, classes[t], classes[a], f"{c:.4f}"] for name, t, a, c in rows)
-
-
 def draw_confusion(evaluation: Evaluation, path: Path) -> None:
     """Draw the confusion matrix: shares of the true class as colour, tiles as numbers."""
     from matplotlib.figure import Figure

@@ -10,6 +10,7 @@ import torch
 
 from datasets.errors import TrainingError
 from datasets.module import TileDataModule
+from datasets.predictions import write_predictions
 from datasets.tile import DN
 from training.evaluation import (
     ALL,
@@ -18,7 +19,6 @@ from training.evaluation import (
     evaluate,
     views_of,
     write_evaluations,
-    write_predictions,
 )
 from training.paths import RunFolder
 from training.task import ClassificationTask
@@ -66,8 +66,7 @@ class Trainer(pl.Trainer):
         evaluations = _evaluate_groups(model, datamodule)
         files = write_evaluations(evaluations, self.folder.evaluation, str(path))
         files.append(self.folder.evaluation / "predictions.csv")
-        names = datamodule.pack.names(model.answers.rows.numpy())
-        write_predictions(files[-1], names, model.answers.logits(ALL).softmax(1), model.answers.labels, model.classes)
+        _write_answers(files[-1], model, datamodule)
         metrics = {k: v for e in evaluations for k, v in e.metrics(datamodule.test_split).items()}
         log_results(self, metrics, files, "evaluation")
         click.echo(f"tested {path} on the split {datamodule.test_split!r}:")
@@ -111,6 +110,14 @@ class Trainer(pl.Trainer):
         except RuntimeError as error:
             raise TrainingError(f"{path}: a checkpoint of another network than the one configured") from error
         return path
+
+
+def _write_answers(path: Path, model: ClassificationTask, datamodule: TileDataModule) -> None:
+    rows, classes = model.answers.rows.numpy(), model.classes
+    sources = datamodule.pack.sources[rows].tolist()
+    keys = list(zip(sources, datamodule.pack.names(rows), strict=True))
+    labels = [classes[label] for label in model.answers.labels.tolist()]
+    write_predictions(path, keys, labels, model.answers.logits(ALL).softmax(1).numpy(), classes)
 
 
 def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> list[Evaluation]:

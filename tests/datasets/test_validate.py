@@ -14,7 +14,8 @@ from datasets.bands import BAND_NAMES
 from datasets.radiometry import Statement
 from datasets.sources import find_source
 from datasets.splits import Method, SplitPlan
-from datasets.validate import ERROR, WARNING, Finding, Limits, ValidationReport, as_markdown, validate
+from datasets.schema import Limits
+from datasets.validate import ERROR, WARNING, Finding, ValidationReport, as_markdown, validate
 
 GOOD = {f"{label}/{label}_{n}": 10 * place + n for place, label in enumerate(("A", "B")) for n in range(5)}
 

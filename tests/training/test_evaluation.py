@@ -12,7 +12,6 @@ from training.evaluation import (
     see_through,
     views_of,
     write_evaluations,
-    write_predictions,
 )
 
 CLASSES = ["Forest", "River", "Sea"]
@@ -67,10 +66,3 @@ def test_reports_are_written_as_numbers_tables_and_pictures(tmp_path: Path) -> N
     assert rows[2] == ["River", "1", "1", "0"]
     assert (tmp_path / "confusion-eurosat-ms-rgb.png").read_bytes().startswith(b"\x89PNG")
     assert "| eurosat-ms/rgb | 3 | 66.67% |" in as_markdown([result])
-
-
-def test_predictions_name_each_tile_with_its_confidence(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.csv", ["a", "b"], sure([0, 1]) * 0.9, torch.tensor([0, 2]), CLASSES)
-    with (tmp_path / "p.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows[1] == {"name": "b", "true_class": "Sea", "answered": "River", "confidence": "0.9000"}
