@@ -1,4 +1,5 @@
-"""`python -m training`: see `training.cli`, and `training.promotion.commands` for what concerns the registry."""
+"""`python -m training`: see `training.cli`; `training.promotion.commands` for what concerns the registry, and
+`training.tuning.command` for the search of hyperparameters."""
 
 import sys
 
@@ -11,6 +12,10 @@ def main() -> None:
         from training.promotion.commands import main as command
 
         command(prog_name="python -m training")
+    elif sys.argv[1:2] == ["tune"]:
+        from training.tuning.command import tune
+
+        tune(sys.argv[2:], prog_name="python -m training tune")
     else:
         from training.cli import main as train
 

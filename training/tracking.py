@@ -58,7 +58,7 @@ def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLog
 def run_id_of(folder: RunFolder, uri: str) -> str | None:
     """Return the id of the run in `folder` in the tracker at `uri`, if it is tracked there."""
     known = folder.root / _RUN_ID
-    return _alive(uri, json.loads(known.read_text("utf-8")).get(uri)) if known.is_file() else None
+    return alive_run(uri, json.loads(known.read_text("utf-8")).get(uri)) if known.is_file() else None
 
 
 def how_to_look(tracking: Tracking) -> str:
@@ -102,7 +102,7 @@ def _provenance_tags() -> dict[str, str]:
     return {"mlflow.source.git.commit": code_revision(), "dvc_lock_sha256": dvc_lock_hash()}
 
 
-def _alive(uri: str, run_id: str | None) -> str | None:
+def alive_run(uri: str, run_id: str | None) -> str | None:
     """Return `run_id` if the store still has that run: a folder may outlive its store."""
     if run_id is None:
         return None

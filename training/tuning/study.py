@@ -1,0 +1,235 @@
+"""A search: trials are asked of Optuna's study, run, and told; what was killed is taken up again."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from datasets.errors import StoppedError, TrainingError
+from training.cli import main as train
+from training.paths import RunFolder
+from training.tuning.report import METRIC, Reporting, reporting
+from training.tuning.runs import StudyRuns
+from training.tuning.space import TuneSettings, Value, as_text, tracking_of, trial_options
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_MOST_FAILURES = 3  # one after the other: then it is not the trials' settings
+_MOST_ATTEMPTS = 3  # at a trial that kills the process that runs it
+_CALLBACK = "--trainer.callbacks+=training.tuning.report.ReportEpochs"
+_ASKED, _RUN, _FOLDER, _ATTEMPTS = "asked", "mlflow_run", "folder", "attempts"
+_LOCK = "tune.lock"
+_USAGE, _INTERRUPTED, _TERMINATED = 2, 130, 143
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a search is to do.
+
+    Attributes:
+        study: its name.
+        storage: Optuna's, e.g. `sqlite:///artifacts/tuning/study.db`.
+        folder: where trials keep their runs.
+        trials: how many are to have ended, in all.
+        settings: what is searched, and how.
+        arguments: options of training that were said for all trials.
+    """
+
+    study: str
+    storage: str
+    folder: Path
+    trials: int
+    settings: TuneSettings
+    arguments: tuple[str, ...]
+
+
+class Search:
+    """A study that is opened, with its runs in MLflow.
+
+    Raises:
+        TrainingError: the storage cannot be used, or the study was begun with other settings.
+    """
+
+    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+        self.plan, self._tell = plan, tell
+        self._options = trial_options(plan.settings, plan.arguments)
+        tracking = tracking_of(self._options)
+        self.study = open_study(plan)
+        self._refuse_other_settings()
+        self._runs = StudyRuns(tracking, plan.study, self.study.user_attrs.get(_RUN))
+        if self._runs.parent:
+            self.study.set_user_attr(_RUN, self._runs.parent)
+
+    def run(self) -> None:
+        """Run trials until as many as were asked for have ended.
+
+        Raises:
+            TrainingError: trials fail one after the other.
+            KeyboardInterrupt, StoppedError: the user or a scheduler stopped it; the trial is taken up next time.
+        """
+        status, failures = "FAILED", 0
+        try:
+            self._take_up_what_was_killed()
+            while self._begun() < self.plan.trials:
+                failures = 0 if self._run_one(self.study.ask()) else failures + 1
+                if failures == _MOST_FAILURES:
+                    raise TrainingError(f"{failures} trials failed one after the other; their logs: {self.plan.folder}")
+            status = "FINISHED"
+        except (KeyboardInterrupt, StoppedError):
+            status = "KILLED"
+            raise
+        finally:
+            self._runs.end(status, {name: as_text(value) for name, value in self.best_settings().items()})
+
+    def ended(self) -> list[FrozenTrial]:
+        """Return the trials that ended, complete or given up, best first."""
+        found = [trial for trial in self.study.get_trials(states=ENDED) if trial.value is not None]
+        return sorted(found, key=lambda trial: (trial.state is not TrialState.COMPLETE, -(trial.value or 0.0)))
+
+    def best_settings(self) -> dict[str, Value]:
+        """Return the best complete trial's value of each option that was searched; nothing before one is complete."""
+        complete = [trial for trial in self.ended() if trial.state is TrialState.COMPLETE]
+        return dict(complete[0].params) if complete else {}
+
+    def folder_of(self, trial: FrozenTrial | optuna.Trial) -> RunFolder:
+        """Return where a trial keeps its run; one that is taken up again has the folder of the first attempt."""
+        return RunFolder(self.plan.folder / trial.user_attrs.get(_FOLDER, f"trial-{trial.number:04}"))
+
+    def _begun(self) -> int:
+        """Return how many trials ended, or are run by another process."""
+        return len(self.study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING)))
+
+    def _run_one(self, trial: optuna.Trial) -> bool:
+        """Run a trial and tell the study; return whether it ended as a trial should."""
+        folder = self.folder_of(trial)
+        trial.set_user_attr(_FOLDER, folder.root.name)
+        folder.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.root / _LOCK):
+            running = Reporting(trial, self._tell)
+            code = self._train(running, folder)
+            self._stop_where_told(code, running)
+            state = TrialState.FAIL if code or not running.values else TrialState.PRUNED
+            if state is TrialState.PRUNED and not running.pruned:
+                state = TrialState.COMPLETE
+            self.study.tell(trial, max(running.values.values()) if state is TrialState.COMPLETE else None, state)
+        self._tell_end(trial, folder, state, running)
+        return state is not TrialState.FAIL
+
+    def _train(self, running: Reporting, folder: RunFolder) -> int:
+        """Train with the trial's settings, what it prints kept in its folder; return the exit status."""
+        trial, before = running.trial, list(sys.argv)
+        chosen = self.plan.settings.suggest(trial)
+        self._tell(f"trial {trial.number}  {words(chosen)}")
+        self._runs.forget_unstarted(folder)
+        if folder.last.is_file():
+            for epoch, value in history(folder).items():
+                running.report(epoch, value)
+        arguments = [*self._options, *(f"--{name}={as_text(value)}" for name, value in chosen.items())]
+        arguments += [*self._runs.options(trial.number, folder.root.name), _CALLBACK]
+        with (folder.root / "trial.log").open("a") as log, contextlib.redirect_stdout(log), reporting(running):
+            try:
+                train(["fit", *arguments, f"--out={folder.root}", "--ckpt_path=last"])
+            except SystemExit as stop:
+                return int(stop.code or 0)
+            finally:
+                sys.argv[:] = before
+        return 0
+
+    def _stop_where_told(self, code: int, running: Reporting) -> None:
+        if running.interrupted or code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        if code == _TERMINATED:
+            raise StoppedError(f"stopped in trial {running.trial.number}; the same command goes on with it")
+        if code == _USAGE:
+            self.study.tell(running.trial, state=TrialState.FAIL)
+            raise TrainingError("training does not know an option; see above, and mend it here or in the search space")
+
+    def _tell_end(self, trial: optuna.Trial, folder: RunFolder, state: TrialState, running: Reporting) -> None:
+        best = self.ended()[0].value if self.best_settings() else None
+        self._runs.trial_ended(folder, state.name.lower(), trial.number, best)
+        told = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "given up", TrialState.FAIL: "failed"}[state]
+        value = f", {METRIC} {max(running.values.values()):.4f}" if running.values else ""
+        self._tell(
+            f"trial {trial.number}  {told}{value}; best so far {best:.4f}"
+            if best
+            else f"trial {trial.number}  {told}{value}"
+        )
+
+    def _take_up_what_was_killed(self) -> None:
+        """Ask anew for trials whose process is gone; nobody holds the lock in their folder."""
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+            folder, attempt = self.folder_of(trial), trial.user_attrs.get(_ATTEMPTS, 1)
+            folder.root.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(folder.root / _LOCK, timeout=0):
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+            except Timeout:
+                continue
+            if attempt < _MOST_ATTEMPTS:
+                attributes = {_FOLDER: folder.root.name, _ATTEMPTS: attempt + 1}
+                self.study.enqueue_trial(trial.params, user_attrs=attributes)
+                self._tell(f"trial {trial.number}  was killed, and is taken up again")
+
+    def _refuse_other_settings(self) -> None:
+        """Trials are compared with each other, so all of a study must have been told the same."""
+        shared = self.plan.settings.model_dump(mode="json", include={"settings", "space"})
+        asked = hashlib.sha256(json.dumps([shared, self._options], sort_keys=True).encode()).hexdigest()
+        if self.study.user_attrs.get(_ASKED, asked) != asked:
+            raise TrainingError(
+                f"the study {self.plan.study!r} was begun with another search space or other options; say those again, "
+                "or name another --study"
+            )
+        self.study.set_user_attr(_ASKED, asked)
+
+
+def open_study(plan: Plan) -> optuna.Study:
+    """Open the study, or begin it.
+
+    Raises:
+        TrainingError: the storage cannot be used.
+    """
+    optuna.logging.set_verbosity(logging.WARNING)
+    pruning = plan.settings.pruning
+    try:
+        if plan.storage.startswith("sqlite:///"):
+            Path(plan.storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            storage=plan.storage,
+            study_name=plan.study,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(pruning.after_trials, pruning.after_epochs),
+        )
+    except (SQLAlchemyError, OSError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{plan.storage}: no storage of Optuna ({why}); name another with --storage") from error
+    # A search that goes on must not draw again what it drew first.
+    seed = plan.settings.seed + len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=plan.settings.random_trials, seed=seed)
+    return study
+
+
+def history(folder: RunFolder) -> dict[int, float]:
+    """Return METRIC after each epoch of a run, by epoch (from 1), as `training.callbacks.History` kept it."""
+    path = folder.root / "history.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    column = METRIC.replace("/", "_")
+    return {int(row["epoch"]): float(row[column]) for row in rows if row.get(column)}
+
+
+def words(settings: dict[str, Value]) -> str:
+    """Return settings for people: the last part of each name, and short numbers."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else as_text(value) for name, value in settings.items()}
+    return "  ".join(f"{name.rpartition('.')[2]} {value}" for name, value in shown.items())
