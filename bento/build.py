@@ -24,6 +24,7 @@ from bento.engine import Engine
 from bento.settings import PACKED_MODEL, find_model
 from datasets.command import one_line_errors
 from datasets.errors import SentileError
+from models.precision import int8_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 BENTOFILE = "bentofile.yaml"
@@ -93,7 +94,10 @@ def _stage(model: Path, context: Path) -> None:
         for source in [place] if place.is_file() else sorted(place.rglob("*")):
             if source.is_file() and "__pycache__" not in source.parts:
                 _copy(source, context / source.relative_to(PROJECT))
-    _copy(model, context / PACKED_MODEL.relative_to(PROJECT))
+    packed = context / PACKED_MODEL.relative_to(PROJECT)
+    _copy(model, packed)
+    if int8_of(model).is_file():  # which of the two is served is decided where the bento runs
+        _copy(int8_of(model), int8_of(packed))
     (context / REQUIREMENTS).write_text("\n".join(pinned(bentofile["python"]["packages"])) + "\n", encoding="utf-8")
     # Locked already: nothing need be asked of a package index, and the bento names none.
     content: dict[str, Any] = {**bentofile, "python": {"requirements_txt": REQUIREMENTS, "lock_packages": False}}

@@ -13,6 +13,7 @@ import bentoml
 from bento.engine import Engine
 from bento.guard.guards import guards, quieten
 from bento.http.app import make_app
+from bento.precision import Precision, settled
 from bento.process.arenas import bound_arenas
 from bento.process.serving import Serving
 from bento.process.shared_folder import check_folder, shared_folder
@@ -79,7 +80,10 @@ class Sentile:
     def check() -> None:
         """Stop with one line where there is no sound model; BentoML would start failing workers for ever."""
         try:
-            Engine(source_of(settings.model).find().path, settings.network_threads)
+            precision = Precision(settings.precision)
+            found = source_of(settings.model, precision).find().path
+            Engine(found, settings.network_threads)
+            os.environ["SENTILE_PRECISION"] = settled(found, precision)  # to the processes that are started after this
             if settings.predictions:
                 prediction_log.prepare(settings.predictions)
             check_folder(Path(settings.tasks or shared_folder()))  # named to the processes that are started after this

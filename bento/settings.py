@@ -12,7 +12,11 @@ from datasets.errors import ModelFileError, SentileError
 RUNS = Path("artifacts")
 MODEL_NAME = "model.onnx"
 PACKED_MODEL = Path(models.__file__).parent / "pretrained" / MODEL_NAME  # in a bento that was built around a model
-_CHOICES = {"SENTILE_CANDIDATE_MODE": ("off", "shadow", "canary"), "SENTILE_LOG": ("json", "text", "off")}
+_CHOICES = {
+    "SENTILE_CANDIDATE_MODE": ("off", "shadow", "canary"),
+    "SENTILE_LOG": ("json", "text", "off"),
+    "SENTILE_PRECISION": ("auto", "fp32", "int8"),
+}
 _MAY_BE_ZERO = ("SENTILE_RELOAD_SECONDS", "SENTILE_DRIFT_WINDOW")
 _MOST_PROCESSES = 8  # each takes about 200 MB
 
@@ -23,6 +27,8 @@ class Settings:
 
     Attributes:
         model: path of the model file, or `models:/NAME@ALIAS` in MLflow's registry; None: the newest exported one.
+        precision: `auto` serves the INT8 file beside the model's where the processor gains by it, `fp32` never,
+            `int8` wherever there is one.
         candidate: a second model, likewise; None: there is none.
         candidate_mode: what it does: `shadow` answers in secret and is compared, `canary` answers requests.
         candidate_share: share of requests (0-1) that it shadows or answers.
@@ -69,6 +75,7 @@ class Settings:
     """
 
     model: str | None = None
+    precision: str = "auto"
     candidate: str | None = None
     candidate_mode: str = "shadow"
     candidate_share: float = 0.1

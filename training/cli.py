@@ -23,6 +23,7 @@ from training.callbacks import Ema, EpochLines, History, SeedEachStep
 from training.health import Health
 from training.paths import RunFolder, new_run, newest_run
 from training.precision import AUTO, allow_tf32, best_precision
+from training.settings import Quantisation
 from training.task import ClassificationTask
 from training.tracking import Tracking, how_to_look, log_provenance, make_logger
 from training.trainer import Trainer
@@ -72,6 +73,7 @@ class TrainingCLI(LightningCLI):
             help="Folder of the run. Default: a new one in artifacts/runs, or the newest for test and export.",
         )
         parser.add_class_arguments(Tracking, "tracking")
+        parser.add_class_arguments(Quantisation, "quantisation")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(Ema, "ema")
@@ -116,6 +118,7 @@ class TrainingCLI(LightningCLI):
             logger=logger, enable_progress_bar=terminal, enable_model_summary=terminal, **kwargs
         )
         assert isinstance(trainer, Trainer)  # noqa: S101 - the class that main() names
+        trainer.quantisation = self._quantisation()
         always: list[Callback] = [SeedEachStep(), History(), Health()]
         trainer.callbacks += always if terminal else [*always, EpochLines()]  # type: ignore[attr-defined]
         return trainer
@@ -136,6 +139,10 @@ class TrainingCLI(LightningCLI):
     def _tracking(self) -> Tracking:
         given: Namespace | Tracking = self._get(self.config_init, "tracking")
         return given if isinstance(given, Tracking) else Tracking(**given.as_dict())
+
+    def _quantisation(self) -> Quantisation:
+        given: Namespace | Quantisation = self._get(self.config_init, "quantisation")
+        return given if isinstance(given, Quantisation) else Quantisation(**given.as_dict())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -42,7 +42,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The exported model file."""
+        """The exported model file; its INT8 form lies beside it as `models.precision.int8_of` says."""
         return self.root / "model.onnx"
 
 

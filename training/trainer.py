@@ -21,6 +21,7 @@ from training.evaluation import (
     write_evaluations,
 )
 from training.paths import RunFolder
+from training.settings import Quantisation
 from training.task import ClassificationTask
 from training.tracking import log_results
 
@@ -28,7 +29,13 @@ _CHECKED_TILES = 256  # compared between torch and onnxruntime before a model fi
 
 
 class Trainer(pl.Trainer):
-    """A Lightning trainer whose root folder is the folder of one run."""
+    """A Lightning trainer whose root folder is the folder of one run.
+
+    Attributes:
+        quantisation: how the exported model's INT8 form is made.
+    """
+
+    quantisation = Quantisation()
 
     @property
     def folder(self) -> RunFolder:
@@ -73,7 +80,9 @@ class Trainer(pl.Trainer):
         click.echo(as_markdown(evaluations))
 
     def export(self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None) -> None:
-        """Calibrate a checkpoint, the best one by default, on the validation split and write the model file.
+        """Calibrate a checkpoint, the best one by default, and write the model file, in fp32 and in INT8.
+
+        INT8 is written where it costs no more accuracy than the settings of quantisation allow.
 
         Args:
             model: the task.
@@ -84,13 +93,16 @@ class Trainer(pl.Trainer):
             return
         # A machine that only fits may have no ONNX.
         from models.export import export as export_model
+        from models.precision import int8_of
         from training.calibrate import calibrate, describe
+        from training.quantisation import export_int8
 
         path = self._load_best(model, ckpt_path)
         classifier = model.classifier.float().cpu().eval()
         calibration = calibrate(classifier, datamodule, model.classes)
         metadata = describe(model, datamodule, self.folder.root.name, calibration)
         tiles = _some_tiles(datamodule)
+        int8_of(self.folder.model).unlink(missing_ok=True)  # it is another model's from here on
         difference = export_model(classifier, metadata, self.folder.model, tiles)
         log_results(self, calibration.metrics, [self.folder.model], "model")
         size = self.folder.model.stat().st_size / 1e6
@@ -98,6 +110,8 @@ class Trainer(pl.Trainer):
             f"exported {path} to {self.folder.model} ({size:.1f} MB, temperature {metadata.temperature:.3f}, "
             f"largest difference from torch {difference:.1e} on {len(tiles)} tiles)"
         )
+        files, metrics = export_int8(self.folder.model, datamodule.pack, self.quantisation)
+        log_results(self, metrics, files, "model")
 
     def _load_best(self, model: ClassificationTask, ckpt_path: str | None) -> Path:
         """Load the weights of `ckpt_path`, or of the run's best checkpoint, and return which it was."""

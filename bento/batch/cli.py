@@ -16,6 +16,7 @@ from bento.batch.run import Crew, Run, RunOptions, find
 from bento.batch.show import Show, shown
 from bento.batch.tables import VectorFormat
 from bento.batch.watch import watch_scenes
+from bento.precision import Precision
 from bento.windows import LEAST_STRIDE, GridOptions
 from datasets.command import one_line_errors, with_options
 from datasets.errors import SentileError
@@ -96,6 +97,14 @@ def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say who works."""
     options = (
         click.option("--model", envvar="SENTILE_MODEL", help="Model file; default: the newest exported one."),
+        click.option(
+            "--precision",
+            envvar="SENTILE_PRECISION",
+            default=Precision.AUTO.value,
+            show_default=True,
+            type=click.Choice([precision.value for precision in Precision]),
+            help="int8 takes the INT8 file beside the model's, auto does where the processor gains by it.",
+        ),
         click.option(
             "--jobs",
             default=1,
@@ -201,6 +210,7 @@ def _run_options(
     cell: int,
     least_valid: float,
     crew: str,
+    precision: str,
     jobs: int,
     threads: int,
     address: str | None,
@@ -211,6 +221,7 @@ def _run_options(
         grid=GridOptions(stride, least_valid, cell),
         outputs=OutputOptions(outputs, formats, coverage),
         crew=Crew(crew),
+        precision=Precision(precision),
         jobs=jobs,
         threads=threads,
         address=address,

@@ -19,6 +19,7 @@ from bento.batch.results import ModelFacts, Output, OutputOptions
 from bento.batch.work import NETWORK_THREADS, Done, Task, WorkPlan
 from bento.cores import usable_cores
 from bento.engine import Engine
+from bento.precision import Precision, pick
 from bento.settings import find_model
 from bento.windows import GridOptions
 from datasets.errors import SentileError
@@ -45,6 +46,7 @@ class RunOptions:
         crew: who works.
         jobs: processes, each with a model of its own; Ray takes as many as its cluster has cores for.
         threads: of each process; 0: the cores shared out among the processes.
+        precision: whether the INT8 file beside the model's may take its place.
         block_strips: strips of windows beyond which a cluster works on a scene in parts.
         address: of the Ray cluster; None: the one that runs here, or else one of this machine alone.
     """
@@ -56,6 +58,7 @@ class RunOptions:
     jobs: int = 1
     threads: int = 0
     address: str | None = None
+    precision: Precision = Precision.AUTO
     block_strips: int = BLOCK_STRIPS
 
     def threads_each(self) -> int:
@@ -157,7 +160,8 @@ class Run:
 
     def __init__(self, out: Path, model: str | Path | None, options: RunOptions, watch: Watch = unwatched) -> None:
         self._threads = options.threads_each()
-        self._engine = Engine(find_model(Path(model) if model else None), NETWORK_THREADS)
+        chosen = pick(find_model(Path(model) if model else None), options.precision)
+        self._engine = Engine(chosen, NETWORK_THREADS)
         options.outputs.check(self._engine.metadata)
         options.grid.check(self._engine.metadata.tile_size)
         grid = replace(options.grid, keep_probabilities=Output.PROBABILITIES in options.outputs.kinds)

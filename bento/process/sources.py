@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from bento.precision import Precision, pick, state
 from bento.settings import MODEL_NAME, find_model
 from datasets.errors import ModelFileError
+from models.precision import int8_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -40,18 +42,22 @@ class ModelSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A model file; the newest exported one if `path` is None. A file that is replaced is another model."""
+    """A model file; the newest exported one if `path` is None. A file that is replaced is another model.
+
+    Attributes:
+        path: of the model file, or None.
+        precision: whether the INT8 file beside it may take its place.
+    """
 
     path: Path | None
+    precision: Precision = Precision.AUTO
 
     def find(self) -> Found:
         """Return the file; see `ModelSource`."""
         path = find_model(self.path)
-        try:
-            state = path.stat()
-        except OSError as error:
-            raise ModelFileError(f"{path}: there is no such model; `python -m training` makes one") from error
-        return Found(path, f"{path}:{state.st_ino}:{state.st_size}:{state.st_mtime_ns}")
+        if not (known := state(path)):
+            raise ModelFileError(f"{path}: there is no such model; `python -m training` makes one")
+        return Found(pick(path, self.precision), f"{path}:{known}:{state(int8_of(path))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +89,14 @@ class AliasSource:
         return Found(_one_model(folder, self.uri), f"{version.name}:{version.version}")
 
 
-def source_of(said: str | None) -> ModelSource:
-    """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model."""
+def source_of(said: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
+    """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model.
+
+    A version in a registry is one file, in the precision that it was registered and measured in.
+    """
     if said and said.startswith(ALIAS_PREFIX):
         return AliasSource(said)
-    return FileSource(Path(said) if said else None)
+    return FileSource(Path(said) if said else None, precision)
 
 
 def _version(client: "MlflowClient", uri: str) -> "ModelVersion":

@@ -75,7 +75,12 @@ def _served(model: Path) -> Iterator[str]:
         port = str(probe.getsockname()[1])
     with tempfile.TemporaryDirectory(prefix="sentile-contract-") as home, Path(home, "log.txt").open("wb") as log:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SENTILE_")}
-        own = {"SENTILE_MODEL": str(model.resolve()), "SENTILE_WORKERS": "1", "BENTOML_HOME": home}
+        own = {
+            "SENTILE_MODEL": str(model.resolve()),
+            "SENTILE_PRECISION": "fp32",
+            "SENTILE_WORKERS": "1",
+            "BENTOML_HOME": home,
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "bentoml", "serve", ".", "--host", "127.0.0.1", "--port", port],
             cwd=PROJECT,
