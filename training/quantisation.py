@@ -6,19 +6,20 @@ Temperature and thresholds are fp32's, so what they promise is measured too: wer
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
+from datasets.bands import BAND_SETS, positions
 from datasets.pack import Pack
-from datasets.tile import DN
+from datasets.tile import BAND_COUNT, DN
 from models.calibration import fit_temperature
 from models.modelfile import ModelFile, ModelMetadata, open_model
 from models.precision import LEAST_GAIN, gain, int8_instructions, int8_of
 from models.quantise import quantise, rewrite_metadata
-from training.disturbances import DISTURBANCES
 from training.evaluation import ALL, evaluate, views_of
 from training.promotion.measure import Answers, answers_of
 from training.settings import Quantisation
@@ -136,8 +137,7 @@ def calibration_tiles(pack: Pack, count: int) -> DN:
         tiles = pack.fetch(rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(np.int64)])
         views = views_of(pack.bands(int(rows[0])))
         for place, view in enumerate(views):
-            if view != ALL:
-                tiles[place :: len(views)] = DISTURBANCES[f"{view}_bands"](tiles[place :: len(views)])
+            tiles[place :: len(views)] = _through(view, tiles[place :: len(views)])
         parts.append(tiles)
     return np.concatenate(parts)
 
@@ -148,13 +148,22 @@ def compare(fp32: ModelFile, int8: ModelFile, pack: Pack) -> Comparison:
     for source in pack.summary.sources:
         rows = pack.rows(_SPLIT, source)
         for view in views_of(pack.bands(int(rows[0]))) if len(rows) else ():
-            change = None if view == ALL else DISTURBANCES[f"{view}_bands"]
+            change = partial(_through, view)
             by_group[f"{source}/{view}"] = (
                 answers_of(fp32, pack, rows, change),
                 answers_of(int8, pack, rows, change),
             )
     whole = [pair for group, pair in by_group.items() if group.endswith(f"/{ALL}")]
     return Comparison(fp32.metadata, _joined(whole), by_group)
+
+
+def _through(view: str, tiles: DN) -> DN:
+    """Return `tiles` with the bands outside `view` made no data."""
+    if view == ALL:
+        return tiles
+    keep = np.zeros((BAND_COUNT, 1, 1), np.uint16)
+    keep[positions(BAND_SETS[view])] = 1
+    return tiles * keep
 
 
 def _joined(pairs: Iterable[Pair]) -> Pair:
