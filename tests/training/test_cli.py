@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -174,18 +172,15 @@ def test_no_run_to_test_is_one_line(in_folder: Path, capsys: pytest.CaptureFixtu
     assert error.count("\n") == 1
 
 
-def test_a_misspelt_key_in_a_config_is_refused_by_name(pack_folder: Path, tmp_path: Path) -> None:
+def test_a_misspelt_key_in_a_config_is_refused_by_name(
+    pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(f"data:\n  pack: {pack_folder}\n  batchsize: 12\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "training", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert "batchsize" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, error = failing(capsys, ["--config", str(config)])
+    assert code == 2
+    assert "batchsize" in error
+    assert "Traceback" not in error
 
 
 def test_a_checkpoint_of_another_network_is_refused(
@@ -197,9 +192,9 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "another network" in error
 
 
-def test_help_names_the_subcommands() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "training", "--help"], capture_output=True, text=True, timeout=120, check=True
-    )
+def test_help_names_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
     for name in ("run", "fit", "validate", "test", "export"):
-        assert f"\n    {name} " in done.stdout
+        assert f"\n    {name} " in printed
