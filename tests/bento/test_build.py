@@ -100,8 +100,10 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
     write_tile(synthesise_tile("Forest", 1, 5), tile)
     # `tmp_path` is where it is started: none of the checkout's files is near.
     with served_by("sentile:1.2.3", home, cwd=tmp_path, PYTHONPATH=str(tmp_path), SENTILE_WORKERS="1") as server:
-        answer = httpx.post(f"{server.url}/classify", files={"tiles": tile.read_bytes()}, trust_env=False).json()
-        card = httpx.get(f"{server.url}/model", trust_env=False).json()
+        answer = httpx.post(
+            f"{server.url}/classify", files={"tiles": tile.read_bytes()}, trust_env=False, timeout=30
+        ).json()
+        card = httpx.get(f"{server.url}/model", trust_env=False, timeout=30).json()
     assert answer["results"][0]["class"] in CLASSES
     assert card["sha256"] == answer["model"]["sha256"] == Engine(linear_model, threads=1).sha256
 

@@ -83,7 +83,7 @@ def test_files_are_answered_in_order_with_all_that_the_service_says(
     assert [result.class_name for result in results] == answers
     headers = {"Authorization": f"Bearer {KEY}"}
     parts = {"tiles": files[0].read_bytes()}
-    said = httpx.post(f"{server.url}/classify", files=parts, headers=headers, trust_env=False).json()
+    said = httpx.post(f"{server.url}/classify", files=parts, headers=headers, trust_env=False, timeout=30).json()
     first = results[0]
     assert first.probabilities == pytest.approx(said["results"][0]["probabilities"], abs=1e-5)
     assert first.probability == first.probabilities[answers[0]]

@@ -143,7 +143,7 @@ def text_of(download: Download) -> str:
 
 
 def test_the_page_and_its_files_are_served_and_kept_by_browsers_until_they_change(server: Server) -> None:
-    with httpx.Client(base_url=server.url, trust_env=False) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         for path in ("/", *(f"/page/{file.name}" for file in FOLDER.iterdir() if file.name != "index.html")):
             first = client.get(path)
             assert first.status_code == 200
@@ -159,7 +159,7 @@ def test_the_page_and_its_files_are_served_and_kept_by_browsers_until_they_chang
 
 
 def test_the_policy_lets_only_the_services_own_code_run(server: Server) -> None:
-    policy = httpx.get(server.url, trust_env=False).headers["content-security-policy"]
+    policy = httpx.get(server.url, trust_env=False, timeout=30).headers["content-security-policy"]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == rules["form-action"] == rules["frame-ancestors"] == rules["base-uri"] == "'none'"
     assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"

@@ -52,7 +52,7 @@ def samples(url: str, name: str) -> dict[str, float]:
     return {labels: float(value) for labels, value in found}
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Wait until something is so, at most `seconds`."""
     end = time.monotonic() + seconds
     while not true():

@@ -36,7 +36,7 @@ def test_headers_without_end_are_refused_with_431(guarded: Server) -> None:
 def test_pipelined_requests_are_answered_and_nonsense_after_them_is_not_our_failure(guarded: Server) -> None:
     answer = say(guarded.url, (GET + b"\r\n") * 3 + b"\x00\x01nonsense\r\n\r\n")
     assert answer.status in (200, 400)
-    assert httpx.get(f"{guarded.url}/readyz", trust_env=False).status_code == 200
+    assert httpx.get(f"{guarded.url}/readyz", trust_env=False, timeout=30).status_code == 200
     assert "Traceback" not in guarded.log.read_text()
 
 
@@ -51,7 +51,7 @@ def test_a_question_to_change_the_protocol_is_answered_as_any_other(guarded: Ser
 def test_more_connections_than_allowed_are_closed_and_the_others_served(guarded: Server) -> None:
     host, _, port = guarded.url.removeprefix("http://").partition(":")
     with ExitStack() as stack:
-        kept = stack.enter_context(httpx.Client(base_url=guarded.url, trust_env=False))
+        kept = stack.enter_context(httpx.Client(base_url=guarded.url, trust_env=False, timeout=30))
         assert kept.get("/readyz").status_code == 200
         for _ in range(60):
             stack.enter_context(socket.create_connection((host, int(port))))

@@ -36,7 +36,7 @@ def test_every_answer_has_them_also_those_of_bentoml(client: httpx.Client, path:
 def test_refusals_have_them(client: httpx.Client, guarded: Server) -> None:
     assert_safe(client.post("/classify", content=b"x").headers)
     assert_safe(client.delete("/model").headers)
-    assert_safe(httpx.get(f"{guarded.url}/model", trust_env=False).headers)
+    assert_safe(httpx.get(f"{guarded.url}/model", trust_env=False, timeout=30).headers)
 
 
 def test_what_is_no_http_is_refused_with_them_and_in_the_one_shape(unguarded: Server) -> None:
@@ -75,14 +75,16 @@ def test_a_page_that_is_named_may_ask_and_needs_no_key_to_ask_whether_it_may(gua
     assert response.headers["access-control-allow-origin"] == ORIGIN
     assert "authorization" in response.headers["access-control-allow-headers"].lower()
     assert "access-control-allow-credentials" not in response.headers
-    answer = httpx.get(f"{guarded.url}/model", headers={"origin": ORIGIN, "x-api-key": KEY}, trust_env=False)
+    answer = httpx.get(
+        f"{guarded.url}/model", headers={"origin": ORIGIN, "x-api-key": KEY}, trust_env=False, timeout=30
+    )
     assert answer.headers["access-control-allow-origin"] == ORIGIN
 
 
 def test_another_page_may_not(guarded: Server) -> None:
     for origin in ("https://evil.example", f"{ORIGIN}.evil.example", "null", "http://maps.example"):
         headers = {"origin": origin, "x-api-key": KEY}
-        answer = httpx.get(f"{guarded.url}/model", headers=headers, trust_env=False)
+        answer = httpx.get(f"{guarded.url}/model", headers=headers, trust_env=False, timeout=30)
         assert answer.headers.get("access-control-allow-origin") is None
         headers = {"origin": origin, "access-control-request-method": "POST"}
         assert httpx.options(f"{guarded.url}/classify", headers=headers, trust_env=False).status_code == 400

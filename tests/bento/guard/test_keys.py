@@ -51,7 +51,9 @@ def test_an_open_path_is_open_for_reading_alone(guarded: Server) -> None:
 def test_a_key_opens_in_either_header(guarded: Server, key: str) -> None:
     for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"x-api-key": key}):
         assert ask(guarded, "/model", **headers).status_code == 200
-    response = httpx.post(f"{guarded.url}/classify", content=TILE, headers={**TIFF, "x-api-key": key}, trust_env=False)
+    response = httpx.post(
+        f"{guarded.url}/classify", content=TILE, headers={**TIFF, "x-api-key": key}, trust_env=False, timeout=30
+    )
     assert response.json()["results"][0]["class"] == "Forest"
 
 
@@ -80,12 +82,16 @@ def test_a_key_in_the_query_opens_nothing(guarded: Server) -> None:
 
 
 def test_bytes_that_are_no_text_in_a_key_are_refused(guarded: Server) -> None:
-    response = httpx.get(f"{guarded.url}/model", headers={"x-api-key": b"\xff\xfe\x80" * 9}, trust_env=False)
+    response = httpx.get(
+        f"{guarded.url}/model", headers={"x-api-key": b"\xff\xfe\x80" * 9}, trust_env=False, timeout=30
+    )
     assert response.status_code == 401
 
 
 def test_a_body_without_a_key_is_refused_before_it_is_read(guarded: Server) -> None:
-    response = httpx.post(f"{guarded.url}/classify", content=bytes(3_000_000), headers=TIFF, trust_env=False)
+    response = httpx.post(
+        f"{guarded.url}/classify", content=bytes(3_000_000), headers=TIFF, trust_env=False, timeout=30
+    )
     assert response.status_code == 401
 
 

@@ -179,13 +179,19 @@ def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
     settings = {"SENTILE_CANDIDATE": str(candidate), "SENTILE_WORKERS": "1"}
     files = [("tiles", ("t.tif", TILE))] * 2
     shadow = {**settings, "SENTILE_CANDIDATE_MODE": "shadow", "SENTILE_CANDIDATE_SHARE": "1"}
-    with served(champion, tmp_path, **shadow) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+    with (
+        served(champion, tmp_path, **shadow) as server,
+        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
+    ):
         for _ in range(3):
             assert client.post("/classify", files=files).json()["model"]["version"] == "1"
         until(lambda: 'sentile_shadow_tiles_total{agrees="no",candidate="2"} 6.0' in client.get("/metrics").text)
         assert client.get("/model").json()["candidate"]["mode"] == "shadow"
     canary = {**settings, "SENTILE_CANDIDATE_MODE": "canary", "SENTILE_CANDIDATE_SHARE": "0.5"}
-    with served(champion, tmp_path, **canary) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+    with (
+        served(champion, tmp_path, **canary) as server,
+        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
+    ):
         seen = {}
         for key in (f"caller {n}" for n in range(30)):
             found = {client.post("/classify", files=files, headers={"Sentile-Key": key}).json()["model"]["version"]}

@@ -75,7 +75,7 @@ def test_a_refused_request_is_logged_with_its_code(client: httpx.Client, server:
     client.get("/no/such/thing?name=secret.tif", headers={"X-Request-ID": "nowhere"})
     line = until_logged(server, "nowhere")
     assert (line["status"], line["errors"], line["path"]) == (404, {"not_found": 1}, "/no/such/thing")
-    httpx.get(f"{server.url}/model", headers={"X-Request-ID": "no-key"}, trust_env=False)
+    httpx.get(f"{server.url}/model", headers={"X-Request-ID": "no-key"}, trust_env=False, timeout=30)
     line = until_logged(server, "no-key")
     assert (line["status"], line["errors"]) == (401, {"unauthorized": 1})
 

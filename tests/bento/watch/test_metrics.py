@@ -64,8 +64,8 @@ def test_tiles_errors_batches_waits_and_stages_are_counted(service: Server) -> N
 
 def test_paths_that_anybody_can_think_up_make_no_new_series(service: Server) -> None:
     def ask(name: str) -> None:
-        httpx.get(f"{service.url}/{name}", trust_env=False, headers={"X-Request-ID": name})
-        httpx.get(f"{service.url}/tasks/{name}", trust_env=False)
+        httpx.get(f"{service.url}/{name}", trust_env=False, headers={"X-Request-ID": name}, timeout=30)
+        httpx.get(f"{service.url}/tasks/{name}", trust_env=False, timeout=30)
 
     ask("before")
     before = set(samples(service.url, "sentile_requests_total"))
@@ -73,7 +73,7 @@ def test_paths_that_anybody_can_think_up_make_no_new_series(service: Server) -> 
         ask(f"scan-{n}")
     after = samples(service.url, "sentile_requests_total")
     assert set(after) <= before | {'path="/tasks/{id}",status="404"', 'path="other",status="404"'}
-    assert "scan" not in httpx.get(f"{service.url}/metrics", trust_env=False).text
+    assert "scan" not in httpx.get(f"{service.url}/metrics", trust_env=False, timeout=30).text
 
 
 def test_every_metric_is_in_the_documentation_with_its_type_and_no_other(service: Server) -> None:
