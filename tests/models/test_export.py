@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 
 from datasets.errors import ExportError
 from datasets.pack import Pack
+from datasets.tile import DN
 from models.classifier import Classifier, Exported
-from models.export import export
+from models.export import compare, export
 from models.modelfile import INPUT, ModelMetadata, open_model
 from models.network import ResidualCNN
 from models.torchvision_backbone import TorchvisionBackbone
@@ -24,13 +26,17 @@ def metadata(pack: Pack) -> ModelMetadata:
     return ModelMetadata(name="test", version="1", classes=pack.summary.classes, network="ResidualCNN")
 
 
-@pytest.mark.parametrize("backbone", [None, "resnet18", "mobilenet_v3_small"])
-def test_the_file_answers_as_torch_does_for_any_batch_size(backbone: str | None, pack: Pack, tmp_path: Path) -> None:
-    classifier = make_classifier(TorchvisionBackbone(backbone) if backbone else None)
-    tiles = pack.fetch(np.arange(20))
-    difference = export(classifier, metadata(pack), tmp_path / "model.onnx", tiles)
-    assert difference <= 1e-4
-    session = open_model(tmp_path / "model.onnx").session
+@pytest.fixture(scope="module")
+def exported(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model file of `make_classifier()`."""
+    folder = tmp_path_factory.mktemp("exported")
+    export(make_classifier(), metadata(pack), folder / "model.onnx", pack.fetch(np.arange(20)))
+    return folder
+
+
+def assert_answers_as(classifier: Classifier, path: Path, tiles: DN) -> None:
+    """Hold every output of the model file against torch's, for several batch sizes."""
+    session = open_model(path).session
     for count in (1, 2, 7, 20):
         probabilities, logits, embedding, outlier_score = session.run(None, {INPUT: tiles[:count]})
         with torch.no_grad():
@@ -41,44 +47,55 @@ def test_the_file_answers_as_torch_does_for_any_batch_size(backbone: str | None,
         assert outlier_score.shape == (count,)
 
 
-def test_the_file_is_one_file_and_holds_its_metadata(pack: Pack, tmp_path: Path) -> None:
-    export(make_classifier(), metadata(pack), tmp_path / "model.onnx", pack.fetch(np.arange(4)))
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    assert open_model(tmp_path / "model.onnx").metadata == metadata(pack)
+def test_the_file_answers_as_torch_does_for_any_batch_size(exported: Path, pack: Pack) -> None:
+    assert_answers_as(make_classifier(), exported / "model.onnx", pack.fetch(np.arange(20)))
 
 
-def test_the_temperature_softens_the_probabilities_and_not_the_logits(pack: Pack, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small"])
+def test_the_file_of_a_large_network_answers_as_torch_does(backbone: str, pack: Pack, tmp_path: Path) -> None:
+    classifier, tiles = make_classifier(TorchvisionBackbone(backbone)), pack.fetch(np.arange(20))
+    assert export(classifier, metadata(pack), tmp_path / "model.onnx", tiles) <= 1e-4
+    assert_answers_as(classifier, tmp_path / "model.onnx", tiles)
+
+
+def test_the_file_is_one_file_and_holds_its_metadata(exported: Path, pack: Pack) -> None:
+    assert [path.name for path in exported.iterdir()] == ["model.onnx"]
+    assert open_model(exported / "model.onnx").metadata == metadata(pack)
+
+
+def test_the_temperature_softens_the_probabilities_and_not_the_logits(
+    exported: Path, pack: Pack, tmp_path: Path
+) -> None:
     tiles, classifier = pack.fetch(np.arange(4)), make_classifier()
-    export(classifier, metadata(pack), tmp_path / "sharp.onnx", tiles)
     classifier.temperature.fill_(10.0)
     export(classifier, metadata(pack), tmp_path / "soft.onnx", tiles)
-    sharp = open_model(tmp_path / "sharp.onnx").session.run(None, {INPUT: tiles})
+    sharp = open_model(exported / "model.onnx").session.run(None, {INPUT: tiles})
     soft = open_model(tmp_path / "soft.onnx").session.run(None, {INPUT: tiles})
     np.testing.assert_allclose(sharp[1], soft[1], atol=1e-5)
     assert (soft[0].max(axis=1) < sharp[0].max(axis=1)).all()
 
 
-def test_an_export_that_answers_otherwise_is_refused_and_leaves_the_old_file(pack: Pack, tmp_path: Path) -> None:
-    path, tiles = tmp_path / "model.onnx", pack.fetch(np.arange(4))
-    export(make_classifier(), metadata(pack), path, tiles)
+def test_an_export_that_answers_otherwise_is_refused_and_leaves_the_old_file(
+    exported: Path, pack: Pack, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(exported / "model.onnx", tmp_path))
     before = path.read_bytes()
     other = make_classifier()
     other.head.weight.data.mul_(2)
     with pytest.raises(ExportError, match=r"differ by .* nothing was written"):
-        export(other, metadata(pack), path, tiles, tolerance=-1.0)
+        export(other, metadata(pack), path, pack.fetch(np.arange(4)), tolerance=-1.0)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_the_graph_is_sound(model_file: Path) -> None:
-    onnx.checker.check_model(onnx.load(model_file), full_check=True)
+def test_the_graph_is_sound(exported: Path) -> None:
+    onnx.checker.check_model(onnx.load(exported / "model.onnx"), full_check=True)
 
 
 @pytest.mark.realdata
-def test_parity_holds_on_real_tiles(real_data: Path, tmp_path: Path) -> None:
+def test_parity_holds_on_real_tiles(exported: Path, real_data: Path) -> None:
     with np.load(real_data / "l2a_unlabelled.npz") as archive:
         twelve = archive["tiles"][:64]
     tiles = np.insert(twelve, 10, 0, axis=1)  # Level-2A has no B10
-    classifier = make_classifier()
-    described = ModelMetadata(name="test", version="1", classes=tuple("abcdefghij"), network="ResidualCNN")
-    assert export(classifier, described, tmp_path / "model.onnx", tiles) <= 1e-4
+    assert compare(make_classifier(), exported / "model.onnx", tiles) <= 1e-4
