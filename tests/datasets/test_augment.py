@@ -296,15 +296,13 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_batch() -> None:
 def test_the_whole_of_it_is_one_graph_and_batches_of_one_shape_need_no_other() -> None:
     counted = CompileCounter()
     augment = whole()
-    compiled = torch.compile(augment, backend=counted, fullgraph=True, dynamic=False)
+    compiled = torch.compile(augment, backend=counted, fullgraph=True, dynamic=False)  # a break in the graph raises
     for epoch in range(3):
         tiles = torch.randint(0, 9000, (8, 13, 64, 64), dtype=torch.int32).to(torch.uint16)
         arguments = tiles, torch.arange(8), torch.arange(8) + 8 * epoch
         for one, other in zip(compiled(*arguments), augment(*arguments), strict=True):
             assert torch.allclose(one, other, rtol=1e-4, atol=1e-2)
     assert counted.frame_count == 1
-    explained = torch._dynamo.explain(augment)(*arguments)
-    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
 def test_nothing_in_it_asks_the_device_for_a_value() -> None:
