@@ -9,6 +9,8 @@ import optuna
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from datasets.errors import StoppedError
+
 METRIC = "val/accuracy"
 
 
@@ -52,6 +54,11 @@ def reporting(running: Reporting) -> Iterator[None]:
 
 class ReportEpochs(Callback):
     """Reports each epoch to the trial that is running; outside a search it does nothing."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End where SIGTERM came while the trainer was set up, before `training.health` listens to it."""
+        if _RUNNING.get() is not None and trainer.received_sigterm:
+            raise StoppedError("stopped by SIGTERM; the same command goes on")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report, and end training where the study gives the trial up."""

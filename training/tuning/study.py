@@ -5,8 +5,10 @@ import csv
 import hashlib
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,19 +78,24 @@ class Search:
             TrainingError: trials fail one after the other.
             KeyboardInterrupt, StoppedError: the user or a scheduler stopped it; the trial is taken up next time.
         """
-        status, failures = "FAILED", 0
+        status = "FAILED"
         try:
-            self._take_up_what_was_killed()
-            while self._begun() < self.plan.trials:
-                failures = 0 if self._run_one(self.study.ask()) else failures + 1
-                if failures == _MOST_FAILURES:
-                    raise TrainingError(f"{failures} trials failed one after the other; their logs: {self.plan.folder}")
+            with _told_to_end():
+                self._run_all()
             status = "FINISHED"
         except (KeyboardInterrupt, StoppedError):
             status = "KILLED"
             raise
         finally:
             self._runs.end(status, {name: as_text(value) for name, value in self.best_settings().items()})
+
+    def _run_all(self) -> None:
+        self._take_up_what_was_killed()
+        failures = 0
+        while self._begun() < self.plan.trials:
+            failures = 0 if self._run_one(self.study.ask()) else failures + 1
+            if failures == _MOST_FAILURES:
+                raise TrainingError(f"{failures} trials failed one after the other; their logs: {self.plan.folder}")
 
     def ended(self) -> list[FrozenTrial]:
         """Return the trials that ended, complete or given up, best first."""
@@ -189,6 +196,23 @@ class Search:
                 "or name another --study"
             )
         self.study.set_user_attr(_ASKED, asked)
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Turn SIGTERM between trials into a StoppedError; within one, training listens by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise StoppedError("stopped by SIGTERM; the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def open_study(plan: Plan) -> optuna.Study:

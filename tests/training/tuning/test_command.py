@@ -146,6 +146,23 @@ def test_a_trial_that_lags_behind_is_given_up(pack_folder: Path, in_folder: Path
     assert study_in(in_folder).trials[1].state is optuna.trial.TrialState.PRUNED
 
 
+def test_sigterm_between_trials_stops_the_search_and_loses_nothing(
+    pack_folder: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = optuna.Study.ask
+
+    def told(study: optuna.Study) -> optuna.Trial:
+        if study.trials:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ask(study)
+
+    monkeypatch.setattr(optuna.Study, "ask", told)
+    done = search("--trials=3", write_space(in_folder), f"--data.pack={pack_folder}", *UNTRACKED)
+    assert done.exit_code == 143
+    assert "the same command goes on where this one was stopped" in done.output
+    assert [trial.state.name for trial in study_in(in_folder).trials] == ["COMPLETE"]
+
+
 def test_mistakes_are_told_at_once(pack_folder: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pack = f"--data.pack={pack_folder}"
     misspelt = SPACE.replace("optimisation.rate", "optimisation.raet")
