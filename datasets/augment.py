@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.atmosphere import Atmosphere, AtmosphereOptions
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
 from datasets.draws import Draws
 from datasets.errors import TrainingError, UnknownBandError
 from datasets.geometry import GeometryOptions
+from datasets.holes import HoleOptions, Holes, rectangles
 from datasets.warp import Warp
 
 QUANTIFICATION = 10_000.0
@@ -158,7 +160,7 @@ class Mix(nn.Module):
         alike = (present == present[neighbours]).all(dim=1)
         kind, share = draws.uniform(), self._draw_share(draws)
         foreign = tiles[neighbours]
-        weight = _rectangles(share, draws, *tiles.shape[2:]) * (kind < options.cutmix)[:, None, None]
+        weight = rectangles(share, draws, *tiles.shape[2:]) * (kind < options.cutmix)[:, None, None]
         if options.mixup > 0:
             mixes = (kind >= options.cutmix) & (kind < options.cutmix + options.mixup)
             weight = weight + (share * mixes)[:, None, None]
@@ -174,13 +176,13 @@ class Mix(nn.Module):
 
 
 class Augmentation(nn.Module):
-    """All that happens to a training batch on the device: decoding, geometry, radiometry, missing bands, mixing.
+    """All that happens to a training batch on the device: geometry, atmosphere, radiometry, missing data, mixing.
 
     Args:
         classes: how many.
         seed: of the run.
         geometry: turns and warps; None where the loader has done that.
-        radiometry, band_dropout, mix: the rest; None leaves it out.
+        radiometry, band_dropout, mix, atmosphere, holes: the rest; None leaves it out.
     """
 
     def __init__(
@@ -191,12 +193,16 @@ class Augmentation(nn.Module):
         radiometry: RadiometryOptions | None = None,
         band_dropout: BandDropout | None = None,
         mix: MixOptions | None = None,
+        atmosphere: AtmosphereOptions | None = None,
+        holes: HoleOptions | None = None,
     ) -> None:
         super().__init__()
         self._classes, self._seed = classes, seed
         self.warp = Warp(geometry) if geometry else None
+        self.atmosphere = Atmosphere(atmosphere) if atmosphere and atmosphere.share > 0 else None
         self.radiometry = Radiometry(radiometry) if radiometry else None
         self.drop_bands = DropBands(band_dropout) if band_dropout else None
+        self.holes = Holes(holes) if holes and holes.share > 0 else None
         self.mix = Mix(mix) if mix else None
 
     def forward(self, tiles: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,9 +216,11 @@ class Augmentation(nn.Module):
         draws = Draws(keys, self._seed)
         changed = tiles.to(torch.float32)
         targets = torch.nn.functional.one_hot(labels, self._classes).to(torch.float32)
-        for step in (self.warp, self.radiometry, self.drop_bands):
+        for step in (self.warp, self.atmosphere, self.radiometry, self.drop_bands):
             changed = step(changed, draws) if step is not None else changed
-        return self.mix(changed, targets, draws) if self.mix is not None else (changed, targets)
+        if self.mix is not None:
+            changed, targets = self.mix(changed, targets, draws)
+        return (self.holes(changed, draws) if self.holes is not None else changed), targets
 
 
 def beta_quantiles(alpha: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -224,18 +232,6 @@ def beta_quantiles(alpha: float, count: int) -> np.ndarray[tuple[int], np.dtype[
     cumulative = np.concatenate([[0.0], np.cumsum(density)])
     angles = np.interp(np.linspace(0, 1, count), cumulative / cumulative[-1], edges)
     return (np.sin(angles) ** 2).astype(np.float32)
-
-
-def _rectangles(share: Tensor, draws: Draws, height: int, width: int) -> Tensor:
-    """Return float32 (batch, height, width), 1 inside one rectangle a tile that covers `share` (batch,) of the area."""
-    side = share.sqrt()[:, None]
-    inside = []
-    for length in (height, width):
-        extent = (side * length).floor()
-        first = (draws.uniform(1) * (length - extent + 1)).floor()
-        place = torch.arange(length, device=share.device)
-        inside.append((place >= first) & (place < first + extent))
-    return (inside[0][:, :, None] & inside[1][:, None, :]).to(torch.float32)
 
 
 def _blend(tiles: Tensor, foreign: Tensor, weight: Tensor) -> Tensor:

@@ -23,9 +23,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from datasets.arrays import open_pack
+from datasets.atmosphere import AtmosphereOptions
 from datasets.augment import Augmentation, BandDropout, MixOptions, RadiometryOptions
 from datasets.errors import TrainingError
 from datasets.geometry import Geometry, GeometryOptions
+from datasets.holes import HoleOptions
 from datasets.loading import Batch, ChunkSampler, PackedDataset, StepSampler, TrainLoader, as_is
 from datasets.order import BlockOptions, EpochOrder, Part
 from datasets.resident import ResidentTiles, resident_bytes
@@ -57,6 +59,8 @@ class TileDataModule(pl.LightningDataModule):
         radiometry: gain, haze and noise, on the device.
         band_dropout: hiding of bands, on the device.
         mix: mixing of tiles, on the device.
+        atmosphere: simulation of Level-2A from Level-1C, on the device.
+        holes: loss of parts of tiles, on the device.
         augment: false switches all of that off.
         compile: compile the augmentation; null: on a GPU.
         seed: of the order of tiles and of every draw.
@@ -77,6 +81,8 @@ class TileDataModule(pl.LightningDataModule):
         radiometry: RadiometryOptions = RadiometryOptions(),  # noqa: B008 - frozen
         band_dropout: BandDropout = BandDropout(),  # noqa: B008 - frozen
         mix: MixOptions = MixOptions(),  # noqa: B008 - frozen
+        atmosphere: AtmosphereOptions = AtmosphereOptions(share=0.0),  # noqa: B008 - frozen
+        holes: HoleOptions = HoleOptions(share=0.0),  # noqa: B008 - frozen
         augment: bool = True,
         compile: bool | None = None,
         seed: int = 0,
@@ -86,7 +92,7 @@ class TileDataModule(pl.LightningDataModule):
         self.repeat, self.test_split, self.evaluation_batch = repeat or {}, test_split, evaluation_batch
         self.store, self.blocks, self.compile = store, blocks, compile
         self.geometry, self.geometry_on, self.radiometry = geometry, geometry_on, radiometry
-        self.band_dropout, self.mix = band_dropout, mix
+        self.band_dropout, self.mix, self.atmosphere, self.holes = band_dropout, mix, atmosphere, holes
         self.pack = open_pack(Path(pack))
         self.classes = list(self.pack.summary.classes)
         train = self.pack.summary.counts.get("train", {})
@@ -202,7 +208,14 @@ class TileDataModule(pl.LightningDataModule):
             return Augmentation(len(self.classes), self.seed)
         geometry = self.geometry if self.geometry_place == "device" else None
         return Augmentation(
-            len(self.classes), self.seed, geometry, self.radiometry, self.band_dropout, self.mix
+            len(self.classes),
+            self.seed,
+            geometry,
+            self.radiometry,
+            self.band_dropout,
+            self.mix,
+            self.atmosphere,
+            self.holes,
         ).requires_grad_(False)
 
     def _rows(self, split: str) -> npt.NDArray[np.int64]:

@@ -1,6 +1,6 @@
-"""sentile's own network: a small residual CNN for 13-band tiles of 64 × 64 pixels.
+"""sentile's own networks: small residual CNNs for 13-band tiles of 64 × 64 pixels.
 
-The design follows He et al. 2016 (arXiv:1512.03385), cut to what 64 × 64 pixels need.
+Both follow He et al. 2016 (arXiv:1512.03385), cut to what 64 × 64 pixels need; PatchCNN is made for INT8 on CPUs.
 """
 
 from collections.abc import Sequence
@@ -69,6 +69,57 @@ class ResidualCNN(nn.Module):
         """Map (batch, 13, 64, 64) to (batch, features)."""
         grid = self.blocks(self.stem(x))
         embedding: Tensor = self.dropout(torch.mean(grid, dim=(2, 3)))
+        return embedding
+
+
+class ConvBlock(nn.Module):
+    """One 3 × 3 convolution, with a shortcut where input and output have one shape."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.convolution = conv_norm(inputs, outputs, 3, stride)
+        self.same = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, inputs, h, w) to (batch, outputs, h / stride, w / stride)."""
+        y = self.convolution(x)
+        return functional.relu(x + y if self.same else y)
+
+
+class PatchCNN(nn.Module):
+    """A backbone for CPUs: patches of 4 × 4 pixels, then dense 3 × 3 convolutions on small grids of many channels.
+
+    Those are what INT8 is fastest at (docs/decisions/0013): depthwise convolutions and large grids spend the time on
+    moving numbers. 0.05 GFLOP a tile with the default widths.
+
+    Args:
+        patch: channels of the first layer, which sees each patch of 4 × 4 pixels alone.
+        widths: channels of each stage; every stage begins by halving the grid, the first from 16 × 16 to 8 × 8.
+        depths: convolutions of each stage.
+        dropout: share of the embedding that is dropped in training.
+    """
+
+    def __init__(
+        self,
+        patch: int = 64,
+        widths: Sequence[int] = (96, 160),
+        depths: Sequence[int] = (3, 2),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [conv_norm(BAND_COUNT, patch, 4, 4), nn.ReLU()]
+        channels = patch
+        for width, depth in zip(widths, depths, strict=True):
+            for block in range(depth):
+                blocks.append(ConvBlock(channels, width, stride=2 if block == 0 else 1))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, 13, 64, 64) to (batch, features)."""
+        embedding: Tensor = self.dropout(torch.mean(self.blocks(x), dim=(2, 3)))
         return embedding
 
 

@@ -1,6 +1,7 @@
 """The first layers of every network: from DN with holes to what the convolutions take.
 
-It is part of the graph, so training and serving cannot disagree about it.
+It is part of the graph, so training and serving cannot disagree about it. It is made so that eight bits hold its
+result: in an INT8 file all of it but the filling of absent bands is one QuantizeLinear.
 """
 
 from collections.abc import Sequence
@@ -8,28 +9,48 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+STEPS = 24  # of eight bits, in one standard deviation
+MIDDLE = 128  # the eight-bit number that stands for the mean
+LOWEST, HIGHEST = -MIDDLE / STEPS, (255 - MIDDLE) / STEPS  # in standard deviations: what eight bits hold
+_STRIDE = 8  # pixels between those that are asked whether a band is there
+
 
 class Preprocess(nn.Module):
-    """Masks no data, and normalises each band by the mean and standard deviation of the training data.
+    """Fills absent bands, and normalises each band by the mean and standard deviation of the training data.
 
-    No data becomes 0, the mean, so that a hole says nothing. A band that no training tile had (std 0) is ignored.
+    An absent band becomes 0, the mean, so that it says nothing. A hole in a band that is there stays what DN 0 is:
+    blacker than anything on Earth. A band that no training tile had (std 0) is ignored.
+
+    A band is absent if every eighth pixel of every eighth row is no data: no patch of data of 8 × 8 pixels escapes
+    that, and asking all pixels would cost as much as a layer of the network.
+
+    Attributes:
+        fill: float32 (1, 13, 1, 1), DN that becomes 0.
+        scale, shift: float32 (1, 13, 1, 1), of `dn × scale + shift`.
     """
 
+    fill: Tensor
     scale: Tensor
     shift: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take `mean` and `std`, 13 numbers each, in DN."""
         super().__init__()
-        spread = torch.tensor(std, dtype=torch.float32)
-        scale = torch.where(spread > 0, 1 / spread.clamp(min=1e-6), 0.0)
-        shift = -torch.tensor(mean, dtype=torch.float32) * scale
-        self.register_buffer("scale", scale.view(1, -1, 1, 1))
-        self.register_buffer("shift", shift.view(1, -1, 1, 1))
+        middle, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        known = spread > 0
+        # Where the mean is more than 128 steps above 0, wider steps: DN 0 too must have a number among the eight bits.
+        step = torch.maximum(spread / STEPS, middle / MIDDLE).clamp(min=1e-6)
+        above = (middle / step).round()  # whole steps, so that the mean of every band is one and the same number
+        self._register("fill", torch.where(known, above * step, 0.0))
+        self._register("scale", torch.where(known, 1 / (STEPS * step), 0.0))
+        self._register("shift", torch.where(known, -above / STEPS, 0.0))
+
+    def _register(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values.to(torch.float32).view(1, -1, 1, 1))
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Turn DN (batch, 13, height, width), uint16 or float, into float32 of the same shape, about -2 to 5."""
+        """Turn DN (batch, 13, height, width), uint16 or float, into float32 of the same shape, -5.3 to 5.3."""
         dn = tiles.to(torch.float32)
-        # Clamping whole numbers to 0..1 is the mask, and one vectorised pass where a comparison and a cast are two.
-        mask = dn.clamp(0.0, 1.0)
-        return (dn * self.scale + self.shift) * mask
+        absent = dn[:, :, ::_STRIDE, ::_STRIDE].amax(dim=(2, 3), keepdim=True) <= 0
+        filled = torch.maximum(dn, torch.where(absent, self.fill, 0.0))
+        return (filled * self.scale + self.shift).clamp(LOWEST, HIGHEST)
