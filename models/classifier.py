@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.outliers import MahalanobisScore
+from models.outliers import OutlierScore
 from models.preprocess import Preprocess
 
 
@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(int(backbone.features), classes)  # type: ignore[arg-type]
         # Calibration is fitted at export and lives in the model file; checkpoints hold what training moves.
         self.register_buffer("temperature", torch.ones(()), persistent=False)
-        self.outliers = MahalanobisScore(classes, int(backbone.features))  # type: ignore[arg-type]
+        self.outliers = OutlierScore(classes, int(backbone.features))  # type: ignore[arg-type]
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Map DN (batch, 13, 64, 64), uint16 or float, to logits (batch, classes) and embedding (batch, features)."""
@@ -49,4 +49,4 @@ class Exported(nn.Module):
         """Map uint16 tiles to calibrated probabilities, logits, embedding and outlier score."""
         logits, embedding = self.classifier(tiles)
         probabilities = torch.softmax(logits / self.classifier.temperature, dim=1)
-        return probabilities, logits, embedding, self.classifier.outliers(embedding)
+        return probabilities, logits, embedding, self.classifier.outliers(tiles, embedding)

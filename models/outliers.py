@@ -1,17 +1,81 @@
-"""How unlike the training data a tile is, from its embedding, inside the graph.
+"""How unlike the training data a tile is, inside the graph: the largest of three scores, each about 1 at its limit.
 
-The score is the squared Mahalanobis distance to the nearest class mean under one shared covariance (Lee et al. 2018,
-"A Simple Unified Framework for Detecting Out-of-Distribution Samples", arXiv:1807.03888), divided by the number of
-features, so that it is about 1 for training tiles.
+What is shown: the squared Mahalanobis distance of the embedding to the nearest class mean under one shared covariance
+(Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples", arXiv:1807.03888), divided by
+the number of features. What the numbers are: the log odds of a fault (`models.input_check`). What is missing: the share
+of no data in a band that has any data. Why these: docs/decisions/0011-what-the-model-does-not-know.md.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-METHOD = "Mahalanobis distance of the embedding"
-FALSE_ALARMS = 0.05  # share of known tiles that the threshold flags
+from models.input_check import InputCheck, sample
+
+METHOD = "the largest of the embedding's Mahalanobis distance, the input check and the share of missing pixels"
+FALSE_ALARMS = 0.05  # share of known tiles that the threshold flags, of the kind of tiles where it flags most
+MOST_MISSING = 0.02  # share of missing pixels at which a tile is flagged: training tiles miss none
+
+
+class OutlierScore(nn.Module):
+    """Scores tiles by what is shown, what the numbers are and what is missing; before it is fitted every score is 0.
+
+    Args:
+        classes: how many class means.
+        features: length of an embedding.
+    """
+
+    usual: Tensor
+    per_limit: Tensor
+    per_missing: Tensor
+
+    def __init__(self, classes: int, features: int) -> None:
+        super().__init__()
+        self.distance = MahalanobisScore(classes, features)
+        self.check = InputCheck()
+        self.register_buffer("usual", torch.zeros(2), persistent=False)
+        self.register_buffer("per_limit", torch.zeros(2), persistent=False)
+        self.register_buffer("per_missing", torch.zeros(()), persistent=False)
+
+    def parts(self, tiles: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Return distance and log odds of a fault, (batch, 2), and the share (0-1) of missing pixels, (batch,)."""
+        odds, valid = self.check(sample(tiles))
+        return torch.stack([self.distance(embedding), odds], dim=1), missing(valid)
+
+    def fit_limits(self, kinds: Sequence[Tensor], false_alarms: float = FALSE_ALARMS) -> None:
+        """Bring the fitted scores to one scale: 0 for the usual known tile, 1 where few known ones go.
+
+        Args:
+            kinds: the first of `parts` (n, 2) of each kind of known tiles, that nothing was fitted on. Half of
+                `false_alarms` goes to each score, for the kind of tiles where it is highest.
+        """
+        usual = torch.cat(list(kinds)).median(0).values
+        limit = torch.stack([part.quantile(1 - false_alarms / 2, dim=0) for part in kinds]).amax(0)
+        self.usual.copy_(usual)
+        self.per_limit.copy_(1 / (limit - usual).clamp(min=1e-6))
+        self.per_missing.fill_(1 / MOST_MISSING)
+
+    def forward(self, tiles: Tensor, embedding: Tensor) -> Tensor:
+        """Map DN (batch, 13, 64, 64) and embedding (batch, features) to (batch,): 0 or more, larger for stranger."""
+        return self.combine(*self.parts(tiles, embedding))
+
+    def combine(self, parts: Tensor, gone: Tensor) -> Tensor:
+        """Map what `parts` returns to the score, (batch,)."""
+        seen = ((parts - self.usual) * self.per_limit).amax(1)
+        return torch.maximum(seen, gone * self.per_missing).clamp(min=0.0)
+
+
+def missing(valid: Tensor) -> Tensor:
+    """Return the largest share (0-1) of no data in a band that has data, (batch,); 1 where no band has any.
+
+    Args:
+        valid: (batch, 13), the share of valid pixels of each band.
+    """
+    absent = 1 - (valid * 65_535.0).clamp(max=1.0)
+    return torch.where(valid.amax(1) > 0, (1 - valid - absent).amax(1), 1.0)
 
 
 class MahalanobisScore(nn.Module):
@@ -53,9 +117,20 @@ class MahalanobisScore(nn.Module):
         return distances.amin(1).clamp(min=0.0) / embedding.shape[1]
 
 
-def fit_threshold(scores: npt.NDArray[np.floating], false_alarms: float = FALSE_ALARMS) -> float:
-    """Return the score above which a tile is flagged: exceeded by `false_alarms` of the known tiles' `scores`."""
-    return float(np.quantile(scores, 1 - false_alarms))
+def fit_threshold(
+    scores: npt.NDArray[np.floating],
+    false_alarms: float = FALSE_ALARMS,
+    kinds: npt.NDArray[np.str_] | None = None,
+) -> float:
+    """Return the score above which a tile is flagged: exceeded by `false_alarms` of the known tiles' `scores`.
+
+    Args:
+        scores: float (n,).
+        false_alarms: share (0-1).
+        kinds: (n,), what kind of tile each is; the share then holds for the kind that is flagged most.
+    """
+    every = np.zeros(len(scores), "<U1") if kinds is None else kinds
+    return max(float(np.quantile(scores[every == kind], 1 - false_alarms)) for kind in np.unique(every))
 
 
 def _inverse_root(covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

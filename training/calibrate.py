@@ -4,21 +4,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from datasets.module import TileDataModule
+from datasets.pack import Pack
 from datasets.statistics import EDGES
+from datasets.tile import DN
 from models import conformal, outliers
 from models.calibration import fit_temperature
 from models.classifier import Classifier
+from models.input_check import FIRST, STEP
 from models.modelfile import ModelMetadata, Outliers, PredictionSets, ReferenceHistogram
 from training.evaluation import evaluate
+from training.exposure import exposures
 from training.provenance import code_revision
 from training.task import ClassificationTask
 
 _MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
+_MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
 _BATCH = 256
+UNLABELLED = "unlabelled"  # the split of tiles that no one has labelled: known all the same, e.g. Level-2A
+_HELD_BACK = 3  # every third of these is for the limits and not for fitting
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +48,22 @@ class Calibration:
 def calibrate(classifier: Classifier, datamodule: TileDataModule, classes: list[str]) -> Calibration:
     """Fit temperature, prediction sets and outlier score of `classifier` (32 bit, on the CPU), changing it in place."""
     pack = datamodule.pack
-    train = pack.rows("train")
-    spread = train[np.linspace(0, len(train) - 1, min(_MOST_FITTED, len(train))).astype(np.int64)]
-    _, embeddings, labels = _answers(classifier, datamodule, spread)
-    classifier.outliers.fit(embeddings, labels)
-    logits, embeddings, labels = _answers(classifier, datamodule, pack.rows("val"))
-    classifier.temperature.fill_(fit_temperature(logits, labels))
-    probabilities = torch.softmax(logits / classifier.temperature, 1)
-    with torch.no_grad():
-        scores = classifier.outliers(embeddings).numpy()
+    _fit_outliers(classifier, pack)
+    answers = _answers(classifier, pack, pack.rows("val"))
+    classifier.temperature.fill_(fit_temperature(answers.logits, answers.labels))
+    probabilities = torch.softmax(answers.logits / classifier.temperature, 1)
     return Calibration(
         prediction_sets=PredictionSets(
             method=conformal.METHOD,
-            thresholds=conformal.fit_thresholds(probabilities.numpy(), labels.numpy()),
-            calibrated_on=f"{len(labels)} tiles of the validation split",
+            thresholds=conformal.fit_thresholds(probabilities.numpy(), answers.labels.numpy()),
+            calibrated_on=f"{len(answers.labels)} tiles of the validation split",
         ),
         outliers=Outliers(
-            method=outliers.METHOD, threshold=outliers.fit_threshold(scores), false_alarms=outliers.FALSE_ALARMS
+            method=outliers.METHOD,
+            threshold=_fit_limits(classifier, pack),
+            false_alarms=outliers.FALSE_ALARMS,
         ),
-        metrics=evaluate("val", probabilities, labels, classes).metrics("calibrated"),
+        metrics=evaluate("val", probabilities, answers.labels, classes).metrics("calibrated"),
     )
 
 
@@ -89,12 +96,63 @@ def describe(
     )
 
 
-def _answers(classifier: Classifier, datamodule: TileDataModule, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits (n, classes), embeddings (n, features) and labels (n,) of the tiles in `rows`."""
-    pack = datamodule.pack
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Logits (n, classes), embeddings (n, features) and labels (n,), and the raw parts of the outlier score."""
+
+    logits: Tensor
+    embeddings: Tensor
+    parts: Tensor
+    missing: Tensor
+    labels: Tensor
+
+
+def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
+    """Fit the outlier score's parts on training tiles, and on unlabelled ones by the classes they are taken for."""
+    train, unlabelled = _spread(pack.rows("train"), _MOST_FITTED), _fitted_part(pack.rows(UNLABELLED))
+    labelled = _answers(classifier, pack, train)
+    embeddings, labels = [labelled.embeddings], [labelled.labels]
+    if len(unlabelled):
+        answered = _answers(classifier, pack, unlabelled)
+        embeddings.append(answered.embeddings)
+        labels.append(answered.logits.argmax(1))
+    classifier.outliers.distance.fit(torch.cat(embeddings), torch.cat(labels))
+    kinds = [pack.rows("train", source) for source in pack.summary.sources] + [unlabelled]
+    lines = [_lines(pack, _spread(rows, _MOST_EXPOSED)) for rows in kinds if len(rows)]
+    classifier.outliers.check.fit(exposures(lines))
+
+
+def _fit_limits(classifier: Classifier, pack: Pack) -> float:
+    """Bring the outlier score's parts to one scale, and return the threshold: on tiles that neither was fitted on."""
+    kinds = {source: pack.rows("val", source) for source in pack.summary.sources}
+    kinds[UNLABELLED] = pack.rows(UNLABELLED)[::_HELD_BACK]
+    known = {kind: _answers(classifier, pack, rows) for kind, rows in kinds.items() if len(rows)}
+    classifier.outliers.fit_limits([answers.parts for answers in known.values()])
+    scores = {kind: classifier.outliers.combine(a.parts, a.missing).numpy() for kind, a in known.items()}
+    names = np.concatenate([np.full(len(found), kind) for kind, found in scores.items()])
+    return outliers.fit_threshold(np.concatenate(list(scores.values())), kinds=names)
+
+
+def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
     answered = []
     with torch.no_grad():
         for start in range(0, len(rows), _BATCH):
-            answered.append(classifier(torch.from_numpy(pack.fetch(rows[start : start + _BATCH]))))
-    logits, embeddings = (torch.cat(parts) for parts in zip(*answered, strict=True))
-    return logits, embeddings, torch.from_numpy(pack.labels[rows])
+            tiles = torch.from_numpy(pack.fetch(rows[start : start + _BATCH]))
+            logits, embedding = classifier(tiles)
+            answered.append((logits, embedding, *classifier.outliers.parts(tiles, embedding)))
+    return _Answers(*(torch.cat(parts) for parts in zip(*answered, strict=True)), torch.from_numpy(pack.labels[rows]))
+
+
+def _lines(pack: Pack, rows: Rows) -> DN:
+    """Return what the input check looks at of the tiles in `rows`, uint16."""
+    return np.ascontiguousarray(pack.fetch(rows)[:, :, FIRST::STEP])
+
+
+def _spread(rows: Rows, most: int) -> Rows:
+    """Return `most` of `rows` at most, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+
+
+def _fitted_part(rows: Rows) -> Rows:
+    """Return the rows without those that are held back for the limits."""
+    return rows[np.arange(len(rows)) % _HELD_BACK != 0]

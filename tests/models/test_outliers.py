@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.outliers import MahalanobisScore, fit_threshold
+from models.outliers import MahalanobisScore, OutlierScore, fit_threshold
 
 
 def embeddings(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,3 +52,29 @@ def test_a_class_without_points_harms_nobody() -> None:
     score = MahalanobisScore(classes=4, features=8)
     score.fit(*embeddings(300, seed=1))
     assert np.isfinite(score(embeddings(10, seed=2)[0]).numpy()).all()
+
+
+def scores_of(valid: np.ndarray) -> np.ndarray:
+    """The scores of tiles whose missing pixels alone are strange."""
+    score = OutlierScore(classes=3, features=8)
+    score.fit_limits([torch.randn(200, 2, generator=torch.Generator().manual_seed(0))])
+    tiles = (valid * 1500).astype(np.uint16)
+    return score(torch.from_numpy(tiles), torch.zeros(len(tiles), 8)).numpy()
+
+
+def test_missing_pixels_are_flagged_and_missing_bands_are_not() -> None:
+    valid = np.ones((4, 13, 64, 64))
+    valid[1, 3:] = 0  # bands that are absent
+    valid[2, :, :, :4] = 0  # a sixteenth of the tile
+    valid[3] = 0  # all
+    whole, absent, partly, empty = scores_of(valid)
+    assert absent == whole
+    assert partly > 1 > whole
+    assert empty > partly
+
+
+def test_limits_hold_for_the_kind_of_tiles_that_scores_highest() -> None:
+    low, high = np.linspace(0, 1, 1000), np.linspace(0, 3, 100)
+    threshold = fit_threshold(np.concatenate([low, high]), 0.05, np.repeat(["low", "high"], [1000, 100]))
+    assert threshold == pytest.approx(2.85)
+    assert fit_threshold(low, 0.05) == pytest.approx(0.95)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from datasets.errors import TrainingError
 from datasets.pack import Pack
 from models.modelfile import ModelFile
+from training.disturbances import DISTURBANCES
 from training.promotion import contract
 from training.promotion.measure import (
-    DISTURBANCES,
     NOWHERE,
     Answers,
     answers_of,

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnxruntime as ort
 from sklearn.metrics import f1_score
 
-from datasets.bands import BAND_SETS, positions
 from datasets.errors import TrainingError
 from datasets.pack import Pack
 from datasets.tile import DN, TILE_SIZE
@@ -122,60 +121,3 @@ def graph_difference(model: ModelFile, tiles: DN) -> float:
     together = model.session.run(["probabilities"], {INPUT: tiles})[0]
     single = np.concatenate([plain.run(["probabilities"], {INPUT: tiles[i : i + 1]})[0] for i in range(len(tiles))])
     return float(np.abs(together - single).max())
-
-
-def _gain(tiles: DN) -> DN:
-    return _clipped(tiles, tiles * np.float32(1.1))
-
-
-def _haze(tiles: DN) -> DN:
-    """Add path radiance that falls with wavelength, about as Rayleigh scattering does (λ⁻⁴ from 400 DN at 443 nm)."""
-    haze = np.zeros((tiles.shape[1], 1, 1), np.float32)
-    for name, added in (("B01", 400), ("B02", 270), ("B03", 155), ("B04", 80), ("B05", 60), ("B06", 50)):
-        haze[positions([name])[0]] = added
-    return _clipped(tiles, tiles + haze)
-
-
-def _noise(tiles: DN) -> DN:
-    noise = np.random.default_rng(0).normal(0, 100, tiles.shape).astype(np.float32)
-    return _clipped(tiles, tiles + noise)
-
-
-def _turned(tiles: DN) -> DN:
-    return np.ascontiguousarray(np.rot90(tiles, axes=(2, 3)))
-
-
-def _striped(tiles: DN) -> DN:
-    """Make every eighth line no data, as a detector fault does."""
-    found = tiles.copy()
-    found[:, :, ::8] = 0
-    return found
-
-
-def _only(bands: str) -> Callable[[DN], DN]:
-    keep = np.zeros((13, 1, 1), np.uint16)
-    keep[positions(BAND_SETS[bands])] = 1
-
-    def change(tiles: DN) -> DN:
-        return tiles * keep
-
-    return change
-
-
-def _clipped(tiles: DN, changed: npt.NDArray[np.float32]) -> DN:
-    """Return `changed` as DN from 1 on, with no data where it was before."""
-    return np.where(tiles == 0, 0, np.clip(np.rint(changed), 1, 65535)).astype(np.uint16)
-
-
-DISTURBANCES: dict[str, Callable[[DN], DN]] = {
-    "gain": _gain,
-    "haze": _haze,
-    "noise": _noise,
-    "turned": _turned,
-    "striped": _striped,
-    "l2a_bands": _only("l2a"),
-    "10m_bands": _only("10m"),
-    "rgb_bands": _only("rgb"),
-}
-"""What tiles may suffer before a model sees them: 10 % of gain, haze, 100 DN of noise, a quarter turn, missing lines,
-and only some of the bands."""

@@ -6,7 +6,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets.errors import TrainingError
-from training.promotion.measure import DISTURBANCES
+from training.disturbances import DISTURBANCES
 
 DEFAULT = Path(__file__).resolve().parents[2] / "configs/gates.yaml"
 
@@ -41,7 +41,7 @@ class Coverage(_Settings):
 
 
 class Robustness(_Settings):
-    """The most accuracy that disturbances may cost, by their names in `measure.DISTURBANCES`."""
+    """The most accuracy that disturbances may cost, by their names in `training.disturbances`."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

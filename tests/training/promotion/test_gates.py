@@ -10,8 +10,9 @@ from tiny_onnx import write_model
 from datasets.errors import TrainingError
 from datasets.pack import Pack
 from models.modelfile import Outliers, PredictionSets
+from training.disturbances import DISTURBANCES
 from training.promotion.gates import GATES, Case, Finding, examine, lower_bounds
-from training.promotion.measure import DISTURBANCES, open_single_threaded
+from training.promotion.measure import open_single_threaded
 from training.promotion.settings import DEFAULT, GateSettings, read_settings
 
 MakeModel = Callable[..., Path]

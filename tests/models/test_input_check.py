@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.eurosat import CLASSES
+from datasets.synthetic import render
+from datasets.tile import DN
+from models.input_check import FIRST, STEP, InputCheck, sample, statistics
+from training.exposure import exposures
+from training.faults import FAULTS
+
+
+def tiles(first: int, each: int) -> DN:
+    return np.stack([render(name, first + n, seed=11) for name in CLASSES for n in range(each)])
+
+
+@pytest.fixture(scope="module")
+def fitted() -> InputCheck:
+    check = InputCheck()
+    check.fit(exposures([np.ascontiguousarray(tiles(0, 20)[:, :, FIRST::STEP])]))
+    return check
+
+
+def odds(check: InputCheck, some: DN) -> np.ndarray:
+    with torch.no_grad():
+        return check(sample(torch.from_numpy(some)))[0].numpy()
+
+
+@pytest.mark.parametrize("fault", ["offset", "scale", "order"])
+def test_faulty_tiles_score_above_sound_ones(fitted: InputCheck, fault: str) -> None:
+    sound = tiles(100, 8)
+    limit = np.quantile(odds(fitted, sound), 0.95)
+    assert (odds(fitted, FAULTS[fault].make(sound)) > limit).mean() >= 0.95
+
+
+def test_before_it_is_fitted_every_score_is_zero() -> None:
+    assert not odds(InputCheck(), tiles(0, 1)).any()
+
+
+def test_the_same_tiles_give_the_same_weights(fitted: InputCheck) -> None:
+    again = InputCheck()
+    again.fit(exposures([np.ascontiguousarray(tiles(0, 20)[:, :, FIRST::STEP])]))
+    np.testing.assert_array_equal(odds(again, tiles(50, 1)), odds(fitted, tiles(50, 1)))
+
+
+def test_statistics_are_those_of_the_valid_pixels() -> None:
+    pixels = np.zeros((1, 13, 9, 64), np.float32)
+    pixels[0, 3, :, :32] = np.arange(1, 33) * 100
+    values, share = statistics(torch.from_numpy(pixels))
+    valid = pixels[0, 3][pixels[0, 3] > 0]
+    assert share[0].tolist() == [0.5 if band == 3 else 0.0 for band in range(13)]
+    expected = [np.log(valid.mean()), np.log(valid.var() + 100) / 2, np.log(100)]
+    np.testing.assert_allclose(values[0, 3].numpy(), expected, rtol=1e-4)
+
+
+def test_a_tile_without_any_data_has_a_finite_score(fitted: InputCheck) -> None:
+    assert np.isfinite(odds(fitted, np.zeros((1, 13, 64, 64), np.uint16))).all()
+
+
+@pytest.mark.realdata
+def test_real_level_2a_tiles_with_the_offset_are_told_from_those_without(real_data: Path) -> None:
+    with np.load(real_data / "l2a_unlabelled.npz") as archive:
+        real = np.insert(archive["tiles"], 10, 0, axis=1)  # Level-2A has no B10
+    check = InputCheck()
+    check.fit(exposures([np.ascontiguousarray(real[::2, :, FIRST::STEP])]))
+    others = real[1::2]
+    limit = np.quantile(odds(check, others), 0.95)
+    assert (odds(check, FAULTS["offset"].make(others)) > limit).mean() >= 0.95

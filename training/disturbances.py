@@ -1,0 +1,133 @@
+"""What tiles may suffer before a model sees them, and should be classified all the same: one definition for all.
+
+Tiles are uint16 (n, 13, height, width), DN, 0 = no data. The gates (`training.promotion`) and `python -m training
+assess` measure accuracy under each of `DISTURBANCES`.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from datasets.bands import BAND_SETS, positions
+from datasets.geometry import ALL_VALID
+from datasets.radiometry import DN_MAX
+from datasets.tile import BAND_COUNT, DN
+from training.faults import Floats, as_dn
+
+_HAZE = (("B01", 400), ("B02", 270), ("B03", 155), ("B04", 80), ("B05", 60), ("B06", 50))
+_JPEG_QUALITY = 75  # Pillow's default
+_JPEG_CUT = 0.01  # share of the pixels at each end that 8 bit do not reach
+_TURN_DEGREES = 30.0
+
+
+def _brighter(tiles: DN) -> DN:
+    return as_dn(tiles, tiles * np.float32(1.1))
+
+
+def _band_gain(tiles: DN) -> DN:
+    """Make each band of each tile 10 % brighter or darker, by chance."""
+    signs = np.random.default_rng(0).choice([-1, 1], (len(tiles), BAND_COUNT, 1, 1))
+    return as_dn(tiles, tiles * (1 + 0.1 * signs).astype(np.float32))
+
+
+def _haze(tiles: DN) -> DN:
+    """Add path radiance that falls with wavelength, about as Rayleigh scattering does (λ⁻⁴ from 400 DN at 443 nm)."""
+    haze = np.zeros((tiles.shape[1], 1, 1), np.float32)
+    for name, added in _HAZE:
+        haze[positions([name])[0]] = added
+    return as_dn(tiles, tiles + haze)
+
+
+def _noise(tiles: DN) -> DN:
+    noise = np.random.default_rng(0).normal(0, 100, tiles.shape).astype(np.float32)
+    return as_dn(tiles, tiles + noise)
+
+
+def _turned(tiles: DN) -> DN:
+    return np.ascontiguousarray(np.rot90(tiles, axes=(2, 3)))
+
+
+def _rotated(tiles: DN) -> DN:
+    """Rotate by 30 degrees; what lies beyond the edge is mirrored."""
+    return _interpolated(
+        tiles, lambda pixels: ndimage.rotate(pixels, _TURN_DEGREES, (3, 2), reshape=False, order=1, mode="mirror")
+    )
+
+
+def _half_pixel(tiles: DN) -> DN:
+    """Shift by half a pixel down and right, so that each pixel is the mean of four."""
+    return _interpolated(tiles, lambda pixels: ndimage.shift(pixels, (0, 0, 0.5, 0.5), order=1, mode="mirror"))
+
+
+def _striped(tiles: DN) -> DN:
+    """Make every eighth line no data, as a detector fault does."""
+    found = tiles.copy()
+    found[:, :, ::8] = 0
+    return found
+
+
+def _jpeg(tiles: DN) -> DN:
+    """Bring each band to 8 bit between its own extremes and through a JPEG, as previews are made."""
+    found = tiles.copy()
+    for row, place in zip(*np.nonzero(tiles.any(axis=(2, 3))), strict=True):
+        found[row, place] = _through_jpeg(tiles[row, place])
+    return found
+
+
+def _through_jpeg(band: DN) -> DN:
+    low, high = np.quantile(band[band > 0], [_JPEG_CUT, 1 - _JPEG_CUT])
+    step = max(high - low, 1) / 255
+    file = io.BytesIO()
+    Image.fromarray(np.clip((band - low) / step, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=_JPEG_QUALITY)
+    return as_dn(band, np.asarray(Image.open(file)).astype(np.float32) * np.float32(step) + np.float32(low))
+
+
+def _only(bands: str) -> Callable[[DN], DN]:
+    keep = np.zeros((BAND_COUNT, 1, 1), np.uint16)
+    keep[positions(BAND_SETS[bands])] = 1
+
+    def change(tiles: DN) -> DN:
+        return tiles * keep
+
+    return change
+
+
+def _interpolated(tiles: DN, move: Callable[[Floats], Floats]) -> DN:
+    """Return `tiles` moved; a pixel that any no-data neighbour went into is no data."""
+    valid = move((tiles > 0).astype(np.float32)) > ALL_VALID
+    return np.where(valid, np.clip(np.rint(move(tiles.astype(np.float32))), 1, DN_MAX), 0).astype(np.uint16)
+
+
+DISTURBANCES: dict[str, Callable[[DN], DN]] = {
+    "gain": _brighter,
+    "band_gain": _band_gain,
+    "haze": _haze,
+    "noise": _noise,
+    "turned": _turned,
+    "rotated": _rotated,
+    "half_pixel": _half_pixel,
+    "striped": _striped,
+    "jpeg": _jpeg,
+    "l2a_bands": _only("l2a"),
+    "10m_bands": _only("10m"),
+    "rgb_bands": _only("rgb"),
+}
+"""By name; what each is in words: `WORDS`."""
+
+WORDS: dict[str, str] = {
+    "gain": "10 % brighter",
+    "band_gain": "each band 10 % brighter or darker, by chance",
+    "haze": "haze: +400 DN at 443 nm, less with wavelength",
+    "noise": "sensor noise, standard deviation 100 DN",
+    "turned": "a quarter turn",
+    "rotated": "rotated by 30°",
+    "half_pixel": "shifted by half a pixel, interpolated",
+    "striped": "every eighth line no data",
+    "jpeg": "8 bit and JPEG of quality 75, each band",
+    "l2a_bands": "without B10",
+    "10m_bands": "only the four 10 m bands",
+    "rgb_bands": "only B04, B03, B02",
+}
