@@ -80,6 +80,7 @@ def _reader_at(revision: str, pack: Path, repository: Path) -> Read:
         from dvc.api import DVCFileSystem
         from dvc.exceptions import DvcException
         from dvc.scm import RevError, SCMError
+        from dvc_data.index import DataIndexDirError
     except ImportError as error:
         raise SentileError("versions are read by DVC; pip install 'sentile[ops]'") from error
     files = DVCFileSystem(str(repository), rev=revision)
@@ -89,9 +90,7 @@ def _reader_at(revision: str, pack: Path, repository: Path) -> Read:
         try:
             return bytes(files.cat_file(path))
         except RevError:
-            raise VersionError(
-                f"{revision}: neither a pack nor a revision; `git log` lists some"
-            ) from None
+            raise VersionError(f"{revision}: neither a pack nor a revision; `git log` lists some") from None
         except SCMError as error:
             raise VersionError(f"{revision}: no pack is there, and {error}; name two packs, or --repo") from error
         except FileNotFoundError as error:
@@ -99,7 +98,8 @@ def _reader_at(revision: str, pack: Path, repository: Path) -> Read:
                 f"{revision}: it has no {path}, or neither cache nor remote holds it; "
                 "`dvc push` where it was made, or say where packs are with --pack"
             ) from error
-        except (DvcException, OSError) as error:
-            raise VersionError(f"{revision}: {path} cannot be had ({error}); see `dvc remote list`") from error
+        except (DvcException, DataIndexDirError, OSError) as error:
+            why = error.__cause__ or error  # of a remote that refuses, DVC says no more than that it failed
+            raise VersionError(f"{revision}: {path} cannot be had ({why}); see `dvc remote list`") from error
 
     return read
