@@ -62,8 +62,8 @@ def draw_page(found: Explanation, model: ModelFile) -> str:
         "style-src 'unsafe-inline'\">",
         f"<title>{escape(title)} – {escape(found.tile.name)}</title><style>{_STYLE}</style></head><body>",
         f"<header><h1>{escape(title)}</h1>",
-        f'<p class="soft">What made {escape(model.metadata.name)} {escape(model.metadata.version)} say so of '
-        f"{escape(found.tile.name)}</p></header>",
+        f'<p class="soft">What speaks for and against it in {escape(found.tile.name)}, to '
+        f"{escape(model.metadata.name)} {escape(model.metadata.version)}</p></header>",
         *(f'<p class="warn">{escape(text)}</p>' for text in warnings_of(found, model)),
         f'<div class="two">{_draw_tile(found)}{_draw_heat(found)}</div>',
         f'<div class="two">{_draw_bands(found)}{_draw_probabilities(found, model)}</div>',
