@@ -1,0 +1,77 @@
+"""The compose file, as far as it can be checked without Docker."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from promql import DEPLOY
+
+from bento.settings import Settings
+
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+SERVICES: dict[str, Any] = COMPOSE["services"]
+EXAMPLE = (DEPLOY / "compose.env.example").read_text(encoding="utf-8")
+
+
+def test_all_that_watches_the_service_is_started_with_it() -> None:
+    assert {"sentile", "prometheus", "alertmanager", "grafana", "mlflow", "postgres"} <= SERVICES.keys()
+
+
+def test_files_that_are_mounted_are_there_and_volumes_are_declared() -> None:
+    mounts = [mount.split(":") for service in SERVICES.values() for mount in service.get("volumes", ())]
+    for source, *_ in mounts:
+        assert (DEPLOY / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+    assert {source for source, *_ in mounts if not source.startswith(".")} == COMPOSE["volumes"].keys()
+    assert (DEPLOY / SERVICES["mlflow"]["build"]["context"] / "Dockerfile").is_file()
+
+
+def test_only_the_service_is_reached_from_outside() -> None:
+    open_to_all = {
+        name
+        for name, service in SERVICES.items()
+        for port in service.get("ports", ())
+        if not port.startswith("127.0.0.1:")
+    }
+    assert open_to_all == {"sentile"}
+
+
+def test_foreign_images_have_a_version_and_no_service_has_rights_that_it_does_not_need() -> None:
+    for name, service in SERVICES.items():
+        if not service["image"].startswith(("${", "sentile-")):
+            assert re.search(r":v?\d+\.\d+", service["image"]), name
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "healthcheck" in service or service["restart"] == "no", name
+
+
+def test_no_password_has_a_default_and_each_is_in_the_example() -> None:
+    text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+    secret = set(re.findall(r"\$\{(\w*PASSWORD\w*)", text))
+    assert secret == set(re.findall(r"\$\{(\w*PASSWORD\w*):\?", text))
+    assert {name for name in secret if re.search(rf"^{name}=$", EXAMPLE, re.MULTILINE)} == secret
+
+
+def test_the_service_s_variables_are_settings_that_there_are() -> None:
+    known = {f"SENTILE_{name.upper()}" for name in Settings.__dataclass_fields__}
+    said = {name for name in SERVICES["sentile"]["environment"] if name.startswith("SENTILE_")}
+    assert said <= known
+    of_compose = {"SENTILE_IMAGE", "SENTILE_PORT"}
+    assert set(re.findall(r"SENTILE_\w+", EXAMPLE)) <= known | of_compose
+
+
+def test_prometheus_and_grafana_look_for_services_under_their_names_here() -> None:
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    (alertmanager,) = prometheus["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    assert alertmanager.split(":")[0] in SERVICES
+    job = next(job for job in prometheus["scrape_configs"] if job["job_name"] == "sentile")
+    assert set(job["dns_sd_configs"][0]["names"]) <= SERVICES.keys()
+    sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    assert {re.search(r"//(\w+):", source["url"])[1] for source in sources} <= SERVICES.keys()  # type: ignore[index]
+
+
+def test_mlflow_s_image_has_the_version_that_the_project_is_tested_with() -> None:
+    image = (DEPLOY / "mlflow" / "Dockerfile").read_text(encoding="utf-8")
+    pinned = re.search(r"^mlflow==(\S+)$", Path(DEPLOY.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert f"mlflow=={pinned[1]} " in image
