@@ -162,8 +162,9 @@ def _between_columns(check: Any, limits: Limits) -> list[Any]:
 def _footprints(frame: pd.DataFrame) -> pd.Series[bool]:
     sides = frame[list(SIDES)]
     wide, high = frame["right"] - frame["left"], frame["top"] - frame["bottom"]
+    somewhere = frame["crs"] != ""
     placed = sides.notna().all(axis=1) & (wide > 0) & (high > 0) & (wide < TILE_SIZE * _MOST_GSD)
-    return placed | (sides.isna().all(axis=1) & (frame["crs"] == ""))
+    return (placed & somewhere) | (sides.isna().all(axis=1) & ~somewhere)
 
 
 def _planes_follow(frame: pd.DataFrame) -> pd.Series[bool]:

@@ -68,7 +68,7 @@ def test_from_nothing_to_a_pack_with_its_default_paths(tmp_path: Path) -> None:
 def test_help_names_every_command_and_each_has_help() -> None:
     top = run("--help")
     assert top.returncode == 0
-    commands = ("fetch", "synth", "validate", "pack", "stats")
+    commands = ("fetch", "synth", "validate", "pack", "stats", "diff", "suspects", "correct")
     assert all(f"\n  {command} " in top.stdout for command in commands)
     for command in commands:
         done = run(command, "-h")

@@ -1,21 +1,24 @@
 """Validation finds what must not reach training, says where, and stops the pipeline."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rasters import noise, write_folder, write_l1c, write_tiff
 
 from datasets.bands import BAND_NAMES
+from datasets.pack import INDEX, PLANES
 from datasets.radiometry import Statement
+from datasets.schema import Limits
 from datasets.sources import find_source
 from datasets.splits import Method, SplitPlan
-from datasets.schema import Limits
-from datasets.validate import ERROR, WARNING, Finding, ValidationReport, as_markdown, validate
+from datasets.validate import ERROR, WARNING, Finding, ValidationReport, as_markdown, validate, validate_pack
 
 GOOD = {f"{label}/{label}_{n}": 10 * place + n for place, label in enumerate(("A", "B")) for n in range(5)}
 
@@ -246,3 +249,32 @@ def test_the_command_passes_with_0_when_there_are_only_warnings(root: Path, tmp_
     assert "warning" in done.stdout
     page = (tmp_path / "artifacts" / "validation" / "validation.md").read_text()
     assert "DN above 100: brighter than any land" in page
+
+
+# Packs.
+
+
+def test_a_pack_is_held_to_its_own_hashes(pack_folder: Path, tmp_path: Path) -> None:
+    whole = validate_pack(pack_folder)
+    assert not whole.failed
+    assert whole.tiles == 120
+    rotten = shutil.copytree(pack_folder, tmp_path / "pack")
+    with (rotten / PLANES).open("r+b") as file:
+        file.seek(5_000)
+        file.write(b"\x07\x07")
+    found = [finding for finding in validate_pack(rotten).findings if finding.severity == ERROR]
+    assert [(f.check, f.message) for f in found] == [("pack", "the pixels are not those that were packed")]
+    assert found[0].count == 1
+
+
+def test_a_pack_whose_index_was_changed_by_hand_fails(pack_folder: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(pack_folder, tmp_path / "pack")
+    index = pq.read_table(changed / INDEX)
+    labels = ["River", *index["label"].to_pylist()[1:]]
+    pq.write_table(index.set_column(index.schema.get_field_index("label"), "label", [labels]), changed / INDEX)
+    messages = [finding.message for finding in validate_pack(changed).findings]
+    assert "the index is not the one that pack.json was written for" in messages
+    levels = ["L9", *index["level"].to_pylist()[1:]]
+    pq.write_table(index.set_column(index.schema.get_field_index("level"), "level", [levels]), changed / INDEX)
+    (broken,) = validate_pack(changed).findings
+    assert (broken.severity, broken.check, broken.count) == (ERROR, "level", 1)
