@@ -1,7 +1,7 @@
 """The first layers of every network: from DN with holes to what the convolutions take.
 
 It is part of the graph, so training and serving cannot disagree about it. It is made so that eight bits hold its
-result: in an INT8 file all of it but the filling of absent bands is one QuantizeLinear.
+result: in an INT8 file all of it but the filling of absent bands is one QuantizeLinear (`models.entrance`).
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-STEPS = 24  # of eight bits, in one standard deviation
-MIDDLE = 128  # the eight-bit number that stands for the mean
+from models.eight_bits import MIDDLE, STEPS
+
 LOWEST, HIGHEST = -MIDDLE / STEPS, (255 - MIDDLE) / STEPS  # in standard deviations: what eight bits hold
 _STRIDE = 8  # pixels between those that are asked whether a band is there
 

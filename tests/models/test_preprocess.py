@@ -1,7 +1,8 @@
 import numpy as np
 import torch
 
-from models.preprocess import MIDDLE, STEPS, Preprocess
+from models.eight_bits import MIDDLE, STEPS
+from models.preprocess import Preprocess
 
 MEAN, STD = [1000.0 + i for i in range(13)], [100.0 + i for i in range(13)]
 WIDE = [500.0 + i for i in range(13)]  # less than 128 steps of a 24th from 0 to the mean
