@@ -4,6 +4,7 @@ What each does is defined at https://onnx.ai/onnx/operators/. Here are those tha
 to, quantised ones included; `OPERATORS` maps an operator's name to a function of its attributes and its inputs.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,6 +98,22 @@ def _gather(said: Attributes, x: Tensor, index: Tensor) -> Tensor:
     return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
+def _slice(
+    _: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
+) -> Tensor:
+    dims = range(len(starts)) if axes is None else axes.tolist()
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    for start, end, dim, stride in zip(starts.tolist(), ends.tolist(), dims, strides, strict=True):
+        # A range of places, as torch has no slices of negative stride.
+        chosen = range(x.shape[dim])[slice(start, None if end < -x.shape[dim] else end, stride)]
+        x = x.index_select(dim, torch.tensor(chosen))
+    return x
+
+
+def _folded(fold: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    return lambda _, *parts: functools.reduce(fold, parts)
+
+
 def _quantise(said: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """Return whole numbers as float; rounding is passed by gradients as if it were not there.
 
@@ -123,7 +140,9 @@ def _along(said: Attributes, values: Tensor, x: Tensor) -> Tensor:
 
 
 OPERATORS: dict[str, Operator] = {
+    "Abs": lambda _, x: x.abs(),
     "Add": lambda _, a, b: a + b,
+    "And": lambda _, a, b: a & b,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "Clip": _clip,
@@ -131,29 +150,46 @@ OPERATORS: dict[str, Operator] = {
     "Conv": _convolve,
     "DequantizeLinear": _dequantise,
     "Div": lambda _, a, b: a / b,
+    "Equal": lambda _, a, b: a == b,
+    "Exp": lambda _, x: x.exp(),
     "Flatten": _flatten,
     "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda _, x: x.mean((2, 3), keepdim=True),
+    "Greater": lambda _, a, b: a > b,
+    "GreaterOrEqual": lambda _, a, b: a >= b,
     "HardSigmoid": lambda said, x: torch.clamp(said.get("alpha", 0.2) * x + said.get("beta", 0.5), 0, 1),
     "HardSwish": lambda _, x: functional.hardswish(x),
     "Identity": lambda _, x: x,
+    "Less": lambda _, a, b: a < b,
+    "LessOrEqual": lambda _, a, b: a <= b,
+    "Log": lambda _, x: x.log(),
     "MatMul": lambda _, a, b: a @ b,
+    "Max": _folded(torch.maximum),
     "MaxPool": _max_pool,
+    "Min": _folded(torch.minimum),
     "Mul": lambda _, a, b: a * b,
+    "Neg": lambda _, x: -x,
+    "Not": lambda _, x: ~x,
+    "Or": lambda _, a, b: a | b,
+    "Pow": lambda _, a, b: a**b,
     "QuantizeLinear": _quantise,
     "Range": lambda _, start, end, step: torch.arange(start.item(), end.item(), step.item()),
     "ReduceMax": _reduced(torch.amax),
+    "ReduceMin": _reduced(torch.amin),
     "ReduceMean": _reduced(torch.mean),
     "ReduceSum": _reduced(torch.sum),
     "Relu": lambda _, x: functional.relu(x),
     "Reshape": _reshape,
     "Shape": _shape,
     "Sigmoid": lambda _, x: torch.sigmoid(x),
+    "Slice": _slice,
     "Softmax": lambda said, x: torch.softmax(x, said.get("axis", -1)),
+    "Sqrt": lambda _, x: x.sqrt(),
     "Squeeze": _squeeze,
     "Sub": lambda _, a, b: a - b,
     "Tanh": lambda _, x: torch.tanh(x),
     "Transpose": lambda said, x: x.permute(said["perm"]),
     "Unsqueeze": _unsqueeze,
+    "Where": lambda _, condition, a, b: torch.where(condition, a, b),
 }

@@ -52,6 +52,13 @@ CHAINS = {
     ],
     "gates": [step("HardSigmoid", alpha=1 / 6), step("Clip", np.float32(0.4), np.float32(0.6)), step("Sigmoid")],
     "reductions": [step("Tanh"), step("ReduceMax", whole(3)), step("ReduceSum", whole(-2), keepdims=0)],
+    "slices": [
+        step("Slice", whole(1, 7), whole(3, -(2**31)), whole(1, 3), whole(1, -2)),
+        step("Max", np.float32(-0.5)),
+        step("Min", np.float32(0.5), np.float32(0.6)),
+        step("Abs"),
+        step("Pow", np.float32(2)),
+    ],
     "quantised": [
         step("QuantizeLinear", SCALES, ZEROS, axis=1),
         step("DequantizeLinear", SCALES, ZEROS, axis=1),
@@ -75,6 +82,12 @@ def chained(steps: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]) -> 
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "chain", [tiles], [logits], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_mask_is_a_mask() -> None:
+    graph = chained([step("LessOrEqual", np.float32(0.2)), step("Not"), step("Cast", to=TensorProto.FLOAT)])
+    tiles = normal(2, 3, 8, 8)
+    np.testing.assert_array_equal(TorchGraph(graph, "logits", "mask")(torch.from_numpy(tiles)).numpy(), tiles > 0.2)
 
 
 @pytest.mark.parametrize("name", CHAINS)
