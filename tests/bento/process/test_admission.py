@@ -134,3 +134,20 @@ def test_a_request_that_fails_gives_its_room_back() -> None:
                     raise ValueError("bad")
 
     run(scenario)
+
+
+def test_how_many_wait_is_told_as_they_come_and_go() -> None:
+    told: list[int] = []
+
+    async def scenario() -> None:
+        admission = Admission(most_bytes=100, most_waiting=10, most_seconds=5, observe=told.append)
+        first, *others = Guest(admission, 100), Guest(admission, 50), Guest(admission, 50)
+        await settle()
+        await first.leave()
+        await settle()
+        for guest in others:
+            await guest.leave()
+
+    run(scenario)
+    assert told[:2] == [1, 2]
+    assert told[-1] == 0

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from geotiffs import tile_file
 from mlflow.tracking import MlflowClient
+from prometheus_client import REGISTRY
 from serving import served
-from tiny_onnx import metadata, write_model
+from tiny_onnx import calibrated, metadata, write_model
 
-from bento.process.releases import Mode, Releases
+from bento.process.releases import Mode, Releases, created_at
 from bento.process.sources import AliasSource, FileSource
 from datasets.errors import ModelFileError
 from datasets.synthetic import synthesise_tile
@@ -47,6 +48,36 @@ def test_a_file_that_is_replaced_is_taken_up(tmp_path: Path) -> None:
     model(path, "2")
     until(lambda: releases.champion.metadata.version == "2")
     releases.close()
+
+
+def gauge(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def test_the_metrics_say_which_model_holds_its_place_and_when_it_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+
+    def put(version: str, created: str, flags: bool) -> None:
+        described = calibrated(("A", "B")) if flags else metadata(("A", "B"))
+        described = described.model_copy(update={"version": version, "created": created})
+        write_model(path.with_suffix(".new"), described.model_dump_json()).replace(path)
+
+    put("told-1", "2026-01-02T03:04:05+00:00", flags=True)
+    releases = Releases(FileSource(path), every=0.05)
+    assert gauge("sentile_model_serves", place="champion", model="told-1") == 1
+    assert gauge("sentile_model_created_timestamp_seconds", place="champion") == 1767323045
+    assert gauge("sentile_model_false_alarms", place="champion") == 0.01
+    put("told-2", "some day", flags=False)
+    until(lambda: gauge("sentile_model_serves", place="champion", model="told-2") == 1)
+    releases.close()
+    assert gauge("sentile_model_serves", place="champion", model="told-1") == 0
+    assert gauge("sentile_model_created_timestamp_seconds", place="champion") == 0
+    assert gauge("sentile_model_false_alarms", place="champion") == 0
+
+
+def test_a_time_without_a_zone_is_taken_as_utc() -> None:
+    said = metadata().model_copy(update={"created": "1970-01-01T00:01:00"})
+    assert created_at(said) == 60
 
 
 def test_a_broken_replacement_is_refused_and_the_old_model_stays(tmp_path: Path) -> None:

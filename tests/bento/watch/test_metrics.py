@@ -62,6 +62,26 @@ def test_tiles_errors_batches_waits_and_stages_are_counted(service: Server) -> N
     assert sum(samples(service.url, "sentile_outlier_score_count").values()) == 6
 
 
+def test_requests_are_counted_by_the_model_that_answered_them(service: Server) -> None:
+    before = samples(service.url, "sentile_requests_total")
+    labels = 'model="0",path="/classify",status="200"'
+    assert post(service, tile_file(FOREST)).status_code == 200
+    assert samples(service.url, "sentile_requests_total")[labels] == before.get(labels, 0) + 1
+    assert samples(service.url, "sentile_request_seconds_count")['model="0",path="/classify"'] >= 1
+    httpx.get(f"{service.url}/nothing", trust_env=False)
+    assert samples(service.url, "sentile_requests_total")['model="",path="other",status="404"'] >= 1
+
+
+def test_what_alerts_count_is_there_before_it_first_happens(service: Server) -> None:
+    errors = samples(service.url, "sentile_errors_total")
+    assert (errors['code="internal"'], errors['code="overloaded"']) == (0, 0)
+    refused = samples(service.url, "sentile_model_refused_total")
+    assert refused == {'place="candidate"': 0, 'place="champion"': 0}
+    assert set(samples(service.url, "sentile_predictions_total")) == {
+        f'outcome="{outcome}"' for outcome in ("dropped", "failed", "written")
+    }
+
+
 def test_paths_that_anybody_can_think_up_make_no_new_series(service: Server) -> None:
     def ask(name: str) -> None:
         httpx.get(f"{service.url}/{name}", trust_env=False, headers={"X-Request-ID": name}, timeout=30)
