@@ -16,6 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from datasets.errors import ExportError
 from datasets.tile import DN
+from models.entrance import find_entrance, fold, overrides
 from models.modelfile import INPUT, METADATA_KEY, ModelMetadata, open_model
 from models.precision import INT8
 
@@ -26,7 +27,7 @@ _METHODS = {
 }
 _QUANTISED = ["Conv"]
 _BATCH = 32
-_AT_ONCE = 1  # batches whose activations are kept before they are counted: a bound on memory
+_BATCHES_AT_ONCE = 1  # whose activations are kept before they are counted: a bound on memory
 
 
 class _Tiles(CalibrationDataReader):
@@ -71,6 +72,7 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
     graph = onnx.load(str(source))
     if not any(node.op_type in _QUANTISED for node in graph.graph.node):
         raise ExportError(f"{source}: has no convolution, so INT8 would change nothing; serve it as it is")
+    entrance = find_entrance(graph.graph)
     with _quiet():
         quantize_static(
             graph,
@@ -82,15 +84,33 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=_METHODS[method],
-            extra_options={"CalibPercentile": percentile, "CalibStridedMinMax": _AT_ONCE},
+            extra_options={
+                "CalibPercentile": percentile,
+                "CalibStridedMinMax": _BATCHES_AT_ONCE,
+                "TensorQuantOverrides": overrides(entrance) if entrance else {},
+            },
         )
     metadata = original.metadata.model_copy(update={"precision": INT8, "quantised_from": original.sha256})
-    rewrite_metadata(target, metadata)
+    quantised = onnx.load(str(target))
+    if entrance:
+        fold(quantised.graph, entrance)
+        _drop_unused(quantised.graph)
+    _save(quantised, metadata, target)
 
 
 def rewrite_metadata(path: Path, metadata: ModelMetadata) -> None:
     """Put `metadata` into the model file `path`, in the place of any that it has."""
-    graph = onnx.load(str(path))
+    _save(onnx.load(str(path)), metadata, path)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Take out constants that no node takes: onnxruntime would warn of each, every time the file is opened."""
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _save(graph: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
     onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
     onnx.save(graph, str(path))
 

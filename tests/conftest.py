@@ -116,6 +116,42 @@ def export_untrained(pack: Pack, path: Path) -> None:
     export(classifier, metadata, path, pack.fetch(np.arange(8)))
 
 
+@pytest.fixture(scope="session")
+def skilled_model(pack: Pack, made_once: MadeOnce) -> Path:
+    """A model file that tells the synthetic classes apart, with its INT8 file beside it; read only."""
+    pytest.importorskip("torch")
+    return made_once("skilled", lambda folder: export_skilled(pack, folder / "model.onnx")) / "model.onnx"
+
+
+def export_skilled(pack: Pack, path: Path) -> None:
+    """Fit a head by least squares on a random network's embeddings: skill without training."""
+    import torch
+
+    from models.classifier import Classifier
+    from models.export import export
+    from models.modelfile import ModelMetadata
+    from models.network import PatchCNN
+    from models.precision import int8_of
+    from models.quantise import quantise
+
+    torch.manual_seed(0)
+    statistics = pack.statistics()
+    bands = [[band[name] for band in statistics] for name in ("mean", "std")]
+    classifier = Classifier(PatchCNN(16, (24, 32), (1, 1)), len(pack.summary.classes), *bands).eval()
+    rows = pack.rows("train")
+    with torch.no_grad():
+        embedding = classifier(torch.from_numpy(pack.fetch(rows)))[1].numpy()
+        known = np.column_stack([embedding, np.ones(len(rows))])
+        weights = 8 * np.linalg.lstsq(known, np.eye(len(pack.summary.classes))[pack.labels[rows]], rcond=3e-2)[0]
+        classifier.head.weight.copy_(torch.from_numpy(weights[:-1].T))
+        classifier.head.bias.copy_(torch.from_numpy(weights[-1]))
+    metadata = ModelMetadata(name="test", version="0", classes=pack.summary.classes, network="PatchCNN", synthetic=True)
+    tiles = pack.fetch(rows)
+    export(classifier, metadata, path, tiles)
+    tiles[::3, 5:] = 0
+    quantise(path, int8_of(path), tiles)
+
+
 @pytest.fixture
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder that the test runs in, for commands with default paths."""
