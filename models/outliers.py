@@ -1,9 +1,10 @@
 """How unlike the training data a tile is, inside the graph: the largest of three scores, each about 1 at its limit.
 
 What is shown: the squared Mahalanobis distance of the embedding to the nearest class mean under one shared covariance
-(Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples", arXiv:1807.03888), divided by
-the number of features. What the numbers are: the log odds of a fault (`models.input_check`). What is missing: the share
-of no data in a band that has any data. Why these: docs/decisions/0011-what-the-model-does-not-know.md.
+(Lee et al. 2018, arXiv:1807.03888), less that to the mean of all tiles under theirs, which is large for any odd tile
+("relative" distance, Ren et al. 2021, arXiv:2106.09022); both divided by the number of features. What the numbers are:
+the log odds of a fault (`models.input_check`). What is missing: the share of no data in a band that has any data. Why
+these: docs/decisions/0011-what-the-model-does-not-know.md.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from models.input_check import InputCheck, sample
 
-METHOD = "the largest of the embedding's Mahalanobis distance, the input check and the share of missing pixels"
+METHOD = "the largest of the embedding's relative Mahalanobis distance, the input check and the share of missing pixels"
 FALSE_ALARMS = 0.05  # share of known tiles that the threshold flags, of the kind of tiles where it flags most
 MOST_MISSING = 0.02  # share of missing pixels at which a tile is flagged: training tiles miss none
 
@@ -35,15 +36,22 @@ class OutlierScore(nn.Module):
     def __init__(self, classes: int, features: int) -> None:
         super().__init__()
         self.distance = MahalanobisScore(classes, features)
+        self.background = MahalanobisScore(1, features)
         self.check = InputCheck()
         self.register_buffer("usual", torch.zeros(2), persistent=False)
         self.register_buffer("per_limit", torch.zeros(2), persistent=False)
         self.register_buffer("per_missing", torch.zeros(()), persistent=False)
 
+    def fit_distance(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Take what embeddings (n, features) of each class, and of all together, are like; n >= 2."""
+        self.distance.fit(embeddings, labels)
+        self.background.fit(embeddings, torch.zeros_like(labels))
+
     def parts(self, tiles: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Return distance and log odds of a fault, (batch, 2), and the share (0-1) of missing pixels, (batch,)."""
         odds, valid = self.check(sample(tiles))
-        return torch.stack([self.distance(embedding), odds], dim=1), missing(valid)
+        unlike = self.distance(embedding) - self.background(embedding)
+        return torch.stack([unlike, odds], dim=1), missing(valid)
 
     def fit_limits(self, kinds: Sequence[Tensor], false_alarms: float = FALSE_ALARMS) -> None:
         """Bring the fitted scores to one scale: 0 for the usual known tile, 1 where few known ones go.

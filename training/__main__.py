@@ -1,5 +1,6 @@
 """`python -m training`: see `training.cli`; `training.promotion.commands` for what concerns the registry, and
-`training.tuning.command` for the search of hyperparameters."""
+`training.tuning.command` for the search of hyperparameters, `training.assess` for what a model file is worth, and
+`training.leave_out` for what it makes of classes that it never saw."""
 
 import sys
 
@@ -16,6 +17,18 @@ def main() -> None:
         from training.tuning.command import tune
 
         tune(sys.argv[2:], prog_name="python -m training tune")
+    elif sys.argv[1:2] == ["assess"]:
+        from training.assess.command import assess
+
+        assess(sys.argv[2:], prog_name="python -m training assess")
+    elif sys.argv[1:2] == ["leave-out"]:
+        from training.leave_out.command import leave_out
+
+        leave_out(sys.argv[2:], prog_name="python -m training leave-out")
+    elif sys.argv[1:2] == ["pseudo-label"]:
+        from training.pseudo_labels import main as pseudo_label
+
+        pseudo_label(sys.argv[2:], prog_name="python -m training pseudo-label")
     else:
         from training.cli import main as train
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ _MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the
 _MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
 _BATCH = 256
 UNLABELLED = "unlabelled"  # the split of tiles that no one has labelled: known all the same, e.g. Level-2A
-_HELD_BACK = 3  # every third of these is for the limits and not for fitting
+HELD_BACK = 3  # every third of these is for the limits and not for fitting
 
 Rows = npt.NDArray[np.int64]
 
@@ -89,11 +90,21 @@ def describe(
         ),
         metrics=calibration.metrics,
         data_hash=summary.data_hash,
+        weights=_digest(model.classifier),
         synthetic=summary.synthetic,
         code_revision=code_revision(),
         licence="CC0-1.0" if summary.synthetic else "MIT",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _digest(classifier: Classifier) -> str:
+    """Return SHA-256 of what a checkpoint holds: weights, statistics of normalisation, and no calibration."""
+    digest = sha256()
+    for name, tensor in sorted(classifier.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +127,7 @@ def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
         answered = _answers(classifier, pack, unlabelled)
         embeddings.append(answered.embeddings)
         labels.append(answered.logits.argmax(1))
-    classifier.outliers.distance.fit(torch.cat(embeddings), torch.cat(labels))
+    classifier.outliers.fit_distance(torch.cat(embeddings), torch.cat(labels))
     kinds = [pack.rows("train", source) for source in pack.summary.sources] + [unlabelled]
     lines = [_lines(pack, _spread(rows, _MOST_EXPOSED)) for rows in kinds if len(rows)]
     classifier.outliers.check.fit(exposures(lines))
@@ -125,7 +136,7 @@ def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
 def _fit_limits(classifier: Classifier, pack: Pack) -> float:
     """Bring the outlier score's parts to one scale, and return the threshold: on tiles that neither was fitted on."""
     kinds = {source: pack.rows("val", source) for source in pack.summary.sources}
-    kinds[UNLABELLED] = pack.rows(UNLABELLED)[::_HELD_BACK]
+    kinds[UNLABELLED] = pack.rows(UNLABELLED)[::HELD_BACK]
     known = {kind: _answers(classifier, pack, rows) for kind, rows in kinds.items() if len(rows)}
     classifier.outliers.fit_limits([answers.parts for answers in known.values()])
     scores = {kind: classifier.outliers.combine(a.parts, a.missing).numpy() for kind, a in known.items()}
@@ -155,4 +166,4 @@ def _spread(rows: Rows, most: int) -> Rows:
 
 def _fitted_part(rows: Rows) -> Rows:
     """Return the rows without those that are held back for the limits."""
-    return rows[np.arange(len(rows)) % _HELD_BACK != 0]
+    return rows[np.arange(len(rows)) % HELD_BACK != 0]

@@ -59,13 +59,14 @@ def draw_sound(tiles: DN, random: np.random.Generator, gain: float = 0.07, band_
 
 def draw_bands(tiles: DN, random: np.random.Generator) -> DN:
     """Return `tiles` through a random set of bands each: a common one (`l2a`, `10m`, `rgb`) or any."""
-    present = (tiles > 0).any((2, 3))
+    present = np.asarray((tiles > 0).any((2, 3)))
     common = [np.isin(np.arange(BAND_COUNT), positions(BAND_SETS[name])) for name in ("l1c", "l2a", "10m", "rgb")]
     chosen = random.integers(0, len(common) + 1, len(tiles))
     any_set = random.random((len(tiles), BAND_COUNT)) < random.uniform(0.3, 0.95, (len(tiles), 1))
     keep = np.stack([*np.broadcast_to(np.stack(common)[:, None], (4, *any_set.shape)), any_set])
-    kept = keep[chosen, np.arange(len(tiles))] & present
-    kept[~kept.any(1)] = present[~kept.any(1)]
+    kept = np.asarray(keep[chosen, np.arange(len(tiles))] & present)
+    none = ~np.any(kept, axis=1)
+    kept[none] = present[none]
     return np.asarray(tiles * kept[:, :, None, None].astype(np.uint16))
 
 

@@ -49,7 +49,9 @@ def eurosat_order(tiles: DN) -> DN:
     found = np.zeros_like(tiles)
     for taken, into in groups(tiles):
         names = [BAND_NAMES[place] for place in into]
-        found[np.ix_(taken, into)] = tiles[np.ix_(taken, positions(n for n in EUROSAT_MS_ORDER if n in names))]
+        found[np.ix_(taken, into)] = tiles[
+            np.ix_(taken, np.array(positions(n for n in EUROSAT_MS_ORDER if n in names)))
+        ]
     return found
 
 
@@ -80,7 +82,7 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def as_dn(tiles: DN, changed: Floats) -> DN:
+def as_dn(tiles: DN, changed: npt.NDArray[np.number]) -> DN:
     """Return `changed` as DN from 1 on, as readers do, with no data where `tiles` had it."""
     return np.where(tiles == 0, 0, np.clip(np.rint(changed), 1, DN_MAX)).astype(np.uint16)
 

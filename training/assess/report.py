@@ -1,0 +1,123 @@
+"""From a case to a report: every table, the verdicts on top, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.assess.accuracy import accuracy_table, class_table, robustness_table, rows_of, zone_table
+from training.assess.certainty import certainty_tables
+from training.assess.outputs import Case
+from training.assess.settings import AssessSettings
+from training.assess.strangers import FILE, stranger_table
+from training.assess.tables import Table
+from training.provenance import code_revision
+
+MARKDOWN, JSON = "assessment.md", "assessment.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What was measured.
+
+    Attributes:
+        command: the command line that measures it again.
+        about: what the file and the tiles are.
+        tables: of figures; the first holds the verdicts.
+    """
+
+    command: str
+    about: dict[str, str]
+    tables: tuple[Table, ...]
+
+    def markdown(self) -> str:
+        """Return the report for people."""
+        facts = "\n".join(f"- {name}: {text}" for name, text in self.about.items())
+        head = f"## Assessment of {self.about['model']}\n\n```bash\n{self.command}\n```\n\n{facts}"
+        return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return {"command": self.command, **self.about, "tables": {t.name: t.as_json() for t in self.tables}}
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write both forms into `folder` and return where."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / MARKDOWN, folder / JSON]
+        paths[0].write_text(self.markdown(), encoding="utf-8")
+        paths[1].write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+        return paths
+
+
+def assess(case: Case, settings: AssessSettings, clouds: Path | None, command: str) -> Assessment:
+    """Measure everything."""
+    plain = {source: case.ask(case.rows(source), step=source) for source in case.sources}
+    accuracy, evaluations = accuracy_table(case, plain)
+    labels = case.labels(rows_of(case))
+    logits = np.concatenate([plain[source].logits for source in case.sources])
+    error, sets = certainty_tables(logits, labels, case.model.metadata.classes, settings, case.progress)
+    strangers = stranger_table(case, plain, settings, clouds)
+    tables = (
+        accuracy,
+        class_table(evaluations),
+        zone_table(case, plain, settings),
+        error,
+        sets,
+        strangers,
+        robustness_table(case, plain),
+    )
+    return Assessment(command, _about(case), (_verdicts(error, sets, strangers, settings), *tables))
+
+
+def _about(case: Case) -> dict[str, str]:
+    metadata = case.model.metadata
+    return {
+        "model": case.model.path.name,
+        "sha256": case.model.sha256,
+        "network": f"{metadata.network}, {metadata.precision}, version {metadata.version}",
+        "trained on the data": metadata.data_hash[:12],
+        "measured on": f"split {case.split!r} of the data {case.pack.summary.data_hash[:12]}",
+        "synthetic": str(case.pack.summary.synthetic).lower(),
+        "code revision": code_revision(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _verdicts(error: Table, sets: Table, strangers: Table, settings: AssessSettings) -> Table:
+    targets, rows = settings.targets, []
+    found = _figure(error, 0, "mean %")
+    rows.append(
+        _verdict("calibration error", found, found <= targets.calibration_error, f"≤ {targets.calibration_error:g}")
+    )
+    for place, row in enumerate(sets.rows):
+        if row[0] == "LAC":
+            asked, covered = _figure(sets, place, "asked %"), _figure(sets, place, "covered %")
+            met = abs(covered - asked) <= targets.coverage_within
+            rows.append(_verdict(f"coverage at {asked:.0%}", covered, met, f"± {targets.coverage_within:g}"))
+    for place, row in enumerate(strangers.rows):
+        flagged, known = _figure(strangers, place, f"{FILE} %"), str(row[0]).startswith("known: ")
+        limit = settings.false_alarms + 2 * np.sqrt(
+            settings.false_alarms * (1 - settings.false_alarms) / int(row[1] or 1)
+        )
+        if known:
+            rows.append(
+                _verdict(f"false alarms, {row[0]}", flagged, flagged <= limit, f"about ≤ {settings.false_alarms:g}")
+            )
+        elif ": known" not in str(row[0]):
+            rows.append(_verdict(f"flagged, {row[0]}", flagged, flagged >= targets.flagged, f"≥ {targets.flagged:g}"))
+    note = "What is asked (`configs/assess.yaml`) against what was found in the tables below."
+    return Table("verdicts", "In short", note, ("figure", "found %", "asked", "met"), tuple(rows))
+
+
+def _verdict(name: str, found: float, met: bool, asked: str) -> tuple[str, float, str, str]:
+    return name, found, asked, "yes" if met else "NO"
+
+
+def _figure(table: Table, row: int, column: str) -> float:
+    value = table.rows[row][table.header.index(column)]
+    return float(value or 0.0)
