@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rasterio.crs import CRS
 
 from bento.engine import Engine
 from bento.process.uploads import Answer, Batch
@@ -42,6 +44,8 @@ SCHEMA = pa.schema(
         ("request_id", pa.string()),
         ("name", pa.string()),
         ("bbox", pa.struct([(side, pa.float64()) for side in ("xmin", "ymin", "xmax", "ymax")])),
+        ("crs", pa.string()),
+        ("transform", pa.list_(pa.float64())),
         ("class", pa.string()),
         ("probabilities", pa.map_(pa.string(), pa.float32())),
         ("prediction_set", pa.list_(pa.string())),
@@ -238,11 +242,14 @@ def row_of(answered: _Answered, keeping: Keeping) -> dict[str, Any]:
     chosen, outlier = answer["prediction_set"] or {}, answer["outlier"] or {}
     values = tile.pixels[positions(tile.bands)]
     mean, std = band_features(values)
+    place = tile.georeference
     return {
         "time": datetime.fromtimestamp(answered.when, UTC),
         "request_id": answered.request_id,
         "name": answer["name"] if keeping.names else None,
         "bbox": bbox_of(answer["footprint"]),
+        "crs": _text_of(place.crs) if place else None,
+        "transform": list(place.transform)[:6] if place else None,
         "class": answer["class"],
         "probabilities": list(answer["probabilities"].items()),
         "prediction_set": chosen.get("classes"),
@@ -260,6 +267,11 @@ def row_of(answered: _Answered, keeping: Keeping) -> dict[str, Any]:
         "model_sha256": answered.engine.sha256,
         "tile": values.astype("<u2").tobytes() if keeping.tiles else None,
     }
+
+
+@lru_cache(maxsize=256)  # tiles come from few zones, and looking a CRS up takes as long as reading a tile
+def _text_of(crs: CRS) -> str:
+    return str(crs.to_string())
 
 
 def band_features(values: npt.NDArray[np.uint16]) -> tuple[list[float | None], list[float | None]]:

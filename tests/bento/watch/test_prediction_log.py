@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from affine import Affine
 from geotiffs import geotiff, tile_file
 from prometheus_client import REGISTRY
 from serving import served
@@ -84,6 +85,9 @@ def test_a_row_holds_what_an_audit_and_a_retraining_need(engine: Engine, tmp_pat
     (ring,) = FOREST.footprint["coordinates"]  # type: ignore[index]
     west, south = np.min(ring, axis=0)
     assert (row["bbox"]["xmin"], row["bbox"]["ymin"]) == (west, south)
+    assert FOREST.georeference is not None
+    assert row["crs"] == FOREST.georeference.crs.to_string()
+    assert Affine(*row["transform"]) == FOREST.georeference.transform
 
 
 def test_names_and_tiles_are_kept_only_where_that_is_said(engine: Engine, tmp_path: Path) -> None:
@@ -107,7 +111,8 @@ def test_a_tile_of_few_bands_is_kept_with_those(engine: Engine, tmp_path: Path) 
     assert row["band_mean"] == pytest.approx(pixels[1:4, :, 16:].mean(axis=(1, 2)).tolist(), rel=1e-5)
     assert row["band_std"] == pytest.approx(pixels[1:4, :, 16:].std(axis=(1, 2)).tolist(), rel=1e-4)
     assert len(row["tile"]) == 3 * 64 * 64 * 2
-    assert (row["bbox"], row["level"], row["valid_share"]) == (None, None, 0.75)
+    assert (row["bbox"], row["crs"], row["transform"]) == (None, None, None)
+    assert (row["level"], row["valid_share"]) == (None, 0.75)
 
 
 def test_a_band_without_data_has_no_features() -> None:
