@@ -93,6 +93,7 @@ class ModelMetadata(BaseModel):
         histograms: of the training data, per band.
         metrics: measured figures, e.g. {"val/accuracy": 0.95}.
         data_hash: of the pack that trained it.
+        weights: SHA-256 of what training moved; the same in files that differ in calibration only.
         synthetic: whether that pack was synthetic, so that nobody mistakes a demo for a product.
         code_revision: git revision that trained it (`-dirty` where files were changed).
         licence: of the weights.
@@ -120,6 +121,7 @@ class ModelMetadata(BaseModel):
     histograms: tuple[ReferenceHistogram, ...] = ()
     metrics: dict[str, float] = {}
     data_hash: str = ""
+    weights: str = ""
     synthetic: bool = False
     code_revision: str = ""
     licence: str = ""

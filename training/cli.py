@@ -24,6 +24,7 @@ from training.health import Health
 from training.paths import RunFolder, new_run, newest_run
 from training.precision import AUTO, allow_tf32, best_precision
 from training.settings import Quantisation
+from training.system_metrics import SystemMetrics
 from training.task import ClassificationTask
 from training.tracking import Tracking, how_to_look, log_provenance, make_logger
 from training.trainer import Trainer
@@ -50,7 +51,7 @@ class SaveRunConfig(SaveConfigCallback):
         for key in ("config", "ckpt_path", "weights_only", "out"):
             content.pop(key, None)
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        log_provenance(trainer, trainer.datamodule.pack.summary.data_hash, path)
+        log_provenance(trainer, trainer.datamodule.pack, path)
         for logger in trainer.loggers:
             logger.log_hyperparams({name: content[name] for name in ("data", "model", "ema", "seed_everything")})
 
@@ -120,6 +121,7 @@ class TrainingCLI(LightningCLI):
         assert isinstance(trainer, Trainer)  # noqa: S101 - the class that main() names
         trainer.quantisation = self._quantisation()
         always: list[Callback] = [SeedEachStep(), History(), Health()]
+        always += [SystemMetrics()] if self._tracking().system_metrics else []
         trainer.callbacks += always if terminal else [*always, EpochLines()]  # type: ignore[attr-defined]
         return trainer
 

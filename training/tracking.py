@@ -1,12 +1,14 @@
 """Runs in MLflow: figures, config, data, code, environment, pictures and the model file."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import MLFlowLogger
 
+from datasets.pack import Pack
 from training.paths import RunFolder
 from training.provenance import code_revision, dvc_lock_hash, environment
 
@@ -24,6 +26,7 @@ class Tracking:
         experiment: the experiment's name.
         run: the run's name; default: the run folder's.
         tags: further tags.
+        system_metrics: whether load and memory of processor and GPU are tracked while a run fits.
     """
 
     enabled: bool = True
@@ -32,6 +35,7 @@ class Tracking:
     experiment: str = "sentile"
     run: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    system_metrics: bool = True
 
 
 def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLogger | None:
@@ -39,13 +43,11 @@ def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLog
     if not tracking.enabled:
         return None
     known = folder.root / _RUN_ID
-    local = tracking.uri.startswith("sqlite:")
     logger = MLFlowLogger(
         experiment_name=tracking.experiment,
         run_name=tracking.run or folder.root.name,
         tracking_uri=tracking.uri,
-        # Said outright, since MLflow would otherwise fix the folder that the first run was started from.
-        artifact_location=tracking.artifacts.resolve().as_uri() if local else None,
+        artifact_location=_artifact_location(tracking),
         tags={**tracking.tags, **_provenance_tags()},
         run_id=None if fresh else run_id_of(folder, tracking.uri),
     )
@@ -70,19 +72,54 @@ def how_to_look(tracking: Tracking) -> str:
     return f"look at the runs with: mlflow ui --backend-store-uri {tracking.uri}"
 
 
-def log_provenance(trainer: pl.Trainer, data_hash: str, config: Path) -> None:
-    """Log the config, the environment and the data's hash to the run, if there is one."""
+def experiment_id(tracking: Tracking) -> str:
+    """Return the id of the experiment, which is made where it is not there yet."""
+    from mlflow.tracking import MlflowClient  # a machine that only fits may have no MLflow
+
+    client = MlflowClient(tracking_uri=tracking.uri)
+    found = client.get_experiment_by_name(tracking.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(tracking.experiment, artifact_location=_artifact_location(tracking)))
+
+
+def log_provenance(trainer: pl.Trainer, pack: Pack, config: Path) -> None:
+    """Log the config, the environment, and what was trained and validated on, to the run, if there is one."""
     logger = mlflow_logger(trainer)
     if logger is None or logger.run_id is None:
         return
     client = logger.experiment
-    client.set_tag(logger.run_id, "data_hash", data_hash)
+    client.set_tag(logger.run_id, "data_hash", pack.summary.data_hash)
     client.log_text(logger.run_id, environment(), "requirements.txt")
     if config.is_file():
         client.log_artifact(logger.run_id, str(config))
+    log_data(trainer, pack, {"train": "training", "val": "validation"})
 
 
-def log_results(trainer: pl.Trainer, metrics: dict[str, float], files: list[Path], place: str) -> None:
+def log_data(trainer: pl.Trainer, pack: Pack, contexts: dict[str, str]) -> None:
+    """Log splits of a pack, each with what it is for, as the run's dataset inputs, if there is a run."""
+    logger = mlflow_logger(trainer)
+    if logger is None or logger.run_id is None:
+        return
+    from training.lineage import dataset_inputs  # a machine that only fits may have no MLflow
+
+    logger.experiment.log_inputs(logger.run_id, dataset_inputs(pack, contexts))
+
+
+def log_model_file(trainer: pl.Trainer, path: Path) -> None:
+    """Log a model file, and the INT8 file beside it, as the run's logged model, if there is a run."""
+    logger = mlflow_logger(trainer)
+    if logger is None or logger.run_id is None:
+        return
+    from models.modelfile import open_model
+    from training.logged_model import log_model
+
+    log_model(logger.experiment, logger.run_id, open_model(path))
+
+
+def log_results(
+    trainer: pl.Trainer, metrics: dict[str, float], files: Sequence[Path] = (), place: str | None = None
+) -> None:
     """Log final figures and files to the run, if there is one."""
     logger = mlflow_logger(trainer)
     if logger is None or logger.run_id is None:
@@ -96,6 +133,12 @@ def log_results(trainer: pl.Trainer, metrics: dict[str, float], files: list[Path
 def mlflow_logger(trainer: pl.Trainer) -> MLFlowLogger | None:
     """Return the trainer's MLflow logger, if it has one."""
     return next((logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)), None)
+
+
+def _artifact_location(tracking: Tracking) -> str | None:
+    """Return where an experiment's artifacts go: said outright for SQLite, since MLflow would otherwise fix the folder
+    that the first run was started from."""
+    return tracking.artifacts.resolve().as_uri() if tracking.uri.startswith("sqlite:") else None
 
 
 def _provenance_tags() -> dict[str, str]:

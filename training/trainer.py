@@ -23,7 +23,7 @@ from training.evaluation import (
 from training.paths import RunFolder
 from training.settings import Quantisation
 from training.task import ClassificationTask
-from training.tracking import log_results
+from training.tracking import log_data, log_model_file, log_results
 
 _CHECKED_TILES = 256  # compared between torch and onnxruntime before a model file gets its name
 
@@ -76,6 +76,7 @@ class Trainer(pl.Trainer):
         _write_answers(files[-1], model, datamodule)
         metrics = {k: v for e in evaluations for k, v in e.metrics(datamodule.test_split).items()}
         log_results(self, metrics, files, "evaluation")
+        log_data(self, datamodule.pack, {datamodule.test_split: "test"})
         click.echo(f"tested {path} on the split {datamodule.test_split!r}:")
         click.echo(as_markdown(evaluations))
 
@@ -104,14 +105,14 @@ class Trainer(pl.Trainer):
         tiles = _some_tiles(datamodule)
         int8_of(self.folder.model).unlink(missing_ok=True)  # it is another model's from here on
         difference = export_model(classifier, metadata, self.folder.model, tiles)
-        log_results(self, calibration.metrics, [self.folder.model], "model")
         size = self.folder.model.stat().st_size / 1e6
         click.echo(
             f"exported {path} to {self.folder.model} ({size:.1f} MB, temperature {metadata.temperature:.3f}, "
             f"largest difference from torch {difference:.1e} on {len(tiles)} tiles)"
         )
-        files, metrics = export_int8(self.folder.model, datamodule.pack, self.quantisation)
-        log_results(self, metrics, files, "model")
+        _, metrics = export_int8(self.folder.model, datamodule.pack, self.quantisation)
+        log_results(self, calibration.metrics | metrics)
+        log_model_file(self, self.folder.model)
 
     def _load_best(self, model: ClassificationTask, ckpt_path: str | None) -> Path:
         """Load the weights of `ckpt_path`, or of the run's best checkpoint, and return which it was."""

@@ -6,33 +6,27 @@ is kept beside it.
 """
 
 import json
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
-import numpy as np
-import onnx
-import onnxruntime
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
 
 from datasets.errors import TrainingError
-from datasets.tile import TILE_SIZE
-from models.modelfile import INPUT, ModelFile, ModelMetadata, open_model
+from models.modelfile import ModelFile, ModelMetadata, open_model
+from training.logged_model import FILE, digests, log_model
 from training.promotion.gates import Finding
+from training.tracking import Tracking, experiment_id
 
 NAME = "sentile"
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-EXPERIMENT = "sentile"
 _EVENT = "event."
 _GATE = "gate."
-_FILE = "model.onnx"
+_MEASURED = "measured."
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +65,21 @@ class Registry:
     def register(
         self, model: ModelFile, who: str, why: str, semver: str | None = None, run_id: str | None = None
     ) -> ModelVersion:
-        """Log a model file to a run (a new one, if `run_id` is None), and make it the candidate.
+        """Make a model file, with the INT8 file beside it, a version and the candidate; archive the candidate before.
+
+        The version is the run's own logged model where the run holds this file; else the file is logged, to a run of
+        its own if `run_id` is None.
 
         Raises:
-            TrainingError: the semantic version is none or taken, or MLflow would keep other bytes than the file's.
+            TrainingError: the semantic version is none or taken.
         """
         semver = ".".join(map(str, _parts(semver))) if semver else self.next_semver(model.metadata)
         if any(version.tags.get("semver") == semver for version in self.versions()):
             raise TrainingError(f"version {semver} of {self.name} exists; name another with --version")
-        version = self._log(model, run_id)
-        tags = {"semver": semver, "sha256": model.sha256, "data_hash": model.metadata.data_hash, "stage": CANDIDATE}
-        for key, value in (tags | {"code_revision": model.metadata.code_revision}).items():
-            self.client.set_model_version_tag(self.name, version.version, key, value)
-        self._check_bytes(version, model)
+        version = self._create(model, semver, run_id or self._new_run(semver))
+        before = self.by_alias(CANDIDATE)
+        if before is not None and before.tags.get("stage") == CANDIDATE:
+            self._archive(before, who, f"version {semver} was registered")
         self.client.set_registered_model_alias(self.name, CANDIDATE, version.version)
         self.note(version, "registered", who, why)
         return self.client.get_model_version(self.name, version.version)
@@ -121,23 +117,36 @@ class Registry:
     def fetch(self, version: ModelVersion, folder: Path) -> ModelFile:
         """Download a version's model file into `folder` and open it; raises ModelFileError where it is not sound."""
         folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(self._download(version, folder).rglob(_FILE))
+        found = sorted(self._download(version, folder).rglob(FILE))
         if not found:
-            raise TrainingError(f"{self.name} {version.version} holds no {_FILE}; register it again")
+            raise TrainingError(f"{self.name} {version.version} holds no {FILE}; register it again")
         model = open_model(found[0])
-        if version.tags.get("sha256") not in (None, model.sha256):
-            raise TrainingError(f"{self.name} {version.version}: the file is not the one that was registered")
+        self._check_digests(version, model)
         return model
 
-    def write_findings(self, version: ModelVersion, findings: Iterable[Finding]) -> None:
-        """Write each gate's figure on a version, as tags and as `gates.json` of its run."""
+    def write_findings(self, version: ModelVersion, findings: Iterable[Finding], **circumstances: str) -> None:
+        """Write each gate's figure on a version, as tags and as `gates/<version>.json` of its run.
+
+        Args:
+            circumstances: what it was measured on and against, tags as well. What was measured before goes.
+        """
         found = list(findings)
+        for key in self.client.get_model_version(self.name, version.version).tags:
+            if key.startswith((_GATE, _MEASURED)):
+                self.client.delete_model_version_tag(self.name, version.version, key)
+        for key, said in circumstances.items():
+            self.client.set_model_version_tag(self.name, version.version, _MEASURED + key, said)
         for finding in found:
             text = f"{'pass' if finding.passed else 'FAIL'} {finding.figure:.4g} ({finding.limit})"
             self.client.set_model_version_tag(self.name, version.version, _GATE + finding.gate, text)
         if version.run_id:
             content = json.dumps([asdict(finding) for finding in found], indent=2)
             self.client.log_text(version.run_id, content, f"gates/{version.version}.json")
+
+    def tag(self, version: ModelVersion, **tags: str) -> None:
+        """Write tags on a version."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, version.version, key, value)
 
     def promote(self, version: ModelVersion, who: str, why: str) -> None:
         """Make a version the champion, and archive the one that was."""
@@ -146,18 +155,17 @@ class Registry:
             raise TrainingError(f"{self.name} {version.tags.get('semver', version.version)} is the champion already")
         if champion is not None:
             self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
-            self._set_stage(champion, "archived")
-            self.note(champion, "archived", who, f"version {version.tags.get('semver', version.version)} was promoted")
+            self._archive(champion, who, f"version {version.tags.get('semver', version.version)} was promoted")
         self.client.set_registered_model_alias(self.name, CHAMPION, version.version)
         candidate = self.by_alias(CANDIDATE)
         if candidate is not None and candidate.version == version.version:
             self.client.delete_registered_model_alias(self.name, CANDIDATE)
-        self._set_stage(version, CHAMPION)
+        self.tag(version, stage=CHAMPION)
         self.note(version, "promoted", who, why)
 
     def refuse(self, version: ModelVersion, who: str, why: str) -> None:
         """Write on a version that the gates refused it; aliases stay as they are."""
-        self._set_stage(version, "refused")
+        self.tag(version, stage="refused")
         self.note(version, "refused", who, why)
 
     def rollback(self, who: str, why: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion]:
@@ -174,8 +182,8 @@ class Registry:
             raise TrainingError(f"{self.name} {target.tags.get('semver', target.version)} is the champion already")
         self.client.set_registered_model_alias(self.name, CHAMPION, target.version)
         self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
-        self._set_stage(champion, "rolled back")
-        self._set_stage(target, CHAMPION)
+        self.tag(champion, stage="rolled back")
+        self.tag(target, stage=CHAMPION)
         self.note(champion, "rolled back", who, why)
         self.note(target, "promoted", who, f"version {champion.tags.get('semver', champion.version)} was rolled back")
         return champion, target
@@ -197,47 +205,47 @@ class Registry:
         self.client.set_model_version_tag(self.name, version.version, _EVENT + when, json.dumps(asdict(event)))
 
     def next_semver(self, metadata: ModelMetadata) -> str:
-        """Return the version after the newest: major where the classes differ, minor where the data do, else patch."""
+        """Return the version after the newest.
+
+        Major where classes or the bands that the network looks at are others; patch where the trained weights are the
+        same, so that only calibration differs; minor where it was trained again. Of weights that do not say their
+        digest, the data decide.
+        """
         known = [version for version in self.versions() if version.tags.get("semver")]
         if not known:
             return "1.0.0"
         newest = max(known, key=lambda version: _parts(version.tags["semver"]))
         major, minor, patch = _parts(newest.tags["semver"])
-        if newest.tags.get("classes") != _classes(metadata):
+        now = _origin(metadata)
+        # A version from before these tags were written says nothing of them, and so nothing else.
+        if any(newest.tags.get(key, now[key]) != now[key] for key in ("classes", "bands")):
             return f"{major + 1}.0.0"
-        if newest.tags.get("data_hash") != metadata.data_hash:
+        telling = "weights" if newest.tags.get("weights") and now["weights"] else "data_hash"
+        if newest.tags.get(telling) != now[telling]:
             return f"{major}.{minor + 1}.0"
         return f"{major}.{minor}.{patch + 1}"
 
-    def _log(self, model: ModelFile, run_id: str | None) -> ModelVersion:
-        """Log the file as MLflow's ONNX flavour, with signature and input example, and register it."""
-        mlflow.set_tracking_uri(self.uri)
-        if run_id is None:
-            mlflow.set_experiment(EXPERIMENT)
-        with mlflow.start_run(run_id=run_id, run_name=None if run_id else f"register {model.metadata.version}"):
-            logged = mlflow.onnx.log_model(
-                onnx.load(str(model.path)),
-                name="model",
-                signature=signature_of(model.metadata),
-                input_example={INPUT: np.zeros((1, len(model.metadata.bands), TILE_SIZE, TILE_SIZE), np.uint16)},
-                # Said outright, since MLflow would else load the model in a process of its own to find out.
-                pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"],
-                onnx_execution_providers=["CPUExecutionProvider"],
-                save_as_external_data=False,
-            )
+    def _create(self, model: ModelFile, semver: str, run_id: str) -> ModelVersion:
+        logged = log_model(self.client, run_id, model)
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             self.client.create_registered_model(self.name)
-        tags = {"classes": _classes(model.metadata)}
+        tags = {"semver": semver, "stage": CANDIDATE, **digests(model), **_origin(model.metadata)}
         return self.client.create_model_version(
-            self.name, logged.model_uri, run_id=logged.run_id, tags=tags, model_id=logged.model_id
+            self.name, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
         )
 
-    def _check_bytes(self, version: ModelVersion, model: ModelFile) -> None:
-        """What is served must be what was measured, to the byte."""
-        with tempfile.TemporaryDirectory(prefix="sentile-registry-") as folder:
-            kept = next(self._download(version, Path(folder)).rglob(_FILE))
-            if kept.read_bytes() != model.path.read_bytes():
-                raise TrainingError(f"{model.path}: MLflow keeps other bytes than the file's; export it again")
+    def _new_run(self, semver: str) -> str:
+        """Return a run for a model file that no run here has exported."""
+        run = self.client.create_run(experiment_id(Tracking(uri=self.uri)), run_name=f"register {semver}")
+        self.client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _check_digests(self, version: ModelVersion, model: ModelFile) -> None:
+        """What is measured and served must be what was registered, to the byte."""
+        for key, now in digests(model).items():
+            if version.tags.get(key, now) != now:
+                which = f"{self.name} {version.version}"
+                raise TrainingError(f"{which}: the file is not the one that was registered ({key}); register it again")
 
     def _download(self, version: ModelVersion, folder: Path) -> Path:
         return Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.uri))
@@ -251,19 +259,13 @@ class Registry:
             )
         return self.client.get_model_version(self.name, before[-1])
 
-    def _set_stage(self, version: ModelVersion, stage: str) -> None:
-        self.client.set_model_version_tag(self.name, version.version, "stage", stage)
+    def _archive(self, version: ModelVersion, who: str, why: str) -> None:
+        self.tag(version, stage="archived")
+        self.note(version, "archived", who, why)
 
     def _semver_of(self, version: ModelVersion) -> str:
         tags = self.client.get_model_version(self.name, version.version).tags
         return str(tags.get("semver", ""))
-
-
-def signature_of(metadata: ModelMetadata) -> ModelSignature:
-    """Return what MLflow is told of a model file's input and first output."""
-    tiles = TensorSpec(np.dtype("uint16"), (-1, len(metadata.bands), TILE_SIZE, TILE_SIZE), INPUT)
-    shares = TensorSpec(np.dtype("float32"), (-1, len(metadata.classes)), "probabilities")
-    return ModelSignature(inputs=Schema([tiles]), outputs=Schema([shares]))
 
 
 def _number(version: ModelVersion) -> str:
@@ -271,8 +273,15 @@ def _number(version: ModelVersion) -> str:
     return str(version.version)
 
 
-def _classes(metadata: ModelMetadata) -> str:
-    return ",".join(metadata.classes)
+def _origin(metadata: ModelMetadata) -> dict[str, str]:
+    """Return what versions are counted by, and where a model comes from, as tags."""
+    return {
+        "classes": ",".join(metadata.classes),
+        "bands": ",".join(metadata.trained_bands),
+        "weights": metadata.weights,
+        "data_hash": metadata.data_hash,
+        "code_revision": metadata.code_revision,
+    }
 
 
 def _parts(semver: str) -> tuple[int, int, int]:

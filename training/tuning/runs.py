@@ -1,12 +1,11 @@
 """A study in MLflow: one parent run, and one child run a trial."""
 
 import json
-from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
 from training.paths import RunFolder
-from training.tracking import Tracking, alive_run, run_id_of
+from training.tracking import Tracking, alive_run, experiment_id, run_id_of
 
 _PARENT = "mlflow.parentRunId"
 
@@ -55,14 +54,5 @@ class StudyRuns:
 
     def _begin(self, study: str) -> str:
         tags = {**self._tracking.tags, "mlflow.runName": f"tune {study}"}
-        run = self._client.create_run(self._experiment(), tags=tags)
+        run = self._client.create_run(experiment_id(self._tracking), tags=tags)
         return str(run.info.run_id)
-
-    def _experiment(self) -> str:
-        name = self._tracking.experiment
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        local = self._tracking.uri.startswith("sqlite:")
-        place = Path(self._tracking.artifacts).resolve().as_uri() if local else None
-        return str(self._client.create_experiment(name, artifact_location=place))
