@@ -17,6 +17,7 @@ SMALL = [
     "--model.backbone.init_args.stem=[8]",
     "--data.batch_size=24",
     "--trainer.precision=32-true",
+    "--quantisation.enabled=false",
 ]
 
 
