@@ -256,7 +256,7 @@ def main() -> None:
     """Watch a service with Prometheus and Alertmanager, without containers."""
 
 
-@main.command()
+@main.command(short_help="Scrape services and print alerts until Ctrl-C.")
 @click.argument("urls", nargs=-1, required=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps data and logs [a temporary one].")
 @click.option("--hold", metavar="DURATION", help=f"How long conditions must hold, e.g. 10s [{_RULES_HOLD}].")
@@ -273,6 +273,8 @@ def watch(urls: tuple[str, ...], folder: Path | None, hold: str | None) -> None:
                 _report(running)
         except MonitoringError as error:
             raise click.ClickException(str(error)) from None
+        except httpx.TransportError as error:
+            raise click.ClickException(f"Alertmanager does not answer any more ({error}); start again") from None
         except KeyboardInterrupt:
             click.echo("stopped")
 
@@ -285,13 +287,14 @@ def rules() -> None:
 
 def _report(running: Monitoring) -> None:
     """Print where the pages are and, until interrupted, each alert that begins or ends."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both programs are ended then, too
     click.echo(f"Prometheus    {running.prometheus}\nAlertmanager  {running.alertmanager}\nCtrl-C stops both.")
     known: dict[str, str] = {}
     while True:
         now = {alert["fingerprint"]: _one_line(alert) for alert in running.alerts()}
-        for key in now.keys() - known.keys():
+        for key in sorted(now.keys() - known.keys(), key=now.__getitem__):
             click.echo(f"{time.strftime('%H:%M:%S')} fires  {now[key]}")
-        for key in known.keys() - now.keys():
+        for key in sorted(known.keys() - now.keys(), key=known.__getitem__):
             click.echo(f"{time.strftime('%H:%M:%S')} ended  {known[key]}")
         known = now
         time.sleep(2)

@@ -215,3 +215,10 @@ def test_rules_are_printed_for_the_prometheus_operator() -> None:
     assert [r["alert"] for g in printed["spec"]["groups"] for r in g["rules"] if "alert" in r] == [
         rule["alert"] for rule in alerts()
     ]
+
+
+def test_where_the_programs_are_absent_the_way_to_them_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(main, ["watch", "http://127.0.0.1:9"])
+    assert done.exit_code == 1
+    assert "apt-get install prometheus prometheus-alertmanager" in done.output
