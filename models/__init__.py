@@ -1,4 +1,4 @@
-"""Networks, and the one file they become. Only `models.modelfile` and `models.pretrained` are free of torch."""
+"""Networks, and the one file they become. Free of torch: `modelfile`, `precision`, `pretrained`."""
 
 import os
 

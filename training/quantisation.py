@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from datasets.bands import BAND_SETS, positions
+from datasets.errors import ExportError
 from datasets.pack import Pack
 from datasets.tile import BAND_COUNT, DN
 from models.calibration import fit_temperature
@@ -114,6 +115,9 @@ def export_int8(model: Path, pack: Pack, how: Quantisation) -> tuple[list[Path],
         metrics = int8.metadata.metrics | found.metrics()
         rewrite_metadata(partial, int8.metadata.model_copy(update={"metrics": metrics}))
         os.replace(partial, target)  # noqa: PTH105 - the one call that is atomic on every system
+    except ExportError as error:  # the network has nothing that INT8 would change; the fp32 file is good all the same
+        click.echo(f"no INT8 file was written, the model serves in fp32: {error}")
+        return [], {}
     finally:
         partial.unlink(missing_ok=True)
     faster = gain(fp32.session, int8.session)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from linear_model import write_linear_model
 
 from datasets.pack import Pack
 from models.modelfile import ModelMetadata, Outliers, PredictionSets, open_model
@@ -106,3 +107,11 @@ def test_calibration_sees_every_set_of_bands(pack: Pack) -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"quantisation.{next(iter(wrong))}"):
         Quantisation(**wrong)
+
+
+def test_a_network_without_convolutions_is_served_in_fp32_and_it_is_said(
+    pack: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear = write_linear_model(tmp_path / "model.onnx")
+    assert export_int8(linear, pack, LENIENT) == ([], {})
+    assert "has no convolution, so INT8 would change nothing" in capsys.readouterr().out
