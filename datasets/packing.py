@@ -20,7 +20,7 @@ from datasets.errors import PackError
 from datasets.pack import CARD, INDEX, PLANES, STATISTICS, VERSION, Pack, PackSummary
 from datasets.progress import Report, silent
 from datasets.records import TileRecord, Unreadable, read_all
-from datasets.sources import Source
+from datasets.sources import Source, fixed_splits
 from datasets.splits import SplitPlan, assign
 from datasets.statistics import measure, write_statistics
 from datasets.tile import TILE_SIZE, Tile
@@ -54,7 +54,7 @@ def write_pack(
     try:
         partial.mkdir(parents=True)
         records = _write_planes(read_all(sources, progress, "packing", corrections), partial / PLANES)
-        summary = _write_index(records, assign(records, plan), sources, plan, corrected, partial)
+        summary = _write_index(records, assign(records, plan, fixed_splits(sources)), sources, plan, corrected, partial)
         write_statistics(measure(Pack(partial)), partial / STATISTICS)
         _replace(partial, target)
     except OSError as error:

@@ -5,7 +5,7 @@ format and origin, so that no later step has to be told again.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -64,12 +64,19 @@ class TileFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A folder of labelled tiles and how to read them."""
+    """A folder of labelled tiles and how to read them.
+
+    Attributes:
+        root, format, said: where its tiles are, and how they are read.
+        synthetic: whether they were computed.
+        split: where all its tiles go, whatever the plan: labels that nobody checked train and never judge.
+    """
 
     root: Path
     format: Format
     said: Statement = field(default_factory=Statement)
     synthetic: bool = False
+    split: str | None = None
 
     def files(self) -> list[TileFile]:
         """Return every labelled file, sorted by class and name.
@@ -108,7 +115,8 @@ def find_source(root: Path, form: Format | None = None, said: Statement | None =
         raise NoTilesError(f"{root}: there is no such folder; `python -m datasets fetch` or `synth` makes one")
     card = _read_card(root)
     form = form or Format(card.get("format", _PUBLISHED_FOLDERS.get(root.name, Format.GEOTIFF)))
-    return Source(root, form, said or Statement(), bool(card.get("synthetic", False)))
+    split = (card.get("extra") or {}).get("split")
+    return Source(root, form, said or Statement(), bool(card.get("synthetic", False)), split)
 
 
 def find_sources(roots: tuple[Path, ...], form: Format | None = None, said: Statement | None = None) -> list[Source]:
@@ -118,6 +126,11 @@ def find_sources(roots: tuple[Path, ...], form: Format | None = None, said: Stat
         inner = [child for child in sorted(root.glob("*/")) if _is_source(child)] if root.is_dir() else []
         found += [find_source(child, form, said) for child in inner] or [find_source(root, form, said)]
     return found
+
+
+def fixed_splits(sources: Sequence[Source]) -> dict[str, str]:
+    """Return {tile name: split} for the tiles of sources that say where they all go."""
+    return {file.name: source.split for source in sources if source.split for file in source.files()}
 
 
 def _is_source(folder: Path) -> bool:

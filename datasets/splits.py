@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 
 from rasterio.warp import transform
 
@@ -48,12 +49,27 @@ class SplitPlan:
     block_km: float = 50.0
 
 
-def assign(records: Sequence[TileRecord], plan: SplitPlan) -> list[str]:
+def assign(
+    records: Sequence[TileRecord], plan: SplitPlan, fixed: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
     """Return the split of each record, in order. A name always falls into one split, whatever its source.
+
+    Args:
+        fixed: {name: split} of tiles that the plan is not asked about (`datasets.sources.fixed_splits`).
 
     Raises:
         SplitError: a tile is in no list or in two, or has no coordinates; shares or blocks cannot be.
     """
+    if wrong := set(fixed.values()) - set(SPLITS):
+        raise SplitError(
+            f"a folder's card puts its tiles into the split {min(wrong)!r}; it is one of {', '.join(SPLITS)}"
+        )
+    planned = [record for record in records if record.name not in fixed]
+    split_of = {**dict(zip([r.name for r in planned], _planned(planned, plan), strict=True)), **fixed}
+    return [split_of[record.name] for record in records]
+
+
+def _planned(records: Sequence[TileRecord], plan: SplitPlan) -> list[str]:
     if plan.method is Method.LISTS:
         split_of = read_lists(plan.lists)
         return [_listed(record.name, split_of, plan.lists) for record in records]

@@ -30,7 +30,7 @@ from datasets.schema import (
     tile_frame,
     tile_schema,
 )
-from datasets.sources import Source
+from datasets.sources import Source, fixed_splits
 from datasets.splits import SPLITS, SplitPlan, assign
 from datasets.tile import TILE_SIZE
 
@@ -97,7 +97,7 @@ def validate(
     findings += _check_together(records, limits or Limits())
     findings += _some(WARNING, "corrections", "corrected, but not among these tiles", corrected.unmet)
     try:
-        splits, split_findings = _check_splits(records, assign(records, plan))
+        splits, split_findings = _check_splits(records, assign(records, plan, fixed_splits(sources)))
     except SplitError as error:
         splits, split_findings = {}, [_finding(ERROR, "splits", str(error), [])]
     return _report(records, splits, findings + split_findings)

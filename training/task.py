@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -58,6 +59,7 @@ class ClassificationTask(pl.LightningModule):
         compile: let torch compile the network for training, which takes a minute at first and is then faster
             (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++ compiler.
             null: on a GPU, where a measurement at the first step says that it is faster.
+        start_from: a checkpoint of the same network whose weights training starts with; null: with weights drawn.
     """
 
     answers: Answers
@@ -73,10 +75,13 @@ class ClassificationTask(pl.LightningModule):
         backbone: nn.Module | None = None,
         optimisation: Optimisation = Optimisation(),
         compile: bool | None = None,
+        start_from: Path | None = None,
     ) -> None:
         super().__init__()
         self.classes, self.optimisation = classes, optimisation
         self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std)
+        if start_from is not None:
+            _load_weights(self.classifier, start_from)
         self.classifier.to(memory_format=torch.channels_last)
         self._compile = compile
         self._train_forward: list[Forward] = []
@@ -200,6 +205,18 @@ class ClassificationTask(pl.LightningModule):
             label_smoothing=smoothing,
         )
         return loss
+
+
+def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
+    """Load what `checkpoint` learned, bands' statistics included: weights were learned on bands normalised by them."""
+    if not checkpoint.is_file():
+        raise TrainingError(f"model.start_from: {checkpoint}: there is no such checkpoint; name a run's best.ckpt")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "classifier."
+    try:
+        classifier.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        raise TrainingError(f"model.start_from: {checkpoint}: a checkpoint of another network or classes") from error
 
 
 def warmup_cosine(steps: int, options: Optimisation, step: int) -> float:

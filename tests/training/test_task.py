@@ -1,9 +1,12 @@
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
+from datasets.errors import TrainingError
+from models.network import ResidualCNN
 from training.task import ClassificationTask, Optimisation, warmup_cosine
 
 
@@ -40,3 +43,31 @@ def test_balancing_changes_the_loss_of_a_rare_class() -> None:
 def test_a_constant_rate_is_what_no_warmup_and_a_full_final_rate_give() -> None:
     options = Optimisation(warmup=0.0, final_rate=1.0)
     assert all(math.isclose(warmup_cosine(50, options, step), 1.0) for step in range(50))
+
+
+def test_training_can_start_from_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classes, mean, std = ["a", "b"], [1000.0] * 13, [500.0] * 13
+    first = ClassificationTask(classes, mean, std, [1, 1], ResidualCNN((8,), (1,), (8,)))
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
+    other_bands = [2000.0] * 13  # of another pack: the weights keep the statistics that they were learned with
+    second = ClassificationTask(
+        classes, other_bands, std, [1, 1], ResidualCNN((8,), (1,), (8,)), start_from=tmp_path / "best.ckpt"
+    )
+    tiles = torch.randint(1, 4000, (2, 13, 64, 64)).float()
+    assert torch.equal(first.eval()(tiles)[0], second.eval()(tiles)[0])
+
+
+def test_weights_of_another_network_or_of_none_are_refused(tmp_path: Path) -> None:
+    wide = ClassificationTask(["a", "b"], [1.0] * 13, [1.0] * 13, [1, 1], ResidualCNN((16,), (1,), (8,)))
+    torch.save({"state_dict": wide.state_dict()}, tmp_path / "wide.ckpt")
+    for name, message in (("wide.ckpt", "another network"), ("none.ckpt", "no such checkpoint")):
+        with pytest.raises(TrainingError, match=message):
+            ClassificationTask(
+                ["a", "b"],
+                [1.0] * 13,
+                [1.0] * 13,
+                [1, 1],
+                ResidualCNN((8,), (1,), (8,)),
+                start_from=tmp_path / name,
+            )

@@ -1,0 +1,71 @@
+"""Labels guessed by a model: kept where it is sure and agrees with itself, and never used to judge."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from datasets.bands import L2A_BANDS, positions
+from datasets.errors import NoTilesError
+from datasets.pack import Pack
+from datasets.packing import write_pack
+from datasets.sources import find_source
+from datasets.splits import Method, SplitPlan
+from models.modelfile import open_model
+from training.pseudo_labels import Guess, guess, main, read_unlabelled, write_source
+
+
+@pytest.fixture(scope="module")
+def array(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic tiles without labels and without band 10, as Level-2A is."""
+    path = tmp_path_factory.mktemp("unlabelled") / "tiles.npz"
+    tiles = pack.fetch(np.arange(0, 120, 8))[:, positions(L2A_BANDS)]
+    np.savez(path, tiles=tiles, bands=np.array(L2A_BANDS))
+    return path
+
+
+def test_only_sure_and_agreed_guesses_are_kept_under_their_class(array: Path, model_file: Path, tmp_path: Path) -> None:
+    unlabelled = read_unlabelled(array)
+    guesses = [Guess("Forest", 0.9, True), Guess("River", 0.9, False), Guess("River", 0.5, True)]
+    unlabelled = type(unlabelled)(unlabelled.tiles[:3], unlabelled.bands)
+    assert write_source(unlabelled, guesses, tmp_path / "guessed", 0.8, open_model(model_file)) == 1
+    written = find_source(tmp_path / "guessed").files()
+    assert [file.label for file in written] == ["Forest"]
+    tile = find_source(tmp_path / "guessed").read(written[0].path)
+    assert np.array_equal(tile.pixels, unlabelled.tiles[0])
+    assert tile.bands == L2A_BANDS
+
+
+def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file: Path) -> None:
+    model, tiles = open_model(model_file), read_unlabelled(array).tiles[:4]
+    turned = guess(model, np.ascontiguousarray(np.rot90(tiles, 1, (2, 3))))
+    for one, other in zip(guess(model, tiles), turned, strict=True):
+        assert one.label == other.label
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+
+
+def test_guessed_tiles_train_though_no_list_names_them(
+    array: Path, model_file: Path, tiles_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "l2a-guessed"
+    answered = CliRunner().invoke(main, [str(array), "--model", str(model_file), "--out", str(out), "--least", "0"])
+    assert answered.exit_code == 0, answered.output
+    kept = len(find_source(out).files())
+    assert f"{kept} of 15 tiles are labelled" in answered.output
+    names = [file.name for file in find_source(tiles_folder).files()]
+    for split, part in (("train", names[:50]), ("val", names[50:80]), ("test", names[80:])):
+        (tmp_path / f"{split}.txt").write_text("\n".join(part))
+    plan = SplitPlan(Method.LISTS, lists=tmp_path)
+    summary = write_pack([find_source(tiles_folder), find_source(out)], tmp_path / "pack", plan)
+    assert sum(summary.counts["train"].values()) == 50 + kept
+    assert summary.tiles == 120 + kept
+
+
+def test_an_array_of_another_form_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "wrong.npz", tiles=np.zeros((2, 3, 64, 64), np.float32), bands=np.array(["B02", "B03", "B04"]))
+    with pytest.raises(NoTilesError, match="they are uint16"):
+        read_unlabelled(tmp_path / "wrong.npz")
+    (tmp_path / "none.npz").write_bytes(b"no arrays")
+    with pytest.raises(NoTilesError, match="no arrays"):
+        read_unlabelled(tmp_path / "none.npz")

@@ -1,0 +1,157 @@
+"""Self-training: tiles that nobody labelled get the labels that a model is sure of, and so can train the next one.
+
+Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, the model's own
+answers on them, kept where it answers alike however the tile is turned and through whichever bands it looks, teach it
+what Level-2A looks like (self-training; Yarowsky 1995, doi:10.3115/981658.981684; with agreement of views as in Sohn et
+al. 2020, arXiv:2001.07685). Such labels train and never judge: the folder's card says `split: train`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+import rasterio
+
+from datasets.bands import BAND_NAMES, BAND_SETS, positions
+from datasets.command import one_line_errors
+from datasets.errors import NoTilesError
+from datasets.progress import Report, shown, silent
+from datasets.radiometry import QUANTIFICATION
+from datasets.sources import Card, Format
+from datasets.tile import BAND_COUNT, DN, TILE_SIZE
+from models.modelfile import INPUT, ModelFile, open_model
+
+VIEWS = ("l2a", "10m", "rgb")
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """Tiles without labels.
+
+    Attributes:
+        tiles: uint16 (n, 13, 64, 64), DN, absent bands 0.
+        bands: the bands that they have, in canonical order.
+    """
+
+    tiles: DN
+    bands: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a model answers to one tile, looked at in every way.
+
+    Attributes:
+        label: the class with the highest mean probability.
+        confidence: that probability, 0-1.
+        agreed: whether every set of bands gives that class.
+    """
+
+    label: str
+    confidence: float
+    agreed: bool
+
+
+def read_unlabelled(path: Path) -> Unlabelled:
+    """Read an array file: `tiles` uint16 (n, bands, 64, 64) in DN, and `bands`, their names.
+
+    Raises:
+        NoTilesError: the file holds no such arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            pixels, names = arrays["tiles"], [str(name) for name in arrays["bands"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise NoTilesError(
+            f"{path}: no arrays `tiles` and `bands` in it; it is an .npz of DN and band names"
+        ) from error
+    if pixels.dtype != np.uint16 or pixels.shape[1:] != (len(names), TILE_SIZE, TILE_SIZE) or not len(pixels):
+        shape = f"(n, {len(names)}, {TILE_SIZE}, {TILE_SIZE})"
+        raise NoTilesError(f"{path}: tiles of {pixels.dtype} {pixels.shape}; they are uint16 {shape}")
+    tiles = np.zeros((len(pixels), BAND_COUNT, TILE_SIZE, TILE_SIZE), np.uint16)
+    tiles[:, positions(names)] = pixels
+    return Unlabelled(tiles, tuple(BAND_NAMES[place] for place in sorted(positions(names))))
+
+
+def guess(model: ModelFile, tiles: DN, progress: Report = silent) -> list[Guess]:
+    """Return what `model` answers to uint16 (n, 13, 64, 64): the mean over views and the square's symmetries."""
+    classes = model.metadata.classes
+    guesses: list[Guess] = []
+    for start in range(0, len(tiles), _BATCH):
+        batch = tiles[start : start + _BATCH]
+        views = np.stack([_through(model, batch, view) for view in VIEWS])  # (views, n, classes)
+        mean = views.mean(0)
+        winner = mean.argmax(1)
+        agreed = (views.argmax(2) == winner).all(0)
+        guesses += [Guess(classes[w], float(p[w]), bool(a)) for w, p, a in zip(winner, mean, agreed, strict=True)]
+        progress("looking", len(guesses), len(tiles))
+    return guesses
+
+
+def _through(model: ModelFile, tiles: DN, view: str) -> npt.NDArray[np.float32]:
+    """Return (n, classes): mean probabilities over the eight symmetries, seen through the bands of `view`."""
+    kept = np.zeros_like(tiles)
+    chosen = positions(BAND_SETS[view])
+    kept[:, chosen] = tiles[:, chosen]
+    turned = [np.rot90(side, turns, (2, 3)) for side in (kept, kept[:, :, :, ::-1]) for turns in range(4)]
+    answers = [model.session.run(["probabilities"], {INPUT: np.ascontiguousarray(t)})[0] for t in turned]
+    return np.asarray(np.mean(answers, axis=0))
+
+
+def write_source(unlabelled: Unlabelled, guesses: list[Guess], out: Path, least: float, model: ModelFile) -> int:
+    """Write the tiles whose guess is at least `least` and agreed as a source, `<out>/<Class>/<name>.tif`.
+
+    Returns:
+        How many were written.
+    """
+    sure = [n for n, found in enumerate(guesses) if found.agreed and found.confidence >= least]
+    for number in sure:
+        label = guesses[number].label
+        path = out / label / f"{out.name}-{label}_{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_tile(unlabelled.tiles[number], unlabelled.bands, path)
+    Card(
+        name=out.name,
+        format=Format.GEOTIFF,
+        licence="as the tiles",
+        origin="labels guessed by a model, checked by nobody",
+        notes=f"Kept where sets of bands agree and the mean probability is at least {least}.",
+        extra={"split": "train", "model_sha256": model.sha256, "looked_at": len(guesses), "least": least},
+    ).write(out)
+    return len(sure)
+
+
+def _write_tile(tile: DN, bands: tuple[str, ...], path: Path) -> None:
+    profile = {"driver": "GTiff", "count": len(bands), "dtype": "uint16", "height": TILE_SIZE, "width": TILE_SIZE}
+    with rasterio.open(path, "w", compress="deflate", predictor=2, **profile) as dataset:
+        dataset.update_tags(PROCESSING_LEVEL="Level-2A", QUANTIFICATION_VALUE=str(QUANTIFICATION), BOA_ADD_OFFSET="0")
+        dataset.descriptions = bands
+        dataset.write(tile[positions(bands)])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("tiles", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--model", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Whose guesses.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("data/raw/l2a-guessed"))
+@click.option("--least", default=0.8, show_default=True, help="Lowest mean probability (0-1) of a label that is kept.")
+@one_line_errors
+def main(tiles: Path, model: Path, out: Path, least: float) -> None:
+    """Label TILES (.npz: `tiles` uint16 (n, bands, 64, 64) of DN at Level-2A, `bands`) where MODEL is sure of them.
+
+    The folder that this writes packs like any other, beside the labelled ones; its tiles train and never judge.
+    """
+    opened, unlabelled = open_model(model), read_unlabelled(tiles)
+    with shown() as progress:
+        guesses = guess(opened, unlabelled.tiles, progress)
+    kept = write_source(unlabelled, guesses, out, least, opened)
+    click.echo(f"{kept} of {len(guesses)} tiles are labelled in {out}: {_per_class(guesses, least)}")
+
+
+def _per_class(guesses: list[Guess], least: float) -> str:
+    """Return how many of each class were kept, of how many guessed."""
+    names = sorted({found.label for found in guesses})
+    kept = {name: sum(g.label == name and g.agreed and g.confidence >= least for g in guesses) for name in names}
+    return ", ".join(f"{name} {kept[name]}/{sum(g.label == name for g in guesses)}" for name in names)
