@@ -49,7 +49,10 @@ class AtmosphereOptions:
 
 
 class Atmosphere(nn.Module):
-    """Takes the atmosphere off a share of the tiles."""
+    """Takes the atmosphere off a share of the tiles.
+
+    A tile that has band 11 and lacks band 10 is Level-2A already, and stays as it is.
+    """
 
     _path: Tensor
     _transmittance: Tensor
@@ -70,9 +73,16 @@ class Atmosphere(nn.Module):
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
         """Return tiles float32 DN (batch, 13, height, width), some as their Level-2A would be."""
         options, bands = self._options, len(BAND_NAMES)
-        chosen = draws.uniform(1, 1, 1) < options.share
+        chosen = (draws.uniform(1, 1, 1) < options.share) & ~_is_level_2a(tiles)
         air = draws.between(*options.path, 1, 1, 1) * (draws.normal(bands, 1, 1) * options.band_path).exp()
         passed = self._transmittance * (draws.normal(bands, 1, 1) * options.band_transmittance).exp()
         surface = (tiles - self._path * air * _QUANTIFICATION) / passed
         surface = torch.where(tiles > 0, surface.clamp(min=1.0), 0.0) * self._kept
         return torch.where(chosen, surface, tiles)
+
+
+def _is_level_2a(tiles: Tensor) -> Tensor:
+    """Return bool (batch, 1, 1, 1)."""
+    ten, eleven = positions(["B10", "B11"])
+    there = tiles[:, [ten, eleven]].amax(dim=(2, 3)) > 0
+    return (there[:, 1] & ~there[:, 0])[:, None, None, None]

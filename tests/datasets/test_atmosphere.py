@@ -51,6 +51,14 @@ def test_an_absent_band_stays_absent() -> None:
     assert not band(corrected(tiles), "B05").any()
 
 
+def test_tiles_of_level_2a_stay_as_they_are_and_rgb_tiles_do_not() -> None:
+    level_2a, rgb = torch.full((1, 13, 2, 2), 900.0), torch.zeros(1, 13, 2, 2)
+    level_2a[:, BAND_NAMES.index("B10")] = 0
+    rgb[:, positions(["B02", "B03", "B04"])] = 900.0
+    assert torch.equal(corrected(level_2a), level_2a)
+    assert band(corrected(rgb), "B02").max() < 200
+
+
 @pytest.mark.realdata
 def test_simulated_tiles_are_as_dark_in_the_blue_as_real_level_2a(real_data: Path) -> None:
     real = np.load(real_data / "l2a_unlabelled.npz")
