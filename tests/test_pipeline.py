@@ -60,6 +60,9 @@ def test_the_pipeline_runs_once_shows_its_figures_and_then_has_nothing_to_do(rep
     assert first.returncode == 0, first.stdout + first.stderr
     assert open_model(repository / "artifacts/pipeline/run/model.onnx").metadata.synthetic
 
+    assert "doubtful labels" in (repository / "artifacts/pipeline/suspects/suspects.html").read_text()
+    assert (repository / "artifacts/pipeline/validation/validation.json").is_file()
+
     metrics = run(repository, "dvc", "metrics", "show")
     assert metrics.returncode == 0, metrics.stderr
     assert "groups.all.accuracy" in metrics.stdout
