@@ -92,13 +92,13 @@ def _verdicts(error: Table, sets: Table, strangers: Table, settings: AssessSetti
     targets, rows = settings.targets, []
     found = _figure(error, 0, "mean %")
     rows.append(
-        _verdict("calibration error", found, found <= targets.calibration_error, f"≤ {targets.calibration_error:g}")
+        _verdict("calibration error", found, found <= targets.calibration_error, f"≤ {targets.calibration_error:.1%}")
     )
     for place, row in enumerate(sets.rows):
         if row[0] == "LAC":
             asked, covered = _figure(sets, place, "asked %"), _figure(sets, place, "covered %")
             met = abs(covered - asked) <= targets.coverage_within
-            rows.append(_verdict(f"coverage at {asked:.0%}", covered, met, f"± {targets.coverage_within:g}"))
+            rows.append(_verdict(f"coverage at {asked:.0%}", covered, met, f"± {targets.coverage_within:.1%}"))
     for place, row in enumerate(strangers.rows):
         flagged, known = _figure(strangers, place, f"{FILE} %"), str(row[0]).startswith("known: ")
         limit = settings.false_alarms + 2 * np.sqrt(
@@ -106,10 +106,10 @@ def _verdicts(error: Table, sets: Table, strangers: Table, settings: AssessSetti
         )
         if known:
             rows.append(
-                _verdict(f"false alarms, {row[0]}", flagged, flagged <= limit, f"about ≤ {settings.false_alarms:g}")
+                _verdict(f"false alarms, {row[0]}", flagged, flagged <= limit, f"about ≤ {settings.false_alarms:.0%}")
             )
         elif ": known" not in str(row[0]):
-            rows.append(_verdict(f"flagged, {row[0]}", flagged, flagged >= targets.flagged, f"≥ {targets.flagged:g}"))
+            rows.append(_verdict(f"flagged, {row[0]}", flagged, flagged >= targets.flagged, f"≥ {targets.flagged:.0%}"))
     note = "What is asked (`configs/assess.yaml`) against what was found in the tables below."
     return Table("verdicts", "In short", note, ("figure", "found %", "asked", "met"), tuple(rows))
 
