@@ -26,7 +26,7 @@ _MOST_TOLD = 3  # bands, in the terminal
 
 @click.group()
 def main() -> None:
-    """Look into model files: what an answer rests on."""
+    """Look into model files: what an answer rests on, and what a model was measured to do."""
 
 
 @main.command()
@@ -87,6 +87,33 @@ def explain(
     _tell(found, out, time.perf_counter() - began)
 
 
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--assessment",
+    "assessments",
+    type=click.Path(path_type=Path, file_okay=False),
+    multiple=True,
+    help="Folder that `python -m training assess --out` wrote; say it again for the INT8 file's.",
+)
+@click.option("--append", type=click.Path(path_type=Path), multiple=True, help="Markdown to put at the end.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: README.md beside MODEL.")
+@one_line_errors
+def card(model: Path, assessments: tuple[Path, ...], append: tuple[Path, ...], out: Path | None) -> None:
+    """Write the card of MODEL: what it is, what it is for, and every figure that was measured of it.
+
+    \b
+    python -m training assess --model model.onnx --data data/packed --split val --out assessment
+    python -m models card model.onnx --assessment assessment
+    """
+    from models.card import write_card
+    from models.modelfile import open_model
+
+    target = out or model.with_name("README.md")
+    write_card(open_model(model), assessments, target, append)
+    click.echo(f"the card is {target}")
+
+
 def find_model(said: str | None) -> Path:
     """Return the model file to use: the one that was said, else the newest exported one, else the one that ships.
 
@@ -100,7 +127,7 @@ def find_model(said: str | None) -> Path:
     if said:
         return Path(said)
     exported = sorted(RUNS.rglob("model.onnx"), key=lambda path: path.stat().st_mtime)
-    known = [*exported[-1:], *sorted(PRETRAINED.glob("*.onnx"))]
+    known = [*exported[-1:], *PRETRAINED.glob("model.onnx")]
     if not known:
         raise ModelFileError(
             f"no model: {RUNS} holds none; `python -m training` makes one, `make demo` a small one, --model names one"

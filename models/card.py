@@ -1,0 +1,95 @@
+"""The card of a model: what it is, what it was measured to do, what it is not for. Written from files, not by hand.
+
+After Mitchell et al. 2019, "Model Cards for Model Reporting", arXiv:1810.03993.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.errors import ModelFileError
+from models.modelfile import ModelFile, ModelMetadata
+
+ASSESSMENT = "assessment"  # what `python -m training assess --out` calls its files, .md and .json
+
+_INTENDED = """\
+For Sentinel-2 tiles of 64 × 64 pixels at about 10 m, Level-1C or Level-2A, with any of the bands that it was trained
+on: which of the classes covers the tile. A band is known by its name and reflectance by its scale; the service and the
+batch command take care of both. Where prediction sets hold several classes, or the outlier score is above its
+threshold, a person should look.
+
+Not for: objects smaller than a tile, change from one pixel to the next, other sensors or pixel sizes, and decisions
+about people or land that nobody checks."""
+
+_LIMITS = """\
+- It knows the classes above and no other: wetland, bare rock, snow and cloud are answered with one of them; the
+  outlier score is there to say so, and does not always.
+- EuroSAT's tiles are of 34 European countries and were chosen to show one class each. Elsewhere, and where land is
+  mixed, expect less than the figures below.
+- The published split is by longitude: validation tiles are not neighbours of training tiles, but they lie on the same
+  continent.
+- The same tiles chose the best epoch and calibrated the file, except where a table says that other halves were used."""
+
+
+def write_card(model: ModelFile, assessments: Sequence[Path], out: Path, more: Sequence[Path] = ()) -> None:
+    """Write the card of `model` as Markdown.
+
+    Args:
+        assessments: folders that `python -m training assess --out` wrote, of this file or of its INT8 file.
+        more: Markdown files that are appended as they are, e.g. the speed benchmark's table.
+
+    Raises:
+        ModelFileError: an assessment is missing, or of other weights.
+    """
+    metadata = model.metadata
+    parts = [_head(model), "## For what", _INTENDED, "## Limits", _LIMITS, "## Data and licences", _data(metadata)]
+    parts += [_assessment(folder, metadata, model.sha256) for folder in assessments]
+    parts += [_text(path) for path in more]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _head(model: ModelFile) -> str:
+    metadata = model.metadata
+    sets = ", ".join(f"{c:.0%}" for c in metadata.prediction_sets.thresholds) if metadata.prediction_sets else "none"
+    facts = {
+        "network": metadata.network,
+        "classes": ", ".join(metadata.classes),
+        "bands": ", ".join(metadata.trained_bands) + " (any of them may be absent)",
+        "file": f"{model.path.name}, {model.path.stat().st_size / 1e6:.1f} MB, SHA-256 `{model.sha256}`",
+        "made": f"{metadata.created}, code revision `{metadata.code_revision[:12]}`",
+        "trained on": f"the data `{metadata.data_hash[:12]}`" + (" (synthetic)" if metadata.synthetic else ""),
+        "temperature": f"{metadata.temperature:.3f}",
+        "prediction sets": f"{metadata.prediction_sets.method if metadata.prediction_sets else 'none'}, for {sets}",
+        "outliers": metadata.outliers.method if metadata.outliers else "not calibrated",
+    }
+    lines = "\n".join(f"| {name} | {text} |" for name, text in facts.items())
+    return f"# {metadata.name} {metadata.version}\n\n| | |\n|---|---|\n{lines}"
+
+
+def _data(metadata: ModelMetadata) -> str:
+    return (
+        f"The weights are licensed {metadata.licence or 'as the data'}. The tiles that trained them are EuroSAT's "
+        "(Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242; MIT) where the data are not said to be synthetic; they "
+        "contain modified Copernicus Sentinel data."
+    )
+
+
+def _assessment(folder: Path, metadata: ModelMetadata, sha256: str) -> str:
+    """Return an assessment's Markdown, if it is of this file or of the one made from it."""
+    path = folder / f"{ASSESSMENT}.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.with_suffix(".md").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: no assessment; `python -m training assess --out {folder}` writes one") from error
+    if found.get("trained on the data") != metadata.data_hash[:12]:
+        raise ModelFileError(f"{path}: is of a model that other data trained; assess {sha256[:12]} again")
+    return text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read; name a Markdown file") from error
