@@ -151,7 +151,8 @@ def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
             tiles = torch.from_numpy(pack.fetch(rows[start : start + _BATCH]))
             logits, embedding = classifier(tiles)
             answered.append((logits, embedding, *classifier.outliers.parts(tiles, embedding)))
-    return _Answers(*(torch.cat(parts) for parts in zip(*answered, strict=True)), torch.from_numpy(pack.labels[rows]))
+    logits, embeddings, scores, gone = (torch.cat(parts) for parts in zip(*answered, strict=True))
+    return _Answers(logits, embeddings, scores, gone, torch.from_numpy(pack.labels[rows]))
 
 
 def _lines(pack: Pack, rows: Rows) -> DN:
