@@ -19,6 +19,7 @@ from datasets.errors import SplitError
 from datasets.records import TileRecord
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # tiles that are known and have no label: no plan deals them, a folder's card puts them here
 _EQUAL_AREA = "EPSG:6933"  # metres, the whole Earth: blocks have one size everywhere
 
 
@@ -60,9 +61,10 @@ def assign(
     Raises:
         SplitError: a tile is in no list or in two, or has no coordinates; shares or blocks cannot be.
     """
-    if wrong := set(fixed.values()) - set(SPLITS):
+    known = (*SPLITS, UNLABELLED)
+    if wrong := set(fixed.values()) - set(known):
         raise SplitError(
-            f"a folder's card puts its tiles into the split {min(wrong)!r}; it is one of {', '.join(SPLITS)}"
+            f"a folder's card puts its tiles into the split {min(wrong)!r}; it is one of {', '.join(known)}"
         )
     planned = [record for record in records if record.name not in fixed]
     split_of = {**dict(zip([r.name for r in planned], _planned(planned, plan), strict=True)), **fixed}

@@ -1,4 +1,4 @@
-"""From a model file to its INT8 sibling: static quantisation of the convolutions, one scale a channel.
+"""From a model file to its INT8 sibling: static quantisation of the convolutional part, one scale a channel.
 
 Weights get a scale for each output channel, activations one for each tensor, whose range is seen on real tiles
 (Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2021, arXiv:2106.08295). Head, softmax and outlier score stay in
@@ -25,7 +25,7 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
-_QUANTISED = ["Conv"]
+_QUANTISED = ["Conv", "Add", "Relu"]  # see `convolutional` for which of them
 _BATCH = 32
 _BATCHES_AT_ONCE = 1  # whose activations are kept before they are counted: a bound on memory
 
@@ -70,7 +70,8 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
     if original.metadata.precision == INT8:
         raise ExportError(f"{source}: is INT8 already; name the fp32 file")
     graph = onnx.load(str(source))
-    if not any(node.op_type in _QUANTISED for node in graph.graph.node):
+    nodes = convolutional(graph.graph)
+    if not nodes:
         raise ExportError(f"{source}: has no convolution, so INT8 would change nothing; serve it as it is")
     entrance = find_entrance(graph.graph)
     with _quiet():
@@ -80,6 +81,7 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
             _Tiles(tiles),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_QUANTISED,
+            nodes_to_quantize=nodes,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -94,20 +96,27 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
     quantised = onnx.load(str(target))
     if entrance:
         fold(quantised.graph, entrance)
-        _drop_unused(quantised.graph)
     _save(quantised, metadata, target)
+
+
+def convolutional(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the convolutions, and of the sums and rectifiers between them, in a graph in order.
+
+    A sum of two grids of eight bits stays in eight bits; one in floats costs two passes over both and one back. Sums
+    that no convolution leads to (of the input's normalisation, of the outlier score) are not among them.
+    """
+    names, grids = [], set[str]()
+    for node in graph.node:
+        between = node.op_type in ("Add", "Relu") and all(name in grids for name in node.input)
+        if node.op_type == "Conv" or between:
+            names.append(node.name)
+            grids.update(node.output)
+    return names
 
 
 def rewrite_metadata(path: Path, metadata: ModelMetadata) -> None:
     """Put `metadata` into the model file `path`, in the place of any that it has."""
     _save(onnx.load(str(path)), metadata, path)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Take out constants that no node takes: onnxruntime would warn of each, every time the file is opened."""
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
 
 
 def _save(graph: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:

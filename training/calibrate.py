@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datasets.module import TileDataModule
 from datasets.pack import Pack
+from datasets.splits import UNLABELLED
 from datasets.statistics import EDGES
 from datasets.tile import DN
 from models import conformal, outliers
@@ -26,7 +27,6 @@ from training.task import ClassificationTask
 _MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
 _MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
 _BATCH = 256
-UNLABELLED = "unlabelled"  # the split of tiles that no one has labelled: known all the same, e.g. Level-2A
 HELD_BACK = 3  # every third of these is for the limits and not for fitting
 
 Rows = npt.NDArray[np.int64]

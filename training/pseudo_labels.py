@@ -3,7 +3,8 @@
 Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, the model's own
 answers on them, kept where it answers alike however the tile is turned and through whichever bands it looks, teach it
 what Level-2A looks like (self-training; Yarowsky 1995, doi:10.3115/981658.981684; with agreement of views as in Sohn et
-al. 2020, arXiv:2001.07685). Such labels train and never judge: the folder's card says `split: train`.
+al. 2020, arXiv:2001.07685). Such labels train and never judge: the folder's card says
+`split: train`.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from models.modelfile import INPUT, ModelFile, open_model
 
 VIEWS = ("l2a", "10m", "rgb")
 _BATCH = 64
+_HELD_BACK = 4  # every fourth tile never trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +103,39 @@ def _through(model: ModelFile, tiles: DN, view: str) -> npt.NDArray[np.float32]:
     return np.asarray(np.mean(answers, axis=0))
 
 
-def write_source(unlabelled: Unlabelled, guesses: list[Guess], out: Path, least: float, model: ModelFile) -> int:
-    """Write the tiles whose guess is at least `least` and agreed as a source, `<out>/<Class>/<name>.tif`.
+def write_sources(
+    unlabelled: Unlabelled, guesses: list[Guess], out: Path, least: float, model: ModelFile
+) -> tuple[int, int]:
+    """Write all tiles as two sources: those to train on, and the others, which are known and yet unlabelled.
+
+    `<out>/<Class>/…` holds tiles whose guess is at least `least` and agreed; `<out>-unlabelled` holds the rest, and
+    every fourth tile whatever its guess: on those the limits are set beyond which a tile counts as strange.
 
     Returns:
-        How many were written.
+        How many were written into the one and into the other.
     """
-    sure = [n for n, found in enumerate(guesses) if found.agreed and found.confidence >= least]
-    for number in sure:
-        label = guesses[number].label
-        path = out / label / f"{out.name}-{label}_{number}.tif"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_tile(unlabelled.tiles[number], unlabelled.bands, path)
+    sure = [n for n, found in enumerate(guesses) if found.agreed and found.confidence >= least and n % _HELD_BACK != 0]
+    rest = sorted(set(range(len(guesses))) - set(sure))
+    for folder, chosen, split in ((out, sure, "train"), (out.with_name(f"{out.name}-unlabelled"), rest, "unlabelled")):
+        for number in chosen:
+            label = guesses[number].label
+            path = folder / label / f"{out.name}-{label}_{number}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_tile(unlabelled.tiles[number], unlabelled.bands, path)
+        _write_card(folder, split, len(guesses), least, model)
+    return len(sure), len(rest)
+
+
+def _write_card(folder: Path, split: str, looked_at: int, least: float, model: ModelFile) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     Card(
-        name=out.name,
+        name=folder.name,
         format=Format.GEOTIFF,
         licence="as the tiles",
         origin="labels guessed by a model, checked by nobody",
-        notes=f"Kept where sets of bands agree and the mean probability is at least {least}.",
-        extra={"split": "train", "model_sha256": model.sha256, "looked_at": len(guesses), "least": least},
-    ).write(out)
-    return len(sure)
+        notes=f"Train: where sets of bands agree and the mean probability is at least {least}.",
+        extra={"split": split, "model_sha256": model.sha256, "looked_at": looked_at, "least": least},
+    ).write(folder)
 
 
 def _write_tile(tile: DN, bands: tuple[str, ...], path: Path) -> None:
@@ -141,17 +155,19 @@ def _write_tile(tile: DN, bands: tuple[str, ...], path: Path) -> None:
 def main(tiles: Path, model: Path, out: Path, least: float) -> None:
     """Label TILES (.npz: `tiles` uint16 (n, bands, 64, 64) of DN at Level-2A, `bands`) where MODEL is sure of them.
 
-    The folder that this writes packs like any other, beside the labelled ones; its tiles train and never judge.
+    Two folders are written, which pack like any others, beside the labelled ones: --out, whose tiles train and never
+    judge, and one called after it, -unlabelled, with the tiles that stay without a label.
     """
     opened, unlabelled = open_model(model), read_unlabelled(tiles)
     with shown() as progress:
         guesses = guess(opened, unlabelled.tiles, progress)
-    kept = write_source(unlabelled, guesses, out, least, opened)
-    click.echo(f"{kept} of {len(guesses)} tiles are labelled in {out}: {_per_class(guesses, least)}")
+    kept, rest = write_sources(unlabelled, guesses, out, least, opened)
+    click.echo(f"{kept} of {len(guesses)} tiles are labelled in {out}, {rest} stay unlabelled beside it")
+    click.echo(f"sure, of those guessed: {_per_class(guesses, least)}")
 
 
 def _per_class(guesses: list[Guess], least: float) -> str:
-    """Return how many of each class were kept, of how many guessed."""
+    """Return how many of each class were sure, of how many guessed."""
     names = sorted({found.label for found in guesses})
     kept = {name: sum(g.label == name and g.agreed and g.confidence >= least for g in guesses) for name in names}
     return ", ".join(f"{name} {kept[name]}/{sum(g.label == name for g in guesses)}" for name in names)

@@ -13,7 +13,7 @@ from datasets.packing import write_pack
 from datasets.sources import find_source
 from datasets.splits import Method, SplitPlan
 from models.modelfile import open_model
-from training.pseudo_labels import Guess, guess, main, read_unlabelled, write_source
+from training.pseudo_labels import Guess, guess, main, read_unlabelled, write_sources
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +25,24 @@ def array(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_only_sure_and_agreed_guesses_are_kept_under_their_class(array: Path, model_file: Path, tmp_path: Path) -> None:
+def test_only_sure_and_agreed_guesses_train_and_every_fourth_tile_stays_unlabelled(
+    array: Path, model_file: Path, tmp_path: Path
+) -> None:
     unlabelled = read_unlabelled(array)
-    guesses = [Guess("Forest", 0.9, True), Guess("River", 0.9, False), Guess("River", 0.5, True)]
-    unlabelled = type(unlabelled)(unlabelled.tiles[:3], unlabelled.bands)
-    assert write_source(unlabelled, guesses, tmp_path / "guessed", 0.8, open_model(model_file)) == 1
-    written = find_source(tmp_path / "guessed").files()
-    assert [file.label for file in written] == ["Forest"]
-    tile = find_source(tmp_path / "guessed").read(written[0].path)
-    assert np.array_equal(tile.pixels, unlabelled.tiles[0])
+    guesses = [
+        Guess("River", 0.9, True),  # held back, as every fourth is
+        Guess("Forest", 0.9, True),
+        Guess("River", 0.9, False),
+        Guess("River", 0.5, True),
+    ]
+    unlabelled = type(unlabelled)(unlabelled.tiles[:4], unlabelled.bands)
+    assert write_sources(unlabelled, guesses, tmp_path / "guessed", 0.8, open_model(model_file)) == (1, 3)
+    source = find_source(tmp_path / "guessed")
+    assert [file.label for file in source.files()] == ["Forest"]
+    tile = source.read(source.files()[0].path)
+    assert np.array_equal(tile.pixels, unlabelled.tiles[1])
     assert tile.bands == L2A_BANDS
+    assert find_source(tmp_path / "guessed-unlabelled").split == "unlabelled"
 
 
 def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file: Path) -> None:
@@ -51,15 +59,17 @@ def test_guessed_tiles_train_though_no_list_names_them(
     out = tmp_path / "l2a-guessed"
     answered = CliRunner().invoke(main, [str(array), "--model", str(model_file), "--out", str(out), "--least", "0"])
     assert answered.exit_code == 0, answered.output
-    kept = len(find_source(out).files())
+    kept, rest = (len(find_source(folder).files()) for folder in (out, tmp_path / "l2a-guessed-unlabelled"))
     assert f"{kept} of 15 tiles are labelled" in answered.output
+    assert kept + rest == 15
     names = [file.name for file in find_source(tiles_folder).files()]
     for split, part in (("train", names[:50]), ("val", names[50:80]), ("test", names[80:])):
         (tmp_path / f"{split}.txt").write_text("\n".join(part))
-    plan = SplitPlan(Method.LISTS, lists=tmp_path)
-    summary = write_pack([find_source(tiles_folder), find_source(out)], tmp_path / "pack", plan)
+    sources = [find_source(folder) for folder in (tiles_folder, out, tmp_path / "l2a-guessed-unlabelled")]
+    summary = write_pack(sources, tmp_path / "pack", SplitPlan(Method.LISTS, lists=tmp_path))
     assert sum(summary.counts["train"].values()) == 50 + kept
-    assert summary.tiles == 120 + kept
+    assert sum(summary.counts["unlabelled"].values()) == rest
+    assert summary.tiles == 135
 
 
 def test_an_array_of_another_form_is_refused(tmp_path: Path) -> None:
