@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from datasets import cli_review, synthetic
 from datasets import fetch as fetching
-from datasets import synthetic
 from datasets.cli_labels import DEFAULT_CORRECTIONS, correct, suspects
 from datasets.cli_versions import diff
 from datasets.command import make_statement, one_line_errors, statement_options, with_options
@@ -19,6 +19,7 @@ from datasets.errors import PackError, ValidationFailedError
 from datasets.pack import CARD, Pack, PackSummary
 from datasets.packing import write_pack
 from datasets.progress import shown
+from datasets.reviewed import is_empty
 from datasets.schema import Limits
 from datasets.sources import Format, Source, find_sources
 from datasets.splits import SPLITS, Method, SplitPlan
@@ -46,6 +47,9 @@ def main() -> None:
       python -m datasets suspects --predictions answers.csv
       python -m datasets correct Forest_12 --label River --reviewer Ada --why "the river fills it"
       python -m datasets diff HEAD~1 HEAD
+    What a service was asked, labelled and brought back:
+      python -m datasets review /var/lib/sentile/predictions
+      python -m datasets label decisions.csv
     """
 
 
@@ -192,6 +196,9 @@ def stats(folder: Path, split: str, out: Path | None) -> None:
 main.add_command(diff)
 main.add_command(suspects)
 main.add_command(correct)
+main.add_command(cli_review.review)
+main.add_command(cli_review.label)
+main.add_command(cli_review.reviewed)
 
 
 def _corrections(path: Path | None) -> tuple[Correction, ...]:
@@ -219,7 +226,8 @@ def _parse(
     seed: int,
 ) -> tuple[list[Source], SplitPlan]:
     said = make_statement(bands, level, scale, offset)
-    sources = find_sources(folders, Format(form) if form else None, said)
+    # Of tiles that people label there may be none yet, which is no error.
+    sources = find_sources(tuple(f for f in folders if not is_empty(f)), Format(form) if form else None, said)
     return sources, SplitPlan(Method(method), lists, _parse_shares(shares), seed, block_km)
 
 

@@ -1,6 +1,10 @@
-"""A page of pictures for review: it holds its pictures, styles itself and asks no server for anything."""
+"""A page of pictures for review: it holds its pictures, styles itself and asks no server for anything.
+
+A page that only shows has no script; one that takes decisions has one, which the page's policy knows by its hash.
+"""
 
 import base64
+import hashlib
 import io
 import shlex
 from collections.abc import Sequence
@@ -24,6 +28,14 @@ main { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr
 figure { margin: 0; border: 1px solid var(--line); border-radius: 4px; padding: .7rem }
 img { max-width: 100%; display: block; image-rendering: pixelated } figcaption { overflow-wrap: anywhere }
 b { display: block; margin-top: .5rem } code { font-size: .8rem; display: block; margin-top: .4rem }
+fieldset { border: 0; margin: .6rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem }
+label span { border: 1px solid var(--line); border-radius: 4px; padding: .15rem .5rem; display: block; cursor: pointer }
+fieldset input { position: absolute; opacity: 0 } input:checked + span { background: var(--ink); color: #fff }
+input:focus-visible + span { outline: 2px solid #1a73e8; outline-offset: 1px } .decided { border-color: var(--ink) }
+form { position: sticky; top: 0; background: #fff; border-bottom: 1px solid var(--line); padding: .7rem 0;
+  margin-top: .7rem; display: flex; flex-wrap: wrap; gap: .7rem; align-items: center }
+form input, button { font: inherit; padding: .3rem .6rem; border: 1px solid var(--line); border-radius: 4px }
+button { background: var(--ink); color: #fff; cursor: pointer }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SIGNED = '--reviewer YOU --why "…"'
@@ -31,12 +43,26 @@ _SIGNED = '--reviewer YOU --why "…"'
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One tile on the page: its name, a PNG, lines of text, and the words of the command that decides on it."""
+    """One tile on the page: its name, a PNG, lines of text, and what decides on it.
+
+    Attributes:
+        command: the words of a command to type, or
+        choices: (value, text) of what can be chosen on the page itself.
+    """
 
     name: str
     png: bytes
     words: tuple[str, ...]
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()
+    choices: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a page has on which people decide: HTML of ours below the advice, and the script that does its work."""
+
+    html: str
+    script: str
 
 
 def picture_of(tile: Tile) -> bytes:
@@ -51,27 +77,47 @@ def picture_of(tile: Tile) -> bytes:
         return file.getvalue()
 
 
-def draw_sheet(title: str, advice: str, cards: Sequence[Card]) -> str:
+def draw_sheet(title: str, advice: str, cards: Sequence[Card], form: Form | None = None) -> str:
     """Return the page as HTML. Names are of files, and so hostile: they are escaped for HTML and for the shell."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(form)}">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="faint">{escape(advice)}</p>',
+        form.html if form else "",
         "<main>",
         *(_draw(card) for card in cards),
-        "</main></body></html>\n",
+        "</main>",
+        f"<script>{form.script}</script>" if form else "",
+        "</body></html>\n",
     ]
     return "\n".join(parts)
+
+
+def _policy(form: Form | None) -> str:
+    if form is None:
+        return _POLICY
+    digest = base64.b64encode(hashlib.sha256(form.script.encode()).digest()).decode()
+    return f"{_POLICY}; script-src 'sha256-{digest}'"
 
 
 def _draw(card: Card) -> str:
     picture = base64.b64encode(card.png).decode()
     words = "".join(f"<p>{escape(line)}</p>" for line in card.words)
-    command = escape(f"{shlex.join(card.command)} {_SIGNED}")
+    decide = f"<code>{escape(f'{shlex.join(card.command)} {_SIGNED}')}</code>" if card.command else ""
     return (
         f'<figure><img alt="Tile {escape(card.name)}" src="data:image/png;base64,{picture}">'
-        f"<figcaption><b>{escape(card.name)}</b>{words}<code>{command}</code></figcaption></figure>"
+        f"<figcaption><b>{escape(card.name)}</b>{words}{decide}</figcaption>{_choices(card)}</figure>"
     )
+
+
+def _choices(card: Card) -> str:
+    """Return radio buttons, one group a tile: they work by mouse and by keyboard without a script."""
+    name = escape(card.name)
+    buttons = "".join(
+        f'<label><input type="radio" name="{name}" value="{escape(value)}"><span>{escape(text)}</span></label>'
+        for value, text in card.choices
+    )
+    return f'<fieldset data-tile="{name}" aria-label="Class of {name}">{buttons}</fieldset>' if buttons else ""

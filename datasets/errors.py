@@ -75,6 +75,10 @@ class DriftError(SentileError):
     """Data have changed more than was allowed."""
 
 
+class ReviewError(SentileError):
+    """A prediction log, a review or a folder of reviewed tiles that cannot be read, or do not fit each other."""
+
+
 class PredictionsError(SentileError):
     """A table of a model's answers that cannot be read, or does not fit the tiles."""
 
@@ -85,6 +89,14 @@ class SplitError(SentileError):
 
 class SceneError(SentileError):
     """A scene, or what was said of it, that cannot be understood."""
+
+
+class NoticeError(SentileError):
+    """A message that tells of no scene which this consumer may read."""
+
+
+class QueueError(SentileError):
+    """A queue that cannot be reached, or does not take or give messages."""
 
 
 class ResultsError(SentileError):

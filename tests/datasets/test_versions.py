@@ -28,7 +28,7 @@ from models.modelfile import open_model
 PROJECT = Path(__file__).parents[2]
 MODEL = Path("artifacts/model.onnx")
 SETTINGS = {"folder": "data/raw/synthetic", "split": "--split random --shares 0.5,0.25,0.25"}
-DATA_STAGES = ("validate", "pack")
+DATA_STAGES = ("reviewed", "validate", "pack")
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": str(PROJECT),
