@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format serve bento pipeline clean
+.PHONY: help setup demo test test-fast lint format pretrained serve bento pipeline clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,25 @@ lint: $(READY) ## Check style, types and the directions of imports
 
 format: $(READY) ## Put the code into its standard form
 	@ruff check --fix . ; ruff format .
+
+RAW ?= data/raw
+UNLABELLED ?= data/raw/l2a_unlabelled.npz
+PRETRAINED := artifacts/pretrained
+LISTED := --split lists --lists $(RAW)/splits
+
+pretrained: $(READY) ## Train the weights of models/pretrained again: the whole recipe, about 70 minutes on 2 cores
+	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
+	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED) --out data/packed
+	python -m training fit --config configs/experiments/pretrained.yaml --out $(PRETRAINED)/first
+	python -m training export --out $(PRETRAINED)/first
+	python -m training pseudo-label $(UNLABELLED) --model $(PRETRAINED)/first/model.onnx --out $(RAW)/l2a-guessed
+	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(RAW)/l2a-guessed $(RAW)/l2a-guessed-unlabelled \
+	  $(LISTED) --out data/packed-l2a
+	python -m training --config configs/experiments/adapted.yaml --data.pack data/packed-l2a --out $(PRETRAINED)/second
+	python -m training assess --model $(PRETRAINED)/second/model.onnx --data data/packed-l2a --out $(PRETRAINED)/fp32
+	python -m training assess --model $(PRETRAINED)/second/model.int8.onnx --data data/packed-l2a --out $(PRETRAINED)/int8
+	python -m models card $(PRETRAINED)/second/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
+	@echo "the weights are in $(PRETRAINED)/second: copy model.onnx, model.int8.onnx and README.md to models/pretrained"
 
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve
