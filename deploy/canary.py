@@ -12,6 +12,7 @@ Exit status: 0, all went well; 3, rolled back; 1, it could not be done.
 """
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -264,8 +265,6 @@ def _write(targets: Path, groups: list[dict[str, Any]]) -> None:
 
 def note_in_registry(version: str, why: str) -> None:
     """Write on a version of the registry (MLFLOW_TRACKING_URI) that it was taken out, and why."""
-    import os
-
     from training.promotion.registry import Registry  # seconds of imports that only a rollback needs
     from training.tracking import Tracking
 
