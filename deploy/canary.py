@@ -143,8 +143,7 @@ class Watcher:
         found = self._prometheus.of_service() - self._known
         if of_candidate:
             found |= self._prometheus.firing('action="rollback"')
-            if self._prometheus.ask('up{track="candidate"} == 0'):
-                found |= {"the candidate does not answer Prometheus"}
+            found |= self._prometheus.firing('alertname="SentileDown", track="candidate"')
         return found
 
 

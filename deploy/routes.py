@@ -5,9 +5,9 @@ Kubernetes by its HTTPRoute.
 """
 
 import json
-import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,15 +109,14 @@ def balanced(folder: Path, listen: str, champion: str, candidate: str) -> Iterat
     Raises:
         ProgramError: it is not installed, or does not start; the champion must answer before.
     """
-    control = folder / "balancer.sock"
-    if len(os.fsencode(control)) > 96:  # what a unix socket's path may have, less what HAProxy adds to it
-        raise RouteError(f"{control}: too long a path for a socket; take a shorter folder")
-    settings = {
-        "SENTILE_LISTEN": listen,
-        "SENTILE_CHAMPION": champion,
-        "SENTILE_CANDIDATE_SERVICE": candidate,
-        "SENTILE_BALANCER": str(control),
-    }
-    command = ["haproxy", "-db", "-f", str(CONFIGURATION)]
-    with running("haproxy", command, folder, f"http://{listen}/readyz", settings):
-        yield Haproxy(control)
+    with tempfile.TemporaryDirectory(prefix="sentile-") as short:  # a socket's path may have 108 bytes
+        control = Path(short, "balancer.sock")
+        settings = {
+            "SENTILE_LISTEN": listen,
+            "SENTILE_CHAMPION": champion,
+            "SENTILE_CANDIDATE_SERVICE": candidate,
+            "SENTILE_BALANCER": str(control),
+        }
+        command = ["haproxy", "-db", "-f", str(CONFIGURATION)]
+        with running("haproxy", command, folder, f"http://{listen}/readyz", settings):
+            yield Haproxy(control)

@@ -1,0 +1,361 @@
+"""A model's whole life on one machine: `deploy/rehearsal` runs this; docs/lifecycle.md explains what it shows.
+
+Every process is a real one and listens on the loopback interface: git, DVC and its remote, MLflow's server, the service,
+HAProxy before it, Prometheus and Alertmanager with the shipped rules. Tiles are synthetic and networks tiny, so that it
+ends in minutes; only that, how long an alert's condition must hold, and a few limits of the gates differ from a site's.
+"""
+
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import httpx
+import yaml
+from monitoring import Monitoring, MonitoringError, free_ports, missing_programs, monitoring
+from programs import PROJECT, running, service
+from routes import Haproxy, balanced
+from stage import Callers, RehearsalError, Stage, git_identity
+
+from datasets.command import one_line_errors
+
+STEPS = 11
+LIMIT_MINUTES = 15
+HOLD = "6s"  # how long an alert's condition must hold, where a site waits minutes
+SCRAPE = "3s"  # a busy machine answers late
+DRIFT_GAIN = 0.55  # winter light: what is left of every reflectance
+_NEEDED = {"git": "git", "haproxy": "haproxy"}
+
+EXPERIMENT = {
+    "data": {"batch_size": 20, "augment": False, "band_dropout": {"sets": {"all": 1.0}, "random": 0.0}},
+    "model": {
+        "backbone": {
+            "class_path": "models.network.PatchCNN",
+            "init_args": {"patch": 24, "widths": [32, 48], "depths": [1, 1]},
+        },
+        "optimisation": {"rate": 0.01, "label_smoothing": 0.0},
+    },
+    "trainer": {"max_epochs": 16, "precision": "32-true", "enable_progress_bar": False},
+    "ema": {"decay": 0.9},
+    "quantisation": {"enabled": False},
+}
+"""A network for the seconds that a rehearsal has."""
+
+EASIER: dict[str, Any] = {
+    "floor": {"accuracy": 0.6, "macro_f1": 0.5, "class_recall": 0.0, "class_tiles": 10},
+    "calibration": 0.25,
+    "coverage": {"asked": 0.9, "most_below": 0.1},
+    "outliers": 0.3,
+    "robustness": None,
+    "latency": {"milliseconds": 200, "times_champion": 20},
+}
+"""Gates that a network of seconds on 120 tiles cannot be held to as configs/gates.yaml holds; the others are asked as shipped."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What runs while the story is played.
+
+    Attributes:
+        champion, candidate, balancer, registry: URLs.
+        route: the balancer's weights.
+        watch: Prometheus and Alertmanager.
+        callers: who sends tiles to the balancer.
+    """
+
+    champion: str
+    candidate: str
+    balancer: str
+    registry: str
+    route: Haproxy
+    watch: Monitoring
+    callers: Callers
+
+
+def play(stage: Stage) -> None:
+    """Play the story; raises RehearsalError where it goes otherwise than it must."""
+    ports = free_ports(4)
+    champion, candidate, balancer, registry = (f"http://127.0.0.1:{port}" for port in ports)
+    stage.settings |= _settings(stage.folder, registry)
+    with ExitStack() as stack:
+        stage.step("a project in git, a DVC remote, a registry")
+        found_project(stage)
+        stack.enter_context(running("registry", _mlflow(stage, registry), stage.folder, f"{registry}/health"))
+        stage.must(True, f"git repository, DVC remote in remote/, MLflow's server at {registry}")
+        first_model(stage)
+        site = stack.enter_context(open_site(stage, champion, candidate, balancer, registry))
+        refuse_a_bad_model(stage, site)
+        better_data_and_model(stage)
+        canary(stage, site)
+        drift(stage, site)
+        retrain(stage, site)
+        roll_back_a_canary(stage, site)
+        roll_back_the_champion(stage, site)
+
+
+def found_project(stage: Stage) -> None:
+    """Clone this project as it is committed, and let its pipeline start from few synthetic tiles."""
+    shutil.rmtree(stage.project, ignore_errors=True)
+    stage.project.mkdir()
+    stage.run("git", "clone", "--quiet", str(PROJECT), ".")
+    stage.run("dvc", "remote", "add", "--force", "--default", "rehearsal", str(stage.folder / "remote"), show=0)
+    use_data(stage, tiles=40)
+    _write(stage, "configs/experiments/rehearsal.yaml", EXPERIMENT)
+    gates = yaml.safe_load((stage.project / "configs/gates.yaml").read_text(encoding="utf-8"))
+    _write(stage, "configs/gates.yaml", gates | EASIER)
+
+
+def use_data(stage: Stage, tiles: int) -> None:
+    """Let the pipeline start from so many tiles of each class."""
+    settings = {
+        "obtain": f"python -m datasets synth --out data/raw/synthetic --tiles {tiles} --seed 0",
+        "folder": "data/raw/synthetic",
+        "split": "--split random --shares 0.5,0.2,0.3 --seed 0",
+        "settings": "configs/experiments/rehearsal.yaml",
+    }
+    _write(stage, "configs/pipeline.yaml", settings)
+
+
+def version_data(stage: Stage, name: str) -> None:
+    """Make, validate and pack the tiles; commit and push this version of them."""
+    stage.run("dvc", "repro", "--quiet", "pack", show=1)
+    stage.run("git", "add", "--all", show=0)
+    stage.run("git", "commit", "--quiet", "--message", f"Data: {name}", show=0)
+    stage.run("git", "tag", "--annotate", "--message", name, name, show=0)
+    stage.run("dvc", "push", show=1)
+
+
+def train(stage: Stage, name: str, *more: str) -> None:
+    """Train a network and register it as the candidate."""
+    stage.python(
+        *("-m", "training", "--config", "configs/experiments/rehearsal.yaml", "--data.pack", "data/packed"),
+        *("--tracking.uri", stage.settings["MLFLOW_TRACKING_URI"], "--tracking.experiment", "rehearsal"),
+        *("--out", f"artifacts/runs/{name}", *more),
+        show=0,
+    )
+    metrics = json.loads((stage.project / f"artifacts/runs/{name}/evaluation/metrics.json").read_text())
+    stage.tell(f"    test split: {_figures(metrics)}")
+    stage.python("-m", "training", "register", "--run", f"artifacts/runs/{name}", "--by", "ci", "--why", name, show=1)
+
+
+def promote(stage: Stage, *more: str, expect: int = 0, show: int = 24) -> str:
+    """Measure the candidate by the gates, and promote it where they and a person let it."""
+    return stage.python(
+        *("-m", "training", "promote", "--data", "data/packed", "--gates", "configs/gates.yaml", *more),
+        expect=expect,
+        show=show,
+    )
+
+
+def first_model(stage: Stage) -> None:
+    """Data 1 and model 1, through the gates, to champion."""
+    stage.step("train v1 on the first version of the data")
+    version_data(stage, "data-1")
+    train(stage, "v1")
+    stage.step("v1 through the gates: a person approves, and its bento is built")
+    promote(stage, "--approve", "Ada", "--why", "the first")
+
+
+@contextmanager
+def open_site(stage: Stage, champion: str, candidate: str, balancer: str, registry: str) -> Iterator[Site]:
+    """Serve the champion, with a balancer and callers before it, and all that watches it."""
+    stage.step("serve: the service follows models:/sentile@champion, watched by Prometheus")
+    follows = {"SENTILE_RELOAD_SECONDS": "1", "SENTILE_WORKERS": "1", "SENTILE_OPEN_METRICS": "1"}
+    drift = {"SENTILE_DRIFT_WINDOW": "1024", "SENTILE_DRIFT_LEAST": "128"}
+    command, settings = service(champion, stage.folder / "bentoml", "models:/sentile@champion", **follows, **drift)
+    with ExitStack() as stack:
+        environment = stage.environment() | settings
+        stack.enter_context(
+            running("champion", command, stage.folder, f"{champion}/readyz", environment, stage.project)
+        )
+        addresses = [httpx.URL(url).netloc.decode() for url in (balancer, champion, candidate)]
+        route = stack.enter_context(balanced(stage.folder, *addresses))
+        watch = stack.enter_context(monitoring(stage.folder / "watch", [addresses[1]], hold=HOLD, scrape=SCRAPE))
+        callers = Callers(balancer)
+        callers.start()
+        stack.callback(callers.stop)
+        site = Site(champion, candidate, balancer, registry, route, watch, callers)
+        stage.until(lambda: callers.answered >= 20, "callers are answered through the balancer")
+        stage.until(lambda: bool(watch.query("sentile_drift")), "Prometheus sees the service and its drift")
+        stage.must(version_of(champion) == "v1", f"GET {champion}/model answers version v1")
+        yield site
+
+
+def refuse_a_bad_model(stage: Stage, site: Site) -> None:
+    """A model of too little training does not pass."""
+    stage.step("v2, trained for one epoch: the gates refuse it")
+    train(stage, "v2", "--trainer.max_epochs", "1", "--model.optimisation.rate", "0.0005")
+    said = promote(stage, "--approve", "Ada", expect=1)
+    stage.must("gates fail" in said, "refused, though a person had approved")
+    stage.must(version_of(site.champion) == "v1", "the service goes on with v1")
+
+
+def better_data_and_model(stage: Stage) -> None:
+    """Data 2, and a model that learnt from them."""
+    stage.step("a second version of the data, and v3 trained on it")
+    use_data(stage, tiles=80)
+    version_data(stage, "data-2")
+    stage.python("-m", "datasets", "diff", "data-1", "data-2", show=12)
+    train(stage, "v3", "--trainer.max_epochs", "24")
+
+
+def canary(stage: Stage, site: Site) -> None:
+    """Version 3 gets a growing share, and all of it in the end."""
+    stage.step("v3 as a canary: 10 %, 50 %, then champion")
+    promotion = "-m training promote 3 --data data/packed --gates configs/gates.yaml --approve Grace --why better"
+    before = site.callers.answered
+    try_out(stage, site, "models:/sentile/3", "10,50", "--full", f"{sys.executable} {promotion}", show=30)
+    stage.must(version_of(site.champion) == "v3", "the champion's service took v3 up by itself, without a restart")
+    stage.must(not site.callers.failed, f"{site.callers.answered - before} requests meanwhile, none failed")
+
+
+def try_out(
+    stage: Stage, site: Site, model: str, steps: str, *more: str, expect: int = 0, show: int = 8, minutes: float = 0.3
+) -> str:
+    """Run the canary, with its service started for it."""
+    return stage.python(
+        *(str(PROJECT / "deploy/canary.py"), "run", "--prometheus", site.watch.prometheus),
+        *("--haproxy", str(site.route.path), "--champion", site.champion, "--candidate", site.candidate),
+        *("--serve", model, "--steps", steps, "--minutes", str(minutes), "--least", "10"),
+        *("--targets", str(site.watch.folder / "targets.json"), "--folder", str(stage.folder / "canary"), *more),
+        expect=expect,
+        show=show,
+    )
+
+
+def drift(stage: Stage, site: Site) -> None:
+    """The tiles that callers send change."""
+    stage.step(f"drift: winter light, every reflectance at {DRIFT_GAIN:.0%} of what it was")
+    stage.must(not site.watch.alerts("SentileInputDrifts"), "before it, no band drifts")
+    site.callers.gain = DRIFT_GAIN
+    try:
+        fired = site.watch.await_alert("SentileInputDrifts", seconds=180)
+    except MonitoringError as error:
+        raise RehearsalError(str(error)) from error
+    stage.tell(f"  Alertmanager holds {len(fired)} × SentileInputDrifts; the first:")
+    stage.tell(f"    {fired[0]['annotations']['summary']}")
+    stage.tell(f"    {fired[0]['annotations']['runbook_url']}")
+    actions = {alert["labels"].get("action") for alert in fired}
+    stage.must(actions == {"retrain"}, "its label says what a machine may do: action=retrain")
+
+
+def retrain(stage: Stage, site: Site) -> None:
+    """What the alert asks for: the same way again, which ends at the gates."""
+    stage.step("the alert starts a retraining, which ends at the gates")
+    use_data(stage, tiles=100)
+    version_data(stage, "data-3")
+    train(stage, "v4", "--trainer.max_epochs", "24")
+    said = promote(stage, "--why", "SentileInputDrifts", expect=1, show=1)
+    stage.must("approve" in said or "gates fail" in said, "nobody approved, so it is not promoted")
+    stage.must(version_of(site.champion) == "v3", "the service goes on with v3")
+    site.callers.gain = 1.0
+
+
+def roll_back_a_canary(stage: Stage, site: Site) -> None:
+    """What the gates would have missed, alerts take out."""
+    stage.step("v2 as a canary, past the gates: alerts take it out, no person does")
+    try_out(stage, site, "models:/sentile/2", "50", "--version", "2", expect=3, minutes=2)
+    stage.must(site.route.shares()["candidate"] == 0, "the balancer gives the candidate 0 %")
+    stage.must(version_of(site.champion) == "v3", "the service goes on with v3")
+
+
+def roll_back_the_champion(stage: Stage, site: Site) -> None:
+    """The champion before is the champion again."""
+    stage.step("rollback: a person takes v3 back; the service follows, and the data")
+    stage.python("-m", "training", "rollback", "--by", "Ada", "--why", "rehearsed", show=1)
+    stage.until(lambda: version_of(site.champion) == "v1", f"GET {site.champion}/model answers version v1 again")
+    stage.run("git", "checkout", "--quiet", "data-1", show=0)
+    stage.run("dvc", "checkout", show=3)
+    tiles = len(list((stage.project / "data/raw/synthetic").rglob("*.tif")))
+    stage.must(tiles == 400, f"the data of v1 are back, too: {tiles} tiles")
+    stage.python("-m", "training", "history", show=30)
+    failed = sum(site.callers.failed.values())
+    stage.tell(f"  callers: {site.callers.answered} requests answered, {failed} not")
+
+
+def version_of(url: str) -> str:
+    """Return the version of the model that a service answers with."""
+    return str(httpx.get(f"{url}/model", trust_env=False, timeout=30).raise_for_status().json()["version"])
+
+
+def _mlflow(stage: Stage, url: str) -> list[str]:
+    store, artifacts = stage.folder / "mlflow.db", stage.folder / "mlartifacts"
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]),
+        *("--workers", "1", "--backend-store-uri", f"sqlite:///{store}"),
+        *("--serve-artifacts", "--artifacts-destination", str(artifacts)),
+    ]
+
+
+def _settings(folder: Path, registry: str) -> dict[str, str]:
+    """Return the environment of all commands of the story."""
+    return {
+        **git_identity(),
+        "MLFLOW_TRACKING_URI": registry,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "BENTOML_HOME": str(folder / "bentos"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "DVC_NO_ANALYTICS": "1",
+        "OMP_NUM_THREADS": "1",  # threads that wait for each other on a busy machine take all of its time
+        "COLUMNS": "110",
+    }
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """Return accuracy and macro F1 out of a run's metrics."""
+    named = {key: value for key, value in metrics.items() if key.endswith(("all/accuracy", "all/macro_f1"))}
+    return ", ".join(f"{key} {value:.3f}" for key, value in sorted(named.items()))
+
+
+def _write(stage: Stage, name: str, content: dict[str, Any]) -> None:
+    (stage.project / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _too_late(number: int, frame: FrameType | None) -> None:
+    raise RehearsalError("the time is over; --minutes gives it more")
+
+
+def _require_programs() -> None:
+    missing = [*missing_programs(), *(package for name, package in _NEEDED.items() if shutil.which(name) is None)]
+    if missing:
+        raise RehearsalError(f"not installed: {', '.join(missing)}; apt-get install {' '.join(missing)}")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Keeps logs, project and registry [artifacts/rehearsal/<time>]."
+)
+@click.option("--minutes", default=LIMIT_MINUTES, show_default=True, type=click.IntRange(1), help="It may take.")
+@one_line_errors
+def main(folder: Path | None, minutes: int) -> None:
+    """Play a model's whole life on this machine, with real processes, and show what each step gave.
+
+    Train v1, gates, promotion, service; a bad v2 refused; a better v3 as a canary, promoted; drift, alert, retraining;
+    rollbacks. Exit status 0 says that all of it went as it must. Needs git, and Debian's haproxy, prometheus and
+    prometheus-alertmanager; contacts nothing outside this machine.
+    """
+    _require_programs()
+    folder = (folder or PROJECT / "artifacts/rehearsal" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.alarm(minutes * 60)
+    begun = time.monotonic()
+    with (folder / "rehearsal.log").open("w", encoding="utf-8") as log:
+        stage = Stage(folder, log, STEPS)
+        play(stage)
+        seconds = int(time.monotonic() - begun)
+        stage.tell(f"\nrehearsed in {seconds // 60} min {seconds % 60} s; logs are in {folder}")
+
+
+if __name__ == "__main__":
+    main()
