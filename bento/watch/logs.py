@@ -49,7 +49,7 @@ def configure(style: LogStyle) -> None:
     if style is LogStyle.JSON:
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(TextFormatter("%(asctime)s %(levelname)s %(message)s"))
     _LOG.handlers = [handler]
     _LOG.setLevel(logging.INFO)
     _LOG.propagate = False
@@ -65,6 +65,16 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """Makes a line for people of a record; what stands in its `extra={"fields": {…}}` comes behind it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line; a traceback comes after it."""
+        fields = getattr(record, "fields", {})
+        told = [f"{name}={json.dumps(value, default=str, ensure_ascii=False)}" for name, value in fields.items()]
+        return " ".join([super().formatMessage(record), *told])
 
 
 class RequestLog:

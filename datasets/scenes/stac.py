@@ -111,6 +111,13 @@ def places_of(item: Item) -> tuple[str | Path, ...]:
     return tuple(dict.fromkeys(file.place for file in files.values()))
 
 
+def bands_of(item: Item) -> frozenset[str]:
+    """Return the names of the bands that an item's assets say they hold."""
+    assets = _mapping(json.loads(item.text).get("assets"))
+    files = {key: asset for key, asset in assets.items() if _is_of_bands(asset)}
+    return frozenset(band["name"] for key, asset in files.items() for _, band in _bands_of(key, asset))
+
+
 def _load(place: str) -> dict[str, Any]:
     try:
         if is_remote(place):
@@ -174,7 +181,7 @@ def _band_files(item: Item, content: dict[str, Any], said: Statement) -> dict[st
     properties = _mapping(content.get("properties"))
     found: dict[str, tuple[tuple[bool, float, str], BandFile]] = {}
     for key, asset in _mapping(content.get("assets")).items():
-        if not isinstance(asset, dict) or _PICTURES & set(_words(asset.get("roles"))) or not asset.get("href"):
+        if not _is_of_bands(asset):
             continue
         for index, band in _bands_of(key, asset):
             rank = (_is_jp2(asset), _number(asset.get("gsd")) or _number(band.get("gsd")) or 0.0, key)
@@ -182,6 +189,11 @@ def _band_files(item: Item, content: dict[str, Any], said: Statement) -> dict[st
             if name not in found or rank < found[name][0]:
                 found[name] = (rank, _band_file(item, asset, name, index, properties, said))
     return {name: found[name][1] for name in BAND_NAMES if name in found}
+
+
+def _is_of_bands(asset: object) -> bool:
+    """Whether an asset may hold bands, and is no picture."""
+    return isinstance(asset, dict) and bool(asset.get("href")) and not _PICTURES & set(_words(asset.get("roles")))
 
 
 def _bands_of(key: str, asset: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:

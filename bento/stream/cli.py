@@ -1,0 +1,295 @@
+"""The command line of the consumer."""
+
+import logging
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from bento.batch.cli import grid_options, output_options
+from bento.batch.results import OutputOptions
+from bento.batch.work import NETWORK_THREADS
+from bento.cores import usable_cores
+from bento.engine import Engine
+from bento.precision import Precision, pick
+from bento.settings import find_model
+from bento.stream.consumer import Consumer, ConsumerOptions
+from bento.stream.desk import Desk, DeskOptions
+from bento.stream.metrics import Fate, serve
+from bento.stream.notices import MOST_BYTES
+from bento.stream.places import Places
+from bento.stream.queue import LONGEST_HIDDEN, Queue
+from bento.watch.logs import LogStyle, configure
+from bento.windows import GridOptions
+from datasets.command import one_line_errors, with_options
+from datasets.errors import SentileError
+from datasets.scenes import SceneOptions
+from datasets.scenes.command import make_scene_options, scene_options
+
+_LOG = logging.getLogger("sentile")
+_USUAL_RECEIVES = 5
+_CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "auto_envvar_prefix": "SENTILE_STREAM",
+}
+
+
+def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where notices come from and results go."""
+    options = (
+        click.option("--queue", required=True, help="URL or name of the SQS queue that notices come from."),
+        click.option(
+            "--allow",
+            multiple=True,
+            required=True,
+            metavar="PLACE",
+            help="Where notices may lead; may be said several times: a folder, https://host/path/, or "
+            "s3://bucket/path/=https://host/path/ (what is read for it).",
+        ),
+        click.option("--results", help="URL or name of an SQS queue, or ARN of an SNS topic, that gets results."),
+        click.option(
+            "--dead-letters",
+            help="URL or name of the SQS queue for notices that nobody can use; default: "
+            "that of the queue's redrive policy.",
+        ),
+    )
+    return with_options(command, options)
+
+
+def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how many notices are taken, and when they come back."""
+    options = (
+        click.option(
+            "--in-flight",
+            default=1,
+            show_default=True,
+            type=click.IntRange(1, 64),
+            help="Notices worked on at a time, the cores shared out among them; no more are taken.",
+        ),
+        click.option(
+            "--lease",
+            default=120,
+            show_default=True,
+            type=click.IntRange(3, LONGEST_HIDDEN // 2),
+            help="Seconds that a notice in work is hidden from other consumers; renewed every third of it.",
+        ),
+        click.option(
+            "--receives",
+            type=click.IntRange(1, 1000),
+            help="Times that a notice is received before it goes to the dead letters; default: as the "
+            f"queue's redrive policy says, else {_USUAL_RECEIVES}.",
+        ),
+        click.option(
+            "--retry-seconds",
+            default=30,
+            show_default=True,
+            type=click.IntRange(0, LONGEST_HIDDEN),
+            help="After which a scene that failed is tried again; doubled each time.",
+        ),
+        click.option(
+            "--wait",
+            default=5,
+            show_default=True,
+            type=click.IntRange(0, 20),
+            help="Seconds that one question for notices waits; SIGTERM is noticed after it.",
+        ),
+        click.option(
+            "--grace",
+            default=20.0,
+            show_default=True,
+            type=click.FloatRange(0),
+            help="Seconds that scenes in work have on SIGTERM; then they are given back.",
+        ),
+        click.option(
+            "--idle",
+            metavar="SECONDS",
+            type=click.FloatRange(0),
+            help="End when no notice came for so long; default: never.",
+        ),
+    )
+    return with_options(command, options)
+
+
+def bound_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options beyond which nothing is worked on."""
+    options = (
+        click.option(
+            "--most-seconds",
+            default=3600.0,
+            show_default=True,
+            type=click.FloatRange(1, LONGEST_HIDDEN),
+            help="That a scene may take.",
+        ),
+        click.option(
+            "--most-pixels",
+            default=500_000_000,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Of a scene: width × height. A whole Sentinel-2 tile has 120,560,400.",
+        ),
+        click.option(
+            "--most-bytes", default=MOST_BYTES, show_default=True, type=click.IntRange(1), help="Of a notice."
+        ),
+        click.option(
+            "--least-free",
+            default=2**30,
+            show_default=True,
+            type=click.IntRange(0),
+            help="Bytes of the results' disk without which no notice is taken.",
+        ),
+    )
+    return with_options(command, options)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which model works, and what it tells of itself."""
+    options = (
+        click.option("--model", envvar="SENTILE_MODEL", help="Model file; default: the newest exported one."),
+        click.option(
+            "--precision",
+            envvar="SENTILE_PRECISION",
+            default=Precision.AUTO.value,
+            show_default=True,
+            type=click.Choice([precision.value for precision in Precision]),
+            help="int8 takes the INT8 file beside the model's, auto does where the processor gains by it.",
+        ),
+        click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there, e.g. :9105 (this machine only)."),
+        click.option(
+            "--log",
+            envvar="SENTILE_LOG",
+            type=click.Choice([LogStyle.JSON.value, LogStyle.TEXT.value]),
+            help="Form of the log on standard error; default: json, but text at a terminal.",
+        ),
+    )
+    return with_options(command, options)
+
+
+@click.command(context_settings=_CONTEXT)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the results.")
+@queue_options
+@model_options
+@pace_options
+@bound_options
+@output_options
+@grid_options
+@scene_options
+@one_line_errors
+def main(
+    out: Path,
+    queue: str,
+    allow: tuple[str, ...],
+    results: str | None,
+    dead_letters: str | None,
+    model: str | None,
+    precision: str,
+    metrics: str | None,
+    log: str | None,
+    **said: Any,
+) -> None:
+    """Classify the scenes that notices in an SQS queue tell of, until SIGTERM or Ctrl-C.
+
+    \b
+    A notice is one of these, sent by itself or through SNS:
+      {"scene": "/archive/S2A_….SAFE", "id": "yours"}
+      {"scene": "s3://tiles/a/item.json"}             a STAC item's address
+      {"scene": "/archive/a.tif", "bands": "l2a", "level": "L2A", "scale": 0.0001, "offset": -1000}
+      {"type": "Feature", "assets": {…}, …}           a STAC item
+
+    \b
+    Each scene gets a folder of its own in the folder of results, with the files of `python -m bento.batch`, and its
+    result is sent as JSON. A notice that comes twice is done once and told of twice, with the same id.
+
+    \b
+    Try it, run it:
+      aws sqs send-message --queue-url URL --message-body '{"scene": "/archive/a.tif"}'
+      python -m bento.stream --queue URL --allow /archive --out MAPS --results RESULTS_URL
+      python -m bento.stream --queue URL --allow /archive --out MAPS --idle 60      # ends when the queue is empty
+
+    A notice that says nothing usable, or leads where it may not, goes to the dead letters at once; a scene that fails
+    goes there after several tries; always with the reason. Nothing is deleted before its result is out, so a consumer
+    may be killed at any time. Credentials, region and AWS_ENDPOINT_URL are found as by all programs for AWS.
+
+    Every option may be set by the environment: SENTILE_STREAM_QUEUE, SENTILE_STREAM_ALLOW (several: parted by
+    blanks), SENTILE_STREAM_IN_FLIGHT and so on.
+
+    Exit status: 0 it was told to end, or was idle; 1 it cannot begin, or was idle and notices went to the dead letters;
+    2 the command is wrong; 130 ended by Ctrl-C.
+    """
+    configure(LogStyle(log) if log else LogStyle.TEXT if sys.stderr.isatty() else LogStyle.JSON)
+    places, waiting = Places.parse(allow), Queue(queue, dead_letters, results)
+    engine = Engine(pick(find_model(Path(model) if model else None), Precision(precision)), NETWORK_THREADS)
+    consumer = _consumer(waiting, engine, out, places, **said)
+    if metrics:
+        serve(metrics)
+    sys.exit(_run(consumer, waiting, engine))
+
+
+def _consumer(
+    queue: Queue,
+    engine: Engine,
+    out: Path,
+    places: Places,
+    *,
+    outputs: tuple[Any, ...],
+    formats: tuple[Any, ...],
+    coverage: float,
+    stride: int,
+    cell: int,
+    least_valid: float,
+    most_pixels: int,
+    receives: int | None,
+    **said: Any,
+) -> Consumer:
+    pace = {name: said.pop(name) for name in ConsumerOptions.__slots__ if name in said}
+    reading: SceneOptions = make_scene_options(**said)
+    threads = max(1, usable_cores() // pace["in_flight"])
+    work = DeskOptions(
+        GridOptions(stride, least_valid, cell), OutputOptions(outputs, formats, coverage), threads, most_pixels
+    )
+    options = ConsumerOptions(places, reading, receives=_receives(queue, receives), **pace)
+    return Consumer(queue, Desk(out, engine, work), out, options)
+
+
+def _receives(queue: Queue, said: int | None) -> int:
+    """Return how often a notice may be received.
+
+    Raises:
+        SentileError: the queue itself would bury notices before, and tell no reason.
+    """
+    policy = queue.redrive
+    if said and policy and said > policy.receives:
+        raise SentileError(
+            f"--receives {said}: the redrive policy of {queue.url} takes notices away after {policy.receives} times, "
+            "without a reason; allow no more than it does"
+        )
+    return said or (policy.receives if policy else _USUAL_RECEIVES)
+
+
+def _run(consumer: Consumer, queue: Queue, engine: Engine) -> int:
+    """Work until a signal, or until nothing comes; return the exit status."""
+    ended_by: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        ended_by.append(number)
+        consumer.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    fields = {"queue": queue.url, "dead_letters": queue.dead_letters, "model": engine.identity, "process": os.getpid()}
+    _LOG.info("the consumer begins", extra={"fields": fields})
+    fates = consumer.run()
+    _LOG.info("the consumer ends", extra={"fields": {fate.value: fates[fate] for fate in Fate}})
+    return _status(ended_by, fates)
+
+
+def _status(ended_by: list[int], fates: Counter[Fate]) -> int:
+    if ended_by:
+        return 130 if ended_by[0] == signal.SIGINT else 0
+    return 1 if fates[Fate.BURIED] else 0

@@ -1,0 +1,230 @@
+"""Takes notices, has their scenes classified, sends results on; loses nothing, and takes no more than it can work on.
+
+A notice is deleted only when its result is out. Whatever happens before, it comes back: to this consumer or to another.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bento.batch.outcome import State
+from bento.stream import metrics
+from bento.stream.desk import Desk
+from bento.stream.leases import Lease, Leases, StopWork
+from bento.stream.metrics import Fate
+from bento.stream.notices import MOST_BYTES, parse_notice
+from bento.stream.places import Places
+from bento.stream.queue import LONGEST_HIDDEN, Message, Queue
+from bento.stream.sources import scene_of
+from datasets.errors import NoticeError, QueueError, SceneTooLargeError, SentileError
+from datasets.scenes import SceneOptions
+
+_LOG = logging.getLogger("sentile")
+_LOOK_SECONDS = 0.2
+_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerOptions:
+    """How notices are taken.
+
+    Attributes:
+        places: where they may lead.
+        reading: what is said of scenes that say it neither themselves nor by their notices.
+        in_flight: notices that are worked on at a time; no more are taken from the queue.
+        lease: seconds that a notice in work is hidden from others, renewed while it is worked on.
+        wait: seconds that one question for notices waits for an answer (0-20).
+        receives: times that a notice may be received before it goes to the dead letters.
+        retry_seconds: after which a scene that failed is tried again; doubled each time.
+        most_seconds: that a scene may take.
+        most_bytes: of a message.
+        least_free: bytes of the disk without which no notice is taken.
+        grace: seconds that scenes in work have when the consumer is told to end; then they are given back.
+        idle: seconds without notices, after which the consumer ends; None: it never does.
+    """
+
+    places: Places
+    reading: SceneOptions = field(default_factory=SceneOptions)
+    in_flight: int = 1
+    lease: int = 120
+    wait: int = 5
+    receives: int = 5
+    retry_seconds: int = 30
+    most_seconds: float = 3600.0
+    most_bytes: int = MOST_BYTES
+    least_free: int = 2**30
+    grace: float = 20.0
+    idle: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to become of a notice, why, and what the log tells of its scene."""
+
+    fate: Fate
+    reason: str = ""
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+class Consumer:
+    """Works on the notices of a queue until it is told to stop.
+
+    Args:
+        queue: of notices.
+        desk: where scenes are classified.
+        out: the folder of results, whose disk is watched.
+        options: how notices are taken.
+    """
+
+    def __init__(self, queue: Queue, desk: Desk, out: Path, options: ConsumerOptions) -> None:
+        self._queue, self._desk, self._out, self._options = queue, desk, out, options
+        self._returning = threading.Event()
+        self._stops = self._failures = 0
+        self._paused = False
+        self._leases = Leases(queue, options.lease, options.most_seconds, self._returning)
+        self._running: set[Future[Fate]] = set()
+        self._fates: Counter[Fate] = Counter()
+
+    def stop(self) -> None:
+        """Take no more notices and end; when called again, give back what is in work. It may be called by a signal."""
+        self._stops += 1  # and nothing else: a lock might be held by what the signal came into
+
+    def run(self) -> Counter[Fate]:
+        """Work until `stop`, or until nothing came for long; return what became of how many notices."""
+        with self._leases, ThreadPoolExecutor(self._options.in_flight, "scene") as pool:
+            quiet_since = time.monotonic()
+            while not self._stops:
+                if self._take_more(pool):
+                    quiet_since = time.monotonic()
+                elif self._options.idle is not None and time.monotonic() - quiet_since >= self._options.idle:
+                    break
+            self._finish()
+        self._count()
+        return self._fates
+
+    def _take_more(self, pool: ThreadPoolExecutor) -> bool:
+        """Take as many notices as there is room for; return whether any is in work."""
+        self._count()
+        room = self._options.in_flight - len(self._running)
+        if not room:
+            wait(self._running, _LOOK_SECONDS, FIRST_COMPLETED)
+        elif self._has_disk():
+            self._running |= {pool.submit(self._take, message) for message in self._receive(room)}
+        else:
+            self._pause(_PAUSE_SECONDS)
+        return bool(self._running)
+
+    def _count(self) -> None:
+        ended = {future for future in self._running if future.done()}
+        self._running -= ended
+        self._fates.update(future.result() for future in ended)
+
+    def _finish(self) -> None:
+        """Let what is in work come to its end, and give the rest back."""
+        until = time.monotonic() + self._options.grace
+        while any(not future.done() for future in self._running) and time.monotonic() < until and self._stops < 2:
+            wait(self._running, _LOOK_SECONDS)
+        self._returning.set()
+
+    def _receive(self, room: int) -> list[Message]:
+        try:
+            messages = self._queue.receive(room, self._options.wait, self._options.lease)
+        except QueueError as error:
+            metrics.QUEUE_FAILURES.inc()
+            self._failures += 1
+            _LOG.warning("the queue does not answer", extra={"fields": {"reason": str(error)}})
+            self._pause(min(2.0**self._failures, _LONGEST_PAUSE))
+            return []
+        self._failures = 0
+        return messages
+
+    def _has_disk(self) -> bool:
+        free = shutil.disk_usage(self._out).free
+        paused = free < self._options.least_free
+        if paused != self._paused:
+            fields = {"paused": paused, "free_bytes": free, "least_free_bytes": self._options.least_free}
+            _LOG.warning("notices wait while the disk of the results is nearly full", extra={"fields": fields})
+        self._paused = paused
+        metrics.PAUSED.set(paused)
+        return not paused
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stops and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+
+    def _take(self, message: Message) -> Fate:
+        """See one notice through to its end; it raises nothing, since nobody would hear of it."""
+        began = time.monotonic()
+        with metrics.IN_WORK.track_inprogress():
+            with self._leases.hold(message) as lease:
+                verdict = self._attempt(message, lease)
+            verdict = self._conclude(message, verdict)
+        self._tell(message, verdict, time.monotonic() - began)
+        return verdict.fate
+
+    def _attempt(self, message: Message, lease: Lease) -> Verdict:
+        try:
+            return self._work(message, lease)
+        except StopWork:
+            return Verdict(Fate.RETURNED)
+        except (NoticeError, SceneTooLargeError) as error:  # it will be no better another time
+            return Verdict(Fate.BURIED, str(error))
+        except (SentileError, OSError) as error:
+            return self._again(message, str(error))
+        except Exception as error:  # one odd notice must not end the consumer
+            _LOG.exception("a notice failed in an unforeseen way", extra={"fields": {"notice": message.id}})
+            return self._again(message, f"it failed in an unforeseen way ({type(error).__name__}); please report it")
+
+    def _work(self, message: Message, lease: Lease) -> Verdict:
+        if self._stops:
+            raise StopWork
+        if message.receives > self._options.receives:
+            raise NoticeError(f"it was received {message.receives} times, and no consumer lived to see its end")
+        notice = parse_notice(message.body, self._options.most_bytes)
+        told = scene_of(notice, self._options.places, self._options.reading)
+        outcome = self._desk.classify(told, lease.check)
+        self._queue.publish(self._desk.result(told, outcome, notice.id))
+        fate = Fate.KEPT if outcome.state is State.KEPT else Fate.DONE
+        shown = {"scene": told.place, "folder": told.folder, "windows": outcome.windows, "outliers": outcome.outliers}
+        return Verdict(fate, told=shown)
+
+    def _again(self, message: Message, reason: str) -> Verdict:
+        return Verdict(Fate.RETRIED if message.receives < self._options.receives else Fate.BURIED, reason)
+
+    def _conclude(self, message: Message, verdict: Verdict) -> Verdict:
+        """Do with the message what the verdict says; where the queue does not answer, it comes back by itself."""
+        try:
+            if verdict.fate is Fate.BURIED:
+                self._queue.bury(message, verdict.reason)
+            elif verdict.fate is Fate.RETRIED:
+                self._queue.hide(message, self._delay(message))
+            elif verdict.fate is Fate.RETURNED:
+                self._queue.hide(message, 0)
+            else:
+                self._queue.delete(message)
+        except QueueError as error:
+            metrics.QUEUE_FAILURES.inc()
+            return Verdict(Fate.RETRIED, str(error), verdict.told)
+        return verdict
+
+    def _delay(self, message: Message) -> int:
+        return int(min(self._options.retry_seconds * 2.0 ** (message.receives - 1), LONGEST_HIDDEN))
+
+    def _tell(self, message: Message, verdict: Verdict, seconds: float) -> None:
+        metrics.NOTICES.labels(verdict.fate.value).inc()
+        if verdict.fate is Fate.DONE:
+            metrics.WINDOWS.inc(verdict.told["windows"])
+            metrics.SCENE_SECONDS.observe(seconds)
+            metrics.BEHIND_SECONDS.observe(max(time.time() - message.sent, 0.0))
+        fields = {"notice": message.id, "fate": verdict.fate.value, "receives": message.receives, **verdict.told}
+        fields |= {"seconds": round(seconds, 3), **({"reason": verdict.reason} if verdict.reason else {})}
+        level = logging.WARNING if verdict.fate in (Fate.BURIED, Fate.RETRIED) else logging.INFO
+        _LOG.log(level, "notice", extra={"fields": fields})

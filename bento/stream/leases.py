@@ -1,0 +1,105 @@
+"""Messages in work stay hidden from other consumers: a thread renews their leases until they are let go."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from bento.stream.queue import LONGEST_HIDDEN, Message
+from datasets.errors import QueueError, SentileError
+
+_LOG = logging.getLogger("sentile")
+_RENEWALS = 3  # within a lease, so that one or two may fail
+
+
+class Hides(Protocol):
+    """A queue, as far as leases are concerned."""
+
+    def hide(self, message: Message, seconds: int) -> None:
+        """See `Queue.hide`."""
+
+
+class StopWork(BaseException):
+    """The scene in work is to be given back, since the consumer ends; no error, which whoever goes on would catch."""
+
+
+class Lease:
+    """A message that is held.
+
+    Args:
+        message: it.
+        most_seconds: that it may be held.
+        stopping: set when whatever is in work is to be given back.
+    """
+
+    def __init__(self, message: Message, most_seconds: float, stopping: threading.Event) -> None:
+        self.message = message
+        self._until, self._most, self._stopping = time.monotonic() + most_seconds, most_seconds, stopping
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it was held too long."""
+        return time.monotonic() > self._until
+
+    def check(self) -> None:
+        """Go on only where the work may; called between strips of a scene.
+
+        Raises:
+            StopWork: the consumer ends.
+            SentileError: the scene takes too long.
+        """
+        if self._stopping.is_set():
+            raise StopWork
+        if self.is_overdue:
+            raise SentileError(f"it took more than {self._most:g} s; allow more by --most-seconds")
+
+
+class Leases:
+    """All messages in work, renewed by a thread while the block lasts.
+
+    Args:
+        queue: that they came from.
+        seconds: of a lease.
+        most_seconds: that a message may be held; no more than SQS allows.
+        stopping: set when whatever is in work is to be given back.
+    """
+
+    def __init__(self, queue: Hides, seconds: int, most_seconds: float, stopping: threading.Event) -> None:
+        self._queue, self._seconds, self._stopping = queue, seconds, stopping
+        self._most = min(most_seconds, LONGEST_HIDDEN - seconds)
+        self._held: dict[str, Lease] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
+
+    def __enter__(self) -> "Leases":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @contextmanager
+    def hold(self, message: Message) -> Iterator[Lease]:
+        """Hold a message for the length of the block."""
+        lease = self._held[message.receipt] = Lease(message, self._most, self._stopping)
+        try:
+            yield lease
+        finally:
+            del self._held[message.receipt]
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._seconds / _RENEWALS):
+            for lease in list(self._held.values()):
+                if not lease.is_overdue:  # one that hangs comes back, to another consumer
+                    self._renew_one(lease)
+
+    def _renew_one(self, lease: Lease) -> None:
+        try:
+            self._queue.hide(lease.message, self._seconds)
+        except QueueError as error:
+            if lease.message.receipt in self._held:  # else it was just let go
+                fields = {"notice": lease.message.id, "reason": str(error)}
+                _LOG.warning("a lease was not renewed; the scene may be done twice", extra={"fields": fields})
