@@ -15,8 +15,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import click
 import yaml
+from bentoml.exceptions import NotFound
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -29,6 +31,7 @@ from models.precision import int8_of
 PROJECT = Path(__file__).resolve().parent.parent
 BENTOFILE = "bentofile.yaml"
 REQUIREMENTS = "requirements.txt"
+_NAME = "sentile"  # of the service, and so of its bentos
 _BUILD_SECONDS = 300
 
 
@@ -52,6 +55,22 @@ def build(model: Path, version: str | None = None) -> str:
         for name, value in labels.items():
             command += ["--label", f"{name}={value}"]
         return _run(command, context)
+
+
+def built(model: Path, version: str) -> str | None:
+    """Return the tag of the bento of that version, if there is one around this very model; it need not be built again.
+
+    Raises:
+        ModelFileError: the model fails its self-check.
+        SentileError: there is one around another model.
+    """
+    try:
+        found = bentoml.get(f"{_NAME}:{version}")
+    except NotFound:
+        return None
+    if found.info.labels.get("model-sha256") != Engine(model, threads=1).sha256:
+        raise SentileError(f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`")
+    return str(found.tag)
 
 
 def default_version(engine: Engine) -> str:
@@ -131,13 +150,16 @@ def _run(command: list[str], context: Path) -> str:
     help="Model file; default: the newest exported one.",
 )
 @click.option("--version", help="Version of the bento; default: the model's, and the beginning of its hash.")
+@click.option("--keep", is_flag=True, help="With --version: take the bento that is there, if it is this model's.")
 @one_line_errors
-def main(model: Path | None, version: str | None) -> None:
+def main(model: Path | None, version: str | None, keep: bool) -> None:
     """Build a bento, code and model in one, and print its tag.
 
     Serve it with `bentoml serve TAG`, make an image of it with `bentoml containerize TAG`.
     """
-    click.echo(build(find_model(model), version))
+    path = find_model(model)
+    known = built(path, version) if keep and version else None
+    click.echo(known or build(path, version))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -65,9 +66,14 @@ class AliasSource:
     """An alias or a version in MLflow's registry: `models:/sentile@champion`, `models:/sentile/3`.
 
     The registry is the one that MLFLOW_TRACKING_URI names. Promotion and rollback are moves of the alias.
+
+    Attributes:
+        uri: as above.
+        precision: whether the INT8 file that the version brings may take its model's place.
     """
 
     uri: str
+    precision: Precision = Precision.AUTO
 
     def find(self) -> Found:
         """Return the version that the alias means now, fetched into a temporary folder once; see `ModelSource`."""
@@ -80,22 +86,21 @@ class AliasSource:
             version = _version(MlflowClient(), self.uri)
             folder = _cache(f"{version.name}:{version.version}:{version.source}")
             if not any(folder.rglob("*.onnx")):
-                download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder))
+                named = f"models:/{version.name}/{version.version}"
+                _whole(folder, lambda place: download_artifacts(named, dst_path=str(place)))
         except ModelFileError:
             raise
         except Exception as error:  # every store raises its own kinds
             reason = " ".join(str(error).split())[:200]
             raise ModelFileError(f"{self.uri}: MLflow does not give this model: {reason}") from error
-        return Found(_one_model(folder, self.uri), f"{version.name}:{version.version}")
+        path = pick(_one_model(folder, self.uri), self.precision)
+        return Found(path, f"{version.name}:{version.version}")
 
 
 def source_of(said: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
-    """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model.
-
-    A version in a registry is one file, in the precision that it was registered and measured in.
-    """
+    """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model."""
     if said and said.startswith(ALIAS_PREFIX):
-        return AliasSource(said)
+        return AliasSource(said, precision)
     return FileSource(Path(said) if said else None, precision)
 
 
@@ -118,6 +123,19 @@ def _cache(key: str) -> Path:
     folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _whole(folder: Path, fetch: Callable[[Path], object]) -> None:
+    """Fill `folder` at once: processes that start together must not take half of a version, or its INT8 file alone."""
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as partial:
+        fetched = Path(partial, "files")
+        fetched.mkdir()
+        fetch(fetched)
+        try:
+            fetched.rename(folder)
+        except OSError:
+            if not any(folder.rglob("*.onnx")):  # else another process was first
+                raise
 
 
 def _one_model(folder: Path, uri: str) -> Path:

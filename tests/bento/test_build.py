@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from serving import ROOT, served_by
+from tiny_onnx import metadata, write_model
 
 from bento.build import default_version, pinned
 from bento.engine import Engine
@@ -106,6 +108,15 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
         card = httpx.get(f"{server.url}/model", trust_env=False, timeout=30).json()
     assert answer["results"][0]["class"] in CLASSES
     assert card["sha256"] == answer["model"]["sha256"] == Engine(linear_model, threads=1).sha256
+
+
+def test_the_same_version_again_is_the_same_bento_or_refused(home: Path, linear_model: Path, tmp_path: Path) -> None:
+    again = run_build(linear_model, home, "--version", "1.2.3", "--keep")
+    assert again.stdout.strip() == "sentile:1.2.3", again.stderr
+    other = write_model(tmp_path / "model.onnx", metadata(CLASSES).model_dump_json(), weights=np.ones((14, 10), "f4"))
+    refused = run_build(other, home, "--version", "1.2.3", "--keep")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: sentile:1.2.3 is built around another model; ")
 
 
 def test_a_broken_model_is_never_packed(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from training.promotion.gates import Case, Finding, examine
 from training.promotion.measure import open_single_threaded
 from training.promotion.registry import CHAMPION, NAME, Registry
 from training.promotion.runs import compare_runs
-from training.promotion.settings import DEFAULT, read_settings
+from training.promotion.settings import DEFAULT, GateSettings, read_settings
 from training.tracking import Tracking, run_id_of
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -112,28 +112,66 @@ def promote(
     Every gate of the gates file must pass. Exit status 1 says that the model was not promoted; nothing has moved then.
     """
     registry, settings = Registry(uri, name), read_settings(gates)
-    found = registry.find(version)
-    champion = registry.by_alias(CHAMPION)
+    approver = (approve or "").strip()
+    if approver and (objection := settings.objection(approver)):
+        raise GatesRefusedError(objection)  # said before minutes go into measuring
+    found, champion = registry.find(version), registry.by_alias(CHAMPION)
+    registry.refuse_the_champion(found)
     with tempfile.TemporaryDirectory(prefix="sentile-promote-") as folder:
-        case = Case(
-            open_single_threaded(registry.fetch(found, Path(folder, "candidate")).path),
-            open_single_threaded(registry.fetch(champion, Path(folder, "champion")).path) if champion else None,
-            Pack(data),
-            settings,
-        )
-        findings = list(examine(case))
-        print_findings(found, champion, findings)
+        case = _case(registry, found, champion, Path(folder), Pack(data), settings)
+        findings = examine_aloud(case)
+        print_findings(found, champion if case.champion else None, findings)
         if not dry_run:
-            registry.write_findings(found, findings)
+            registry.write_findings(found, findings, **_circumstances(case, champion))
         _refuse_failures(registry, found, findings, who, dry_run)
         if dry_run:
             return
-        if settings.approval and not approve:
-            raise GatesRefusedError("every gate passes, but a person must approve; say --approve NAME")
+        if objection := settings.objection(approver):
+            raise GatesRefusedError(f"every gate passes, but {objection}")
         if bento:
-            click.echo(f"built {build_bento(case.candidate.path, found.tags['semver'])}")
-    registry.promote(found, approve or who, why or "it passed the gates")
+            tag = build_bento(case.candidate.path, found.tags["semver"])
+            registry.tag(found, bento=tag)
+            click.echo(f"the bento {tag} holds it")
+    registry.promote(found, approver or who, why or "it passed the gates")
+    registry.tag(found, approved_by=approver or "nobody", promoted_by=who)
     click.echo(f"{name} {found.tags.get('semver', found.version)} is the champion now")
+
+
+def _case(
+    registry: Registry,
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    folder: Path,
+    pack: Pack,
+    settings: GateSettings,
+) -> Case:
+    """Fetch both models into `folder`; a champion that does not know all classes of the tiles is no measure."""
+    serving = open_single_threaded(registry.fetch(champion, folder / "champion").path) if champion else None
+    if serving and not set(pack.summary.classes) <= set(serving.metadata.classes):
+        click.echo("the champion does not know all classes of these tiles, so the candidate is not compared with it")
+        serving = None
+    return Case(open_single_threaded(registry.fetch(candidate, folder / "candidate").path), serving, pack, settings)
+
+
+def _circumstances(case: Case, champion: ModelVersion | None) -> dict[str, str]:
+    """Return what a version's figures were measured on and against, for its tags."""
+    return {
+        "data_hash": case.pack.summary.data_hash,
+        "split": case.settings.split,
+        "tiles": str(len(case.rows)),
+        "champion": champion.tags.get("semver", str(champion.version)) if champion and case.champion else "none",
+    }
+
+
+def examine_aloud(case: Case) -> list[Finding]:
+    """Return what the gates find, naming on a terminal which one is being measured: they take minutes."""
+    findings: list[Finding] = []
+    console = Console(stderr=True)
+    with console.status("measuring the first gate") as status:
+        for finding in examine(case):
+            findings.append(finding)
+            status.update(f"{len(findings)} figures so far, the last of {finding.gate}")
+    return findings
 
 
 def _refuse_failures(
@@ -182,7 +220,7 @@ def history(as_json: bool, name: str, uri: str) -> None:
 @one_line_errors
 def compare(experiment: str | None, most: int, as_json: bool, name: str, uri: str) -> None:
     """Print a table of training runs: figures, what they were trained on, and how they differ in settings."""
-    rows = compare_runs(uri, experiment, most)
+    rows = compare_runs(uri, experiment, most, name)
     if not rows:
         raise TrainingError(f"{uri}: no run is there; `python -m training` makes one")
     if as_json:
@@ -198,7 +236,7 @@ def compare(experiment: str | None, most: int, as_json: bool, name: str, uri: st
 
 def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[Finding]) -> None:
     """Print a table of what the gates found."""
-    against = f"against {champion.tags.get('semver', champion.version)}" if champion else "there is no champion"
+    against = f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
     table = Table("gate", "", "figure", "asked", title=f"{version.tags.get('semver', version.version)}, {against}")
     for finding in findings:
         state = "pass" if finding.passed else "FAIL"
@@ -207,12 +245,15 @@ def print_findings(version: ModelVersion, champion: ModelVersion | None, finding
 
 
 def build_bento(model: Path, version: str) -> str:
-    """Build a bento of a model file, in a process of its own as training must not import serving; return its tag.
+    """Return the tag of a bento of a model file, built unless it is there.
+
+    It is built in a process of its own, as training must not import serving.
 
     Raises:
         TrainingError: it cannot be built.
     """
-    command = [sys.executable, "-m", "bento.build", "--model", str(model), "--version", version]
+    # A bento of a promotion that came to nothing, or of a version that was rolled back, is taken as it is.
+    command = [sys.executable, "-m", "bento.build", "--model", str(model), "--version", version, "--keep"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
     if done.returncode != 0:
         raise TrainingError(f"the bento cannot be built, so nothing was promoted: {done.stderr.strip()}")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from datasets.errors import TrainingError
 from datasets.pack import Pack
 from models.modelfile import ModelFile
+from models.precision import int8_of
 from training.disturbances import DISTURBANCES
 from training.promotion import contract
 from training.promotion.measure import (
@@ -18,6 +19,7 @@ from training.promotion.measure import (
     answers_of,
     graph_difference,
     milliseconds_a_tile,
+    open_single_threaded,
 )
 from training.promotion.settings import GateSettings
 
@@ -216,6 +218,19 @@ def _parity(case: Case) -> Iterator[Finding]:
     yield Finding("parity", difference <= most, difference, f"≤ {most:g} between optimised and plain graph")
 
 
+def _int8(case: Case) -> Iterator[Finding]:
+    """Judge the INT8 file of the version, where it has one: services take it where the processor gains by it."""
+    path, most = int8_of(case.candidate.path), case.settings.int8 or 0.0
+    if not path.is_file():
+        return
+    int8 = open_single_threaded(path)
+    if int8.metadata.quantised_from != case.candidate.sha256:
+        yield Finding("int8", False, 1.0, "an INT8 file that was made from this version's fp32 file")
+        return
+    lost = case.answers(case.candidate).accuracy - case.answers(int8).accuracy
+    yield Finding("int8", lost <= most, lost, f"≤ {most:g} of accuracy lost against fp32")
+
+
 def _contract(case: Case) -> Iterator[Finding]:
     broken = contract.violations(case.candidate, case.pack.fetch(case.rows[: contract.TILES]))
     yield Finding("contract", not broken, len(broken), "; ".join(broken) or "a real service keeps its contract")
@@ -232,5 +247,6 @@ GATES: dict[str, Callable[[Case], Iterator[Finding]]] = {
     "latency": _latency,
     "megabytes": _megabytes,
     "parity": _parity,
+    "int8": _int8,
     "contract": _contract,
 }

@@ -35,7 +35,7 @@ class Event:
 
     Attributes:
         when: ISO 8601, UTC, to the microsecond.
-        what: `registered`, `refused`, `promoted`, `archived` or `rolled back`.
+        what: `registered`, `passed`, `refused`, `promoted`, `archived` or `rolled back`.
         version: the registry's number of the version.
         semver: the version's semantic version.
         who: the person (or program) that did it.
@@ -63,12 +63,20 @@ class Registry:
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def register(
-        self, model: ModelFile, who: str, why: str, semver: str | None = None, run_id: str | None = None
+        self,
+        model: ModelFile,
+        who: str,
+        why: str,
+        semver: str | None = None,
+        run_id: str | None = None,
+        *,
+        candidate: bool = True,
     ) -> ModelVersion:
         """Make a model file, with the INT8 file beside it, a version and the candidate; archive the candidate before.
 
         The version is the run's own logged model where the run holds this file; else the file is logged, to a run of
-        its own if `run_id` is None.
+        its own if `run_id` is None. Without `candidate`, the candidate stays the one that it was: services may try it,
+        and must not try what the gates refuse.
 
         Raises:
             TrainingError: the semantic version is none or taken.
@@ -77,12 +85,16 @@ class Registry:
         if any(version.tags.get("semver") == semver for version in self.versions()):
             raise TrainingError(f"version {semver} of {self.name} exists; name another with --version")
         version = self._create(model, semver, run_id or self._new_run(semver))
+        if candidate:
+            self._make_candidate(version, who, semver)
+        self.note(version, "registered", who, why)
+        return self.client.get_model_version(self.name, version.version)
+
+    def _make_candidate(self, version: ModelVersion, who: str, semver: str) -> None:
         before = self.by_alias(CANDIDATE)
         if before is not None and before.tags.get("stage") == CANDIDATE:
             self._archive(before, who, f"version {semver} was registered")
         self.client.set_registered_model_alias(self.name, CANDIDATE, version.version)
-        self.note(version, "registered", who, why)
-        return self.client.get_model_version(self.name, version.version)
 
     def versions(self) -> list[ModelVersion]:
         """Return all versions, oldest first."""
@@ -150,9 +162,8 @@ class Registry:
 
     def promote(self, version: ModelVersion, who: str, why: str) -> None:
         """Make a version the champion, and archive the one that was."""
+        self.refuse_the_champion(version)
         champion = self.by_alias(CHAMPION)
-        if champion is not None and champion.version == version.version:
-            raise TrainingError(f"{self.name} {version.tags.get('semver', version.version)} is the champion already")
         if champion is not None:
             self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
             self._archive(champion, who, f"version {version.tags.get('semver', version.version)} was promoted")
@@ -162,6 +173,12 @@ class Registry:
             self.client.delete_registered_model_alias(self.name, CANDIDATE)
         self.tag(version, stage=CHAMPION)
         self.note(version, "promoted", who, why)
+
+    def refuse_the_champion(self, version: ModelVersion) -> None:
+        """Raise TrainingError where a version is the champion already."""
+        champion = self.by_alias(CHAMPION)
+        if champion is not None and champion.version == version.version:
+            raise TrainingError(f"{self.name} {version.tags.get('semver', version.version)} is the champion already")
 
     def refuse(self, version: ModelVersion, who: str, why: str) -> None:
         """Write on a version that the gates refused it; aliases stay as they are."""
@@ -178,8 +195,7 @@ class Registry:
         if champion is None:
             raise TrainingError(f"{self.uri}: {self.name} has no champion to roll back")
         target = self.find(to) if to else self._champion_before(champion)
-        if target.version == champion.version:
-            raise TrainingError(f"{self.name} {target.tags.get('semver', target.version)} is the champion already")
+        self.refuse_the_champion(target)
         self.client.set_registered_model_alias(self.name, CHAMPION, target.version)
         self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
         self.tag(champion, stage="rolled back")

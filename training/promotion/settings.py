@@ -74,7 +74,10 @@ class Latency(_Settings):
 
 
 class GateSettings(_Settings):
-    """The whole file; what is None is not asked."""
+    """The whole file; what is None is not asked.
+
+    `approval`: true asks for a person's name, a list for one of these names (an empty one for any).
+    """
 
     split: str = "test"
     least_tiles: int = Field(100, ge=1)
@@ -89,8 +92,17 @@ class GateSettings(_Settings):
     latency: Latency | None = None
     megabytes: float | None = None
     parity: float | None = None
+    int8: float | None = None
     contract: bool = False
-    approval: bool = True
+    approval: bool | tuple[str, ...] = True
+
+    def objection(self, approver: str) -> str | None:
+        """Return why a model that passes every gate may not be promoted yet, or None."""
+        named = self.approval if isinstance(self.approval, tuple) else ()
+        if self.approval is False or (approver and (not named or approver in named)):
+            return None
+        wanted = f"one of {', '.join(named)}" if named else "a person"
+        return f"{wanted} must approve; say --approve NAME"
 
 
 def read_settings(path: Path) -> GateSettings:

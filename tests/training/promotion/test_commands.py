@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 
+from models.modelfile import open_model
 from training.promotion.commands import main
 from training.promotion.registry import Registry
 
@@ -103,6 +104,26 @@ def test_a_dry_run_prints_and_moves_nothing(
     version = Registry(uri).find(None)
     assert not any(key.startswith("gate.") for key in version.tags)
     assert Registry(uri).by_alias("champion") is None
+
+
+def test_a_champion_of_other_classes_is_no_measure_and_the_champion_is_not_promoted_twice(
+    uri: str, judged: Path, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gates.yaml").write_text(EASY.replace("approval: true", "approval: false"))
+    promote = ("promote", "--data", judged, "--gates", tmp_path / "gates.yaml", "--no-bento")
+    older = make_model()
+    renamed = tuple(f"old {name}" for name in open_model(older).metadata.classes)
+    registry = Registry(uri)
+    registry.promote(registry.register(open_model(make_model(classes=renamed)), "Ada", ""), "Ada", "")
+    inside(uri, "register", "--model", older)
+    done = inside(uri, *promote)
+    assert done.exit_code == 0, done.output
+    assert "the candidate is not compared with it" in done.output
+    champion = registry.by_alias("champion")
+    assert champion.tags["semver"] == "2.0.0"
+    assert champion.tags["measured.champion"] == "none"
+    assert "2.0.0 is the champion already" in inside(uri, *promote, "champion").stderr
 
 
 def test_nothing_registered_is_one_line_that_says_the_way(uri: str, judged: Path) -> None:

@@ -1,5 +1,6 @@
 """Each gate lets a sound model pass and stops one that lacks what it asks for."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from tiny_onnx import write_model
 
 from datasets.errors import TrainingError
 from datasets.pack import Pack
-from models.modelfile import Outliers, PredictionSets
+from models.modelfile import Outliers, PredictionSets, open_model
+from models.precision import int8_of
+from models.quantise import rewrite_metadata
 from training.disturbances import DISTURBANCES
 from training.promotion.gates import GATES, Case, Finding, examine, lower_bounds
 from training.promotion.measure import open_single_threaded
@@ -126,6 +129,28 @@ def test_latency_size_and_parity(judged: Path, make_model: MakeModel) -> None:
     assert all(finding.passed for finding in found.values())
     tight = {"latency": {"milliseconds": 1e-9}, "megabytes": 1e-9}
     assert not any(finding.passed for finding in judge(judged, make_model(), **tight).values())
+
+
+def test_the_int8_file_is_judged_where_there_is_one(judged: Path, make_model: MakeModel) -> None:
+    candidate = make_model()
+    assert judge(judged, candidate, int8=0.01) == {}
+    shutil.copyfile(make_model(noise=1.5), int8_of(candidate))
+    assert not judge(judged, candidate, int8=0.01)["int8"].passed, "it was made from another file"
+    opened = open_model(int8_of(candidate))
+    said = opened.metadata.model_copy(update={"quantised_from": open_model(candidate).sha256})
+    rewrite_metadata(int8_of(candidate), said)
+    lossy = judge(judged, candidate, int8=0.01)["int8"]
+    assert not lossy.passed
+    assert lossy.figure > 0.01
+    assert judge(judged, candidate, int8=1.0)["int8"].passed
+
+
+def test_a_list_of_approvers_is_for_these_alone() -> None:
+    asked = GateSettings.model_validate({"approval": ["Ada", "Grace"]})
+    assert asked.objection("Grace") is None
+    assert asked.objection("Edsger") == "one of Ada, Grace must approve; say --approve NAME"
+    assert GateSettings(approval=True).objection("") == "a person must approve; say --approve NAME"
+    assert GateSettings(approval=False).objection("") is None
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from bento.process.sources import AliasSource
 from datasets.errors import TrainingError
 from models.modelfile import ModelFile, open_model
+from models.precision import int8_of
 from training.promotion.gates import Finding
 from training.promotion.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
 
@@ -54,6 +55,41 @@ def test_versions_count_by_what_changed(registry: Registry, make_model: MakeMode
     assert register(data_hash="b") == "1.1.0"
     renamed = tuple(f"{name}2" for name in open_model(make_model()).metadata.classes)
     assert registry.next_semver(open_model(make_model()).metadata.model_copy(update={"classes": renamed})) == "2.0.0"
+
+
+def test_a_version_is_a_patch_only_where_the_weights_are_the_same(
+    registry: Registry, models: list[ModelFile], make_model: MakeModel
+) -> None:
+    first = models[0].metadata.model_copy(update={"weights": "w", "data_hash": "a"})
+    registry.register(open_model(make_model(weights="w", data_hash="a")), "Ada", "")
+    assert registry.next_semver(first) == "1.0.1", "calibrated again"
+    assert registry.next_semver(first.model_copy(update={"data_hash": "b"})) == "1.0.1"
+    assert registry.next_semver(first.model_copy(update={"weights": "v"})) == "1.1.0", "trained again on the same data"
+    fewer = first.model_copy(update={"trained_bands": ("B02", "B03", "B04")})
+    assert registry.next_semver(fewer) == "2.0.0", "callers' other bands no longer count"
+
+
+def test_the_candidate_before_is_archived(registry: Registry, models: list[ModelFile]) -> None:
+    first = registry.register(models[0], "Ada", "")
+    registry.register(models[1], "Grace", "")
+    assert registry.find(str(first.version)).tags["stage"] == "archived"
+    told = [(event.semver, event.what, event.who) for event in registry.history()]
+    assert told == [("1.0.0", "registered", "Ada"), ("1.0.0", "archived", "Grace"), ("1.0.1", "registered", "Grace")]
+
+
+def test_a_version_brings_its_int8_file_and_refuses_another(
+    registry: Registry, models: list[ModelFile], tmp_path: Path
+) -> None:
+    int8_of(models[2].path).write_bytes(b"in eight bits")
+    try:
+        version = registry.register(models[2], "Ada", "")
+        assert int8_of(registry.fetch(version, tmp_path / "a").path).read_bytes() == b"in eight bits"
+        (stored,) = (tmp_path / "mlruns").rglob("model.int8.onnx")
+        stored.write_bytes(b"in other bits")
+        with pytest.raises(TrainingError, match="int8_sha256"):
+            registry.fetch(version, tmp_path / "b")
+    finally:
+        int8_of(models[2].path).unlink()
 
 
 def test_a_semantic_version_is_given_once_and_must_be_one(registry: Registry, models: list[ModelFile]) -> None:
@@ -114,8 +150,12 @@ def test_a_version_is_found_by_number_semantic_version_or_alias(registry: Regist
 
 def test_findings_are_written_on_the_version(registry: Registry, models: list[ModelFile]) -> None:
     version = registry.register(models[0], "Ada", "")
-    registry.write_findings(version, [Finding("floor/accuracy", False, 0.41, "≥ 0.7")])
-    assert registry.find("1").tags["gate.floor/accuracy"] == "FAIL 0.41 (≥ 0.7)"
+    registry.write_findings(version, [Finding("parity", True, 0.0, "≤ 0.1")])
+    registry.write_findings(version, [Finding("floor/accuracy", False, 0.41, "≥ 0.7")], split="test")
+    tags = registry.find("1").tags
+    assert tags["gate.floor/accuracy"] == "FAIL 0.41 (≥ 0.7)"
+    assert tags["measured.split"] == "test"
+    assert "gate.parity" not in tags, "figures of an earlier measurement would be taken for this one's"
     kept = registry.client.list_artifacts(version.run_id, "gates")
     assert [item.path for item in kept] == ["gates/1.json"]
 

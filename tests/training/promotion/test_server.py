@@ -1,0 +1,191 @@
+"""The life of a model over HTTP, against a real `mlflow server`: a run tracked, versions registered, promoted, rolled
+back and told of."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+from mlflow.tracking import MlflowClient
+
+from bento.precision import Precision
+from bento.process.sources import AliasSource
+from datasets.pack import Pack
+from models.modelfile import open_model
+from models.precision import int8_of
+from models.quantise import rewrite_metadata
+from training.cli import main as train
+from training.promotion.commands import main
+from training.promotion.registry import Registry
+
+MakeModel = Callable[..., Path]
+_START_SECONDS = 120
+GATES = """
+floor: {accuracy: 0.0, macro_f1: 0.0, class_recall: 0.0}
+int8: 0.005
+approval: [Grace, Barbara]
+"""
+
+
+@pytest.fixture(scope="module")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of its own, whose store is a SQLite file and which keeps artifacts itself."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
+    place = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *store, *place], env=environment, stdout=log, stderr=log
+        )
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process, folder / "log.txt")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(log.read_text(errors="replace")[-2000:])
+
+
+@pytest.fixture(scope="module")
+def run(server: str, pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run of one epoch, tracked by the server."""
+    out = tmp_path_factory.mktemp("run") / "first"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+        sizes = {"widths": "[8,16]", "depths": "[1,1]", "stem": "[8]"}
+        train(
+            [
+                *(f"--model.backbone.init_args.{name}={size}" for name, size in sizes.items()),
+                *("--data.batch_size=24", "--trainer.precision=32-true", "--trainer.max_epochs=1"),
+                *(f"--data.pack={pack_folder}", f"--out={out}"),
+                *(f"--tracking.uri={server}", "--quantisation.enabled=false"),
+            ]
+        )
+    return out
+
+
+def run_id(run: Path) -> str:
+    return str(json.loads((run / "mlflow.json").read_text()).popitem()[1])
+
+
+def command(server: str, *arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments), "--tracking-uri", server])
+
+
+def test_a_run_tells_what_it_saw_and_on_what_machine_and_shows_its_answers(
+    server: str, run: Path, pack_folder: Path
+) -> None:
+    client = MlflowClient(server)
+    found = client.get_run(run_id(run))
+    seen = {each.dataset.name: each for each in found.inputs.dataset_inputs}
+    purposes = {name: each.tags[0].value for name, each in seen.items()}
+    assert purposes == {"pack/train": "training", "pack/val": "validation", "pack/test": "test"}
+    dataset = seen["pack/train"].dataset
+    assert open_model(run / "model.onnx").metadata.data_hash.startswith(dataset.digest)
+    assert json.loads(dataset.source) == {"uri": pack_folder.resolve().as_uri()}
+    profile = json.loads(dataset.profile)
+    assert profile["tiles"] == sum(profile["tiles_of_class"].values()) == len(Pack(pack_folder).rows("train"))
+    assert [name for name in found.data.metrics if name.startswith("system/cpu")]
+    assert "test/all/accuracy" in found.data.metrics
+    pictures = {item.path for item in client.list_artifacts(run_id(run), "evaluation")}
+    assert "evaluation/confusion-all.png" in pictures
+
+
+def test_the_model_of_a_run_is_logged_with_signature_and_example_and_answers(server: str, run: Path) -> None:
+    mlflow.set_tracking_uri(server)
+    client = MlflowClient(server)
+    (output,) = client.get_run(run_id(run)).outputs.model_outputs
+    logged = client.get_logged_model(output.model_id)
+    assert logged.status == "READY"
+    loaded = mlflow.pyfunc.load_model(logged.model_uri)
+    assert loaded.metadata.signature.inputs.input_names() == ["tiles"]
+    answer = loaded.predict(loaded.input_example)
+    assert answer["probabilities"].shape == (1, 10)
+
+
+def test_versions_go_from_candidate_to_champion_and_back_and_the_history_tells(
+    server: str, run: Path, judged: Path, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    (tmp_path / "gates.yaml").write_text(GATES)
+    promote = ("promote", "--data", judged, "--gates", tmp_path / "gates.yaml", "--no-bento")
+
+    done = command(server, "register", "--run", run, "--by", "Ada")
+    assert done.exit_code == 0, done.output
+    registry = Registry(server)
+    (output,) = registry.client.get_run(run_id(run)).outputs.model_outputs
+    assert registry.find(None).source == f"models:/{output.model_id}", "the run's own, and not logged twice"
+
+    nobody = command(server, *promote, "--approve", "Ada")
+    assert nobody.exit_code == 1
+    assert "one of Grace, Barbara must approve" in nobody.stderr
+    assert command(server, *promote, "--approve", "Grace", "--by", "Ada").exit_code == 0
+    tags = registry.by_alias("champion").tags  # type: ignore[union-attr]
+    assert (tags["stage"], tags["approved_by"], tags["promoted_by"]) == ("champion", "Grace", "Ada")
+    assert tags["gate.floor/accuracy"].startswith("pass ")
+    assert (tags["measured.tiles"], tags["measured.champion"]) == ("120", "none")
+
+    better = with_int8(make_model())
+    assert "1.1.0 (version 2)" in command(server, "register", "--model", better).stdout
+    second = command(server, *promote, "--approve", "Barbara")
+    assert second.exit_code == 0, second.output
+    version = registry.by_alias("champion")
+    assert version is not None
+    assert version.tags["gate.int8"].startswith("pass 0 ")
+    assert version.tags["measured.champion"] == "1.0.0"
+    followed = AliasSource("models:/sentile@champion", Precision.INT8)
+    assert followed.find().path.read_bytes() == int8_of(better).read_bytes()
+
+    assert command(server, "rollback", "--why", "rivers are taken for roads").exit_code == 0
+    assert followed.find().path.read_bytes() == (run / "model.onnx").read_bytes()
+    events = [json.loads(line) for line in command(server, "history", "--json").stdout.splitlines()]
+    assert [(event["semver"], event["what"]) for event in events] == [
+        ("1.0.0", "registered"),
+        ("1.0.0", "promoted"),
+        ("1.1.0", "registered"),
+        ("1.0.0", "archived"),
+        ("1.1.0", "promoted"),
+        ("1.1.0", "rolled back"),
+        ("1.0.0", "promoted"),
+    ]
+    (row,) = (json.loads(line) for line in command(server, "compare", "--json").stdout.splitlines())
+    assert (row["run"], row["version"], row["data"].split()[0]) == ("first", "1.0.0", "pack")
+    assert "all/accuracy" in row
+
+
+def with_int8(model: Path) -> Path:
+    """Put a file beside `model` that says it is its INT8 form, and answers the same."""
+    opened = open_model(model)
+    said = opened.metadata.model_copy(update={"precision": "int8", "quantised_from": opened.sha256})
+    shutil.copyfile(model, int8_of(model))
+    rewrite_metadata(int8_of(model), said)
+    return model
