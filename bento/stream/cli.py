@@ -164,8 +164,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--log",
             envvar="SENTILE_LOG",
-            type=click.Choice([LogStyle.JSON.value, LogStyle.TEXT.value]),
-            help="Form of the log on standard error; default: json, but text at a terminal.",
+            type=click.Choice([style.value for style in LogStyle]),
+            help="Form of the log on standard error; off: only what goes wrong. Default: json, but text at a terminal.",
         ),
     )
     return with_options(command, options)
@@ -222,13 +222,19 @@ def main(
     Exit status: 0 it was told to end, or was idle; 1 it cannot begin, or was idle and notices went to the dead letters;
     2 the command is wrong; 130 ended by Ctrl-C.
     """
-    configure(LogStyle(log) if log else LogStyle.TEXT if sys.stderr.isatty() else LogStyle.JSON)
+    _log_as(log)
     places, waiting = Places.parse(allow), Queue(queue, dead_letters, results)
     engine = Engine(pick(find_model(Path(model) if model else None), Precision(precision)), NETWORK_THREADS)
     consumer = _consumer(waiting, engine, out, places, **said)
     if metrics:
         serve(metrics)
     sys.exit(_run(consumer, waiting, engine))
+
+
+def _log_as(said: str | None) -> None:
+    configure(LogStyle(said) if said else LogStyle.TEXT if sys.stderr.isatty() else LogStyle.JSON)
+    if said == LogStyle.OFF:
+        _LOG.setLevel(logging.WARNING)
 
 
 def _consumer(

@@ -87,7 +87,7 @@ class Consumer:
         self._queue, self._desk, self._out, self._options = queue, desk, out, options
         self._returning = threading.Event()
         self._stops = self._failures = 0
-        self._paused = False
+        self._paused = False  # for want of room on the disk
         self._leases = Leases(queue, options.lease, options.most_seconds, self._returning)
         self._running: set[Future[Fate]] = set()
         self._fates: Counter[Fate] = Counter()
@@ -137,10 +137,8 @@ class Consumer:
         try:
             messages = self._queue.receive(room, self._options.wait, self._options.lease)
         except QueueError as error:
-            metrics.QUEUE_FAILURES.inc()
             self._failures += 1
-            _LOG.warning("the queue does not answer", extra={"fields": {"reason": str(error)}})
-            self._pause(min(2.0**self._failures, _LONGEST_PAUSE))
+            self._pause(_after_failure(error, self._failures))
             return []
         self._failures = 0
         return messages
@@ -191,10 +189,27 @@ class Consumer:
         notice = parse_notice(message.body, self._options.most_bytes)
         told = scene_of(notice, self._options.places, self._options.reading)
         outcome = self._desk.classify(told, lease.check)
-        self._queue.publish(self._desk.result(told, outcome, notice.id))
+        self._publish(self._desk.result(told, outcome, notice.id), lease)
         fate = Fate.KEPT if outcome.state is State.KEPT else Fate.DONE
         shown = {"scene": told.place, "folder": told.folder, "windows": outcome.windows, "outliers": outcome.outliers}
         return Verdict(fate, told=shown)
+
+    def _publish(self, result: dict[str, Any], lease: Lease) -> None:
+        """Send a result on, however long that takes: whoever takes results may be away, and no notice be blamed."""
+        failures = 0
+        while error := self._failure_of(result):
+            failures += 1
+            until = time.monotonic() + _after_failure(error, failures)
+            while time.monotonic() < until:
+                lease.check()
+                time.sleep(_LOOK_SECONDS)
+
+    def _failure_of(self, result: dict[str, Any]) -> QueueError | None:
+        try:
+            self._queue.publish(result)
+        except QueueError as error:
+            return error
+        return None
 
     def _again(self, message: Message, reason: str) -> Verdict:
         return Verdict(Fate.RETRIED if message.receives < self._options.receives else Fate.BURIED, reason)
@@ -211,7 +226,7 @@ class Consumer:
             else:
                 self._queue.delete(message)
         except QueueError as error:
-            metrics.QUEUE_FAILURES.inc()
+            _after_failure(error, 1)
             return Verdict(Fate.RETRIED, str(error), verdict.told)
         return verdict
 
@@ -228,3 +243,10 @@ class Consumer:
         fields |= {"seconds": round(seconds, 3), **({"reason": verdict.reason} if verdict.reason else {})}
         level = logging.WARNING if verdict.fate in (Fate.BURIED, Fate.RETRIED) else logging.INFO
         _LOG.log(level, "notice", extra={"fields": fields})
+
+
+def _after_failure(error: QueueError, failures: int) -> float:
+    """Tell of a queue that did not answer, so many times in a row; return for how many seconds to leave it alone."""
+    metrics.QUEUE_FAILURES.inc()
+    _LOG.warning("a queue does not answer", extra={"fields": {"reason": str(error), "failures": failures}})
+    return min(2.0 ** (failures - 1), _LONGEST_PAUSE)

@@ -58,7 +58,7 @@ def parse_notice(body: str, most_bytes: int = MOST_BYTES) -> Notice:
     if "Type" in content:
         content = _out_of_sns(content)
     if content.get("type") == "Feature":
-        return Notice(item=content, id=_text(content, "id"))
+        return Notice(item=content, id=_text(content, "id")[:_LONGEST_ID])
     if "scene" in content:
         return _of_plain(content)
     raise NoticeError(f"the message names no scene; {_FORMS}")

@@ -73,7 +73,9 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line; a traceback comes after it."""
         fields = getattr(record, "fields", {})
-        told = [f"{name}={json.dumps(value, default=str, ensure_ascii=False)}" for name, value in fields.items()]
+        told = [
+            f"{name}={json.dumps(value, default=str)}" for name, value in fields.items()
+        ]  # a terminal's codes stay out
         return " ".join([super().formatMessage(record), *told])
 
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -340,6 +341,18 @@ def test_a_notice_in_work_stays_hidden_for_longer_than_its_lease(desks: Desks) -
     assert seen == [None]
 
 
+def test_a_result_waits_for_who_takes_results(desks: Desks) -> None:
+    desks.send({"scene": "small.tif"})
+    consumer = desks.consumer()
+    desks.sqs.delete_queue(QueueUrl=desks.url("results"))
+    back = threading.Timer(0.7, desks.sqs.create_queue, kwargs={"QueueName": f"{desks.name}-results"})
+    back.start()
+    assert consumer.run() == {Fate.DONE: 1}
+    back.join()
+    assert len(desks.results()) == 1
+    assert (desks.left(), desks.buried()) == (0, [])
+
+
 # Ends.
 
 
@@ -378,6 +391,20 @@ def test_sigterm_gives_back_what_cannot_be_ended_in_time(desks: Desks) -> None:
     assert (notice["message"], notice["fate"], end["returned"]) == ("notice", "returned", 1)
     assert not in_mid_scene(desks)
     assert [message["Body"] for message in desks.drain("notices")] == [json.dumps({"scene": "large.tif"})]
+
+
+def test_a_scene_that_can_be_ended_in_time_is_ended(desks: Desks) -> None:
+    desks.send({"scene": "small.tif"}, {"scene": "small.tif"})
+    consumer = desks.consumer(idle=None)
+    publish = consumer._queue.publish
+
+    def told_to_end_meanwhile(result: dict[str, Any]) -> None:
+        consumer.stop()
+        publish(result)
+
+    consumer._queue.publish = told_to_end_meanwhile  # type: ignore[method-assign,assignment]
+    assert consumer.run() == {Fate.DONE: 1}
+    assert (len(desks.results()), desks.left()) == (1, 1)
 
 
 def test_the_command_works_until_the_queue_is_empty_and_answers_prometheus(desks: Desks) -> None:

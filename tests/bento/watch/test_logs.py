@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from bento.http.replies import HANDLERS
 from bento.settings import Settings
-from bento.watch.logs import JsonFormatter, LogStyle, RequestLog, style_of
+from bento.watch.logs import JsonFormatter, LogStyle, RequestLog, TextFormatter, style_of
 from datasets.errors import SentileError
 from datasets.synthetic import synthesise_tile
 
@@ -226,3 +226,10 @@ def test_requests_are_logged_as_json_unless_a_person_looks_on() -> None:
     assert style_of(None, Terminal()) is LogStyle.OFF
     assert style_of("text", Terminal()) is LogStyle.TEXT
     assert style_of("off", io.StringIO()) is LogStyle.OFF
+
+
+def test_lines_for_people_tell_the_fields_and_keep_terminal_codes_out() -> None:
+    record = logging.LogRecord("sentile", logging.WARNING, "", 0, "notice", None, None)
+    record.fields = {"fate": "buried", "reason": "\x1b[2J\nforged"}
+    line = TextFormatter("%(levelname)s %(message)s").format(record)
+    assert line == 'WARNING notice fate="buried" reason="\\u001b[2J\\nforged"'
