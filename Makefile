@@ -67,11 +67,11 @@ pretrained: $(READY) ## Train the weights of models/pretrained again: the whole 
 	python -m training pseudo-label $(UNLABELLED) --model $(PRETRAINED)/first/model.onnx --out $(RAW)/l2a-guessed
 	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(RAW)/l2a-guessed $(RAW)/l2a-guessed-unlabelled \
 	  $(LISTED) --out data/packed-l2a
-	python -m training --config configs/experiments/adapted.yaml --data.pack data/packed-l2a --out $(PRETRAINED)/second
-	python -m training assess --model $(PRETRAINED)/second/model.onnx --data data/packed-l2a --out $(PRETRAINED)/fp32
-	python -m training assess --model $(PRETRAINED)/second/model.int8.onnx --data data/packed-l2a --out $(PRETRAINED)/int8
-	python -m models card $(PRETRAINED)/second/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
-	@echo "the weights are in $(PRETRAINED)/second: copy model.onnx, model.int8.onnx and README.md to models/pretrained"
+	python -m training --config configs/experiments/adapted.yaml --data.pack data/packed-l2a --out $(PRETRAINED)/1.0.0
+	python -m training assess --model $(PRETRAINED)/1.0.0/model.onnx --data data/packed-l2a --out $(PRETRAINED)/fp32
+	python -m training assess --model $(PRETRAINED)/1.0.0/model.int8.onnx --data data/packed-l2a --out $(PRETRAINED)/int8
+	python -m models card $(PRETRAINED)/1.0.0/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
+	@echo "the weights are in $(PRETRAINED)/1.0.0: copy model.onnx, model.int8.onnx and README.md to models/pretrained"
 
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve
