@@ -1,6 +1,7 @@
 """`python -m training`: see `training.cli`; `training.promotion.commands` for what concerns the registry, and
 `training.tuning.command` for the search of hyperparameters, `training.assess` for what a model file is worth, and
-`training.leave_out` for what it makes of classes that it never saw."""
+`training.leave_out` for what it makes of classes that it never saw, and `training.retraining` for the way from a reason
+to retrain to a candidate."""
 
 import sys
 
@@ -29,6 +30,10 @@ def main() -> None:
         from training.pseudo_labels import main as pseudo_label
 
         pseudo_label(sys.argv[2:], prog_name="python -m training pseudo-label")
+    elif sys.argv[1:2] == ["retrain"]:
+        from training.retraining.command import command as retrain
+
+        retrain(sys.argv[2:], prog_name="python -m training retrain")
     else:
         from training.cli import main as train
 

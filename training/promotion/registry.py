@@ -246,6 +246,9 @@ class Registry:
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             self.client.create_registered_model(self.name)
         tags = {"semver": semver, "stage": CANDIDATE, **digests(model), **_origin(model.metadata)}
+        # A store in SQLite looks the logged model up at the process's address, whatever the client's
+        # (mlflow/store/model_registry/sqlalchemy_store.py, create_model_version).
+        mlflow.set_tracking_uri(self.uri)
         return self.client.create_model_version(
             self.name, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
         )
