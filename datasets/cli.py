@@ -11,6 +11,7 @@ from rich.table import Table
 
 from datasets import cli_review, synthetic
 from datasets import fetch as fetching
+from datasets.cli_card import card
 from datasets.cli_labels import DEFAULT_CORRECTIONS, correct, suspects
 from datasets.cli_versions import diff
 from datasets.command import make_statement, one_line_errors, statement_options, with_options
@@ -43,6 +44,8 @@ def main() -> None:
       python -m datasets fetch eurosat-ms
       python -m datasets fetch eurosat-splits
       python -m datasets pack data/raw/EuroSAT_MS --split lists --lists data/raw/splits
+    What a pack is, for whoever gets it or a model of it:
+      python -m datasets card data/packed --out data-card.md
     Labels that are wrong, and versions:
       python -m datasets suspects --predictions answers.csv
       python -m datasets correct Forest_12 --label River --reviewer Ada --why "the river fills it"
@@ -193,6 +196,7 @@ def stats(folder: Path, split: str, out: Path | None) -> None:
         write_statistics(bands, out)
 
 
+main.add_command(card)
 main.add_command(diff)
 main.add_command(suspects)
 main.add_command(correct)

@@ -32,10 +32,22 @@ PLANE_BYTES = TILE_SIZE * TILE_SIZE * 2
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a folder of tiles said of itself when it was packed: its `dataset.json`, texts that may be empty."""
+
+    name: str
+    format: str
+    licence: str
+    origin: str
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PackSummary:
     """What a pack holds: the content of its `pack.json`.
 
     `relabelled` and `left_out` count the tiles whose class reviewed corrections changed, and that they took out.
+    `origins` has an entry for each folder that was packed; packs of before have none.
     """
 
     version: int
@@ -49,6 +61,7 @@ class PackSummary:
     counts: dict[str, dict[str, int]]
     relabelled: int = 0
     left_out: int = 0
+    origins: tuple[Origin, ...] = ()
 
 
 class Pack:
@@ -139,7 +152,9 @@ def parse_summary(content: bytes, where: str) -> PackSummary:
         said = dict(json.loads(content))
         if (version := said.get("version")) != VERSION:
             raise PackError(f"{where}: a pack of version {version}, this is version {VERSION}; pack again")
-        return PackSummary(**{**said, "classes": tuple(said["classes"]), "sources": tuple(said["sources"])})
+        origins = tuple(Origin(**item) for item in said.get("origins", ()))
+        lists = {"classes": tuple(said["classes"]), "sources": tuple(said["sources"]), "origins": origins}
+        return PackSummary(**{**said, **lists})
     except (ValueError, TypeError, KeyError) as error:
         raise _not_whole(f"{where}/{CARD}") from error
 

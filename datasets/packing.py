@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from datasets.bands import positions
 from datasets.corrections import Correction, Tally, tally
 from datasets.errors import PackError
-from datasets.pack import CARD, INDEX, PLANES, STATISTICS, VERSION, Pack, PackSummary
+from datasets.pack import CARD, INDEX, PLANES, STATISTICS, VERSION, Origin, Pack, PackSummary
 from datasets.progress import Report, silent
 from datasets.records import TileRecord, Unreadable, read_all
-from datasets.sources import Source, fixed_splits
+from datasets.sources import Source, fixed_splits, read_card
 from datasets.splits import SplitPlan, assign
 from datasets.statistics import measure, write_statistics
 from datasets.tile import TILE_SIZE, Tile
@@ -108,9 +108,16 @@ def _write_index(
         counts=_counts(records, splits),
         relabelled=corrected.relabelled,
         left_out=corrected.left_out,
+        origins=tuple(map(_origin, sources)),
     )
     (folder / CARD).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+def _origin(source: Source) -> Origin:
+    said = read_card(source.root)
+    name, licence, origin, notes = (str(said.get(key, "")) for key in ("name", "licence", "origin", "notes"))
+    return Origin(name or source.root.name, source.format.value, licence, origin, notes)
 
 
 def index_table(records: Sequence[TileRecord], splits: Sequence[str]) -> pa.Table:

@@ -113,7 +113,7 @@ def find_source(root: Path, form: Format | None = None, said: Statement | None =
     """
     if not root.is_dir():
         raise NoTilesError(f"{root}: there is no such folder; `python -m datasets fetch` or `synth` makes one")
-    card = _read_card(root)
+    card = read_card(root)
     form = form or Format(card.get("format", _PUBLISHED_FOLDERS.get(root.name, Format.GEOTIFF)))
     split = (card.get("extra") or {}).get("split")
     return Source(root, form, said or Statement(), bool(card.get("synthetic", False)), split)
@@ -137,7 +137,12 @@ def _is_source(folder: Path) -> bool:
     return (folder / CARD_NAME).is_file() or folder.name in _PUBLISHED_FOLDERS
 
 
-def _read_card(root: Path) -> dict[str, Any]:
+def read_card(root: Path) -> dict[str, Any]:
+    """Return what the folder's `dataset.json` says; nothing where it has none.
+
+    Raises:
+        NoTilesError: the card is broken.
+    """
     path = root / CARD_NAME
     if not path.is_file():
         return {}
