@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from bento.batch.manifest import Manifest
 from bento.batch.outcome import SceneOutcome, State
 from bento.batch.results import Output, OutputOptions
@@ -103,7 +105,17 @@ class Desk:
             "broken": outcome.broken,
             "pixels": outcome.pixels,
             "area_ha": outcome.area_ha,
+            "tile": self._tile(self._out / told.folder, outcome),
         }
+
+    def _tile(self, folder: Path, outcome: SceneOutcome) -> dict[str, Any] | None:
+        """Return the answer of a scene that is one window, as the service words it; None without its table."""
+        table = folder / f"{outcome.name}.windows.parquet"
+        if outcome.windows != 1 or table.name not in {file.name for file in outcome.files}:
+            return None
+        (row,) = (row for row in pq.read_table(table).to_pylist() if row["class"] is not None)
+        shares = {name: round(row[f"p_{name}"], 6) for name in self._engine.metadata.classes}
+        return {"class": row["class"], "probabilities": shares, "valid_share": round(row["valid_share"], 6)}
 
     def _measure(self, told: Told) -> None:
         with told.source.open() as scene:

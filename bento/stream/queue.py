@@ -20,6 +20,11 @@ MOST_AT_ONCE = 10
 _LONGEST_REASON = 1000
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # which SQS refuses
 _PATIENCE = 20.0
+_WAYS_OUT = {
+    "NonExistentQueue": "; make it, or name another, in the region of the credentials",
+    "QueueDoesNotExist": "; make it, or name another, in the region of the credentials",
+    "AccessDenied": "; docs/streaming.md lists the rights that a consumer needs",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +206,18 @@ def _explained(what: str) -> Iterator[None]:
     except NoRegionError as error:
         raise QueueError(f"{what}: no region; set AWS_DEFAULT_REGION") from error
     except ClientError as error:
-        said = error.response.get("Error", {})
-        raise QueueError(f"{what}: {said.get('Code', 'refused')}: {said.get('Message', error)}") from error
+        raise QueueError(f"{what}: {_refusal(error.response.get('Error', {}))}") from error
     except (BotoCoreError, ValueError) as error:
-        raise QueueError(f"{what}: {error}") from error
+        raise QueueError(
+            f"{what}: {error}; is the network there, and AWS_ENDPOINT_URL right where it is set?"
+        ) from error
+
+
+def _refusal(said: Mapping[str, Any]) -> str:
+    """Return what AWS says of a refusal, and the way out of the usual ones."""
+    code = str(said.get("Code", "refused"))
+    way = next((way for word, way in _WAYS_OUT.items() if word in code), "")
+    return f"{code}: {said.get('Message', '')}{way}"
 
 
 def _message(said: Mapping[str, Any]) -> Message:

@@ -28,6 +28,8 @@ from bento.stream.places import Places
 from bento.stream.queue import Queue
 from bento.windows import GridOptions
 from datasets.errors import QueueError
+from datasets.geotiff import read_tile
+from datasets.radiometry import Statement
 from datasets.synthetic import synthesise_scene
 
 boto3 = pytest.importorskip("boto3")
@@ -64,6 +66,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
     synthesise_scene(folder / "small.tif", 1, 2, 2)
     synthesise_scene(folder / "large.tif", 2, 8, 8)
+    synthesise_scene(folder / "tile.tif", 3, 1, 1)
     with rasterio.open(folder / "small.tif") as scene:
         for index, name in ((3, "B03"), (4, "B04")):
             with rasterio.open(folder / f"{name}.tif", "w", **scene.profile | {"count": 1}) as band:
@@ -144,7 +147,7 @@ class Desks:
 @pytest.fixture
 def desks(broker: str, archive: Path, engine: Engine, tmp_path: Path) -> Desks:
     sqs = boto3.client("sqs")
-    name = tmp_path.name.replace("_", "-")[:60]
+    name = tmp_path.name.replace("_", "-")[:55]
     for role in ("dead", "results", "notices"):
         sqs.create_queue(QueueName=f"{name}-{role}")
     made = Desks(name, tmp_path / "out", archive, engine, sqs)
@@ -200,6 +203,25 @@ def test_a_notice_becomes_maps_and_a_result(desks: Desks) -> None:
         hectares = np.bincount(classes.read(1).ravel()).sum() / 100
     assert sum(result["area_ha"].values()) == pytest.approx(hectares)
     assert (desks.left(), desks.buried()) == (0, [])
+
+
+def test_a_tile_is_answered_in_its_result(desks: Desks) -> None:
+    desks.send({"scene": "tile.tif"})
+    kinds = OutputOptions((Output.CLASSES, Output.WINDOWS))
+    assert desks.consumer(replace(MAPS, outputs=kinds)).run() == {Fate.DONE: 1}
+    (result,) = desks.results()
+    answers = desks.engine.classify(read_tile(desks.archive / "tile.tif", Statement()).pixels[None])
+    shares = dict(zip(desks.engine.metadata.classes, answers.probabilities[0], strict=True))
+    assert result["tile"]["probabilities"] == pytest.approx(shares, abs=1e-5)
+    assert result["tile"]["class"] == max(shares, key=shares.__getitem__)
+    assert list(result["area_ha"]) == [result["tile"]["class"]]
+
+
+def test_a_fifo_queue_of_results_gets_each_once(desks: Desks) -> None:
+    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-once.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    desks.send({"scene": "tile.tif"}, {"scene": "tile.tif"})
+    assert desks.consumer(results=fifo).run() == {Fate.DONE: 1, Fate.KEPT: 1}
+    assert len(desks.drain("once.fifo")) == 1
 
 
 def test_a_notice_that_comes_again_gives_the_same_one_output(desks: Desks) -> None:
