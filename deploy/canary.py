@@ -111,8 +111,8 @@ class Prometheus:
         return {labels["alertname"] for labels, _ in found}
 
     def of_service(self) -> set[str]:
-        """Return those of SERVICE_ALERTS that fire."""
-        return self.firing(f'alertname=~"{"|".join(SERVICE_ALERTS)}"')
+        """Return those of SERVICE_ALERTS that fire, other than for the candidate's own service."""
+        return self.firing(f'alertname=~"{"|".join(SERVICE_ALERTS)}", place!="candidate"')
 
 
 class Watcher:

@@ -1,8 +1,9 @@
 """A model's whole life on one machine: `deploy/rehearsal` runs this; docs/lifecycle.md explains what it shows.
 
-Every process is a real one and listens on the loopback interface: git, DVC and its remote, MLflow's server, the service,
-HAProxy before it, Prometheus and Alertmanager with the shipped rules. Tiles are synthetic and networks tiny, so that it
-ends in minutes; only that, how long an alert's condition must hold, and a few limits of the gates differ from a site's.
+Every process is a real one and listens on the loopback interface: MLflow's server, the service, HAProxy before it,
+Prometheus and Alertmanager with the shipped rules; git and DVC work in a clone of this project. Tiles are synthetic and
+networks tiny, so that it ends in minutes. Only that, how long an alert's condition must hold, and some limits of the
+gates differ from a site's.
 """
 
 import json
@@ -44,7 +45,7 @@ EXPERIMENT = {
         },
         "optimisation": {"rate": 0.01, "label_smoothing": 0.0},
     },
-    "trainer": {"max_epochs": 16, "precision": "32-true", "enable_progress_bar": False},
+    "trainer": {"max_epochs": 24, "precision": "32-true", "enable_progress_bar": False},
     "ema": {"decay": 0.9},
     "quantisation": {"enabled": False},
 }
@@ -55,10 +56,10 @@ EASIER: dict[str, Any] = {
     "calibration": 0.25,
     "coverage": {"asked": 0.9, "most_below": 0.1},
     "outliers": 0.3,
-    "robustness": None,
+    "robustness": {"gain": 0.3, "haze": 0.4, "noise": 0.3, "turned": 0.2, "striped": 0.7, "more_than_champion": 0.3},
     "latency": {"milliseconds": 200, "times_champion": 20},
 }
-"""Gates that a network of seconds on 120 tiles cannot be held to as configs/gates.yaml holds; the others are asked as shipped."""
+"""What a network of seconds on 120 tiles cannot be held to as configs/gates.yaml holds; other gates ask as shipped."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def better_data_and_model(stage: Stage) -> None:
     use_data(stage, tiles=80)
     version_data(stage, "data-2")
     stage.python("-m", "datasets", "diff", "data-1", "data-2", show=12)
-    train(stage, "v3", "--trainer.max_epochs", "24")
+    train(stage, "v3")
 
 
 def canary(stage: Stage, site: Site) -> None:
@@ -253,7 +254,7 @@ def retrain(stage: Stage, site: Site) -> None:
     stage.step("the alert starts a retraining, which ends at the gates")
     use_data(stage, tiles=100)
     version_data(stage, "data-3")
-    train(stage, "v4", "--trainer.max_epochs", "24")
+    train(stage, "v4")
     said = promote(stage, "--why", "SentileInputDrifts", expect=1, show=1)
     stage.must("approve" in said or "gates fail" in said, "nobody approved, so it is not promoted")
     stage.must(version_of(site.champion) == "v3", "the service goes on with v3")
@@ -311,9 +312,9 @@ def _settings(folder: Path, registry: str) -> dict[str, str]:
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    """Return accuracy and macro F1 out of a run's metrics."""
-    named = {key: value for key, value in metrics.items() if key.endswith(("all/accuracy", "all/macro_f1"))}
-    return ", ".join(f"{key} {value:.3f}" for key, value in sorted(named.items()))
+    """Return the figures of the test split out of a run's metrics."""
+    figures = metrics["groups"]["all"]
+    return f"{figures['tiles']} tiles, accuracy {figures['accuracy']:.3f}, macro F1 {figures['macro_f1']:.3f}"
 
 
 def _write(stage: Stage, name: str, content: dict[str, Any]) -> None:

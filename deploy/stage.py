@@ -1,4 +1,4 @@
-"""What a rehearsal needs: a project of its own in git, commands that show what they gave, and callers of the service."""
+"""What a rehearsal needs: a project in git, commands that show what they gave, and callers of the service."""
 
 import io
 import os

@@ -1,0 +1,99 @@
+"""The workflows: valid by GitHub's schema, and each step a command that is there without GitHub."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+SCRIPTS = [*sorted((ROOT / "deploy/ci").iterdir()), ROOT / "deploy/rehearsal"]
+
+
+def jobs(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    return found
+
+
+def commands() -> list[str]:
+    """Each command of each step of each workflow."""
+    steps = [step for path in WORKFLOWS for job in jobs(path).values() for step in job["steps"]]
+    return [line for step in steps for line in str(step.get("run", "")).splitlines() if line.strip()]
+
+
+def test_each_workflow_is_valid_by_github_s_schema() -> None:
+    check = [str(Path(sys.executable).parent / "check-jsonschema"), "--builtin-schema", "vendor.github-workflows"]
+    done = subprocess.run([*check, *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed")
+def test_actionlint_has_nothing_to_say() -> None:
+    done = subprocess.run(["actionlint", *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_issue_asks_for_is_there() -> None:
+    assert {path.stem: list(jobs(path)) for path in WORKFLOWS} == {
+        "checks": ["lint", "tests", "data", "model", "service", "bento", "rehearsal"],
+        "release": ["staging", "canary", "full", "watch"],
+        "retrain": ["retrain"],
+    }
+    retraining = yaml.safe_load((ROOT / ".github/workflows/retrain.yml").read_text(encoding="utf-8"))
+    assert retraining[True].keys() == {"schedule", "workflow_dispatch"}  # YAML 1.1 reads `on` as true
+
+
+def test_a_release_waits_for_a_person_and_each_stage_for_the_one_before() -> None:
+    release = jobs(ROOT / ".github/workflows/release.yml")
+    assert [release[name].get("needs") for name in ("staging", "canary", "full", "watch")] == [
+        None,
+        "staging",
+        "canary",
+        "full",
+    ]
+    assert release["canary"]["environment"] == "production"
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_each_step_is_a_command_of_this_repository_with_options_that_it_has(command: str) -> None:
+    first, *words = shlex.split(command)
+    if first == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        return
+    program = ROOT / (words[0] if first.endswith("/python") else first)
+    assert program.is_file()
+    assert os.access(program, os.X_OK) or program.suffix == ".py"
+    for option in (word for word in words if word.startswith("--")):
+        assert (
+            f'"{option}"'
+            in program.with_name("rehearse.py" if program.stem == "rehearsal" else program.name).read_text()
+        )
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_each_script_is_sound_and_calls_what_there_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert subprocess.run(["bash", "-n", str(path)], timeout=30).returncode == 0
+    assert "set -euo pipefail" in text
+    assert all(
+        (ROOT / name).is_file() for name in re.findall(r"(?:python |\$here/)((?:deploy/)?\w+\.py)", text) if "/" in name
+    )
+    assert all(find_spec(name) for name in re.findall(r"python -m (\w+)", text))
+    for name in re.findall(r"configs/[\w/.-]+\.yaml", text):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_jobs_have_no_rights_that_they_do_not_need_end_in_time_and_paste_no_input_into_commands(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all("timeout-minutes" in job for job in jobs(path).values())
+    assert not [line for line in commands() if "${{" in line]
