@@ -64,11 +64,11 @@ class Stage:
         passed = int(time.monotonic() - self._begun)
         self.tell(f"\n── {self._step}/{self.steps} {title} ── {passed // 60}:{passed % 60:02d}")
 
-    def run(self, *words: str, expect: int = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
+    def run(self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
         """Run a command in the project and show the end of what it says; return all of it.
 
         Raises:
-            RehearsalError: its exit status is not `expect`, or it takes longer than `seconds`.
+            RehearsalError: its exit status is not `expect`, or none of them, or it takes longer than `seconds`.
         """
         self.tell(f"$ {self._spoken(words)}")
         try:
@@ -88,14 +88,14 @@ class Stage:
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         for line in lines[-show:] if show else []:
             self.tell(f"    {self._short(line)}")
-        if done.returncode != expect:
+        if done.returncode not in (expect if isinstance(expect, tuple) else (expect,)):
             rest = "\n".join(lines[-15:])
             raise RehearsalError(f"{shlex.join(words)} ended with {done.returncode}, not {expect}:\n{rest}")
         if expect:
-            self.tell(f"    (exit status {done.returncode}, as it must be)")
+            self.tell(f"    (exit status {done.returncode})")
         return done.stdout
 
-    def python(self, *words: str, expect: int = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
+    def python(self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
         """As `run`, for this Python."""
         return self.run(sys.executable, *words, expect=expect, show=show, seconds=seconds)
 
