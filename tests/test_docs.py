@@ -1,0 +1,131 @@
+"""The documents: their links lead somewhere, each has its place, rooms name their files, and the site builds."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+ROOMS = ("datasets", "models", "training", "bento", "configs", "notebooks", "tests", "benchmarks", "deploy")
+OF_NO_ACCOUNT = ("README.md", "__init__.py", "__main__.py")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+
+
+@cache
+def tracked() -> tuple[str, ...]:
+    """What git knows and is there."""
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True)
+    return tuple(name for name in listed.stdout.splitlines() if (PROJECT / name).is_file())
+
+
+PAGES = [name for name in tracked() if name.endswith(".md")]
+
+
+@cache
+def prose(page: Path) -> str:
+    """A page's text without what stands between fences."""
+    return FENCED.sub("", page.read_text())
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#+ +(.*?) *$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files_and_headings_that_are_there(name: str) -> None:
+    page = PROJECT / name
+    for target, anchor in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        found = (page.parent / target) if target else page
+        assert found.exists(), f"{name} links to {target}, which is not there"
+        assert found.resolve().is_relative_to(PROJECT), f"{name} links to {target}, outside the repository"
+        if anchor and found.suffix == ".md":
+            assert anchor in anchors(found), f"{name} links to {target}#{anchor}; no heading there is called so"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_lists_begin_after_an_empty_line_as_markdown_outside_github_wants(name: str) -> None:
+    lines = prose(PROJECT / name).splitlines()
+    item = re.compile(r"(?:[-*]|\d+\.) ")
+    for before, line in pairwise(lines):
+        glued = item.match(line) and before.strip() and not before.startswith((" ", "#")) and not item.match(before)
+        assert not glued, f"{name}: put an empty line before {line!r}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_rooms_readme_names_every_file_of_the_room_and_no_other(room: str) -> None:
+    readme = prose(PROJECT / room / "README.md")
+    said = Counter(PurePosixPath(name).name for name in re.findall(r"`([\w./-]+)`", readme))
+    folders = re.findall(r"`([\w./-]+)/`", readme)
+    files = [PurePosixPath(name).relative_to(room) for name in tracked() if name.startswith(f"{room}/")]
+    there = Counter(path.name for path in files)
+    for path in files:
+        if path.name in OF_NO_ACCOUNT or (room == "tests" and path.name.startswith("test_") and len(path.parts) > 1):
+            continue
+        as_a_whole = path.suffix != ".py" and any(path.is_relative_to(folder) for folder in folders)
+        named = said[path.name] >= there[path.name]
+        assert named or as_a_whole, f"{room}/README.md does not name {path}; give it a line"
+    rows = re.findall(r"^\| `([\w./-]+\.\w+)`", readme, re.MULTILINE)
+    assert [name for name in rows if PurePosixPath(name).name not in there] == []
+
+
+def test_the_index_of_decisions_lists_each_under_a_number_of_its_own() -> None:
+    decisions = [PurePosixPath(name).name for name in PAGES if re.match(r"docs/decisions/\d", name)]
+    listed = re.findall(r"^\| (\d{4}) \| \[[^\]]+\]\((\1-[\w-]+\.md)\) \|$", read("docs/decisions/README.md"), re.M)
+    assert [name for _, name in listed] == sorted(decisions)
+    assert len({number for number, _ in listed}) == len(listed)
+
+
+def test_every_page_of_docs_has_a_place_on_the_site() -> None:
+    placed = set(flat(yaml.safe_load(read("mkdocs.yml"))["nav"]))
+    pages = [PurePosixPath(name).relative_to("docs") for name in PAGES if name.startswith("docs/")]
+    lost = [str(page) for page in pages if not placed & {str(page), f"{page.parent}/*"}]
+    assert lost == [], "give them a line in the nav of mkdocs.yml"
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {str(path.relative_to(site)): path.read_text() for path in site.rglob("*.html")}
+    for name, html in pages.items():
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(https?:[^\s\">]+)", html)
+        loaded += re.findall(r"<link[^>]+rel=\"?(?:stylesheet|preconnect|icon)[^>]+href=\"?(https?:[^\s\">]+)", html)
+        assert loaded == [], f"{name} loads {loaded}"
+    # Links that leave docs/ lead to pages of the site where there is one, and else into the repository.
+    assert 'href="start.html' in pages["index.html"]
+    assert 'href="docs/' not in pages["start.html"]
+    assert 'href="serving.html"' in pages["start.html"]
+    assert re.search(r'href="https://[^"]+/blob/main/configs/pipeline\.yaml"', pages["start.html"])
+    assert 'href="../data.html"' in pages["rooms/datasets.html"]
+
+
+def read(name: str) -> str:
+    return (PROJECT / name).read_text()
+
+
+def flat(nav: Any) -> list[str]:
+    """The pages of a nav, in order."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for item in (nav.values() if isinstance(nav, dict) else nav) for page in flat(item)]
