@@ -179,7 +179,7 @@ def refuse_a_bad_model(stage: Stage, site: Site) -> None:
 def better_data_and_model(stage: Stage) -> None:
     """Data 2, and a model that learnt from them."""
     stage.step("a second version of the data, and v3 trained on it")
-    use_data(stage, tiles=80)
+    use_data(stage, tiles=60)
     version_data(stage, "data-2")
     stage.python("-m", "datasets", "diff", "data-1", "data-2", show=12)
     train(stage, "v3")
@@ -228,7 +228,7 @@ def drift(stage: Stage, site: Site) -> None:
 def retrain(stage: Stage, site: Site) -> None:
     """What the alert asks for, by the command that cron and CI run; it ends at the gates."""
     stage.step("the alert starts a retraining, which ends at the gates")
-    use_data(stage, tiles=100)
+    use_data(stage, tiles=80)
     stage.python(
         *("-m", "training", "retrain", "--if-alert", site.watch.prometheus, "--gates", GATES, "--by", "cron"),
         expect=(0, 4),  # passed and waits for a person, or refused; what comes of so little training is open
