@@ -259,11 +259,11 @@ def _consumer(
     work = DeskOptions(
         GridOptions(stride, least_valid, cell), OutputOptions(outputs, formats, coverage), threads, most_pixels
     )
-    options = ConsumerOptions(places, reading, receives=_receives(queue, receives), **pace)
+    options = ConsumerOptions(places, reading, receives=receives_of(queue, receives), **pace)
     return Consumer(queue, Desk(out, engine, work), out, options)
 
 
-def _receives(queue: Queue, said: int | None) -> int:
+def receives_of(queue: Queue, said: int | None) -> int:
     """Return how often a notice may be received.
 
     Raises:

@@ -29,6 +29,7 @@ _LOG = logging.getLogger("sentile")
 _LOOK_SECONDS = 0.2
 _PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
+_LONGEST_REASON = 1000  # in the log: a sender's own words may stand in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,10 @@ class Consumer:
             metrics.SCENE_SECONDS.observe(seconds)
             metrics.BEHIND_SECONDS.observe(max(time.time() - message.sent, 0.0))
         fields = {"notice": message.id, "fate": verdict.fate.value, "receives": message.receives, **verdict.told}
-        fields |= {"seconds": round(seconds, 3), **({"reason": verdict.reason} if verdict.reason else {})}
+        fields |= {
+            "seconds": round(seconds, 3),
+            **({"reason": verdict.reason[:_LONGEST_REASON]} if verdict.reason else {}),
+        }
         level = logging.WARNING if verdict.fate in (Fate.BURIED, Fate.RETRIED) else logging.INFO
         _LOG.log(level, "notice", extra={"fields": fields})
 

@@ -3,6 +3,7 @@
 Whoever can send a notice could otherwise have any file of this machine, or any server within its reach, read.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from datasets.errors import NoticeError, SentileError
 from datasets.scenes.web import shown
 
 _LONGEST = 2048
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LONGEST_PART = 255  # bytes of a name that file systems take
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SCHEMES = ("http", "https", "s3")
 _READABLE = ("http", "https")
 
@@ -66,8 +68,8 @@ class Places:
 
     def _admit_path(self, said: str) -> Path:
         """Return the file of a path; one that is not absolute starts at the first folder that has it."""
-        if "\x00" in said:
-            raise NoticeError("a path holds no NUL")
+        if "\x00" in said or any(len(os.fsencode(part)) > _LONGEST_PART for part in said.split("/")):
+            raise NoticeError(f"a path holds no NUL, and no name longer than {_LONGEST_PART} bytes")
         found = [path for path in self._candidates(said) if any(_is_below(path, folder) for folder in self.folders)]
         if not found:
             raise NoticeError(

@@ -133,7 +133,7 @@ class Queue:
         Raises:
             QueueError: who takes the results does not answer.
         """
-        text, kind = json.dumps(result, ensure_ascii=False), {"type": _attribute(str(result["type"]))}
+        text, kind = json.dumps(result), {"type": _attribute(str(result["type"]))}
         order = _in_order(self._topic or self._results or "", str(result["folder"]), str(result["id"]))
         if self._sns is not None:
             with _explained(str(self._topic)):

@@ -21,13 +21,14 @@ from batch_runs import ROOT, environment
 
 from bento.batch.results import Output, OutputOptions
 from bento.engine import Engine
+from bento.stream.cli import receives_of
 from bento.stream.consumer import Consumer, ConsumerOptions
 from bento.stream.desk import Desk, DeskOptions
 from bento.stream.metrics import REGISTRY, Fate
 from bento.stream.places import Places
 from bento.stream.queue import Queue
 from bento.windows import GridOptions
-from datasets.errors import QueueError
+from datasets.errors import QueueError, SentileError
 from datasets.geotiff import read_tile
 from datasets.radiometry import Statement
 from datasets.synthetic import synthesise_scene
@@ -323,6 +324,15 @@ def test_a_scene_that_takes_too_long_is_given_up(desks: Desks) -> None:
     assert "allow more by --most-seconds" in reason
 
 
+def test_odd_words_of_a_sender_hold_up_nobody(desks: Desks) -> None:
+    odd = {"scene": "tile.tif", "id": "\ud800\x00\u202e" + "x" * 1000}
+    desks.send(odd, {"scene": "\ud800"}, {"scene": "tile.tif", "bands": "B" * 100_000}, {"scene": "x" * 1000})
+    assert desks.consumer().run() == {Fate.DONE: 1, Fate.BURIED: 3}
+    (result,) = desks.results()
+    assert result["notice"] == odd["id"][:256]
+    assert all(0 < len(reason) <= 1000 for _, reason in desks.buried())
+
+
 # Pace.
 
 
@@ -450,5 +460,18 @@ def test_a_queue_without_dead_letters_is_refused(desks: Desks) -> None:
     with pytest.raises(QueueError, match=r"no dead letters.*--dead-letters"):
         Queue(desks.url("results"))
     assert Queue(desks.url("results"), desks.url("dead")).dead_letters == desks.url("dead")
-    with pytest.raises(QueueError, match="no-such-queue"):
+    with pytest.raises(QueueError, match=r"no-such-queue: .*; make it"):
         Queue("no-such-queue")
+
+
+def test_notices_are_received_no_more_often_than_the_queue_itself_allows(desks: Desks) -> None:
+    queue = Queue(desks.url("notices"))
+    assert (receives_of(queue, None), receives_of(queue, 4)) == (10, 4)
+    with pytest.raises(SentileError, match="takes notices away after 10 times"):
+        receives_of(queue, 11)
+
+
+def test_without_boto3_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(SentileError, match=r"pip install 'sentile\[stream\]'"):
+        Queue("scenes")

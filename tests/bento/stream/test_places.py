@@ -45,6 +45,9 @@ def test_paths_below_an_allowed_folder_are_read(places: Places, archive: Path) -
         "x" * 5000,
         "",
         "line\nline",
+        "n" * 300 + ".tif",
+        "file:///" + "%C3%BC" * 200,
+        "\ud800.tif",
     ],
 )
 def test_other_paths_are_refused(places: Places, archive: Path, said: str) -> None:
