@@ -33,5 +33,5 @@ def serve(plan: Plan, cron: str) -> None:
 
 def _as_task(step: Step) -> Step:
     """Return a step as a task; what it did yesterday says nothing of today, so that nothing is cached."""
-    wrapped: Step = task(step, cache_policy=NO_CACHE, persist_result=False)
+    wrapped: Step = task(cache_policy=NO_CACHE, persist_result=False)(step)
     return wrapped
