@@ -239,7 +239,17 @@ def test_a_notice_that_comes_again_gives_the_same_one_output(desks: Desks) -> No
 
 def test_two_consumers_at_the_same_scene_do_not_disturb_each_other(desks: Desks) -> None:
     desks.send(*[{"scene": "small.tif"}] * 3)
-    fates = desks.consumer(in_flight=3, receives=10, idle=0.5).run()
+    consumer = desks.consumer(in_flight=3, receives=10, retry_seconds=1, idle=60)
+    publish, published = consumer._queue.publish, []
+
+    def until_the_third(result: dict[str, Any]) -> None:
+        publish(result)
+        published.append(result)
+        if len(published) == 3:
+            consumer.stop()
+
+    consumer._queue.publish = until_the_third  # type: ignore[method-assign,assignment]
+    fates = consumer.run()
     assert (fates[Fate.DONE], fates[Fate.KEPT], fates[Fate.BURIED]) == (1, 2, 0)
     assert len({result["id"] for result in desks.results()}) == 1
 
@@ -427,7 +437,7 @@ def test_sigterm_gives_back_what_cannot_be_ended_in_time(desks: Desks) -> None:
 
 def test_a_scene_that_can_be_ended_in_time_is_ended(desks: Desks) -> None:
     desks.send({"scene": "small.tif"}, {"scene": "small.tif"})
-    consumer = desks.consumer(idle=None)
+    consumer = desks.consumer(idle=60)
     publish = consumer._queue.publish
 
     def told_to_end_meanwhile(result: dict[str, Any]) -> None:
