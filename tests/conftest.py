@@ -6,7 +6,8 @@ a session are made once in each process; what is dear goes through `made_once`.
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,14 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
         return folder
 
     return once
+
+
+@pytest.fixture(autouse=True)
+def mlflow_forgets_where_it_was() -> Iterator[None]:
+    """Who trains or registers tells MLflow an address, which the process would keep, whatever the environment says."""
+    yield
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,11 @@ from datasets.errors import SentileError, TrainingError
 from datasets.pack import Pack
 from models.modelfile import open_model
 from training.paths import RunFolder, newest_run
+from training.promotion.cases import case_of, circumstances
 from training.promotion.gates import Case, Finding, examine
-from training.promotion.measure import open_single_threaded
 from training.promotion.registry import CHAMPION, NAME, Registry
 from training.promotion.runs import compare_runs
-from training.promotion.settings import DEFAULT, GateSettings, read_settings
+from training.promotion.settings import DEFAULT, read_settings
 from training.tracking import Tracking, run_id_of
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -118,11 +118,12 @@ def promote(
     found, champion = registry.find(version), registry.by_alias(CHAMPION)
     registry.refuse_the_champion(found)
     with tempfile.TemporaryDirectory(prefix="sentile-promote-") as folder:
-        case = _case(registry, found, champion, Path(folder), Pack(data), settings)
+        candidate = registry.fetch(found, Path(folder, "candidate")).path
+        case = case_of(candidate, registry, champion, Path(folder), Pack(data), settings)
         findings = examine_aloud(case)
         print_findings(found, champion if case.champion else None, findings)
         if not dry_run:
-            registry.write_findings(found, findings, **_circumstances(case, champion))
+            registry.write_findings(found, findings, **circumstances(case, champion))
         _refuse_failures(registry, found, findings, who, dry_run)
         if dry_run:
             return
@@ -135,32 +136,6 @@ def promote(
     registry.promote(found, approver or who, why or "it passed the gates")
     registry.tag(found, approved_by=approver or "nobody", promoted_by=who)
     click.echo(f"{name} {found.tags.get('semver', found.version)} is the champion now")
-
-
-def _case(
-    registry: Registry,
-    candidate: ModelVersion,
-    champion: ModelVersion | None,
-    folder: Path,
-    pack: Pack,
-    settings: GateSettings,
-) -> Case:
-    """Fetch both models into `folder`; a champion that does not know all classes of the tiles is no measure."""
-    serving = open_single_threaded(registry.fetch(champion, folder / "champion").path) if champion else None
-    if serving and not set(pack.summary.classes) <= set(serving.metadata.classes):
-        click.echo("the champion does not know all classes of these tiles, so the candidate is not compared with it")
-        serving = None
-    return Case(open_single_threaded(registry.fetch(candidate, folder / "candidate").path), serving, pack, settings)
-
-
-def _circumstances(case: Case, champion: ModelVersion | None) -> dict[str, str]:
-    """Return what a version's figures were measured on and against, for its tags."""
-    return {
-        "data_hash": case.pack.summary.data_hash,
-        "split": case.settings.split,
-        "tiles": str(len(case.rows)),
-        "champion": champion.tags.get("semver", str(champion.version)) if champion and case.champion else "none",
-    }
 
 
 def examine_aloud(case: Case) -> list[Finding]:

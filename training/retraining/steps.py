@@ -22,8 +22,8 @@ from datasets.errors import TrainingError
 from datasets.pack import Pack
 from models.modelfile import open_model
 from training.paths import RunFolder
-from training.promotion.gates import Case, Finding, examine
-from training.promotion.measure import open_single_threaded
+from training.promotion.cases import case_of, circumstances
+from training.promotion.gates import Finding, examine
 from training.promotion.registry import CHAMPION, NAME, Registry
 from training.promotion.settings import DEFAULT, read_settings
 from training.retraining.reasons import Check, Triggers, check, reason_of
@@ -161,17 +161,9 @@ def judge(plan: Plan) -> Judgement:
     registry, settings, pack = Registry(plan.uri, plan.name), read_settings(plan.gates), Pack(plan.data)
     champion = registry.by_alias(CHAMPION)
     with tempfile.TemporaryDirectory(prefix="sentile-retrain-") as folder:
-        serving = open_single_threaded(registry.fetch(champion, Path(folder)).path) if champion else None
-        if serving and not set(pack.summary.classes) <= set(serving.metadata.classes):
-            click.echo(
-                "the champion does not know all classes of these tiles, so the candidate is not compared with it"
-            )
-            serving = None
-        case = Case(open_single_threaded(RunFolder(plan.run).model), serving, pack, settings)
+        case = case_of(RunFolder(plan.run).model, registry, champion, Path(folder), pack, settings)
         findings = list(examine(case))
-    against = champion.tags.get("semver", str(champion.version)) if champion and serving else "none"
-    measured = {"data_hash": pack.summary.data_hash, "split": settings.split, "tiles": str(len(case.rows))}
-    return Judgement(findings, {**measured, "champion": against})
+    return Judgement(findings, circumstances(case, champion))
 
 
 def enter(plan: Plan, judgement: Judgement, why: str) -> str:
