@@ -313,7 +313,7 @@ def main() -> None:
     "--serve", metavar="MODEL", help="Start the candidate's service here with this model: a file, or models:/…."
 )
 @click.option("--steps", default="5,25,50", show_default=True, callback=_percents, help="Shares, percent.")
-@click.option("--minutes", default=10.0, show_default=True, type=click.FloatRange(0.05), help="Of each step.")
+@click.option("--minutes", default=10.0, show_default=True, type=click.FloatRange(0.01), help="Of each step.")
 @click.option(
     "--least", default=100, show_default=True, type=click.IntRange(1), help="Requests a step that it must answer."
 )
@@ -392,7 +392,7 @@ def share(percent: int, haproxy: Path | None, httproute: str | None, namespace: 
 
 @main.command()
 @click.option("--prometheus", "url", required=True, help="That watches the service.")
-@click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(0.05), help="How long.")
+@click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(0.01), help="How long.")
 @click.option(
     "--rollback",
     default=f"{shlex.quote(sys.executable)} -m training rollback --by guard",

@@ -15,7 +15,7 @@ from typing import TextIO
 import httpx
 import numpy as np
 import numpy.typing as npt
-from programs import PROJECT
+from programs import PROJECT, stop
 
 from datasets.errors import SentileError
 from datasets.eurosat import CLASSES
@@ -71,29 +71,17 @@ class Stage:
             RehearsalError: its exit status is not `expect`, or none of them, or it takes longer than `seconds`.
         """
         self.tell(f"$ {self._spoken(words)}")
-        try:
-            done = subprocess.run(
-                words,
-                cwd=self.project,
-                env=self.environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RehearsalError(f"{shlex.join(words)}: not done after {seconds:g} s") from error
-        self._keep(words, done.stdout)
-        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        status, said = self._call(words, seconds)
+        self._keep(words, said)
+        lines = [line for line in said.splitlines() if line.strip()]
         for line in lines[-show:] if show else []:
             self.tell(f"    {self._short(line)}")
-        if done.returncode not in (expect if isinstance(expect, tuple) else (expect,)):
+        if status not in (expect if isinstance(expect, tuple) else (expect,)):
             rest = "\n".join(lines[-15:])
-            raise RehearsalError(f"{shlex.join(words)} ended with {done.returncode}, not {expect}:\n{rest}")
+            raise RehearsalError(f"{shlex.join(words)} ended with {status}, not {expect}:\n{rest}")
         if expect:
-            self.tell(f"    (exit status {done.returncode})")
-        return done.stdout
+            self.tell(f"    (exit status {status})")
+        return said
 
     def python(self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
         """As `run`, for this Python."""
@@ -119,6 +107,25 @@ class Stage:
                 raise RehearsalError(f"not so after {seconds:g} s: {what}")
             time.sleep(0.5)
         self.tell(f"  ✓ {what}")
+
+    def _call(self, words: Sequence[str], seconds: float) -> tuple[int, str]:
+        """Return exit status and output of a command; what it started ends with it, however it ends."""
+        process = subprocess.Popen(
+            words,
+            cwd=self.project,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            said, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise RehearsalError(f"{shlex.join(words)}: not done after {seconds:g} s") from error
+        finally:
+            stop(process)
+        return process.returncode, said
 
     def _keep(self, words: Sequence[str], text: str) -> None:
         with (self.folder / "commands.log").open("a", encoding="utf-8") as log:

@@ -28,7 +28,7 @@ from datasets.eurosat import CLASSES
 
 MISSING = [*missing_programs(), *([] if shutil.which("haproxy") else ["haproxy"])]
 needs_programs = pytest.mark.skipif(bool(MISSING), reason=f"not installed; apt-get install {' '.join(MISSING)}")
-TRAINING = tiles(40, seed=1)
+TRAINING = tiles(20, seed=1)
 
 
 def model(path: Path, version: str, answer: str = "Forest", logit: float = 6) -> Path:
@@ -50,7 +50,7 @@ class Site:
     route: Haproxy
     watch: Monitoring
 
-    def run(self, *more: object, minutes: float = 0.05, steps: str = "50,100") -> Result:
+    def run(self, *more: object, minutes: float = 0.02, steps: str = "50,100") -> Result:
         words = ["run", "--prometheus", self.watch.prometheus, "--haproxy", self.route.path, "--steps", steps]
         both = ["--champion", self.champion.url, "--candidate", self.candidate.url]
         targets = ["--targets", self.watch.folder / "targets.json", "--minutes", minutes]
@@ -93,7 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def callers(site: Site) -> Iterator[Callers]:
     """Callers who send tiles to the balancer while a test runs."""
-    sending = Callers(site.balancer, tiles=40, pause=0.05)
+    sending = Callers(site.balancer, tiles=10, pause=0.02)
     sending.start()
     yield sending
     sending.stop()
@@ -129,6 +129,7 @@ def test_a_candidate_that_nobody_asked_is_not_judged(site: Site) -> None:
 
 
 @needs_programs
+@pytest.mark.slow
 def test_alerts_take_a_bad_candidate_out(site: Site, callers: Callers) -> None:
     done = site.run("--least", 10_000, minutes=1)
     assert done.exit_code == 3, done.output
@@ -139,6 +140,7 @@ def test_alerts_take_a_bad_candidate_out(site: Site, callers: Callers) -> None:
 
 
 @needs_programs
+@pytest.mark.slow
 def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site, callers: Callers) -> None:
     good = model(site.models[1].with_name("good.onnx"), "good", "Forest", logit=7)
     shutil.copyfile(good, site.models[1])
@@ -163,8 +165,8 @@ def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site
 
 @needs_programs
 def test_a_watch_after_a_release_brings_the_one_before_back(site: Site, tmp_path: Path) -> None:
-    guard = ["guard", "--prometheus", site.watch.prometheus, "--minutes", 0.05]
-    assert "no alert in 0.05 minutes" in command(*guard).output
+    guard = ["guard", "--prometheus", site.watch.prometheus, "--minutes", 0.02]
+    assert "no alert in 0.02 minutes" in command(*guard).output
     known = (site.watch.folder / "targets.json").read_text()
     script = program(tmp_path / "rollback", f'printf "%s\\n" "$@" > {tmp_path}/said')
     site.watch.set_targets(["127.0.0.1:9"])
