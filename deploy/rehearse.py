@@ -68,7 +68,8 @@ def play(stage: Stage) -> None:
     with ExitStack() as stack:
         stage.step("a project in git, a DVC remote, a registry")
         found_project(stage)
-        stack.enter_context(running("registry", _mlflow(stage, registry), stage.folder, f"{registry}/health"))
+        server = _mlflow(stage, registry)
+        stack.enter_context(running("registry", server, stage.folder, f"{registry}/health", stage.settings))
         stage.must(True, f"git repository, DVC remote in remote/, MLflow's server at {registry}")
         first_model(stage)
         site = stack.enter_context(open_site(stage, champion, candidate, balancer, registry))
@@ -280,6 +281,7 @@ def _settings(folder: Path, registry: str) -> dict[str, str]:
         **git_identity(),
         "MLFLOW_TRACKING_URI": registry,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four processes that nothing here needs
         "BENTOML_HOME": str(folder / "bentos"),
         "BENTOML_DO_NOT_TRACK": "True",
         "DVC_NO_ANALYTICS": "1",
