@@ -168,6 +168,8 @@ def rollback(to: str | None, who: str, why: str, name: str, uri: str) -> None:
     """Make the previous champion the champion again; services that follow the alias take it up by themselves."""
     gone, comes = Registry(uri, name).rollback(who, why, to)
     click.echo(f"{name}: {gone.tags.get('semver')} goes, {comes.tags.get('semver')} is the champion again")
+    if bento := comes.tags.get("bento"):
+        click.echo(f"the bento {bento} holds it")
 
 
 @main.command()
