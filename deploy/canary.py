@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 import httpx
-from programs import PROJECT, running, service
+from programs import running, service
 from routes import Haproxy, KubernetesRoute, Route
 
 from datasets.command import one_line_errors, with_options
@@ -215,7 +215,7 @@ def make_champion(command: str, champion: str, candidate: str) -> None:
     Raises:
         CanaryError: the command fails, or the service does not follow.
     """
-    done = subprocess.run(shlex.split(command), cwd=PROJECT, timeout=_COMMAND_S, check=False)
+    done = subprocess.run(shlex.split(command), timeout=_COMMAND_S, check=False)
     if done.returncode != 0:
         raise CanaryError(f"{command!r} ends with {done.returncode}, so the champion stays")
     end = time.monotonic() + _FOLLOW_S
@@ -418,7 +418,7 @@ def guard(url: str, minutes: float, rollback: str) -> None:
 
 
 def _roll_back(command: Sequence[str], why: str) -> None:
-    done = subprocess.run([*command, "--why", why], cwd=PROJECT, timeout=_COMMAND_S, check=False)
+    done = subprocess.run([*command, "--why", why], timeout=_COMMAND_S, check=False)
     if done.returncode != 0:
         raise CanaryError(f"{why}, and {shlex.join(command)!r} ends with {done.returncode}: roll back by hand, now")
 

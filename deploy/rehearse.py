@@ -34,6 +34,7 @@ STEPS = 11
 LIMIT_MINUTES = 15
 HOLD = "6s"  # how long an alert's condition must hold, where a site waits minutes
 SCRAPE = "3s"  # a busy machine answers late
+SELDOM_S, OFTEN_S = 2.0, 0.15  # between two requests: while models are trained, and where alerts need requests
 DRIFT_GAIN = 0.55  # winter light: what is left of every reflectance
 _NEEDED = {"git": "git", "haproxy": "haproxy"}
 
@@ -158,14 +159,25 @@ def open_site(stage: Stage, champion: str, candidate: str, balancer: str, regist
         addresses = [httpx.URL(url).netloc.decode() for url in (balancer, champion, candidate)]
         route = stack.enter_context(balanced(stage.folder, *addresses))
         watch = stack.enter_context(monitoring(stage.folder / "watch", [addresses[1]], hold=HOLD, scrape=SCRAPE))
-        callers = Callers(balancer)
+        callers = Callers(balancer, pause=OFTEN_S)
         callers.start()
         stack.callback(callers.stop)
         site = Site(champion, candidate, balancer, registry, route, watch, callers)
         stage.until(lambda: callers.answered >= 20, "callers are answered through the balancer")
         stage.until(lambda: bool(watch.query("sentile_drift")), "Prometheus sees the service and its drift")
         stage.must(version_of(champion) == "v1", f"GET {champion}/model answers version v1")
+        callers.pause = SELDOM_S
         yield site
+
+
+@contextmanager
+def busy(site: Site) -> Iterator[None]:
+    """Let callers ask often for the length of the block."""
+    site.callers.pause = OFTEN_S
+    try:
+        yield
+    finally:
+        site.callers.pause = SELDOM_S
 
 
 def refuse_a_bad_model(stage: Stage, site: Site) -> None:
@@ -200,14 +212,15 @@ def try_out(
     stage: Stage, site: Site, model: str, steps: str, *more: str, expect: int = 0, show: int = 8, minutes: float = 0.3
 ) -> str:
     """Run the canary, with its service started for it."""
-    return stage.python(
-        *(str(PROJECT / "deploy/canary.py"), "run", "--prometheus", site.watch.prometheus),
-        *("--haproxy", str(site.route.path), "--champion", site.champion, "--candidate", site.candidate),
-        *("--serve", model, "--steps", steps, "--minutes", str(minutes), "--least", "10"),
-        *("--targets", str(site.watch.folder / "targets.json"), "--folder", str(stage.folder / "canary"), *more),
-        expect=expect,
-        show=show,
-    )
+    with busy(site):
+        return stage.python(
+            *(str(PROJECT / "deploy/canary.py"), "run", "--prometheus", site.watch.prometheus),
+            *("--haproxy", str(site.route.path), "--champion", site.champion, "--candidate", site.candidate),
+            *("--serve", model, "--steps", steps, "--minutes", str(minutes), "--least", "5"),
+            *("--targets", str(site.watch.folder / "targets.json"), "--folder", str(stage.folder / "canary"), *more),
+            expect=expect,
+            show=show,
+        )
 
 
 def drift(stage: Stage, site: Site) -> None:
@@ -216,7 +229,8 @@ def drift(stage: Stage, site: Site) -> None:
     stage.must(not site.watch.alerts("SentileInputDrifts"), "before it, no band drifts")
     site.callers.gain = DRIFT_GAIN
     try:
-        fired = site.watch.await_alert("SentileInputDrifts", seconds=180)
+        with busy(site):
+            fired = site.watch.await_alert("SentileInputDrifts", seconds=180)
     except MonitoringError as error:
         raise RehearsalError(str(error)) from error
     stage.tell(f"  Alertmanager holds {len(fired)} × SentileInputDrifts; the first:")

@@ -149,6 +149,7 @@ class Callers(threading.Thread):
         pause: seconds between two.
 
     Attributes:
+        pause: as above; may be changed while they call.
         gain: what each DN is multiplied with: 1.0, or a drift.
         answered: requests that were answered with 200.
         failed: those that were not, by what came instead.
@@ -157,7 +158,7 @@ class Callers(threading.Thread):
     def __init__(self, url: str, tiles: int = 32, pause: float = 0.2) -> None:
         super().__init__(name="callers", daemon=True)
         self.gain, self.answered, self.failed = 1.0, 0, dict[str, int]()
-        self._url, self._pause = url, pause
+        self.pause, self._url = pause, url
         self._stopped = threading.Event()
         self._requests = np.split(_tiles(8 * tiles), 8)
 
@@ -165,7 +166,7 @@ class Callers(threading.Thread):
         """Send until stopped."""
         with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as client:
             number = 0
-            while not self._stopped.wait(self._pause):
+            while not self._stopped.wait(self.pause):
                 self._send(client, self._requests[number % len(self._requests)])
                 number += 1
 
