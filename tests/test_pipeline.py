@@ -62,6 +62,7 @@ def test_the_pipeline_runs_once_shows_its_figures_and_then_has_nothing_to_do(rep
 
     assert "doubtful labels" in (repository / "artifacts/pipeline/suspects/suspects.html").read_text()
     assert (repository / "artifacts/pipeline/validation/validation.json").is_file()
+    assert "| validation | passed |" in (repository / "artifacts/pipeline/data-card.md").read_text()
 
     metrics = run(repository, "dvc", "metrics", "show")
     assert metrics.returncode == 0, metrics.stderr
