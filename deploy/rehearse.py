@@ -28,12 +28,14 @@ from programs import PROJECT, running, service
 from routes import Haproxy, balanced
 from stage import Callers, RehearsalError, Stage, git_identity
 
+from bento.cores import usable_cores
 from datasets.command import one_line_errors
 
 STEPS = 11
 LIMIT_MINUTES = 15
 HOLD = "6s"  # how long an alert's condition must hold, where a site waits minutes
 SCRAPE = "3s"  # a busy machine answers late
+MARKS = "<!-- rehearsed -->\n", "<!-- end -->"
 SELDOM_S, OFTEN_S = 2.0, 0.15  # between two requests: while models are trained, and where alerts need requests
 DRIFT_GAIN = 0.55  # winter light: what is left of every reflectance
 _NEEDED = {"git": "git", "haproxy": "haproxy"}
@@ -310,6 +312,18 @@ def _figures(metrics: dict[str, Any]) -> str:
     return f"{figures['tiles']} tiles, accuracy {figures['accuracy']:.3f}, macro F1 {figures['macro_f1']:.3f}"
 
 
+def write_down(log: Path, page: Path) -> None:
+    """Put what was printed into a page, between its two marks; raises RehearsalError where it has none."""
+    text = page.read_text(encoding="utf-8")
+    before, begins, rest = text.partition(MARKS[0])
+    _, ends, after = rest.partition(MARKS[1])
+    if not ends:
+        raise RehearsalError(f"{page}: has no place for the output; put {MARKS[0]} and {MARKS[1]} around it")
+    head = f"Printed on {datetime.now(UTC):%Y-%m-%d}, on {usable_cores()} cores:"
+    block = f"\n{head}\n\n```text\n{log.read_text(encoding='utf-8').strip()}\n```\n\n"
+    page.write_text(before + begins + block + ends + after, encoding="utf-8")
+
+
 def _too_late(number: int, frame: FrameType | None) -> None:
     raise RehearsalError("the time is over; --minutes gives it more")
 
@@ -325,8 +339,9 @@ def _require_programs() -> None:
     "--folder", type=click.Path(path_type=Path), help="Keeps logs, project and registry [artifacts/rehearsal/<time>]."
 )
 @click.option("--minutes", default=LIMIT_MINUTES, show_default=True, type=click.IntRange(1), help="It may take.")
+@click.option("--document", type=click.Path(path_type=Path, exists=True), help="A page that gets the output.")
 @one_line_errors
-def main(folder: Path | None, minutes: int) -> None:
+def main(folder: Path | None, minutes: int, document: Path | None) -> None:
     """Play a model's whole life on this machine, with real processes, and show what each step gave.
 
     Train v1, gates, promotion, service; a bad v2 refused; a better v3 as a canary, promoted; drift, alert, retraining;
@@ -346,9 +361,11 @@ def main(folder: Path | None, minutes: int) -> None:
         seconds = int(time.monotonic() - begun)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = int(used.ru_utime + used.ru_stime)
-        stage.tell(
-            f"\nrehearsed in {seconds // 60} min {seconds % 60} s, with {cpu} s of processor time; logs: {folder}"
-        )
+        minutes, seconds = divmod(seconds, 60)
+        stage.tell(f"\nrehearsed in {minutes} min {seconds} s, with {cpu} s of processor time")
+    click.echo(f"logs are in {folder}")
+    if document:
+        write_down(folder / "rehearsal.log", document)
 
 
 if __name__ == "__main__":
