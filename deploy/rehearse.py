@@ -216,7 +216,7 @@ def try_out(
     """Run the canary, with its service started for it."""
     with busy(site):
         return stage.python(
-            *(str(PROJECT / "deploy/canary.py"), "run", "--prometheus", site.watch.prometheus),
+            *("deploy/canary.py", "run", "--prometheus", site.watch.prometheus),
             *("--haproxy", str(site.route.path), "--champion", site.champion, "--candidate", site.candidate),
             *("--serve", model, "--steps", steps, "--minutes", str(minutes), "--least", "5"),
             *("--targets", str(site.watch.folder / "targets.json"), "--folder", str(stage.folder / "canary"), *more),
