@@ -21,7 +21,8 @@ from datasets.cli import main
 from datasets.corrections import Correction, record
 from datasets.errors import PackError, VersionError
 from datasets.pack import PLANES, Pack
-from datasets.synthetic import synthesise
+from datasets.reviewed import Decision, Origin, take_up
+from datasets.synthetic import synthesise, synthesise_tile
 from datasets.versions import open_version
 from models.modelfile import open_model
 
@@ -193,6 +194,23 @@ def test_a_pack_without_its_statistics_is_not_compared(pack_folder: Path, tmp_pa
 
 
 # The pipeline.
+
+
+def test_tiles_that_people_labelled_come_into_the_next_pack_and_go_with_its_commit(repository: Repository) -> None:
+    root = repository.root
+    run(root, "git", "checkout", "-q", "main")
+    run(root, "dvc", "checkout", "-q")
+    tile = synthesise_tile("River", 90, 1)
+    origin = Origin("2026-11-24T00:00:00+00:00", "r-1", "Forest", "0.4", "", "sentile", "1.0.0", "0" * 64, "0" * 64)
+    take_up(root / "data/reviewed", [(Decision("served_1", "River", "Ada", ""), origin, tile)])
+    run(root, "dvc", "repro", "-q")
+    rows = {row["name"]: row for row in Pack(root / "data/packed").index.to_pylist()}
+    assert (rows["served_1"]["label"], rows["served_1"]["split"]) == ("River", "train")
+    assert "are up to date" in run(root, "dvc", "repro")
+    run(root, "git", "checkout", "-q", "dvc.lock")
+    run(root, "dvc", "checkout", "-q", "--force")
+    assert repository.is_at("v2")
+    assert not list((root / "data/reviewed").glob("*/*.tif"))
 
 
 def test_a_correction_to_no_known_class_stops_the_pipeline(clone: Repository) -> None:
