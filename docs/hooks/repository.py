@@ -23,7 +23,18 @@ PROJECT = Path(__file__).parents[2]
 DOCS = "docs"
 ICON = "bento/page/icon.svg"
 _INDEX = "README.md"
-_ROOMS = ("datasets", "models", "training", "bento", "configs", "notebooks", "tests", "benchmarks", "deploy")
+_ROOMS = (
+    "datasets",
+    "models",
+    "models/pretrained",  # a model's card
+    "training",
+    "bento",
+    "configs",
+    "notebooks",
+    "tests",
+    "benchmarks",
+    "deploy",
+)
 _BESIDE = {"README.md": "start.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 _EVERY = "/*"  # in the nav: all pages of a folder but its index
 _FENCED = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -54,7 +65,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def beside() -> dict[str, str]:
     """Return {path in the repository: name on the site} of the pages that lie outside docs/."""
-    rooms = {f"{room}/{_INDEX}": f"rooms/{room}.md" for room in _ROOMS}
+    rooms = {f"{room}/{_INDEX}": f"rooms/{room.replace('/', '-')}.md" for room in _ROOMS}
     return _BESIDE | {path: name for path, name in rooms.items() if (PROJECT / path).is_file()}
 
 
