@@ -196,7 +196,7 @@ def better_data_and_model(stage: Stage) -> None:
     stage.step("a second version of the data, and v3 trained on it")
     use_data(stage, tiles=60)
     version_data(stage, "data-2")
-    stage.python("-m", "datasets", "diff", "data-1", "data-2", show=12)
+    stage.python("-m", "datasets", "diff", "data-1", "data-2", show=-3)
     train(stage, "v3")
 
 

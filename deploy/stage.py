@@ -65,7 +65,9 @@ class Stage:
         self.tell(f"\n── {self._step}/{self.steps} {title} ── {passed // 60}:{passed % 60:02d}")
 
     def run(self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
-        """Run a command in the project and show the end of what it says; return all of it.
+        """Run a command in the project, show `show` lines of what it says, and return all of it.
+
+        The last lines are shown, or with a negative number the first.
 
         Raises:
             RehearsalError: its exit status is not `expect`, or none of them, or it takes longer than `seconds`.
@@ -74,7 +76,7 @@ class Stage:
         status, said = self._call(words, seconds)
         self._keep(words, said)
         lines = [line for line in said.splitlines() if line.strip()]
-        for line in lines[-show:] if show else []:
+        for line in lines[-show:] if show > 0 else lines[:-show]:
             self.tell(f"    {self._short(line)}")
         if status not in (expect if isinstance(expect, tuple) else (expect,)):
             rest = "\n".join(lines[-15:])
