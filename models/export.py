@@ -65,8 +65,16 @@ def write_graph(classifier: Classifier, metadata: ModelMetadata, path: Path) -> 
     if program is None:
         raise ExportError(f"{path}: torch could not trace the network")
     graph = program.model_proto
+    _forget_origin(graph.graph)
     set_metadata(graph, metadata)
     onnx.save(graph, str(path))  # weights inside: a side-car file would be lost by the first copy
+
+
+def _forget_origin(graph: onnx.GraphProto) -> None:
+    """Take out what torch notes beside each node: stack traces, with the paths of the machine that exported."""
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def set_metadata(graph: onnx.ModelProto, metadata: ModelMetadata) -> None:

@@ -99,3 +99,9 @@ def test_parity_holds_on_real_tiles(exported: Path, real_data: Path) -> None:
         twelve = archive["tiles"][:64]
     tiles = np.insert(twelve, 10, 0, axis=1)  # Level-2A has no B10
     assert compare(make_classifier(), exported / "model.onnx", tiles) <= 1e-4
+
+
+def test_a_model_file_tells_nothing_of_the_machine_that_made_it(model_file: Path) -> None:
+    content = model_file.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b"forward" not in content  # no stack traces
