@@ -73,13 +73,15 @@ class Plan:
     Attributes:
         steps: shares of the requests, percent, one after another.
         seconds: of each step.
-        least: requests that the candidate must have answered in a step; a step lasts up to three times as long for it.
+        least: requests that the candidate must have answered in a step.
+        wait: seconds that a step may last longer for that.
         patience: seconds until Prometheus must have seen the candidate.
     """
 
     steps: tuple[int, ...]
     seconds: float
     least: int
+    wait: float
     patience: float = 120.0
 
 
@@ -189,13 +191,15 @@ def _await_candidate(prometheus: Prometheus, seconds: float) -> None:
 def _hold(prometheus: Prometheus, watcher: Watcher, plan: Plan, before: float) -> None:
     """Watch for as long as a step lasts, and until the candidate has answered enough."""
     begun = time.monotonic()
-    while (passed := time.monotonic() - begun) < 3 * plan.seconds:
+    while (passed := time.monotonic() - begun) < plan.seconds + plan.wait:
         watcher.check()
         if passed >= plan.seconds and (prometheus.one(_COUNT) or 0.0) - before >= plan.least:
             return
         time.sleep(_POLL_S)
+    longest = plan.seconds + plan.wait
     raise CanaryError(
-        f"the candidate answered fewer than {plan.least} requests in {3 * plan.seconds:g} s: too few to judge"
+        f"the candidate answered fewer than {plan.least} requests in {longest:g} s: too few to judge; "
+        "give it more time (--wait), or a larger share"
     )
 
 
@@ -333,6 +337,7 @@ def run(
     steps: tuple[int, ...],
     minutes: float,
     least: int,
+    wait: float | None,
     targets: Path | None,
     full: str | None,
     version: str | None,
@@ -346,7 +351,10 @@ def run(
     Without --full the share stays at the last step; with it, the champion's service has taken the model up and the
     candidate's is no longer asked.
     """
-    route, plan = _route(haproxy, httproute, namespace), Plan(steps, minutes * 60, least)
+    route, plan = (
+        _route(haproxy, httproute, namespace),
+        Plan(steps, minutes * 60, least, 60 * (2 * minutes if wait is None else wait)),
+    )
     prometheus = Prometheus(url.rstrip("/"))
     try:
         with ExitStack() as stack:

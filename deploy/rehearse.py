@@ -218,7 +218,7 @@ def try_out(
         return stage.python(
             *("deploy/canary.py", "run", "--prometheus", site.watch.prometheus),
             *("--haproxy", str(site.route.path), "--champion", site.champion, "--candidate", site.candidate),
-            *("--serve", model, "--steps", steps, "--minutes", str(minutes), "--least", "5"),
+            *("--serve", model, "--steps", steps, "--minutes", str(minutes), "--least", "5", "--wait", "2"),
             *("--targets", str(site.watch.folder / "targets.json"), "--folder", str(stage.folder / "canary"), *more),
             expect=expect,
             show=show,

@@ -93,7 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def callers(site: Site) -> Iterator[Callers]:
     """Callers who send tiles to the balancer while a test runs."""
-    sending = Callers(site.balancer, tiles=10, pause=0.02)
+    sending = Callers(site.balancer, tiles=20, pause=0.1)
     sending.start()
     yield sending
     sending.stop()
@@ -146,12 +146,12 @@ def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site
     shutil.copyfile(good, site.models[1])
     until(lambda: "good" in httpx.get(f"{site.candidate.url}/model", trust_env=False).text, "it serves the good one")
     until(lambda: not site.watch.query('ALERTS{action="rollback", alertstate="firing"}'), "old alerts have ended")
-    refused = site.run("--least", 5, "--full", "false")
+    refused = site.run("--least", 5, "--wait", 1, "--full", "false")
     assert refused.exit_code == 1, refused.output
     assert "'false' ends with 1, so the champion stays" in refused.stderr
     assert site.route.shares()["candidate"] == 0
 
-    done = site.run("--least", 5, "--full", f"cp {good} {site.models[0]}")
+    done = site.run("--least", 5, "--wait", 1, "--full", f"cp {good} {site.models[0]}")
     assert done.exit_code == 0, done.output
     assert "100 % to the candidate" in done.output
     assert "the champion's service has taken it up" in done.output
