@@ -253,7 +253,7 @@ def test_the_same_steps_run_as_a_flow_of_prefect(
     monkeypatch.setenv("PREFECT_HOME", str(project / "prefect"))
     try:
         import prefect.server.api.server  # noqa: F401
-    except TypeError as error:  # Body() of FastAPI since about 0.158 refuses what Prefect 3.8 passes
+    except TypeError as error:  # Body() of FastAPI since 0.155 refuses what Prefect 3.8 passes
         pytest.skip(f"Prefect's server does not load beside the installed FastAPI ({error})")
     from prefect.client.orchestration import get_client
     from prefect.testing.utilities import prefect_test_harness
