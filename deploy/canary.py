@@ -322,6 +322,9 @@ def main() -> None:
     "--least", default=100, show_default=True, type=click.IntRange(1), help="Requests a step that it must answer."
 )
 @click.option(
+    "--wait", type=click.FloatRange(0), help="Minutes that a step may last longer for that [twice its length]."
+)
+@click.option(
     "--targets", type=click.Path(path_type=Path), help="Prometheus' file of targets, to add the candidate to."
 )
 @click.option("--full", metavar="COMMAND", help="What makes it the champion, when all steps went well.")
