@@ -135,7 +135,9 @@ class Stage:
 
     def _spoken(self, words: Sequence[str]) -> str:
         named = ["python" if word == sys.executable else word for word in words]
-        return shlex.join(named).replace(f"{PROJECT}/", "").replace(f"{self.folder}/", "")
+        return (
+            shlex.join(named).replace(f"{PROJECT}/", "").replace(f"{self.folder}/", "").replace(str(PROJECT), "PROJECT")
+        )
 
     def _short(self, line: str) -> str:
         line = line.rstrip().replace(f"{self.folder}/", "").replace(f"{PROJECT}/", "")
