@@ -183,14 +183,14 @@ def test_asyncio_sends_scenes_too_and_leaves_the_loop_free(client: Client, serve
     asyncio.run(scenario())
 
 
-def test_a_scene_that_is_refused_or_takes_too_long_is_told(
-    client: Client, scenes: list[Path], files: list[Path]
-) -> None:
+def test_a_scene_that_is_refused_or_takes_too_long_is_told(client: Client, scenes: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ServiceError) as refused:
         client.scene(scenes[0], level="L3")
     assert (refused.value.code, refused.value.status) == ("invalid", 422)
+    long = tmp_path / "long.tif"  # 128 windows: not done before the client looks, busy as it may be
+    synthesise_scene(long, seed=1, rows=8, columns=16)
     with pytest.raises(ServiceError, match="/tasks/") as slow:
-        client.scene(scenes[1], wait=0)
+        client.scene(long, wait=0)
     assert slow.value.code == "timeout"
     with pytest.raises(FileNotFoundError):
         client.scene("no/such/scene.tif")
