@@ -16,7 +16,7 @@ from rasterio.warp import transform_bounds
 
 from datasets.errors import PackError
 from datasets.pack import INDEX, Pack
-from datasets.splits import SPLITS, Method
+from datasets.splits import Method, shown_splits
 
 if TYPE_CHECKING:
     from datasets.records import Bounds
@@ -95,13 +95,13 @@ def _forms(pack: Pack) -> str:
 
 def _classes(pack: Pack) -> str:
     counts = pack.summary.counts
-    rows = []
+    splits, rows = shown_splits(counts), []
     for label in pack.summary.classes:
-        each = [counts.get(split, {}).get(label, 0) for split in SPLITS]
+        each = [counts.get(split, {}).get(label, 0) for split in splits]
         rows.append((label, *(f"{count:,}" for count in (*each, sum(each)))))
-    totals = [sum(counts.get(split, {}).values()) for split in SPLITS]
+    totals = [sum(counts.get(split, {}).values()) for split in splits]
     rows.append(("all", *(f"{count:,}" for count in (*totals, sum(totals)))))
-    table = _table(("class", *SPLITS, "all"), rows, numbers=len(SPLITS) + 1)
+    table = _table(("class", *splits, "all"), rows, numbers=len(splits) + 1)
     return f"{table}\n\nThe tiles were divided {_how_split(pack.summary.split_method)}"
 
 

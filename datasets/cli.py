@@ -23,7 +23,7 @@ from datasets.progress import shown
 from datasets.reviewed import is_empty
 from datasets.schema import Limits
 from datasets.sources import Format, Source, find_sources
-from datasets.splits import SPLITS, Method, SplitPlan
+from datasets.splits import SPLITS, Method, SplitPlan, shown_splits
 from datasets.statistics import measure, write_statistics
 from datasets.validate import ERROR, ValidationReport, validate_pack, write_report
 from datasets.validate import validate as run_checks
@@ -244,9 +244,10 @@ def _parse_shares(text: str) -> tuple[float, float, float]:
 
 
 def _print_report(report: ValidationReport) -> None:
-    table = Table("class", "tiles", *SPLITS, title="tiles")
+    splits = shown_splits(report.splits)
+    table = Table("class", "tiles", *splits, title="tiles")
     for label, count in report.classes.items():
-        table.add_row(label, str(count), *(str(report.splits.get(s, {}).get(label, 0)) for s in SPLITS))
+        table.add_row(label, str(count), *(str(report.splits.get(s, {}).get(label, 0)) for s in splits))
     Console(markup=False).print(table)
     if not report.findings:
         return
@@ -257,7 +258,8 @@ def _print_report(report: ValidationReport) -> None:
 
 
 def _print_pack(summary: PackSummary) -> None:
-    table = Table("class", *SPLITS, title=f"{summary.tiles:,} tiles in {summary.planes:,} planes")
+    splits = shown_splits(summary.counts)
+    table = Table("class", *splits, title=f"{summary.tiles:,} tiles in {summary.planes:,} planes")
     for label in summary.classes:
-        table.add_row(label, *(str(summary.counts.get(split, {}).get(label, 0)) for split in SPLITS))
+        table.add_row(label, *(str(summary.counts.get(split, {}).get(label, 0)) for split in splits))
     Console(markup=False).print(table)

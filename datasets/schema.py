@@ -16,7 +16,7 @@ from datasets.errors import SentileError
 from datasets.radiometry import Level
 from datasets.records import TileRecord
 from datasets.sources import Format
-from datasets.splits import SPLITS
+from datasets.splits import KNOWN_SPLITS
 from datasets.tile import TILE_SIZE
 
 if TYPE_CHECKING:  # serving has neither
@@ -123,7 +123,7 @@ def index_schema(limits: Limits) -> pa.DataFrameSchema:
     """Return what must hold for every row of a pack's index."""
     _, pandera = _libraries()
     planes = pandera.Check(_planes_follow, name="planes", error="planes that do not follow one another")
-    split = pandera.Check.isin(SPLITS, name="splits", error=f"a split other than {', '.join(SPLITS)}")
+    split = pandera.Check.isin(KNOWN_SPLITS, name="splits", error=f"a split other than {', '.join(KNOWN_SPLITS)}")
     schema = tile_schema(limits).add_columns(
         {"split": pandera.Column(str, split), "first_plane": pandera.Column(int, pandera.Check.ge(0))}
     )

@@ -20,6 +20,7 @@ from datasets.records import TileRecord
 
 SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # tiles that are known and have no label: no plan deals them, a folder's card puts them here
+KNOWN_SPLITS = (*SPLITS, UNLABELLED)
 _EQUAL_AREA = "EPSG:6933"  # metres, the whole Earth: blocks have one size everywhere
 
 
@@ -50,6 +51,11 @@ class SplitPlan:
     block_km: float = 50.0
 
 
+def shown_splits(counts: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+    """Return the splits that a table of `counts`, {split: {class: tiles}}, tells of: the usual ones, others if used."""
+    return tuple(split for split in KNOWN_SPLITS if split in SPLITS or counts.get(split))
+
+
 def assign(
     records: Sequence[TileRecord], plan: SplitPlan, fixed: Mapping[str, str] = MappingProxyType({})
 ) -> list[str]:
@@ -61,10 +67,9 @@ def assign(
     Raises:
         SplitError: a tile is in no list or in two, or has no coordinates; shares or blocks cannot be.
     """
-    known = (*SPLITS, UNLABELLED)
-    if wrong := set(fixed.values()) - set(known):
+    if wrong := set(fixed.values()) - set(KNOWN_SPLITS):
         raise SplitError(
-            f"a folder's card puts its tiles into the split {min(wrong)!r}; it is one of {', '.join(known)}"
+            f"a folder's card puts its tiles into the split {min(wrong)!r}; it is one of {', '.join(KNOWN_SPLITS)}"
         )
     planned = [record for record in records if record.name not in fixed]
     split_of = {**dict(zip([r.name for r in planned], _planned(planned, plan), strict=True)), **fixed}

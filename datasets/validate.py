@@ -31,7 +31,7 @@ from datasets.schema import (
     tile_schema,
 )
 from datasets.sources import Source, fixed_splits
-from datasets.splits import SPLITS, SplitPlan, assign
+from datasets.splits import KNOWN_SPLITS, SplitPlan, assign, shown_splits
 from datasets.tile import TILE_SIZE
 
 if TYPE_CHECKING:
@@ -132,9 +132,10 @@ def as_markdown(report: ValidationReport) -> str:
     """Return the report as a page."""
     verdict = "failed" if report.failed else "passed"
     lines = ["# Data validation", "", f"{report.tiles:,} readable tiles; validation **{verdict}**.", ""]
-    lines += ["| class | tiles | " + " | ".join(SPLITS) + " |", "|---|---:|" + "---:|" * len(SPLITS)]
+    splits = shown_splits(report.splits)
+    lines += ["| class | tiles | " + " | ".join(splits) + " |", "|---|---:|" + "---:|" * len(splits)]
     for label, count in report.classes.items():
-        shares = " | ".join(str(report.splits.get(split, {}).get(label, 0)) for split in SPLITS)
+        shares = " | ".join(str(report.splits.get(split, {}).get(label, 0)) for split in splits)
         lines.append(f"| {label} | {count} | {shares} |")
     lines += ["", "| severity | check | tiles | what |", "|---|---|---:|---|"]
     for item in report.findings:
@@ -229,11 +230,11 @@ _CHECKS: tuple[Callable[[Sequence[TileRecord], Limits], list[Finding]], ...] = (
 def _check_splits(
     records: Sequence[TileRecord], splits: Sequence[str]
 ) -> tuple[dict[str, dict[str, int]], list[Finding]]:
-    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    counts: dict[str, Counter[str]] = {split: Counter() for split in KNOWN_SPLITS}
     for record, split in zip(records, splits, strict=True):
         counts[split][record.label] += 1
     findings = [*_check_leaks(records, splits), *_check_empty(counts)]
-    return {split: dict(sorted(found.items())) for split, found in counts.items()}, findings
+    return {split: dict(sorted(counts[split].items())) for split in shown_splits(counts)}, findings
 
 
 def _check_whole(pack: Pack, records: Sequence[TileRecord], progress: Report) -> list[Finding]:

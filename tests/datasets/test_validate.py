@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from rasters import noise, write_folder, write_l1c, write_tiff
 
 from datasets.bands import BAND_NAMES
+from datasets.cli import main
 from datasets.pack import INDEX, PLANES
+from datasets.packing import write_pack
 from datasets.radiometry import Statement
 from datasets.schema import Limits
-from datasets.sources import find_source
+from datasets.sources import CARD_NAME, find_source
 from datasets.splits import Method, SplitPlan
 from datasets.validate import ERROR, WARNING, Finding, ValidationReport, as_markdown, validate, validate_pack
 
@@ -265,6 +268,23 @@ def test_a_pack_is_held_to_its_own_hashes(pack_folder: Path, tmp_path: Path) -> 
     found = [finding for finding in validate_pack(rotten).findings if finding.severity == ERROR]
     assert [(f.check, f.message) for f in found] == [("pack", "the pixels are not those that were packed")]
     assert found[0].count == 1
+
+
+def test_tiles_without_labels_are_validated_as_folders_and_as_a_pack_and_shown_by_themselves(
+    root: Path, tmp_path: Path
+) -> None:
+    rest = write_folder(tmp_path / "rest", {f"A/rest_{n}": 100 + n for n in range(3)})
+    (rest / CARD_NAME).write_text(json.dumps({"name": "rest", "extra": {"split": "unlabelled"}}))
+    sources = [find_source(root), find_source(rest)]
+    of_folders = validate(sources, SplitPlan())
+    write_pack(sources, tmp_path / "pack", SplitPlan())
+    for report in (of_folders, validate_pack(tmp_path / "pack")):
+        assert not report.failed
+        assert report.splits["unlabelled"] == {"A": 3}
+        assert "| class | tiles | train | val | test | unlabelled |" in as_markdown(report)
+    result = CliRunner().invoke(main, ["card", str(tmp_path / "pack"), "--out", str(tmp_path / "card.md")])
+    assert "validation passed" in result.output
+    assert "| all | 6 | 2 | 2 | 3 | 13 |" in (tmp_path / "card.md").read_text()
 
 
 def test_a_pack_whose_index_was_changed_by_hand_fails(pack_folder: Path, tmp_path: Path) -> None:
