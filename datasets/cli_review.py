@@ -51,7 +51,7 @@ def review(
         known = known_pixels(pack, reviewed)
         chosen = choose(found, known, Level(level) if level else None, most)
         _refuse_nothing(found, chosen, log)
-        write_review(chosen, log, out, reviewed, progress)
+        chosen = write_review(chosen, log, out, reviewed, progress)
     _tell(found, known, chosen, level)
     click.echo(f"{len(chosen)} tiles to label; look at {out / PAGE}")
 

@@ -51,8 +51,13 @@ def choose(log: Log, known: Collection[str], level: Level | None, most: int) -> 
     return by_doubt([tile for tile in fit if tile.level])[:most]
 
 
-def write_review(chosen: Sequence[Served], log: Path, folder: Path, reviewed: Path, progress: Report = silent) -> None:
+def write_review(
+    chosen: Sequence[Served], log: Path, folder: Path, reviewed: Path, progress: Report = silent
+) -> list[Served]:
     """Lay the chosen tiles out in `folder`, in their order.
+
+    Returns:
+        Those that were laid out: not any that a running service has deleted from its log since they were chosen.
 
     Raises:
         ReviewError: `folder` is something else, or holds decisions that nobody took up.
@@ -65,11 +70,13 @@ def write_review(chosen: Sequence[Served], log: Path, folder: Path, reviewed: Pa
     for served, tile in fetch(log, {tile.sha256: tile for tile in chosen}, progress):
         pictures[served.sha256] = replace(tile, name=served.name, level=served.level)
         write_tile(pictures[served.sha256], folder / TILES / f"{served.name}.tif")
+    chosen = [served for served in chosen if served.sha256 in pictures]
     classes = sorted({name for tile in chosen for name in tile.classes})
     (folder / NOTES).write_text(json.dumps({"classes": classes, "tiles": len(chosen)}) + "\n", encoding="utf-8")
     (folder / TABLE).write_text(as_csv((*_DECISION, *_PLACE, *_ORIGIN), map(_row, chosen)), encoding="utf-8")
     shown = [(served, pictures[served.sha256]) for served in chosen]
     (folder / PAGE).write_text(draw_review(shown, classes), encoding="utf-8")
+    return chosen
 
 
 def read_decisions(path: Path, reviewer: str | None) -> list[Decision]:

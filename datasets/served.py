@@ -181,6 +181,8 @@ def _rows(folder: Path, progress: Report) -> Iterator[dict[str, Any]]:
                     raise ReviewError(f"{path}: no prediction log of version {_VERSION.decode()}; move it elsewhere")
                 for batch in file.iter_batches(_IN_MEMORY):
                     yield from batch.to_pylist()
+        except FileNotFoundError:  # a running service deletes its oldest files
+            continue
         except (pa.ArrowException, OSError) as error:
             raise ReviewError(f"{path}: not a sound Parquet file ({error}); move it elsewhere") from error
     progress("reading the log", len(paths), len(paths))

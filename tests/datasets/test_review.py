@@ -26,6 +26,7 @@ from datasets.eurosat import CLASSES
 from datasets.geotiff import read_tile
 from datasets.pack import Pack
 from datasets.radiometry import Statement
+from datasets.review import choose, write_review
 from datasets.served import by_doubt, read_log
 from datasets.synthetic import synthesise_tile
 from datasets.tile import Tile, place_bands
@@ -290,6 +291,20 @@ def test_a_row_whose_bytes_are_no_tile_is_left_out_and_told(log: Path, in_folder
         table.set_column(column, "tile", pa.array(short, pa.binary())), in_folder / "log/predictions-1.parquet"
     )
     assert "1 hold bytes that are no tile, and were left out" in do("review", "log").output
+
+
+def test_tiles_that_the_service_deletes_meanwhile_are_not_laid_out(
+    keep: Write, served: list[Tile], in_folder: Path
+) -> None:
+    log = keep(in_folder / "log", served[:2])
+    (oldest,) = log.glob("*.parquet")
+    keep(log, served[2:4])
+    found = read_log(log)
+    chosen = choose(found, (), None, 9)
+    oldest.unlink()
+    laid_out = write_review(chosen, log, in_folder / "review", in_folder / "reviewed")
+    assert {tile.file for tile in laid_out} == {tile.name for tile in served[2:4]}
+    assert [row["name"] for row in rows_of(in_folder / "review/review.csv")] == [tile.name for tile in laid_out]
 
 
 # The page, in a browser.
