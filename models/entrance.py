@@ -75,9 +75,30 @@ def fold(graph: onnx.GraphProto, entrance: Entrance) -> None:
     quantise.attribute.append(helper.make_attribute("axis", 1))
     for node in [n for n in graph.node if n.name in entrance.nodes]:
         graph.node.remove(node)
+    _fill_in_eight_bits(graph, quantise)
     used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
     for tensor in [t for t in graph.initializer if t.name not in used]:
         graph.initializer.remove(tensor)
+
+
+def _fill_in_eight_bits(graph: onnx.GraphProto, quantise: onnx.NodeProto) -> None:
+    """Fill absent bands behind `quantise` and not before it: by the byte 128, where floats are four times as much."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    larger = made_by.get(quantise.input[0])
+    if larger is None or larger.op_type != "Max":
+        return
+    fill = next((made_by[name] for name in larger.input if name in made_by and made_by[name].op_type == "Where"), None)
+    if fill is None:
+        return
+    quantise.input[0] = next(name for name in larger.input if name != fill.output[0])
+    bits, quantise.output[0] = quantise.output[0], f"{quantise.output[0]}_unfilled"
+    graph.initializer.append(numpy_helper.from_array(np.array(MIDDLE, np.uint8), "entrance_middle"))
+    chosen = helper.make_node(
+        "Where", [fill.input[0], "entrance_middle", quantise.output[0]], [bits], name="entrance_fill"
+    )
+    graph.node.insert(list(graph.node).index(quantise) + 1, chosen)
+    for node in (larger, fill):
+        graph.node.remove(node)
 
 
 def _before(node: onnx.NodeProto | None, kind: str, made_by: dict[str, onnx.NodeProto]) -> onnx.NodeProto | None:
