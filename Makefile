@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrained serve bento pipeline clean
+.PHONY: help setup demo test test-fast lint format pretrained serve docs rehearsal bento pipeline clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,12 @@ pretrained: $(READY) ## Train the weights of models/pretrained again: the whole 
 
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve
+
+docs: $(READY) ## Build docs/ as a site in artifacts/site; a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet && echo "the site is artifacts/site/index.html"
+
+rehearsal: $(READY) ## Play a model's whole life with real processes: at most 15 minutes; needs Debian's prometheus and haproxy
+	@deploy/rehearsal
 
 bento: $(READY) ## Build a bento, code and newest model in one, and print its tag
 	@python -m bento.build
