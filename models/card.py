@@ -3,12 +3,14 @@
 After Mitchell et al. 2019, "Model Cards for Model Reporting", arXiv:1810.03993.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.errors import ModelFileError
 from models.modelfile import ModelFile, ModelMetadata
+from models.precision import int8_of
 
 ASSESSMENT = "assessment"  # what `python -m training assess --out` calls its files, .md and .json
 
@@ -35,15 +37,15 @@ def write_card(model: ModelFile, assessments: Sequence[Path], out: Path, more: S
     """Write the card of `model` as Markdown.
 
     Args:
-        assessments: folders that `python -m training assess --out` wrote, of this file or of its INT8 file.
+        assessments: folders that `python -m training assess --out` wrote, of this file or of the INT8 file beside it.
         more: Markdown files that are appended as they are, e.g. the speed benchmark's table.
 
     Raises:
-        ModelFileError: an assessment is missing, or of other weights.
+        ModelFileError: an assessment is missing, or of another file.
     """
     metadata = model.metadata
     parts = [_head(model), "## For what", _INTENDED, "## Limits", _LIMITS, "## Data and licences", _data(metadata)]
-    parts += [_assessment(folder, metadata, model.sha256) for folder in assessments]
+    parts += [_assessment(folder, model) for folder in assessments]
     parts += [_text(path) for path in more]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(parts).rstrip() + "\n", encoding="utf-8")
@@ -75,16 +77,18 @@ def _data(metadata: ModelMetadata) -> str:
     )
 
 
-def _assessment(folder: Path, metadata: ModelMetadata, sha256: str) -> str:
-    """Return an assessment's Markdown, if it is of this file or of the one made from it."""
+def _assessment(folder: Path, model: ModelFile) -> str:
+    """Return an assessment's Markdown, if it is of this file or of the INT8 file beside it."""
     path = folder / f"{ASSESSMENT}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         text = path.with_suffix(".md").read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path}: no assessment; `python -m training assess --out {folder}` writes one") from error
-    if found.get("trained on the data") != metadata.data_hash[:12]:
-        raise ModelFileError(f"{path}: is of a model that other data trained; assess {sha256[:12]} again")
+    int8 = int8_of(model.path)
+    known = {model.sha256, *([hashlib.sha256(int8.read_bytes()).hexdigest()] if int8.is_file() else [])}
+    if not isinstance(found, dict) or found.get("sha256") not in known:
+        raise ModelFileError(f"{path}: is of neither {model.path} nor an INT8 file beside it; assess them again")
     return text
 
 

@@ -1,6 +1,8 @@
 """The card of a model: written from the file and from what was measured of it, and of no other."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,12 @@ from click.testing import CliRunner
 
 from models.cli import main
 from models.modelfile import open_model
+from models.precision import int8_of
 
 
-def assessed(folder: Path, data_hash: str) -> Path:
+def assessed(folder: Path, sha256: str) -> Path:
     folder.mkdir()
-    (folder / "assessment.json").write_text(json.dumps({"trained on the data": data_hash}))
+    (folder / "assessment.json").write_text(json.dumps({"sha256": sha256}))
     (folder / "assessment.md").write_text(
         "## Assessment of model.onnx\n\n| figure | found % |\n|---|---|\n| x | 95.1 |\n"
     )
@@ -27,7 +30,7 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(model_file: Path, tmp_path: Path) -> None:
     speed = tmp_path / "speed.md"
     speed.write_text("## Speed\n\n12,000 tiles/s\n")
-    folder = assessed(tmp_path / "assessment", open_model(model_file).metadata.data_hash[:12])
+    folder = assessed(tmp_path / "assessment", open_model(model_file).sha256)
     status, said = run(model_file, "--assessment", folder, "--append", speed, "--out", tmp_path / "card.md")
     assert (status, said) == (0, f"the card is {tmp_path / 'card.md'}\n")
     text = (tmp_path / "card.md").read_text()
@@ -38,8 +41,19 @@ def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(model_
 
 @pytest.mark.parametrize("there", [False, True])
 def test_figures_of_another_model_or_none_are_refused(model_file: Path, tmp_path: Path, there: bool) -> None:
-    folder = assessed(tmp_path / "other", "0123456789ab") if there else tmp_path / "other"
+    folder = assessed(tmp_path / "other", "0" * 64) if there else tmp_path / "other"
     status, said = run(model_file, "--assessment", folder, "--out", tmp_path / "card.md")
     assert status == 1
     assert "assess" in said
     assert not (tmp_path / "card.md").exists()
+
+
+def test_figures_of_the_int8_file_are_taken_while_it_lies_beside_the_model(model_file: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    shutil.copyfile(model_file, model)
+    int8_of(model).write_bytes(b"eight bits")
+    folder = assessed(tmp_path / "int8", hashlib.sha256(b"eight bits").hexdigest())
+    assert run(model, "--assessment", folder, "--out", tmp_path / "card.md")[0] == 0
+    int8_of(model).write_bytes(b"eight other bits")
+    status, said = run(model, "--assessment", folder, "--out", tmp_path / "card.md")
+    assert (status, "nor an INT8 file beside it; assess them again" in said) == (1, True)
