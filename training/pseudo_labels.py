@@ -7,6 +7,7 @@ al. 2020, arXiv:2001.07685). Such labels train and never judge: the folder's car
 `split: train`.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from datasets.command import one_line_errors
 from datasets.errors import NoTilesError
 from datasets.progress import Report, shown, silent
 from datasets.radiometry import QUANTIFICATION
-from datasets.sources import Card, Format
+from datasets.sources import Card, Format, read_card
+from datasets.splits import UNLABELLED
 from datasets.tile import BAND_COUNT, DN, TILE_SIZE
 from models.modelfile import INPUT, ModelFile, open_model
 
 # Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to teach.
 VIEWS = ("l2a", "10m")
 _BATCH = 64
+_ORIGIN = "labels guessed by a model, checked by nobody"  # by which a folder of ours is known
 _HELD_BACK = 4  # every fourth tile never trains
 
 
@@ -110,21 +113,38 @@ def write_sources(
     """Write all tiles as two sources: those to train on, and the others, which are known and yet unlabelled.
 
     `<out>/<Class>/…` holds tiles whose guess is at least `least` and agreed; `<out>-unlabelled` holds the rest, and
-    every fourth tile whatever its guess: on those the limits are set beyond which a tile counts as strange.
+    every fourth tile whatever its guess: on those the limits are set beyond which a tile counts as strange. What
+    earlier guesses left there goes first: a tile would else have two labels, or train and be unlabelled at once.
 
     Returns:
         How many were written into the one and into the other.
+
+    Raises:
+        NoTilesError: one of the folders holds something else.
     """
     sure = [n for n, found in enumerate(guesses) if found.agreed and found.confidence >= least and n % _HELD_BACK != 0]
     rest = sorted(set(range(len(guesses))) - set(sure))
-    for folder, chosen, split in ((out, sure, "train"), (out.with_name(f"{out.name}-unlabelled"), rest, "unlabelled")):
+    _spare_what_is_no_guess(out)
+    for folder, chosen, split in zip(_folders(out), (sure, rest), ("train", UNLABELLED), strict=True):
+        shutil.rmtree(folder, ignore_errors=True)
+        _write_card(folder, split, len(guesses), least, model)
         for number in chosen:
             label = guesses[number].label
             path = folder / label / f"{out.name}-{label}_{number}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_tile(unlabelled.tiles[number], unlabelled.bands, path)
-        _write_card(folder, split, len(guesses), least, model)
     return len(sure), len(rest)
+
+
+def _folders(out: Path) -> tuple[Path, Path]:
+    """Return where labelled tiles go, and where the others."""
+    return out, out.with_name(f"{out.name}-{UNLABELLED}")
+
+
+def _spare_what_is_no_guess(out: Path) -> None:
+    for folder in _folders(out):
+        if folder.is_dir() and any(folder.iterdir()) and read_card(folder).get("origin") != _ORIGIN:
+            raise NoTilesError(f"{folder}: exists and holds no guessed labels; name another folder with --out")
 
 
 def _write_card(folder: Path, split: str, looked_at: int, least: float, model: ModelFile) -> None:
@@ -133,7 +153,7 @@ def _write_card(folder: Path, split: str, looked_at: int, least: float, model: M
         name=folder.name,
         format=Format.GEOTIFF,
         licence="as the tiles",
-        origin="labels guessed by a model, checked by nobody",
+        origin=_ORIGIN,
         notes=f"Train: where sets of bands agree and the mean probability is at least {least}.",
         extra={"split": split, "model_sha256": model.sha256, "looked_at": looked_at, "least": least},
     ).write(folder)
@@ -159,6 +179,7 @@ def main(tiles: Path, model: Path, out: Path, least: float) -> None:
     Two folders are written, which pack like any others, beside the labelled ones: --out, whose tiles train and never
     judge, and one called after it, -unlabelled, with the tiles that stay without a label.
     """
+    _spare_what_is_no_guess(out)  # said before every tile is looked at
     opened, unlabelled = open_model(model), read_unlabelled(tiles)
     with shown() as progress:
         guesses = guess(opened, unlabelled.tiles, progress)

@@ -45,6 +45,26 @@ def test_only_sure_and_agreed_guesses_train_and_every_fourth_tile_stays_unlabell
     assert find_source(tmp_path / "guessed-unlabelled").split == "unlabelled"
 
 
+def test_new_guesses_take_the_place_of_earlier_ones_and_of_nothing_else(
+    array: Path, model_file: Path, tmp_path: Path
+) -> None:
+    unlabelled, out = read_unlabelled(array), tmp_path / "guessed"
+    model = open_model(model_file)
+    for label in ("Forest", "River"):
+        write_sources(unlabelled, [Guess(label, 0.9, True)] * 3, out, 0.8, model)
+    assert [(file.label, file.name) for file in find_source(out).files()] == [
+        ("River", "guessed-River_1"),
+        ("River", "guessed-River_2"),
+    ]
+    precious = tmp_path / "mine" / "Forest" / "a.tif"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"of another")
+    told = CliRunner().invoke(main, [str(array), "--model", str(model_file), "--out", str(tmp_path / "mine")])
+    assert told.exit_code == 1
+    assert "mine: exists and holds no guessed labels; name another folder with --out" in told.output
+    assert precious.read_bytes() == b"of another"
+
+
 def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file: Path) -> None:
     model, tiles = open_model(model_file), read_unlabelled(array).tiles[:4]
     turned = guess(model, np.ascontiguousarray(np.rot90(tiles, 1, (2, 3))))
