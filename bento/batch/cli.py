@@ -93,8 +93,8 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options(command, options)
 
 
-def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say who works."""
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which model works."""
     options = (
         click.option("--model", envvar="SENTILE_MODEL", help="Model file; default: the newest exported one."),
         click.option(
@@ -105,6 +105,13 @@ def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice([precision.value for precision in Precision]),
             help="int8 takes the INT8 file beside the model's, auto does where the processor gains by it.",
         ),
+    )
+    return with_options(command, options)
+
+
+def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say who works."""
+    options = (
         click.option(
             "--jobs",
             default=1,
@@ -138,6 +145,7 @@ def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @output_options
 @scene_options
 @grid_options
+@model_options
 @crew_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done with each scene, and do nothing.")
 @click.option(

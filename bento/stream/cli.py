@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from bento.batch.cli import grid_options, output_options
+from bento.batch.cli import grid_options, model_options, output_options
 from bento.batch.results import OutputOptions
 from bento.batch.work import NETWORK_THREADS
 from bento.cores import usable_cores
@@ -148,18 +148,9 @@ def bound_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options(command, options)
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which model works, and what it tells of itself."""
+def telling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what the consumer tells of itself."""
     options = (
-        click.option("--model", envvar="SENTILE_MODEL", help="Model file; default: the newest exported one."),
-        click.option(
-            "--precision",
-            envvar="SENTILE_PRECISION",
-            default=Precision.AUTO.value,
-            show_default=True,
-            type=click.Choice([precision.value for precision in Precision]),
-            help="int8 takes the INT8 file beside the model's, auto does where the processor gains by it.",
-        ),
         click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there, e.g. :9105 (this machine only)."),
         click.option(
             "--log",
@@ -175,6 +166,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the results.")
 @queue_options
 @model_options
+@telling_options
 @pace_options
 @bound_options
 @output_options
