@@ -30,6 +30,8 @@ _LIMITS = """\
   mixed, expect less than the figures below.
 - The published split is by longitude: validation tiles are not neighbours of training tiles, but they lie on the same
   continent.
+- Labels are of Level-1C. Level-2A was learned from simulation, and from tiles that a network labelled itself where such
+  were packed; no labelled Level-2A tiles were at hand to measure it on.
 - The same tiles chose the best epoch and calibrated the file, except where a table says that other halves were used."""
 
 
@@ -71,8 +73,8 @@ def _head(model: ModelFile) -> str:
 
 def _data(metadata: ModelMetadata) -> str:
     return (
-        f"The weights are licensed {metadata.licence or 'as the data'}. The tiles that trained them are EuroSAT's "
-        "(Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242; MIT) where the data are not said to be synthetic; they "
+        f"The weights are licensed {metadata.licence or 'as the data'}. The tiles that trained them are EuroSAT's\n"
+        "(Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242; MIT) where the data are not said to be synthetic; they\n"
         "contain modified Copernicus Sentinel data."
     )
 

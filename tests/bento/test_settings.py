@@ -81,7 +81,16 @@ def test_the_newest_exported_model_is_used_when_none_is_named(in_folder: Path) -
     assert find_model(None).resolve() == newest.resolve()
 
 
-def test_without_any_model_the_error_names_the_ways_to_get_one(in_folder: Path) -> None:
+def test_where_nothing_was_exported_the_weights_that_ship_are_used(in_folder: Path) -> None:
+    shipped = find_model(None)
+    assert shipped.parts[-3:] == ("models", "pretrained", "model.onnx")
+    assert shipped.is_file()
+
+
+def test_without_any_model_the_error_names_the_ways_to_get_one(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bento.settings.PACKED_MODEL", in_folder / "none.onnx")  # an installation without weights
     with pytest.raises(ModelFileError) as caught:
         find_model(None)
     message = str(caught.value)
