@@ -200,6 +200,7 @@ class Consumer:
         failures = 0
         while error := self._failure_of(result):
             failures += 1
+            lease.keep()
             until = time.monotonic() + _after_failure(error, failures)
             while time.monotonic() < until:
                 lease.check()

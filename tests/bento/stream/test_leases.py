@@ -1,0 +1,24 @@
+"""How long a notice may be held: as long as its scene may take, and longer where only its result waits."""
+
+import threading
+
+import pytest
+
+from bento.stream.leases import Lease, StopWork
+from bento.stream.queue import Message
+from datasets.errors import SentileError
+
+NOTICE = Message("1", "{}", "receipt", 1, 0.0)
+
+
+def test_a_scene_that_is_done_is_not_given_up_while_its_result_waits() -> None:
+    stopping = threading.Event()
+    lease = Lease(NOTICE, -1.0, 3600.0, stopping)
+    with pytest.raises(SentileError, match="allow more by --most-seconds"):
+        lease.check()
+    lease.keep()
+    lease.check()
+    assert not lease.is_overdue
+    stopping.set()
+    with pytest.raises(StopWork):
+        lease.check()
