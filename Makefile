@@ -28,17 +28,20 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 3 minutes, without a download
 	@rm -rf demo
-	@echo "1/4 making synthetic tiles and a scene"
+	@echo "1/5 making synthetic tiles and a scene"
 	@python -m datasets synth --out demo/raw/synthetic --tiles 200 --scene demo/scenes/scene.tif
-	@echo "2/4 packing them"
+	@echo "2/5 packing them"
 	@python -m datasets pack demo/raw --out demo/packed
-	@echo "3/4 training, testing and exporting a small network"
+	@echo "3/5 training, testing and exporting a small network"
 	@python -m training --config configs/experiments/demo.yaml --data.pack demo/packed --out demo/run
-	@echo "4/4 classifying a folder of scenes"
+	@echo "4/5 classifying a folder of scenes"
 	@python -m bento.batch demo/scenes --out demo/maps --model demo/run/model.onnx
+	@echo "5/5 classifying it once more, with the weights that ship, which were trained on real tiles"
+	@python -m bento.batch demo/scenes --out demo/maps-shipped --model models/pretrained/model.onnx
 	@echo
 	@echo "The maps and tables are in demo/maps: open demo/maps/report.html in a browser, scene.classes.tif in QGIS."
-	@echo "Serve the model:  SENTILE_MODEL=demo/run/model.onnx $(BIN)/bentoml serve"
+	@echo "Serve what ships: $(BIN)/bentoml serve"
+	@echo "or the demo's:    SENTILE_MODEL=demo/run/model.onnx $(BIN)/bentoml serve"
 	@echo "look at it:       http://localhost:3000"
 	@echo "or ask it:        curl -F tiles=@demo/raw/synthetic/Forest/Forest_1.tif http://localhost:3000/classify"
 
