@@ -84,7 +84,7 @@ def watch(shadowed: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def metrics_page(service: Server) -> str:
-    post(service.url, LATER[:1])
+    post(service.url, LATER)
     return httpx.get(f"{service.url}/metrics", trust_env=False, timeout=30).text
 
 
@@ -103,7 +103,7 @@ def test_each_expression_of_the_dashboards_is_answered_by_a_real_prometheus(
     waiting -= {text for text in waiting if any(word in text for word in empty)}
 
     def all_answered() -> bool:
-        post(shadowed.url, LATER[:1])
+        post(shadowed.url, LATER)
         waiting.difference_update([text for text in waiting if watch.query(text)])
         return not waiting
 
