@@ -16,11 +16,11 @@ export BENTOML_DO_NOT_TRACK := True
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY) ## Install everything into .venv (about 7.5 GB, torch being most of it)
+setup: $(READY) ## Install everything into .venv (about 8 GB, torch being most of it)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sentile needs Python 3.11 or newer: make PYTHON=python3.12 …")'
-	@echo "installing into $(VENV): about 7.5 GB, a few minutes"
+	@echo "installing into $(VENV): about 8 GB, a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,ops,dev]'
