@@ -271,7 +271,7 @@ def roll_back_the_champion(stage: Stage, site: Site) -> None:
     stage.python("-m", "training", "rollback", "--by", "Ada", "--why", "rehearsed", show=1)
     stage.until(lambda: version_of(site.champion) == "v1", f"GET {site.champion}/model answers version v1 again")
     stage.run("git", "checkout", "--quiet", "data-1", show=0)
-    stage.run("dvc", "checkout", show=3)
+    stage.run("dvc", "checkout", "data/raw/synthetic", "data/packed", show=3)  # no model was tracked at that time
     tiles = len(list((stage.project / "data/raw/synthetic").rglob("*.tif")))
     stage.must(tiles == 400, f"the data of v1 are back, too: {tiles} tiles")
     stage.python("-m", "training", "history", show=30)
