@@ -7,6 +7,7 @@ tiles of 64 × 64 pixels at about 10 m.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,13 @@ class Tile:
         """The tile's outline as GeoJSON in EPSG:4326, or None where the file has no georeference."""
         height, width = self.pixels.shape[1:]
         return self.georeference.footprint(width, height) if self.georeference else None
+
+
+def only_bands(tiles: DN, bands: Sequence[str]) -> DN:
+    """Return `tiles`, uint16 (..., 13, height, width), with every band outside `bands` made no data."""
+    keep = np.zeros((BAND_COUNT, 1, 1), np.uint16)
+    keep[positions(bands)] = 1
+    return tiles * keep
 
 
 def valid_mask(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:

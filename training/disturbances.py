@@ -6,6 +6,7 @@ assess` measure accuracy under each of `DISTURBANCES`.
 
 import io
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ from scipy import ndimage
 from datasets.bands import BAND_SETS, positions
 from datasets.geometry import ALL_VALID
 from datasets.radiometry import DN_MAX
-from datasets.tile import BAND_COUNT, DN
+from datasets.tile import BAND_COUNT, DN, only_bands
 from training.faults import Floats, as_dn
 
 _HAZE = (("B01", 400), ("B02", 270), ("B03", 155), ("B04", 80), ("B05", 60), ("B06", 50))
@@ -85,16 +86,6 @@ def _through_jpeg(band: DN) -> DN:
     return as_dn(band, np.asarray(Image.open(file)).astype(np.float32) * np.float32(step) + np.float32(low))
 
 
-def _only(bands: str) -> Callable[[DN], DN]:
-    keep = np.zeros((BAND_COUNT, 1, 1), np.uint16)
-    keep[positions(BAND_SETS[bands])] = 1
-
-    def change(tiles: DN) -> DN:
-        return tiles * keep
-
-    return change
-
-
 def _interpolated(tiles: DN, move: Callable[[Floats], Floats]) -> DN:
     """Return `tiles` moved; a pixel that any no-data neighbour went into is no data."""
     valid = move((tiles > 0).astype(np.float32)) > ALL_VALID
@@ -111,9 +102,9 @@ DISTURBANCES: dict[str, Callable[[DN], DN]] = {
     "half_pixel": _half_pixel,
     "striped": _striped,
     "jpeg": _jpeg,
-    "l2a_bands": _only("l2a"),
-    "10m_bands": _only("10m"),
-    "rgb_bands": _only("rgb"),
+    "l2a_bands": partial(only_bands, bands=BAND_SETS["l2a"]),
+    "10m_bands": partial(only_bands, bands=BAND_SETS["10m"]),
+    "rgb_bands": partial(only_bands, bands=BAND_SETS["rgb"]),
 }
 """By name; what each is in words: `WORDS`."""
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
-import rasterio
 
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
 from datasets.command import one_line_errors
 from datasets.errors import NoTilesError
 from datasets.progress import Report, shown, silent
-from datasets.radiometry import QUANTIFICATION
+from datasets.radiometry import Level
+from datasets.reviewed import write_tile
 from datasets.sources import Card, Format, read_card
 from datasets.splits import UNLABELLED
-from datasets.tile import BAND_COUNT, DN, TILE_SIZE
+from datasets.tile import BAND_COUNT, DN, TILE_SIZE, Tile, only_bands
 from models.modelfile import INPUT, ModelFile, open_model
 
 # Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to teach.
@@ -99,9 +99,7 @@ def guess(model: ModelFile, tiles: DN, progress: Report = silent) -> list[Guess]
 
 def _through(model: ModelFile, tiles: DN, view: str) -> npt.NDArray[np.float32]:
     """Return (n, classes): mean probabilities over the eight symmetries, seen through the bands of `view`."""
-    kept = np.zeros_like(tiles)
-    chosen = positions(BAND_SETS[view])
-    kept[:, chosen] = tiles[:, chosen]
+    kept = only_bands(tiles, BAND_SETS[view])
     turned = [np.rot90(side, turns, (2, 3)) for side in (kept, kept[:, :, :, ::-1]) for turns in range(4)]
     answers = [model.session.run(["probabilities"], {INPUT: np.ascontiguousarray(t)})[0] for t in turned]
     return np.asarray(np.mean(answers, axis=0))
@@ -130,9 +128,8 @@ def write_sources(
         _write_card(folder, split, len(guesses), least, model)
         for number in chosen:
             label = guesses[number].label
-            path = folder / label / f"{out.name}-{label}_{number}.tif"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_tile(unlabelled.tiles[number], unlabelled.bands, path)
+            tile = Tile(f"{out.name}-{label}_{number}", unlabelled.tiles[number], unlabelled.bands, Level.L2A)
+            write_tile(tile, folder / label / f"{tile.name}.tif")
     return len(sure), len(rest)
 
 
@@ -157,14 +154,6 @@ def _write_card(folder: Path, split: str, looked_at: int, least: float, model: M
         notes=f"Train: where sets of bands agree and the mean probability is at least {least}.",
         extra={"split": split, "model_sha256": model.sha256, "looked_at": looked_at, "least": least},
     ).write(folder)
-
-
-def _write_tile(tile: DN, bands: tuple[str, ...], path: Path) -> None:
-    profile = {"driver": "GTiff", "count": len(bands), "dtype": "uint16", "height": TILE_SIZE, "width": TILE_SIZE}
-    with rasterio.open(path, "w", compress="deflate", predictor=2, **profile) as dataset:
-        dataset.update_tags(PROCESSING_LEVEL="Level-2A", QUANTIFICATION_VALUE=str(QUANTIFICATION), BOA_ADD_OFFSET="0")
-        dataset.descriptions = bands
-        dataset.write(tile[positions(bands)])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,10 +13,10 @@ import click
 import numpy as np
 import torch
 
-from datasets.bands import BAND_SETS, positions
+from datasets.bands import BAND_SETS
 from datasets.errors import ExportError
 from datasets.pack import Pack
-from datasets.tile import BAND_COUNT, DN
+from datasets.tile import DN, only_bands
 from models.calibration import fit_temperature
 from models.modelfile import ModelFile, ModelMetadata, open_model
 from models.precision import LEAST_GAIN, gain, int8_instructions, int8_of
@@ -163,11 +163,7 @@ def compare(fp32: ModelFile, int8: ModelFile, pack: Pack) -> Comparison:
 
 def _through(view: str, tiles: DN) -> DN:
     """Return `tiles` with the bands outside `view` made no data."""
-    if view == ALL:
-        return tiles
-    keep = np.zeros((BAND_COUNT, 1, 1), np.uint16)
-    keep[positions(BAND_SETS[view])] = 1
-    return tiles * keep
+    return tiles if view == ALL else only_bands(tiles, BAND_SETS[view])
 
 
 def _joined(pairs: Iterable[Pair]) -> Pair:

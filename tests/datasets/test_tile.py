@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
-from datasets.tile import Georeference, rings_of
+from datasets.bands import positions
+from datasets.tile import Georeference, only_bands, rings_of
 
 UTM = CRS.from_epsg(32629)
 CORNER = Affine(10, 0, 540_000, 0, -10, 4_740_000)
@@ -48,3 +50,12 @@ def test_a_raster_across_the_antimeridian_has_an_outline_of_two_parts() -> None:
 )
 def test_a_place_that_is_nowhere_on_earth_has_no_outline(crs: CRS, transform: Affine) -> None:
     assert Georeference(crs, transform).footprint(64, 64) is None
+
+
+def test_only_the_bands_that_are_named_are_left() -> None:
+    tiles = np.arange(1, 2 * 13 * 2 * 2 + 1, dtype=np.uint16).reshape(2, 13, 2, 2)
+    left = only_bands(tiles, ("B8A", "B02"))
+    assert left.dtype == np.uint16
+    kept = positions(("B02", "B8A"))
+    assert np.array_equal(left[:, kept], tiles[:, kept])
+    assert not np.delete(left, kept, axis=1).any()
