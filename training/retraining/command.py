@@ -5,10 +5,7 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.command import one_line_errors
-from datasets.errors import StoppedError
 from datasets.reviewed import DEFAULT as REVIEWED
 from training.promotion.registry import NAME
 from training.promotion.settings import DEFAULT
 from training.retraining.reasons import SHIFT, Triggers
 from training.retraining.steps import Ending, Outcome, Plan, retrain
+from training.stopping import told_to_end
 from training.tracking import Tracking
 
 STATUS = {Ending.PASSED: 0, Ending.NOTHING: 3, Ending.REFUSED: 4}
@@ -70,7 +67,7 @@ def command(report: Path, flow: bool, cron: str | None, **options: Any) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     plan = _plan(**options)
-    with _stoppable():
+    with told_to_end():
         if cron:
             from training.retraining.flow import serve
 
@@ -101,20 +98,6 @@ def _run(plan: Plan, as_flow: bool) -> Outcome:
     from training.retraining.flow import retraining
 
     return retraining(plan)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn SIGTERM into a StoppedError, so that the pipeline is ended too and says what it kept."""
-
-    def stop(*_: object) -> None:
-        raise StoppedError("stopped by SIGTERM; the same command goes on")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _write(outcome: Outcome, path: Path) -> None:

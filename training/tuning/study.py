@@ -5,10 +5,8 @@ import csv
 import hashlib
 import json
 import logging
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from datasets.errors import StoppedError, TrainingError
 from training.cli import main as train
 from training.paths import RunFolder
+from training.stopping import told_to_end
 from training.tuning.report import METRIC, Reporting, reporting
 from training.tuning.runs import StudyRuns
 from training.tuning.space import TuneSettings, Value, as_text, tracking_of, trial_options
@@ -80,7 +79,7 @@ class Search:
         """
         status = "FAILED"
         try:
-            with _told_to_end():
+            with told_to_end():
                 self._run_all()
             status = "FINISHED"
         except (KeyboardInterrupt, StoppedError):
@@ -196,23 +195,6 @@ class Search:
                 "or name another --study"
             )
         self.study.set_user_attr(_ASKED, asked)
-
-
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Turn SIGTERM between trials into a StoppedError; within one, training listens by itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise StoppedError("stopped by SIGTERM; the same command goes on")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def open_study(plan: Plan) -> optuna.Study:
