@@ -174,6 +174,11 @@ def parse_index(content: bytes, where: str) -> pa.Table:
         raise _not_whole(f"{where}/{INDEX}") from error
 
 
+def spread(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return `most` of `rows` at most, evenly spread over them."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+
+
 def _read_summary(root: Path) -> PackSummary:
     path = root / CARD
     if not path.is_file():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.module import TileDataModule
-from datasets.pack import Pack
+from datasets.pack import Pack, spread
 from datasets.splits import UNLABELLED
 from datasets.statistics import EDGES
 from datasets.tile import DN
@@ -27,7 +27,7 @@ from training.task import ClassificationTask
 _MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
 _MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
 _BATCH = 256
-HELD_BACK = 3  # every third of these is for the limits and not for fitting
+_HELD_BACK = 3  # every third of these is for the limits and not for fitting
 
 Rows = npt.NDArray[np.int64]
 
@@ -120,7 +120,7 @@ class _Answers:
 
 def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
     """Fit the outlier score's parts on training tiles, and on unlabelled ones by the classes they are taken for."""
-    train, unlabelled = _spread(pack.rows("train"), _MOST_FITTED), _fitted_part(pack.rows(UNLABELLED))
+    train, unlabelled = spread(pack.rows("train"), _MOST_FITTED), _fitted_part(pack.rows(UNLABELLED))
     labelled = _answers(classifier, pack, train)
     embeddings, labels = [labelled.embeddings], [labelled.labels]
     if len(unlabelled):
@@ -129,14 +129,19 @@ def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
         labels.append(answered.logits.argmax(1))
     classifier.outliers.fit_distance(torch.cat(embeddings), torch.cat(labels))
     kinds = [pack.rows("train", source) for source in pack.summary.sources] + [unlabelled]
-    lines = [_lines(pack, _spread(rows, _MOST_EXPOSED)) for rows in kinds if len(rows)]
+    lines = [_lines(pack, spread(rows, _MOST_EXPOSED)) for rows in kinds if len(rows)]
     classifier.outliers.check.fit(exposures(lines))
+
+
+def held_back(pack: Pack) -> Rows:
+    """Return the unlabelled tiles that nothing is fitted on: limits are, and figures are measured on them."""
+    return pack.rows(UNLABELLED)[::_HELD_BACK]
 
 
 def _fit_limits(classifier: Classifier, pack: Pack) -> float:
     """Bring the outlier score's parts to one scale, and return the threshold: on tiles that neither was fitted on."""
     kinds = {source: pack.rows("val", source) for source in pack.summary.sources}
-    kinds[UNLABELLED] = pack.rows(UNLABELLED)[::HELD_BACK]
+    kinds[UNLABELLED] = held_back(pack)
     known = {kind: _answers(classifier, pack, rows) for kind, rows in kinds.items() if len(rows)}
     classifier.outliers.fit_limits([answers.parts for answers in known.values()])
     scores = {kind: classifier.outliers.combine(a.parts, a.missing).numpy() for kind, a in known.items()}
@@ -160,11 +165,6 @@ def _lines(pack: Pack, rows: Rows) -> DN:
     return np.ascontiguousarray(pack.fetch(rows)[:, :, FIRST::STEP])
 
 
-def _spread(rows: Rows, most: int) -> Rows:
-    """Return `most` of `rows` at most, evenly spread."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
-
-
 def _fitted_part(rows: Rows) -> Rows:
     """Return the rows without those that are held back for the limits."""
-    return rows[np.arange(len(rows)) % HELD_BACK != 0]
+    return rows[np.arange(len(rows)) % _HELD_BACK != 0]

@@ -15,7 +15,7 @@ import torch
 
 from datasets.bands import BAND_SETS
 from datasets.errors import ExportError
-from datasets.pack import Pack
+from datasets.pack import Pack, spread
 from datasets.tile import DN, only_bands
 from models.calibration import fit_temperature
 from models.modelfile import ModelFile, ModelMetadata, open_model
@@ -138,7 +138,7 @@ def calibration_tiles(pack: Pack, count: int) -> DN:
         rows = pack.rows("train", source)
         if not len(rows):
             continue
-        tiles = pack.fetch(rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(np.int64)])
+        tiles = pack.fetch(spread(rows, each))
         views = views_of(pack.bands(int(rows[0])))
         for place, view in enumerate(views):
             tiles[place :: len(views)] = _through(view, tiles[place :: len(views)])

@@ -10,6 +10,7 @@ import torch
 
 from datasets.errors import TrainingError
 from datasets.module import TileDataModule
+from datasets.pack import spread
 from datasets.predictions import write_predictions
 from datasets.tile import DN
 from training.evaluation import (
@@ -152,5 +153,4 @@ def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> l
 
 def _some_tiles(datamodule: TileDataModule) -> DN:
     """Return up to 256 tiles spread evenly over the pack."""
-    count = min(_CHECKED_TILES, len(datamodule.pack))
-    return datamodule.pack.fetch(np.linspace(0, len(datamodule.pack) - 1, count).astype(np.int64))
+    return datamodule.pack.fetch(spread(datamodule.pack.rows(), _CHECKED_TILES))

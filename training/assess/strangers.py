@@ -15,13 +15,15 @@ import torch
 from scipy.special import logsumexp
 from sklearn.neighbors import NearestNeighbors
 
+from datasets.pack import spread
+from datasets.splits import UNLABELLED
 from models.outliers import MahalanobisScore, fit_threshold
 from training.assess.accuracy import Plain
 from training.assess.clouds import cut_tiles
 from training.assess.outputs import Case, Outputs
 from training.assess.settings import AssessSettings
 from training.assess.tables import Table
-from training.calibrate import HELD_BACK, UNLABELLED
+from training.calibrate import held_back
 from training.faults import FAULTS
 
 Scores = npt.NDArray[np.floating]
@@ -43,8 +45,7 @@ class Judges:
 
 def scores_that_compete(case: Case, settings: AssessSettings) -> dict[str, Callable[[Outputs], Scores]]:
     """Return the file's score and the usual ones: on embedding, logits and probabilities; fitted on training tiles."""
-    train = case.pack.rows("train")
-    train = train[np.linspace(0, len(train) - 1, min(settings.fitted, len(train))).astype(np.int64)]
+    train = spread(case.pack.rows("train"), settings.fitted)
     train = train[case.labels(train) >= 0]
     known = case.ask(train, step="training tiles")
     distance = MahalanobisScore(len(case.model.metadata.classes), known.embedding.shape[1])
@@ -92,7 +93,7 @@ def stranger_table(case: Case, plain: Plain, settings: AssessSettings, clouds: P
 
 def _known(case: Case, plain: Plain) -> dict[str, Outputs]:
     """Return the outputs for each kind of known tiles that no score was fitted on."""
-    unlabelled = case.pack.rows(UNLABELLED)[::HELD_BACK]
+    unlabelled = held_back(case.pack)
     return plain | ({UNLABELLED: case.ask(unlabelled, step=UNLABELLED)} if len(unlabelled) else {})
 
 
@@ -104,7 +105,7 @@ def _halved(known: dict[str, Outputs], half: int) -> Iterator[tuple[str, Outputs
 def _faulty(case: Case) -> Iterator[tuple[str, Outputs]]:
     """Yield what is wrong with the tiles of a kind, and the outputs for them."""
     kinds = {source: case.rows(source) for source in case.sources}
-    kinds |= {UNLABELLED: rows} if len(rows := case.pack.rows(UNLABELLED)[::HELD_BACK]) else {}
+    kinds |= {UNLABELLED: rows} if len(rows := held_back(case.pack)) else {}
     for kind, where in kinds.items():
         for fault in FAULTS.values():
             if fault.touches(case.pack.bands(int(where[0]))):
