@@ -1,4 +1,4 @@
-"""Networks, and the one file they become. Free of torch: `modelfile`, `precision`, `pretrained`."""
+"""Networks, and the one file they become. Serving imports `modelfile` and `precision` alone, which know no torch."""
 
 import os
 

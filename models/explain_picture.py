@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _INCHES, _DPI = (11.0, 9.0), 110
 _ZOOM = 6
-_FOR, _AGAINST, _ACCENT = "#d7191c", "#2c5acd", "#0b5d4b"
+_ACCENT = "#0b5d4b"
 
 
 def draw_picture(found: Explanation, model: ModelFile) -> bytes:
@@ -65,15 +65,20 @@ def _show(axes: "Axes", picture: np.ndarray, title: str) -> None:
 def _add_scale(figure: Figure, axes: "Axes", most: float) -> None:
     from matplotlib.cm import ScalarMappable
 
-    tones: list[Any] = [tuple(part / 255 for part in tone) for tone in (AGAINST, (136, 136, 136), FOR)]
+    tones: list[Any] = [_tone(AGAINST), _tone((136, 136, 136)), _tone(FOR)]
     colours = LinearSegmentedColormap.from_list("heat", tones)
     bar = figure.colorbar(ScalarMappable(Normalize(-most, most), colours), ax=axes, shrink=0.8)
     bar.set_label("log-odds")
 
 
+def _tone(colour: tuple[int, int, int]) -> tuple[float, ...]:
+    """Return a colour of bytes as matplotlib takes it, 0-1."""
+    return tuple(part / 255 for part in colour)
+
+
 def _draw_bands(axes: "Axes", found: Explanation) -> None:
     names, effects = list(found.bands), [effect.log_odds for effect in found.bands.values()]
-    axes.barh(names, effects, color=[_FOR if effect > 0 else _AGAINST for effect in effects])
+    axes.barh(names, effects, color=[_tone(FOR if effect > 0 else AGAINST) for effect in effects])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_title("what is lost without a band, log-odds", fontsize=11)

@@ -107,7 +107,7 @@ class PatchCNN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [conv_norm(BAND_COUNT, patch, 4, 4), nn.ReLU()]
+        blocks: list[nn.Module] = [*_stem([patch])]
         channels = patch
         for width, depth in zip(widths, depths, strict=True):
             for block in range(depth):
