@@ -13,11 +13,9 @@ must hold. The programs are Debian's `prometheus` and `prometheus-alertmanager`;
 """
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ from typing import Any
 import click
 import httpx
 import yaml
+from programs import ProgramError, running
 
 HERE = Path(__file__).parent
 RULES = HERE / "prometheus" / "alerts.yml"
@@ -217,38 +216,14 @@ def _alertmanager_command(watch: Monitoring, cluster_port: int) -> list[str]:
 
 @contextmanager
 def _running(command: list[str], url: str, folder: Path) -> Iterator[None]:
-    """Run a program for the length of the block, in a process group of its own, which is ended with it."""
-    path = folder / f"{command[0]}.log"
-    with path.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        _await_ready(process, url, path)
+    """Run one of the programs for the length of the block."""
+    with ExitStack() as stack:
+        try:
+            program = running(command[0], command, folder, f"{url}/-/ready", cwd=Path.cwd(), patience=_PATIENCE_S)
+            stack.enter_context(program)
+        except ProgramError as error:
+            raise MonitoringError(str(error)) from error
         yield
-    finally:
-        _stop(process)
-
-
-def _await_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/-/ready", trust_env=False).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise MonitoringError(f"{log.stem} did not start; it said:\n{log.read_text(errors='replace')[-2000:]}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, kind)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            continue
-        return
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -269,8 +244,8 @@ def watch(urls: tuple[str, ...], folder: Path | None, hold: str | None) -> None:
     targets = [httpx.URL(url if "//" in url else f"http://{url}").netloc.decode() for url in urls]
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            with monitoring(folder or Path(temporary), targets, hold, "5s") as running:
-                _report(running)
+            with monitoring(folder or Path(temporary), targets, hold, "5s") as programs:
+                _report(programs)
         except MonitoringError as error:
             raise click.ClickException(str(error)) from None
         except httpx.TransportError as error:
@@ -285,13 +260,13 @@ def rules() -> None:
     yaml.safe_dump(prometheus_rule(), sys.stdout, sort_keys=False, allow_unicode=True)
 
 
-def _report(running: Monitoring) -> None:
+def _report(programs: Monitoring) -> None:
     """Print where the pages are and, until interrupted, each alert that begins or ends."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both programs are ended then, too
-    click.echo(f"Prometheus    {running.prometheus}\nAlertmanager  {running.alertmanager}\nCtrl-C stops both.")
+    click.echo(f"Prometheus    {programs.prometheus}\nAlertmanager  {programs.alertmanager}\nCtrl-C stops both.")
     known: dict[str, str] = {}
     while True:
-        now = {alert["fingerprint"]: _one_line(alert) for alert in running.alerts()}
+        now = {alert["fingerprint"]: _one_line(alert) for alert in programs.alerts()}
         for key in sorted(now.keys() - known.keys(), key=now.__getitem__):
             click.echo(f"{time.strftime('%H:%M:%S')} fires  {now[key]}")
         for key in sorted(known.keys() - now.keys(), key=known.__getitem__):

@@ -37,13 +37,14 @@ def running(
     ready: str,
     settings: Mapping[str, str] | None = None,
     cwd: Path = PROJECT,
+    patience: float = START_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` for the length of the block, which begins when its URL `ready` answers 200.
 
     What it says goes to `<folder>/<name>.log`.
 
     Raises:
-        ProgramError: it is not installed, ends, or is not ready within START_S; says its last words.
+        ProgramError: it is not installed, ends, or is not ready within `patience` seconds; says its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{name}.log"
@@ -60,7 +61,7 @@ def running(
         except FileNotFoundError as error:
             raise ProgramError(f"{command[0]} is not installed; apt-get install {command[0]}") from error
     try:
-        _await_ready(name, process, ready, log)
+        _await_ready(name, process, ready, log, patience)
         yield process
     finally:
         stop(process)
@@ -101,8 +102,8 @@ def answers(url: str) -> bool:
         return False
 
 
-def _await_ready(name: str, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START_S
+def _await_ready(name: str, process: subprocess.Popen[bytes], url: str, log: Path, patience: float) -> None:
+    end = time.monotonic() + patience
     while time.monotonic() < end and process.poll() is None:
         if answers(url):
             return

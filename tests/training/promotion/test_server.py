@@ -2,20 +2,17 @@
 back and told of."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
+from programs import running
 
 from bento.precision import Precision
 from bento.process.sources import AliasSource
@@ -46,33 +43,10 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = str(probe.getsockname()[1])
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
     place = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *store, *place], env=environment, stdout=log, stderr=log
-        )
-    try:
-        _wait(f"http://127.0.0.1:{port}/health", process, folder / "log.txt")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            if httpx.get(url, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(log.read_text(errors="replace")[-2000:])
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command, url = [sys.executable, "-m", "mlflow", "server", *store, *place], f"http://127.0.0.1:{port}"
+    with running("mlflow", command, folder, f"{url}/health", quiet, patience=_START_SECONDS):
+        yield url
 
 
 @pytest.fixture(scope="module")
