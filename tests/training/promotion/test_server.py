@@ -51,15 +51,15 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def run(server: str, pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run of one epoch, tracked by the server."""
+    """The folder of a whole run, tracked by the server; long enough for the monitor to take and send a sample."""
     out = tmp_path_factory.mktemp("run") / "first"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
         sizes = {"widths": "[8,16]", "depths": "[1,1]", "stem": "[8]"}
         train(
             [
                 *(f"--model.backbone.init_args.{name}={size}" for name, size in sizes.items()),
-                *("--data.batch_size=24", "--trainer.precision=32-true", "--trainer.max_epochs=1"),
+                *("--data.batch_size=24", "--trainer.precision=32-true", "--trainer.max_epochs=4"),
                 *(f"--data.pack={pack_folder}", f"--out={out}"),
                 *(f"--tracking.uri={server}", "--quantisation.enabled=false"),
             ]

@@ -238,8 +238,9 @@ def test_an_alert_of_a_real_prometheus_that_asks_for_it_is_a_reason(
 ) -> None:
     with monitoring(tmp_path / "watch", [service.removeprefix("http://")], hold="1s") as watch:
         triggers = Triggers(alert=watch.prometheus)
-        until(lambda: check(triggers, registry)[0].holds, "the old model's alert fires")
-        assert "SentileModelOld" in check(triggers, registry)[0].said
+        # Another alert may be first: the same service has been asked with drifting tiles.
+        until(lambda: "SentileModelOld" in check(triggers, registry)[0].said, "the old model's alert fires")
+        assert check(triggers, registry)[0].holds
 
 
 # Prefect.
