@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -135,12 +136,16 @@ class Stage:
 
     def _spoken(self, words: Sequence[str]) -> str:
         named = ["python" if word == sys.executable else word for word in words]
-        return (
-            shlex.join(named).replace(f"{PROJECT}/", "").replace(f"{self.folder}/", "").replace(str(PROJECT), "PROJECT")
-        )
+        return self._without_places(shlex.join(named)).replace(str(PROJECT), "PROJECT")
+
+    def _without_places(self, text: str) -> str:
+        """Return text without this machine's folders before the files in them."""
+        for place in (self.folder, PROJECT, tempfile.gettempdir()):
+            text = text.replace(f"{place}/", "")
+        return text
 
     def _short(self, line: str) -> str:
-        line = line.rstrip().replace(f"{self.folder}/", "").replace(f"{PROJECT}/", "")
+        line = self._without_places(line.rstrip())
         return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…"
 
 
