@@ -103,6 +103,10 @@ class ResultsError(SentileError):
     """A folder of results that cannot be used for this run."""
 
 
+class FolderBusyError(ResultsError):
+    """Another run writes to the folder of results."""
+
+
 class ModelFileError(SentileError):
     """A model file that is missing, corrupt, not ours, or of another version."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bento.batch.disk import sha256_of, sync
 from bento.batch.outcome import SceneOutcome, State
-from datasets.errors import ResultsError
+from datasets.errors import FolderBusyError, ResultsError
 
 MANIFEST = "manifest.sqlite"
 STAGING = ".staging-"
@@ -30,7 +30,8 @@ class Manifest:
         out: the folder; made where it is missing.
 
     Raises:
-        ResultsError: another run writes there, or the manifest is of another version or no manifest.
+        FolderBusyError: another run writes there.
+        ResultsError: the manifest is of another version or no manifest.
         OSError: the folder cannot be made or written to.
     """
 
@@ -110,7 +111,7 @@ class Manifest:
 
     def _explain(self, error: sqlite3.Error) -> Exception:
         if "locked" in str(error):
-            return ResultsError(f"{self.out}: another run writes there; wait for it, or choose another folder")
+            return FolderBusyError(f"{self.out}: another run writes there; wait for it, or choose another folder")
         if "not a database" in str(error):
             return ResultsError(f"{self._path}: no manifest of sentile; choose another folder for the results")
         return OSError(f"{self._path} cannot be written to: {error}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bento.batch.outcome import State
+from bento.batch.outcome import SceneOutcome, State
 from bento.stream import metrics
 from bento.stream.desk import Desk
 from bento.stream.leases import Lease, Leases, StopWork
@@ -21,8 +21,8 @@ from bento.stream.metrics import Fate
 from bento.stream.notices import MOST_BYTES, parse_notice
 from bento.stream.places import Places
 from bento.stream.queue import LONGEST_HIDDEN, Message, Queue
-from bento.stream.sources import scene_of
-from datasets.errors import NoticeError, QueueError, SceneTooLargeError, SentileError
+from bento.stream.sources import Told, scene_of
+from datasets.errors import FolderBusyError, NoticeError, QueueError, SceneTooLargeError, SentileError
 from datasets.scenes import SceneOptions
 
 _LOG = logging.getLogger("sentile")
@@ -189,11 +189,19 @@ class Consumer:
             raise NoticeError(f"it was received {message.receives} times, and no consumer lived to see its end")
         notice = parse_notice(message.body, self._options.most_bytes)
         told = scene_of(notice, self._options.places, self._options.reading)
-        outcome = self._desk.classify(told, lease.check)
+        outcome = self._classified(told, lease)
         self._publish(self._desk.result(told, outcome, notice.id), lease)
         fate = Fate.KEPT if outcome.state is State.KEPT else Fate.DONE
         shown = {"scene": told.place, "folder": told.folder, "windows": outcome.windows, "outliers": outcome.outliers}
         return Verdict(fate, told=shown)
+
+    def _classified(self, told: Told, lease: Lease) -> SceneOutcome:
+        """Classify a scene, or wait for whoever is at it: given back, its notice would be received too often."""
+        while True:
+            try:
+                return self._desk.classify(told, lease.check)
+            except FolderBusyError:
+                self._wait(lease, self._options.retry_seconds)
 
     def _publish(self, result: dict[str, Any], lease: Lease) -> None:
         """Send a result on, however long that takes: whoever takes results may be away, and no notice be blamed."""
@@ -201,10 +209,13 @@ class Consumer:
         while error := self._failure_of(result):
             failures += 1
             lease.keep()
-            until = time.monotonic() + _after_failure(error, failures)
-            while time.monotonic() < until:
-                lease.check()
-                time.sleep(_LOOK_SECONDS)
+            self._wait(lease, _after_failure(error, failures))
+
+    def _wait(self, lease: Lease, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            lease.check()
+            time.sleep(_LOOK_SECONDS)
 
     def _failure_of(self, result: dict[str, Any]) -> QueueError | None:
         try:

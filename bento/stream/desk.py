@@ -70,7 +70,8 @@ class Desk:
             check: called between strips; whatever it raises ends the work.
 
         Raises:
-            SentileError: the scene cannot be read, is too large, or another consumer is at it.
+            FolderBusyError: another consumer is at it.
+            SentileError: the scene cannot be read, or is too large.
             OSError: the folder cannot be written to.
         """
         self._measure(told)
