@@ -32,7 +32,8 @@ class RadiometryOptions:
         band_gain: of the logarithm of a factor of each band (calibration, atmosphere).
         haze: of a reflectance (0–1) added to all bands of a tile.
         band_haze: of a reflectance added to each band.
-        noise: of a reflectance added to each pixel.
+        noise: of a reflectance added to each pixel, for a tile of usual strength: tiles draw how strong theirs is, most
+            of them less and some three times as much, since a network must know clean tiles as well.
     """
 
     gain: float = 0.1
@@ -90,7 +91,7 @@ class MixOptions:
 
 
 class Radiometry(nn.Module):
-    """Gain, haze and noise for each tile and band; data stay at least 1."""
+    """Gain and haze for each tile and band; data stay at least 1."""
 
     def __init__(self, options: RadiometryOptions) -> None:
         super().__init__()
@@ -102,9 +103,24 @@ class Radiometry(nn.Module):
         gain = draws.normal(1, 1, 1) * options.gain + draws.normal(bands, 1, 1) * options.band_gain
         haze = draws.normal(1, 1, 1) * options.haze + draws.normal(bands, 1, 1) * options.band_haze
         changed = torch.addcmul(haze * QUANTIFICATION, tiles, gain.exp())
-        if options.noise > 0:
-            changed = changed + draws.normal(*tiles.shape[1:]) * (options.noise * QUANTIFICATION)
         return torch.where(tiles > 0, changed.clamp(min=1.0), 0.0)
+
+
+class Noise(nn.Module):
+    """Noise of each pixel and band; data stay at least 1.
+
+    It comes last: where other steps read their input more than once, the compiler would draw the noise as often.
+    """
+
+    def __init__(self, deviation: float) -> None:
+        super().__init__()
+        self._deviation = deviation * QUANTIFICATION
+
+    def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
+        """Return tiles (batch, bands, height, width), disturbed."""
+        strength = draws.normal(1, 1, 1).abs() * self._deviation
+        noisy = tiles + draws.grain(*tiles.shape[1:]) * strength
+        return torch.where(tiles > 0, noisy.clamp(min=1.0), 0.0)
 
 
 class DropBands(nn.Module):
@@ -202,8 +218,9 @@ class Augmentation(nn.Module):
         self.atmosphere = Atmosphere(atmosphere) if atmosphere and atmosphere.share > 0 else None
         self.radiometry = Radiometry(radiometry) if radiometry else None
         self.drop_bands = DropBands(band_dropout) if band_dropout else None
-        self.holes = Holes(holes) if holes and holes.share > 0 else None
+        self.holes = Holes(holes) if holes and holes.any else None
         self.mix = Mix(mix) if mix else None
+        self.noise = Noise(radiometry.noise) if radiometry and radiometry.noise > 0 else None
 
     def forward(self, tiles: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return augmented tiles float32 (batch, 13, height, width) and targets float32 (batch, classes).
@@ -220,7 +237,8 @@ class Augmentation(nn.Module):
             changed = step(changed, draws) if step is not None else changed
         if self.mix is not None:
             changed, targets = self.mix(changed, targets, draws)
-        return (self.holes(changed, draws) if self.holes is not None else changed), targets
+        changed = self.holes(changed, draws) if self.holes is not None else changed
+        return (self.noise(changed, draws) if self.noise is not None else changed), targets
 
 
 def beta_quantiles(alpha: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

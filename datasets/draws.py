@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
+_BYTES_DEVIATION = math.sqrt(4 * (256**2 - 1) / 12)  # of the sum of four even draws from 0 to 255
 _STRIDE = 0x9E3779B1  # 2³² over the golden ratio: running numbers far apart before they are mixed
 
 
@@ -32,23 +33,35 @@ class Draws:
 
     def uniform(self, *shape: int) -> Tensor:
         """Return float32 (batch, *shape), evenly spread over [0, 1)."""
-        count = math.prod(shape)
-        first = self._used
-        self._used += count
-        numbers = torch.arange(first + 1, first + 1 + count, device=self._keys.device)
-        streams = _mix((numbers * _STRIDE) & _WORD)
-        words = _mix(self._keys[:, None] ^ streams[None])
         # 24 bits are what a float32 holds exactly.
-        return ((words >> 8).to(torch.float32) * 2.0**-24).view(len(self._keys), *shape)
+        return (self._words(*shape) >> 8).to(torch.float32) * 2.0**-24
 
     def normal(self, *shape: int) -> Tensor:
         """Return float32 (batch, *shape), normal with mean 0 and deviation 1 (Box and Muller 1958)."""
         radius = torch.sqrt(-2 * torch.log1p(-self.uniform(*shape)))
         return radius * torch.cos(2 * math.pi * self.uniform(*shape))
 
+    def grain(self, *shape: int) -> Tensor:
+        """Return float32 (batch, *shape), with mean 0 and deviation 1, about normal: the sum of four even draws.
+
+        For as many numbers as a tile has, which `normal` is too slow for on a CPU; none lies beyond 3.5 deviations.
+        """
+        words = self._words(*shape)
+        total = (words & 255) + ((words >> 8) & 255) + ((words >> 16) & 255) + (words >> 24)
+        return (total.to(torch.float32) - 2 * 255) / _BYTES_DEVIATION
+
     def between(self, low: float, high: float, *shape: int) -> Tensor:
         """Return float32 (batch, *shape), evenly spread from `low` to `high`."""
         return self.uniform(*shape) * (high - low) + low
+
+    def _words(self, *shape: int) -> Tensor:
+        """Return int64 (batch, *shape): whole numbers of 32 bits."""
+        count = math.prod(shape)
+        first = self._used
+        self._used += count
+        numbers = torch.arange(first + 1, first + 1 + count, device=self._keys.device)
+        streams = _mix((numbers * _STRIDE) & _WORD)
+        return _mix(self._keys[:, None] ^ streams[None]).view(len(self._keys), *shape)
 
 
 def _mix(words: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Loss of a part of a tile in training: the edge of an orbit, or clouds that were masked."""
+"""Loss of a part of a tile in training: the edge of an orbit, clouds that were masked, lines that a detector lost."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.draws import Draws
+from datasets.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,25 @@ class HoleOptions:
     Attributes:
         share: of tiles (0–1) that lose a rectangle, in all bands.
         most: largest share of the tile's area that is lost.
+        striped: share of tiles (0–1) that lose every n-th line, from top to bottom or from side to side, in all bands.
+        periods: smallest and largest n, 2 or more.
     """
 
     share: float = 0.1
     most: float = 0.4
+    striped: float = 0.0
+    periods: tuple[int, int] = (3, 16)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.periods[0] <= self.periods[1]:
+            raise TrainingError(
+                f"data.holes.periods: {list(self.periods)} are not two numbers of lines, 2 or more, in order"
+            )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to lose."""
+        return self.share > 0 or self.striped > 0
 
 
 class Holes(nn.Module):
@@ -30,8 +46,23 @@ class Holes(nn.Module):
 
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
         """Return tiles (batch, 13, height, width) with holes."""
-        lost = (draws.uniform() < self._options.share) * draws.between(0.0, self._options.most)
-        return tiles * (1 - rectangles(lost, draws, *tiles.shape[2:]))[:, None]
+        options, shape = self._options, tiles.shape[2:]
+        lost = (draws.uniform() < options.share) * draws.between(0.0, options.most)
+        kept = 1 - rectangles(lost, draws, *shape)
+        if options.striped > 0:
+            kept = kept * (1 - stripes(options, draws, *shape))
+        return tiles * kept[:, None]
+
+
+def stripes(options: HoleOptions, draws: Draws, height: int, width: int) -> Tensor:
+    """Return float32 (batch, height, width), 1 on every n-th line of the tiles that are striped."""
+    shortest, longest = options.periods
+    period = draws.between(shortest, longest + 1, 1).floor()
+    first = (draws.uniform(1) * period).floor()
+    across = draws.uniform(1, 1) < 0.5
+    rows, columns = (torch.arange(n, device=period.device) % period == first for n in (height, width))
+    lines = torch.where(across, rows[:, :, None], columns[:, None, :])
+    return (lines & (draws.uniform(1, 1) < options.striped)).to(torch.float32)
 
 
 def rectangles(share: Tensor, draws: Draws, height: int, width: int) -> Tensor:

@@ -12,6 +12,7 @@ from datasets.augment import (
     DropBands,
     Mix,
     MixOptions,
+    Noise,
     Radiometry,
     RadiometryOptions,
     beta_quantiles,
@@ -34,7 +35,8 @@ def draws(count: int, seed: int = 0) -> Draws:
 
 
 def jitter_radiometry(tiles: Tensor, options: RadiometryOptions, seed: int = 0) -> Tensor:
-    return Radiometry(options)(tiles, draws(len(tiles), seed))
+    drawn = draws(len(tiles), seed)
+    return Noise(options.noise)(Radiometry(options)(tiles, drawn), drawn)
 
 
 def drop_bands(tiles: Tensor, options: BandDropout, seed: int = 0) -> Tensor:
@@ -94,9 +96,21 @@ def test_haze_is_added_in_reflectance() -> None:
 
 def test_noise_differs_from_pixel_to_pixel() -> None:
     options = RadiometryOptions(gain=0.0, band_gain=0.0, haze=0.0, band_haze=0.0, noise=0.01)
-    changed = jitter_radiometry(flat(20), options)
+    changed = jitter_radiometry(flat(2000), options)
     assert changed.std().item() == pytest.approx(100, rel=0.05)
     assert changed.mean().item() == pytest.approx(2000, abs=5)
+    of_tiles = changed.std(dim=(1, 2, 3))
+    assert (of_tiles < 50).float().mean().item() == pytest.approx(0.38, abs=0.05)  # half normal: many are nearly clean
+    assert of_tiles.max() > 250
+
+
+def test_noise_of_one_band_tells_nothing_of_anothers_nor_of_the_next_pixels() -> None:
+    found = draws(40).grain(13, 64, 64)
+    assert (found.mean().item(), found.std().item()) == pytest.approx((0, 1), abs=0.005)
+    bands = torch.corrcoef(found.permute(1, 0, 2, 3).flatten(1))
+    assert (bands - torch.eye(13)).abs().max() < 0.02
+    assert (found[..., 1:] * found[..., :-1]).mean().abs() < 0.01
+    assert (found[..., 1:, :] * found[..., :-1, :]).mean().abs() < 0.01
 
 
 def test_no_disturbance_changes_nothing() -> None:
@@ -117,9 +131,10 @@ def test_gain_and_haze_are_those_of_a_calculation_by_hand() -> None:
     changed = jitter_radiometry(tiles, RadiometryOptions(0.3, 0.2, 0.02, 0.01, 0.005)).numpy()
     again = draws(5)
     gain, band_gain, haze, band_haze = (again.normal(n, 1, 1).numpy() for n in (1, 13, 1, 13))
-    noise = again.normal(13, 4, 4).numpy()
+    noise = abs(again.normal(1, 1, 1).numpy()) * again.grain(13, 4, 4).numpy()
     array = tiles.numpy().astype(np.float64)
-    expected = array * np.exp(0.3 * gain + 0.2 * band_gain) + 1e4 * (0.02 * haze + 0.01 * band_haze + 0.005 * noise)
+    brighter = array * np.exp(0.3 * gain + 0.2 * band_gain) + 1e4 * (0.02 * haze + 0.01 * band_haze)
+    expected = np.maximum(brighter, 1) + 1e4 * 0.005 * noise
     np.testing.assert_allclose(changed, np.where(array > 0, np.maximum(expected, 1), 0), rtol=1e-4, atol=1e-2)
 
 
