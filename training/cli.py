@@ -32,7 +32,6 @@ from training.trainer import Trainer
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _DEFAULTS = [str(_CONFIGS / f"{name}.yaml") for name in ("data", "model", "trainer")]
 _FITTING = ("run", "fit")
-_CONFIG_NAME = "config.yaml"
 _MONITOR = "val/accuracy"
 _LAST = "last"  # as --ckpt_path: go on where the run's folder holds a last checkpoint, else begin
 _RUN_VARIABLE = "SENTILE_RUN"  # how Lightning's further processes learn the folder that the first one made up
@@ -45,7 +44,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Write `config.yaml` when a run fits; later subcommands start from it."""
         if stage != "fit":
             return
-        path = Path(trainer.default_root_dir) / _CONFIG_NAME
+        path = RunFolder(Path(trainer.default_root_dir)).settings
         path.parent.mkdir(parents=True, exist_ok=True)
         content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         for key in ("config", "ckpt_path", "weights_only", "out"):
@@ -195,7 +194,7 @@ def _complete(arguments: list[str]) -> list[str]:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["run", *arguments]
     if arguments[0] in ("validate", "test", "export") and not {"-h", "--help"} & set(arguments):
-        settings = _folder_of(arguments).root / _CONFIG_NAME
+        settings = _folder_of(arguments).settings
         if settings.is_file():
             return [arguments[0], "--config", str(settings), *arguments[1:]]
     return arguments

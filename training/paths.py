@@ -31,6 +31,11 @@ class RunFolder:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def settings(self) -> Path:
+        """What the run was configured with."""
+        return self.root / "config.yaml"
+
+    @property
     def broken(self) -> Path:
         """The checkpoint from before a step whose loss was not finite."""
         return self.checkpoints / "not-finite.ckpt"

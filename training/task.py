@@ -20,6 +20,7 @@ from models.classifier import Classifier
 from models.network import ResidualCNN
 from training.answers import Answers
 from training.compilation import Forward, compiled, faster_forward
+from training.distillation import Distillation, Teachers, load_weights
 from training.evaluation import ALL, BAND_VIEWS, evaluate, see_through
 from training.precision import allow_tf32
 
@@ -60,6 +61,7 @@ class ClassificationTask(pl.LightningModule):
             (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++ compiler.
             null: on a GPU, where a measurement at the first step says that it is faster.
         start_from: a checkpoint of the same network whose weights training starts with; null: with weights drawn.
+        distillation: finished runs whose answers are learned beside the labels; null: labels alone.
     """
 
     answers: Answers
@@ -76,14 +78,14 @@ class ClassificationTask(pl.LightningModule):
         optimisation: Optimisation = Optimisation(),
         compile: bool | None = None,
         start_from: Path | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.classes, self.optimisation = classes, optimisation
         self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std)
-        if start_from is not None:
-            _load_weights(self.classifier, start_from)
         self.classifier.to(memory_format=torch.channels_last)
-        self._compile = compile
+        self._compile, self._start_from, self._distillation = compile, start_from, distillation
+        self._teachers: Teachers | None = None
         self._train_forward: list[Forward] = []
         self.register_buffer("class_weights", _class_weights(class_counts, optimisation.balance_classes))
 
@@ -92,10 +94,18 @@ class ClassificationTask(pl.LightningModule):
         logits, embedding = self.classifier(tiles)
         return logits, embedding
 
+    def setup(self, stage: str) -> None:
+        """Take up the weights that training starts from; a run that goes on has its own."""
+        if stage == "fit" and self._start_from is not None and self.trainer.ckpt_path is None:
+            load_weights(self.classifier, self._start_from, "model.start_from")
+
     def on_fit_start(self) -> None:
-        """Start watching the loss, and forget a network that was compiled for batches of another run."""
+        """Start watching the loss, call the teachers, forget a network that was compiled for batches of another run."""
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self._train_forward = []
+        if self._distillation is not None:
+            compile = self._compile if self._compile is not None else self.device.type == "cuda"
+            self._teachers = Teachers(self._distillation, len(self.classes), self.device, compile)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of an augmented batch."""
@@ -103,7 +113,10 @@ class ClassificationTask(pl.LightningModule):
             # In a list, since a second name for the classifier must not become a second set of weights.
             self._train_forward = [self._choose_forward(batch["tiles"])]
         logits, _ = self._train_forward[0](batch["tiles"])
-        loss = self._loss(logits, batch["targets"], self.optimisation.label_smoothing)
+        targets = batch["targets"]
+        if self._teachers is not None:
+            targets = self._teachers.blend(batch["tiles"], targets)
+        loss = self._loss(logits, targets, self.optimisation.label_smoothing)
         self.broken = self.broken | ~loss.detach().isfinite()
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(logits), sync_dist=True
@@ -205,18 +218,6 @@ class ClassificationTask(pl.LightningModule):
             label_smoothing=smoothing,
         )
         return loss
-
-
-def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
-    """Load what `checkpoint` learned, bands' statistics included: weights were learned on bands normalised by them."""
-    if not checkpoint.is_file():
-        raise TrainingError(f"model.start_from: {checkpoint}: there is no such checkpoint; name a run's best.ckpt")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "classifier."
-    try:
-        classifier.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    except RuntimeError as error:
-        raise TrainingError(f"model.start_from: {checkpoint}: a checkpoint of another network or classes") from error
 
 
 def warmup_cosine(steps: int, options: Optimisation, step: int) -> float:

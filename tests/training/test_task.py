@@ -3,6 +3,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from datasets.errors import TrainingError
@@ -54,6 +55,7 @@ def test_training_can_start_from_the_weights_of_a_checkpoint(tmp_path: Path) -> 
     second = ClassificationTask(
         classes, other_bands, std, [1, 1], ResidualCNN((8,), (1,), (8,)), start_from=tmp_path / "best.ckpt"
     )
+    begin(second)
     tiles = torch.randint(1, 4000, (2, 13, 64, 64)).float()
     assert torch.equal(first.eval()(tiles)[0], second.eval()(tiles)[0])
 
@@ -61,13 +63,22 @@ def test_training_can_start_from_the_weights_of_a_checkpoint(tmp_path: Path) -> 
 def test_weights_of_another_network_or_of_none_are_refused(tmp_path: Path) -> None:
     wide = ClassificationTask(["a", "b"], [1.0] * 13, [1.0] * 13, [1, 1], ResidualCNN((16,), (1,), (8,)))
     torch.save({"state_dict": wide.state_dict()}, tmp_path / "wide.ckpt")
-    for name, message in (("wide.ckpt", "another network"), ("none.ckpt", "no such checkpoint")):
+    (tmp_path / "broken.ckpt").write_bytes(b"PK")
+    cases = {"wide.ckpt": "another network", "none.ckpt": "no such checkpoint", "broken.ckpt": "a broken one"}
+    for name, message in cases.items():
+        narrow = ClassificationTask(
+            ["a", "b"],
+            [1.0] * 13,
+            [1.0] * 13,
+            [1, 1],
+            ResidualCNN((8,), (1,), (8,)),
+            start_from=tmp_path / name,
+        )
         with pytest.raises(TrainingError, match=message):
-            ClassificationTask(
-                ["a", "b"],
-                [1.0] * 13,
-                [1.0] * 13,
-                [1, 1],
-                ResidualCNN((8,), (1,), (8,)),
-                start_from=tmp_path / name,
-            )
+            begin(narrow)
+
+
+def begin(task: ClassificationTask) -> None:
+    """Do what a trainer does before it fits."""
+    task.trainer = pl.Trainer(logger=False, barebones=True)
+    task.setup("fit")

@@ -1,0 +1,79 @@
+"""Distillation: teachers are read from the folders of their runs, and targets become what they answer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datasets.errors import TrainingError
+from models.network import PatchCNN
+from training.distillation import Distillation, Teachers
+from training.task import ClassificationTask
+
+CLASSES = ["a", "b", "c"]
+MEAN, STD = [1000.0] * 13, [500.0] * 13
+CPU = torch.device("cpu")
+
+
+def run_of(folder: Path, seed: int) -> ClassificationTask:
+    """Leave the folder of a finished run, and return what was trained in it."""
+    torch.manual_seed(seed)
+    task = ClassificationTask(CLASSES, MEAN, STD, [1, 1, 1], PatchCNN(8, (8,), (1,)))
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": task.state_dict()}, folder / "checkpoints" / "best.ckpt")
+    backbone = {"class_path": "models.network.PatchCNN", "init_args": {"patch": 8, "widths": [8], "depths": [1]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"backbone": backbone}}))
+    return task.eval()
+
+
+def tiles() -> torch.Tensor:
+    return torch.randint(1, 4000, (5, 13, 64, 64), generator=torch.Generator().manual_seed(1)).float()
+
+
+def test_targets_are_the_mean_of_all_teachers_and_the_label_by_their_shares(tmp_path: Path) -> None:
+    first, second = run_of(tmp_path / "first", 1), run_of(tmp_path / "second", 2)
+    labels = torch.eye(3)[[0, 1, 2, 0, 1]]
+    teachers = Teachers(Distillation([tmp_path / "first", tmp_path / "second"], 0.75), 3, CPU, compile=False)
+    with torch.no_grad():
+        answers = (first(tiles())[0].softmax(1) + second(tiles())[0].softmax(1)) / 2
+    torch.testing.assert_close(teachers.blend(tiles(), labels), 0.25 * labels + 0.75 * answers)
+
+
+def test_teachers_learn_nothing_and_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    run_of(tmp_path / "first", 1)
+    task = ClassificationTask(
+        CLASSES, MEAN, STD, [1, 1, 1], PatchCNN(8, (8,), (1,)), distillation=Distillation([tmp_path / "first"])
+    )
+    before = set(task.state_dict())
+    task.on_fit_start()
+    step = {"tiles": tiles(), "targets": torch.eye(3)[[0, 1, 2, 0, 1]]}
+    task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]  # no trainer is there to log to
+    task.training_step(step, 0).backward()
+    assert set(task.state_dict()) == before
+    assert all(weights.grad is not None for weights in task.classifier.backbone.parameters())
+
+
+@pytest.mark.parametrize("spoil", ["no folder", "no settings", "no checkpoint", "broken", "other classes", "other net"])
+def test_what_is_no_teacher_is_said_with_its_place(tmp_path: Path, spoil: str) -> None:
+    run = tmp_path / "run"
+    if spoil != "no folder":
+        run_of(run, 1)
+    if spoil == "no settings":
+        (run / "config.yaml").unlink()
+    if spoil == "no checkpoint":
+        (run / "checkpoints" / "best.ckpt").unlink()
+    if spoil == "broken":
+        (run / "checkpoints" / "best.ckpt").write_bytes(b"PK\3\4 no weights")
+    if spoil == "other net":
+        (run / "config.yaml").write_text(
+            yaml.safe_dump({"model": {"backbone": {"class_path": "models.network.None_"}}})
+        )
+    with pytest.raises(TrainingError, match=r"model\.distillation\.teachers: .*run"):
+        Teachers(Distillation([run]), 4 if spoil == "other classes" else 3, CPU, compile=False)
+
+
+@pytest.mark.parametrize(("teachers", "share"), [([], 0.5), ([Path("run")], 1.5), ([Path("run")], -0.1)])
+def test_nobody_and_shares_that_are_none_are_refused(teachers: list[Path], share: float) -> None:
+    with pytest.raises(TrainingError, match=r"model\.distillation"):
+        Distillation(teachers, share)

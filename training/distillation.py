@@ -1,0 +1,122 @@
+"""What a network learns from larger ones: their answers to the very tiles that it sees, beside the labels.
+
+Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531), with one augmented view for teachers and student as in
+Beyer et al. 2022 (arXiv:2106.05237): a tile that is cut, mixed, hazy or short of bands gets what the teachers make of
+it, where its label would claim more than can be seen.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor, nn
+
+from datasets.errors import TrainingError
+from datasets.tile import BAND_COUNT
+from models.classifier import Classifier
+from models.network import ResidualCNN
+from training.compilation import Forward, compiled
+from training.paths import RunFolder
+
+_PREFIX = "classifier."
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Who teaches, and how much they say.
+
+    Attributes:
+        teachers: folders of finished runs, of any network, with the classes of this one in the same order.
+        share: of the target (0-1) that is the mean of the teachers' probabilities; the rest is the label.
+    """
+
+    teachers: list[Path]
+    share: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.teachers:
+            raise TrainingError("model.distillation.teachers: name at least one folder of a run")
+        if not 0 <= self.share <= 1:
+            raise TrainingError(f"model.distillation.share: {self.share} is no share from 0 to 1")
+
+
+class Teachers:
+    """Networks that answer and learn nothing.
+
+    Args:
+        options: where they are.
+        classes: how many they must know.
+        device: where they answer.
+        compile: whether they are compiled, as the student is.
+
+    Raises:
+        TrainingError: a folder holds no finished run, or one of other classes.
+    """
+
+    def __init__(self, options: Distillation, classes: int, device: torch.device, compile: bool) -> None:
+        self._share = options.share
+        self._forwards = [_teacher(RunFolder(folder), classes, device, compile) for folder in options.teachers]
+
+    @torch.no_grad()
+    def blend(self, tiles: Tensor, targets: Tensor) -> Tensor:
+        """Return targets float32 (batch, classes): labels and the teachers' answers to `tiles`, by their shares."""
+        answers = torch.stack([forward(tiles)[0].float().softmax(1) for forward in self._forwards]).mean(0)
+        return torch.lerp(targets, answers, self._share)
+
+
+def saved_weights(checkpoint: Path, setting: str) -> dict[str, Tensor]:
+    """Return the weights of the classifier in a run's checkpoint, bands' statistics included.
+
+    Args:
+        checkpoint: a `best.ckpt` or `last.ckpt`.
+        setting: what named it, for the message.
+
+    Raises:
+        TrainingError: there is none, or it is broken.
+    """
+    if not checkpoint.is_file():
+        raise TrainingError(f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run")
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch raises whatever the broken part of the archive makes it raise
+        raise TrainingError(f"{setting}: {checkpoint}: no checkpoint of a run, or a broken one") from error
+    return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+
+
+def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None:
+    """Load what `checkpoint` learned into `classifier`, with the bands' statistics that it was learned on.
+
+    Raises:
+        TrainingError: there is no such checkpoint, or it is broken, or of another network or number of classes.
+    """
+    try:
+        classifier.load_state_dict(saved_weights(checkpoint, setting))
+    except RuntimeError as error:
+        raise TrainingError(f"{setting}: {checkpoint}: a checkpoint of another network or classes") from error
+
+
+def _teacher(run: RunFolder, classes: int, device: torch.device, compile: bool) -> Forward:
+    ones = [1.0] * BAND_COUNT  # the statistics of its bands come with its weights
+    classifier = Classifier(_backbone_of(run), classes, ones, ones)
+    load_weights(classifier, run.best, "model.distillation.teachers")
+    classifier.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return compiled(classifier) if compile else classifier
+
+
+def _backbone_of(run: RunFolder) -> nn.Module:
+    """Return the network, with weights drawn, that the settings of `run` name."""
+    if not run.settings.is_file():
+        raise TrainingError(f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}")
+    named = (yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}).get("model", {}).get("backbone")
+    if named is None:
+        return ResidualCNN()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--backbone", type=nn.Module)
+    try:
+        made = parser.instantiate_classes(parser.parse_object({"backbone": named})).backbone
+    except ArgumentError as error:
+        raise TrainingError(f"model.distillation.teachers: {run.settings}: {error}") from error
+    assert isinstance(made, nn.Module)  # noqa: S101 - the parser checked it
+    return made
