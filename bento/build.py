@@ -22,6 +22,7 @@ from bentoml.exceptions import NotFound
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from bento.batch.disk import sha256_of
 from bento.engine import Engine
 from bento.settings import PACKED_MODEL, find_model
 from datasets.command import one_line_errors
@@ -47,7 +48,7 @@ def build(model: Path, version: str | None = None) -> str:
     """
     engine = Engine(model, threads=1)
     version = version or default_version(engine)
-    labels = {"model": engine.metadata.name, "model-version": engine.metadata.version, "model-sha256": engine.sha256}
+    labels = {"model": engine.metadata.name, "model-version": engine.metadata.version, **_hashes(model, engine)}
     with tempfile.TemporaryDirectory(prefix="sentile-build-") as folder:
         context = Path(folder)
         _stage(model, context)
@@ -68,9 +69,15 @@ def built(model: Path, version: str) -> str | None:
         found = bentoml.get(f"{_NAME}:{version}")
     except NotFound:
         return None
-    if found.info.labels.get("model-sha256") != Engine(model, threads=1).sha256:
+    if not _hashes(model, Engine(model, threads=1)).items() <= found.info.labels.items():
         raise SentileError(f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`")
     return str(found.tag)
+
+
+def _hashes(model: Path, engine: Engine) -> dict[str, str]:
+    """Return the labels that tell a bento's model files from others."""
+    int8 = int8_of(model)
+    return {"model-sha256": engine.sha256, "model-int8-sha256": sha256_of(int8) if int8.is_file() else "none"}
 
 
 def default_version(engine: Engine) -> str:

@@ -1,10 +1,15 @@
-"""What a network learns from larger ones: their answers to the very tiles that it sees, beside the labels.
+"""What a network learns from others: their answers to the very tiles that it sees, beside the labels.
 
 Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531), with one augmented view for teachers and student as in
 Beyer et al. 2022 (arXiv:2106.05237): a tile that is cut, mixed, hazy or short of bands gets what the teachers make of
 it, where its label would claim more than can be seen.
+
+In each step one teacher answers, drawn by chance, and sees the tiles turned or mirrored in one of the eight ways, drawn
+by chance. The loss is linear in its target, so that the student learns the mean over all teachers and all ways, which
+is more often right than any of them (docs/decisions/0016), at the price of a single answer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +27,16 @@ from training.paths import RunFolder
 
 _PREFIX = "classifier."
 
+_SIDES = (2, 3)
+
+
+def _turned(turns: int, mirrored: bool) -> Callable[[Tensor], Tensor]:
+    return lambda tiles: torch.rot90(tiles.flip(3) if mirrored else tiles, turns, _SIDES)
+
+
+SYMMETRIES = [_turned(turns, mirrored) for mirrored in (False, True) for turns in range(4)]
+"""The eight ways to turn and mirror tiles (batch, bands, height, width)."""
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -29,7 +44,7 @@ class Distillation:
 
     Attributes:
         teachers: folders of finished runs, of any network, with the classes of this one in the same order.
-        share: of the target (0-1) that is the mean of the teachers' probabilities; the rest is the label.
+        share: of the target (0-1) that is the teacher's probabilities; the rest is the label.
     """
 
     teachers: list[Path]
@@ -61,9 +76,13 @@ class Teachers:
 
     @torch.no_grad()
     def blend(self, tiles: Tensor, targets: Tensor) -> Tensor:
-        """Return targets float32 (batch, classes): labels and the teachers' answers to `tiles`, by their shares."""
-        answers = torch.stack([forward(tiles)[0].float().softmax(1) for forward in self._forwards]).mean(0)
-        return torch.lerp(targets, answers, self._share)
+        """Return targets float32 (batch, classes): labels and a teacher's answers to `tiles`, by their shares.
+
+        Which teacher and which way is drawn from torch's generator of the CPU, which `SeedEachStep` seeds.
+        """
+        teacher, way = (int(torch.randint(n, (1,))) for n in (len(self._forwards), len(SYMMETRIES)))
+        logits, _ = self._forwards[teacher](SYMMETRIES[way](tiles).contiguous())
+        return torch.lerp(targets, logits.float().softmax(1), self._share)
 
 
 def saved_weights(checkpoint: Path, setting: str) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from bento.engine import Engine
 from datasets.errors import SentileError
 from datasets.eurosat import CLASSES
 from datasets.synthetic import synthesise_tile, write_tile
+from models.precision import int8_of
 
 WITHOUT = ("torch", "torchvision", "pytorch_lightning", "mlflow", "sklearn", "matplotlib")
 
@@ -114,6 +115,9 @@ def test_the_same_version_again_is_the_same_bento_or_refused(home: Path, linear_
     again = run_build(linear_model, home, "--version", "1.2.3", "--keep")
     assert again.stdout.strip() == "sentile:1.2.3", again.stderr
     other = write_model(tmp_path / "model.onnx", metadata(CLASSES).model_dump_json(), weights=np.ones((14, 10), "f4"))
+    int8_of(linear_model).write_bytes(linear_model.read_bytes())  # a second form, which that bento does not hold
+    assert run_build(linear_model, home, "--version", "1.2.3", "--keep").returncode == 1
+    int8_of(linear_model).unlink()
     refused = run_build(other, home, "--version", "1.2.3", "--keep")
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: sentile:1.2.3 is built around another model; ")

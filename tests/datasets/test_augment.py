@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from datasets.atmosphere import AtmosphereOptions
 from datasets.augment import (
     Augmentation,
     BandDropout,
@@ -21,6 +22,7 @@ from datasets.bands import BAND_NAMES, BAND_SETS, positions
 from datasets.draws import Draws
 from datasets.errors import TrainingError, UnknownBandError
 from datasets.geometry import GeometryOptions
+from datasets.holes import HoleOptions
 
 STILL = RadiometryOptions(gain=0.0, band_gain=0.0, haze=0.0, band_haze=0.0, noise=0.0)
 
@@ -295,8 +297,8 @@ def test_shares_that_add_up_to_more_than_all_tiles_are_refused() -> None:
 
 
 def whole() -> Augmentation:
-    options = (GeometryOptions(), RadiometryOptions(), BandDropout(), MixOptions(cutmix=0.4, mixup=0.3))
-    return Augmentation(10, 5, *options)
+    options = (GeometryOptions(), RadiometryOptions(noise=0.004), BandDropout(), MixOptions(cutmix=0.4, mixup=0.3))
+    return Augmentation(10, 5, *options, AtmosphereOptions(share=0.5), HoleOptions(0.5, striped=0.5))
 
 
 def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_batch() -> None:

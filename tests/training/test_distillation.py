@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from datasets.errors import TrainingError
 from models.network import PatchCNN
-from training.distillation import Distillation, Teachers
+from training.distillation import SYMMETRIES, Distillation, Teachers
 from training.task import ClassificationTask
 
 CLASSES = ["a", "b", "c"]
@@ -31,13 +32,29 @@ def tiles() -> torch.Tensor:
     return torch.randint(1, 4000, (5, 13, 64, 64), generator=torch.Generator().manual_seed(1)).float()
 
 
-def test_targets_are_the_mean_of_all_teachers_and_the_label_by_their_shares(tmp_path: Path) -> None:
+def test_a_target_is_the_label_and_what_one_teacher_makes_of_the_tile_in_one_of_eight_ways(tmp_path: Path) -> None:
     first, second = run_of(tmp_path / "first", 1), run_of(tmp_path / "second", 2)
     labels = torch.eye(3)[[0, 1, 2, 0, 1]]
     teachers = Teachers(Distillation([tmp_path / "first", tmp_path / "second"], 0.75), 3, CPU, compile=False)
     with torch.no_grad():
-        answers = (first(tiles())[0].softmax(1) + second(tiles())[0].softmax(1)) / 2
-    torch.testing.assert_close(teachers.blend(tiles(), labels), 0.25 * labels + 0.75 * answers)
+        answers = [task(way(tiles()))[0].softmax(1) for task in (first, second) for way in SYMMETRIES]
+    possible = [0.25 * labels + 0.75 * answer for answer in answers]
+    met = set()
+    for seed in range(120):
+        torch.manual_seed(seed)
+        target = teachers.blend(tiles(), labels)
+        met.add(min(range(16), key=lambda n: float((possible[n] - target).abs().max())))
+        assert min(float((each - target).abs().max()) for each in possible) < 1e-5
+    assert met == set(range(16)), "all teachers and all ways have their turn"
+
+
+def test_the_ways_are_those_of_turning_and_mirroring_an_array() -> None:
+    plane = torch.arange(16.0).view(1, 1, 4, 4)
+    array = plane[0, 0].numpy()
+    expected = [np.rot90(each, turns, (0, 1)) for each in (array, array[:, ::-1]) for turns in range(4)]
+    assert len({each.tobytes() for each in expected}) == 8
+    for way, by_hand in zip(SYMMETRIES, expected, strict=True):
+        np.testing.assert_array_equal(way(plane)[0, 0].numpy(), by_hand)
 
 
 def test_teachers_learn_nothing_and_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ class Fold:
         return RunFolder(self.folder / "run")
 
     @property
+    def recipe(self) -> Path:
+        """What the training was told: another recipe's figures must not be taken for this one's."""
+        return self.folder / "recipe.json"
+
+    @property
     def result(self) -> Path:
         """Where the figures are kept."""
         return self.folder / "auroc.json"
@@ -67,8 +72,9 @@ def measure(fold: Fold, pack: Pack, options: tuple[str, ...], settings: AssessSe
     """Train without the fold's classes and return the figures; what is done already is not done again.
 
     Raises:
-        TrainingError: training failed.
+        TrainingError: training failed, or the folder holds a fold of other options or other data.
     """
+    _claim(fold, {"options": list(options), "data": pack.summary.data_hash})
     if fold.result.is_file():
         return dict(json.loads(fold.result.read_text(encoding="utf-8")))
     if not fold.run.model.is_file():
@@ -77,6 +83,17 @@ def measure(fold: Fold, pack: Pack, options: tuple[str, ...], settings: AssessSe
     found = _figures(fold, pack, settings, progress)
     fold.result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def _claim(fold: Fold, recipe: dict[str, object]) -> None:
+    """Write down what the fold's training is told; refuse a folder where it was told something else."""
+    if not fold.recipe.is_file():
+        fold.folder.mkdir(parents=True, exist_ok=True)
+        fold.recipe.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    elif json.loads(fold.recipe.read_text(encoding="utf-8")) != recipe:
+        raise TrainingError(
+            f"{fold.folder} was begun with other options or data ({fold.recipe.name}); name another --out"
+        )
 
 
 def _train(fold: Fold, options: tuple[str, ...]) -> None:

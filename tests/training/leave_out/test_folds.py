@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,9 +6,11 @@ import pytest
 
 from datasets.errors import PackError, TrainingError
 from datasets.pack import Pack
+from datasets.progress import silent
 from datasets.subset import without_classes
+from training.assess.settings import DEFAULT, read_settings
 from training.leave_out.command import as_table
-from training.leave_out.folds import make_folds
+from training.leave_out.folds import make_folds, measure
 
 
 def test_a_pack_without_classes_is_a_whole_pack_of_the_same_pixels(pack: Pack, tmp_path: Path) -> None:
@@ -50,3 +53,17 @@ def test_means_are_by_source() -> None:
     table = as_table({"ms: A": {"s": 0.9}, "ms: B": {"s": 0.7}, "rgb: A": {"s": 0.6}}, 0.95)
     assert [row[0] for row in table.rows[-2:]] == ["mean, ms", "mean, rgb"]
     assert [row[1] for row in table.rows[-2:]] == pytest.approx([0.8, 0.6])
+
+
+def test_what_is_done_already_is_taken_up_and_another_recipe_is_refused(pack: Pack, tmp_path: Path) -> None:
+    (fold,) = make_folds(pack.summary.classes, ("Forest",), 1, tmp_path)
+    fold.folder.mkdir()
+    recipe = {"options": ["--trainer.max_epochs", "3"], "data": pack.summary.data_hash}
+    fold.recipe.write_text(json.dumps(recipe))
+    fold.result.write_text('{"synthetic: Forest": {"file": 0.9}}')
+    settings = read_settings(DEFAULT)
+    assert measure(fold, pack, ("--trainer.max_epochs", "3"), settings, silent) == {"synthetic: Forest": {"file": 0.9}}
+    with pytest.raises(
+        TrainingError, match=r"without-Forest was begun with other options or data .*name another --out"
+    ):
+        measure(fold, pack, ("--trainer.max_epochs", "4"), settings, silent)
