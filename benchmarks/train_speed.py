@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datasets.module import TileDataModule
 from models.classifier import Classifier
 from training.callbacks import Ema, SeedEachStep
-from training.compilation import faster_forward
+from training.compilation import Forward, compiled, faster_forward
 from training.health import Health
 from training.precision import allow_tf32, best_precision
 from training.task import ClassificationTask
@@ -59,6 +59,7 @@ class Setting:
     tiles: int
     epochs: int
     workers: int
+    compile: bool | None
 
     @property
     def on_gpu(self) -> bool:
@@ -90,7 +91,8 @@ def main() -> None:
     device = torch.device("cuda" if gpu else "cpu")
     tiles = arguments.tiles or (27_000 if gpu else 1_536)
     workers = len(os.sched_getaffinity(0)) if gpu else 0
-    setting = Setting(device, arguments.network, arguments.batch, tiles, arguments.epochs, workers)
+    compile = True if arguments.compile else None
+    setting = Setting(device, arguments.network, arguments.batch, tiles, arguments.epochs, workers, compile)
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     allow_tf32(True)
@@ -112,6 +114,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128, help="tiles a step")
     parser.add_argument("--tiles", type=int, help="in an epoch; default 27,000 on a GPU, else 1,536")
     parser.add_argument("--epochs", type=int, default=3, help="the first is not counted")
+    parser.add_argument(
+        "--compile", action="store_true", help="network and augmentation, as configs/experiments do on a CPU"
+    )
     parser.add_argument("--precision", action="append", choices=sorted(TYPES))
     parser.add_argument("--peer", type=Path, help="a Python that has torchgeo")
     return parser.parse_args()
@@ -127,8 +132,9 @@ def head(setting: Setting) -> None:
     name = (
         torch.cuda.get_device_name() if setting.on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
+    how = ", compiled" if setting.compile else ""
     print(f"{datetime.date.today()}, {name}, torch {torch.__version__}, network {setting.network}, "
-          f"batches of {setting.batch}, {setting.tiles:,} tiles of 13 bands an epoch\n")  # fmt: skip
+          f"batches of {setting.batch}, {setting.tiles:,} tiles of 13 bands an epoch{how}\n")  # fmt: skip
     unit = "images/s" if setting.on_gpu else "images/core-second"
     print(f"| precision | ceiling, {unit} | full step, {unit} | full / ceiling | share of matmul "
           f"| {'device' if setting.on_gpu else 'process'} memory | torchgeo, {unit} | full / torchgeo |")  # fmt: skip
@@ -155,7 +161,7 @@ def network_alone(setting: Setting, precision: str) -> tuple[float, float]:
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=1e-3, fused=True)
     context = torch.autocast(setting.device.type, TYPES[precision], enabled=precision != "32-true")
     with context:
-        forward = faster_forward(classifier, tiles)[0] if setting.on_gpu else classifier
+        forward = choose_forward(setting, classifier, tiles)
 
     def step() -> None:
         with context:
@@ -168,6 +174,13 @@ def network_alone(setting: Setting, precision: str) -> tuple[float, float]:
         classifier(tiles)[0].float().sum().backward()
     optimiser.zero_grad()
     return setting.batch / seconds(step, setting.device), counter.get_total_flops() / setting.batch
+
+
+def choose_forward(setting: Setting, classifier: Classifier, tiles: torch.Tensor) -> Forward:
+    """Return the network in the form that training uses."""
+    if setting.compile:
+        return compiled(classifier)
+    return faster_forward(classifier, tiles)[0] if setting.on_gpu else classifier
 
 
 class Clock(pl.Callback):
@@ -184,8 +197,9 @@ class Clock(pl.Callback):
 def full_step(setting: Setting, pack: Path, precision: str) -> float:
     """Return images/s of training as `python -m training fit` does it."""
     pl.seed_everything(0, verbose=False)
-    data = TileDataModule(pack, batch_size=setting.batch)
-    task = ClassificationTask(data.classes, data.band_mean, data.band_std, data.class_counts, build(setting.network))
+    data = TileDataModule(pack, batch_size=setting.batch, compile=setting.compile)
+    known = data.classes, data.band_mean, data.band_std, data.class_counts
+    task = ClassificationTask(*known, build(setting.network), compile=setting.compile)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
