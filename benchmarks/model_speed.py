@@ -6,13 +6,13 @@
 Prints a table in Markdown. Every network takes uint16 tiles of 13 × 64 × 64 pixels and gives probabilities, those of
 torchvision and timm with this project's preprocessing, so that only networks differ. **Engines**: torch eager,
 torch.compile, onnxruntime with the fp32 file and with an INT8 file (the model's own, else one that is quantised here on
-noise: as fast, and not as accurate), each with one batch over all threads and with a batch for each core, as the
-service's processes answer, and OpenVINO where it is installed. **GFLOP**: two for each multiplication of the
-convolutions and matrix products of the fp32 graph. **Share of peak**: of the fastest of several large products and
-convolutions in the same precision, measured in this run. All engines take turns in every round; figures are medians,
-± half the range between the quartiles. onnxruntime's threads spin while they wait, as nothing else should want the
-cores; the service, which shares its cores with an event loop, has that switched off. Where other work does want them,
---core-seconds counts CPU time of one thread: two cores that are free do about twice that. It needs the extra `train`.
+noise: as fast, and not as accurate), each with one batch over all threads and with a batch for each core by
+`bento.engine`, as the service's processes answer, and OpenVINO where it is installed. **GFLOP**: two for each
+multiplication of the convolutions and matrix products of the fp32 graph. **Share of peak**: of the fastest of several
+large products and convolutions in the same precision, measured in this run. All engines take turns in every round;
+figures are medians, ± half the range between the quartiles. Threads of onnxruntime alone spin while they wait, as
+nothing else should want the cores; the service, which shares its cores with an event loop, has that switched off. Where
+other work does want them, --core-seconds counts CPU time of one thread: two cores that are free do about twice that. It needs the extra `train`.
 """
 
 import argparse
@@ -36,12 +36,14 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from bento.engine import Engine
 from datasets.errors import SentileError
 from datasets.tile import BAND_COUNT, DN, TILE_SIZE
 from models.classifier import Classifier, Exported
 from models.export import write_graph
 from models.modelfile import INPUT, OUTPUTS, ModelMetadata
-from models.precision import int8_instructions, int8_of
+from models.precision import int8_of
+from models.processor import int8_instructions
 from models.quantise import quantise
 from models.torch_graph import TorchGraph
 
@@ -189,8 +191,8 @@ def _runner(
         ready = session(path, threads)
         return lambda tiles: ready.run([OUTPUTS[0]], {INPUT: tiles})
     if engine == _A_SESSION_A_CORE:
-        sessions, pool = [session(path, 1) for _ in range(threads)], ThreadPoolExecutor(threads)
-        return lambda tiles: list(pool.map(lambda one: one.run([OUTPUTS[0]], {INPUT: tiles}), sessions))
+        engines, pool = [Engine(path, threads=1) for _ in range(threads)], ThreadPoolExecutor(threads)
+        return lambda tiles: list(pool.map(lambda one: one.classify(tiles), engines))
     if engine == "OpenVINO" and importlib.util.find_spec("openvino"):
         import openvino
 

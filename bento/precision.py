@@ -9,7 +9,8 @@ import onnxruntime as ort
 
 from datasets.errors import ModelFileError
 from models.modelfile import ModelFile, open_model
-from models.precision import LEAST_GAIN, gain, int8_instructions, int8_of, is_int8
+from models.precision import LEAST_GAIN, gain, int8_of, is_int8
+from models.processor import int8_instructions
 
 _LOG = logging.getLogger("sentile")
 

@@ -21,6 +21,7 @@ from datasets.bands import BAND_NAMES
 from datasets.errors import ModelFileError
 from datasets.radiometry import QUANTIFICATION
 from datasets.tile import NO_DATA, TILE_SIZE
+from models.processor import int8_instructions
 
 METADATA_KEY = "sentile"
 SCHEMA_VERSION = 1
@@ -156,8 +157,9 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
     if path.stat().st_size > MOST_BYTES:
         raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
     options = options or ort.SessionOptions()
-    # Without VNNI, products of bytes are summed in 16 bits, which overflow; this takes the slower way that does not.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not int8_instructions():
+        # Products of bytes are then summed in 16 bits, which overflow; this takes the slower way that does not.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # Weights in other files are refused: from a folder that cannot be, none is read.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:

@@ -17,9 +17,6 @@ from models.modelfile import INPUT, OUTPUTS
 FP32, INT8 = "fp32", "int8"
 LEAST_GAIN = 1.1  # times fp32's speed; less is not worth other answers, however little other they are
 _SUFFIX = ".int8.onnx"
-_CPU_INFO = Path("/proc/cpuinfo")
-# Dot products of bytes, as Linux calls them: x86 (VNNI, AMX) and Arm (DotProd, I8MM).
-_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 _BATCH = 16
 _ROUNDS = 7
 
@@ -32,16 +29,6 @@ def int8_of(path: Path) -> Path:
 def is_int8(path: Path) -> bool:
     """Whether `path` is named as INT8 files are."""
     return path.name.endswith(_SUFFIX)
-
-
-def int8_instructions(cpu_info: Path = _CPU_INFO) -> frozenset[str]:
-    """Return which instructions for dot products of bytes this processor has; none where Linux does not tell."""
-    try:
-        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return _INSTRUCTIONS & frozenset(flags.partition(":")[2].split())
 
 
 def gain(fp32: ort.InferenceSession, int8: ort.InferenceSession) -> float:

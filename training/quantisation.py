@@ -19,7 +19,8 @@ from datasets.pack import Pack, spread
 from datasets.tile import DN, only_bands
 from models.calibration import fit_temperature
 from models.modelfile import ModelFile, ModelMetadata, open_model
-from models.precision import LEAST_GAIN, gain, int8_instructions, int8_of
+from models.precision import LEAST_GAIN, gain, int8_of
+from models.processor import int8_instructions
 from models.quantise import quantise, rewrite_metadata
 from training.evaluation import ALL, evaluate, views_of
 from training.promotion.measure import Answers, answers_of

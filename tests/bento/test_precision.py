@@ -10,7 +10,8 @@ from bento import precision
 from bento.engine import Engine
 from bento.precision import Precision, pick, settled
 from bento.process.sources import FileSource
-from models.precision import INT8, int8_instructions, int8_of
+from models.precision import INT8, int8_of
+from models.processor import int8_instructions
 
 CPU_WITH = "processor : 0\nflags\t\t: fpu sse2 avx2 avx512_vnni amx_int8\n"
 CPU_WITHOUT = "processor : 0\nflags\t\t: fpu sse2 avx2\n"

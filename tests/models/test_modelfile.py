@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 from tiny_onnx import linear_graph, metadata, write_model
 
 from datasets.bands import BAND_NAMES
 from datasets.errors import ModelFileError
+from models import modelfile
 from models.modelfile import SCHEMA_VERSION, open_model
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,21 @@ def test_an_exported_model_opens_and_tells_its_classes_and_bands(model_file: Pat
     assert opened.metadata.bands == BAND_NAMES
     assert opened.metadata.synthetic
     assert opened.sha256 == hashlib.sha256(model_file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_products_of_bytes_are_made_slower_only_where_the_processor_would_get_them_wrong(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, slower: bool
+) -> None:
+    known = frozenset() if slower else frozenset({"avx512_vnni"})
+    monkeypatch.setattr(modelfile, "int8_instructions", lambda: known)
+    options = ort.SessionOptions()
+    open_model(model_file, options)
+    if slower:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")
 
 
 def test_a_graph_made_by_another_tool_opens_if_it_has_the_form_and_the_metadata(tmp_path: Path) -> None:
