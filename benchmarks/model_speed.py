@@ -12,7 +12,8 @@ multiplication of the convolutions and matrix products of the fp32 graph. **Shar
 large products and convolutions in the same precision, measured in this run. All engines take turns in every round;
 figures are medians, ± half the range between the quartiles. Threads of onnxruntime alone spin while they wait, as
 nothing else should want the cores; the service, which shares its cores with an event loop, has that switched off. Where
-other work does want them, --core-seconds counts CPU time of one thread: two cores that are free do about twice that. It needs the extra `train`.
+other work does want them, --core-seconds counts CPU time of one thread: two cores that are free do about twice that. It
+needs the extra `train`.
 """
 
 import argparse

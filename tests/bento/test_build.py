@@ -97,7 +97,8 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
         f"        if name.partition('.')[0] in {WITHOUT}:\n"
         "            raise ModuleNotFoundError(name)\n"
         # An editable installation would lend the bento what it lacks.
-        "sys.meta_path[:] = [each for each in sys.meta_path if not getattr(each, '__module__', '').startswith('__editable')]\n"
+        "lent = [each for each in sys.meta_path if getattr(each, '__module__', '').startswith('__editable')]\n"
+        "sys.meta_path[:] = [each for each in sys.meta_path if each not in lent]\n"
         "sys.meta_path.insert(0, Absent())\n"
     )
     assert importlib.util.find_spec("torch"), "else this test shows nothing"
