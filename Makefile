@@ -60,10 +60,9 @@ format: $(READY) ## Put the code into its standard form
 RAW ?= data/raw
 UNLABELLED ?= data/raw/l2a_unlabelled.npz
 PRETRAINED := artifacts/pretrained
-VERSION := 1.1.0
 LISTED := --split lists --lists $(RAW)/splits
 
-pretrained: $(READY) ## Train the weights of models/pretrained again: the whole recipe, about 2 hours of one core
+pretrained: $(READY) ## Train the weights of models/pretrained again: the whole recipe, about 70 minutes on 2 cores
 	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
 	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED) --out data/packed
 	python -m training fit --config configs/experiments/pretrained.yaml --out $(PRETRAINED)/first
@@ -71,12 +70,11 @@ pretrained: $(READY) ## Train the weights of models/pretrained again: the whole 
 	python -m training pseudo-label $(UNLABELLED) --model $(PRETRAINED)/first/model.onnx --out $(RAW)/l2a-guessed
 	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(RAW)/l2a-guessed $(RAW)/l2a-guessed-unlabelled \
 	  $(LISTED) --out data/packed-l2a
-	python -m training fit --config configs/experiments/adapted.yaml --data.pack data/packed-l2a --out $(PRETRAINED)/adapted
-	python -m training --config configs/experiments/distilled.yaml --data.pack data/packed-l2a --out $(PRETRAINED)/$(VERSION)
-	python -m training assess --model $(PRETRAINED)/$(VERSION)/model.onnx --data data/packed-l2a --out $(PRETRAINED)/fp32
-	python -m training assess --model $(PRETRAINED)/$(VERSION)/model.int8.onnx --data data/packed-l2a --out $(PRETRAINED)/int8
-	python -m models card $(PRETRAINED)/$(VERSION)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
-	@echo "the weights are in $(PRETRAINED)/$(VERSION): copy model.onnx, model.int8.onnx and README.md to models/pretrained"
+	python -m training --config configs/experiments/adapted.yaml --data.pack data/packed-l2a --out $(PRETRAINED)/1.0.0
+	python -m training assess --model $(PRETRAINED)/1.0.0/model.onnx --data data/packed-l2a --out $(PRETRAINED)/fp32
+	python -m training assess --model $(PRETRAINED)/1.0.0/model.int8.onnx --data data/packed-l2a --out $(PRETRAINED)/int8
+	python -m models card $(PRETRAINED)/1.0.0/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
+	@echo "the weights are in $(PRETRAINED)/1.0.0: copy model.onnx, model.int8.onnx and README.md to models/pretrained"
 
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve
