@@ -86,7 +86,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             *(each.url.removeprefix("http://") for each in (champion, candidate)),
         ]
         route = stack.enter_context(balanced(home / "balancer", *addresses))
-        watch = stack.enter_context(monitoring(home / "watch", [addresses[1]], hold="1s"))
+        # Longer than a busy machine may keep Prometheus waiting for a scrape: a service that is late is not gone.
+        watch = stack.enter_context(monitoring(home / "watch", [addresses[1]], hold="6s", scrape="2s"))
+        until(lambda: bool(watch.query('up{job="sentile"} == 1')), "the champion is scraped")
         yield Site(champion, candidate, models, f"http://{addresses[0]}", route, watch)
 
 
