@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +90,11 @@ class Search:
             self._runs.end(status, {name: as_text(value) for name, value in self.best_settings().items()})
 
     def _run_all(self) -> None:
-        self._take_up_what_was_killed()
+        with self._alone():
+            self._take_up_what_was_killed()
         failures = 0
-        while self._begun() < self.plan.trials:
-            failures = 0 if self._run_one(self.study.ask()) else failures + 1
+        while (well := self._run_next()) is not None:
+            failures = 0 if well else failures + 1
             if failures == _MOST_FAILURES:
                 raise TrainingError(f"{failures} trials failed one after the other; their logs: {self.plan.folder}")
 
@@ -114,19 +116,33 @@ class Search:
         """Return how many trials ended, or are run by another process."""
         return len(self.study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING)))
 
-    def _run_one(self, trial: optuna.Trial) -> bool:
+    def _alone(self) -> FileLock:
+        """Return what keeps other processes from beginning trials, and from looking for those whose process is gone."""
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.plan.folder / _LOCK)
+
+    def _run_next(self) -> bool | None:
+        """Begin a trial and run it; return whether it ended as a trial should, None where enough have begun."""
+        with ExitStack() as held:
+            with self._alone():  # a trial without its lock would be taken for one whose process is gone
+                if self._begun() >= self.plan.trials:
+                    return None
+                trial = self.study.ask()
+                folder = self.folder_of(trial)
+                folder.root.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(folder.root / _LOCK))
+            return self._run_one(trial, folder)
+
+    def _run_one(self, trial: optuna.Trial, folder: RunFolder) -> bool:
         """Run a trial and tell the study; return whether it ended as a trial should."""
-        folder = self.folder_of(trial)
         trial.set_user_attr(_FOLDER, folder.root.name)
-        folder.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.root / _LOCK):
-            running = Reporting(trial, self._tell)
-            code = self._train(running, folder)
-            self._stop_where_told(code, running)
-            state = TrialState.FAIL if code or not running.values else TrialState.PRUNED
-            if state is TrialState.PRUNED and not running.pruned:
-                state = TrialState.COMPLETE
-            self.study.tell(trial, max(running.values.values()) if state is TrialState.COMPLETE else None, state)
+        running = Reporting(trial, self._tell)
+        code = self._train(running, folder)
+        self._stop_where_told(code, running)
+        state = TrialState.FAIL if code or not running.values else TrialState.PRUNED
+        if state is TrialState.PRUNED and not running.pruned:
+            state = TrialState.COMPLETE
+        self.study.tell(trial, max(running.values.values()) if state is TrialState.COMPLETE else None, state)
         self._tell_end(trial, folder, state, running)
         return state is not TrialState.FAIL
 

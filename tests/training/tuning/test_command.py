@@ -121,7 +121,24 @@ def test_a_killed_search_goes_on_with_the_trial_that_ran(
     assert trials[2].params == killed.params
     assert sorted(trials[2].intermediate_values) == [1, 2, 3, 4]
     folder = in_folder / "artifacts/tuning/tune"
-    assert sorted(path.name for path in folder.iterdir()) == ["trial-0000", "trial-0001"]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["trial-0000", "trial-0001"]
+
+
+@pytest.mark.slow
+def test_searches_side_by_side_share_the_trials_that_were_asked_for(
+    pack_folder: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--trials=4", write_space(in_folder), f"--data.pack={pack_folder}", *UNTRACKED]
+    command = [sys.executable, "-m", "training", "tune", *arguments]
+    searches = [subprocess.Popen(command, env=environment()) for _ in range(2)]
+    try:
+        assert [process.wait(timeout=240) for process in searches] == [0, 0]
+    finally:
+        for process in searches:
+            process.kill()
+    trials = study_in(in_folder).trials
+    assert len(trials) == 4
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}, "none was taken for one that was killed"
 
 
 def _run_and_kill(arguments: list[str], after: str) -> None:
