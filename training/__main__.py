@@ -1,7 +1,7 @@
 """`python -m training`: see `training.cli`; `training.promotion.commands` for what concerns the registry, and
 `training.tuning.command` for the search of hyperparameters, `training.assess` for what a model file is worth, and
-`training.leave_out` for what it makes of classes that it never saw, and `training.retraining` for the way from a reason
-to retrain to a candidate."""
+`training.leave_out` for what it makes of classes that it never saw, `training.spread` for what seeds make of a recipe,
+and `training.retraining` for the way from a reason to retrain to a candidate."""
 
 import sys
 
@@ -26,6 +26,10 @@ def main() -> None:
         from training.leave_out.command import leave_out
 
         leave_out(sys.argv[2:], prog_name="python -m training leave-out")
+    elif sys.argv[1:2] == ["spread"]:
+        from training.spread import spread
+
+        spread(sys.argv[2:], prog_name="python -m training spread")
     elif sys.argv[1:2] == ["pseudo-label"]:
         from training.pseudo_labels import main as pseudo_label
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # pictures are drawn where results are written; a machine tha
 ALL = "all"
 BAND_VIEWS = (ALL, "l2a", "10m", "rgb")
 CALIBRATION_BINS = 15
+METRICS_FILE = "metrics.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +111,9 @@ def see_through(tiles: Tensor, view: str) -> Tensor:
 
 
 def write_evaluations(evaluations: Sequence[Evaluation], folder: Path, checkpoint: str) -> list[Path]:
-    """Write metrics.json, and for each group a confusion matrix as table and picture; return what was written."""
+    """Write METRICS_FILE, and for each group a confusion matrix as table and picture; return what was written."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "metrics.json"
+    path = folder / METRICS_FILE
     content = {"checkpoint": checkpoint, "groups": {e.group: _headline(e) for e in evaluations}}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     written = [path]

@@ -1,0 +1,98 @@
+"""What a recipe gives from seed to seed: mean and spread of the figures of several runs of it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import yaml
+
+from datasets.command import one_line_errors
+from datasets.errors import TrainingError
+from training.assess.tables import Table
+from training.evaluation import METRICS_FILE
+from training.paths import RunFolder
+
+FIGURES = ("accuracy", "macro_f1", "calibration_error")
+_LEAST_RUNS = 2
+
+Groups = dict[str, dict[str, Any]]
+"""What one run's test measured, by source and set of bands."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@one_line_errors
+def spread(runs: tuple[Path, ...]) -> None:
+    """Print mean, deviation and range of what `python -m training test` measured on each of RUNS, folders of runs.
+
+    The settings in which they differ are said: a spread over seeds is one of runs that differ in nothing else.
+
+    \b
+    python -m training spread artifacts/seed-0/1.0.0 artifacts/seed-1/1.0.0 artifacts/seed-2/1.0.0
+    """
+    click.echo(as_table(runs).markdown())
+
+
+def as_table(runs: Sequence[Path]) -> Table:
+    """Return a row for each source and set of bands that all runs were measured on.
+
+    The deviation is the sample's (n - 1), in points where the figure is a percentage.
+
+    Raises:
+        TrainingError: there are fewer than two runs, one was not tested, or they were tested on other tiles.
+    """
+    if len(set(runs)) < _LEAST_RUNS:
+        raise TrainingError("a spread needs two different runs at least")
+    measured = [_read(RunFolder(run)) for run in runs]
+    rows = tuple(_row(group, measured) for group in measured[0])
+    differing = ", ".join(_differing(runs)) or "nothing that their settings say"
+    note = f"{len(runs)} runs, which differ in: {differing}. Mean ± standard deviation (lowest - highest), percent."
+    return Table("spread", "From run to run", note, ("tiles, bands", "tiles", *FIGURES), rows)
+
+
+def _read(run: RunFolder) -> Groups:
+    path = run.evaluation / METRICS_FILE
+    try:
+        found: Groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path} is not there: `python -m training test --out {run.root}` measures it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: not what `python -m training test` writes ({error!r})") from error
+    return found
+
+
+def _row(group: str, measured: Sequence[Groups]) -> tuple[str | int, ...]:
+    tiles = {run[group]["tiles"] if group in run else 0 for run in measured}
+    if len(tiles) > 1:
+        raise TrainingError(f"{group}: the runs were tested on different numbers of tiles: {sorted(tiles)}")
+    return (group, *tiles, *(_said([run[group][name] for run in measured]) for name in FIGURES))
+
+
+def _said(shares: Sequence[float]) -> str:
+    """Return mean, deviation and range of shares (0-1), in percent."""
+    values = 100 * np.array(shares)
+    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f} ({values.min():.2f} - {values.max():.2f})"
+
+
+def _differing(runs: Sequence[Path]) -> list[str]:
+    """Return the names of settings that are not the same in all runs."""
+    settings = [dict(_flat(_settings(RunFolder(run)))) for run in runs]
+    names = sorted(set().union(*settings))
+    return [name for name in names if len({json.dumps(each.get(name)) for each in settings}) > 1]
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    if not run.settings.is_file():
+        raise TrainingError(f"{run.root} is no folder of a run: it has no {run.settings.name}")
+    return yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
