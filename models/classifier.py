@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.outliers import OutlierScore
 from models.preprocess import Preprocess
+from models.symmetries import SYMMETRIES
 
 
 class Classifier(nn.Module):
@@ -16,14 +17,23 @@ class Classifier(nn.Module):
         backbone: maps (batch, 13, 64, 64) to (batch, features) and says `features`.
         classes: how many.
         band_mean, band_std: of the training data, 13 numbers each, in DN.
+        symmetries: how many of a tile's eight turns and mirrors are seen, 1 to 8: once it learns no more, the
+            embedding is the mean over them, and the logits with it, since the head is linear. Each costs as much as
+            the first.
     """
 
     temperature: Tensor
 
     def __init__(
-        self, backbone: nn.Module, classes: int, band_mean: Sequence[float], band_std: Sequence[float]
+        self,
+        backbone: nn.Module,
+        classes: int,
+        band_mean: Sequence[float],
+        band_std: Sequence[float],
+        symmetries: int = 1,
     ) -> None:
         super().__init__()
+        self.symmetries = symmetries
         self.preprocess = Preprocess(band_mean, band_std)
         self.backbone = backbone
         self.head = nn.Linear(int(backbone.features), classes)  # type: ignore[arg-type]
@@ -33,9 +43,17 @@ class Classifier(nn.Module):
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Map DN (batch, 13, 64, 64), uint16 or float, to logits (batch, classes) and embedding (batch, features)."""
-        normalised = self.preprocess(tiles).contiguous(memory_format=torch.channels_last)
-        embedding = self.backbone(normalised)
+        embedding = self._embed(tiles) if self.training or self.symmetries == 1 else self._embed_all_ways(tiles)
         return self.head(embedding), embedding
+
+    def _embed(self, tiles: Tensor) -> Tensor:
+        normalised = self.preprocess(tiles).contiguous(memory_format=torch.channels_last)
+        embedding: Tensor = self.backbone(normalised)
+        return embedding
+
+    def _embed_all_ways(self, tiles: Tensor) -> Tensor:
+        ways = SYMMETRIES[: self.symmetries]
+        return self._embed(torch.cat([way(tiles) for way in ways])).unflatten(0, (len(ways), -1)).mean(0)
 
 
 class Exported(nn.Module):

@@ -26,7 +26,7 @@ from training.task import ClassificationTask
 
 _MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
 _MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
-_BATCH = 256
+_BATCH = 256  # tiles, or turns and mirrors of tiles, that are in memory at once
 _HELD_BACK = 3  # every third of these is for the limits and not for fitting
 
 Rows = npt.NDArray[np.int64]
@@ -82,7 +82,7 @@ def describe(
         temperature=float(model.classifier.temperature),
         prediction_sets=calibration.prediction_sets,
         outliers=calibration.outliers,
-        network=type(model.classifier.backbone).__name__,
+        network=_network(model.classifier),
         histogram_edges=EDGES,
         histograms=tuple(
             ReferenceHistogram(band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"]))
@@ -96,6 +96,12 @@ def describe(
         licence="CC0-1.0" if summary.synthetic else "MIT",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _network(classifier: Classifier) -> str:
+    """Return the architecture in words."""
+    seen = f", mean of {classifier.symmetries} symmetries" if classifier.symmetries > 1 else ""
+    return f"{type(classifier.backbone).__name__}{seen}"
 
 
 def _digest(classifier: Classifier) -> str:
@@ -150,10 +156,10 @@ def _fit_limits(classifier: Classifier, pack: Pack) -> float:
 
 
 def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
-    answered = []
+    answered, batch = [], _BATCH // classifier.symmetries
     with torch.no_grad():
-        for start in range(0, len(rows), _BATCH):
-            tiles = torch.from_numpy(pack.fetch(rows[start : start + _BATCH]))
+        for start in range(0, len(rows), batch):
+            tiles = torch.from_numpy(pack.fetch(rows[start : start + batch]))
             logits, embedding = classifier(tiles)
             answered.append((logits, embedding, *classifier.outliers.parts(tiles, embedding)))
     logits, embeddings, scores, gone = (torch.cat(parts) for parts in zip(*answered, strict=True))

@@ -9,7 +9,6 @@ by chance. The loss is linear in its target, so that the student learns the mean
 is more often right than any of them (docs/decisions/0016), at the price of a single answer.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,20 +21,11 @@ from datasets.errors import TrainingError
 from datasets.tile import BAND_COUNT
 from models.classifier import Classifier
 from models.network import ResidualCNN
+from models.symmetries import SYMMETRIES
 from training.compilation import Forward, compiled
 from training.paths import RunFolder
 
 _PREFIX = "classifier."
-
-_SIDES = (2, 3)
-
-
-def _turned(turns: int, mirrored: bool) -> Callable[[Tensor], Tensor]:
-    return lambda tiles: torch.rot90(tiles.flip(3) if mirrored else tiles, turns, _SIDES)
-
-
-SYMMETRIES = [_turned(turns, mirrored) for mirrored in (False, True) for turns in range(4)]
-"""The eight ways to turn and mirror tiles (batch, bands, height, width)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,19 @@ class Teachers:
         return torch.lerp(targets, logits.float().softmax(1), self._share)
 
 
-def saved_weights(checkpoint: Path, setting: str) -> dict[str, Tensor]:
+def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None:
+    """Load what `checkpoint` learned into `classifier`, with the bands' statistics that it was learned on.
+
+    Raises:
+        TrainingError: there is no such checkpoint, or it is broken, or of another network or number of classes.
+    """
+    try:
+        classifier.load_state_dict(_saved_weights(checkpoint, setting))
+    except RuntimeError as error:
+        raise TrainingError(f"{setting}: {checkpoint}: a checkpoint of another network or classes") from error
+
+
+def _saved_weights(checkpoint: Path, setting: str) -> dict[str, Tensor]:
     """Return the weights of the classifier in a run's checkpoint, bands' statistics included.
 
     Args:
@@ -102,18 +104,6 @@ def saved_weights(checkpoint: Path, setting: str) -> dict[str, Tensor]:
     except Exception as error:  # torch raises whatever the broken part of the archive makes it raise
         raise TrainingError(f"{setting}: {checkpoint}: no checkpoint of a run, or a broken one") from error
     return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
-
-
-def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None:
-    """Load what `checkpoint` learned into `classifier`, with the bands' statistics that it was learned on.
-
-    Raises:
-        TrainingError: there is no such checkpoint, or it is broken, or of another network or number of classes.
-    """
-    try:
-        classifier.load_state_dict(saved_weights(checkpoint, setting))
-    except RuntimeError as error:
-        raise TrainingError(f"{setting}: {checkpoint}: a checkpoint of another network or classes") from error
 
 
 def _teacher(run: RunFolder, classes: int, device: torch.device, compile: bool) -> Forward:

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
 from datasets.command import one_line_errors
@@ -25,6 +26,7 @@ from datasets.sources import Card, Format, read_card
 from datasets.splits import UNLABELLED
 from datasets.tile import BAND_COUNT, DN, TILE_SIZE, Tile, only_bands
 from models.modelfile import INPUT, ModelFile, open_model
+from models.symmetries import SYMMETRIES
 
 # Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to teach.
 VIEWS = ("l2a", "10m")
@@ -99,9 +101,9 @@ def guess(model: ModelFile, tiles: DN, progress: Report = silent) -> list[Guess]
 
 def _through(model: ModelFile, tiles: DN, view: str) -> npt.NDArray[np.float32]:
     """Return (n, classes): mean probabilities over the eight symmetries, seen through the bands of `view`."""
-    kept = only_bands(tiles, BAND_SETS[view])
-    turned = [np.rot90(side, turns, (2, 3)) for side in (kept, kept[:, :, :, ::-1]) for turns in range(4)]
-    answers = [model.session.run(["probabilities"], {INPUT: np.ascontiguousarray(t)})[0] for t in turned]
+    kept = torch.from_numpy(only_bands(tiles, BAND_SETS[view]))
+    turned = [way(kept).contiguous().numpy() for way in SYMMETRIES]
+    answers = [model.session.run(["probabilities"], {INPUT: each})[0] for each in turned]
     return np.asarray(np.mean(answers, axis=0))
 
 

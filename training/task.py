@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -62,6 +62,9 @@ class ClassificationTask(pl.LightningModule):
             null: on a GPU, where a measurement at the first step says that it is faster.
         start_from: a checkpoint of the same network whose weights training starts with; null: with weights drawn.
         distillation: finished runs whose answers are learned beside the labels; null: labels alone.
+        symmetries: how many of a tile's eight turns and mirrors the trained network looks at, taking the mean: 1, 2, 4
+            or 8. It is right a little more often, and as many times slower. Training itself is not changed, so `test`
+            and `export` can be told this of a finished run; the model file holds it.
     """
 
     answers: Answers
@@ -79,10 +82,11 @@ class ClassificationTask(pl.LightningModule):
         compile: bool | None = None,
         start_from: Path | None = None,
         distillation: Distillation | None = None,
+        symmetries: Literal[1, 2, 4, 8] = 1,
     ) -> None:
         super().__init__()
         self.classes, self.optimisation = classes, optimisation
-        self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std)
+        self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std, symmetries)
         self.classifier.to(memory_format=torch.channels_last)
         self._compile, self._start_from, self._distillation = compile, start_from, distillation
         self._teachers: Teachers | None = None

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from datasets.errors import TrainingError
 from models.network import PatchCNN
-from training.distillation import SYMMETRIES, Distillation, Teachers
+from models.symmetries import SYMMETRIES
+from training.distillation import Distillation, Teachers
 from training.task import ClassificationTask
 
 CLASSES = ["a", "b", "c"]
@@ -46,15 +46,6 @@ def test_a_target_is_the_label_and_what_one_teacher_makes_of_the_tile_in_one_of_
         met.add(min(range(16), key=lambda n: float((possible[n] - target).abs().max())))
         assert min(float((each - target).abs().max()) for each in possible) < 1e-5
     assert met == set(range(16)), "all teachers and all ways have their turn"
-
-
-def test_the_ways_are_those_of_turning_and_mirroring_an_array() -> None:
-    plane = torch.arange(16.0).view(1, 1, 4, 4)
-    array = plane[0, 0].numpy()
-    expected = [np.rot90(each, turns, (0, 1)) for each in (array, array[:, ::-1]) for turns in range(4)]
-    assert len({each.tobytes() for each in expected}) == 8
-    for way, by_hand in zip(SYMMETRIES, expected, strict=True):
-        np.testing.assert_array_equal(way(plane)[0, 0].numpy(), by_hand)
 
 
 def test_teachers_learn_nothing_and_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
