@@ -167,7 +167,7 @@ def open_site(stage: Stage, champion: str, candidate: str, balancer: str, regist
         site = Site(champion, candidate, balancer, registry, route, watch, callers)
         stage.until(lambda: callers.answered >= 20, "callers are answered through the balancer")
         stage.until(lambda: bool(watch.query("sentile_drift")), "Prometheus sees the service and its drift")
-        stage.must(version_of(champion) == "v1", f"GET {champion}/model answers version v1")
+        stage.must(run_of(champion) == "v1", f"GET {champion}/model answers v1")
         callers.pause = SELDOM_S
         yield site
 
@@ -188,7 +188,7 @@ def refuse_a_bad_model(stage: Stage, site: Site) -> None:
     train(stage, "v2", "--trainer.max_epochs", "1", "--model.optimisation.rate", "0.0005")
     said = promote(stage, "--approve", "Ada", expect=1)
     stage.must("gates fail" in said, "refused, though a person had approved")
-    stage.must(version_of(site.champion) == "v1", "the service goes on with v1")
+    stage.must(run_of(site.champion) == "v1", "the service goes on with v1")
 
 
 def better_data_and_model(stage: Stage) -> None:
@@ -206,7 +206,7 @@ def canary(stage: Stage, site: Site) -> None:
     promotion = f"-m training promote 3 --data data/packed --gates {GATES} --approve Grace --why better"
     before = site.callers.answered
     try_out(stage, site, "models:/sentile/3", "10,50", "--full", f"{sys.executable} {promotion}", show=30)
-    stage.must(version_of(site.champion) == "v3", "the champion's service took v3 up by itself, without a restart")
+    stage.must(run_of(site.champion) == "v3", "the champion's service took v3 up by itself, without a restart")
     stage.must(not site.callers.failed, f"{site.callers.answered - before} requests meanwhile, none failed")
 
 
@@ -253,7 +253,7 @@ def retrain(stage: Stage, site: Site) -> None:
     )
     stage.run("git", "commit", "--quiet", "--all", "--message", "Retrained because of drift", show=0)
     stage.run("dvc", "push", show=1)
-    stage.must(version_of(site.champion) == "v3", "nobody approved it, so the service goes on with v3")
+    stage.must(run_of(site.champion) == "v3", "nobody approved it, so the service goes on with v3")
     site.callers.gain = 1.0
 
 
@@ -262,14 +262,14 @@ def roll_back_a_canary(stage: Stage, site: Site) -> None:
     stage.step("v2 as a canary, past the gates: alerts take it out, no person does")
     try_out(stage, site, "models:/sentile/2", "50", "--version", "2", expect=3, minutes=2)
     stage.must(site.route.shares()["candidate"] == 0, "the balancer gives the candidate 0 %")
-    stage.must(version_of(site.champion) == "v3", "the service goes on with v3")
+    stage.must(run_of(site.champion) == "v3", "the service goes on with v3")
 
 
 def roll_back_the_champion(stage: Stage, site: Site) -> None:
     """The champion before is the champion again."""
     stage.step("rollback: a person takes v3 back; the service follows, and the data")
     stage.python("-m", "training", "rollback", "--by", "Ada", "--why", "rehearsed", show=1)
-    stage.until(lambda: version_of(site.champion) == "v1", f"GET {site.champion}/model answers version v1 again")
+    stage.until(lambda: run_of(site.champion) == "v1", f"GET {site.champion}/model answers v1 again")
     stage.run("git", "checkout", "--quiet", "data-1", show=0)
     stage.run("dvc", "checkout", "data/raw/synthetic", "data/packed", show=3)  # no model was tracked at that time
     tiles = len(list((stage.project / "data/raw/synthetic").rglob("*.tif")))
@@ -279,9 +279,10 @@ def roll_back_the_champion(stage: Stage, site: Site) -> None:
     stage.tell(f"  callers: {site.callers.answered} requests answered, {failed} not")
 
 
-def version_of(url: str) -> str:
-    """Return the version of the model that a service answers with."""
-    return str(httpx.get(f"{url}/model", trust_env=False, timeout=30).raise_for_status().json()["version"])
+def run_of(url: str) -> str:
+    """Return which run made the model that a service answers with: its version is that and a part of a digest."""
+    version = str(httpx.get(f"{url}/model", trust_env=False, timeout=30).raise_for_status().json()["version"])
+    return version.rpartition("-")[0]
 
 
 def _mlflow(stage: Stage, url: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Between training and the model file: calibrate on validation tiles, and write down what users must know."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -28,6 +29,9 @@ _MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the
 _MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
 _BATCH = 256  # tiles, or turns and mirrors of tiles, that are in memory at once
 _HELD_BACK = 3  # every third of these is for the limits and not for fitting
+
+# A folder that is called otherwise may hold another run tomorrow, and services tell models apart by their versions.
+_SEMANTIC = re.compile(r"\d+\.\d+\.\d+")
 
 Rows = npt.NDArray[np.int64]
 
@@ -69,14 +73,14 @@ def calibrate(classifier: Classifier, datamodule: TileDataModule, classes: list[
 
 
 def describe(
-    model: ClassificationTask, datamodule: TileDataModule, version: str, calibration: Calibration
+    model: ClassificationTask, datamodule: TileDataModule, run: str, calibration: Calibration
 ) -> ModelMetadata:
-    """Return the model file's metadata."""
+    """Return the model file's metadata; `run` is the name of the run's folder."""
     statistics = datamodule.pack.statistics()
-    summary = datamodule.pack.summary
+    summary, weights = datamodule.pack.summary, _digest(model.classifier)
     return ModelMetadata(
         name="sentile",
-        version=version,
+        version=run if _SEMANTIC.fullmatch(run) else f"{run}-{weights[:8]}",
         classes=tuple(model.classes),
         trained_bands=tuple(band["band"] for band in statistics if band["tiles"]),
         temperature=float(model.classifier.temperature),
@@ -90,7 +94,7 @@ def describe(
         ),
         metrics=calibration.metrics,
         data_hash=summary.data_hash,
-        weights=_digest(model.classifier),
+        weights=weights,
         synthetic=summary.synthetic,
         code_revision=code_revision(),
         licence="CC0-1.0" if summary.synthetic else "MIT",
