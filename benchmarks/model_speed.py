@@ -36,6 +36,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper, shape_inference
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from bento.engine import Engine
 from datasets.errors import SentileError
@@ -170,10 +171,10 @@ def rows_of(subject: Subject, network: Callable[..., object], said: argparse.Nam
     rows = []
     for engine in said.engines.split(","):
         for precision, path in ((FP32, subject.fp32), (INT8, subject.int8)):
-            run = _runner(engine, precision, path, network, said.threads)
-            if run is None:
-                continue
             try:
+                run = _runner(engine, precision, path, network, said.threads)
+                if run is None:
+                    continue
                 run(noise(max(said.batches)))
             except Exception as error:  # every engine has its own; one that cannot do a network is left out, by name
                 print(
@@ -195,19 +196,43 @@ def _runner(
         engines, pool = [Engine(path, threads=1) for _ in range(threads)], ThreadPoolExecutor(threads)
         return lambda tiles: list(pool.map(lambda one: one.classify(tiles), engines))
     if engine == "OpenVINO" and importlib.util.find_spec("openvino"):
-        import openvino
-
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(str(path), "CPU", hints)
-        return lambda tiles: compiled({INPUT: tiles})[0]
+        return _in_openvino(path, threads)
     if engine.startswith("torch") and precision == FP32:
-        callee = torch.compile(network) if engine == "torch.compile" else network
-        return partial(_in_torch, callee)
+        return partial(_in_torch, Compiled(network) if engine == "torch.compile" else network)
     return None
 
 
+def _in_openvino(path: Path, threads: int) -> Callable[[DN], object]:
+    """Return the graph in OpenVINO, which takes no tiles of 16 bits: they become floats before it, and that counts."""
+    import openvino
+
+    graph = onnx.load(str(path))
+    graph.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", hints)
+    return lambda tiles: compiled([tiles.astype(np.float32)])[0]
+
+
+class Compiled:
+    """A network compiled by torch, whole and anew for each batch size.
+
+    It is traced first: an ONNX graph that is walked operator by operator would be compiled in as many pieces.
+    """
+
+    def __init__(self, network: Callable[..., object]) -> None:
+        self._network = network
+        self._compiled: dict[int, Callable[[torch.Tensor], object]] = {}
+
+    def __call__(self, tiles: torch.Tensor) -> object:
+        """Answer as the network does."""
+        if len(tiles) not in self._compiled:
+            self._compiled[len(tiles)] = torch.compile(make_fx(self._network)(tiles), dynamic=False)
+        return self._compiled[len(tiles)](tiles)
+
+
 def _in_torch(network: Callable[..., object], tiles: DN) -> object:
-    with torch.inference_mode():
+    with torch.no_grad():
         return network(torch.from_numpy(tiles))
 
 
