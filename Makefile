@@ -63,6 +63,7 @@ SEED ?= 0
 PRETRAINED ?= artifacts/pretrained
 LISTED := --split lists --lists $(RAW)/splits
 GUESSED := $(PRETRAINED)/l2a-guessed
+SHIPPED := $(PRETRAINED)/1.0.1
 SEEDED := --seed_everything $(SEED)
 
 # Other seeds, for the spread of docs/results.md: make pretrained SEED=1 PRETRAINED=artifacts/seed-1
@@ -75,11 +76,11 @@ pretrained: $(READY) ## Train the weights of models/pretrained again: the whole 
 	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(GUESSED) $(GUESSED)-unlabelled $(LISTED) \
 	  --out $(PRETRAINED)/packed-l2a
 	python -m training run $(SEEDED) --config configs/experiments/adapted.yaml --data.pack $(PRETRAINED)/packed-l2a \
-	  --model.start_from $(PRETRAINED)/first/checkpoints/best.ckpt --out $(PRETRAINED)/1.0.0
-	python -m training assess --model $(PRETRAINED)/1.0.0/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
-	python -m training assess --model $(PRETRAINED)/1.0.0/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
-	python -m models card $(PRETRAINED)/1.0.0/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
-	@echo "the weights are in $(PRETRAINED)/1.0.0: copy model.onnx, model.int8.onnx and README.md to models/pretrained"
+	  --model.start_from $(PRETRAINED)/first/checkpoints/best.ckpt --out $(SHIPPED)
+	python -m training assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
+	python -m training assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
+	python -m models card $(SHIPPED)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
+	@echo "the weights are in $(SHIPPED): copy model.onnx, model.int8.onnx and README.md to models/pretrained"
 
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve

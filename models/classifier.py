@@ -67,4 +67,4 @@ class Exported(nn.Module):
         """Map uint16 tiles to calibrated probabilities, logits, embedding and outlier score."""
         logits, embedding = self.classifier(tiles)
         probabilities = torch.softmax(logits / self.classifier.temperature, dim=1)
-        return probabilities, logits, embedding, self.classifier.outliers(tiles, embedding)
+        return probabilities, logits, embedding, self.classifier.outliers(tiles, embedding, logits)

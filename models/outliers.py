@@ -1,10 +1,12 @@
 """How unlike the training data a tile is, inside the graph: the largest of three scores, each about 1 at its limit.
 
-What is shown: the squared Mahalanobis distance of the embedding to the nearest class mean under one shared covariance
-(Lee et al. 2018, arXiv:1807.03888), less that to the mean of all tiles under theirs, which is large for any odd tile
-("relative" distance, Ren et al. 2021, arXiv:2106.09022); both divided by the number of features. What the numbers are:
-the log odds of a fault (`models.input_check`). What is missing: the share of no data in a band that has any data. Why
-these: docs/decisions/0011-what-the-model-does-not-know.md.
+What is shown: the sum of a distance and of a doubt, each in units of its spread over known tiles. The distance is the
+squared Mahalanobis distance of the embedding to the nearest class mean under one shared covariance (Lee et al. 2018,
+arXiv:1807.03888), less that to the mean of all tiles under theirs, which is large for any odd tile ("relative"
+distance, Ren et al. 2021, arXiv:2106.09022); both divided by the number of features. The doubt is the largest logit,
+negated (Hendrycks et al. 2022, arXiv:1911.11132). What the numbers are: the log odds of a fault
+(`models.input_check`). What is missing: the share of no data in a band that has any data. Why these:
+docs/decisions/0018-doubt-joins-distance.md.
 """
 
 from collections.abc import Sequence
@@ -16,9 +18,13 @@ from torch import Tensor, nn
 
 from models.input_check import InputCheck, sample
 
-METHOD = "the largest of the embedding's relative Mahalanobis distance, the input check and the share of missing pixels"
+METHOD = "the largest of distance (relative Mahalanobis) and doubt (largest logit), input check, and missing pixels"
 FALSE_ALARMS = 0.05  # share of known tiles that the threshold flags, of the kind of tiles where it flags most
 MOST_MISSING = 0.02  # share of missing pixels at which a tile is flagged: training tiles miss none
+# Shares of known tiles below the score 0. What is shown puts all tiles in order; the input check is mute about ordinary
+# ones, for its order among them says nothing, and the larger of two scores would follow it.
+_LOWEST = (0.01, 0.9)
+_LEAST_SPREAD = 1e-6
 
 
 class OutlierScore(nn.Module):
@@ -29,6 +35,7 @@ class OutlierScore(nn.Module):
         features: length of an embedding.
     """
 
+    spread: Tensor
     usual: Tensor
     per_limit: Tensor
     per_missing: Tensor
@@ -38,6 +45,7 @@ class OutlierScore(nn.Module):
         self.distance = MahalanobisScore(classes, features)
         self.background = MahalanobisScore(1, features)
         self.check = InputCheck()
+        self.register_buffer("spread", torch.ones(2), persistent=False)
         self.register_buffer("usual", torch.zeros(2), persistent=False)
         self.register_buffer("per_limit", torch.zeros(2), persistent=False)
         self.register_buffer("per_missing", torch.zeros(()), persistent=False)
@@ -47,33 +55,45 @@ class OutlierScore(nn.Module):
         self.distance.fit(embeddings, labels)
         self.background.fit(embeddings, torch.zeros_like(labels))
 
-    def parts(self, tiles: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Return distance and log odds of a fault, (batch, 2), and the share (0-1) of missing pixels, (batch,)."""
+    def parts(self, tiles: Tensor, embedding: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return distance, doubt and log odds of a fault, (batch, 3), and missing pixels' share (0-1), (batch,)."""
         odds, valid = self.check(sample(tiles))
         unlike = self.distance(embedding) - self.background(embedding)
-        return torch.stack([unlike, odds], dim=1), missing(valid)
+        return torch.stack([unlike, -logits.amax(1), odds], dim=1), missing(valid)
 
     def fit_limits(self, kinds: Sequence[Tensor], false_alarms: float = FALSE_ALARMS) -> None:
-        """Bring the fitted scores to one scale: 0 for the usual known tile, 1 where few known ones go.
+        """Bring the fitted scores to one scale: 1 where few known tiles go, 0 below what most reach (_LOWEST).
 
         Args:
-            kinds: the first of `parts` (n, 2) of each kind of known tiles, that nothing was fitted on. Half of
+            kinds: the first of `parts` (n, 3) of each kind of known tiles, that nothing was fitted on. Half of
                 `false_alarms` goes to each score, for the kind of tiles where it is highest.
         """
-        usual = torch.cat(list(kinds)).median(0).values
-        limit = torch.stack([part.quantile(1 - false_alarms / 2, dim=0) for part in kinds]).amax(0)
+        every = torch.cat(list(kinds))
+        middle, far = every[:, :2].median(0).values, every[:, :2].quantile(1 - false_alarms / 2, dim=0)
+        self.spread.copy_((far - middle).clamp(min=_LEAST_SPREAD))
+        scores = self._scores(every)
+        usual = torch.stack([scores[:, n].quantile(share) for n, share in enumerate(_LOWEST)])
+        limit = torch.stack([self._scores(kind).quantile(1 - false_alarms / 2, dim=0) for kind in kinds]).amax(0)
         self.usual.copy_(usual)
-        self.per_limit.copy_(1 / (limit - usual).clamp(min=1e-6))
+        self.per_limit.copy_(1 / (limit - usual).clamp(min=_LEAST_SPREAD))
         self.per_missing.fill_(1 / MOST_MISSING)
 
-    def forward(self, tiles: Tensor, embedding: Tensor) -> Tensor:
-        """Map DN (batch, 13, 64, 64) and embedding (batch, features) to (batch,): 0 or more, larger for stranger."""
-        return self.combine(*self.parts(tiles, embedding))
+    def forward(self, tiles: Tensor, embedding: Tensor, logits: Tensor) -> Tensor:
+        """Map DN (batch, 13, 64, 64), embedding (batch, features) and logits (batch, classes) to the score.
+
+        Returns:
+            (batch,): 0 or more, larger for stranger.
+        """
+        return self.combine(*self.parts(tiles, embedding, logits))
 
     def combine(self, parts: Tensor, gone: Tensor) -> Tensor:
         """Map what `parts` returns to the score, (batch,)."""
-        seen = ((parts - self.usual) * self.per_limit).amax(1)
+        seen = ((self._scores(parts) - self.usual) * self.per_limit).amax(1)
         return torch.maximum(seen, gone * self.per_missing).clamp(min=0.0)
+
+    def _scores(self, parts: Tensor) -> Tensor:
+        """Return what is shown and what the numbers are, (batch, 2)."""
+        return torch.stack([(parts[:, :2] / self.spread).sum(1), parts[:, 2]], dim=1)
 
 
 def missing(valid: Tensor) -> Tensor:

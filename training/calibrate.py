@@ -165,7 +165,7 @@ def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
         for start in range(0, len(rows), batch):
             tiles = torch.from_numpy(pack.fetch(rows[start : start + batch]))
             logits, embedding = classifier(tiles)
-            answered.append((logits, embedding, *classifier.outliers.parts(tiles, embedding)))
+            answered.append((logits, embedding, *classifier.outliers.parts(tiles, embedding, logits)))
     logits, embeddings, scores, gone = (torch.cat(parts) for parts in zip(*answered, strict=True))
     return _Answers(logits, embeddings, scores, gone, torch.from_numpy(pack.labels[rows]))
 

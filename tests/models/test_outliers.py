@@ -57,9 +57,9 @@ def test_a_class_without_points_harms_nobody() -> None:
 def scores_of(valid: np.ndarray) -> np.ndarray:
     """The scores of tiles whose missing pixels alone are strange."""
     score = OutlierScore(classes=3, features=8)
-    score.fit_limits([torch.randn(200, 2, generator=torch.Generator().manual_seed(0))])
+    score.fit_limits([torch.randn(200, 3, generator=torch.Generator().manual_seed(0))])
     tiles = (valid * 1500).astype(np.uint16)
-    return score(torch.from_numpy(tiles), torch.zeros(len(tiles), 8)).numpy()
+    return score(torch.from_numpy(tiles), torch.zeros(len(tiles), 8), torch.zeros(len(tiles), 3)).numpy()
 
 
 def test_missing_pixels_are_flagged_and_missing_bands_are_not() -> None:
@@ -71,6 +71,29 @@ def test_missing_pixels_are_flagged_and_missing_bands_are_not() -> None:
     assert absent == whole
     assert partly > 1 > whole
     assert empty > partly
+
+
+def parts(count: int, seed: int) -> torch.Tensor:
+    """Distance, doubt and log odds of a fault, of known tiles that have nothing in common."""
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([0.1, 5.0, 2.0])
+
+
+def test_distance_and_doubt_count_alike_and_an_ordinary_input_check_does_not() -> None:
+    score = OutlierScore(classes=3, features=8)
+    score.fit_limits([parts(5000, seed=1)])
+    known, nothing = parts(5000, seed=2), torch.zeros(5000)
+    before = score.combine(known, nothing)
+    assert float((before > 1).float().mean()) == pytest.approx(0.05, abs=0.01)
+    for place, step in ((0, 0.2), (1, 10.0)):  # two deviations farther, or in as much more doubt
+        moved = known.clone()
+        moved[:, place] += step
+        assert float((score.combine(moved, nothing) > 1).float().mean()) == pytest.approx(0.30, abs=0.05)
+    quiet = known[:, 2] < 2.0  # below nine in ten
+    other = known.clone()
+    other[:, 2] = -9.0
+    torch.testing.assert_close(score.combine(other, nothing)[quiet], before[quiet])
+    other[:, 2] = 9.0
+    assert bool((score.combine(other, nothing) > 1).all())
 
 
 def test_limits_hold_for_the_kind_of_tiles_that_scores_highest() -> None:
