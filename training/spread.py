@@ -17,6 +17,7 @@ from training.paths import RunFolder
 
 FIGURES = ("accuracy", "macro_f1", "calibration_error")
 _LEAST_RUNS = 2
+_OWN_FOLDERS = {"checkpoint.dirpath", "trainer.default_root_dir"}  # of each run, whatever it is told
 
 Groups = dict[str, dict[str, Any]]
 """What one run's test measured, by source and set of bands."""
@@ -78,9 +79,9 @@ def _said(shares: Sequence[float]) -> str:
 
 
 def _differing(runs: Sequence[Path]) -> list[str]:
-    """Return the names of settings that are not the same in all runs."""
+    """Return the names of settings that are not the same in all runs, without those that name the run's own folder."""
     settings = [dict(_flat(_settings(RunFolder(run)))) for run in runs]
-    names = sorted(set().union(*settings))
+    names = sorted(set().union(*settings) - _OWN_FOLDERS)
     return [name for name in names if len({json.dumps(each.get(name)) for each in settings}) > 1]
 
 

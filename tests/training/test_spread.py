@@ -13,7 +13,8 @@ from training.spread import FIGURES, spread
 def run_of(folder: Path, seed: int, accuracy: float, tiles: int = 50) -> str:
     """Leave what a tested run leaves."""
     (folder / "evaluation").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed, "model": {"compile": True}}))
+    settings = {"seed_everything": seed, "model": {"compile": True}, "trainer": {"default_root_dir": str(folder)}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     groups = {"all": {"tiles": tiles, **dict.fromkeys(FIGURES, accuracy)}}
     (folder / "evaluation/metrics.json").write_text(json.dumps({"groups": groups}))
     return str(folder)
