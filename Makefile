@@ -71,7 +71,7 @@ pretrained: $(READY) ## Train the weights of models/pretrained again: the whole 
 	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
 	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED) --out $(PRETRAINED)/packed
 	python -m training fit $(SEEDED) --config configs/experiments/pretrained.yaml --data.pack $(PRETRAINED)/packed --out $(PRETRAINED)/first
-	python -m training export --out $(PRETRAINED)/first
+	python -m training export --quantisation.enabled false --out $(PRETRAINED)/first
 	python -m training pseudo-label $(UNLABELLED) --model $(PRETRAINED)/first/model.onnx --out $(GUESSED)
 	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(GUESSED) $(GUESSED)-unlabelled $(LISTED) \
 	  --out $(PRETRAINED)/packed-l2a

@@ -7,11 +7,14 @@ split, and prints the accuracies and the difference of their means in points.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from training.evaluation import ALL
+from training.paths import RunFolder
+from training.spread import read_groups
 
 PRECISIONS = ("bf16-mixed", "32-true")
 
@@ -45,7 +48,7 @@ def train(arguments: argparse.Namespace, precision: str, seed: int) -> tuple[flo
             ["test", "--out", folder, "--trainer.precision=32-true"],
         ):
             subprocess.run([sys.executable, "-m", "training", *command], check=True, stdout=subprocess.DEVNULL)
-        group = json.loads((Path(folder) / "evaluation/metrics.json").read_text())["groups"]["all"]
+        group = read_groups(RunFolder(Path(folder)))[ALL]
         return group["accuracy"], group["tiles"]
 
 

@@ -4,40 +4,29 @@
 and `training.retraining` for the way from a reason to retrain to a candidate."""
 
 import sys
+from pkgutil import resolve_name
 
 REGISTRY_COMMANDS = ("register", "promote", "rollback", "history", "compare")
+COMMANDS = {
+    "tune": "training.tuning.command:tune",
+    "assess": "training.assess.command:assess",
+    "leave-out": "training.leave_out.command:leave_out",
+    "spread": "training.spread:spread",
+    "pseudo-label": "training.pseudo_labels:main",
+    "retrain": "training.retraining.command:command",
+}
+"""Commands of their own by name; each is imported when it is called, for none needs all that the others do."""
 
 
 def main() -> None:
     """Run the command that was named; the registry's commands need not wait for Lightning."""
-    if sys.argv[1:2] and sys.argv[1] in REGISTRY_COMMANDS:
+    name = sys.argv[1] if sys.argv[1:] else ""
+    if name in REGISTRY_COMMANDS:
         from training.promotion.commands import main as command
 
         command(prog_name="python -m training")
-    elif sys.argv[1:2] == ["tune"]:
-        from training.tuning.command import tune
-
-        tune(sys.argv[2:], prog_name="python -m training tune")
-    elif sys.argv[1:2] == ["assess"]:
-        from training.assess.command import assess
-
-        assess(sys.argv[2:], prog_name="python -m training assess")
-    elif sys.argv[1:2] == ["leave-out"]:
-        from training.leave_out.command import leave_out
-
-        leave_out(sys.argv[2:], prog_name="python -m training leave-out")
-    elif sys.argv[1:2] == ["spread"]:
-        from training.spread import spread
-
-        spread(sys.argv[2:], prog_name="python -m training spread")
-    elif sys.argv[1:2] == ["pseudo-label"]:
-        from training.pseudo_labels import main as pseudo_label
-
-        pseudo_label(sys.argv[2:], prog_name="python -m training pseudo-label")
-    elif sys.argv[1:2] == ["retrain"]:
-        from training.retraining.command import command as retrain
-
-        retrain(sys.argv[2:], prog_name="python -m training retrain")
+    elif name in COMMANDS:
+        resolve_name(COMMANDS[name])(sys.argv[2:], prog_name=f"python -m training {name}")
     else:
         from training.cli import main as train
 

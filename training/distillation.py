@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
@@ -118,7 +117,7 @@ def _backbone_of(run: RunFolder) -> nn.Module:
     """Return the network, with weights drawn, that the settings of `run` name."""
     if not run.settings.is_file():
         raise TrainingError(f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}")
-    named = (yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}).get("model", {}).get("backbone")
+    named = run.read_settings().get("model", {}).get("backbone")
     if named is None:
         return ResidualCNN()
     parser = ArgumentParser(exit_on_error=False)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from datasets.errors import TrainingError
 
@@ -34,6 +37,10 @@ class RunFolder:
     def settings(self) -> Path:
         """What the run was configured with."""
         return self.root / "config.yaml"
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return what the run was configured with; raises OSError where there is no such file."""
+        return yaml.safe_load(self.settings.read_text(encoding="utf-8")) or {}
 
     @property
     def broken(self) -> Path:

@@ -1,5 +1,6 @@
 """Settings of what follows training; free of ONNX, which a machine that only fits may not have."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,3 +29,11 @@ class Quantisation:
             raise ValueError("quantisation.tiles is a whole number of 1 or more")
         if not 0 < self.percentile <= 100:
             raise ValueError("quantisation.percentile lies above 0 and is 100 at most")
+
+
+def differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the names of settings, one mapping a run, that do not have the same value in all runs."""
+    first, *others = settings
+    return [
+        name for name in sorted(set().union(*settings)) if any(each.get(name) != first.get(name) for each in others)
+    ]

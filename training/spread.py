@@ -1,19 +1,20 @@
 """What a recipe gives from seed to seed: mean and spread of the figures of several runs of it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import yaml
+from jsonargparse import dict_to_namespace
 
 from datasets.command import one_line_errors
 from datasets.errors import TrainingError
 from training.assess.tables import Table
 from training.evaluation import METRICS_FILE
 from training.paths import RunFolder
+from training.settings import differing
 
 FIGURES = ("accuracy", "macro_f1", "calibration_error")
 _LEAST_RUNS = 2
@@ -47,14 +48,15 @@ def as_table(runs: Sequence[Path]) -> Table:
     """
     if len(set(runs)) < _LEAST_RUNS:
         raise TrainingError("a spread needs two different runs at least")
-    measured = [_read(RunFolder(run)) for run in runs]
+    measured = [read_groups(RunFolder(run)) for run in runs]
     rows = tuple(_row(group, measured) for group in measured[0])
     differing = ", ".join(_differing(runs)) or "nothing that their settings say"
     note = f"{len(runs)} runs, which differ in: {differing}. Mean ± standard deviation (lowest - highest), percent."
     return Table("spread", "From run to run", note, ("tiles, bands", "tiles", *FIGURES), rows)
 
 
-def _read(run: RunFolder) -> Groups:
+def read_groups(run: RunFolder) -> Groups:
+    """Return what a run's test measured; raises TrainingError where it was not tested."""
     path = run.evaluation / METRICS_FILE
     try:
         found: Groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
@@ -80,20 +82,11 @@ def _said(shares: Sequence[float]) -> str:
 
 def _differing(runs: Sequence[Path]) -> list[str]:
     """Return the names of settings that are not the same in all runs, without those that name the run's own folder."""
-    settings = [dict(_flat(_settings(RunFolder(run)))) for run in runs]
-    names = sorted(set().union(*settings) - _OWN_FOLDERS)
-    return [name for name in names if len({json.dumps(each.get(name)) for each in settings}) > 1]
+    settings = [dict(dict_to_namespace(_settings(RunFolder(run))).items()) for run in runs]
+    return [name for name in differing(settings) if name not in _OWN_FOLDERS]
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:
     if not run.settings.is_file():
         raise TrainingError(f"{run.root} is no folder of a run: it has no {run.settings.name}")
-    return yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return run.read_settings()

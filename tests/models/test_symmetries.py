@@ -15,6 +15,7 @@ from models.explain import Method, explain
 from models.export import export
 from models.modelfile import INPUT, ModelMetadata, open_model
 from models.network import PatchCNN
+from models.precision import int8_of
 from models.quantise import quantise
 from models.symmetries import SYMMETRIES
 
@@ -48,26 +49,29 @@ def test_while_a_network_learns_it_sees_tiles_as_they_are(pack: Pack) -> None:
     torch.testing.assert_close(classifier(8).train()(tiles)[0], classifier(1).train()(tiles)[0])
 
 
-def test_the_file_answers_a_turned_tile_as_the_tile_itself_in_both_precisions(pack: Pack, tmp_path: Path) -> None:
-    tiles = pack.fetch(np.arange(40))
-    path, int8 = tmp_path / "model.onnx", tmp_path / "model.int8.onnx"
+@pytest.fixture(scope="module")
+def exported(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model file of a network that looks in all eight ways."""
+    path = tmp_path_factory.mktemp("eight") / "model.onnx"
     told = ModelMetadata(name="test", version="1", classes=pack.summary.classes, network="PatchCNN")
-    assert export(classifier(8), told, path, tiles) < 1e-4
-    quantise(path, int8, tiles)
+    assert export(classifier(8), told, path, pack.fetch(np.arange(40))) < 1e-4
+    return path
+
+
+def test_the_file_answers_a_turned_tile_as_the_tile_itself_in_both_precisions(pack: Pack, exported: Path) -> None:
+    tiles, int8 = pack.fetch(np.arange(40)), int8_of(exported)
+    quantise(exported, int8, tiles)
     turned = np.ascontiguousarray(np.rot90(tiles, 1, (2, 3))[:, :, ::-1])
-    for file in (path, int8):
+    for file in (exported, int8):
         session = open_model(file).session
         before, after = (session.run(["probabilities"], {INPUT: seen})[0] for seen in (tiles, turned))
         np.testing.assert_allclose(before, after, atol=1e-5)
         assert session.run(["outlier_score"], {INPUT: tiles[:1]})[0].shape == (1,)
 
 
-def test_its_answers_are_explained_like_any_others(pack: Pack, tmp_path: Path) -> None:
-    told = ModelMetadata(name="test", version="1", classes=pack.summary.classes, network="PatchCNN")
-    path = tmp_path / "model.onnx"
-    export(classifier(8), told, path, pack.fetch(np.arange(8)))
+def test_its_answers_are_explained_like_any_others(pack: Pack, exported: Path) -> None:
     tile = Tile("made", pack.fetch(np.arange(1))[0], BAND_NAMES, None)
     turned = replace(tile, pixels=np.ascontiguousarray(np.rot90(tile.pixels, 1, (1, 2))))
-    heat, of_turned = (explain(open_model(path), each, method=Method.GRADIENTS).heat for each in (tile, turned))
+    heat, of_turned = (explain(open_model(exported), each, method=Method.GRADIENTS).heat for each in (tile, turned))
     assert heat.std() > 0
     np.testing.assert_allclose(np.rot90(heat), of_turned, atol=1e-4 * np.abs(heat).max())

@@ -8,6 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from datasets.errors import TrainingError
 from training.promotion.registry import NAME, Registry
+from training.settings import differing
 
 _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
@@ -58,6 +59,4 @@ def _data(run: Run) -> str:
 
 def _differing(settings: list[dict[str, str]]) -> list[str]:
     """Return the names of settings that are not the same in all runs, without those that name folders."""
-    names = sorted({name for each in settings for name in each})
-    ours = [name for name in names if not name.endswith(("pack", "/out"))]
-    return [name for name in ours if len({each.get(name) for each in settings}) > 1]
+    return [name for name in differing(settings) if not name.endswith(("pack", "/out"))] if settings else []

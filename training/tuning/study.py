@@ -118,8 +118,7 @@ class Search:
 
     def _alone(self) -> FileLock:
         """Return what keeps other processes from beginning trials, and from looking for those whose process is gone."""
-        self.plan.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.plan.folder / _LOCK)
+        return _lock_of(self.plan.folder)
 
     def _run_next(self) -> bool | None:
         """Begin a trial and run it; return whether it ended as a trial should, None where enough have begun."""
@@ -129,8 +128,7 @@ class Search:
                     return None
                 trial = self.study.ask()
                 folder = self.folder_of(trial)
-                folder.root.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(folder.root / _LOCK))
+                held.enter_context(_lock_of(folder.root))
             return self._run_one(trial, folder)
 
     def _run_one(self, trial: optuna.Trial, folder: RunFolder) -> bool:
@@ -190,9 +188,8 @@ class Search:
         """Ask anew for trials whose process is gone; nobody holds the lock in their folder."""
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             folder, attempt = self.folder_of(trial), trial.user_attrs.get(_ATTEMPTS, 1)
-            folder.root.mkdir(parents=True, exist_ok=True)
             try:
-                with FileLock(folder.root / _LOCK, timeout=0):
+                with _lock_of(folder.root, timeout=0):
                     self.study.tell(trial.number, state=TrialState.FAIL)
             except Timeout:
                 continue
@@ -211,6 +208,12 @@ class Search:
                 "or name another --study"
             )
         self.study.set_user_attr(_ASKED, asked)
+
+
+def _lock_of(folder: Path, timeout: float = -1) -> FileLock:
+    """Return the lock of a folder, which is made where it is not there; by default one waits for it for ever."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / _LOCK, timeout=timeout)
 
 
 def open_study(plan: Plan) -> optuna.Study:

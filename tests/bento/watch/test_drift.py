@@ -104,10 +104,12 @@ def test_drift_is_told_of_bands_with_a_reference_and_enough_tiles(champion: Engi
 
 
 def test_a_model_without_histograms_is_served_without_drift(linear_model: Path) -> None:
+    before = [told(band) for band in BAND_NAMES]
     drift = Drift(lambda: Engine(linear_model, 1), window=64, least=1)
     drift.look(answered(LATER[:4]))
     drift.tell()
     drift.close()
+    assert [told(band) for band in BAND_NAMES] == before
 
 
 def test_processes_add_their_windows_up_and_forget_the_dead(champion: Engine, tmp_path: Path) -> None:

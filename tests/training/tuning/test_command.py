@@ -125,9 +125,7 @@ def test_a_killed_search_goes_on_with_the_trial_that_ran(
 
 
 @pytest.mark.slow
-def test_searches_side_by_side_share_the_trials_that_were_asked_for(
-    pack_folder: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_searches_side_by_side_share_the_trials_that_were_asked_for(pack_folder: Path, in_folder: Path) -> None:
     arguments = ["--trials=4", write_space(in_folder), f"--data.pack={pack_folder}", *UNTRACKED]
     command = [sys.executable, "-m", "training", "tune", *arguments]
     searches = [subprocess.Popen(command, env=environment()) for _ in range(2)]
