@@ -41,7 +41,12 @@ class Manifest:
         self._path = out / MANIFEST
         try:
             self._database = sqlite3.connect(self._path, timeout=1.0, isolation_level=None, check_same_thread=False)
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                # It keeps what it got of the lock for as long as it is open, and the error keeps it open.
+                self._database.close()
+                raise
         except sqlite3.Error as error:
             raise self._explain(error) from error
         self._sweep()
