@@ -50,6 +50,7 @@ class TileDataModule(pl.LightningDataModule):
         batch_size: tiles a step, in all training processes together.
         workers: loader processes; 0 reads in the training process.
         repeat: how often the tiles of a source stand in an epoch, e.g. `{eurosat-ms: 6}` where they are few.
+        train_splits: the splits that train; pretraining, which needs no labels, may take `unlabelled` too.
         test_split: the split that `test` measures.
         evaluation_batch: tiles that validation and test answer at a time; their figures do not depend on batch_size.
         store: where tiles are kept; auto decides by their size: on a GPU that holds them, else in memory, else on disk.
@@ -72,6 +73,7 @@ class TileDataModule(pl.LightningDataModule):
         batch_size: int = 128,
         workers: int = 0,
         repeat: dict[str, int] | None = None,
+        train_splits: tuple[str, ...] = ("train",),
         test_split: str = "test",
         evaluation_batch: int = 256,
         store: Store = "auto",
@@ -89,7 +91,8 @@ class TileDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size, self.workers, self.augment, self.seed = batch_size, workers, augment, seed
-        self.repeat, self.test_split, self.evaluation_batch = repeat or {}, test_split, evaluation_batch
+        self.repeat, self.evaluation_batch = repeat or {}, evaluation_batch
+        self.train_splits, self.test_split = train_splits, test_split
         self.store, self.blocks, self.compile = store, blocks, compile
         self.geometry, self.geometry_on, self.radiometry = geometry, geometry_on, radiometry
         self.band_dropout, self.mix, self.atmosphere, self.holes = band_dropout, mix, atmosphere, holes
@@ -135,7 +138,7 @@ class TileDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the augmented, shuffled loader of the train split."""
-        rows = self._rows("train")
+        rows = self._train_rows()
         repeated = np.concatenate([np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()])
         store = self.chosen_store
         on_cpu = self.augment and self.geometry_place == "cpu"
@@ -198,7 +201,7 @@ class TileDataModule(pl.LightningDataModule):
             self._ahead = None
 
     def _decide_store(self) -> Store:
-        size = resident_bytes(self.pack, np.concatenate([self.pack.rows("train"), self.pack.rows("val")]))
+        size = resident_bytes(self.pack, np.concatenate([self._train_rows(), self.pack.rows("val")]))
         if self.device.type == "cuda" and size <= _DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             return "device"
         return "memory" if size <= _MEMORY_SHARE * _memory() else "disk"
@@ -217,6 +220,9 @@ class TileDataModule(pl.LightningDataModule):
             self.atmosphere,
             self.holes,
         ).requires_grad_(False)
+
+    def _train_rows(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([self._rows(split) for split in self.train_splits])
 
     def _rows(self, split: str) -> npt.NDArray[np.int64]:
         rows = self.pack.rows(split)
@@ -239,7 +245,7 @@ class TileDataModule(pl.LightningDataModule):
         if store == "device" and (self._resident is None or not np.isin(rows, self._resident.rows).all()):
             fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
             held = [] if self._resident is None else [self._resident.rows]
-            more = [self.pack.rows("train"), self.pack.rows("val")] if fitting else []
+            more = [self._train_rows(), self.pack.rows("val")] if fitting else []
             self._resident = ResidentTiles(self.pack, np.concatenate([rows, *held, *more]), self.device)
         return PackedDataset(self.pack, rows, geometry, self.seed, pixels=store != "device")
 

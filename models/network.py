@@ -65,10 +65,14 @@ class ResidualCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.features = channels
 
+    def grid(self, x: Tensor) -> Tensor:
+        """Map (batch, 13, 64, 64) to (batch, features, side, side): what is seen where."""
+        seen: Tensor = self.blocks(self.stem(x))
+        return seen
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 13, 64, 64) to (batch, features)."""
-        grid = self.blocks(self.stem(x))
-        embedding: Tensor = self.dropout(torch.mean(grid, dim=(2, 3)))
+        embedding: Tensor = self.dropout(torch.mean(self.grid(x), dim=(2, 3)))
         return embedding
 
 
@@ -117,9 +121,14 @@ class PatchCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.features = channels
 
+    def grid(self, x: Tensor) -> Tensor:
+        """Map (batch, 13, 64, 64) to (batch, features, side, side): what is seen where."""
+        seen: Tensor = self.blocks(x)
+        return seen
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 13, 64, 64) to (batch, features)."""
-        embedding: Tensor = self.dropout(torch.mean(self.blocks(x), dim=(2, 3)))
+        embedding: Tensor = self.dropout(torch.mean(self.grid(x), dim=(2, 3)))
         return embedding
 
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "assess": "training.assess.command:assess",
     "leave-out": "training.leave_out.command:leave_out",
     "spread": "training.spread:spread",
+    "pretrain": "training.pretraining.command:pretrain",
     "pseudo-label": "training.pseudo_labels:main",
     "retrain": "training.retraining.command:command",
 }

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from datasets.errors import SentileError, TrainingError
 from datasets.module import TileDataModule
 from training.callbacks import Ema, EpochLines, History, SeedEachStep
 from training.health import Health
+from training.optimisation import OptimisedModule
 from training.paths import RunFolder, new_run, newest_run
 from training.precision import AUTO, allow_tf32, best_precision
 from training.settings import Quantisation
@@ -32,7 +35,6 @@ from training.trainer import Trainer
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _DEFAULTS = [str(_CONFIGS / f"{name}.yaml") for name in ("data", "model", "trainer")]
 _FITTING = ("run", "fit")
-_MONITOR = "val/accuracy"
 _LAST = "last"  # as --ckpt_path: go on where the run's folder holds a last checkpoint, else begin
 _RUN_VARIABLE = "SENTILE_RUN"  # how Lightning's further processes learn the folder that the first one made up
 
@@ -56,7 +58,15 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class TrainingCLI(LightningCLI):
-    """The command line; see the module's description."""
+    """The command line; see the module's description.
+
+    Attributes:
+        best: the figure by which the best checkpoint is known, and whether it is the highest (max) or lowest (min).
+        told: what the task is told of the data.
+    """
+
+    best = ("val/accuracy", "max")
+    told: tuple[str, ...] = ("classes", "band_mean", "band_std", "class_counts")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -77,19 +87,20 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(Ema, "ema")
+        figure, mode = self.best
         parser.set_defaults(
             {
-                "checkpoint.monitor": _MONITOR,
-                "checkpoint.mode": "max",
+                "checkpoint.monitor": figure,
+                "checkpoint.mode": mode,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
-                "early_stopping.monitor": _MONITOR,
-                "early_stopping.mode": "max",
+                "early_stopping.monitor": figure,
+                "early_stopping.mode": mode,
                 "early_stopping.patience": 20,
             }
         )
         parser.link_arguments("seed_everything", "data.seed")
-        for name in ("classes", "band_mean", "band_std", "class_counts"):
+        for name in self.told:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
@@ -148,25 +159,39 @@ class TrainingCLI(LightningCLI):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are one line and exit status 1."""
+    description = "Train, measure and export a tile classifier. Without a subcommand: run."
+    with one_line_errors():
+        words = _complete(list(sys.argv[1:] if arguments is None else arguments))
+        start(TrainingCLI, ClassificationTask, words, "python -m training", description)
+
+
+def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str], prog: str, description: str) -> None:
+    """Build task, data and trainer as `words` say, a subcommand first, and do what they ask for."""
     _quieten()
+    sys.argv[1:] = words
+    cli(
+        task,
+        TileDataModule,
+        trainer_class=Trainer,
+        # The data module itself parts batches among processes; Lightning's sampler would repeat tiles.
+        trainer_defaults={"use_distributed_sampler": False},
+        seed_everything_default=0,
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        auto_configure_optimizers=False,
+        parser_kwargs={
+            "prog": prog,
+            "description": description,
+            **{name: {"default_config_files": _DEFAULTS} for name in cli.subcommands()},
+        },
+    )
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Say what a user can mend in one line and end the process with its status; say how an interrupted run goes on."""
     try:
-        sys.argv[1:] = _complete(list(sys.argv[1:] if arguments is None else arguments))
-        TrainingCLI(
-            ClassificationTask,
-            TileDataModule,
-            trainer_class=Trainer,
-            # The data module itself parts batches among processes; Lightning's sampler would repeat tiles.
-            trainer_defaults={"use_distributed_sampler": False},
-            seed_everything_default=0,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "prog": "python -m training",
-                "description": "Train, measure and export a tile classifier. Without a subcommand: run.",
-                **{name: {"default_config_files": _DEFAULTS} for name in TrainingCLI.subcommands()},
-            },
-        )
+        yield
     except SentileError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ _ROUNDS = 5
 _GAIN = 1.02  # below that, a recompilation somewhere would cost more than is won
 
 
-def compiled(classifier: nn.Module) -> Forward:
-    """Return `classifier` compiled as one graph, for batches of one shape."""
-    made: Forward = torch.compile(classifier, fullgraph=True, dynamic=False)
+def compiled(network: nn.Module) -> Callable[..., Any]:
+    """Return `network` compiled as one graph, for batches of one shape."""
+    made: Callable[..., Any] = torch.compile(network, fullgraph=True, dynamic=False)
     return made
 
 

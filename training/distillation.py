@@ -24,7 +24,7 @@ from models.symmetries import SYMMETRIES
 from training.compilation import Forward, compiled
 from training.paths import RunFolder
 
-_PREFIX = "classifier."
+_PREFIX, _HEAD = "classifier.", "head."
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,26 @@ class Teachers:
         return torch.lerp(targets, logits.float().softmax(1), self._share)
 
 
-def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None:
+def load_weights(classifier: Classifier, checkpoint: Path, setting: str, any_classes: bool = False) -> None:
     """Load what `checkpoint` learned into `classifier`, with the bands' statistics that it was learned on.
+
+    Args:
+        classifier: of the same network.
+        checkpoint: of a finished run.
+        setting: what named it, for messages.
+        any_classes: whether the head may be left as it was drawn, where the checkpoint has none (pretraining) or one
+            for another number of classes.
 
     Raises:
         TrainingError: there is no such checkpoint, or it is broken, or of another network or number of classes.
     """
+    weights, own = _saved_weights(checkpoint, setting), classifier.state_dict()
+    if any_classes:
+        head = {name: value for name, value in own.items() if name.startswith(_HEAD)}
+        if any(name not in weights or weights[name].shape != value.shape for name, value in head.items()):
+            weights |= head
     try:
-        classifier.load_state_dict(_saved_weights(checkpoint, setting))
+        classifier.load_state_dict(weights)
     except RuntimeError as error:
         raise TrainingError(f"{setting}: {checkpoint}: a checkpoint of another network or classes") from error
 

@@ -1,20 +1,13 @@
 """The Lightning task: how a classifier is trained and measured."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Optimizer
 
-from datasets.errors import TrainingError
 from datasets.loading import Batch
 from models.classifier import Classifier
 from models.network import ResidualCNN
@@ -22,36 +15,15 @@ from training.answers import Answers
 from training.compilation import Forward, compiled, faster_forward
 from training.distillation import Distillation, Teachers, load_weights
 from training.evaluation import ALL, BAND_VIEWS, evaluate, see_through
+from training.optimisation import Optimisation, OptimisedModule
 from training.precision import allow_tf32
 
 
-@dataclass(frozen=True)
-class Optimisation:
-    """How weights move.
-
-    Attributes:
-        rate: highest learning rate.
-        weight_decay: of AdamW, on matrices and kernels only.
-        warmup: share (0-1) of all steps in which the rate rises from 0; then it falls as a cosine to `final_rate`.
-        final_rate: share of `rate` at the last step.
-        label_smoothing: 0 to 1.
-        balance_classes: weigh classes by the inverse of their frequency.
-    """
-
-    rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    final_rate: float = 0.0
-    label_smoothing: float = 0.1
-    balance_classes: bool = False
-
-
-class ClassificationTask(pl.LightningModule):
+class ClassificationTask(OptimisedModule):
     """Trains a classifier of tiles.
 
     Attributes:
         answers: what validation or testing left, for `training.evaluation`.
-        broken: bool (), whether any training loss was not finite (`training.health`).
 
     Args:
         classes, band_mean, band_std, class_counts: taken from the data module.
@@ -60,7 +32,8 @@ class ClassificationTask(pl.LightningModule):
         compile: let torch compile the network for training, which takes a minute at first and is then faster
             (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++ compiler.
             null: on a GPU, where a measurement at the first step says that it is faster.
-        start_from: a checkpoint of the same network whose weights training starts with; null: with weights drawn.
+        start_from: a checkpoint of the same network whose weights training starts with, of a run of any classes or of
+            `python -m training pretrain`; null: with weights drawn.
         distillation: finished runs whose answers are learned beside the labels; null: labels alone.
         symmetries: how many of a tile's eight turns and mirrors the trained network looks at, taking the mean: 1, 2, 4
             or 8. It is right a little more often, and as many times slower. Training itself is not changed, so `test`
@@ -68,7 +41,6 @@ class ClassificationTask(pl.LightningModule):
     """
 
     answers: Answers
-    broken: Tensor
     class_weights: Tensor
 
     def __init__(
@@ -78,14 +50,14 @@ class ClassificationTask(pl.LightningModule):
         band_std: list[float],
         class_counts: list[int],
         backbone: nn.Module | None = None,
-        optimisation: Optimisation = Optimisation(),
+        optimisation: Optimisation = Optimisation(),  # noqa: B008 - frozen
         compile: bool | None = None,
         start_from: Path | None = None,
         distillation: Distillation | None = None,
         symmetries: Literal[1, 2, 4, 8] = 1,
     ) -> None:
-        super().__init__()
-        self.classes, self.optimisation = classes, optimisation
+        super().__init__(optimisation)
+        self.classes = classes
         self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std, symmetries)
         self.classifier.to(memory_format=torch.channels_last)
         self._compile, self._start_from, self._distillation = compile, start_from, distillation
@@ -101,11 +73,11 @@ class ClassificationTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take up the weights that training starts from; a run that goes on has its own."""
         if stage == "fit" and self._start_from is not None and self.trainer.ckpt_path is None:
-            load_weights(self.classifier, self._start_from, "model.start_from")
+            load_weights(self.classifier, self._start_from, "model.start_from", any_classes=True)
 
     def on_fit_start(self) -> None:
         """Start watching the loss, call the teachers, forget a network that was compiled for batches of another run."""
-        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        super().on_fit_start()
         self._train_forward = []
         if self._distillation is not None:
             compile = self._compile if self._compile is not None else self.device.type == "cuda"
@@ -121,11 +93,7 @@ class ClassificationTask(pl.LightningModule):
         if self._teachers is not None:
             targets = self._teachers.blend(batch["tiles"], targets)
         loss = self._loss(logits, targets, self.optimisation.label_smoothing)
-        self.broken = self.broken | ~loss.detach().isfinite()
-        self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(logits), sync_dist=True
-        )
-        return loss
+        return self.watched(loss, len(logits))
 
     def on_validation_epoch_start(self) -> None:
         """Start collecting answers."""
@@ -165,37 +133,6 @@ class ClassificationTask(pl.LightningModule):
         """Bring the answers of all processes together."""
         self.answers.collect(self._from_all)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW with a rate that warms up and then falls as a cosine, step by step."""
-        kernels = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": kernels, "weight_decay": self.optimisation.weight_decay},
-            {"params": others},
-        ]
-        # A fused step undoes loss scaling by itself, which leaves no moment to clip in.
-        fused = self.trainer.precision != "16-mixed"
-        optimiser = torch.optim.AdamW(groups, lr=self.optimisation.rate, weight_decay=0.0, fused=fused)
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise TrainingError("the learning rate needs to know its end; set trainer.max_epochs or trainer.max_steps")
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, int(steps), self.optimisation))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip; Lightning refuses to with a fused optimiser, though without loss scaling nothing speaks against it."""
-        if not gradient_clip_val or self.trainer.precision == "16-mixed":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
     def _choose_forward(self, tiles: Tensor) -> Forward:
         """Return the network as it is or compiled, for batches like `tiles`: only in training have all one shape."""
         if self._compile is None and tiles.device.type == "cuda":
@@ -222,15 +159,6 @@ class ClassificationTask(pl.LightningModule):
             label_smoothing=smoothing,
         )
         return loss
-
-
-def warmup_cosine(steps: int, options: Optimisation, step: int) -> float:
-    """Return the factor (0-1) of the learning rate at `step` of `steps`."""
-    warm = max(1, round(steps * options.warmup))
-    if step < warm:
-        return (step + 1) / warm
-    way = min(1.0, (step - warm) / max(1, steps - warm))
-    return options.final_rate + (1 - options.final_rate) * 0.5 * (1 + math.cos(math.pi * way))
 
 
 def _class_weights(counts: Sequence[int], balance: bool) -> Tensor:

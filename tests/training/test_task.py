@@ -8,7 +8,8 @@ import torch
 
 from datasets.errors import TrainingError
 from models.network import ResidualCNN
-from training.task import ClassificationTask, Optimisation, warmup_cosine
+from training.optimisation import Optimisation, warmup_cosine
+from training.task import ClassificationTask
 
 
 def test_the_rate_warms_up_and_then_falls_to_its_final_share() -> None:
@@ -82,3 +83,17 @@ def begin(task: ClassificationTask) -> None:
     """Do what a trainer does before it fits."""
     task.trainer = pl.Trainer(logger=False, barebones=True)
     task.setup("fit")
+
+
+def test_weights_of_other_classes_leave_the_head_as_it_was_drawn(tmp_path: Path) -> None:
+    first = ClassificationTask(["a", "b"], [1.0] * 13, [1.0] * 13, [1, 1], ResidualCNN((8,), (1,), (8,)))
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
+    classes = ["a", "b", "c"]
+    second = ClassificationTask(
+        classes, [1.0] * 13, [1.0] * 13, [1] * 3, ResidualCNN((8,), (1,), (8,)), start_from=tmp_path / "best.ckpt"
+    )
+    drawn = second.classifier.head.weight.clone()
+    begin(second)
+    assert torch.equal(second.classifier.head.weight, drawn)
+    learned = zip(first.classifier.backbone.parameters(), second.classifier.backbone.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in learned)

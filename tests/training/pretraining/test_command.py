@@ -1,0 +1,64 @@
+"""`python -m training pretrain`, run as a user would, and a training that starts from what it left."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.cli import main as train
+from training.pretraining.command import pretrain
+
+SMALL = [
+    "--model.backbone=models.network.PatchCNN",
+    "--model.backbone.init_args.patch=8",
+    "--model.backbone.init_args.widths=[8]",
+    "--model.backbone.init_args.depths=[1]",
+    "--data.batch_size=24",
+    "--trainer.precision=32-true",
+    "--trainer.max_epochs=2",
+    "--tracking.enabled=false",
+]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return {name: value for name, value in loaded.items() if name.startswith("classifier.backbone.")}
+
+
+def test_a_training_starts_from_pretrained_weights(
+    pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "masked"
+    pretrain([*SMALL, f"--data.pack={pack_folder}", f"--out={out}"], "pretrain")
+    said = capsys.readouterr().out
+    assert "epoch 2/2" in said
+    assert "val/loss" in said
+    best = out / "checkpoints/best.ckpt"
+    assert f"--model.start_from {best}" in said
+    start = [f"--model.start_from={best}", "--model.optimisation.rate=0"]
+    train(["fit", *SMALL, f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}", *start])
+    before, after = weights(best), weights(tmp_path / "run/checkpoints/last.ckpt")
+    kernels = [name for name, value in before.items() if value.ndim == 4]
+    assert kernels
+    assert all(torch.equal(before[name], after[name]) for name in kernels), "at a rate of 0 nothing moves"
+
+
+def test_it_goes_on_where_it_was_stopped(pack_folder: Path, tmp_path: Path) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    settings = [*SMALL, f"--data.pack={pack_folder}"]
+    pretrain([*settings, f"--out={whole}"], "pretrain")
+    pretrain([*settings, f"--out={parted}", "--trainer.limit_train_batches=1", "--trainer.max_epochs=1"], "pretrain")
+    pretrain([*settings, f"--out={parted}", "--ckpt_path=last"], "pretrain")
+    assert torch.load(parted / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    with pytest.raises(SystemExit):
+        pretrain([*settings, f"--out={whole}"], "pretrain")  # a run must not be lost because its folder was named twice
+
+
+def test_a_network_that_cannot_be_pretrained_is_said_in_one_line(
+    pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = ["--model.backbone=models.torchvision_backbone.TorchvisionBackbone", "--model.backbone.name=resnet18"]
+    with pytest.raises(SystemExit) as stopped:
+        pretrain([*SMALL[4:], *network, f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}"], "pretrain")
+    assert stopped.value.code == 1
+    assert "error: model.backbone: TorchvisionBackbone does not say what is seen where" in capsys.readouterr().err
