@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.input_check import InputCheck, sample
+from models.input_check import InputCheck
+from models.sampling import sample
 
 METHOD = "the largest of distance (relative Mahalanobis) and doubt (largest logit), input check, and missing pixels"
 FALSE_ALARMS = 0.05  # share of known tiles that the threshold flags, of the kind of tiles where it flags most
@@ -58,8 +59,7 @@ class OutlierScore(nn.Module):
     def parts(self, tiles: Tensor, embedding: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return distance, doubt and log odds of a fault, (batch, 3), and missing pixels' share (0-1), (batch,)."""
         odds, valid = self.check(sample(tiles))
-        unlike = self.distance(embedding) - self.background(embedding)
-        return torch.stack([unlike, -logits.amax(1), odds], dim=1), missing(valid)
+        return torch.stack([self._unlike(embedding), -logits.amax(1), odds], dim=1), missing(valid)
 
     def fit_limits(self, kinds: Sequence[Tensor], false_alarms: float = FALSE_ALARMS) -> None:
         """Bring the fitted scores to one scale: 1 where few known tiles go, 0 below what most reach (_LOWEST).
@@ -90,6 +90,20 @@ class OutlierScore(nn.Module):
         """Map what `parts` returns to the score, (batch,)."""
         seen = ((self._scores(parts) - self.usual) * self.per_limit).amax(1)
         return torch.maximum(seen, gone * self.per_missing).clamp(min=0.0)
+
+    def _unlike(self, embedding: Tensor) -> Tensor:
+        """Return the relative distance (batch,): that to the nearest class less that to all tiles.
+
+        It is that of the two scores, with their products put together: in a file, each small step costs as much as
+        its numbers.
+        """
+        near, every = self.distance, self.background
+        white = embedding @ torch.cat([near.whitening, every.whitening], dim=1)
+        ends = torch.ones_like(near.whitening[0])
+        squares = (white * white) @ torch.cat([ends, -ends])
+        towards = 2 * (every.whitening @ every.means.t() - near.whitening @ near.means.t())
+        offset = (near.means * near.means).sum(1) - (every.means * every.means).sum(1)
+        return (squares + torch.addmm(offset, embedding, towards).amin(1)) / embedding.shape[1]
 
     def _scores(self, parts: Tensor) -> Tensor:
         """Return what is shown and what the numbers are, (batch, 2)."""

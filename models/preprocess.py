@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from models.eight_bits import MIDDLE, STEPS
+from models.sampling import sample
 
 LOWEST, HIGHEST = -MIDDLE / STEPS, (255 - MIDDLE) / STEPS  # in standard deviations: what eight bits hold
-_STRIDE = 8  # pixels between those that are asked whether a band is there
 
 
 class Preprocess(nn.Module):
@@ -21,7 +21,7 @@ class Preprocess(nn.Module):
     An absent band becomes 0, the mean, so that it says nothing. A hole in a band that is there stays what DN 0 is:
     blacker than anything on Earth. A band that no training tile had (std 0) is ignored.
 
-    A band is absent if every eighth pixel of every eighth row is no data: no patch of data of 8 × 8 pixels escapes
+    A band is absent if every seventh line is no data (`models.sampling`): no patch of data of 7 × 7 pixels escapes
     that, and asking all pixels would cost as much as a layer of the network.
 
     Attributes:
@@ -51,6 +51,6 @@ class Preprocess(nn.Module):
     def forward(self, tiles: Tensor) -> Tensor:
         """Turn DN (batch, 13, height, width), uint16 or float, into float32 of the same shape, -5.3 to 5.3."""
         dn = tiles.to(torch.float32)
-        absent = dn[:, :, ::_STRIDE, ::_STRIDE].amax(dim=(2, 3), keepdim=True) <= 0
+        absent = sample(tiles).amax(dim=(2, 3), keepdim=True) <= 0
         filled = torch.maximum(dn, torch.where(absent, self.fill, 0.0))
         return (filled * self.scale + self.shift).clamp(LOWEST, HIGHEST)

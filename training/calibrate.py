@@ -18,8 +18,8 @@ from datasets.tile import DN
 from models import conformal, outliers
 from models.calibration import fit_temperature
 from models.classifier import Classifier
-from models.input_check import FIRST, STEP
 from models.modelfile import ModelMetadata, Outliers, PredictionSets, ReferenceHistogram
+from models.sampling import FIRST, STEP
 from training.evaluation import evaluate
 from training.exposure import exposures
 from training.provenance import code_revision

@@ -7,7 +7,8 @@ import torch
 from datasets.eurosat import CLASSES
 from datasets.synthetic import render
 from datasets.tile import DN
-from models.input_check import FIRST, STEP, InputCheck, sample, statistics
+from models.input_check import InputCheck, statistics
+from models.sampling import FIRST, STEP, sample
 from training.exposure import exposures
 from training.faults import FAULTS
 
@@ -48,11 +49,24 @@ def test_the_same_tiles_give_the_same_weights(fitted: InputCheck) -> None:
 def test_statistics_are_those_of_the_valid_pixels() -> None:
     pixels = np.zeros((1, 13, 9, 64), np.float32)
     pixels[0, 3, :, :32] = np.arange(1, 33) * 100
-    values, share = statistics(torch.from_numpy(pixels))
+    values, share, _ = statistics(torch.from_numpy(pixels))
     valid = pixels[0, 3][pixels[0, 3] > 0]
     assert share[0].tolist() == [0.5 if band == 3 else 0.0 for band in range(13)]
     expected = [np.log(valid.mean()), np.log(valid.var() + 100) / 2, np.log(100)]
     np.testing.assert_allclose(values[0, 3].numpy(), expected, rtol=1e-4)
+
+
+def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(500, 3000, (1, 13, 9, 64)).astype(np.float32)
+    pixels[0, 4] = 5000 - pixels[0, 3] + random.integers(0, 500, (9, 64))
+    pixels[0, 8] = 0
+    pixels[0, :, 2:5] = 0
+    alike = statistics(torch.from_numpy(pixels)).alike[0].numpy()
+    expected = [np.corrcoef(pixels[0, n][pixels[0, 0] > 0], pixels[0, n + 1][pixels[0, 0] > 0])[0, 1] for n in range(7)]
+    np.testing.assert_allclose(alike[:7], expected, atol=1e-3)
+    assert expected[3] < -0.9
+    assert not alike[7:9].any(), "a band that is absent is like none"
 
 
 def test_a_tile_without_any_data_has_a_finite_score(fitted: InputCheck) -> None:
@@ -68,3 +82,15 @@ def test_real_level_2a_tiles_with_the_offset_are_told_from_those_without(real_da
     others = real[1::2]
     limit = np.quantile(odds(check, others), 0.95)
     assert (odds(check, FAULTS["offset"].make(others)) > limit).mean() >= 0.95
+
+
+@pytest.mark.realdata
+def test_red_and_blue_exchanged_are_mostly_told_in_real_level_2a_tiles(real_data: Path) -> None:
+    with np.load(real_data / "l2a_unlabelled.npz") as archive:
+        real = np.insert(archive["tiles"], 10, 0, axis=1)
+    fourth = np.arange(len(real)) % 4 == 0
+    check = InputCheck()
+    check.fit(exposures([np.ascontiguousarray(real[~fourth][:, :, FIRST::STEP])]))
+    limit = np.quantile(odds(check, real[fourth]), 0.95)
+    told = (odds(check, FAULTS["red_blue"].make(real[fourth])) > limit).mean()
+    assert told >= 0.85, "0.8 without what neighbouring bands have in common"

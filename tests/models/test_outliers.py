@@ -54,6 +54,14 @@ def test_a_class_without_points_harms_nobody() -> None:
     assert np.isfinite(score(embeddings(10, seed=2)[0]).numpy()).all()
 
 
+def test_the_relative_distance_in_one_go_is_the_difference_of_the_two() -> None:
+    score = OutlierScore(classes=3, features=8)
+    score.fit_distance(*embeddings(3000, seed=1))
+    some = embeddings(50, seed=2)[0]
+    shown, _ = score.parts(torch.ones(50, 13, 64, 64), some, torch.zeros(50, 3))
+    torch.testing.assert_close(shown[:, 0], score.distance(some) - score.background(some), atol=1e-4, rtol=1e-4)
+
+
 def scores_of(valid: np.ndarray) -> np.ndarray:
     """The scores of tiles whose missing pixels alone are strange."""
     score = OutlierScore(classes=3, features=8)
