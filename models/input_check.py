@@ -20,7 +20,7 @@ from torch.nn import functional
 from datasets.tile import BAND_COUNT, DN
 
 STATISTICS = 3  # of each band: level, spread, least value
-_HIDDEN = 128
+_HIDDEN = 256
 _LEAST_STD = 10.0  # DN; below, sensor noise decides
 _MOST_DN = 65_535.0
 _MOST_DEVIATIONS = 8.0  # so that one absurd band does not drown the others

@@ -1,7 +1,9 @@
 """Sound tiles and faulty ones, drawn at random: what `models.input_check` learns to tell apart.
 
 The mistakes are of the kinds in `training.faults`, but drawn: other offsets, orders, scales, and clouds that are
-painted and not real. Tiles are uint16 (n, 13, height, width), DN, 0 = no data.
+painted and not real; and noise, which a network does not see through.
+
+Tiles are uint16 (n, 13, height, width), DN, 0 = no data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ from training.faults import as_dn, eurosat_order, groups, red_for_blue
 
 _OFFSETS = (-BASELINE_OFFSET, -BASELINE_OFFSET, -BASELINE_OFFSET, -0.6 * BASELINE_OFFSET, BASELINE_OFFSET)
 _SCALES = (1 / QUANTIFICATION, 0.01, 0.1, 0.2, 5.0, 10.0)
+_NOISE = (60, 300)  # DN; sound bands have at most about 20
 _EACH_KIND = 8000  # tiles that are drawn from each kind
 _MOST_TURNS = 16
 _VAPOUR, _CIRRUS, _SHORT_WAVE = positions(["B09", "B10", "B11"])
@@ -34,7 +37,7 @@ def exposures(kinds: Sequence[DN], seed: int = 0) -> Iterator[tuple[DN, DN]]:
 
 
 def draw_faults(tiles: DN, random: np.random.Generator) -> DN:
-    """Return `tiles` with a random mistake each: offset, order, scale, or a bright flat veil as of cloud."""
+    """Return `tiles` with a random mistake each: offset, order, scale, a bright flat veil as of cloud, or noise."""
     kinds = random.permutation(np.arange(len(tiles)) % len(_DRAWN))
     found = np.zeros_like(tiles)
     for kind, make in enumerate(_DRAWN):
@@ -101,7 +104,14 @@ def _draw_veil(tiles: DN, random: np.random.Generator) -> DN:
     return as_dn(tiles, tiles * (1 - thickness) + thickness * cloud)
 
 
-_DRAWN = (_draw_offset, _draw_order, _draw_order, _draw_scale, _draw_veil)  # orders are many and the hardest to tell
+def _draw_noise(tiles: DN, random: np.random.Generator) -> DN:
+    """Add noise to each pixel and band, as strong as hides what the network looks for."""
+    deviation = random.uniform(*_NOISE, (len(tiles), 1, 1, 1))
+    return as_dn(tiles, tiles + random.normal(0, 1, tiles.shape) * deviation)
+
+
+# Orders are many and the hardest to tell.
+_DRAWN = (_draw_offset, _draw_order, _draw_order, _draw_order, _draw_scale, _draw_veil, _draw_noise)
 
 
 def _reversed(tiles: DN) -> DN:

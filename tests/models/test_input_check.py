@@ -9,6 +9,7 @@ from datasets.synthetic import render
 from datasets.tile import DN
 from models.input_check import InputCheck, statistics
 from models.sampling import FIRST, STEP, sample
+from training.disturbances import DISTURBANCES
 from training.exposure import exposures
 from training.faults import FAULTS
 
@@ -34,6 +35,12 @@ def test_faulty_tiles_score_above_sound_ones(fitted: InputCheck, fault: str) -> 
     sound = tiles(100, 8)
     limit = np.quantile(odds(fitted, sound), 0.95)
     assert (odds(fitted, FAULTS[fault].make(sound)) > limit).mean() >= 0.95
+
+
+def test_noise_that_hides_what_is_shown_scores_above_sound_tiles(fitted: InputCheck) -> None:
+    sound = tiles(100, 8)
+    limit = np.quantile(odds(fitted, sound), 0.95)
+    assert (odds(fitted, DISTURBANCES["noise"](sound)) > limit).mean() >= 0.9
 
 
 def test_before_it_is_fitted_every_score_is_zero() -> None:

@@ -69,18 +69,21 @@ def zone_table(case: Case, plain: Plain, settings: AssessSettings) -> Table:
 
 
 def robustness_table(case: Case, plain: Plain) -> Table:
-    """Return accuracy under each disturbance that changes the tiles of a source."""
-    rows = []
+    """Return accuracy, and what the file flags, under each disturbance that changes the tiles of a source."""
+    rows: list[tuple[str, int, float, float, float | None]] = []
     for source in case.sources:
         where = case.rows(source)
         clean = float((plain[source].probabilities.argmax(1) == case.labels(where)).mean())
-        rows.append((f"{source}: as it is", len(where), clean, 0.0))
+        rows.append((f"{source}: as it is", len(where), clean, 0.0, case.flagged(plain[source])))
         for name in _applicable(case.pack.bands(int(where[0]))):
             found = case.ask(where, DISTURBANCES[name], f"{source}, {WORDS[name]}")
             accuracy = float((found.probabilities.argmax(1) == case.labels(where)).mean())
-            rows.append((f"{source}: {WORDS[name]}", len(where), accuracy, accuracy - clean))
-    note = "The same tiles disturbed one way each; `training/disturbances.py` says how exactly."
-    header = ("source: disturbance", "tiles", "accuracy %", "change %")
+            rows.append((f"{source}: {WORDS[name]}", len(where), accuracy, accuracy - clean, case.flagged(found)))
+    note = (
+        "The same tiles disturbed one way each; `training/disturbances.py` says how exactly. Flagged: as unlike the "
+        "training data, by the threshold inside the file."
+    )
+    header = ("source: disturbance", "tiles", "accuracy %", "change %", "flagged %")
     return Table("robustness", "Robustness", note, header, tuple(rows))
 
 

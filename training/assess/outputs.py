@@ -88,6 +88,11 @@ class Case:
         """Return the outputs for uint16 (n, 13, 64, 64), n >= 1."""
         return _joined([self._run(tiles[start : start + _BATCH]) for start in range(0, len(tiles), _BATCH)])
 
+    def flagged(self, found: Outputs) -> float | None:
+        """Return the share (0-1) that the file's own threshold flags; None where it has none."""
+        limits = self.model.metadata.outliers
+        return None if limits is None else float((found.outlier_score > limits.threshold).mean())
+
     def _run(self, tiles: DN) -> Outputs:
         return Outputs(*self.model.session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(tiles)}))
 

@@ -123,9 +123,7 @@ def _cloudy(case: Case, folder: Path, settings: AssessSettings) -> Iterator[tupl
 
 
 def _row(case: Case, judges: Judges, title: str, found: Outputs) -> tuple[str | int | float | None, ...]:
-    threshold = case.model.metadata.outliers.threshold if case.model.metadata.outliers else None
-    own = None if threshold is None else float((found.outlier_score > threshold).mean())
-    return (title, len(found), *(judges.flagged(name, found) for name in judges.by_name), own)
+    return (title, len(found), *(judges.flagged(name, found) for name in judges.by_name), case.flagged(found))
 
 
 def _unit(embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
