@@ -1,7 +1,8 @@
 """`python -m training`: see `training.cli`; `training.promotion.commands` for what concerns the registry, and
 `training.tuning.command` for the search of hyperparameters, `training.assess` for what a model file is worth, and
 `training.leave_out` for what it makes of classes that it never saw, `training.spread` for what seeds make of a recipe,
-and `training.retraining` for the way from a reason to retrain to a candidate."""
+`training.agreement` for what they make of tiles without labels, `training.pretraining` for learning without labels, and
+`training.retraining` for the way from a reason to retrain to a candidate."""
 
 import sys
 from pkgutil import resolve_name
@@ -12,6 +13,7 @@ COMMANDS = {
     "assess": "training.assess.command:assess",
     "leave-out": "training.leave_out.command:leave_out",
     "spread": "training.spread:spread",
+    "agreement": "training.agreement:agreement",
     "pretrain": "training.pretraining.command:pretrain",
     "pseudo-label": "training.pseudo_labels:main",
     "retrain": "training.retraining.command:command",
