@@ -62,6 +62,10 @@ class Guess:
     confidence: float
     agreed: bool
 
+    def is_sure(self, least: float) -> bool:
+        """Return whether its label may train, where labels need a mean probability of `least`; 0 takes any guess."""
+        return least <= 0 or (self.agreed and self.confidence >= least)
+
 
 def read_unlabelled(path: Path) -> Unlabelled:
     """Read an array file: `tiles` uint16 (n, bands, 64, 64) in DN, and `bands`, their names.
@@ -112,7 +116,7 @@ def write_sources(
 ) -> tuple[int, int]:
     """Write all tiles as two sources: those to train on, and the others, which are known and yet unlabelled.
 
-    `<out>/<Class>/…` holds tiles whose guess is at least `least` and agreed; `<out>-unlabelled` holds the rest, and
+    `<out>/<Class>/…` holds tiles whose guess is sure (`Guess.is_sure`); `<out>-unlabelled` holds the rest, and
     every fourth tile whatever its guess: on those the limits are set beyond which a tile counts as strange. What
     earlier guesses left there goes first: a tile would else have two labels, or train and be unlabelled at once.
 
@@ -122,7 +126,7 @@ def write_sources(
     Raises:
         NoTilesError: one of the folders holds something else.
     """
-    sure = [n for n, found in enumerate(guesses) if found.agreed and found.confidence >= least and n % _HELD_BACK != 0]
+    sure = [n for n, found in enumerate(guesses) if found.is_sure(least) and n % _HELD_BACK != 0]
     rest = sorted(set(range(len(guesses))) - set(sure))
     _spare_what_is_no_guess(out)
     for folder, chosen, split in zip(_folders(out), (sure, rest), ("train", UNLABELLED), strict=True):
@@ -153,7 +157,7 @@ def _write_card(folder: Path, split: str, looked_at: int, least: float, model: M
         format=Format.GEOTIFF,
         licence="as the tiles",
         origin=_ORIGIN,
-        notes=f"Train: where sets of bands agree and the mean probability is at least {least}.",
+        notes=f"Train: where sets of bands agree and the mean probability is at least {least}; 0: every guess.",
         extra={"split": split, "model_sha256": model.sha256, "looked_at": looked_at, "least": least},
     ).write(folder)
 
@@ -162,7 +166,14 @@ def _write_card(folder: Path, split: str, looked_at: int, least: float, model: M
 @click.argument("tiles", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--model", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Whose guesses.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("data/raw/l2a-guessed"))
-@click.option("--least", default=0.8, show_default=True, help="Lowest mean probability (0-1) of a label that is kept.")
+@click.option(
+    "--least",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Lowest mean probability of a label that is kept; 0 keeps every guess, for a training that MODEL teaches as "
+    "well (model.distillation) and so tells how unsure it is.",
+)
 @one_line_errors
 def main(tiles: Path, model: Path, out: Path, least: float) -> None:
     """Label TILES (.npz: `tiles` uint16 (n, bands, 64, 64) of DN at Level-2A, `bands`) where MODEL is sure of them.
@@ -182,5 +193,5 @@ def main(tiles: Path, model: Path, out: Path, least: float) -> None:
 def _per_class(guesses: list[Guess], least: float) -> str:
     """Return how many of each class were sure, of how many guessed."""
     names = sorted({found.label for found in guesses})
-    kept = {name: sum(g.label == name and g.agreed and g.confidence >= least for g in guesses) for name in names}
+    kept = {name: sum(g.label == name and g.is_sure(least) for g in guesses) for name in names}
     return ", ".join(f"{name} {kept[name]}/{sum(g.label == name for g in guesses)}" for name in names)

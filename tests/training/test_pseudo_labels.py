@@ -45,6 +45,12 @@ def test_only_sure_and_agreed_guesses_train_and_every_fourth_tile_stays_unlabell
     assert find_source(tmp_path / "guessed-unlabelled").split == "unlabelled"
 
 
+@pytest.mark.parametrize(("least", "sure"), [(0.8, [True, False, False]), (0.0, [True, True, True])])
+def test_at_zero_every_guess_is_sure_enough(least: float, sure: list[bool]) -> None:
+    guesses = [Guess("River", 0.9, True), Guess("River", 0.9, False), Guess("River", 0.5, True)]
+    assert [found.is_sure(least) for found in guesses] == sure
+
+
 def test_new_guesses_take_the_place_of_earlier_ones_and_of_nothing_else(
     array: Path, model_file: Path, tmp_path: Path
 ) -> None:
@@ -81,7 +87,7 @@ def test_guessed_tiles_train_though_no_list_names_them(
     assert answered.exit_code == 0, answered.output
     kept, rest = (len(find_source(folder).files()) for folder in (out, tmp_path / "l2a-guessed-unlabelled"))
     assert f"{kept} of 15 tiles are labelled" in answered.output
-    assert kept + rest == 15
+    assert (kept, rest) == (11, 4), "at 0 every guess trains, but for every fourth tile"
     names = [file.name for file in find_source(tiles_folder).files()]
     for split, part in (("train", names[:50]), ("val", names[50:80]), ("test", names[80:])):
         (tmp_path / f"{split}.txt").write_text("\n".join(part))
