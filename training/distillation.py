@@ -23,8 +23,7 @@ from models.network import ResidualCNN
 from models.symmetries import SYMMETRIES
 from training.compilation import Forward, compiled
 from training.paths import RunFolder
-
-_PREFIX, _HEAD = "classifier.", "head."
+from training.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -72,49 +71,6 @@ class Teachers:
         teacher, way = (int(torch.randint(n, (1,))) for n in (len(self._forwards), len(SYMMETRIES)))
         logits, _ = self._forwards[teacher](SYMMETRIES[way](tiles).contiguous())
         return torch.lerp(targets, logits.float().softmax(1), self._share)
-
-
-def load_weights(classifier: Classifier, checkpoint: Path, setting: str, any_classes: bool = False) -> None:
-    """Load what `checkpoint` learned into `classifier`, with the bands' statistics that it was learned on.
-
-    Args:
-        classifier: of the same network.
-        checkpoint: of a finished run.
-        setting: what named it, for messages.
-        any_classes: whether the head may be left as it was drawn, where the checkpoint has none (pretraining) or one
-            for another number of classes.
-
-    Raises:
-        TrainingError: there is no such checkpoint, or it is broken, or of another network or number of classes.
-    """
-    weights, own = _saved_weights(checkpoint, setting), classifier.state_dict()
-    if any_classes:
-        head = {name: value for name, value in own.items() if name.startswith(_HEAD)}
-        if any(name not in weights or weights[name].shape != value.shape for name, value in head.items()):
-            weights |= head
-    try:
-        classifier.load_state_dict(weights)
-    except RuntimeError as error:
-        raise TrainingError(f"{setting}: {checkpoint}: a checkpoint of another network or classes") from error
-
-
-def _saved_weights(checkpoint: Path, setting: str) -> dict[str, Tensor]:
-    """Return the weights of the classifier in a run's checkpoint, bands' statistics included.
-
-    Args:
-        checkpoint: a `best.ckpt` or `last.ckpt`.
-        setting: what named it, for the message.
-
-    Raises:
-        TrainingError: there is none, or it is broken.
-    """
-    if not checkpoint.is_file():
-        raise TrainingError(f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch raises whatever the broken part of the archive makes it raise
-        raise TrainingError(f"{setting}: {checkpoint}: no checkpoint of a run, or a broken one") from error
-    return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
 
 
 def _teacher(run: RunFolder, classes: int, device: torch.device, compile: bool) -> Forward:

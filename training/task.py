@@ -13,10 +13,11 @@ from models.classifier import Classifier
 from models.network import ResidualCNN
 from training.answers import Answers
 from training.compilation import Forward, compiled, faster_forward
-from training.distillation import Distillation, Teachers, load_weights
+from training.distillation import Distillation, Teachers
 from training.evaluation import ALL, BAND_VIEWS, evaluate, see_through
 from training.optimisation import Optimisation, OptimisedModule
 from training.precision import allow_tf32
+from training.weights import load_weights
 
 
 class ClassificationTask(OptimisedModule):
@@ -32,8 +33,8 @@ class ClassificationTask(OptimisedModule):
         compile: let torch compile the network for training, which takes a minute at first and is then faster
             (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++ compiler.
             null: on a GPU, where a measurement at the first step says that it is faster.
-        start_from: a checkpoint of the same network whose weights training starts with, of a run of any classes or of
-            `python -m training pretrain`; null: with weights drawn.
+        start_from: what training starts with: the weights of the same network in a checkpoint, of a run of any classes
+            or of `python -m training pretrain`, or in a model file (fp32, e.g. the one that ships); null: drawn ones.
         distillation: finished runs whose answers are learned beside the labels; null: labels alone.
         symmetries: how many of a tile's eight turns and mirrors the trained network looks at, taking the mean: 1, 2, 4
             or 8. It is right a little more often, and as many times slower. Training itself is not changed, so `test`
@@ -73,7 +74,8 @@ class ClassificationTask(OptimisedModule):
     def setup(self, stage: str) -> None:
         """Take up the weights that training starts from; a run that goes on has its own."""
         if stage == "fit" and self._start_from is not None and self.trainer.ckpt_path is None:
-            load_weights(self.classifier, self._start_from, "model.start_from", any_classes=True)
+            pack = getattr(getattr(self.trainer, "datamodule", None), "pack", None)
+            load_weights(self.classifier, self._start_from, "model.start_from", any_classes=True, pack=pack)
 
     def on_fit_start(self) -> None:
         """Start watching the loss, call the teachers, forget a network that was compiled for batches of another run."""
