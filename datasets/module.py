@@ -32,7 +32,9 @@ from datasets.loading import Batch, ChunkSampler, PackedDataset, StepSampler, Tr
 from datasets.order import BlockOptions, EpochOrder, Part
 from datasets.resident import ResidentTiles, resident_bytes
 from datasets.shards import ReadAhead
+from datasets.splits import UNLABELLED
 
+_TRAIN = "train"
 _DEVICE_SHARE = 0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest
 _MEMORY_SHARE = 0.6  # of the machine's memory
 
@@ -50,7 +52,7 @@ class TileDataModule(pl.LightningDataModule):
         batch_size: tiles a step, in all training processes together.
         workers: loader processes; 0 reads in the training process.
         repeat: how often the tiles of a source stand in an epoch, e.g. `{eurosat-ms: 6}` where they are few.
-        train_splits: the splits that train; pretraining, which needs no labels, may take `unlabelled` too.
+        train_splits: the splits that train: `train`; where labels count for nothing (pretraining) `unlabelled` too.
         test_split: the split that `test` measures.
         evaluation_batch: tiles that validation and test answer at a time; their figures do not depend on batch_size.
         store: where tiles are kept; auto decides by their size: on a GPU that holds them, else in memory, else on disk.
@@ -92,7 +94,7 @@ class TileDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.workers, self.augment, self.seed = batch_size, workers, augment, seed
         self.repeat, self.evaluation_batch = repeat or {}, evaluation_batch
-        self.train_splits, self.test_split = train_splits, test_split
+        self.train_splits, self.test_split = _checked(train_splits), test_split
         self.store, self.blocks, self.compile = store, blocks, compile
         self.geometry, self.geometry_on, self.radiometry = geometry, geometry_on, radiometry
         self.band_dropout, self.mix, self.atmosphere, self.holes = band_dropout, mix, atmosphere, holes
@@ -138,7 +140,7 @@ class TileDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the augmented, shuffled loader of the train split."""
-        rows = self._train_rows()
+        rows = np.concatenate([self._rows(split) for split in self.train_splits])
         repeated = np.concatenate([np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()])
         store = self.chosen_store
         on_cpu = self.augment and self.geometry_place == "cpu"
@@ -201,7 +203,7 @@ class TileDataModule(pl.LightningDataModule):
             self._ahead = None
 
     def _decide_store(self) -> Store:
-        size = resident_bytes(self.pack, np.concatenate([self._train_rows(), self.pack.rows("val")]))
+        size = resident_bytes(self.pack, np.concatenate([*self._train_parts(), self.pack.rows("val")]))
         if self.device.type == "cuda" and size <= _DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             return "device"
         return "memory" if size <= _MEMORY_SHARE * _memory() else "disk"
@@ -221,8 +223,9 @@ class TileDataModule(pl.LightningDataModule):
             self.holes,
         ).requires_grad_(False)
 
-    def _train_rows(self) -> npt.NDArray[np.int64]:
-        return np.concatenate([self._rows(split) for split in self.train_splits])
+    def _train_parts(self) -> list[npt.NDArray[np.int64]]:
+        """Return the rows of each split that trains, which a pack that is only tested need not have."""
+        return [self.pack.rows(split) for split in self.train_splits]
 
     def _rows(self, split: str) -> npt.NDArray[np.int64]:
         rows = self.pack.rows(split)
@@ -245,7 +248,7 @@ class TileDataModule(pl.LightningDataModule):
         if store == "device" and (self._resident is None or not np.isin(rows, self._resident.rows).all()):
             fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
             held = [] if self._resident is None else [self._resident.rows]
-            more = [self._train_rows(), self.pack.rows("val")] if fitting else []
+            more = [*self._train_parts(), self.pack.rows("val")] if fitting else []
             self._resident = ResidentTiles(self.pack, np.concatenate([rows, *held, *more]), self.device)
         return PackedDataset(self.pack, rows, geometry, self.seed, pixels=store != "device")
 
@@ -277,3 +280,10 @@ def _memory() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
     return min(whole, int(text)) if text.isdigit() else whole
+
+
+def _checked(splits: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the splits that train; raises TrainingError where there are none, or some that judge."""
+    if not splits or not set(splits) <= {_TRAIN, UNLABELLED}:
+        raise TrainingError(f"data.train_splits: {list(splits)}; it is [{_TRAIN}], [{UNLABELLED}] or both")
+    return splits

@@ -39,7 +39,8 @@ class Statistics(NamedTuple):
         values: float32 (batch, 13, 3), logarithms of mean, standard deviation and least DN of each band's valid
             pixels; of no meaning where a band is absent.
         share: float32 (batch, 13), of valid pixels (0-1) of each band.
-        alike: float32 (batch, 12), correlation (-1 to 1) of each band with the next; 0 where one is absent.
+        alike: float32 (batch, 12), correlation (-1 to 1) of each band with the next, less where they hardly differ from
+            pixel to pixel (10 DN, as much as noise, join each deviation); 0 where one is absent.
     """
 
     values: Tensor
@@ -53,18 +54,14 @@ def statistics(pixels: Tensor) -> Statistics:
     share = valid.mean((2, 3))
     whole = share.clamp(min=1e-6)
     mean = pixels.mean((2, 3)) / whole
-    square = (pixels * pixels).mean((2, 3)) / whole
-    variance = (square - mean * mean).clamp(min=0.0) + _LEAST_STD**2
+    # About the mean, and 0 where there is no data: a missing pixel then says nothing, and bright bands lose no digits.
+    centred = pixels - mean[:, :, None, None] * valid
+    variance = (centred * centred).mean((2, 3)) / whole + _LEAST_STD**2
+    product = (centred[:, :-1] * centred[:, 1:]).mean((2, 3)) / whole[:, :-1]
+    alike = (product * (variance[:, :-1] * variance[:, 1:]).rsqrt()).clamp(-1.0, 1.0)
     least = _MOST_DN - (valid * _MOST_DN - pixels).amax((2, 3))
     logs = [mean.clamp(min=1.0).log(), variance.log() / 2, least.clamp(1.0, _MOST_DN).log()]
-    return Statistics(torch.stack(logs, dim=2), share, _alike(pixels, whole, mean, variance))
-
-
-def _alike(pixels: Tensor, whole: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Return (batch, 12): the correlations, right where holes lie in both bands alike, as they mostly do."""
-    product = (pixels[:, :-1] * pixels[:, 1:]).mean((2, 3)) / whole[:, :-1]
-    covariance = product - mean[:, :-1] * mean[:, 1:]
-    return (covariance * (variance[:, :-1] * variance[:, 1:]).rsqrt()).clamp(-1.0, 1.0)
+    return Statistics(torch.stack(logs, dim=2), share, alike)
 
 
 class InputCheck(nn.Module):

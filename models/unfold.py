@@ -24,6 +24,7 @@ _ROOT = "classifier."
 _LOGITS = "logits"
 _MOST_DIFFERENCE = 1e-3  # of any logit: folding rounds
 _BATCH = 128
+_SYMMETRIES = (1, 2, 4, 8)
 
 
 def unfolded(path: Path, backbone: nn.Module, tiles: Tensor) -> dict[str, Tensor]:
@@ -103,10 +104,12 @@ def _moments(x: Tensor) -> Tensor:
 
 
 def _compare(classifier: Classifier, opened: ModelFile) -> None:
-    """Refuse weights that fit a network and make another function of it than the file's."""
+    """Refuse weights that fit a network and make another function of it than the file's, in whatever ways it looks."""
     tiles = np.random.default_rng(0).integers(1, 4000, (2, BAND_COUNT, TILE_SIZE, TILE_SIZE)).astype(np.uint16)
-    with torch.no_grad():
-        found = classifier(torch.from_numpy(tiles))[0].numpy()
     expected = opened.session.run([_LOGITS], {INPUT: tiles})[0]
-    if not np.abs(found - expected).max() <= _MOST_DIFFERENCE * max(1.0, np.abs(expected).max()):
-        raise ModelFileError(f"{opened.path}: its weights fit this network, which answers otherwise with them")
+    for classifier.symmetries in _SYMMETRIES:
+        with torch.no_grad():
+            found = classifier(torch.from_numpy(tiles))[0].numpy()
+        if np.abs(found - expected).max() <= _MOST_DIFFERENCE * max(1.0, np.abs(expected).max()):
+            return
+    raise ModelFileError(f"{opened.path}: its weights fit this network, which answers otherwise with them")

@@ -73,3 +73,10 @@ def test_no_package_registry_and_no_path_of_a_machine_is_in_the_repository() -> 
         if path.suffix in suffixes and path.is_file():
             found = re.search(r"index-url\s*=?\s*https?://|/(?:home|Users)/\w+/", path.read_text(errors="ignore"))
             assert found is None, f"{name} holds {found.group()!r}"  # type: ignore[union-attr]
+
+
+def test_no_data_and_no_link_out_of_the_repository_is_tracked() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30)
+    names = listed.stdout.splitlines()
+    assert [name for name in names if Path(name).suffix.lower() in (".tif", ".tiff", ".jpg", ".jpeg", ".npz")] == []
+    assert [name for name in names if (PROJECT / name).is_symlink()] == []

@@ -30,9 +30,7 @@ _LEAST_MODELS = 2
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Pack of tiles.")
-@click.option(
-    "--split", "splits", multiple=True, default=("val", UNLABELLED), show_default=True, help="Can be said again."
-)
+@click.option("--split", "splits", multiple=True, help=f"Can be said again. Default: val, and {UNLABELLED} if there.")
 @one_line_errors
 def agreement(models: tuple[Path, ...], data: Path, splits: tuple[str, ...]) -> None:
     """Print how often MODELS agree on tiles, by source and set of bands: an estimate, without labels, of how often
@@ -45,8 +43,9 @@ def agreement(models: tuple[Path, ...], data: Path, splits: tuple[str, ...]) -> 
     python -m training agreement artifacts/seed-0/1.0.1/model.onnx artifacts/seed-1/1.0.1/model.onnx --data PACK
     """
     pack = open_pack(data)
+    asked = splits or ("val", *(UNLABELLED for split in pack.summary.counts if split == UNLABELLED))
     with shown() as progress:
-        table = as_table([open_model(path) for path in models], pack, splits, progress)
+        table = as_table([open_model(path) for path in models], pack, asked, progress)
     click.echo(table.markdown())
 
 
@@ -54,17 +53,18 @@ def as_table(models: Sequence[ModelFile], pack: Pack, splits: Sequence[str], pro
     """Return a row for each split, source and set of bands that has tiles.
 
     Raises:
-        TrainingError: there are fewer than two different models, they know other classes, or no split has tiles.
+        TrainingError: there are fewer than two models, two have the same weights, they know other classes, or a split
+            has no tiles.
     """
-    if len({model.sha256 for model in models}) < _LEAST_MODELS:
-        raise TrainingError("to agree takes two different model files at least")
+    networks = {model.metadata.weights or model.sha256 for model in models}  # fp32 and INT8 are one network
+    if len(models) < _LEAST_MODELS or len(networks) < len(models):
+        raise TrainingError("to agree takes two model files at least, each of other weights")
     if len({model.metadata.classes for model in models}) > 1:
         raise TrainingError("the model files know different classes, or the same in another order")
+    for split in splits:
+        if not len(pack.rows(split)):
+            raise TrainingError(f"{pack.root}: no tile is in {split!r}; it has {', '.join(pack.summary.counts)}")
     rows = tuple(row for split in splits for row in _rows([Case(m, pack, split, progress) for m in models]))
-    if not rows:
-        raise TrainingError(
-            f"{pack.root}: no tile is in {' or '.join(splits)}; it has {', '.join(pack.summary.counts)}"
-        )
     note = (
         f"{len(models)} model files: the share of tiles to which two of them give the same class, mean over the pairs, "
         "and where labels are known the share that one of them has right, mean over the files."

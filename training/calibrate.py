@@ -19,7 +19,7 @@ from models import conformal, outliers
 from models.calibration import fit_temperature
 from models.classifier import Classifier
 from models.modelfile import ModelMetadata, Outliers, PredictionSets, ReferenceHistogram
-from models.sampling import FIRST, STEP
+from models.sampling import LINES
 from training.evaluation import evaluate
 from training.exposure import exposures
 from training.provenance import code_revision
@@ -144,7 +144,10 @@ def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
 
 
 def held_back(pack: Pack) -> Rows:
-    """Return the unlabelled tiles that nothing is fitted on: limits are, and figures are measured on them."""
+    """Return the unlabelled tiles that nothing but limits is fitted on, and figures are measured on.
+
+    A network that was pretrained may have seen them, without labels.
+    """
     return pack.rows(UNLABELLED)[::_HELD_BACK]
 
 
@@ -172,7 +175,7 @@ def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
 
 def _lines(pack: Pack, rows: Rows) -> DN:
     """Return what the input check looks at of the tiles in `rows`, uint16."""
-    return np.ascontiguousarray(pack.fetch(rows)[:, :, FIRST::STEP])
+    return np.ascontiguousarray(pack.fetch(rows)[:, :, LINES])
 
 
 def _fitted_part(rows: Rows) -> Rows:

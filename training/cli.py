@@ -24,7 +24,7 @@ from datasets.module import TileDataModule
 from training.callbacks import Ema, EpochLines, History, SeedEachStep
 from training.health import Health
 from training.optimisation import OptimisedModule
-from training.paths import RunFolder, new_run, newest_run
+from training.paths import RUNS, RunFolder, new_run, newest_run
 from training.precision import AUTO, allow_tf32, best_precision
 from training.settings import Quantisation
 from training.system_metrics import SystemMetrics
@@ -63,10 +63,12 @@ class TrainingCLI(LightningCLI):
     Attributes:
         best: the figure by which the best checkpoint is known, and whether it is the highest (max) or lowest (min).
         told: what the task is told of the data.
+        runs: where a run goes that was not told where.
     """
 
-    best = ("val/accuracy", "max")
+    best: tuple[str, str] = ("val/accuracy", "max")
     told: tuple[str, ...] = ("classes", "band_mean", "band_std", "class_counts")
+    runs: Path = RUNS
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -107,7 +109,7 @@ class TrainingCLI(LightningCLI):
         """Settle what depends on the machine and on the run: precision, folder."""
         config = self.config[self.subcommand]
         fitting = self.subcommand in _FITTING
-        config.out = config.out or (_shared_new_run() if fitting else newest_run().root)
+        config.out = config.out or (_shared_new_run(self.runs) if fitting else newest_run().root)
         self._refuse_overwriting(RunFolder(config.out))
         if config.get("ckpt_path") == _LAST:
             last = RunFolder(config.out).last
@@ -160,7 +162,7 @@ class TrainingCLI(LightningCLI):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are one line and exit status 1."""
     description = "Train, measure and export a tile classifier. Without a subcommand: run."
-    with one_line_errors():
+    with short_errors():
         words = _complete(list(sys.argv[1:] if arguments is None else arguments))
         start(TrainingCLI, ClassificationTask, words, "python -m training", description)
 
@@ -182,13 +184,13 @@ def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str],
         parser_kwargs={
             "prog": prog,
             "description": description,
-            **{name: {"default_config_files": _DEFAULTS} for name in cli.subcommands()},
+            **{name: {"default_config_files": _DEFAULTS, "description": description} for name in cli.subcommands()},
         },
     )
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def short_errors() -> Iterator[None]:
     """Say what a user can mend in one line and end the process with its status; say how an interrupted run goes on."""
     try:
         yield
@@ -200,8 +202,8 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def _shared_new_run() -> Path:
-    """Return the folder of a new run, the same in all processes of this run.
+def _shared_new_run(runs: Path) -> Path:
+    """Return the folder of a new run in `runs`, the same in all processes of this run.
 
     Raises:
         TrainingError: something else than Lightning started several processes, which cannot agree on a name.
@@ -210,7 +212,7 @@ def _shared_new_run() -> Path:
         return Path(os.environ[_RUN_VARIABLE])
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         raise TrainingError("several processes train together and need one folder; name the run's folder with --out")
-    os.environ[_RUN_VARIABLE] = str(new_run().root)
+    os.environ[_RUN_VARIABLE] = str(new_run(runs).root)
     return Path(os.environ[_RUN_VARIABLE])
 
 

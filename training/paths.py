@@ -10,6 +10,8 @@ import yaml
 from datasets.errors import TrainingError
 
 RUNS = Path("artifacts/runs")
+PRETRAINING = Path("artifacts/pretraining")
+"""Runs that learn without labels: nothing is tested or exported of them, so the newest run is none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation accuracy."""
+        """The checkpoint with the best validation accuracy; of pretraining, with the lowest validation loss."""
         return self.checkpoints / "best.ckpt"
 
     @property
@@ -58,9 +60,9 @@ class RunFolder:
         return self.root / "model.onnx"
 
 
-def new_run() -> RunFolder:
-    """Return a folder for a new run, named by the time in UTC."""
-    return RunFolder(RUNS / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S"))
+def new_run(runs: Path = RUNS) -> RunFolder:
+    """Return a folder in `runs` for a new run, named by the time in UTC."""
+    return RunFolder(runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S"))
 
 
 def newest_run() -> RunFolder:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datasets.errors import TrainingError
 from datasets.loading import Batch
+from datasets.splits import UNLABELLED
 from models.classifier import Classifier
 from models.network import ResidualCNN
 from training.answers import Answers
@@ -17,7 +19,7 @@ from training.distillation import Distillation, Teachers
 from training.evaluation import ALL, BAND_VIEWS, evaluate, see_through
 from training.optimisation import Optimisation, OptimisedModule
 from training.precision import allow_tf32
-from training.weights import load_weights
+from training.weights import start_from
 
 
 class ClassificationTask(OptimisedModule):
@@ -72,10 +74,16 @@ class ClassificationTask(OptimisedModule):
         return logits, embedding
 
     def setup(self, stage: str) -> None:
-        """Take up the weights that training starts from; a run that goes on has its own."""
+        """Take up the weights that training starts from; a run that goes on has its own.
+
+        Raises:
+            TrainingError: there are no such weights, or tiles without labels are to train.
+        """
+        if stage == "fit" and UNLABELLED in getattr(getattr(self.trainer, "datamodule", None), "train_splits", ()):
+            raise TrainingError(f"data.train_splits: tiles that are {UNLABELLED} have no labels to train by; pretrain")
         if stage == "fit" and self._start_from is not None and self.trainer.ckpt_path is None:
             pack = getattr(getattr(self.trainer, "datamodule", None), "pack", None)
-            load_weights(self.classifier, self._start_from, "model.start_from", any_classes=True, pack=pack)
+            start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")
 
     def on_fit_start(self) -> None:
         """Start watching the loss, call the teachers, forget a network that was compiled for batches of another run."""

@@ -344,3 +344,16 @@ def test_each_process_gets_its_part_of_every_batch(pack_folder: Path) -> None:
 
     for whole, first, second in zip(batches(None), batches(0), batches(1), strict=True):
         assert all(torch.equal(whole[key], torch.cat([first[key], second[key]])) for key in whole)
+
+
+def test_a_split_that_judges_does_not_train_and_none_is_too_few(pack_folder: Path) -> None:
+    for splits in ((), ("train", "val"), ("test",)):
+        with pytest.raises(TrainingError, match=r"data\.train_splits: .*; it is \[train\], \[unlabelled\] or both"):
+            TileDataModule(pack_folder, train_splits=splits)
+
+
+def test_a_pack_that_is_only_tested_needs_no_tiles_that_train(pack_folder: Path, pack: Pack) -> None:
+    data = TileDataModule(pack_folder, train_splits=("unlabelled",))
+    assert all_of(list(data.test_dataloader()), "rows").tolist() == pack.rows("test").tolist()
+    with pytest.raises(TrainingError, match="no tile is in the split 'unlabelled'"):
+        data.train_dataloader()

@@ -8,7 +8,7 @@ from datasets.eurosat import CLASSES
 from datasets.synthetic import render
 from datasets.tile import DN
 from models.input_check import InputCheck, statistics
-from models.sampling import FIRST, STEP, sample
+from models.sampling import LINES, sample
 from training.disturbances import DISTURBANCES
 from training.exposure import exposures
 from training.faults import FAULTS
@@ -21,7 +21,7 @@ def tiles(first: int, each: int) -> DN:
 @pytest.fixture(scope="module")
 def fitted() -> InputCheck:
     check = InputCheck()
-    check.fit(exposures([np.ascontiguousarray(tiles(0, 20)[:, :, FIRST::STEP])]))
+    check.fit(exposures([np.ascontiguousarray(tiles(0, 20)[:, :, LINES])]))
     return check
 
 
@@ -49,7 +49,7 @@ def test_before_it_is_fitted_every_score_is_zero() -> None:
 
 def test_the_same_tiles_give_the_same_weights(fitted: InputCheck) -> None:
     again = InputCheck()
-    again.fit(exposures([np.ascontiguousarray(tiles(0, 20)[:, :, FIRST::STEP])]))
+    again.fit(exposures([np.ascontiguousarray(tiles(0, 20)[:, :, LINES])]))
     np.testing.assert_array_equal(odds(again, tiles(50, 1)), odds(fitted, tiles(50, 1)))
 
 
@@ -76,6 +76,16 @@ def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
     assert not alike[7:9].any(), "a band that is absent is like none"
 
 
+def test_a_pixel_that_one_band_lacks_and_bright_flat_bands_change_next_to_nothing() -> None:
+    random = np.random.default_rng(0)
+    pixels = (2500 + random.normal(0, 60, (1, 1, 9, 64)) + random.normal(0, 20, (1, 13, 9, 64))).astype(np.float32)
+    sound = statistics(torch.from_numpy(pixels)).alike
+    assert sound.min() > 0.8
+    pixels[0, 3, 4, 20] = 0
+    assert (statistics(torch.from_numpy(pixels)).alike - sound).abs().max() < 0.01
+    assert statistics(torch.full((1, 13, 9, 64), 40_000.0)).alike.abs().max() < 0.01
+
+
 def test_a_tile_without_any_data_has_a_finite_score(fitted: InputCheck) -> None:
     assert np.isfinite(odds(fitted, np.zeros((1, 13, 64, 64), np.uint16))).all()
 
@@ -85,7 +95,7 @@ def test_real_level_2a_tiles_with_the_offset_are_told_from_those_without(real_da
     with np.load(real_data / "l2a_unlabelled.npz") as archive:
         real = np.insert(archive["tiles"], 10, 0, axis=1)  # Level-2A has no B10
     check = InputCheck()
-    check.fit(exposures([np.ascontiguousarray(real[::2, :, FIRST::STEP])]))
+    check.fit(exposures([np.ascontiguousarray(real[::2, :, LINES])]))
     others = real[1::2]
     limit = np.quantile(odds(check, others), 0.95)
     assert (odds(check, FAULTS["offset"].make(others)) > limit).mean() >= 0.95
@@ -97,7 +107,7 @@ def test_red_and_blue_exchanged_are_mostly_told_in_real_level_2a_tiles(real_data
         real = np.insert(archive["tiles"], 10, 0, axis=1)
     fourth = np.arange(len(real)) % 4 == 0
     check = InputCheck()
-    check.fit(exposures([np.ascontiguousarray(real[~fourth][:, :, FIRST::STEP])]))
+    check.fit(exposures([np.ascontiguousarray(real[~fourth][:, :, LINES])]))
     limit = np.quantile(odds(check, real[fourth]), 0.95)
     told = (odds(check, FAULTS["red_blue"].make(real[fourth])) > limit).mean()
     assert told >= 0.85, "0.8 without what neighbouring bands have in common"

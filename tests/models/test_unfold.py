@@ -9,6 +9,7 @@ import torch
 from datasets.errors import ModelFileError
 from datasets.pack import Pack
 from models.classifier import Classifier
+from models.export import export
 from models.modelfile import INPUT, open_model
 from models.network import PatchCNN, ResidualCNN
 from models.precision import int8_of
@@ -40,6 +41,16 @@ def test_the_network_that_is_handed_over_stays_as_it_is(skilled_model: Path, til
     before = {name: value.clone() for name, value in given.state_dict().items()}
     unfolded(skilled_model, given, tiles)
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+
+
+def test_a_file_that_looks_in_several_ways_holds_the_same_weights(
+    skilled_model: Path, tiles: torch.Tensor, tmp_path: Path
+) -> None:
+    classifier = Classifier(network(), 10, [1.0] * 13, [1.0] * 13, symmetries=4)
+    classifier.load_state_dict(unfolded(skilled_model, network(), tiles))
+    export(classifier.eval(), open_model(skilled_model).metadata, tmp_path / "four.onnx", tiles[:4].numpy())
+    again = unfolded(tmp_path / "four.onnx", network(), tiles)
+    assert torch.allclose(again["head.weight"], classifier.head.weight)
 
 
 def test_other_networks_and_rounded_weights_are_refused(skilled_model: Path, tiles: torch.Tensor) -> None:

@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from datasets.pack import Pack
+from models.classifier import Classifier
 from models.modelfile import INPUT, open_model
+from models.network import PatchCNN
 from training.cli import main
+from training.pretraining.masked import MaskedPretraining
+from training.weights import start_from
 
 NETWORK = [
     "--model.backbone=models.network.PatchCNN",
@@ -47,3 +51,35 @@ def test_a_file_of_another_network_is_one_line(
         fit(pack_folder, tmp_path / "run", model_file)
     assert stopped.value.code == 1
     assert f"error: model.start_from: {model_file}: a model file of another network" in capsys.readouterr().err
+
+
+def test_the_head_of_other_classes_is_left_out_though_they_are_as_many(skilled_model: Path, pack: Pack) -> None:
+    known = open_model(skilled_model).metadata.classes
+    heads = []
+    for classes in (known, tuple(f"my {name}" for name in known)):
+        classifier = Classifier(PatchCNN(16, (24, 32), (1, 1)), len(classes), [1.0] * 13, [1.0] * 13)
+        drawn = classifier.head.weight.clone()
+        start_from(classifier, skilled_model, classes, pack, "model.start_from")
+        heads.append(torch.equal(classifier.head.weight, drawn))
+    assert heads == [False, True]
+
+
+def test_the_head_of_pretraining_is_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = MaskedPretraining(["a", "b"], [1.0] * 13, [1.0] * 13, PatchCNN(16, (24, 32), (1, 1)))
+    torch.save({"state_dict": task.state_dict()}, tmp_path / "best.ckpt")
+    classifier = Classifier(PatchCNN(16, (24, 32), (1, 1)), 2, [1.0] * 13, [1.0] * 13)
+    drawn = classifier.head.weight.clone()
+    start_from(classifier, tmp_path / "best.ckpt", ("a", "b"), None, "model.start_from")
+    assert torch.equal(classifier.head.weight, drawn)
+    learned = zip(task.classifier.backbone.parameters(), classifier.backbone.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in learned)
+
+
+def test_tiles_without_labels_are_refused_where_labels_train(
+    pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}", "--data.train_splits=[train,unlabelled]"]
+    with pytest.raises(SystemExit):
+        main(["fit", *NETWORK, *words])
+    assert "error: data.train_splits: tiles that are unlabelled have no labels to train by" in capsys.readouterr().err

@@ -45,7 +45,7 @@ class Masking:
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and 0 <= self.bands < 1) or self.share + self.bands == 0:
             raise TrainingError(
-                f"model.masking: share {self.share} and bands {self.bands} are shares from 0 to 1, one above 0"
+                f"model.masking: share {self.share} is from 0 to 1 and bands {self.bands} below 1, one of them above 0"
             )
         if self.square not in (4, 8, 16, 32):
             raise TrainingError(f"model.masking.square: {self.square}; it is 4, 8, 16 or 32 pixels")
@@ -74,14 +74,20 @@ class Reconstruction(nn.Module):
         self.preprocess, self.backbone = classifier.preprocess, backbone
         self.decoder = _decoder(backbone)
 
-    def forward(self, tiles: Tensor, keys: Tensor) -> Tensor:
-        """Return the loss () of a batch: the mean squared error, in standard deviations, of what was hidden.
+    def hidden(self, keys: Tensor) -> Tensor:
+        """Return bool (batch, 13, 16, 16): which cells of which bands are hidden, by the keys (batch,) of the tiles."""
+        return draw_hidden(self.masking, Draws(keys, _SEED))
+
+    def forward(self, tiles: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss () of a batch and how many cells it is the mean over ().
+
+        The loss is the squared error of what was hidden, in standard deviations.
 
         Args:
-            tiles: float32 (batch, 13, 64, 64), DN; 0, no data, is never asked for.
+            tiles: float32 (batch, 13, 64, 64), DN; a cell with no data (0) in it is never asked for.
             keys: int64 (batch,), by which what is hidden is drawn.
         """
-        hidden = draw_hidden(self.masking, Draws(keys, _SEED))
+        hidden = self.hidden(keys)
         asked = hidden & (functional.avg_pool2d((tiles > 0).float(), CELL) == 1)
         pixels = hidden.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
         shown = torch.where(pixels & (tiles > 0), self.preprocess.fill, tiles)
@@ -89,7 +95,8 @@ class Reconstruction(nn.Module):
         grid: Tensor = self.backbone.grid(seen)  # type: ignore[operator]
         said = self.decoder(grid).float().unflatten(1, (2, BAND_COUNT))
         wrong = (said - describe(self.preprocess(tiles))).square().sum(1) * asked
-        return wrong.sum() / (2 * asked.sum().clamp(min=1))
+        cells = asked.sum()
+        return wrong.sum() / (2 * cells.clamp(min=1)), cells
 
 
 class MaskedPretraining(OptimisedModule):
@@ -121,7 +128,7 @@ class MaskedPretraining(OptimisedModule):
         self.reconstruction = Reconstruction(self.classifier, masking)
         self.to(memory_format=torch.channels_last)
         self._compile = compile
-        self._forward: list[Callable[[Tensor, Tensor], Tensor]] = []
+        self._forward: list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
 
     def on_fit_start(self) -> None:
         """Start watching the loss, and compile."""
@@ -132,13 +139,15 @@ class MaskedPretraining(OptimisedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of an augmented batch."""
-        return self.watched(self._forward[0](batch["tiles"], batch["keys"]), len(batch["tiles"]))
+        loss, _ = self._forward[0](batch["tiles"], batch["keys"])
+        return self.watched(loss, len(batch["tiles"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on tiles of the val split, each hidden in the same places every time."""
         real = batch["rows"] >= 0
-        loss = self.reconstruction(batch["tiles"][real].float(), batch["rows"][real])
-        self.log("val/loss", loss, prog_bar=True, batch_size=int(real.sum()), sync_dist=True)
+        loss, cells = self.reconstruction(batch["tiles"][real].float(), batch["rows"][real])
+        # Weighed by what was asked for, so that it is the same however tiles are batched and parted.
+        self.log("val/loss", loss, prog_bar=True, batch_size=int(cells), sync_dist=True)
 
 
 def draw_hidden(masking: Masking, draws: Draws) -> Tensor:

@@ -1,9 +1,12 @@
 """`python -m training pretrain`, run as a user would, and a training that starts from what it left."""
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
+from processes import train as run
+from processes import train_and_terminate
 
 from training.cli import main as train
 from training.pretraining.command import pretrain
@@ -43,15 +46,46 @@ def test_a_training_starts_from_pretrained_weights(
     assert all(torch.equal(before[name], after[name]) for name in kernels), "at a rate of 0 nothing moves"
 
 
-def test_it_goes_on_where_it_was_stopped(pack_folder: Path, tmp_path: Path) -> None:
+def state(out: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(out / "checkpoints/last.ckpt", weights_only=True)[
+        "current_model_state"
+    ]
+    return loaded
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was_stopped_and_loses_no_run(
+    pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     settings = [*SMALL, f"--data.pack={pack_folder}"]
     pretrain([*settings, f"--out={whole}"], "pretrain")
-    pretrain([*settings, f"--out={parted}", "--trainer.limit_train_batches=1", "--trainer.max_epochs=1"], "pretrain")
+    status, output = train_and_terminate("pretrain", *settings, f"--out={parted}", after="epoch 1/2")
+    assert status != 0, output
     pretrain([*settings, f"--out={parted}", "--ckpt_path=last"], "pretrain")
-    assert torch.load(parted / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    for name, value in state(whole).items():
+        torch.testing.assert_close(state(parted)[name], value, rtol=1e-3, atol=1e-5)
     with pytest.raises(SystemExit):
-        pretrain([*settings, f"--out={whole}"], "pretrain")  # a run must not be lost because its folder was named twice
+        pretrain([*settings, f"--out={whole}"], "pretrain")
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_as_one_does(pack_folder: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, f"--data.pack={pack_folder}", "--model.masking.share=0.5"]
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = run("pretrain", *settings, f"--out={tmp_path / 'two'}", *two)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pretrain([*settings, f"--out={tmp_path / 'one'}"], "pretrain")
+    with (tmp_path / "two/history.csv").open() as its, (tmp_path / "one/history.csv").open() as mine:
+        for other, row in zip(csv.DictReader(its), csv.DictReader(mine), strict=True):
+            assert float(other["val_loss"]) == pytest.approx(float(row["val_loss"]), rel=0.05)
+
+
+def test_its_help_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pretrain(["--help"], "python -m training pretrain")
+    assert "say what is hidden in tiles, without labels" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_network_that_cannot_be_pretrained_is_said_in_one_line(

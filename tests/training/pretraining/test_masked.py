@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from datasets.draws import Draws
 from datasets.errors import TrainingError
 from models.network import PatchCNN, ResidualCNN
-from training.pretraining.masked import MaskedPretraining, Masking, describe, draw_hidden
+from training.pretraining.masked import CELL, MaskedPretraining, Masking, describe, draw_hidden
 
 CLASSES, MEAN, STD = ["a", "b"], [1000.0] * 13, [500.0] * 13
 
@@ -36,25 +36,33 @@ def test_squares_are_hidden_in_all_bands_and_bands_whole_about_as_often_as_asked
     assert bands.mean() == pytest.approx(0.25, abs=0.03)
 
 
+class Blind(nn.Module):
+    """A network that sees nothing."""
+
+    def grid(self, seen: Tensor) -> Tensor:
+        return torch.zeros(len(seen), 32, 4, 4)
+
+
+def pixels(cells: Tensor) -> Tensor:
+    """Return (…, 64, 64) of (…, 16, 16)."""
+    return cells.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+
+
 @torch.no_grad()
 def test_a_network_is_asked_for_what_is_hidden_and_for_nothing_else() -> None:
     loss = make(Masking(share=0.5, bands=0.0)).eval().reconstruction
-    hidden = draw_hidden(loss.masking, Draws(keys(), 0x6D61736B)).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    tiles = some_tiles()
-    before = loss(tiles, keys())
-    constant = nn.Module()
-    constant.grid = lambda seen: torch.zeros(len(seen), 32, 4, 4)  # type: ignore[assignment]
-    loss.backbone = constant
-    blind = loss(tiles, keys())
-    assert blind != before
-    assert loss(torch.where(hidden, tiles, tiles + 500), keys()) == pytest.approx(blind), "what is shown"
-    assert loss(torch.where(hidden, tiles + 500, tiles), keys()) != pytest.approx(blind), "what is hidden"
+    loss.backbone = Blind()
+    tiles, hidden = some_tiles(), pixels(loss.hidden(keys()))
+    blind, cells = loss(tiles, keys())
+    assert cells == loss.hidden(keys()).sum() > 0
+    assert loss(torch.where(hidden, tiles, tiles + 500), keys())[0] == pytest.approx(blind), "what is shown"
+    assert loss(torch.where(hidden, tiles + 500, tiles), keys())[0] != pytest.approx(blind), "what is hidden"
 
 
 @torch.no_grad()
 def test_what_is_hidden_does_not_reach_the_network() -> None:
     loss = make(Masking(share=0.5, bands=0.3)).eval().reconstruction
-    hidden = draw_hidden(loss.masking, Draws(keys(), 0x6D61736B)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    hidden = pixels(loss.hidden(keys()))
     seen: list[Tensor] = []
     grid = loss.backbone.grid
     loss.backbone.grid = lambda x: (seen.append(x), grid(x))[1]  # type: ignore[assignment]
@@ -64,17 +72,30 @@ def test_what_is_hidden_does_not_reach_the_network() -> None:
 
 
 @torch.no_grad()
-def test_missing_data_is_never_asked_for() -> None:
+def test_cells_with_missing_data_are_never_asked_for() -> None:
     loss = make(Masking(share=1.0, bands=0.0)).eval().reconstruction
+    loss.backbone = Blind()
     tiles = some_tiles()
     tiles[:, 9] = 0
-    tiles[:, :, :, :32] = 0
-    other = tiles.clone()
-    other[:, :, ::4, 33] = 0  # one pixel of every cell of a column: the cell is no longer asked for
-    asked = [loss(each, keys()) for each in (tiles, other)]
-    assert all(torch.isfinite(each) for each in asked)
-    assert asked[0] != asked[1]
-    assert loss(torch.zeros_like(tiles), keys()) == 0
+    tiles[:, :, ::4, 33] = 0  # one pixel of every cell of a column
+    before, cells = loss(tiles, keys())
+    assert cells == 4 * 12 * 16 * 15
+    holed = (tiles == 0).float().unflatten(2, (16, 4)).unflatten(4, (16, 4)).amax((3, 5)) > 0
+    changed = torch.where(pixels(holed) & (tiles > 0), tiles + 900, tiles)
+    assert not torch.equal(changed, tiles)
+    assert loss(changed, keys())[0] == pytest.approx(before)
+    assert loss(torch.zeros_like(tiles), keys())[0] == 0
+
+
+@torch.no_grad()
+def test_the_validation_loss_is_the_same_however_tiles_are_batched() -> None:
+    loss = make().eval().reconstruction
+    tiles = some_tiles(6)
+    tiles[:4, 3:] = 0  # tiles of fewer bands ask for fewer cells
+    whole, cells = loss(tiles, keys(6))
+    parts = [loss(tiles[part], keys(6)[part]) for part in (slice(0, 4), slice(4, 6))]
+    together = sum(float(part * count) for part, count in parts) / float(cells)
+    assert together == pytest.approx(float(whole), rel=1e-4)
 
 
 def test_level_and_spread_are_those_of_each_cell() -> None:
@@ -93,7 +114,7 @@ def test_it_learns_to_say_what_is_hidden(backbone: nn.Module) -> None:
     optimiser = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], 3e-3)
     losses = []
     for step in range(60):
-        loss = task.reconstruction(tiles, torch.arange(8) + 8 * step)
+        loss, _ = task.reconstruction(tiles, torch.arange(8) + 8 * step)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
