@@ -30,9 +30,9 @@ from datasets.geometry import Geometry, GeometryOptions
 from datasets.holes import HoleOptions
 from datasets.loading import Batch, ChunkSampler, PackedDataset, StepSampler, TrainLoader, as_is
 from datasets.order import BlockOptions, EpochOrder, Part
+from datasets.pack import UNLABELLED
 from datasets.resident import ResidentTiles, resident_bytes
 from datasets.shards import ReadAhead
-from datasets.splits import UNLABELLED
 
 _TRAIN = "train"
 _DEVICE_SHARE = 0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest

@@ -26,6 +26,7 @@ from datasets.tile import BAND_COUNT, DN, TILE_SIZE
 if TYPE_CHECKING:  # a machine that trains on an array file (`datasets.arrays`) may have no pyarrow
     import pyarrow as pa
 
+UNLABELLED = "unlabelled"  # tiles that are known and have no label: no plan deals them, a folder's card puts them here
 VERSION = 1
 PLANES, INDEX, CARD, STATISTICS = "planes.u16", "index.parquet", "pack.json", "statistics.json"
 PLANE_BYTES = TILE_SIZE * TILE_SIZE * 2

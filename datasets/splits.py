@@ -16,10 +16,10 @@ from types import MappingProxyType
 from rasterio.warp import transform
 
 from datasets.errors import SplitError
+from datasets.pack import UNLABELLED
 from datasets.records import TileRecord
 
 SPLITS = ("train", "val", "test")
-UNLABELLED = "unlabelled"  # tiles that are known and have no label: no plan deals them, a folder's card puts them here
 KNOWN_SPLITS = (*SPLITS, UNLABELLED)
 _EQUAL_AREA = "EPSG:6933"  # metres, the whole Earth: blocks have one size everywhere
 

@@ -15,9 +15,8 @@ import numpy as np
 from datasets.arrays import open_pack
 from datasets.command import one_line_errors
 from datasets.errors import TrainingError
-from datasets.pack import Pack
+from datasets.pack import UNLABELLED, Pack
 from datasets.progress import Report, shown, silent
-from datasets.splits import UNLABELLED
 from models.modelfile import ModelFile, open_model
 from training.assess.outputs import Case, Rows
 from training.assess.tables import Cell, Table

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets.module import TileDataModule
-from datasets.pack import Pack, spread
-from datasets.splits import UNLABELLED
+from datasets.pack import UNLABELLED, Pack, spread
 from datasets.statistics import EDGES
 from datasets.tile import DN
 from models import conformal, outliers

@@ -19,11 +19,11 @@ import torch
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
 from datasets.command import one_line_errors
 from datasets.errors import NoTilesError
+from datasets.pack import UNLABELLED
 from datasets.progress import Report, shown, silent
 from datasets.radiometry import Level
 from datasets.reviewed import write_tile
 from datasets.sources import Card, Format, read_card
-from datasets.splits import UNLABELLED
 from datasets.tile import BAND_COUNT, DN, TILE_SIZE, Tile, only_bands
 from models.modelfile import INPUT, ModelFile, open_model
 from models.symmetries import SYMMETRIES

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from datasets.errors import TrainingError
 from datasets.loading import Batch
-from datasets.splits import UNLABELLED
+from datasets.pack import UNLABELLED
 from models.classifier import Classifier
 from models.network import ResidualCNN
 from training.answers import Answers

@@ -15,8 +15,7 @@ import torch
 from scipy.special import logsumexp
 from sklearn.neighbors import NearestNeighbors
 
-from datasets.pack import spread
-from datasets.splits import UNLABELLED
+from datasets.pack import UNLABELLED, spread
 from models.outliers import MahalanobisScore, fit_threshold
 from training.assess.accuracy import Plain
 from training.assess.clouds import cut_tiles
