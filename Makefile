@@ -67,6 +67,7 @@ SHIPPED := $(PRETRAINED)/1.1.0
 SEEDED := --seed_everything $(SEED)
 AGAIN := --seed_everything 10$(SEED)
 
+# The second cycle draws otherwise than the first: as seed 100, 101, …
 # Other seeds, for the spread of docs/results.md: make pretrained SEED=1 PRETRAINED=artifacts/seed-1
 pretrained: $(READY) ## Train the weights of models/pretrained again: the whole recipe, about 105 minutes of one core
 	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }

@@ -34,7 +34,7 @@ from datasets.pack import UNLABELLED
 from datasets.resident import ResidentTiles, resident_bytes
 from datasets.shards import ReadAhead
 
-_TRAIN = "train"
+_MAY_TRAIN = ("train", UNLABELLED)
 _DEVICE_SHARE = 0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest
 _MEMORY_SHARE = 0.6  # of the machine's memory
 
@@ -284,6 +284,6 @@ def _memory() -> int:
 
 def _checked(splits: tuple[str, ...]) -> tuple[str, ...]:
     """Return the splits that train; raises TrainingError where there are none, or some that judge."""
-    if not splits or not set(splits) <= {_TRAIN, UNLABELLED}:
-        raise TrainingError(f"data.train_splits: {list(splits)}; it is [{_TRAIN}], [{UNLABELLED}] or both")
+    if not splits or not set(splits) <= set(_MAY_TRAIN):
+        raise TrainingError(f"data.train_splits: {list(splits)}; it is [train], [{UNLABELLED}] or both")
     return splits

@@ -7,7 +7,6 @@ function, also in training, where batches are normalised by their own statistics
 
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from datasets.errors import ModelFileError
 from datasets.tile import BAND_COUNT, TILE_SIZE
 from models.classifier import Classifier
-from models.modelfile import INPUT, ModelFile, open_model
+from models.modelfile import INPUT, ModelFile
 
 _ROOT = "classifier."
 _LOGITS = "logits"
@@ -27,18 +26,18 @@ _BATCH = 128
 _SYMMETRIES = (1, 2, 4, 8)
 
 
-def unfolded(path: Path, backbone: nn.Module, tiles: Tensor) -> dict[str, Tensor]:
-    """Return the weights of the fp32 model file `path`, as the state of a `Classifier` with such a backbone.
+def unfolded(opened: ModelFile, backbone: nn.Module, tiles: Tensor) -> dict[str, Tensor]:
+    """Return the weights of an fp32 model file, as the state of a `Classifier` with such a backbone.
 
     Args:
-        path: a file that `models.export` wrote.
+        opened: a file that `models.export` wrote.
         backbone: the network that it holds, one of `models.network`; its own weights count for nothing.
         tiles: uint16 (n, 13, 64, 64), DN, such as training will see; some hundreds.
 
     Raises:
-        ModelFileError: it is no model file, in INT8, or of another network.
+        ModelFileError: it is in INT8, or of another network.
     """
-    opened = open_model(path)
+    path = opened.path
     if opened.metadata.quantised_from:
         raise ModelFileError(f"{path}: an INT8 file, whose weights are rounded; name the fp32 file beside it")
     ones = [1.0] * BAND_COUNT  # statistics of bands come with the weights

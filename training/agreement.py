@@ -20,8 +20,7 @@ from datasets.progress import Report, shown, silent
 from models.modelfile import ModelFile, open_model
 from training.assess.outputs import Case, Rows
 from training.assess.tables import Cell, Table
-from training.disturbances import DISTURBANCES
-from training.evaluation import ALL, views_of
+from training.evaluation import views_of
 
 _LEAST_MODELS = 2
 
@@ -42,9 +41,9 @@ def agreement(models: tuple[Path, ...], data: Path, splits: tuple[str, ...]) -> 
     python -m training agreement artifacts/seed-0/1.0.1/model.onnx artifacts/seed-1/1.0.1/model.onnx --data PACK
     """
     pack = open_pack(data)
-    asked = splits or ("val", *(UNLABELLED for split in pack.summary.counts if split == UNLABELLED))
+    usual = ("val", UNLABELLED) if UNLABELLED in pack.summary.counts else ("val",)
     with shown() as progress:
-        table = as_table([open_model(path) for path in models], pack, asked, progress)
+        table = as_table([open_model(path) for path in models], pack, splits or usual, progress)
     click.echo(table.markdown())
 
 
@@ -53,17 +52,16 @@ def as_table(models: Sequence[ModelFile], pack: Pack, splits: Sequence[str], pro
 
     Raises:
         TrainingError: there are fewer than two models, two have the same weights, they know other classes, or a split
-            has no tiles.
+            has no tiles (`Case.sources`).
     """
     networks = {model.metadata.weights or model.sha256 for model in models}  # fp32 and INT8 are one network
     if len(models) < _LEAST_MODELS or len(networks) < len(models):
         raise TrainingError("to agree takes two model files at least, each of other weights")
     if len({model.metadata.classes for model in models}) > 1:
         raise TrainingError("the model files know different classes, or the same in another order")
-    for split in splits:
-        if not len(pack.rows(split)):
-            raise TrainingError(f"{pack.root}: no tile is in {split!r}; it has {', '.join(pack.summary.counts)}")
-    rows = tuple(row for split in splits for row in _rows([Case(m, pack, split, progress) for m in models]))
+    of_splits = [[Case(model, pack, split, progress) for model in models] for split in splits]
+    parts = [(cases, source) for cases in of_splits for source in cases[0].sources]
+    rows = tuple(row for cases, source in parts for row in _rows(cases, source))
     note = (
         f"{len(models)} model files: the share of tiles to which two of them give the same class, mean over the pairs, "
         "and where labels are known the share that one of them has right, mean over the files."
@@ -71,19 +69,15 @@ def as_table(models: Sequence[ModelFile], pack: Pack, splits: Sequence[str], pro
     return Table("agreement", "Agreement", note, ("split: tiles, bands", "tiles", "agree %", "right %"), rows)
 
 
-def _rows(cases: Sequence[Case]) -> Iterator[tuple[Cell, ...]]:
-    first = cases[0]
-    for source in first.pack.summary.sources:
-        rows = first.rows(source)
-        if len(rows):
-            for view in views_of(first.pack.bands(int(rows[0]))):
-                yield (f"{first.split}: {source}/{view}", len(rows), *_measured(cases, rows, view))
+def _rows(cases: Sequence[Case], source: str) -> Iterator[tuple[Cell, ...]]:
+    first, rows = cases[0], cases[0].rows(source)
+    for view in views_of(first.pack.bands(int(rows[0]))):
+        yield (f"{first.split}: {source}/{view}", len(rows), *_measured(cases, rows, view))
 
 
 def _measured(cases: Sequence[Case], rows: Rows, view: str) -> tuple[float, float | None]:
     """Return the share that two agree on, and the share that is right; None where there are no labels."""
-    change = None if view == ALL else DISTURBANCES[f"{view}_bands"]
-    answers = [case.ask(rows, change, f"bands {view}").probabilities.argmax(1) for case in cases]
+    answers = [case.ask_through(view, rows, f"bands {view}").probabilities.argmax(1) for case in cases]
     agree = float(np.mean([(a == b).mean() for a, b in combinations(answers, 2)]))
     if cases[0].split == UNLABELLED:
         return agree, None

@@ -171,6 +171,8 @@ def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str],
     """Build task, data and trainer as `words` say, a subcommand first, and do what they ask for."""
     _quieten()
     sys.argv[1:] = words
+    names = cli.subcommands()
+    own = {"description": description} if len(names) == 1 else {}  # else each says what its method does
     cli(
         task,
         TileDataModule,
@@ -184,7 +186,7 @@ def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str],
         parser_kwargs={
             "prog": prog,
             "description": description,
-            **{name: {"default_config_files": _DEFAULTS, "description": description} for name in cli.subcommands()},
+            **{name: {"default_config_files": _DEFAULTS, **own} for name in names},
         },
     )
 

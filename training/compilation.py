@@ -13,6 +13,11 @@ _ROUNDS = 5
 _GAIN = 1.02  # below that, a recompilation somewhere would cost more than is won
 
 
+def wanted(setting: bool | None, device: torch.device) -> bool:
+    """Return whether to compile: as the setting says, and where it leaves that open on a GPU."""
+    return device.type == "cuda" if setting is None else setting
+
+
 def compiled(network: nn.Module) -> Callable[..., Any]:
     """Return `network` compiled as one graph, for batches of one shape."""
     made: Callable[..., Any] = torch.compile(network, fullgraph=True, dynamic=False)

@@ -14,7 +14,7 @@ from datasets.pack import UNLABELLED
 from models.classifier import Classifier
 from models.network import ResidualCNN
 from training.answers import Answers
-from training.compilation import Forward, compiled, faster_forward
+from training.compilation import Forward, compiled, faster_forward, wanted
 from training.distillation import Distillation, Teachers
 from training.evaluation import ALL, BAND_VIEWS, evaluate, see_through
 from training.optimisation import Optimisation, OptimisedModule
@@ -79,10 +79,13 @@ class ClassificationTask(OptimisedModule):
         Raises:
             TrainingError: there are no such weights, or tiles without labels are to train.
         """
-        if stage == "fit" and UNLABELLED in getattr(getattr(self.trainer, "datamodule", None), "train_splits", ()):
+        if stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if UNLABELLED in getattr(data, "train_splits", ()):
             raise TrainingError(f"data.train_splits: tiles that are {UNLABELLED} have no labels to train by; pretrain")
-        if stage == "fit" and self._start_from is not None and self.trainer.ckpt_path is None:
-            pack = getattr(getattr(self.trainer, "datamodule", None), "pack", None)
+        if self._start_from is not None and self.trainer.ckpt_path is None:
+            pack = getattr(data, "pack", None)
             start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")
 
     def on_fit_start(self) -> None:
@@ -90,7 +93,7 @@ class ClassificationTask(OptimisedModule):
         super().on_fit_start()
         self._train_forward = []
         if self._distillation is not None:
-            compile = self._compile if self._compile is not None else self.device.type == "cuda"
+            compile = wanted(self._compile, self.device)
             self._teachers = Teachers(self._distillation, len(self.classes), self.device, compile)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -93,8 +93,9 @@ def _of_model_file(
 
     tiles = torch.from_numpy(pack.fetch(spread(pack.rows("train"), _MEASURED)))
     try:
-        weights = unfolded(path, classifier.backbone, tiles)
-        known = open_model(path).metadata.classes
+        opened = open_model(path)
+        weights = unfolded(opened, classifier.backbone, tiles)
     except ModelFileError as error:
         raise TrainingError(f"{setting}: {error}") from error
-    return {name: value for name, value in weights.items() if known == tuple(classes) or not name.startswith(_HEAD)}
+    known = opened.metadata.classes == tuple(classes)
+    return {name: value for name, value in weights.items() if known or not name.startswith(_HEAD)}

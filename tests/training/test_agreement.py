@@ -45,7 +45,7 @@ def test_the_command_prints_a_table(model_file: Path, skilled_model: Path, pack_
 
 @pytest.mark.parametrize(
     ("twice", "split", "said"),
-    [(True, "val", "each of other weights"), (False, "nowhere", "no tile is in 'nowhere'; it has")],
+    [(True, "val", "each of other weights"), (False, "nowhere", "no tile is in the split 'nowhere'; it has")],
 )
 def test_what_cannot_be_compared_is_one_line(
     twice: bool, split: str, said: str, model_file: Path, skilled_model: Path, pack_folder: Path

@@ -75,6 +75,12 @@ def test_a_run_leaves_checkpoints_figures_pictures_and_a_model(run: Path) -> Non
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
+def test_the_help_of_a_subcommand_says_what_that_one_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "Calibrate a checkpoint, the best one by default" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_model_says_where_it_comes_from(run: Path) -> None:
     metadata = open_model(run / "model.onnx").metadata
     assert len(metadata.classes) == 10

@@ -104,7 +104,7 @@ def latitudes(pack: Pack) -> dict[str, float]:
 def _seen(case: Case, plain: Plain, source: str, view: str) -> Outputs:
     if view == ALL:
         return plain[source]
-    return case.ask(case.rows(source), DISTURBANCES[f"{view}_bands"], f"{source}, bands {view}")
+    return case.ask_through(view, case.rows(source), f"{source}, bands {view}")
 
 
 def _evaluated(case: Case, group: str, source: str, outputs: Outputs) -> Evaluation:

@@ -13,6 +13,8 @@ from datasets.pack import Pack
 from datasets.progress import Report, silent
 from datasets.tile import DN
 from models.modelfile import INPUT, OUTPUTS, ModelFile
+from training.disturbances import DISTURBANCES
+from training.evaluation import ALL
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -83,6 +85,10 @@ class Case:
             parts.append(self._run(tiles if change is None else change(tiles)))
             self.progress(step, min(start + _BATCH, len(rows)), len(rows))
         return _joined(parts)
+
+    def ask_through(self, view: str, rows: Rows, step: str) -> Outputs:
+        """Return the outputs for the tiles in `rows`, seen through all bands, or those of a set of `BAND_SETS`."""
+        return self.ask(rows, None if view == ALL else DISTURBANCES[f"{view}_bands"], step)
 
     def ask_tiles(self, tiles: DN) -> Outputs:
         """Return the outputs for uint16 (n, 13, 64, 64), n >= 1."""

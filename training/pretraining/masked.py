@@ -19,7 +19,7 @@ from datasets.loading import Batch
 from datasets.tile import BAND_COUNT, TILE_SIZE
 from models.classifier import Classifier
 from models.network import ResidualCNN
-from training.compilation import compiled
+from training.compilation import compiled, wanted
 from training.optimisation import Optimisation, OptimisedModule
 
 CELL = 4  # pixels on a side of what is asked for as one
@@ -89,8 +89,7 @@ class Reconstruction(nn.Module):
         """
         hidden = self.hidden(keys)
         asked = hidden & (functional.avg_pool2d((tiles > 0).float(), CELL) == 1)
-        pixels = hidden.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
-        shown = torch.where(pixels & (tiles > 0), self.preprocess.fill, tiles)
+        shown = torch.where(_enlarged(hidden, CELL) & (tiles > 0), self.preprocess.fill, tiles)
         seen = self.preprocess(shown).contiguous(memory_format=torch.channels_last)
         grid: Tensor = self.backbone.grid(seen)  # type: ignore[operator]
         said = self.decoder(grid).float().unflatten(1, (2, BAND_COUNT))
@@ -133,9 +132,9 @@ class MaskedPretraining(OptimisedModule):
     def on_fit_start(self) -> None:
         """Start watching the loss, and compile."""
         super().on_fit_start()
-        wanted = self.device.type == "cuda" if self._compile is None else self._compile
+        compile = wanted(self._compile, self.device)
         # In a list, since a second name for the network must not become a second set of weights.
-        self._forward = [compiled(self.reconstruction) if wanted else self.reconstruction]
+        self._forward = [compiled(self.reconstruction) if compile else self.reconstruction]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of an augmented batch."""
@@ -153,9 +152,13 @@ class MaskedPretraining(OptimisedModule):
 def draw_hidden(masking: Masking, draws: Draws) -> Tensor:
     """Return bool (batch, 13, 16, 16): which cells of which bands are hidden."""
     side = TILE_SIZE // masking.square
-    squares = draws.uniform(1, side, side) < masking.share
-    squares = squares.repeat_interleave(_CELLS // side, 2).repeat_interleave(_CELLS // side, 3)
+    squares = _enlarged(draws.uniform(1, side, side) < masking.share, _CELLS // side)
     return squares | (draws.uniform(BAND_COUNT, 1, 1) < masking.bands)
+
+
+def _enlarged(cells: Tensor, factor: int) -> Tensor:
+    """Return (…, factor × side, factor × side) of (…, side, side): each cell as often as it is wide and high."""
+    return cells.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def describe(normalised: Tensor) -> Tensor:
