@@ -60,7 +60,8 @@ class Draws:
         first = self._used
         self._used += count
         numbers = torch.arange(first + 1, first + 1 + count, device=self._keys.device)
-        streams = _mix((numbers * _STRIDE) & _WORD)
+        # Masked first: else torch's compiler takes the product for a place in an array, of 32 bits on a GPU.
+        streams = _mix(((numbers & _WORD) * _STRIDE) & _WORD)
         return _mix(self._keys[:, None] ^ streams[None]).view(len(self._keys), *shape)
 
 

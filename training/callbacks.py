@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+_LONG = 10  # seconds of an epoch from which its line says them whole
 
 class Ema(WeightAveraging):
     """Exponential moving average of the weights, which validation, checkpoints and export use.
@@ -108,8 +109,9 @@ class EpochLines(Callback):
             return
         figures = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
         text = "  ".join(f"{name} {value:.4f}" for name, value in sorted(figures.items()))
-        seconds = time.monotonic() - self._started
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}  {seconds:.0f} s", flush=True)
+        taken = time.monotonic() - self._started
+        seconds = f"{taken:.0f}" if taken >= _LONG else f"{taken:.2f}"
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}  {seconds} s", flush=True)
 
 
 def share_kept(decay: float, steps: int) -> float:
