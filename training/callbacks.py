@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 _LONG = 10  # seconds of an epoch from which its line says them whole
 
+
 class Ema(WeightAveraging):
     """Exponential moving average of the weights, which validation, checkpoints and export use.
 

@@ -1,5 +1,8 @@
-"""What a run can be taken up from: a last checkpoint each epoch, and one where it ends early, told to by SIGTERM or
+"""What a run can be taken up from: a last checkpoint after epochs, and one where it ends early, told to by SIGTERM or
 by a loss that is no number.
+
+An epoch may be shorter than it takes to save: on a GPU half a second. So the last checkpoint is left out where saving
+would take more than a twentieth of the time, but never after the last epoch.
 
 Each step, a word of two flags is put together on the device: is the loss broken, and was this process told to end. The
 processes agree on it with one small reduction, and the host reads it two steps later, when it has long arrived, so that
@@ -12,6 +15,7 @@ from inside the signal handler; here its part in it is switched off while fittin
 import json
 import signal
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,7 @@ from datasets.errors import StoppedError, TrainingError
 from training.paths import RunFolder
 
 _LAG = 2  # steps that a GPU may be ahead of the host's look at their flags
+_SAVING = 0.05  # the share of the time that last checkpoints may take
 _NAMED = 5  # tiles in the error's line; the file beside the checkpoint has all
 
 
@@ -56,13 +61,13 @@ class Health(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self._told_to_end = False
+        self._told_to_end, self._due = False, 0.0
         self._words: deque[_Word] = deque()
         self._rows: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to SIGTERM in Lightning's place, which restores the handlers at the end."""
-        self._told_to_end = False
+        self._told_to_end, self._due = False, 0.0
         self._words.clear()
         self._rows.clear()
         loop: Any = trainer.fit_loop.epoch_loop
@@ -97,12 +102,20 @@ class Health(Checkpoint):
             self._look(trainer, pl_module, may_end=not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the flags that are left, and keep the state after the epoch."""
+        """Look at the flags that are left, and keep the state after the epoch, unless that was done just now."""
         while self._words:
             self._look(trainer, pl_module, may_end=True)
         if self._agreed(trainer, pl_module):
             self._end(trainer)
+        # The first process decides: each has its own clock, and all must save together.
+        if trainer.strategy.broadcast(_is_last_epoch(trainer) or time.monotonic() >= self._due):
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        began = time.monotonic()
         trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).last, weights_only=False)
+        ended = time.monotonic()
+        self._due = ended + (ended - began) / _SAVING
 
     def _be_told(self) -> None:
         self._told_to_end = True
@@ -125,6 +138,11 @@ class Health(Checkpoint):
         last = RunFolder(Path(trainer.default_root_dir)).last
         trainer.save_checkpoint(last, weights_only=False)
         raise StoppedError(f"stopped by SIGTERM after step {trainer.global_step}; go on with --ckpt_path {last}")
+
+
+def _is_last_epoch(trainer: pl.Trainer) -> bool:
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    return trainer.should_stop or 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
 
 
 def _send(step: int, flags: Tensor, rows: list[Tensor]) -> _Word:

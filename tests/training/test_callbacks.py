@@ -1,6 +1,7 @@
 """What goes on around steps: the average of weights, and seeds that make a resumed run the same run."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from training.callbacks import Ema, SeedEachStep, share_kept, update_average
+from training.callbacks import Ema, EpochLines, SeedEachStep, share_kept, update_average
 
 
 def test_the_average_follows_early_steps_and_smooths_late_ones() -> None:
@@ -83,3 +84,20 @@ def test_each_step_draws_its_own_numbers_and_the_same_again(tmp_path: Path) -> N
     again = walk(tmp_path, max_epochs=2, enable_checkpointing=False).drawn
     assert first == again
     assert len(set(first)) == 12
+
+
+def test_a_line_says_an_epoch_of_a_moment_to_the_hundredth_of_a_second(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, callbacks=[EpochLines()], **quiet).fit(
+        Walker()
+    )  # type: ignore[arg-type]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
+    assert all(re.search(r"  \d\.\d\d s$", line) for line in lines), lines

@@ -1,15 +1,20 @@
 """A loss that is no number stops the run, keeps the weights from before it, and names the tiles."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from plain_network import PLAIN
 
 from datasets.pack import Pack
 from training.cli import main
+from training.health import Health
 
 BRIGHT = 17  # a place in the train split
 
@@ -61,3 +66,49 @@ def test_the_weights_that_are_kept_are_those_from_before_the_broken_step(bright_
     broken = torch.load(tmp_path / "broken/checkpoints/not-finite.ckpt", weights_only=True)["current_model_state"]
     for name, value in sound.items():
         assert torch.equal(value, broken[name]), name
+
+
+class SlowDisk(TorchCheckpointIO):
+    """Takes its time to save, and remembers after how many epochs it did."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.epochs = seconds, list[int]()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        time.sleep(self.seconds)
+        self.epochs.append(checkpoint["epoch"])
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
+class Short(pl.LightningModule):
+    """An epoch of a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("broken", torch.zeros((), dtype=torch.bool))
+
+    def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.weight * 2
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        return torch.utils.data.DataLoader([{"rows": torch.zeros(1)}])  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize("end", [{"max_epochs": 12}, {"max_steps": 12}])
+def test_where_saving_takes_longer_than_epochs_it_is_left_out_but_for_the_last(
+    tmp_path: Path, end: dict[str, int]
+) -> None:
+    disk = SlowDisk(0.3)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", callbacks=[Health()], plugins=[disk], **quiet, **end
+    )
+    trainer.fit(Short())
+    assert disk.epochs[0] == 0, "a run that is killed early has something to go on from"
+    assert len(disk.epochs) < 6
+    assert disk.epochs[-1] == 11
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
