@@ -27,7 +27,8 @@ class GeometryOptions:
         flips: draw one of the eight symmetries of the square for each tile.
         warp: share of tiles (0–1) that are also rotated, scaled, sheared and shifted.
         rotate_degrees: largest rotation of a warped tile, either way.
-        scale: smallest and largest zoom.
+        scale: smallest and largest zoom; below 1 more is seen, in smaller pieces.
+        keep_ratio: zoom both sides alike, and out as often as in; else each side has its own, evenly drawn.
         shift: largest shift, as a share of the side.
         shear_degrees: largest shear, either way.
     """
@@ -36,6 +37,7 @@ class GeometryOptions:
     warp: float = 0.5
     rotate_degrees: float = 45.0
     scale: tuple[float, float] = (0.8, 1.25)
+    keep_ratio: bool = False
     shift: float = 0.12
     shear_degrees: float = 5.0
 
@@ -80,6 +82,8 @@ def _transforms(options: GeometryOptions) -> list[albu.BasicTransform]:
             albu.Affine(
                 rotate=(-turn, turn),
                 scale=options.scale,
+                keep_ratio=options.keep_ratio,
+                balanced_scale=options.keep_ratio,
                 shear=(-shear, shear),
                 translate_percent=(-shift, shift),
                 interpolation=cv2.INTER_LINEAR,

@@ -36,7 +36,7 @@ class Warp(nn.Module):
         options = self._options
         turn = draws.between(-options.rotate_degrees, options.rotate_degrees) * (math.pi / 180)
         shear = torch.tan(draws.between(-options.shear_degrees, options.shear_degrees, 2) * (math.pi / 180))
-        zoom = draws.between(*options.scale, 2)
+        zoom = _zoom_alike(options.scale, draws) if options.keep_ratio else draws.between(*options.scale, 2)
         shift = draws.between(-options.shift, options.shift, 2) * 2  # a side is 2 long
         cosine, sine, one = turn.cos(), turn.sin(), torch.ones_like(turn)
         rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2)
@@ -47,6 +47,14 @@ class Warp(nn.Module):
         which = (draws.uniform() * 8).long() if options.flips else torch.zeros_like(turn).long()
         matrix = matrix @ self._symmetries[which]
         return torch.cat([matrix, torch.where(warped, shift[:, :, None], 0.0)], dim=2)
+
+
+def _zoom_alike(scale: tuple[float, float], draws: Draws) -> Tensor:
+    """Return float32 (batch, 2), twice the same: evenly from below 1 for half of the tiles, from above for the rest."""
+    low, high = scale
+    inward, place = draws.uniform() < 0.5, draws.uniform()
+    zoom = torch.where(inward, 1 + (high - 1) * place, 1 - (1 - low) * place)
+    return zoom[:, None].expand(-1, 2)
 
 
 def warp(tiles: Tensor, matrices: Tensor) -> Tensor:

@@ -86,6 +86,18 @@ def test_zoom_turn_and_shift_keep_their_limits() -> None:
     assert matrices[:, :, 2].abs().max() <= 0.2
 
 
+def test_with_one_ratio_both_sides_zoom_alike_and_out_as_often_as_in() -> None:
+    options = GeometryOptions(
+        flips=False, warp=1.0, rotate_degrees=0, scale=(0.5, 3.0), keep_ratio=True, shift=0, shear_degrees=0
+    )
+    matrices = Warp(options).draw(Draws(torch.arange(2000), 0))
+    zoom = 1 / matrices[:, 0, 0]
+    torch.testing.assert_close(matrices[:, 1, 1], matrices[:, 0, 0])
+    assert (zoom < 1).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert 0.5 <= zoom.min() < 0.52
+    assert 2.9 < zoom.max() <= 3
+
+
 def test_without_turns_and_warps_tiles_are_left_alone() -> None:
     tiles = torch.ones(2, 13, 8, 8)
     assert Warp(GeometryOptions(flips=False, warp=0.0))(tiles, Draws(torch.arange(2), 0)) is tiles
