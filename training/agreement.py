@@ -38,7 +38,7 @@ def agreement(models: tuple[Path, ...], data: Path, splits: tuple[str, ...]) -> 
     says how far the estimate holds.
 
     \b
-    python -m training agreement artifacts/seed-0/1.0.1/model.onnx artifacts/seed-1/1.0.1/model.onnx --data PACK
+    python -m training agreement artifacts/seed-0/model.onnx artifacts/seed-1/model.onnx --data PACK
     """
     pack = open_pack(data)
     usual = ("val", UNLABELLED) if UNLABELLED in pack.summary.counts else ("val",)

@@ -63,6 +63,26 @@ def _half_pixel(tiles: DN) -> DN:
     return _interpolated(tiles, lambda pixels: ndimage.shift(pixels, (0, 0, 0.5, 0.5), order=1, mode="mirror"))
 
 
+def _smaller(tiles: DN) -> DN:
+    """Show everything at half the size, each pixel the mean of four; what lies beyond the edge is mirrored."""
+    return _interpolated(tiles, _halved)
+
+
+def _halved(pixels: Floats) -> Floats:
+    means = pixels.reshape(*pixels.shape[:2], pixels.shape[2] // 2, 2, pixels.shape[3] // 2, 2).mean((3, 5))
+    around = [(0, 0), (0, 0), *((side // 4, side - side // 2 - side // 4) for side in pixels.shape[2:])]
+    return np.pad(means, around, mode="symmetric").astype(np.float32)
+
+
+def _larger(tiles: DN) -> DN:
+    """Show the middle quarter at twice the size, interpolated."""
+    height, width = tiles.shape[2:]
+    middle = tiles[:, :, height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2]
+    return _interpolated(
+        middle, lambda pixels: ndimage.zoom(pixels, (1, 1, 2, 2), order=1, grid_mode=True, mode="nearest")
+    )
+
+
 def _striped(tiles: DN) -> DN:
     """Make every eighth line no data, as a detector fault does."""
     found = tiles.copy()
@@ -100,6 +120,8 @@ DISTURBANCES: dict[str, Callable[[DN], DN]] = {
     "turned": _turned,
     "rotated": _rotated,
     "half_pixel": _half_pixel,
+    "smaller": _smaller,
+    "larger": _larger,
     "striped": _striped,
     "jpeg": _jpeg,
     "l2a_bands": partial(only_bands, bands=BAND_SETS["l2a"]),
@@ -116,6 +138,8 @@ WORDS: dict[str, str] = {
     "turned": "a quarter turn",
     "rotated": "rotated by 30°",
     "half_pixel": "shifted by half a pixel, interpolated",
+    "smaller": "half the size, mirrored beyond the edge",
+    "larger": "the middle quarter at twice the size",
     "striped": "every eighth line no data",
     "jpeg": "8 bit and JPEG of quality 75, each band",
     "l2a_bands": "without B10",

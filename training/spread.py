@@ -33,7 +33,7 @@ def spread(runs: tuple[Path, ...]) -> None:
     The settings in which they differ are said: a spread over seeds is one of runs that differ in nothing else.
 
     \b
-    python -m training spread artifacts/seed-0/1.0.1 artifacts/seed-1/1.0.1 artifacts/seed-2/1.0.1
+    python -m training spread artifacts/seed-0 artifacts/seed-1 artifacts/seed-2
     """
     click.echo(as_table(runs).markdown())
 

@@ -106,6 +106,20 @@ def test_the_share_of_warped_tiles_is_as_asked_for() -> None:
     assert 0.22 < warped / 400 < 0.38
 
 
+def test_with_one_ratio_both_sides_zoom_alike_and_out_as_often_as_in() -> None:
+    options = GeometryOptions(
+        flips=False, warp=1.0, rotate_degrees=0, scale=(0.5, 2.0), keep_ratio=True, shift=0, shear_degrees=0
+    )
+    across = np.broadcast_to(np.arange(64) * 100 + 1, (64, 64))
+    planes = np.stack([across, across.T]).astype(np.uint16)
+    drawn = [item.astype(int) for item in draws(Geometry(options), planes, 200)]
+    steps = np.array([[w[0, 32, 33] - w[0, 32, 32], w[1, 33, 32] - w[1, 32, 32]] for w in drawn])
+    assert (np.abs(np.diff(steps)) <= 5).all()  # OpenCV interpolates in 32nds of a pixel
+    assert (steps[:, 0] > 100).mean() == pytest.approx(0.5, abs=0.12)  # what is further apart is seen smaller
+    assert steps.min() < 60
+    assert steps.max() > 180
+
+
 def test_no_geometry_leaves_tiles_as_they_are() -> None:
     planes = noise(bands=13)
     planes[:, :5] = 0
