@@ -1,10 +1,13 @@
 """Self-training: tiles that nobody labelled get the labels that a model is sure of, and so can train the next one.
 
 Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, the model's own
-answers on them, kept where it answers alike however the tile is turned and through whichever bands it looks, teach it
-what Level-2A looks like (self-training; Yarowsky 1995, doi:10.3115/981658.981684; with agreement of views as in Sohn et
-al. 2020, arXiv:2001.07685). Such labels train and never judge: the folder's card says
-`split: train`.
+answers on them, kept where it answers alike however the tile is turned, through whichever bands it looks, and to the
+tile's middle at twice the size, teach it what Level-2A looks like (self-training; Yarowsky 1995,
+doi:10.3115/981658.981684; with agreement of views as in Sohn et al. 2020, arXiv:2001.07685). Such labels train and
+never judge: the folder's card says `split: train`.
+
+The size matters for fields: what a network calls one crop, and another where it sees it larger, it only tells by the
+size of the parcels, which differs from country to country (docs/decisions/0022).
 """
 
 import shutil
@@ -27,6 +30,7 @@ from datasets.sources import Card, Format, read_card
 from datasets.tile import BAND_COUNT, DN, TILE_SIZE, Tile, only_bands
 from models.modelfile import INPUT, ModelFile, open_model
 from models.symmetries import SYMMETRIES
+from training.disturbances import DISTURBANCES
 
 # Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to teach.
 VIEWS = ("l2a", "10m")
@@ -55,7 +59,7 @@ class Guess:
     Attributes:
         label: the class with the highest mean probability.
         confidence: that probability, 0-1.
-        agreed: whether every set of bands gives that class.
+        agreed: whether every set of bands gives that class, and the middle of the tile at twice the size does.
     """
 
     label: str
@@ -94,17 +98,23 @@ def guess(model: ModelFile, tiles: DN, progress: Report = silent) -> list[Guess]
     guesses: list[Guess] = []
     for start in range(0, len(tiles), _BATCH):
         batch = tiles[start : start + _BATCH]
-        views = np.stack([_through(model, batch, view) for view in VIEWS])  # (views, n, classes)
+        views = _views(model, batch)
         mean = views.mean(0)
         winner = mean.argmax(1)
-        agreed = (views.argmax(2) == winner).all(0)
+        larger = _views(model, DISTURBANCES["larger"](batch)).mean(0).argmax(1)
+        agreed = (views.argmax(2) == winner).all(0) & (larger == winner)
         guesses += [Guess(classes[w], float(p[w]), bool(a)) for w, p, a in zip(winner, mean, agreed, strict=True)]
         progress("looking", len(guesses), len(tiles))
     return guesses
 
 
+def _views(model: ModelFile, tiles: DN) -> npt.NDArray[np.float32]:
+    """Return (views, n, classes): mean probabilities over the eight symmetries, seen through the bands of each view."""
+    return np.stack([_through(model, tiles, view) for view in VIEWS])
+
+
 def _through(model: ModelFile, tiles: DN, view: str) -> npt.NDArray[np.float32]:
-    """Return (n, classes): mean probabilities over the eight symmetries, seen through the bands of `view`."""
+    """Return (n, classes) of one view."""
     kept = torch.from_numpy(only_bands(tiles, BAND_SETS[view]))
     turned = [way(kept).contiguous().numpy() for way in SYMMETRIES]
     answers = [model.session.run(["probabilities"], {INPUT: each})[0] for each in turned]

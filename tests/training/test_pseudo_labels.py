@@ -13,6 +13,7 @@ from datasets.packing import write_pack
 from datasets.sources import find_source
 from datasets.splits import Method, SplitPlan
 from models.modelfile import open_model
+from training.disturbances import DISTURBANCES
 from training.pseudo_labels import Guess, guess, main, read_unlabelled, write_sources
 
 
@@ -77,6 +78,20 @@ def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file:
     for one, other in zip(guess(model, tiles), turned, strict=True):
         assert one.label == other.label
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+
+
+def test_a_tile_whose_middle_looks_like_another_class_at_twice_the_size_is_not_agreed_on(
+    array: Path, model_file: Path
+) -> None:
+    model, tiles = open_model(model_file), read_unlabelled(array).tiles
+    framed = np.repeat(tiles, len(tiles), axis=0)
+    framed[:, :, 16:48, 16:48] = np.tile(tiles[:, :, 16:48, 16:48], (len(tiles), 1, 1, 1))
+    middles = [found.label for found in guess(model, DISTURBANCES["larger"](tiles))] * len(tiles)
+    found = list(zip(guess(model, framed), middles, strict=True))
+    assert any(one.agreed for one, _ in found)
+    others = [one for one, middle in found if one.label != middle]
+    assert len(others) > 5
+    assert not any(one.agreed for one in others)
 
 
 def test_guessed_tiles_train_though_no_list_names_them(
