@@ -66,46 +66,58 @@ LISTED := --split lists --lists $(RAW)/splits
 GUESSED := $(PRETRAINED)/l2a-guessed
 SHIPPED := $(PRETRAINED)/1.2.0
 FIT := python -m training fit
+PACK := python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED)
+SIZES := --data.geometry.scale '[0.5, 2.0]' --data.geometry.keep_ratio true --data.geometry.warp 0.6
+AGAIN := --seed_everything 10$(SEED)
 TEACHERS := 0 1 2
 DECAY_0 := 0.05
 DECAY_1 := 0.1
 DECAY_2 := 0.2
 
-# Three wide networks learn from labels, and the one that ships learns from them (docs/decisions/0021). Level-2A tiles, which nobody
-# labelled, get the labels that GUESSER is sure of for the teachers; the student takes all of them, and no label of any tile.
+# Three wide networks learn from labels, and the one that ships from them (docs/decisions/0021), then from labels and tiles of all sizes
+# (0022). Level-2A tiles, which nobody labelled, get the labels that GUESSER is sure of for the teachers; the student takes all of them
+# and no label of any tile, and in the end those that it is sure of itself.
 # Other seeds, for the spread of docs/results.md: make shipped SEED=1 SHIPPED=artifacts/pretrained/seed-1
-pretrained: teachers shipped ## Train the weights of models/pretrained again: the whole recipe, 10 minutes of an H200 (days of a CPU)
+pretrained: teachers shipped ## Train the weights of models/pretrained again: 10 minutes of an H200 and 40 of a core
 
 teachers: $(READY) # 5 minutes of an H200
 	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
-	python -m training pseudo-label $(UNLABELLED) --model $(GUESSER) --out $(GUESSED)-sure
-	python -m training pseudo-label $(UNLABELLED) --model $(GUESSER) --out $(GUESSED) --least 0
-	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(GUESSED)-sure $(GUESSED)-sure-unlabelled $(LISTED) --out $(PRETRAINED)/packed-sure
-	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(GUESSED) $(GUESSED)-unlabelled $(LISTED) --out $(PRETRAINED)/packed-l2a
-	$(foreach n,$(TEACHERS),$(FIT) --seed_everything $(n) --config configs/experiments/teacher.yaml --data.pack $(PRETRAINED)/packed-sure \
+	python -m training pseudo-label $(UNLABELLED) --model $(GUESSER) --out $(GUESSED)-first
+	python -m training pseudo-label $(UNLABELLED) --model $(GUESSER) --out $(GUESSED)-all --least 0
+	$(PACK) $(GUESSED)-first $(GUESSED)-first-unlabelled --out $(PRETRAINED)/packed-first
+	$(PACK) $(GUESSED)-all $(GUESSED)-all-unlabelled --out $(PRETRAINED)/packed-all
+	$(foreach n,$(TEACHERS),$(FIT) --seed_everything $(n) --config configs/experiments/teacher.yaml --data.pack $(PRETRAINED)/packed-first \
 	  --model.optimisation.weight_decay $(DECAY_$(n)) --out $(PRETRAINED)/teacher-$(n) &&) true
 
-shipped: $(READY) # 5 minutes more, with the teachers there
-	python -m training run --seed_everything $(SEED) --config configs/experiments/taught.yaml --data.pack $(PRETRAINED)/packed-l2a \
-	  --model.distillation.teachers '[$(PRETRAINED)/teacher-0, $(PRETRAINED)/teacher-1, $(PRETRAINED)/teacher-2]' --out $(SHIPPED)
-	python -m training assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(SHIPPED)/fp32
-	python -m training assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(SHIPPED)/int8
-	python -m models card $(SHIPPED)/model.onnx --assessment $(SHIPPED)/fp32 --assessment $(SHIPPED)/int8
+# 5 minutes more of an H200, then 40 minutes of one core
+shipped: $(READY)
+	$(FIT) --seed_everything $(SEED) --config configs/experiments/taught.yaml --data.pack $(PRETRAINED)/packed-all \
+	  --model.distillation.teachers '[$(PRETRAINED)/teacher-0, $(PRETRAINED)/teacher-1, $(PRETRAINED)/teacher-2]' --out $(SHIPPED)-taught
+	$(PACK) --out $(PRETRAINED)/packed
+	$(FIT) $(AGAIN) --config configs/experiments/sizes.yaml --data.pack $(PRETRAINED)/packed \
+	  --model.start_from $(SHIPPED)-taught/checkpoints/best.ckpt --out $(SHIPPED)-sizes
+	python -m training export --quantisation.enabled false --out $(SHIPPED)-sizes
+	python -m training pseudo-label $(UNLABELLED) --model $(SHIPPED)-sizes/model.onnx --out $(GUESSED)
+	$(PACK) $(GUESSED) $(GUESSED)-unlabelled --out $(PRETRAINED)/packed-l2a
+	python -m training run --seed_everything $(SEED) --config configs/experiments/adapted.yaml --data.pack $(PRETRAINED)/packed-l2a $(SIZES) \
+	  --model.start_from $(SHIPPED)-sizes/checkpoints/best.ckpt --out $(SHIPPED)
+	python -m training assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
+	python -m training assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
+	python -m models card $(SHIPPED)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
 	@echo "the weights are in $(SHIPPED): copy model.onnx, model.int8.onnx and README.md to models/pretrained"
 
 CPUS := $(PRETRAINED)/on-cpus
-AGAIN := --seed_everything 10$(SEED)
 
 # As 1.1.0 was made. The second cycle draws otherwise than the first: as seed 100, 101, …
 pretrain-cpu: $(READY) ## Train such weights without a GPU, and without teachers: about 105 minutes of one core
 	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
-	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED) --out $(CPUS)/packed
+	$(PACK) --out $(CPUS)/packed
 	$(FIT) --seed_everything $(SEED) --config configs/experiments/pretrained.yaml --data.pack $(CPUS)/packed --out $(CPUS)/first
 	$(FIT) $(AGAIN) --config configs/experiments/pretrained.yaml --data.pack $(CPUS)/packed \
 	  --model.start_from $(CPUS)/first/checkpoints/best.ckpt --trainer.max_epochs 90 --out $(CPUS)/second
 	python -m training export --quantisation.enabled false --out $(CPUS)/second
 	python -m training pseudo-label $(UNLABELLED) --model $(CPUS)/second/model.onnx --out $(CPUS)/l2a-guessed
-	python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(CPUS)/l2a-guessed $(CPUS)/l2a-guessed-unlabelled $(LISTED) --out $(CPUS)/packed-l2a
+	$(PACK) $(CPUS)/l2a-guessed $(CPUS)/l2a-guessed-unlabelled --out $(CPUS)/packed-l2a
 	python -m training run --seed_everything $(SEED) --config configs/experiments/adapted.yaml --data.pack $(CPUS)/packed-l2a \
 	  --model.start_from $(CPUS)/second/checkpoints/best.ckpt --out $(CPUS)/third
 	@echo "the weights are in $(CPUS)/third; python -m training assess says what they are worth"
