@@ -51,7 +51,7 @@ class TileDataModule(pl.LightningDataModule):
         pack: folder of a pack (`python -m datasets pack`), or an array file (`datasets.arrays`).
         batch_size: tiles a step, in all training processes together.
         workers: loader processes; 0 reads in the training process.
-        repeat: how often the tiles of a source stand in an epoch, e.g. `{eurosat-ms: 6}` where they are few.
+        repeat: how often the tiles of a source stand in an epoch, e.g. `{eurosat-ms: 6}` where they are few; 0: never.
         train_splits: the splits that train: `train`; where labels count for nothing (pretraining) `unlabelled` too.
         test_split: the split that `test` measures.
         evaluation_batch: tiles that validation and test answer at a time; their figures do not depend on batch_size.
@@ -239,7 +239,10 @@ class TileDataModule(pl.LightningDataModule):
         if unknown:
             have = ", ".join(self.pack.summary.sources)
             raise TrainingError(f"repeat names {', '.join(unknown)}, but the pack's sources are {have}")
-        return [(source, self.repeat.get(source, 1)) for source in self.pack.summary.sources]
+        found = [(source, self.repeat.get(source, 1)) for source in self.pack.summary.sources]
+        if min(times for _, times in found) < 0 or not any(times for _, times in found):
+            raise TrainingError(f"data.repeat: {self.repeat}: no number is below 0, and some source must train")
+        return found
 
     def _part(self) -> Part:
         return Part(self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else Part()

@@ -209,6 +209,9 @@ def test_a_source_repeated_0_times_is_left_out(mixed_folder: Path) -> None:
 def test_an_unknown_source_is_refused_with_those_that_exist(mixed_folder: Path) -> None:
     with pytest.raises(TrainingError, match="repeat names spot, but the pack's sources are eurosat-ms, eurosat-rgb"):
         TileDataModule(mixed_folder, repeat={"spot": 2}).train_dataloader()
+    for wrong in ({"eurosat-rgb": -1}, {"eurosat-rgb": 0, "eurosat-ms": 0}):
+        with pytest.raises(TrainingError, match="no number is below 0, and some source must train"):
+            TileDataModule(mixed_folder, repeat=wrong).train_dataloader()
 
 
 def test_bands_that_a_tile_lacks_stay_absent_through_the_warps(mixed_folder: Path) -> None:
