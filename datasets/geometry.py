@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from datasets.errors import TrainingError
+
 if TYPE_CHECKING:  # a machine that warps on its GPU may have no Albumentations
     import albumentations as albu
 
@@ -40,6 +42,14 @@ class GeometryOptions:
     keep_ratio: bool = False
     shift: float = 0.12
     shear_degrees: float = 5.0
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high or (self.keep_ratio and not low <= 1 <= high):
+            raise TrainingError(
+                f"data.geometry.scale: [{low}, {high}] is no range of zooms above 0; with keep_ratio it goes from 1 at "
+                "most to 1 at least, since as many tiles are zoomed out as in"
+            )
 
 
 class Geometry:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from rasters import noise
 
+from datasets.errors import TrainingError
 from datasets.geometry import Geometry, GeometryOptions
 
 TURNS_ONLY = GeometryOptions(warp=0.0)
@@ -118,6 +119,14 @@ def test_with_one_ratio_both_sides_zoom_alike_and_out_as_often_as_in() -> None:
     assert (steps[:, 0] > 100).mean() == pytest.approx(0.5, abs=0.12)  # what is further apart is seen smaller
     assert steps.min() < 60
     assert steps.max() > 180
+
+
+@pytest.mark.parametrize(
+    ("scale", "keep_ratio"), [((0.0, 1.0), False), ((1.5, 0.5), False), ((1.1, 2.0), True), ((0.5, 0.9), True)]
+)
+def test_a_range_that_is_none_is_refused(scale: tuple[float, float], keep_ratio: bool) -> None:
+    with pytest.raises(TrainingError, match=r"data\.geometry\.scale: .* is no range of zooms"):
+        GeometryOptions(scale=scale, keep_ratio=keep_ratio)
 
 
 def test_no_geometry_leaves_tiles_as_they_are() -> None:
