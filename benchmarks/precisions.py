@@ -14,7 +14,7 @@ from pathlib import Path
 
 from training.evaluation import ALL
 from training.paths import RunFolder
-from training.spread import read_groups
+from training.spread import read_measured
 
 PRECISIONS = ("bf16-mixed", "32-true")
 
@@ -48,7 +48,8 @@ def train(arguments: argparse.Namespace, precision: str, seed: int) -> tuple[flo
             ["test", "--out", folder, "--trainer.precision=32-true"],
         ):
             subprocess.run([sys.executable, "-m", "training", *command], check=True, stdout=subprocess.DEVNULL)
-        group = read_groups(RunFolder(Path(folder)))[ALL]
+        _, groups = read_measured(RunFolder(Path(folder)))
+        group = groups[ALL]
         return group["accuracy"], group["tiles"]
 
 

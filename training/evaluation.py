@@ -110,11 +110,21 @@ def see_through(tiles: Tensor, view: str) -> Tensor:
     return tiles * keep[:, None, None]
 
 
-def write_evaluations(evaluations: Sequence[Evaluation], folder: Path, checkpoint: str) -> list[Path]:
-    """Write METRICS_FILE, and for each group a confusion matrix as table and picture; return what was written."""
+def write_evaluations(
+    evaluations: Sequence[Evaluation], folder: Path, checkpoint: str, symmetries: int = 1
+) -> list[Path]:
+    """Write METRICS_FILE, and for each group a confusion matrix as table and picture; return what was written.
+
+    Args:
+        evaluations: what was measured.
+        folder: where it goes.
+        checkpoint: what was measured, for METRICS_FILE.
+        symmetries: in how many of the eight ways each tile was looked at, for METRICS_FILE.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / METRICS_FILE
-    content = {"checkpoint": checkpoint, "groups": {e.group: _headline(e) for e in evaluations}}
+    groups = {e.group: _headline(e) for e in evaluations}
+    content = {"checkpoint": checkpoint, "symmetries": symmetries, "groups": groups}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     written = [path]
     for evaluation in evaluations:

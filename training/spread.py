@@ -44,25 +44,43 @@ def as_table(runs: Sequence[Path]) -> Table:
     The deviation is the sample's (n - 1), in points where the figure is a percentage.
 
     Raises:
-        TrainingError: there are fewer than two runs, one was not tested, or they were tested on other tiles.
+        TrainingError: there are fewer than two runs, one was not tested, or they were tested on other tiles or over
+            other numbers of ways.
     """
     if len(set(runs)) < _LEAST_RUNS:
         raise TrainingError("a spread needs two different runs at least")
-    measured = [read_groups(RunFolder(run)) for run in runs]
+    measured = _alike(runs)
     rows = tuple(_row(group, measured) for group in measured[0])
     differing = ", ".join(_differing(runs)) or "nothing that their settings say"
     note = f"{len(runs)} runs, which differ in: {differing}. Mean ± standard deviation (lowest - highest), percent."
     return Table("spread", "From run to run", note, ("tiles, bands", "tiles", *FIGURES), rows)
 
 
-def read_groups(run: RunFolder) -> Groups:
-    """Return what a run's test measured; raises TrainingError where it was not tested."""
+def _alike(runs: Sequence[Path]) -> list[Groups]:
+    """Return what the tests of `runs` measured; raises TrainingError where tiles were looked at in other ways."""
+    read = [read_measured(RunFolder(run)) for run in runs]
+    ways = sorted({number for number, _ in read})
+    if len(ways) > 1:
+        raise TrainingError(
+            f"the runs were tested with different model.symmetries: {ways}; test them alike: "
+            f"`python -m training test --model.symmetries {ways[0]} --out RUN`"
+        )
+    return [groups for _, groups in read]
+
+
+def read_measured(run: RunFolder) -> tuple[int, Groups]:
+    """Return in how many ways a run's test looked at each tile, and what it measured.
+
+    Raises:
+        TrainingError: it was not tested.
+    """
     path = run.evaluation / METRICS_FILE
     try:
-        found: Groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found: tuple[int, Groups] = int(content.get("symmetries", 1)), content["groups"]
     except FileNotFoundError as error:
         raise TrainingError(f"{path} is not there: `python -m training test --out {run.root}` measures it") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{path}: not what `python -m training test` writes ({error!r})") from error
     return found
 

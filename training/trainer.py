@@ -72,7 +72,7 @@ class Trainer(pl.Trainer):
         if not self.is_global_zero:
             return
         evaluations = _evaluate_groups(model, datamodule)
-        files = write_evaluations(evaluations, self.folder.evaluation, str(path))
+        files = write_evaluations(evaluations, self.folder.evaluation, str(path), model.classifier.symmetries)
         files.append(self.folder.evaluation / "predictions.csv")
         _write_answers(files[-1], model, datamodule)
         metrics = {k: v for e in evaluations for k, v in e.metrics(datamodule.test_split).items()}

@@ -69,6 +69,7 @@ def test_a_run_leaves_checkpoints_figures_pictures_and_a_model(run: Path) -> Non
         assert (run / name).is_file(), name
     content = json.loads((run / "evaluation/metrics.json").read_text())
     assert content["checkpoint"].endswith("best.ckpt")
+    assert content["symmetries"] == 1
     assert set(content["groups"]) == {"all", "geotiff/all", "geotiff/l2a", "geotiff/10m", "geotiff/rgb"}
     assert (run / "evaluation/confusion-all.png").is_file()
     with (run / "history.csv").open() as file:

@@ -37,6 +37,7 @@ def test_mean_deviation_and_range_are_told_and_what_the_runs_differ_in(tmp_path:
         ("garbled", "not what `python -m training test` writes"),
         ("other tiles", "different numbers of tiles: [50, 51]"),
         ("no settings", "is no folder of a run"),
+        ("other ways", "tested with different model.symmetries: [1, 8]"),
     ],
 )
 def test_what_is_no_spread_is_refused_in_one_line(spoil: str, said: str, tmp_path: Path) -> None:
@@ -47,6 +48,8 @@ def test_what_is_no_spread_is_refused_in_one_line(spoil: str, said: str, tmp_pat
         metrics.unlink()
     if spoil == "garbled":
         metrics.write_text("[]")
+    if spoil == "other ways":
+        metrics.write_text(json.dumps({"symmetries": 8, **json.loads(metrics.read_text())}))
     if spoil == "no settings":
         (tmp_path / "second/config.yaml").unlink()
     done = CliRunner().invoke(spread, {"one": [first], "same": [first, first]}.get(spoil, [first, second]))
