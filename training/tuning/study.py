@@ -227,13 +227,14 @@ def open_study(plan: Plan) -> optuna.Study:
     try:
         if plan.storage.startswith("sqlite:///"):
             Path(plan.storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            storage=plan.storage,
-            study_name=plan.study,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(pruning.after_trials, pruning.after_epochs),
-        )
+        with _lock_of(plan.folder):  # two that make the tables at once break each other's
+            study = optuna.create_study(
+                storage=plan.storage,
+                study_name=plan.study,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(pruning.after_trials, pruning.after_epochs),
+            )
     except (SQLAlchemyError, OSError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         raise TrainingError(f"{plan.storage}: no storage of Optuna ({why}); name another with --storage") from error
