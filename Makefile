@@ -65,6 +65,7 @@ GUESSER ?= models/pretrained/model.onnx
 LISTED := --split lists --lists $(RAW)/splits
 GUESSED := $(PRETRAINED)/l2a-guessed
 SHIPPED := $(PRETRAINED)/1.2.0
+HAVE_UNLABELLED := test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
 FIT := python -m training fit
 SIZES := --data.geometry.scale '[0.5, 2.0]' --data.geometry.keep_ratio true --data.geometry.warp 0.6
 PACK := python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED)
@@ -81,7 +82,7 @@ DECAY_2 := 0.2
 pretrained: teachers shipped ## Train the weights of models/pretrained again: 10 minutes of an H200 and 40 of a core
 
 teachers: $(READY) # 5 minutes of an H200
-	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
+	@$(HAVE_UNLABELLED)
 	python -m training pseudo-label $(UNLABELLED) --model $(GUESSER) --out $(GUESSED)-first
 	python -m training pseudo-label $(UNLABELLED) --model $(GUESSER) --out $(GUESSED)-all --least 0
 	$(PACK) $(GUESSED)-first $(GUESSED)-first-unlabelled --out $(PRETRAINED)/packed-first
@@ -110,7 +111,7 @@ CPUS := $(PRETRAINED)/on-cpus
 
 # As 1.1.0 was made. The second cycle draws otherwise than the first: as seed 100, 101, …
 pretrain-cpu: $(READY) ## Train such weights without a GPU, and without teachers: about 105 minutes of one core
-	@test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
+	@$(HAVE_UNLABELLED)
 	$(PACK) --out $(CPUS)/packed
 	$(FIT) --seed_everything $(SEED) --config configs/experiments/pretrained.yaml --data.pack $(CPUS)/packed --out $(CPUS)/first
 	$(FIT) $(AGAIN) --config configs/experiments/pretrained.yaml --data.pack $(CPUS)/packed \
