@@ -5,6 +5,7 @@ data never becomes 0. Every number drawn belongs to a tile (`datasets.draws`), e
 waits for the device, so that the whole of it can be compiled into few kernels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from datasets.draws import Draws
 from datasets.errors import TrainingError, UnknownBandError
 from datasets.geometry import GeometryOptions
 from datasets.holes import HoleOptions, Holes, rectangles
+from datasets.mosaic import Mosaic, MosaicOptions
 from datasets.warp import Warp
 
 QUANTIFICATION = 10_000.0
@@ -195,15 +197,15 @@ class Augmentation(nn.Module):
     """All that happens to a training batch on the device: geometry, atmosphere, radiometry, missing data, mixing.
 
     Args:
-        classes: how many.
+        classes: their names, in the order of labels.
         seed: of the run.
         geometry: turns and warps; None where the loader has done that.
-        radiometry, band_dropout, mix, atmosphere, holes: the rest; None leaves it out.
+        radiometry, band_dropout, mix, atmosphere, holes, mosaic: the rest; None leaves it out.
     """
 
     def __init__(
         self,
-        classes: int,
+        classes: Sequence[str],
         seed: int,
         geometry: GeometryOptions | None = None,
         radiometry: RadiometryOptions | None = None,
@@ -211,9 +213,12 @@ class Augmentation(nn.Module):
         mix: MixOptions | None = None,
         atmosphere: AtmosphereOptions | None = None,
         holes: HoleOptions | None = None,
+        mosaic: MosaicOptions | None = None,
     ) -> None:
         super().__init__()
-        self._classes, self._seed = classes, seed
+        self._classes, self._seed = len(classes), seed
+        # Before the warp, which turns the seams of mosaics like all else.
+        self.mosaic = Mosaic(mosaic, classes) if mosaic and mosaic.share > 0 else None
         self.warp = Warp(geometry) if geometry else None
         self.atmosphere = Atmosphere(atmosphere) if atmosphere and atmosphere.share > 0 else None
         self.radiometry = Radiometry(radiometry) if radiometry else None
@@ -233,6 +238,7 @@ class Augmentation(nn.Module):
         draws = Draws(keys, self._seed)
         changed = tiles.to(torch.float32)
         targets = torch.nn.functional.one_hot(labels, self._classes).to(torch.float32)
+        changed = self.mosaic(changed, labels, draws) if self.mosaic is not None else changed
         for step in (self.warp, self.atmosphere, self.radiometry, self.drop_bands):
             changed = step(changed, draws) if step is not None else changed
         if self.mix is not None:

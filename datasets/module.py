@@ -29,6 +29,7 @@ from datasets.errors import TrainingError
 from datasets.geometry import Geometry, GeometryOptions
 from datasets.holes import HoleOptions
 from datasets.loading import Batch, ChunkSampler, PackedDataset, StepSampler, TrainLoader, as_is
+from datasets.mosaic import MosaicOptions
 from datasets.order import BlockOptions, EpochOrder, Part
 from datasets.pack import UNLABELLED
 from datasets.resident import ResidentTiles, resident_bytes
@@ -58,12 +59,14 @@ class TileDataModule(pl.LightningDataModule):
         store: where tiles are kept; auto decides by their size: on a GPU that holds them, else in memory, else on disk.
         blocks: how tiles on the disk are shuffled.
         geometry: turns and warps.
-        geometry_on: where tiles are turned and warped; auto: on a GPU, or on the CPU by Albumentations.
+        geometry_on: where tiles are turned and warped; auto: on a GPU, or on the CPU by Albumentations. With mosaics
+            auto is the device, which warps after it made them.
         radiometry: gain, haze and noise, on the device.
         band_dropout: hiding of bands, on the device.
         mix: mixing of tiles, on the device.
         atmosphere: simulation of Level-2A from Level-1C, on the device.
         holes: loss of parts of tiles, on the device.
+        mosaic: tiles of one class in small beside each other, on the device.
         augment: false switches all of that off.
         compile: compile the augmentation; null: on a GPU.
         seed: of the order of tiles and of every draw.
@@ -87,6 +90,7 @@ class TileDataModule(pl.LightningDataModule):
         mix: MixOptions = MixOptions(),  # noqa: B008 - frozen
         atmosphere: AtmosphereOptions = AtmosphereOptions(share=0.0),  # noqa: B008 - frozen
         holes: HoleOptions = HoleOptions(share=0.0),  # noqa: B008 - frozen
+        mosaic: MosaicOptions = MosaicOptions(),  # noqa: B008 - frozen
         augment: bool = True,
         compile: bool | None = None,
         seed: int = 0,
@@ -98,6 +102,7 @@ class TileDataModule(pl.LightningDataModule):
         self.store, self.blocks, self.compile = store, blocks, compile
         self.geometry, self.geometry_on, self.radiometry = geometry, geometry_on, radiometry
         self.band_dropout, self.mix, self.atmosphere, self.holes = band_dropout, mix, atmosphere, holes
+        self.mosaic = mosaic
         self.pack = open_pack(Path(pack))
         self.classes = list(self.pack.summary.classes)
         train = self.pack.summary.counts.get("train", {})
@@ -133,7 +138,7 @@ class TileDataModule(pl.LightningDataModule):
         """
         resident = self.chosen_store == "device"
         if self.geometry_on == "auto":
-            return "device" if resident or self.device.type != "cpu" else "cpu"
+            return "device" if resident or self.device.type != "cpu" or self.mosaic.share > 0 else "cpu"
         if resident and self.geometry_on == "cpu":
             raise TrainingError("tiles that are kept on the device cannot be warped on the CPU; change data.store")
         return self.geometry_on
@@ -210,10 +215,10 @@ class TileDataModule(pl.LightningDataModule):
 
     def _make_augmentation(self) -> Augmentation:
         if not self.augment:
-            return Augmentation(len(self.classes), self.seed)
+            return Augmentation(self.classes, self.seed)
         geometry = self.geometry if self.geometry_place == "device" else None
         return Augmentation(
-            len(self.classes),
+            self.classes,
             self.seed,
             geometry,
             self.radiometry,
@@ -221,6 +226,7 @@ class TileDataModule(pl.LightningDataModule):
             self.mix,
             self.atmosphere,
             self.holes,
+            self.mosaic,
         ).requires_grad_(False)
 
     def _train_parts(self) -> list[npt.NDArray[np.int64]]:

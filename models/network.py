@@ -4,6 +4,7 @@ Both follow He et al. 2016 (arXiv:1512.03385), cut to what 64 × 64 pixels need;
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,9 @@ class PatchCNN(nn.Module):
     moving numbers. 0.05 GFLOP a tile with the default widths.
 
     Args:
-        patch: channels of the first layer, which sees each patch of 4 × 4 pixels alone.
+        patch: channels of the first layer, which has one place for each patch of 4 × 4 pixels.
+        window: side of what that layer sees around each patch, in pixels: 4, the patch alone; 6 or 8, some of its
+            neighbours as well.
         widths: channels of each stage; every stage begins by halving the grid, the first from 16 × 16 to 8 × 8.
         depths: convolutions of each stage.
         dropout: share of the embedding that is dropped in training.
@@ -109,9 +112,10 @@ class PatchCNN(nn.Module):
         widths: Sequence[int] = (96, 160),
         depths: Sequence[int] = (3, 2),
         dropout: float = 0.0,
+        window: Literal[4, 6, 8] = 4,
     ) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [*_stem([patch])]
+        blocks: list[nn.Module] = [*_patches(patch, window)]
         channels = patch
         for width, depth in zip(widths, depths, strict=True):
             for block in range(depth):
@@ -134,6 +138,10 @@ class PatchCNN(nn.Module):
 
 def _stem(channels: Sequence[int]) -> nn.Sequential:
     if len(channels) == 1:
-        return nn.Sequential(conv_norm(BAND_COUNT, channels[0], 4, 4), nn.ReLU())
+        return _patches(channels[0], 4)
     first, second = channels
     return nn.Sequential(conv_norm(BAND_COUNT, first, 4, 2), nn.ReLU(), conv_norm(first, second, 3, 2), nn.ReLU())
+
+
+def _patches(channels: int, window: int) -> nn.Sequential:
+    return nn.Sequential(conv_norm(BAND_COUNT, channels, window, 4), nn.ReLU())

@@ -74,12 +74,19 @@ def _halved(pixels: Floats) -> Floats:
     return np.pad(means, around, mode="symmetric").astype(np.float32)
 
 
-def _larger(tiles: DN) -> DN:
-    """Show the middle quarter at twice the size, interpolated."""
-    height, width = tiles.shape[2:]
-    middle = tiles[:, :, height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2]
+def enlarged(tiles: DN, times: int, down: float = 0.5, right: float = 0.5) -> DN:
+    """Show a part of each tile as large as the tile, interpolated.
+
+    Args:
+        tiles: uint16 (n, 13, height, width), DN.
+        times: how much larger, on each side.
+        down, right: where the part lies, from 0, at the upper and the left edge, to 1.
+    """
+    height, width = (side // times for side in tiles.shape[2:])
+    top, left = round(down * (tiles.shape[2] - height)), round(right * (tiles.shape[3] - width))
+    part = tiles[:, :, top : top + height, left : left + width]
     return _interpolated(
-        middle, lambda pixels: ndimage.zoom(pixels, (1, 1, 2, 2), order=1, grid_mode=True, mode="nearest")
+        part, lambda pixels: ndimage.zoom(pixels, (1, 1, times, times), order=1, grid_mode=True, mode="nearest")
     )
 
 
@@ -121,7 +128,7 @@ DISTURBANCES: dict[str, Callable[[DN], DN]] = {
     "rotated": _rotated,
     "half_pixel": _half_pixel,
     "smaller": _smaller,
-    "larger": _larger,
+    "larger": partial(enlarged, times=2),
     "striped": _striped,
     "jpeg": _jpeg,
     "l2a_bands": partial(only_bands, bands=BAND_SETS["l2a"]),

@@ -1,16 +1,19 @@
-"""Self-training: tiles that nobody labelled get the labels that a model is sure of, and so can train the next one.
+"""Self-training: tiles that nobody labelled get labels that most opinions agree on, and so can train the next model.
 
-Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, the model's own
-answers on them, kept where it answers alike however the tile is turned, through whichever bands it looks, and to the
-tile's middle at twice the size, teach it what Level-2A looks like (self-training; Yarowsky 1995,
-doi:10.3115/981658.981684; with agreement of views as in Sohn et al. 2020, arXiv:2001.07685). Such labels train and
-never judge: the folder's card says `split: train`.
+Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, four opinions are
+asked of each: the model's of the tile as it is, however it is turned and through whichever bands; the model's of parts
+of it at twice and at four times the size; and that of its colours alone (`training.colours`). A label that three give
+teaches the next model what Level-2A looks like (self-training; Yarowsky 1995, doi:10.3115/981658.981684; with
+agreement of views as in Sohn et al. 2020, arXiv:2001.07685). Such labels train and never judge: the folder's card says
+`split: train`.
 
 The size matters for fields: what a network calls one crop, and another where it sees it larger, it only tells by the
-size of the parcels, which differs from country to country (docs/decisions/0022).
+size of the parcels, which differs from country to country (docs/decisions/0022 and 0023).
 """
 
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,7 @@ import torch
 from datasets.bands import BAND_NAMES, BAND_SETS, positions
 from datasets.command import one_line_errors
 from datasets.errors import NoTilesError
-from datasets.pack import UNLABELLED
+from datasets.pack import UNLABELLED, Pack
 from datasets.progress import Report, shown, silent
 from datasets.radiometry import Level
 from datasets.reviewed import write_tile
@@ -30,10 +33,14 @@ from datasets.sources import Card, Format, read_card
 from datasets.tile import BAND_COUNT, DN, TILE_SIZE, Tile, only_bands
 from models.modelfile import INPUT, ModelFile, open_model
 from models.symmetries import SYMMETRIES
-from training.disturbances import DISTURBANCES
+from training.colours import Colours
+from training.disturbances import enlarged
 
 # Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to teach.
 VIEWS = ("l2a", "10m")
+SIZES = (1, 2, 4)  # times; where a tile is a few parcels, a part of it at four times the size is within one
+_PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # of the parts: the middle and the corners
+_OPINIONS = len(SIZES) + 1
 _BATCH = 64
 _ORIGIN = "labels guessed by a model, checked by nobody"  # by which a folder of ours is known
 _HELD_BACK = 4  # every fourth tile never trains
@@ -54,21 +61,15 @@ class Unlabelled:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What a model answers to one tile, looked at in every way.
+    """What most opinions say of one tile.
 
     Attributes:
-        label: the class with the highest mean probability.
-        confidence: that probability, 0-1.
-        agreed: whether every set of bands gives that class, and the middle of the tile at twice the size does.
+        label: the class that most give; of as many for each, that of the tile as it is.
+        agreeing: how many give it, 1 to 4.
     """
 
     label: str
-    confidence: float
-    agreed: bool
-
-    def is_sure(self, least: float) -> bool:
-        """Return whether its label may train, where labels need a mean probability of `least`; 0 takes any guess."""
-        return least <= 0 or (self.agreed and self.confidence >= least)
+    agreeing: int
 
 
 def read_unlabelled(path: Path) -> Unlabelled:
@@ -92,42 +93,48 @@ def read_unlabelled(path: Path) -> Unlabelled:
     return Unlabelled(tiles, tuple(BAND_NAMES[place] for place in sorted(positions(names))))
 
 
-def guess(model: ModelFile, tiles: DN, progress: Report = silent) -> list[Guess]:
-    """Return what `model` answers to uint16 (n, 13, 64, 64): the mean over views and the square's symmetries."""
-    classes = model.metadata.classes
+def guess(model: ModelFile, colours: Colours, tiles: DN, progress: Report = silent) -> list[Guess]:
+    """Return what the four opinions make of uint16 tiles (n, 13, 64, 64) in DN."""
     guesses: list[Guess] = []
     for start in range(0, len(tiles), _BATCH):
         batch = tiles[start : start + _BATCH]
-        views = _views(model, batch)
-        mean = views.mean(0)
-        winner = mean.argmax(1)
-        larger = _views(model, DISTURBANCES["larger"](batch)).mean(0).argmax(1)
-        agreed = (views.argmax(2) == winner).all(0) & (larger == winner)
-        guesses += [Guess(classes[w], float(p[w]), bool(a)) for w, p, a in zip(winner, mean, agreed, strict=True)]
+        opinions = [_seen(model, batch, times) for times in SIZES] + [colours.guess(batch)]
+        guesses += [vote(answers) for answers in zip(*opinions, strict=True)]
         progress("looking", len(guesses), len(tiles))
     return guesses
 
 
-def _views(model: ModelFile, tiles: DN) -> npt.NDArray[np.float32]:
-    """Return (views, n, classes): mean probabilities over the eight symmetries, seen through the bands of each view."""
-    return np.stack([_through(model, tiles, view) for view in VIEWS])
+def vote(answers: Sequence[str]) -> Guess:
+    """Return what most of the answers about one tile say, those about the tile as it is coming first."""
+    label, agreeing = Counter(answers).most_common(1)[0]  # of equals the first that was given
+    return Guess(label, agreeing)
 
 
-def _through(model: ModelFile, tiles: DN, view: str) -> npt.NDArray[np.float32]:
-    """Return (n, classes) of one view."""
-    kept = torch.from_numpy(only_bands(tiles, BAND_SETS[view]))
-    turned = [way(kept).contiguous().numpy() for way in SYMMETRIES]
-    answers = [model.session.run(["probabilities"], {INPUT: each})[0] for each in turned]
-    return np.asarray(np.mean(answers, axis=0))
+def _seen(model: ModelFile, tiles: DN, times: int) -> list[str]:
+    """Return the class of each tile at so many times the size, by the mean over views and turns, or over parts."""
+    shown = _turned(tiles) if times == 1 else [enlarged(tiles, times, *place) for place in _PLACES]
+    answers = [_answers(model, each, view) for view in VIEWS for each in shown]
+    return [model.metadata.classes[winner] for winner in np.mean(answers, axis=0).argmax(1)]
+
+
+def _turned(tiles: DN) -> list[DN]:
+    """Return the tiles in each of the eight symmetries of the square."""
+    return [way(torch.from_numpy(tiles)).contiguous().numpy() for way in SYMMETRIES]
+
+
+def _answers(model: ModelFile, tiles: DN, view: str) -> npt.NDArray[np.float32]:
+    """Return float32 (n, classes): probabilities of tiles seen through the bands of one view."""
+    answers = model.session.run(["probabilities"], {INPUT: only_bands(tiles, BAND_SETS[view])})[0]
+    return np.asarray(answers)
 
 
 def write_sources(
-    unlabelled: Unlabelled, guesses: list[Guess], out: Path, least: float, model: ModelFile
+    unlabelled: Unlabelled, guesses: list[Guess], out: Path, agreeing: int, model: ModelFile
 ) -> tuple[int, int]:
     """Write all tiles as two sources: those to train on, and the others, which are known and yet unlabelled.
 
-    `<out>/<Class>/…` holds tiles whose guess is sure (`Guess.is_sure`); `<out>-unlabelled` holds the rest, and
-    every fourth tile whatever its guess: on those the limits are set beyond which a tile counts as strange. What
+    `<out>/<Class>/…` holds tiles on which so many opinions agree; `<out>-unlabelled` holds the rest, and every fourth
+    tile whatever its guess: on those the limits are set beyond which a tile counts as strange. What
     earlier guesses left there goes first: a tile would else have two labels, or train and be unlabelled at once.
 
     Returns:
@@ -136,12 +143,12 @@ def write_sources(
     Raises:
         NoTilesError: one of the folders holds something else.
     """
-    sure = [n for n, found in enumerate(guesses) if found.is_sure(least) and n % _HELD_BACK != 0]
+    sure = [n for n, found in enumerate(guesses) if found.agreeing >= agreeing and n % _HELD_BACK != 0]
     rest = sorted(set(range(len(guesses))) - set(sure))
     _spare_what_is_no_guess(out)
     for folder, chosen, split in zip(_folders(out), (sure, rest), ("train", UNLABELLED), strict=True):
         shutil.rmtree(folder, ignore_errors=True)
-        _write_card(folder, split, len(guesses), least, model)
+        _write_card(folder, split, len(guesses), agreeing, model)
         for number in chosen:
             label = guesses[number].label
             tile = Tile(f"{out.name}-{label}_{number}", unlabelled.tiles[number], unlabelled.bands, Level.L2A)
@@ -160,48 +167,60 @@ def _spare_what_is_no_guess(out: Path) -> None:
             raise NoTilesError(f"{folder}: exists and holds no guessed labels; name another folder with --out")
 
 
-def _write_card(folder: Path, split: str, looked_at: int, least: float, model: ModelFile) -> None:
+def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: ModelFile) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     Card(
         name=folder.name,
         format=Format.GEOTIFF,
         licence="as the tiles",
         origin=_ORIGIN,
-        notes=f"Train: where sets of bands agree and the mean probability is at least {least}; 0: every guess.",
-        extra={"split": split, "model_sha256": model.sha256, "looked_at": looked_at, "least": least},
+        notes=f"Train: where at least {agreeing} of the {_OPINIONS} opinions agree (python -m training pseudo-label).",
+        extra={"split": split, "model_sha256": model.sha256, "looked_at": looked_at, "agreeing": agreeing},
     ).write(folder)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("tiles", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--model", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Whose guesses.")
+@click.option(
+    "--labelled",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="A pack of labelled tiles of all 13 bands, in the same classes: what colours these have is an opinion too.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("data/raw/l2a-guessed"))
 @click.option(
-    "--least",
-    type=click.FloatRange(0, 1),
-    default=0.8,
+    "--agreeing",
+    type=click.IntRange(1, _OPINIONS),
+    default=_OPINIONS - 1,
     show_default=True,
-    help="Lowest mean probability of a label that is kept; 0 keeps every guess, for a training that MODEL teaches as "
-    "well (model.distillation) and so tells how unsure it is.",
+    help="How many of the four opinions a label needs: the model's of the tile, of its parts at twice and at four "
+    "times the size, and that of its colours. 1 keeps every guess, for a training whose labels do not count "
+    "(model.distillation).",
 )
 @one_line_errors
-def main(tiles: Path, model: Path, out: Path, least: float) -> None:
-    """Label TILES (.npz: `tiles` uint16 (n, bands, 64, 64) of DN at Level-2A, `bands`) where MODEL is sure of them.
+def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int) -> None:
+    """Label TILES (.npz: `tiles` uint16 (n, bands, 64, 64) of DN at Level-2A, `bands`) where opinions agree.
 
     Two folders are written, which pack like any others, beside the labelled ones: --out, whose tiles train and never
     judge, and one called after it, -unlabelled, with the tiles that stay without a label.
     """
     _spare_what_is_no_guess(out)  # said before every tile is looked at
-    opened, unlabelled = open_model(model), read_unlabelled(tiles)
+    opened, unlabelled, pack = open_model(model), read_unlabelled(tiles), Pack(labelled)
+    if set(pack.summary.classes) != set(opened.metadata.classes):
+        raise NoTilesError(f"{labelled}: its classes are not those of {model}; labels would be of two kinds")
     with shown() as progress:
-        guesses = guess(opened, unlabelled.tiles, progress)
-    kept, rest = write_sources(unlabelled, guesses, out, least, opened)
+        progress("learning colours", 0, 1)
+        colours = Colours(pack)
+        progress("learning colours", 1, 1)
+        guesses = guess(opened, colours, unlabelled.tiles, progress)
+    kept, rest = write_sources(unlabelled, guesses, out, agreeing, opened)
     click.echo(f"{kept} of {len(guesses)} tiles are labelled in {out}, {rest} stay unlabelled beside it")
-    click.echo(f"sure, of those guessed: {_per_class(guesses, least)}")
+    click.echo(f"agreed on, of those guessed: {_per_class(guesses, agreeing)}")
 
 
-def _per_class(guesses: list[Guess], least: float) -> str:
-    """Return how many of each class were sure, of how many guessed."""
+def _per_class(guesses: list[Guess], agreeing: int) -> str:
+    """Return how many of each class were agreed on, of how many guessed."""
     names = sorted({found.label for found in guesses})
-    kept = {name: sum(g.label == name and g.is_sure(least) for g in guesses) for name in names}
+    kept = {name: sum(g.label == name and g.agreeing >= agreeing for g in guesses) for name in names}
     return ", ".join(f"{name} {kept[name]}/{sum(g.label == name for g in guesses)}" for name in names)

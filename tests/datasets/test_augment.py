@@ -23,6 +23,7 @@ from datasets.draws import Draws
 from datasets.errors import TrainingError, UnknownBandError
 from datasets.geometry import GeometryOptions
 from datasets.holes import HoleOptions
+from datasets.mosaic import MosaicOptions
 
 STILL = RadiometryOptions(gain=0.0, band_gain=0.0, haze=0.0, band_haze=0.0, noise=0.0)
 
@@ -296,16 +297,17 @@ def test_shares_that_add_up_to_more_than_all_tiles_are_refused() -> None:
 # All of it.
 
 
-def whole() -> Augmentation:
+def whole(mosaics: float = 0.5) -> Augmentation:
     options = (GeometryOptions(), RadiometryOptions(noise=0.004), BandDropout(), MixOptions(cutmix=0.4, mixup=0.3))
-    return Augmentation(10, 5, *options, AtmosphereOptions(share=0.5), HoleOptions(0.5, striped=0.5))
+    more = (AtmosphereOptions(share=0.5), HoleOptions(0.5, striped=0.5), MosaicOptions(mosaics))
+    return Augmentation([str(n) for n in range(10)], 5, *options, *more)
 
 
-def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_batch() -> None:
+def test_without_mosaics_a_part_of_a_batch_is_augmented_as_it_is_within_the_batch() -> None:
     tiles = torch.randint(0, 9000, (16, 13, 64, 64), dtype=torch.int32).to(torch.uint16)
     labels, keys = torch.arange(16) % 10, torch.arange(16) + 1000
-    together = whole()(tiles, labels, keys)
-    parts = [whole()(tiles[part], labels[part], keys[part]) for part in (slice(0, 8), slice(8, 16))]
+    together = whole(mosaics=0)(tiles, labels, keys)
+    parts = [whole(mosaics=0)(tiles[part], labels[part], keys[part]) for part in (slice(0, 8), slice(8, 16))]
     for whole_one, halves in zip(together, zip(*parts, strict=True), strict=True):
         assert torch.allclose(whole_one, torch.cat(halves), rtol=1e-4, atol=1e-2)
 

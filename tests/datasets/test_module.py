@@ -15,6 +15,7 @@ from datasets.errors import TrainingError
 from datasets.geometry import Geometry, GeometryOptions
 from datasets.loading import Batch, PackedDataset, TrainLoader
 from datasets.module import Store, TileDataModule
+from datasets.mosaic import MosaicOptions
 from datasets.order import BlockOptions
 from datasets.pack import Pack
 from datasets.packing import write_pack
@@ -253,6 +254,12 @@ def test_without_augmentation_training_sees_the_tiles_as_they_are(pack_folder: P
         assert batch["tiles"].dtype == torch.float32
         assert np.array_equal(batch["tiles"].numpy(), pack.fetch(batch["rows"].numpy()))
         assert torch.equal(batch["targets"], torch.eye(10)[batch["labels"]])
+
+
+def test_with_mosaics_tiles_are_turned_where_those_are_made_and_unless_told_so_on_a_cpu(pack_folder: Path) -> None:
+    assert TileDataModule(pack_folder).geometry_place == "cpu"
+    assert TileDataModule(pack_folder, mosaic=MosaicOptions(share=0.5)).geometry_place == "device"
+    assert TileDataModule(pack_folder, mosaic=MosaicOptions(share=0.5), geometry_on="cpu").geometry_place == "cpu"
 
 
 # Stores.

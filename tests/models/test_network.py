@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -17,6 +18,18 @@ def test_a_tile_becomes_one_embedding_of_the_promised_length(stem: tuple[int, ..
 def test_a_network_of_patches_too_gives_one_embedding_of_the_promised_length() -> None:
     backbone = PatchCNN(patch=8, widths=(16, 24), depths=(2, 1))
     assert backbone(torch.zeros(3, 13, 64, 64)).shape == (3, backbone.features) == (3, 24)
+
+
+@pytest.mark.parametrize(("window", "reach"), [(4, 0), (6, 1), (8, 2)])
+def test_a_larger_window_sees_that_many_pixels_around_its_patch(window: Literal[4, 6, 8], reach: int) -> None:
+    torch.manual_seed(0)
+    first = PatchCNN(patch=8, window=window).eval().blocks[0]
+    tile = torch.randn(1, 13, 64, 64, requires_grad=True)
+    first(tile)[0, :, 8, 8].square().sum().backward()
+    assert tile.grad is not None
+    seen = (tile.grad[0] != 0).any(dim=0).nonzero()
+    assert seen.amin(dim=0).tolist() == [32 - reach] * 2
+    assert seen.amax(dim=0).tolist() == [35 + reach] * 2
 
 
 @pytest.mark.parametrize(

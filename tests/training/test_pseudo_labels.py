@@ -1,4 +1,4 @@
-"""Labels guessed by a model: kept where it is sure and agrees with itself, and never used to judge."""
+"""Labels guessed by a model and by colours: kept where most opinions agree, and never used to judge."""
 
 from pathlib import Path
 
@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from datasets.bands import L2A_BANDS, positions
+from datasets.bands import BAND_SETS, L2A_BANDS, positions
 from datasets.errors import NoTilesError
 from datasets.pack import Pack
 from datasets.packing import write_pack
 from datasets.sources import find_source
 from datasets.splits import Method, SplitPlan
-from models.modelfile import open_model
-from training.disturbances import DISTURBANCES
-from training.pseudo_labels import Guess, guess, main, read_unlabelled, write_sources
+from datasets.tile import DN, only_bands
+from models.modelfile import ModelFile, open_model
+from training.colours import Colours
+from training.pseudo_labels import Guess, guess, main, read_unlabelled, vote, write_sources
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +27,23 @@ def array(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_only_sure_and_agreed_guesses_train_and_every_fourth_tile_stays_unlabelled(
+@pytest.fixture(scope="module")
+def colours(pack: Pack) -> Colours:
+    return Colours(pack)
+
+
+def test_only_guesses_that_enough_opinions_agree_on_train_and_every_fourth_tile_stays_unlabelled(
     array: Path, model_file: Path, tmp_path: Path
 ) -> None:
     unlabelled = read_unlabelled(array)
     guesses = [
-        Guess("River", 0.9, True),  # held back, as every fourth is
-        Guess("Forest", 0.9, True),
-        Guess("River", 0.9, False),
-        Guess("River", 0.5, True),
+        Guess("River", 4),  # held back, as every fourth is
+        Guess("Forest", 3),
+        Guess("River", 2),
+        Guess("River", 1),
     ]
     unlabelled = type(unlabelled)(unlabelled.tiles[:4], unlabelled.bands)
-    assert write_sources(unlabelled, guesses, tmp_path / "guessed", 0.8, open_model(model_file)) == (1, 3)
+    assert write_sources(unlabelled, guesses, tmp_path / "guessed", 3, open_model(model_file)) == (1, 3)
     source = find_source(tmp_path / "guessed")
     assert [file.label for file in source.files()] == ["Forest"]
     tile = source.read(source.files()[0].path)
@@ -46,19 +52,13 @@ def test_only_sure_and_agreed_guesses_train_and_every_fourth_tile_stays_unlabell
     assert find_source(tmp_path / "guessed-unlabelled").split == "unlabelled"
 
 
-@pytest.mark.parametrize(("least", "sure"), [(0.8, [True, False, False]), (0.0, [True, True, True])])
-def test_at_zero_every_guess_is_sure_enough(least: float, sure: list[bool]) -> None:
-    guesses = [Guess("River", 0.9, True), Guess("River", 0.9, False), Guess("River", 0.5, True)]
-    assert [found.is_sure(least) for found in guesses] == sure
-
-
 def test_new_guesses_take_the_place_of_earlier_ones_and_of_nothing_else(
-    array: Path, model_file: Path, tmp_path: Path
+    array: Path, model_file: Path, pack_folder: Path, tmp_path: Path
 ) -> None:
     unlabelled, out = read_unlabelled(array), tmp_path / "guessed"
     model = open_model(model_file)
     for label in ("Forest", "River"):
-        write_sources(unlabelled, [Guess(label, 0.9, True)] * 3, out, 0.8, model)
+        write_sources(unlabelled, [Guess(label, 4)] * 3, out, 3, model)
     assert [(file.label, file.name) for file in find_source(out).files()] == [
         ("River", "guessed-River_1"),
         ("River", "guessed-River_2"),
@@ -66,43 +66,64 @@ def test_new_guesses_take_the_place_of_earlier_ones_and_of_nothing_else(
     precious = tmp_path / "mine" / "Forest" / "a.tif"
     precious.parent.mkdir(parents=True)
     precious.write_bytes(b"of another")
-    told = CliRunner().invoke(main, [str(array), "--model", str(model_file), "--out", str(tmp_path / "mine")])
+    settings = ["--model", str(model_file), "--labelled", str(pack_folder), "--out", str(tmp_path / "mine")]
+    told = CliRunner().invoke(main, [str(array), *settings])
     assert told.exit_code == 1
     assert "mine: exists and holds no guessed labels; name another folder with --out" in told.output
     assert precious.read_bytes() == b"of another"
 
 
-def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file: Path) -> None:
+def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file: Path, colours: Colours) -> None:
     model, tiles = open_model(model_file), read_unlabelled(array).tiles[:4]
-    turned = guess(model, np.ascontiguousarray(np.rot90(tiles, 1, (2, 3))))
-    for one, other in zip(guess(model, tiles), turned, strict=True):
-        assert one.label == other.label
-        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+    turned = np.ascontiguousarray(np.rot90(tiles, 1, (2, 3)))
+    assert guess(model, colours, tiles) == guess(model, colours, turned)
 
 
-def test_a_tile_whose_middle_looks_like_another_class_at_twice_the_size_is_not_agreed_on(
-    array: Path, model_file: Path
+@pytest.mark.parametrize(
+    ("answers", "label", "agreeing"),
+    [
+        (("River", "River", "River", "River"), "River", 4),
+        (("River", "Forest", "Forest", "Forest"), "Forest", 3),
+        (("River", "River", "Forest", "Forest"), "River", 2),
+        (("River", "Forest", "Forest", "Pasture"), "Forest", 2),
+        (("River", "Forest", "Pasture", "SeaLake"), "River", 1),
+    ],
+)
+def test_the_label_is_what_most_say_and_of_equals_what_the_tile_as_it_is_does(
+    answers: tuple[str, ...], label: str, agreeing: int
+) -> None:
+    assert vote(answers) == Guess(label, agreeing)
+
+
+def test_what_three_opinions_give_the_tile_as_it_is_or_its_colours_give(
+    array: Path, model_file: Path, colours: Colours
 ) -> None:
     model, tiles = open_model(model_file), read_unlabelled(array).tiles
-    framed = np.repeat(tiles, len(tiles), axis=0)
-    framed[:, :, 16:48, 16:48] = np.tile(tiles[:, :, 16:48, 16:48], (len(tiles), 1, 1, 1))
-    middles = [found.label for found in guess(model, DISTURBANCES["larger"](tiles))] * len(tiles)
-    found = list(zip(guess(model, framed), middles, strict=True))
-    assert any(one.agreed for one, _ in found)
-    others = [one for one, middle in found if one.label != middle]
-    assert len(others) > 5
-    assert not any(one.agreed for one in others)
+    as_it_is = [model.metadata.classes[k] for k in eight_ways(model, tiles).argmax(1)]
+    found = list(zip(guess(model, colours, tiles), as_it_is, colours.guess(tiles), strict=True))
+    agreed = [one.label in (own, other) for one, own, other in found if one.agreeing >= 3]
+    assert agreed, "some tiles are plain"
+    assert all(agreed)
+    assert all(one.label == own for one, own, _ in found if one.agreeing == 1)
+
+
+def eight_ways(model: ModelFile, tiles: DN) -> np.ndarray:
+    """Return the mean probabilities over turns, mirrors and both sets of bands, asked tile by tile."""
+    ways = [np.rot90(each, k, (2, 3)) for each in (tiles, tiles[:, :, ::-1]) for k in range(4)]
+    views = [only_bands(np.ascontiguousarray(way), BAND_SETS[view]) for way in ways for view in ("l2a", "10m")]
+    return np.mean([model.session.run(["probabilities"], {"tiles": view})[0] for view in views], axis=0)
 
 
 def test_guessed_tiles_train_though_no_list_names_them(
-    array: Path, model_file: Path, tiles_folder: Path, tmp_path: Path
+    array: Path, model_file: Path, pack_folder: Path, tiles_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "l2a-guessed"
-    answered = CliRunner().invoke(main, [str(array), "--model", str(model_file), "--out", str(out), "--least", "0"])
+    settings = ["--model", str(model_file), "--labelled", str(pack_folder), "--out", str(out), "--agreeing", "1"]
+    answered = CliRunner().invoke(main, [str(array), *settings])
     assert answered.exit_code == 0, answered.output
     kept, rest = (len(find_source(folder).files()) for folder in (out, tmp_path / "l2a-guessed-unlabelled"))
     assert f"{kept} of 15 tiles are labelled" in answered.output
-    assert (kept, rest) == (11, 4), "at 0 every guess trains, but for every fourth tile"
+    assert (kept, rest) == (11, 4), "with one opinion every guess trains, but for every fourth tile"
     names = [file.name for file in find_source(tiles_folder).files()]
     for split, part in (("train", names[:50]), ("val", names[50:80]), ("test", names[80:])):
         (tmp_path / f"{split}.txt").write_text("\n".join(part))
