@@ -2,10 +2,10 @@
 
 Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, four opinions are
 asked of each: the model's of the tile as it is, however it is turned and through whichever bands; the model's of parts
-of it at twice and at four times the size; and that of its colours alone (`training.colours`). A label that three give
-teaches the next model what Level-2A looks like (self-training; Yarowsky 1995, doi:10.3115/981658.981684; with
-agreement of views as in Sohn et al. 2020, arXiv:2001.07685). Such labels train and never judge: the folder's card says
-`split: train`.
+of it at twice and at four times the size; and that of its colours alone (`training.colours`). A label that three give,
+or the first two where it is of one thing in a tile, such as a road, teaches the next model what Level-2A looks like
+(self-training; Yarowsky 1995, doi:10.3115/981658.981684; with agreement of views as in Sohn et al. 2020,
+arXiv:2001.07685). Such labels train and never judge: the folder's card says `split: train`.
 
 The size matters for fields: what a network calls one crop, and another where it sees it larger, it only tells by the
 size of the parcels, which differs from country to country (docs/decisions/0022 and 0023).
@@ -13,7 +13,7 @@ size of the parcels, which differs from country to country (docs/decisions/0022 
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,8 @@ VIEWS = ("l2a", "10m")
 SIZES = (1, 2, 4)  # times; where a tile is a few parcels, a part of it at four times the size is within one
 _PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # of the parts: the middle and the corners
 _OPINIONS = len(SIZES) + 1
+# Classes of EuroSAT that cover land all over.
+PARCELS = ("AnnualCrop", "PermanentCrop", "Pasture", "HerbaceousVegetation", "Forest")
 _BATCH = 64
 _ORIGIN = "labels guessed by a model, checked by nobody"  # by which a folder of ours is known
 _HELD_BACK = 4  # every fourth tile never trains
@@ -65,7 +67,7 @@ class Guess:
 
     Attributes:
         label: the class that most give; of as many for each, that of the tile as it is.
-        agreeing: how many give it, 1 to 4.
+        agreeing: how many give it, 1 to 4, of those that can.
     """
 
     label: str
@@ -93,19 +95,30 @@ def read_unlabelled(path: Path) -> Unlabelled:
     return Unlabelled(tiles, tuple(BAND_NAMES[place] for place in sorted(positions(names))))
 
 
-def guess(model: ModelFile, colours: Colours, tiles: DN, progress: Report = silent) -> list[Guess]:
-    """Return what the four opinions make of uint16 tiles (n, 13, 64, 64) in DN."""
+def guess(
+    model: ModelFile, colours: Colours, tiles: DN, parcels: Collection[str] = PARCELS, progress: Report = silent
+) -> list[Guess]:
+    """Return what the four opinions make of uint16 tiles (n, 13, 64, 64) in DN; see `vote`."""
     guesses: list[Guess] = []
     for start in range(0, len(tiles), _BATCH):
         batch = tiles[start : start + _BATCH]
         opinions = [_seen(model, batch, times) for times in SIZES] + [colours.guess(batch)]
-        guesses += [vote(answers) for answers in zip(*opinions, strict=True)]
+        guesses += [vote(answers, parcels) for answers in zip(*opinions, strict=True)]
         progress("looking", len(guesses), len(tiles))
     return guesses
 
 
-def vote(answers: Sequence[str]) -> Guess:
-    """Return what most of the answers about one tile say, those about the tile as it is coming first."""
+def vote(answers: Sequence[str], parcels: Collection[str]) -> Guess:
+    """Return what most of the answers about one tile say.
+
+    Args:
+        answers: about the tile as it is, its parts at twice and at four times the size, and its colours.
+        parcels: the classes of which a small part shows as much as the whole. Of others it does not, nor do colours
+            tell them: where the first two answers give one of those, all count as agreeing.
+    """
+    own, larger = answers[:2]
+    if own == larger and own not in parcels:
+        return Guess(own, _OPINIONS)
     label, agreeing = Counter(answers).most_common(1)[0]  # of equals the first that was given
     return Guess(label, agreeing)
 
@@ -198,8 +211,15 @@ def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: 
     "times the size, and that of its colours. 1 keeps every guess, for a training whose labels do not count "
     "(model.distillation).",
 )
+@click.option(
+    "--parcels",
+    default=",".join(PARCELS),
+    show_default=True,
+    help="The classes that cover land all over, in parcels of any size. For others, such as a road, the model's "
+    "opinions of the tile and of its parts at twice the size are enough: a quarter of its side does not show them.",
+)
 @one_line_errors
-def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int) -> None:
+def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int, parcels: str) -> None:
     """Label TILES (.npz: `tiles` uint16 (n, bands, 64, 64) of DN at Level-2A, `bands`) where opinions agree.
 
     Two folders are written, which pack like any others, beside the labelled ones: --out, whose tiles train and never
@@ -213,7 +233,7 @@ def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int) -> 
         progress("learning colours", 0, 1)
         colours = Colours(pack)
         progress("learning colours", 1, 1)
-        guesses = guess(opened, colours, unlabelled.tiles, progress)
+        guesses = guess(opened, colours, unlabelled.tiles, parcels.split(","), progress)
     kept, rest = write_sources(unlabelled, guesses, out, agreeing, opened)
     click.echo(f"{kept} of {len(guesses)} tiles are labelled in {out}, {rest} stay unlabelled beside it")
     click.echo(f"agreed on, of those guessed: {_per_class(guesses, agreeing)}")
