@@ -18,6 +18,7 @@ from datasets.bands import L1C_BANDS, positions
 from datasets.draws import Draws
 from datasets.errors import NoTilesError
 from datasets.pack import Pack
+from datasets.radiometry import DN_MAX
 from datasets.tile import DN
 
 # Of normalised differences: vegetation, its water, its red edge (NDVI, NDMI, NDRE).
@@ -84,4 +85,4 @@ def _without_air(tiles: DN, first: int, seed: int) -> DN:
     atmosphere = Atmosphere(AtmosphereOptions(share=1.0))
     draws = Draws(torch.arange(first, first + len(tiles)), seed)
     changed = atmosphere(torch.from_numpy(tiles.astype(np.float32)), draws)
-    return changed.round().numpy().astype(np.uint16)
+    return changed.round().clamp(max=DN_MAX).numpy().astype(np.uint16)

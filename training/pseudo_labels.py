@@ -229,14 +229,24 @@ def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int, par
     opened, unlabelled, pack = open_model(model), read_unlabelled(tiles), Pack(labelled)
     if set(pack.summary.classes) != set(opened.metadata.classes):
         raise NoTilesError(f"{labelled}: its classes are not those of {model}; labels would be of two kinds")
+    covering = _parcels(parcels, opened.metadata.classes)
     with shown() as progress:
         progress("learning colours", 0, 1)
         colours = Colours(pack)
         progress("learning colours", 1, 1)
-        guesses = guess(opened, colours, unlabelled.tiles, parcels.split(","), progress)
+        guesses = guess(opened, colours, unlabelled.tiles, covering, progress)
     kept, rest = write_sources(unlabelled, guesses, out, agreeing, opened)
     click.echo(f"{kept} of {len(guesses)} tiles are labelled in {out}, {rest} stay unlabelled beside it")
     click.echo(f"agreed on, of those guessed: {_per_class(guesses, agreeing)}")
+
+
+def _parcels(said: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes in `said`; EuroSAT's, which are the default, need not be among `classes`."""
+    named = tuple(name.strip() for name in said.split(","))
+    unknown = sorted(set(named) - set(classes))
+    if unknown and named != PARCELS:
+        raise NoTilesError(f"--parcels: no class is called {', '.join(unknown)}; they are {', '.join(classes)}")
+    return named
 
 
 def _per_class(guesses: list[Guess], agreeing: int) -> str:

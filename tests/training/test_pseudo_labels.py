@@ -10,8 +10,10 @@ from datasets.bands import BAND_SETS, L2A_BANDS, positions
 from datasets.errors import NoTilesError
 from datasets.pack import Pack
 from datasets.packing import write_pack
+from datasets.reviewed import write_tile
 from datasets.sources import find_source
 from datasets.splits import Method, SplitPlan
+from datasets.synthetic import synthesise_tile
 from datasets.tile import DN, only_bands
 from models.modelfile import ModelFile, open_model
 from training.colours import Colours
@@ -135,6 +137,24 @@ def test_guessed_tiles_train_though_no_list_names_them(
     assert sum(summary.counts["train"].values()) == 50 + kept
     assert sum(summary.counts["unlabelled"].values()) == rest
     assert summary.tiles == 135
+
+
+def test_classes_that_are_none_are_refused_before_any_tile_is_looked_at(
+    array: Path, model_file: Path, pack_folder: Path, tmp_path: Path
+) -> None:
+    said = [str(array), "--model", str(model_file), "--out", str(tmp_path / "guessed"), "--labelled"]
+    told = CliRunner().invoke(main, [*said, str(pack_folder), "--parcels", "Forest,Wheat"])
+    assert told.exit_code == 1
+    assert "--parcels: no class is called Wheat; they are AnnualCrop," in told.output
+    for label in ("Forest", "River"):
+        for number in range(1, 5):
+            tile = synthesise_tile(label, number, 0)
+            write_tile(tile, tmp_path / "two" / label / f"{tile.name}.tif")
+    write_pack([find_source(tmp_path / "two")], tmp_path / "pack", SplitPlan(Method.RANDOM))
+    told = CliRunner().invoke(main, [*said, str(tmp_path / "pack")])
+    assert told.exit_code == 1
+    assert "its classes are not those of" in told.output
+    assert not (tmp_path / "guessed").exists()
 
 
 def test_an_array_of_another_form_is_refused(tmp_path: Path) -> None:
