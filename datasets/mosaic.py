@@ -80,9 +80,10 @@ class Mosaic(nn.Module):
             draws: of these tiles.
         """
         sides = self._options.sides
-        mates = mates_of(tiles, labels, max(sides) ** 2)
-        has_bands = (tiles[:, self._needed].amax(dim=(2, 3)) > 0).all(dim=1)
-        drawn = (draws.uniform() < self._options.share) & self._may[labels] & has_bands
+        present = tiles.amax(dim=(2, 3)) > 0  # (batch, 13)
+        mates = mates_of(present, labels, max(sides) ** 2)
+        may = self._may[labels] & present[:, self._needed].all(dim=1)
+        drawn = (draws.uniform() < self._options.share) & may
         which = (draws.uniform() * len(sides)).long()
         made = tiles
         for number, side in enumerate(sides):
@@ -109,16 +110,20 @@ def mosaic(tiles: Tensor, mates: Tensor, draws: Draws) -> Tensor:
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(tiles.shape)
 
 
-def mates_of(tiles: Tensor, labels: Tensor, count: int) -> Tensor:
+def mates_of(present: Tensor, labels: Tensor, count: int) -> Tensor:
     """Return int64 (batch, count): rows of the same label and bands, first the tile itself, then those that follow it.
 
     The order of tiles is random, so mates are too. Where a batch has fewer, they come round again. A device that has a
     part of a batch finds them in its part.
+
+    Args:
+        present: bool (batch, 13), the bands that each tile has.
+        labels: int64 (batch,).
+        count: how many.
     """
-    present = tiles.amax(dim=(2, 3)) > 0
     alike = (labels[:, None] == labels) & (present[:, None] == present).all(dim=2)
-    place = torch.arange(len(tiles), device=tiles.device)
-    ahead = ((place - place[:, None]) % len(tiles)).masked_fill(~alike, len(tiles))
-    nearest = ahead.topk(min(count, len(tiles)), largest=False).indices
-    number = torch.arange(count, device=tiles.device) % alike.sum(dim=1)[:, None].clamp(max=nearest.shape[1])
+    place = torch.arange(len(labels), device=labels.device)
+    ahead = ((place - place[:, None]) % len(labels)).masked_fill(~alike, len(labels))
+    nearest = ahead.topk(min(count, len(labels)), largest=False).indices
+    number = torch.arange(count, device=labels.device) % alike.sum(dim=1)[:, None].clamp(max=nearest.shape[1])
     return nearest.gather(1, number)

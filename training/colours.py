@@ -14,12 +14,12 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 
 from datasets.atmosphere import Atmosphere, AtmosphereOptions
-from datasets.bands import L1C_BANDS, positions
+from datasets.bands import positions
 from datasets.draws import Draws
 from datasets.errors import NoTilesError
 from datasets.pack import Pack
 from datasets.radiometry import DN_MAX
-from datasets.tile import DN
+from datasets.tile import BAND_COUNT, DN
 
 # Of normalised differences: vegetation, its water, its red edge (NDVI, NDMI, NDRE).
 _INDICES = (("B08", "B04"), ("B08", "B11"), ("B07", "B05"))
@@ -43,7 +43,7 @@ class Colours:
     """
 
     def __init__(self, pack: Pack, seed: int = 0) -> None:
-        rows = np.array([row for row in pack.rows("train") if set(pack.bands(row)) >= set(L1C_BANDS)], np.int64)
+        rows = np.array([row for row in pack.rows("train") if len(pack.places[row]) == BAND_COUNT], np.int64)
         if not len(rows):
             raise NoTilesError(f"{pack.root}: no tile of its train split has all 13 bands, whose colours are learned")
         seen = np.tile(rows, _AIRS)
