@@ -6,6 +6,7 @@ window, the rest of which is no data. A window with too few valid pixels is skip
 """
 
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,9 +75,10 @@ def classify_scene(
     answer = classify(engine, scene, GridOptions(least_valid=least_valid), progress, workers=1)
     class_map = np.full((dataset.height, dataset.width), NO_CLASS, np.uint8)
     windows: list[WindowAnswer] = []
-    for block in answer.iter_blocks():
-        class_map[block.row : block.row + len(block.class_map)] = block.class_map
-        windows += block.windows
+    with closing(answer.iter_blocks()) as blocks:
+        for block in blocks:
+            class_map[block.row : block.row + len(block.class_map)] = block.class_map
+            windows += block.windows
     return SceneAnswer(class_map, windows)
 
 

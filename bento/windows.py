@@ -5,8 +5,9 @@ the network on one core. So while one reads, another computes, and no core waits
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -163,8 +164,10 @@ class SceneAnswer:
     _workers: int
     _progress: Report
 
-    def iter_blocks(self) -> Iterator[Block]:
+    def iter_blocks(self) -> Generator[Block, None, None]:
         """Give the maps from top to bottom, each row once; work goes on for a strip ahead of what is taken.
+
+        Whoever may stop before the last closes the generator, which ends that work.
 
         Raises:
             UnreadableImageError: a file vanished, a server does not answer, or no block at all could be decoded.
@@ -173,23 +176,24 @@ class SceneAnswer:
             return
         painter = Painter(self._lattice, self._grid.cell, keep_probabilities=self._grid.keep_probabilities)
         answered = 0
-        for strip, parts in self._strips_of_parts():
-            answers = self._together(strip, parts)
-            if strip not in self.strips:
-                painter.skip(answers)
-                continue
-            answered += int(answers.kept.sum())
-            windows = tuple(self._windows(answers, np.concatenate([part.shares for part in parts], axis=1)))
-            for maps in painter.add(strip, answers):
-                yield Block(maps.row, maps.class_map, maps.confidence, maps.outlier, maps.probabilities, windows)
-                windows = ()
+        with closing(self._strips_of_parts()) as strips:
+            for strip, parts in strips:
+                answers = self._together(strip, parts)
+                if strip not in self.strips:
+                    painter.skip(answers)
+                    continue
+                answered += int(answers.kept.sum())
+                windows = tuple(self._windows(answers, np.concatenate([part.shares for part in parts], axis=1)))
+                for maps in painter.add(strip, answers):
+                    yield Block(maps.row, maps.class_map, maps.confidence, maps.outlier, maps.probabilities, windows)
+                    windows = ()
         if not answered and self._scene.broken:
             raise UnreadableImageError(
                 f"{self._scene.name}: none of its windows can be classified, and {self._scene.broken} blocks are "
                 "truncated or corrupt; fetch the files again"
             )
 
-    def _strips_of_parts(self) -> Iterator[tuple[int, list[_Part]]]:
+    def _strips_of_parts(self) -> Generator[tuple[int, list[_Part]], None, None]:
         """Give each strip with its parts, which threads prepare ahead."""
         columns = range(len(self._lattice.parts))
         first = self._lattice.first_needed(self.strips.start)

@@ -10,6 +10,7 @@ import logging
 import socket
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -190,7 +191,8 @@ def _answer_rows(task: Task, plan: WorkPlan, strips: tuple[int, int]) -> _Rows |
             answered = classify(_engine(plan), scene, plan.grid, workers=plan.threads, rows=strips)
             blocks: list[_Packed] = []
             try:
-                blocks.extend(_pack(block) for block in answered.iter_blocks())
+                with closing(answered.iter_blocks()) as answers:
+                    blocks.extend(_pack(block) for block in answers)
             except UnreadableImageError:
                 if not (blocks and scene.broken):  # none of these rows can be decoded; others perhaps can
                     raise

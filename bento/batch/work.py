@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -185,7 +186,8 @@ def classify_whole(begun: Begun, engine: Engine, scene: Scene, advance: Advance 
     answer = classify(engine, scene, plan.grid, workers=plan.threads)
     facts = ModelFacts(engine.metadata, engine.sha256, plan.model)
     frame = frame_of(begun.task, scene, answer)
-    return write_scene(begun, facts, frame, answer.iter_blocks(), lambda: scene.broken, advance)
+    with closing(answer.iter_blocks()) as blocks:
+        return write_scene(begun, facts, frame, blocks, lambda: scene.broken, advance)
 
 
 def write_scene(

@@ -1,8 +1,8 @@
 """An open scene: DN in the one form, on one grid, window by window, whatever files it is made of."""
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +71,9 @@ class Scene(AbstractContextManager["Scene"]):
         self._broken: set[BrokenBlock] = set()
         self._opened: list[DatasetReader] = []
         self._lock = threading.Lock()
+        self._readers: set[int] = set()  # threads that are reading just now
+        self._read_ends = threading.Condition(self._lock)
+        self._closed = False
         self._mine = threading.local()
 
     @property
@@ -105,26 +108,46 @@ class Scene(AbstractContextManager["Scene"]):
         A block of a file on disk that cannot be decoded is no data, and is counted by `broken`.
 
         Raises:
-            UnreadableImageError: a file vanished, or a server does not answer.
+            UnreadableImageError: a file vanished, a server does not answer, or the scene is closed.
         """
-        with scene_world(remote=self._remote):
+        with self._reading(), scene_world(remote=self._remote):
             pixels = self._read_bands(window)
             if self._clouds is not None:
                 pixels = self._without_clouds(pixels, window, self._clouds)
             return pixels
 
     def close(self) -> None:
-        """Close all files; no thread may be reading."""
-        with self._lock:
+        """Refuse further reads, wait for those of other threads, and close all files.
+
+        A file that is closed while another thread reads it takes the whole process down. Whoever is interrupted while
+        it waits here leaves the files open.
+        """
+        with self._read_ends:
+            self._closed = True
+            self._read_ends.wait_for(lambda: not self._readers - {threading.get_ident()})
             for dataset in self._opened:
                 dataset.close()
             self._opened.clear()
-            self._mine = threading.local()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keep the files open for as long as the block lasts."""
+        reader = threading.get_ident()
+        try:
+            with self._lock:
+                if self._closed:
+                    raise UnreadableImageError(f"{self.name}: the scene is closed")
+                self._readers.add(reader)
+            yield
+        finally:
+            with self._read_ends:
+                self._readers.discard(reader)
+                self._read_ends.notify_all()
 
     def _read_bands(self, window: Window) -> DN:
         if len(self._layers) == 1 and self._layers[0].plan.bands == BAND_NAMES:

@@ -230,7 +230,6 @@ def test_whoever_stops_taking_blocks_stops_the_work(
 def test_an_error_in_a_thread_reaches_whoever_takes_the_blocks(engine: Engine, tall: tuple[Path, DN]) -> None:
     path, _ = tall
     with opened(path) as scene:
-        scene.close()
         blocks = classify(engine, scene).iter_blocks()
         kept = path.rename(path.with_suffix(".kept"))
         try:
