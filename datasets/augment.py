@@ -17,7 +17,7 @@ from datasets.bands import BAND_NAMES, BAND_SETS, positions
 from datasets.draws import Draws
 from datasets.errors import TrainingError, UnknownBandError
 from datasets.geometry import GeometryOptions
-from datasets.holes import HoleOptions, Holes, rectangles
+from datasets.holes import HoleOptions, Holes, Stripes, rectangles
 from datasets.mosaic import Mosaic, MosaicOptions
 from datasets.warp import Warp
 
@@ -36,6 +36,7 @@ class RadiometryOptions:
         band_haze: of a reflectance added to each band.
         noise: of a reflectance added to each pixel, for a tile of usual strength: tiles draw how strong theirs is, most
             of them less and some three times as much, since a network must know clean tiles as well.
+        noise_share: share of tiles (0–1) that get noise at all.
     """
 
     gain: float = 0.1
@@ -43,6 +44,7 @@ class RadiometryOptions:
     haze: float = 0.01
     band_haze: float = 0.005
     noise: float = 0.0
+    noise_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -109,19 +111,20 @@ class Radiometry(nn.Module):
 
 
 class Noise(nn.Module):
-    """Noise of each pixel and band; data stay at least 1.
+    """Noise of each pixel and band of some tiles; data stay at least 1.
 
     It comes last: where other steps read their input more than once, the compiler would draw the noise as often.
     """
 
-    def __init__(self, deviation: float) -> None:
+    def __init__(self, deviation: float, share: float = 1.0) -> None:
         super().__init__()
-        self._deviation = deviation * QUANTIFICATION
+        self._deviation, self._share = deviation * QUANTIFICATION, share
 
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
         """Return tiles (batch, bands, height, width), disturbed."""
         strength = draws.normal(1, 1, 1).abs() * self._deviation
-        noisy = tiles + draws.grain(*tiles.shape[1:]) * strength
+        noise = draws.grain(*tiles.shape[1:]) * strength
+        noisy = tiles + noise * (draws.uniform(1, 1, 1) < self._share)
         return torch.where(tiles > 0, noisy.clamp(min=1.0), 0.0)
 
 
@@ -223,12 +226,17 @@ class Augmentation(nn.Module):
         self.atmosphere = Atmosphere(atmosphere) if atmosphere and atmosphere.share > 0 else None
         self.radiometry = Radiometry(radiometry) if radiometry else None
         self.drop_bands = DropBands(band_dropout) if band_dropout else None
-        self.holes = Holes(holes) if holes and holes.any else None
+        self.holes = Holes(holes) if holes and holes.share > 0 else None
         self.mix = Mix(mix) if mix else None
-        self.noise = Noise(radiometry.noise) if radiometry and radiometry.noise > 0 else None
+        self.stripes = Stripes(holes) if holes and holes.striped > 0 else None
+        self.noise = Noise(radiometry.noise, radiometry.noise_share) if radiometry and radiometry.noise > 0 else None
 
-    def forward(self, tiles: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Return augmented tiles float32 (batch, 13, height, width) and targets float32 (batch, classes).
+    def forward(self, tiles: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return augmented tiles, the same without damage, and targets.
+
+        Damage is what hides nothing from whoever knows better: noise, and lines that were lost. A teacher answers to
+        tiles without it, so that it teaches to see through it. Both are float32 (batch, 13, height, width), targets
+        float32 (batch, classes).
 
         Args:
             tiles: uint16 (batch, 13, height, width), DN.
@@ -243,8 +251,9 @@ class Augmentation(nn.Module):
             changed = step(changed, draws) if step is not None else changed
         if self.mix is not None:
             changed, targets = self.mix(changed, targets, draws)
-        changed = self.holes(changed, draws) if self.holes is not None else changed
-        return (self.noise(changed, draws) if self.noise is not None else changed), targets
+        whole = self.holes(changed, draws) if self.holes is not None else changed
+        damaged = self.stripes(whole, draws) if self.stripes is not None else whole
+        return (self.noise(damaged, draws) if self.noise is not None else damaged), whole, targets
 
 
 def beta_quantiles(alpha: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

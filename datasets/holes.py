@@ -31,14 +31,9 @@ class HoleOptions:
                 f"data.holes.periods: {list(self.periods)} are not two numbers of lines, 2 or more, in order"
             )
 
-    @property
-    def any(self) -> bool:
-        """Whether there is anything to lose."""
-        return self.share > 0 or self.striped > 0
-
 
 class Holes(nn.Module):
-    """Makes a part of some tiles no data."""
+    """Makes a rectangle of some tiles no data."""
 
     def __init__(self, options: HoleOptions) -> None:
         super().__init__()
@@ -48,13 +43,22 @@ class Holes(nn.Module):
         """Return tiles (batch, 13, height, width) with holes."""
         options, shape = self._options, tiles.shape[2:]
         lost = (draws.uniform() < options.share) * draws.between(0.0, options.most)
-        kept = 1 - rectangles(lost, draws, *shape)
-        if options.striped > 0:
-            kept = kept * (1 - stripes(options, draws, *shape))
-        return tiles * kept[:, None]
+        return tiles * (1 - rectangles(lost, draws, *shape))[:, None]
 
 
-def stripes(options: HoleOptions, draws: Draws, height: int, width: int) -> Tensor:
+class Stripes(nn.Module):
+    """Makes every n-th line of some tiles no data."""
+
+    def __init__(self, options: HoleOptions) -> None:
+        super().__init__()
+        self._options = options
+
+    def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
+        """Return tiles (batch, 13, height, width) with lines lost."""
+        return tiles * (1 - _stripes(self._options, draws, *tiles.shape[2:]))[:, None]
+
+
+def _stripes(options: HoleOptions, draws: Draws, height: int, width: int) -> Tensor:
     """Return float32 (batch, height, width), 1 on every n-th line of the tiles that are striped."""
     shortest, longest = options.periods
     period = draws.between(shortest, longest + 1, 1).floor()

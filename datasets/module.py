@@ -187,8 +187,9 @@ class TileDataModule(pl.LightningDataModule):
             batch = {**batch, "tiles": tiles}
         if self.trainer is None or not self.trainer.training:
             return {name: batch[name] for name in ("tiles", "labels", "rows")}
-        tiles, targets = self.augmentation(batch["tiles"].device)(batch["tiles"], batch["labels"], batch["keys"])
-        return {**batch, "tiles": tiles, "targets": targets}
+        augment = self.augmentation(batch["tiles"].device)
+        tiles, whole, targets = augment(batch["tiles"], batch["labels"], batch["keys"])
+        return {**batch, "tiles": tiles, "whole": whole, "targets": targets}
 
     def augmentation(self, device: torch.device) -> Augmentation:
         """Return what is done to training batches on `device`, made on the first call."""

@@ -104,7 +104,7 @@ class ClassificationTask(OptimisedModule):
         logits, _ = self._train_forward[0](batch["tiles"])
         targets = batch["targets"]
         if self._teachers is not None:
-            targets = self._teachers.blend(batch["tiles"], targets)
+            targets = self._teachers.blend(batch["whole"], targets)
         loss = self._loss(logits, targets, self.optimisation.label_smoothing)
         return self.watched(loss, len(logits))
 

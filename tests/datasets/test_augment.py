@@ -107,6 +107,12 @@ def test_noise_differs_from_pixel_to_pixel() -> None:
     assert of_tiles.max() > 250
 
 
+def test_only_the_asked_share_of_tiles_gets_noise() -> None:
+    tiles = flat(2000)
+    noisy = (Noise(0.01, share=0.3)(tiles, draws(2000)) != tiles).flatten(1).any(1)
+    assert noisy.float().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
 def test_noise_of_one_band_tells_nothing_of_anothers_nor_of_the_next_pixels() -> None:
     found = draws(40).grain(13, 64, 64)
     assert (found.mean().item(), found.std().item()) == pytest.approx((0, 1), abs=0.005)
@@ -324,8 +330,29 @@ def test_the_whole_of_it_is_one_graph_and_batches_of_one_shape_need_no_other() -
     assert counted.frame_count == 1
 
 
+def test_the_whole_tiles_lack_what_was_cut_out_and_neither_lines_nor_noise() -> None:
+    options = RadiometryOptions(0, 0, 0, 0, noise=0.01)
+    augment = Augmentation(["a"], 5, radiometry=options, holes=HoleOptions(0.5, striped=0.5))
+    tiles = torch.full((64, 13, 64, 64), 2000, dtype=torch.int32).to(torch.uint16)
+    seen, whole, _ = augment(tiles, torch.zeros(64, dtype=torch.int64), torch.arange(64))
+    assert set(whole.unique().tolist()) == {0.0, 2000.0}
+    holes = (whole == 0).flatten(1).any(1)
+    assert 0.2 < holes.float().mean() < 0.8
+    assert (seen[whole == 0] == 0).all()
+    lines = ((seen == 0) & (whole > 0)).flatten(1).any(1)
+    assert 0.2 < lines.float().mean() < 0.8
+    assert (seen[seen > 0] != 2000).float().mean() > 0.9
+
+
+def test_without_damage_the_whole_tiles_are_those_that_are_seen() -> None:
+    tiles = torch.full((4, 13, 64, 64), 2000, dtype=torch.int32).to(torch.uint16)
+    augment = Augmentation(["a"], 5, radiometry=RadiometryOptions(), holes=HoleOptions(1.0))
+    seen, whole, _ = augment(tiles, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    assert torch.equal(seen, whole)
+
+
 def test_nothing_in_it_asks_the_device_for_a_value() -> None:
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:  # asking a fake tensor raises
         tiles = mode.from_tensor(torch.ones(8, 13, 64, 64, dtype=torch.int32)).to(torch.uint16)
-        changed, targets = whole()(tiles, torch.arange(8), torch.arange(8))
-        assert (changed.shape, targets.shape) == ((8, 13, 64, 64), (8, 10))
+        changed, unhurt, targets = whole()(tiles, torch.arange(8), torch.arange(8))
+        assert (changed.shape, unhurt.shape, targets.shape) == ((8, 13, 64, 64), (8, 13, 64, 64), (8, 10))
