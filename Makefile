@@ -73,7 +73,8 @@ GUESS := python -m training pseudo-label $(UNLABELLED)
 # A wide network learns from labels, then with tiles of all sizes and fields in small pieces, and the one that ships learns from it
 # (docs/decisions/0021 to 0023). Level-2A tiles, which nobody labelled, get the labels that most opinions agree on: GUESSER's for the wide
 # network; the student takes all of them and no label of any tile, and in the end those that it helps to label itself.
-# Other seeds: make shipped SEED=1 SHIPPED=artifacts/pretrained/seed-1
+# LAST is the seed of the last step. Other seeds: make shipped SEED=1 SHIPPED=artifacts/pretrained/seed-1
+LAST ?= $(SEED)
 pretrained: teacher shipped ## Train the weights of models/pretrained again: 15 minutes of an H200 and 15 of a core
 
 teacher: $(READY) # 6 minutes of an H200
@@ -94,7 +95,7 @@ shipped: $(READY)
 	python -m training export --quantisation.enabled false --out $(SHIPPED)-taught
 	$(GUESS) --labelled $(PRETRAINED)/packed --model $(SHIPPED)-taught/model.onnx --out $(GUESSED)
 	$(PACK) $(GUESSED) $(GUESSED)-unlabelled --out $(PRETRAINED)/packed-l2a
-	python -m training run --seed_everything $(SEED) --config configs/experiments/adapted.yaml --data.pack $(PRETRAINED)/packed-l2a \
+	python -m training run --seed_everything $(LAST) --config configs/experiments/adapted.yaml --data.pack $(PRETRAINED)/packed-l2a \
 	  --model.start_from $(SHIPPED)-taught/checkpoints/best.ckpt --out $(SHIPPED)
 	python -m training assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
 	python -m training assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
