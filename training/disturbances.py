@@ -42,8 +42,8 @@ def _haze(tiles: DN) -> DN:
     return as_dn(tiles, tiles + haze)
 
 
-def _noise(tiles: DN) -> DN:
-    noise = np.random.default_rng(0).normal(0, 100, tiles.shape).astype(np.float32)
+def _noise(tiles: DN, deviation: float) -> DN:
+    noise = np.random.default_rng(0).normal(0, deviation, tiles.shape).astype(np.float32)
     return as_dn(tiles, tiles + noise)
 
 
@@ -123,7 +123,8 @@ DISTURBANCES: dict[str, Callable[[DN], DN]] = {
     "gain": _brighter,
     "band_gain": _band_gain,
     "haze": _haze,
-    "noise": _noise,
+    "weak_noise": partial(_noise, deviation=30),
+    "noise": partial(_noise, deviation=100),
     "turned": _turned,
     "rotated": _rotated,
     "half_pixel": _half_pixel,
@@ -141,6 +142,7 @@ WORDS: dict[str, str] = {
     "gain": "10 % brighter",
     "band_gain": "each band 10 % brighter or darker, by chance",
     "haze": "haze: +400 DN at 443 nm, less with wavelength",
+    "weak_noise": "sensor noise, standard deviation 30 DN",
     "noise": "sensor noise, standard deviation 100 DN",
     "turned": "a quarter turn",
     "rotated": "rotated by 30°",

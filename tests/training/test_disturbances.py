@@ -33,6 +33,13 @@ def test_a_disturbed_tile_still_looks_like_itself(tiles: DN, name: str) -> None:
     assert np.abs(level - 1).max() < 0.25
 
 
+@pytest.mark.parametrize(("name", "deviation"), [("weak_noise", 30), ("noise", 100)])
+def test_noise_is_as_strong_as_its_words_say(name: str, deviation: int) -> None:
+    tiles = np.full((2, 13, 64, 64), 3000, np.uint16)
+    assert DISTURBANCES[name](tiles).std() == pytest.approx(deviation, rel=0.02)
+    assert f"{deviation} DN" in WORDS[name]
+
+
 @pytest.mark.parametrize("name", ["rotated", "half_pixel"])
 def test_holes_are_not_filled_by_interpolation(tiles: DN, name: str) -> None:
     found = DISTURBANCES[name](tiles)[0]
