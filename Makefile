@@ -71,7 +71,7 @@ PACK := python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED)
 GUESS := python -m training pseudo-label $(UNLABELLED)
 
 # A wide network learns from labels, then with tiles of all sizes and fields in small pieces, and the one that ships learns from it
-# (docs/decisions/0021 to 0023). Level-2A tiles, which nobody labelled, get the labels that most opinions agree on: GUESSER's for the wide
+# (docs/decisions/0021 to 0024). Level-2A tiles, which nobody labelled, get the labels that most opinions agree on: GUESSER's for the wide
 # network; the student takes all of them and no label of any tile, and in the end those that it helps to label itself.
 # LAST is the seed of the last step. Other seeds: make shipped SEED=1 SHIPPED=artifacts/pretrained/seed-1
 LAST ?= $(SEED)

@@ -116,15 +116,15 @@ class Noise(nn.Module):
     It comes last: where other steps read their input more than once, the compiler would draw the noise as often.
     """
 
-    def __init__(self, deviation: float, share: float = 1.0) -> None:
+    def __init__(self, options: RadiometryOptions) -> None:
         super().__init__()
-        self._deviation, self._share = deviation * QUANTIFICATION, share
+        self._options = options
 
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
         """Return tiles (batch, bands, height, width), disturbed."""
-        strength = draws.normal(1, 1, 1).abs() * self._deviation
+        strength = draws.normal(1, 1, 1).abs() * (self._options.noise * QUANTIFICATION)
         noise = draws.grain(*tiles.shape[1:]) * strength
-        noisy = tiles + noise * (draws.uniform(1, 1, 1) < self._share)
+        noisy = tiles + noise * (draws.uniform(1, 1, 1) < self._options.noise_share)
         return torch.where(tiles > 0, noisy.clamp(min=1.0), 0.0)
 
 
@@ -229,7 +229,7 @@ class Augmentation(nn.Module):
         self.holes = Holes(holes) if holes and holes.share > 0 else None
         self.mix = Mix(mix) if mix else None
         self.stripes = Stripes(holes) if holes and holes.striped > 0 else None
-        self.noise = Noise(radiometry.noise, radiometry.noise_share) if radiometry and radiometry.noise > 0 else None
+        self.noise = Noise(radiometry) if radiometry and radiometry.noise > 0 else None
 
     def forward(self, tiles: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return augmented tiles, the same without damage, and targets.

@@ -54,19 +54,15 @@ class Stripes(nn.Module):
         self._options = options
 
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
-        """Return tiles (batch, 13, height, width) with lines lost."""
-        return tiles * (1 - _stripes(self._options, draws, *tiles.shape[2:]))[:, None]
-
-
-def _stripes(options: HoleOptions, draws: Draws, height: int, width: int) -> Tensor:
-    """Return float32 (batch, height, width), 1 on every n-th line of the tiles that are striped."""
-    shortest, longest = options.periods
-    period = draws.between(shortest, longest + 1, 1).floor()
-    first = (draws.uniform(1) * period).floor()
-    across = draws.uniform(1, 1) < 0.5
-    rows, columns = (torch.arange(n, device=period.device) % period == first for n in (height, width))
-    lines = torch.where(across, rows[:, :, None], columns[:, None, :])
-    return (lines & (draws.uniform(1, 1) < options.striped)).to(torch.float32)
+        """Return tiles (batch, 13, height, width) with lines lost, from side to side or from top to bottom."""
+        shortest, longest = self._options.periods
+        period = draws.between(shortest, longest + 1, 1).floor()
+        first = (draws.uniform(1) * period).floor()
+        across = draws.uniform(1, 1) < 0.5
+        rows, columns = (torch.arange(n, device=tiles.device) % period == first for n in tiles.shape[2:])
+        lines = torch.where(across, rows[:, :, None], columns[:, None, :])
+        lost = lines & (draws.uniform(1, 1) < self._options.striped)
+        return tiles * ~lost[:, None]
 
 
 def rectangles(share: Tensor, draws: Draws, height: int, width: int) -> Tensor:

@@ -1,9 +1,9 @@
 """The Lightning data module: packed tiles in, batches out, augmented on the way.
 
 A batch is a dict: `tiles` uint16 (batch, 13, 64, 64) in DN, `labels` int64 (batch,), `rows` int64 (batch,),
-the tiles' rows in the pack. While fitting, `tiles` become augmented float32 DN on the device, and `targets`
-float32 (batch, classes) are the labels, mixed where tiles were mixed. In the other stages a place with the row −1 fills
-a chunk up and is not to be counted.
+the tiles' rows in the pack. While fitting, `tiles` become augmented float32 DN on the device, `whole` are the same
+before noise and lost lines, and `targets` float32 (batch, classes) are the labels, mixed where tiles were mixed. In the
+other stages a place with the row −1 fills a chunk up and is not to be counted.
 
 Tiles come from one of three stores. `device`: all pixels live on the device, and a step copies only the numbers of
 its tiles. `memory`: pixels are gathered from the memory map and copied once, as uint16. `disk`: as `memory`, but

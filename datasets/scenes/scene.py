@@ -70,9 +70,8 @@ class Scene(AbstractContextManager["Scene"]):
         self._remote = any(is_remote(place) for place in places)
         self._broken: set[BrokenBlock] = set()
         self._opened: list[DatasetReader] = []
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # told of when a read ends
         self._readers: set[int] = set()  # threads that are reading just now
-        self._read_ends = threading.Condition(self._lock)
         self._closed = False
         self._mine = threading.local()
 
@@ -122,9 +121,9 @@ class Scene(AbstractContextManager["Scene"]):
         A file that is closed while another thread reads it takes the whole process down. Whoever is interrupted while
         it waits here leaves the files open.
         """
-        with self._read_ends:
+        with self._lock:
             self._closed = True
-            self._read_ends.wait_for(lambda: not self._readers - {threading.get_ident()})
+            self._lock.wait_for(lambda: not self._readers - {threading.get_ident()})
             for dataset in self._opened:
                 dataset.close()
             self._opened.clear()
@@ -145,9 +144,9 @@ class Scene(AbstractContextManager["Scene"]):
                 self._readers.add(reader)
             yield
         finally:
-            with self._read_ends:
+            with self._lock:
                 self._readers.discard(reader)
-                self._read_ends.notify_all()
+                self._lock.notify_all()
 
     def _read_bands(self, window: Window) -> DN:
         if len(self._layers) == 1 and self._layers[0].plan.bands == BAND_NAMES:

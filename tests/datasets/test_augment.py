@@ -39,7 +39,7 @@ def draws(count: int, seed: int = 0) -> Draws:
 
 def jitter_radiometry(tiles: Tensor, options: RadiometryOptions, seed: int = 0) -> Tensor:
     drawn = draws(len(tiles), seed)
-    return Noise(options.noise)(Radiometry(options)(tiles, drawn), drawn)
+    return Noise(options)(Radiometry(options)(tiles, drawn), drawn)
 
 
 def drop_bands(tiles: Tensor, options: BandDropout, seed: int = 0) -> Tensor:
@@ -109,7 +109,7 @@ def test_noise_differs_from_pixel_to_pixel() -> None:
 
 def test_only_the_asked_share_of_tiles_gets_noise() -> None:
     tiles = flat(2000)
-    noisy = (Noise(0.01, share=0.3)(tiles, draws(2000)) != tiles).flatten(1).any(1)
+    noisy = (Noise(RadiometryOptions(noise=0.01, noise_share=0.3))(tiles, draws(2000)) != tiles).flatten(1).any(1)
     assert noisy.float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
