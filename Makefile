@@ -1,4 +1,4 @@
-# sentile: `make help` lists what can be done here.
+# tilewise: `make help` lists what can be done here.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +19,7 @@ help: ## List these commands
 setup: $(READY) ## Install everything into .venv (about 8 GB, torch being most of it)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sentile needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tilewise needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	@echo "installing into $(VENV): about 8 GB, a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
@@ -29,19 +29,19 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 3 minutes, without a download
 	@rm -rf demo
 	@echo "1/5 making synthetic tiles and a scene"
-	@python -m datasets synth --out demo/raw/synthetic --tiles 200 --scene demo/scenes/scene.tif
+	@tilewise data synth --out demo/raw/synthetic --tiles 200 --scene demo/scenes/scene.tif
 	@echo "2/5 packing them"
-	@python -m datasets pack demo/raw --out demo/packed
+	@tilewise data pack demo/raw --out demo/packed
 	@echo "3/5 training, testing and exporting a small network"
-	@python -m training --config configs/experiments/demo.yaml --data.pack demo/packed --out demo/run
+	@tilewise train --config configs/experiments/demo.yaml --data.pack demo/packed --out demo/run
 	@echo "4/5 classifying a folder of scenes"
-	@python -m bento.batch demo/scenes --out demo/maps --model demo/run/model.onnx
+	@tilewise batch demo/scenes --out demo/maps --model demo/run/model.onnx
 	@echo "5/5 classifying it once more, with the weights that ship, which were trained on real tiles"
-	@python -m bento.batch demo/scenes --out demo/maps-shipped --model models/pretrained/model.onnx
+	@tilewise batch demo/scenes --out demo/maps-shipped --model models/pretrained/model.onnx
 	@echo
 	@echo "The maps and tables are in demo/maps: open demo/maps/report.html in a browser, scene.classes.tif in QGIS."
 	@echo "Serve what ships: $(BIN)/bentoml serve"
-	@echo "or the demo's:    SENTILE_MODEL=demo/run/model.onnx $(BIN)/bentoml serve"
+	@echo "or the demo's:    TILEWISE_MODEL=demo/run/model.onnx $(BIN)/bentoml serve"
 	@echo "look at it:       http://localhost:3000"
 	@echo "or ask it:        curl -F tiles=@demo/raw/synthetic/Forest/Forest_1.tif http://localhost:3000/classify"
 
@@ -65,10 +65,10 @@ GUESSER ?= models/pretrained/model.onnx
 LISTED := --split lists --lists $(RAW)/splits
 GUESSED := $(PRETRAINED)/l2a-guessed
 SHIPPED := $(PRETRAINED)/1.4.0
-HAVE_UNLABELLED := test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (python -m training pseudo-label --help)"; exit 1; }
-FIT := python -m training fit
-PACK := python -m datasets pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED)
-GUESS := python -m training pseudo-label $(UNLABELLED)
+HAVE_UNLABELLED := test -f $(UNLABELLED) || { echo "UNLABELLED=FILE.npz names Level-2A tiles without labels (tilewise train pseudo-label --help)"; exit 1; }
+FIT := tilewise train fit
+PACK := tilewise data pack $(RAW)/EuroSAT_MS $(RAW)/EuroSAT_RGB $(LISTED)
+GUESS := tilewise train pseudo-label $(UNLABELLED)
 
 # A wide network learns from labels, then with tiles of all sizes and fields in small pieces, and the one that ships learns from it
 # (docs/decisions/0021 to 0024). Level-2A tiles, which nobody labelled, get the labels that most opinions agree on: GUESSER's for the wide
@@ -92,14 +92,14 @@ teacher: $(READY) # 6 minutes of an H200
 shipped: $(READY)
 	$(FIT) --seed_everything $(SEED) --config configs/experiments/taught.yaml --data.pack $(PRETRAINED)/packed-all \
 	  --model.distillation.teachers '[$(PRETRAINED)/teacher]' --out $(SHIPPED)-taught
-	python -m training export --quantisation.enabled false --out $(SHIPPED)-taught
+	tilewise export --quantisation.enabled false --out $(SHIPPED)-taught
 	$(GUESS) --labelled $(PRETRAINED)/packed --model $(SHIPPED)-taught/model.onnx --out $(GUESSED)
 	$(PACK) $(GUESSED) $(GUESSED)-unlabelled --out $(PRETRAINED)/packed-l2a
-	python -m training run --seed_everything $(LAST) --config configs/experiments/adapted.yaml --data.pack $(PRETRAINED)/packed-l2a \
+	tilewise train run --seed_everything $(LAST) --config configs/experiments/adapted.yaml --data.pack $(PRETRAINED)/packed-l2a \
 	  --model.start_from $(SHIPPED)-taught/checkpoints/best.ckpt --out $(SHIPPED)
-	python -m training assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
-	python -m training assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
-	python -m models card $(SHIPPED)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
+	tilewise assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
+	tilewise assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
+	tilewise card $(SHIPPED)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
 	@echo "the weights are in $(SHIPPED): copy model.onnx, model.int8.onnx and README.md to models/pretrained"
 
 CPUS := $(PRETRAINED)/on-cpus
@@ -111,12 +111,12 @@ pretrain-cpu: $(READY) ## Train such weights without a GPU, and without a teache
 	$(FIT) --seed_everything $(SEED) --config configs/experiments/pretrained.yaml --data.pack $(CPUS)/packed --out $(CPUS)/first
 	$(FIT) --seed_everything 10$(SEED) --config configs/experiments/pretrained.yaml --data.pack $(CPUS)/packed \
 	  --model.start_from $(CPUS)/first/checkpoints/best.ckpt --trainer.max_epochs 90 --out $(CPUS)/second
-	python -m training export --quantisation.enabled false --out $(CPUS)/second
+	tilewise export --quantisation.enabled false --out $(CPUS)/second
 	$(GUESS) --labelled $(CPUS)/packed --model $(CPUS)/second/model.onnx --out $(CPUS)/l2a-guessed
 	$(PACK) $(CPUS)/l2a-guessed $(CPUS)/l2a-guessed-unlabelled --out $(CPUS)/packed-l2a
-	python -m training run --seed_everything $(SEED) --config configs/experiments/adapted.yaml --data.pack $(CPUS)/packed-l2a \
+	tilewise train run --seed_everything $(SEED) --config configs/experiments/adapted.yaml --data.pack $(CPUS)/packed-l2a \
 	  --model.start_from $(CPUS)/second/checkpoints/best.ckpt --out $(CPUS)/third
-	@echo "the weights are in $(CPUS)/third; python -m training assess says what they are worth"
+	@echo "the weights are in $(CPUS)/third; tilewise assess says what they are worth"
 
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve
@@ -128,7 +128,7 @@ rehearsal: $(READY) ## Play a model's whole life with real processes: at most 15
 	@deploy/rehearsal
 
 bento: $(READY) ## Build a bento, code and newest model in one, and print its tag
-	@python -m bento.build
+	@tilewise build
 
 pipeline: $(READY) ## Run what has changed of the DVC pipeline (dvc.yaml)
 	@dvc repro

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from datasets.pack import Pack
+from tilewise.datasets.packs.pack import Pack
 
 BATCH = 512
 

@@ -9,7 +9,7 @@ network. For each it prints, every figure from a process of its own:
 * bare reading: all blocks decoded by one thread a core, nothing done with them;
 * bare inference: the network alone, on tiles in memory, all cores busy, by the faster of two ways to use them;
 * the bound: the seconds of both together, since both keep all cores busy;
-* what `bento.windows.classify` reaches, maps included, and its peak memory;
+* what `tilewise.bento.inference.windows.classify` reaches, maps included, and its peak memory;
 * a peer on a part of the deflate scene: torchgeo's GridGeoSampler with the same network in torch, where PYTHON has
   torchgeo (0.8), and a plain loop of rasterio and torch.
 
@@ -37,20 +37,20 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
-from bento.blending import NO_CLASS
-from bento.cores import usable_cores
-from bento.engine import Engine
-from bento.lattice import make_lattice
-from bento.windows import GridOptions, classify
-from datasets.bands import BAND_NAMES
-from datasets.eurosat import CLASSES, read_ms
-from datasets.scenes import find_scenes
-from datasets.scenes.rasters import open_raster, scene_world
-from datasets.synthetic import TAGS, render
-from datasets.tile import DN
+from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.window_grid import make_lattice
+from tilewise.bento.inference.windows import GridOptions, classify
+from tilewise.datasets.acquire.synthetic import TAGS, render
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.readers.eurosat import CLASSES, read_ms
+from tilewise.datasets.scenes import find_scenes
+from tilewise.datasets.scenes.rasters import open_raster, scene_world
+from tilewise.models.model_file import usable_cores
 
 ROOT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("SENTILE_REAL_DATA", ROOT.parent / "shared" / "data")) / "EuroSAT_MS.zip"
+REAL = Path(os.environ.get("TILEWISE_REAL_DATA", ROOT.parent / "shared" / "data")) / "EuroSAT_MS.zip"
 FORMS: dict[str, dict[str, Any]] = {
     "deflate": {"compress": "deflate", "predictor": 2, "zlevel": 6},
     "zstd": {"compress": "zstd", "predictor": 2},
@@ -95,10 +95,10 @@ def write_network(folder: Path, tiles: DN) -> None:
     """Write the project's own network with random weights: as a model file, and as a torch program for the peers."""
     import torch
 
-    from models.classifier import Classifier
-    from models.export import export
-    from models.modelfile import ModelMetadata
-    from models.network import ResidualCNN
+    from tilewise.models.export.export import export
+    from tilewise.models.model_file import ModelMetadata
+    from tilewise.models.network.backbones import ResidualCNN
+    from tilewise.models.network.classifier import Classifier
 
     torch.manual_seed(0)
     means, stds = (statistic(tiles[:200], axis=(0, 2, 3)).tolist() for statistic in (np.mean, np.std))

@@ -15,12 +15,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bento.batch import Crew, RunOptions, SceneOutcome, State, classify_scenes
-from bento.batch.cluster import BLOCK_STRIPS
-from bento.batch.manifest import Manifest
-from bento.batch.outcome import ResultFile
-from bento.settings import find_model
-from datasets.synthetic import synthesise_scene
+from tilewise.bento.batch import Crew, RunOptions, SceneOutcome, State, classify_scenes
+from tilewise.bento.batch.cluster import BLOCK_STRIPS
+from tilewise.bento.batch.manifest import Manifest, ResultFile
+from tilewise.bento.settings import find_model
+from tilewise.datasets.acquire.synthetic import synthesise_scene
 
 SIDE, TILE, DAY = 10_980, 64, 86_400
 CORES = 16  # of a simulated node

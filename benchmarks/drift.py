@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bento.watch.drift import STRIDE, Reference, Window
-from datasets.bands import BAND_NAMES
-from datasets.command import make_statement
-from datasets.geotiff import read_tile
-from datasets.statistics import EDGES
-from datasets.tile import DN
+from tilewise.bento.monitoring.drift import STRIDE, Reference, Window
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.console import make_statement
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.packs.statistics import EDGES
+from tilewise.datasets.readers.geotiff import read_tile
 
 DRAWS = 20
 SAMPLE = slice(3, None, STRIDE)

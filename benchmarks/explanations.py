@@ -18,10 +18,10 @@ import torch
 from occlusion import HOTTEST, shuffled
 from scipy.ndimage import gaussian_filter
 
-from datasets.eurosat import read_ms
-from datasets.tile import Tile
-from models.explain import integrate_gradients, occlude, session_forward, verified_graph
-from models.modelfile import INPUT, ModelFile, open_model
+from tilewise.datasets.core.tile import Tile
+from tilewise.datasets.readers.eurosat import read_ms
+from tilewise.models.explain.attribution import integrate_gradients, occlude, session_forward, verified_graph
+from tilewise.models.model_file import INPUT, ModelFile, open_model
 
 SPREADS = (0.0, 1.0, 2.0, 3.0, 4.0)
 

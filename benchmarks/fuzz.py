@@ -38,10 +38,10 @@ from hostile.watch import Canary
 PROJECT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 20.0
 SETTINGS = {
-    "SENTILE_WORKERS": "2",
-    "SENTILE_HEAD_SECONDS": "2",
-    "SENTILE_BODY_SECONDS": "2",
-    "SENTILE_TURNOVER": "1000",
+    "TILEWISE_WORKERS": "2",
+    "TILEWISE_HEAD_SECONDS": "2",
+    "TILEWISE_BODY_SECONDS": "2",
+    "TILEWISE_TURNOVER": "1000",
 }
 HARDLY_HTTP = ("wire", "headers", "path")
 
@@ -205,7 +205,7 @@ def serving(model: Path, folder: Path, trace: Path | None) -> Iterator[tuple[int
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     if trace:
         command = ["strace", "-f", "-qq", "-s", "300", "-e", "trace=openat,open,connect", "-o", str(trace), *command]
-    environment = os.environ | SETTINGS | {"SENTILE_MODEL": str(model.resolve()), "BENTOML_HOME": str(folder)}
+    environment = os.environ | SETTINGS | {"TILEWISE_MODEL": str(model.resolve()), "BENTOML_HOME": str(folder)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True

@@ -33,7 +33,7 @@ class Load:
 
 def multipart(files: list[tuple[str, bytes]], path: str = "/classify", host: str = "127.0.0.1") -> bytes:
     """Return the bytes of a POST with `files` in the field `tiles`."""
-    mark = b"----sentile-benchmark"
+    mark = b"----tilewise-benchmark"
     body = b"".join(
         b'--%b\r\nContent-Disposition: form-data; name="tiles"; filename="%b"\r\n'
         b"Content-Type: image/tiff\r\n\r\n%b\r\n" % (mark, name.encode(), content)

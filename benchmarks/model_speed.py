@@ -7,7 +7,7 @@ Prints a table in Markdown. Every network takes uint16 tiles of 13 × 64 × 64 p
 torchvision and timm with this project's preprocessing, so that only networks differ. **Engines**: torch eager,
 torch.compile, onnxruntime with the fp32 file and with an INT8 file (the model's own, else one that is quantised here on
 noise: as fast, and not as accurate), each with one batch over all threads and with a batch for each core by
-`bento.engine`, as the service's processes answer, and OpenVINO where it is installed. **GFLOP**: two for each
+`tilewise.bento.inference.engine`, as the service's processes answer, and OpenVINO where it is installed. **GFLOP**: two for each
 multiplication of the convolutions and matrix products of the fp32 graph. **Share of peak**: of the fastest of several
 large products and convolutions in the same precision, measured in this run. All engines take turns in every round;
 figures are medians, ± half the range between the quartiles. Threads of onnxruntime alone spin while they wait, as
@@ -38,16 +38,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bento.engine import Engine
-from datasets.errors import SentileError
-from datasets.tile import BAND_COUNT, DN, TILE_SIZE
-from models.classifier import Classifier, Exported
-from models.export import write_graph
-from models.modelfile import INPUT, OUTPUTS, ModelMetadata
-from models.precision import int8_of
-from models.processor import int8_instructions
-from models.quantise import quantise
-from models.torch_graph import TorchGraph
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
+from tilewise.models.explain.graph import TorchGraph
+from tilewise.models.export.export import write_graph
+from tilewise.models.export.quantise import quantise
+from tilewise.models.model_file import INPUT, OUTPUTS, ModelMetadata, int8_instructions, int8_of
+from tilewise.models.network.classifier import Classifier, Exported
 
 DEFAULT = Path("models/pretrained/model.onnx")
 NETWORKS = "resnet18,mobilenet_v3_small,shufflenet_v2_x0_5,timm/mobilenetv4_conv_small"
@@ -139,7 +137,7 @@ def build(name: str) -> torch.nn.Module:
         network = timm.create_model(name.removeprefix("timm/"), in_chans=BAND_COUNT, num_classes=0)
         network.features = network(torch.zeros(2, BAND_COUNT, TILE_SIZE, TILE_SIZE)).shape[1]
         return network
-    from models.torchvision_backbone import TorchvisionBackbone
+    from tilewise.models.network.backbones import TorchvisionBackbone
 
     return TorchvisionBackbone(name)
 
@@ -366,10 +364,10 @@ def main() -> None:
         f"torch {torch.__version__}, onnxruntime {ort.__version__}; {said.rounds} turns of {said.seconds:g} s\n",
         flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix="sentile-speed-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tilewise-speed-") as folder:
         try:
             rows = rows_of(*own_subject(said.model, Path(folder)), said)
-        except (SentileError, OSError) as error:
+        except (TilewiseError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
         for name in filter(None, said.networks.split(",")):
             if name.startswith("timm/") and not importlib.util.find_spec("timm"):

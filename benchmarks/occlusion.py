@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bento import explain as explaining
-from bento.engine import Engine
-from datasets.command import make_statement
-from datasets.geotiff import read_tile
-from datasets.tile import DN, Tile
+from tilewise.bento.inference import occlusion as explaining
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.core.console import make_statement
+from tilewise.datasets.core.tile import DN, Tile
+from tilewise.datasets.readers.geotiff import read_tile
 
 FILLS = ("tile's mean", "no data", "black")
 PATCHES = ((8, 4), (16, 4), (24, 8))

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from training.evaluation import ALL
-from training.paths import RunFolder
-from training.spread import read_measured
+from tilewise.training.evaluate.evaluation import ALL
+from tilewise.training.evaluate.spread import read_measured
+from tilewise.training.settings import RunFolder
 
 PRECISIONS = ("bf16-mixed", "32-true")
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("options", nargs="*", help="further options of python -m training")
+    parser.add_argument("options", nargs="*", help="further options of tilewise train")
     arguments = parser.parse_args()
     means = {}
     print("| precision | tiles | accuracy, by seed | mean |\n|---|---:|---:|---:|")
@@ -47,7 +47,7 @@ def train(arguments: argparse.Namespace, precision: str, seed: int) -> tuple[flo
             ["fit", *settings, *arguments.options],
             ["test", "--out", folder, "--trainer.precision=32-true"],
         ):
-            subprocess.run([sys.executable, "-m", "training", *command], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, "-m", "tilewise", "train", *command], check=True, stdout=subprocess.DEVNULL)
         _, groups = read_measured(RunFolder(Path(folder)))
         group = groups[ALL]
         return group["accuracy"], group["tiles"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from datasets.bands import RGB_BANDS, positions
-from datasets.eurosat import read_ms, rgb_to_dn
+from tilewise.datasets.core.bands import RGB_BANDS, positions
+from tilewise.datasets.readers.eurosat import read_ms, rgb_to_dn
 
 BYTES = (30, 50, 80, 100, 128, 160, 200, 240)
 SATURATED = 250

@@ -20,10 +20,10 @@ from load import Load, post
 from load import run as send
 from serve import free_port, make_files, running, servers
 
-from bento.cores import usable_cores
-from datasets.bands import BAND_NAMES
-from datasets.eurosat import CLASSES
-from datasets.synthetic import TAGS, render
+from tilewise.datasets.acquire.synthetic import TAGS, render
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.model_file import usable_cores
 
 SIDE = 40  # tiles
 TIFF = b"image/tiff"
@@ -78,7 +78,7 @@ def main() -> None:
     said = parser.parse_args()
     port, cores, scene = free_port(), usable_cores(), make_scene()
     requests = [post("/classify", TIFF, content) for _, content in make_files(100)]
-    server = next(server for server in servers(port, cores) if server.name == "sentile")
+    server = next(server for server in servers(port, cores) if server.name == "tilewise")
     with running(server, port, said.model), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         time.sleep(2)  # the last of the processes
         uvloop.run(send(port, requests, 4, 2))

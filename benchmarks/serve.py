@@ -1,4 +1,4 @@
-"""How the service compares: sentile, BentoML's own batching, FastAPI and LitServe; one model, one reader, one run.
+"""How the service compares: tilewise, BentoML's own batching, FastAPI and LitServe; one model, one reader, one run.
 
     python benchmarks/serve.py --model demo/run/model.onnx
 
@@ -32,12 +32,12 @@ import uvloop
 from load import Load, multipart
 from load import run as send
 
-from bento.cores import usable_cores
-from bento.engine import Engine
-from datasets.eurosat import CLASSES
-from datasets.geotiff import read_tile
-from datasets.radiometry import Statement
-from datasets.synthetic import synthesise_tile, write_tile
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.acquire.synthetic import synthesise_tile, write_tile
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.datasets.readers.geotiff import read_tile
+from tilewise.models.model_file import usable_cores
 
 PROJECT = Path(__file__).resolve().parent.parent
 DIFFERENT_TILES = 200
@@ -60,7 +60,7 @@ def servers(port: int, cores: int) -> list[Server]:
     litserve = [str(PROJECT / "benchmarks/peers/litserve_api.py"), str(port), str(cores)]
     bentoml = ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     return [
-        Server("sentile", "bentoml", bentoml, "/readyz"),
+        Server("tilewise", "bentoml", bentoml, "/readyz"),
         Server("BentoML batchable", "bentoml", [*bentoml, "peers.bentoml_batchable:Batchable"], "/readyz"),
         Server("FastAPI", "fastapi", ["-m", *uvicorn], "/docs"),
         Server("LitServe", "litserve", litserve, "/health"),
@@ -72,7 +72,7 @@ def running(server: Server, port: int, model: Path) -> Iterator[psutil.Process]:
     """Run a server for the length of the block."""
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {
-            "SENTILE_MODEL": str(model.resolve()),
+            "TILEWISE_MODEL": str(model.resolve()),
             "BENTOML_HOME": home,
             "BENTOML_DO_NOT_TRACK": "True",
             "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'benchmarks'}",
@@ -125,12 +125,12 @@ def cpu_seconds(parent: psutil.Process) -> float:
 
 
 def batch_counts(port: int) -> tuple[float, float]:
-    """Return (tiles, batches) that sentile's metrics count so far; zeros for other servers."""
+    """Return (tiles, batches) that tilewise's metrics count so far; zeros for other servers."""
     try:
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
     except httpx.TransportError:
         return 0.0, 0.0
-    found = [re.search(rf"^sentile_batch_tiles_{part} (\S+)", text, re.MULTILINE) for part in ("sum", "count")]
+    found = [re.search(rf"^tilewise_batch_tiles_{part} (\S+)", text, re.MULTILINE) for part in ("sum", "count")]
     return tuple(float(match.group(1)) if match else 0.0 for match in found)  # type: ignore[return-value]
 
 
@@ -204,7 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiles", default="1,16,64")
     parser.add_argument("--seconds", type=float, default=6.0, help="Of each measurement.")
     parser.add_argument("--rounds", type=int, default=1, help="How often everything is measured, in turn.")
-    parser.add_argument("--only", help="Servers to measure, e.g. sentile,FastAPI.")
+    parser.add_argument("--only", help="Servers to measure, e.g. tilewise,FastAPI.")
     return parser.parse_args()
 
 

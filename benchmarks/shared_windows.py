@@ -2,7 +2,7 @@
 
     python benchmarks/shared_windows.py CHECKPOINT
 
-takes a network that `make demo` or `python -m training` trained (the checkpoint, of ResidualCNN) and a synthetic scene,
+takes a network that `make demo` or `tilewise train` trained (the checkpoint, of ResidualCNN) and a synthetic scene,
 and classifies it densely twice in torch: window by window, as the model file does, and with one pass of the network
 over the whole scene whose features are then averaged under each window. It prints how fast both are and how often, and
 by how much, they disagree: each window by itself has borders that the shared pass has not.
@@ -18,11 +18,11 @@ import rasterio
 import torch
 from torch.nn import functional
 
-from datasets.bands import EUROSAT_MS_ORDER, positions
-from datasets.eurosat import CLASSES
-from datasets.synthetic import synthesise_scene
-from models.classifier import Classifier
-from models.network import ResidualCNN
+from tilewise.datasets.acquire.synthetic import synthesise_scene
+from tilewise.datasets.core.bands import EUROSAT_MS_ORDER, positions
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.network.backbones import ResidualCNN
+from tilewise.models.network.classifier import Classifier
 
 CELLS = 8  # of 64 pixels a side
 STRIDES = (64, 32, 16)

@@ -24,9 +24,9 @@ from load import Load, multipart, post
 from load import run as send
 from serve import batch_counts, cpu_seconds, free_port, make_files, running, servers
 
-from bento.cores import usable_cores
-from datasets.geotiff import read_tile
-from datasets.radiometry import Statement
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.readers.geotiff import read_tile
+from tilewise.models.model_file import usable_cores
 
 MOST_GROWTH = 0.05
 SAMPLE_SECONDS = 5

@@ -14,7 +14,7 @@ from cleanlab.filter import find_label_issues
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_predict
 
-from datasets.pack import Pack
+from tilewise.datasets.packs.pack import Pack
 
 FILTERS = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given")
 

@@ -7,7 +7,7 @@ For torchgeo, which needs an environment of its own: `python -m venv peer && pee
 pytorch-lightning albumentations==2.0.8` (what it shares with this project must be there too).
 
 Prints a table in Markdown. **Ceiling**: forward, backward and the optimiser's step on one batch that lies on the
-device. **Full step**: `training.task` with the data module, all of the augmentation, the average of weights and the
+device. **Full step**: `tilewise.training.fit.task` with the data module, all of the augmentation, the average of weights and the
 watch over the loss, in Lightning; the epochs after the first, without validation. **Share of matmul**: the
 floating-point operations of the ceiling's step, against a product of large square matrices in the same precision on
 this device. The tiles are noise: no pixel changes the time. On a CPU all speeds are images for each second of one
@@ -36,13 +36,11 @@ import torch
 from peers.networks import build
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets.module import TileDataModule
-from models.classifier import Classifier
-from training.callbacks import Ema, SeedEachStep
-from training.compilation import Forward, compiled, faster_forward
-from training.health import Health
-from training.precision import allow_tf32, best_precision
-from training.task import ClassificationTask
+from tilewise.datasets.loading.module import TileDataModule
+from tilewise.models.network.classifier import Classifier
+from tilewise.training.fit.callbacks import Ema, Health, SeedEachStep
+from tilewise.training.fit.optimisation import Forward, allow_tf32, best_precision, compiled, faster_forward
+from tilewise.training.fit.task import ClassificationTask
 
 PROJECT = Path(__file__).resolve().parent.parent
 TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
@@ -110,7 +108,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--network", default="sentile", help="demo, sentile, or a network of torchvision")
+    parser.add_argument("--network", default="tilewise", help="demo, tilewise, or a network of torchvision")
     parser.add_argument("--batch", type=int, default=128, help="tiles a step")
     parser.add_argument("--tiles", type=int, help="in an epoch; default 27,000 on a GPU, else 1,536")
     parser.add_argument("--epochs", type=int, default=3, help="the first is not counted")
@@ -195,7 +193,7 @@ class Clock(pl.Callback):
 
 
 def full_step(setting: Setting, pack: Path, precision: str) -> float:
-    """Return images/s of training as `python -m training fit` does it."""
+    """Return images/s of training as `tilewise train fit` does it."""
     pl.seed_everything(0, verbose=False)
     data = TileDataModule(pack, batch_size=setting.batch, compile=setting.compile)
     known = data.classes, data.band_mean, data.band_std, data.class_counts

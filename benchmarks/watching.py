@@ -28,14 +28,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()  # before they are made: metrics as a service has them
 
-from bento.cores import usable_cores
-from bento.engine import Engine
-from bento.process.uploads import Batch
-from bento.watch.drift import Drift
-from bento.watch.logs import LogStyle, RequestLog
-from datasets.synthetic import synthesise_tile
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.uploads import Batch
+from tilewise.bento.monitoring.drift import Drift
+from tilewise.bento.monitoring.logs import LogStyle, RequestLog
+from tilewise.datasets.acquire.synthetic import synthesise_tile
+from tilewise.models.model_file import usable_cores
 
-OFF = {"SENTILE_LOG": "off", "SENTILE_DRIFT_WINDOW": "0"}
+OFF = {"TILEWISE_LOG": "off", "TILEWISE_DRIFT_WINDOW": "0"}
 
 
 @contextmanager

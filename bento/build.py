@@ -1,6 +1,6 @@
-"""`python -m bento.build`: a bento around one model file, ready to serve or to containerise, without torch.
+"""`tilewise build`: a bento around one model file, ready to serve or to containerise, without torch.
 
-`bentoml build` alone packs the code; its bento serves the model that SENTILE_MODEL names. This command packs the model
+`bentoml build` alone packs the code; its bento serves the model that TILEWISE_MODEL names. This command packs the model
 too, so that code and model are one versioned thing.
 """
 
@@ -22,34 +22,34 @@ from bentoml.exceptions import NotFound
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bento.batch.disk import sha256_of
-from bento.engine import Engine
-from bento.settings import PACKED_MODEL, find_model
-from datasets.command import one_line_errors
-from datasets.errors import SentileError
-from models.precision import int8_of
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.settings import find_model
+from tilewise.datasets.core.console import one_line_errors
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.files import sha256_of
+from tilewise.datasets.core.locations import PACKAGE, PRETRAINED_MODEL
+from tilewise.models.model_file import int8_of
 
-PROJECT = Path(__file__).resolve().parent.parent
 BENTOFILE = "bentofile.yaml"
 REQUIREMENTS = "requirements.txt"
-_NAME = "sentile"  # of the service, and so of its bentos
+_NAME = "tilewise"  # of the service, and so of its bentos
 _BUILD_SECONDS = 300
 
 
 def build(model: Path, version: str | None = None) -> str:
-    """Build a bento around `model` and return its tag, `sentile:VERSION`.
+    """Build a bento around `model` and return its tag, `tilewise:VERSION`.
 
     Args:
         version: of the bento; default: the model's version and the beginning of its hash.
 
     Raises:
         ModelFileError: the model fails its self-check.
-        SentileError: BentoML cannot build it, e.g. because this version exists.
+        TilewiseError: BentoML cannot build it, e.g. because this version exists.
     """
     engine = Engine(model, threads=1)
     version = version or default_version(engine)
     labels = {"model": engine.metadata.name, "model-version": engine.metadata.version, **_hashes(model, engine)}
-    with tempfile.TemporaryDirectory(prefix="sentile-build-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tilewise-build-") as folder:
         context = Path(folder)
         _stage(model, context)
         command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "--version", version]
@@ -63,14 +63,14 @@ def built(model: Path, version: str) -> str | None:
 
     Raises:
         ModelFileError: the model fails its self-check.
-        SentileError: there is one around another model.
+        TilewiseError: there is one around another model.
     """
     try:
         found = bentoml.get(f"{_NAME}:{version}")
     except NotFound:
         return None
     if not _hashes(model, Engine(model, threads=1)).items() <= found.info.labels.items():
-        raise SentileError(f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`")
+        raise TilewiseError(f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`")
     return str(found.tag)
 
 
@@ -89,7 +89,7 @@ def pinned(requirements: Iterable[str]) -> list[str]:
     """Return `name==version` for each package that the requirements bring with them, as installed here, sorted.
 
     Raises:
-        SentileError: one of them is not installed, or in a version that another does not go with.
+        TilewiseError: one of them is not installed, or in a version that another does not go with.
     """
     versions: dict[str, str] = {}
     waiting = [(Requirement(text), "") for text in requirements]
@@ -103,9 +103,9 @@ def pinned(requirements: Iterable[str]) -> list[str]:
         try:
             found = distribution(name)
         except PackageNotFoundError as error:
-            raise SentileError(f"{name} is not installed; pip install .") from error
+            raise TilewiseError(f"{name} is not installed; pip install .") from error
         if not requirement.specifier.contains(found.version, prereleases=True):
-            raise SentileError(f"{name} {found.version} is installed, but {requirement} is needed; run pip check")
+            raise TilewiseError(f"{name} {found.version} is installed, but {requirement} is needed; run pip check")
         versions[name] = found.version
         extras = ("", *requirement.extras)
         waiting += [(Requirement(text), extra) for text in found.requires or [] for extra in extras]
@@ -114,13 +114,13 @@ def pinned(requirements: Iterable[str]) -> list[str]:
 
 def _stage(model: Path, context: Path) -> None:
     """Copy what the bentofile includes, and the model, to `context`; pin the packages to what is installed here."""
-    bentofile = yaml.safe_load((PROJECT / BENTOFILE).read_text(encoding="utf-8"))
+    bentofile = yaml.safe_load((PACKAGE / BENTOFILE).read_text(encoding="utf-8"))
     for pattern in bentofile["include"]:
-        place = PROJECT / pattern.removesuffix("/**")
+        place = PACKAGE.parent / pattern.removesuffix("/**")
         for source in [place] if place.is_file() else sorted(place.rglob("*")):
             if source.is_file() and "__pycache__" not in source.parts:
-                _copy(source, context / source.relative_to(PROJECT))
-    packed = context / PACKED_MODEL.relative_to(PROJECT)
+                _copy(source, context / source.relative_to(PACKAGE.parent))
+    packed = context / PRETRAINED_MODEL.relative_to(PACKAGE.parent)
     _copy(model, packed)
     if int8_of(model).is_file():  # which of the two is served is decided where the bento runs
         _copy(int8_of(model), int8_of(packed))
@@ -137,7 +137,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _run(command: list[str], context: Path) -> str:
     """Build in a process of its own, which imports the staged code and not this one."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SENTILE_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TILEWISE_")}
     environment["PYTHONPATH"] = str(context)
     done = subprocess.run(
         command, cwd=context, env=environment, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
@@ -145,7 +145,7 @@ def _run(command: list[str], context: Path) -> str:
     tag = re.search(r"^__tag__:(\S+)$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or not tag:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise SentileError(f"bentoml build failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        raise TilewiseError(f"bentoml build failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
     return tag.group(1)
 
 
@@ -153,7 +153,7 @@ def _run(command: list[str], context: Path) -> str:
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    envvar="SENTILE_MODEL",
+    envvar="TILEWISE_MODEL",
     help="Model file; default: the newest exported one.",
 )
 @click.option("--version", help="Version of the bento; default: the model's, and the beginning of its hash.")

@@ -1,8 +1,9 @@
 """The BentoML service: `bentoml serve` at the project's root.
 
-Health (`/livez`, `/readyz`) is BentoML's; the routes of `bento.http.app` are mounted.
+Health (`/livez`, `/readyz`) is BentoML's; the routes of `tilewise.bento.api.app` are mounted.
 """
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -10,28 +11,41 @@ from typing import Any, NoReturn
 
 import bentoml
 
-from bento.engine import Engine
-from bento.guard.guards import guards, quieten
-from bento.http.app import make_app
-from bento.precision import Precision, settled
-from bento.process.arenas import bound_arenas
-from bento.process.serving import Serving
-from bento.process.shared_folder import check_folder, shared_folder
-from bento.process.sources import source_of
-from bento.settings import Settings
-from bento.watch import logs, prediction_log
-from datasets.errors import SentileError
+from tilewise.bento.api.app import make_app
+from tilewise.bento.api.middleware import guards, quieten
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.precision import Precision, settled
+from tilewise.bento.monitoring import logs, prediction_log
+from tilewise.bento.serving.releases import source_of
+from tilewise.bento.serving.runtime import Serving
+from tilewise.bento.serving.task_runner import check_folder, shared_folder
+from tilewise.bento.settings import Settings
+from tilewise.datasets.core.errors import TilewiseError
+
+_ARENA_MAX = -8  # M_ARENA_MAX of mallopt(3)
+
+
+def bound_arenas(most: int = 2) -> None:
+    """Let all threads share `most` heaps, where the C library is glibc; to be called before there are threads.
+
+    Decoding hostile and honest files in turn, in several threads, otherwise leaves hundreds of megabytes in pieces.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_ARENA_MAX, most)
 
 
 def _settings() -> Settings:
     """Return the settings, or stop with one line."""
     try:
         return Settings.from_environment()
-    except SentileError as error:
+    except TilewiseError as error:
         _stop(error)
 
 
-def _stop(error: SentileError) -> NoReturn:
+def _stop(error: TilewiseError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     raise SystemExit(error.exit_status) from None
 
@@ -40,7 +54,7 @@ def _guards() -> list[tuple[type, dict[str, Any]]]:
     """Return what stands before every route, or stop with one line."""
     try:
         return guards(settings)
-    except SentileError as error:
+    except TilewiseError as error:
         _stop(error)
 
 
@@ -52,7 +66,7 @@ settings = _settings()
 app = make_app(settings)
 logs.configure(logs.style_of(settings.log, sys.stderr))
 if sys.platform != "win32":  # where there is neither httptools nor a limit of open files
-    from bento.guard.connections import bound_connections
+    from tilewise.bento.api.connections import bound_connections
 
     bound_connections(settings.most_connections, settings.head_seconds)
 quieten()
@@ -60,7 +74,7 @@ bound_arenas()
 
 
 @bentoml.service(
-    name="sentile",
+    name="tilewise",
     workers=settings.processes,
     traffic={"timeout": settings.request_seconds + 15},  # behind our own bound, whose answer has our form
     logging={"access": {"enabled": False}},
@@ -69,7 +83,7 @@ bound_arenas()
     tracing={"excluded_urls": ".*"},
 )
 @bentoml.asgi_app(app, path="/")
-class Sentile:
+class Tilewise:
     """Classifies Sentinel-2 tiles."""
 
     def __init__(self) -> None:
@@ -83,11 +97,11 @@ class Sentile:
             precision = Precision(settings.precision)
             found = source_of(settings.model, precision).find().path
             Engine(found, settings.network_threads)
-            os.environ["SENTILE_PRECISION"] = settled(found, precision)  # to the processes that are started after this
+            os.environ["TILEWISE_PRECISION"] = settled(found, precision)  # to the processes that are started after this
             if settings.predictions:
                 prediction_log.prepare(settings.predictions)
             check_folder(Path(settings.tasks or shared_folder()))  # named to the processes that are started after this
-        except SentileError as error:
+        except TilewiseError as error:
             _stop(error)
 
     @bentoml.on_shutdown
@@ -96,6 +110,6 @@ class Sentile:
         app.state.serving.close()
 
 
-service: Any = Sentile  # bentoml's decorator made a service of the class, which its types do not say
+service: Any = Tilewise  # bentoml's decorator made a service of the class, which its types do not say
 for guard, options in _guards():
     service.add_asgi_middleware(guard, **options)

@@ -1,29 +1,26 @@
-"""What can be set from outside, in one place: environment variables that begin with SENTILE_."""
+"""What can be set from outside, in one place: environment variables that begin with TILEWISE_."""
 
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import models
-from bento.cores import usable_cores
-from datasets.errors import ModelFileError, SentileError
+from tilewise.datasets.core.errors import ModelFileError, TilewiseError
+from tilewise.datasets.core.locations import MODEL_NAME, PRETRAINED_MODEL, RUNS
+from tilewise.models.model_file import usable_cores
 
-RUNS = Path("artifacts")
-MODEL_NAME = "model.onnx"
-PACKED_MODEL = Path(models.__file__).parent / "pretrained" / MODEL_NAME  # in a bento that was built around a model
 _CHOICES = {
-    "SENTILE_CANDIDATE_MODE": ("off", "shadow", "canary"),
-    "SENTILE_LOG": ("json", "text", "off"),
-    "SENTILE_PRECISION": ("auto", "fp32", "int8"),
+    "TILEWISE_CANDIDATE_MODE": ("off", "shadow", "canary"),
+    "TILEWISE_LOG": ("json", "text", "off"),
+    "TILEWISE_PRECISION": ("auto", "fp32", "int8"),
 }
-_MAY_BE_ZERO = ("SENTILE_RELOAD_SECONDS", "SENTILE_DRIFT_WINDOW")
+_MAY_BE_ZERO = ("TILEWISE_RELOAD_SECONDS", "TILEWISE_DRIFT_WINDOW")
 _MOST_PROCESSES = 8  # each takes about 200 MB
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The service's settings; each is set by the environment variable of its name, in capitals, behind SENTILE_.
+    """The service's settings; each is set by the environment variable of its name, in capitals, behind TILEWISE_.
 
     Attributes:
         model: path of the model file, or `models:/NAME@ALIAS` in MLflow's registry; None: the newest exported one.
@@ -133,11 +130,11 @@ class Settings:
         """Read the settings from the environment.
 
         Raises:
-            SentileError: one of them is not a number, or too small.
+            TilewiseError: one of them is not a number, or too small.
         """
         said = {}
         for item in fields(cls):
-            name = f"SENTILE_{item.name.upper()}"
+            name = f"TILEWISE_{item.name.upper()}"
             text = os.environ.get(name)
             if text:
                 said[item.name] = _parse(name, text, item.default)
@@ -152,7 +149,7 @@ def _parse(name: str, text: str, default: Any) -> Any:
         return _whole_number(name, text, least=0 if default == 0 or name in _MAY_BE_ZERO else 1)
     choices = _CHOICES.get(name, ())
     if choices and text not in choices:
-        raise SentileError(f"{name} is {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
+        raise TilewiseError(f"{name} is {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
     return text
 
 
@@ -162,7 +159,7 @@ def _whole_number(name: str, text: str, least: int) -> int:
     except ValueError:
         number = least - 1
     if number < least:
-        raise SentileError(f"{name} is a whole number of {least} or more, not {text!r}")
+        raise TilewiseError(f"{name} is a whole number of {least} or more, not {text!r}")
     return number
 
 
@@ -172,7 +169,7 @@ def _share(name: str, text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise SentileError(f"{name} is a share from 0 to 1, not {text!r}")
+        raise TilewiseError(f"{name} is a share from 0 to 1, not {text!r}")
     return share
 
 
@@ -187,9 +184,9 @@ def find_model(said: Path | None) -> Path:
     exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
     if exported:
         return exported[-1]
-    if PACKED_MODEL.is_file():
-        return PACKED_MODEL
+    if PRETRAINED_MODEL.is_file():
+        return PRETRAINED_MODEL
     raise ModelFileError(
-        f"no model: SENTILE_MODEL is not set and {RUNS} holds no {MODEL_NAME}; "
-        "`python -m training` makes one, `make demo` a small one in a minute"
+        f"no model: TILEWISE_MODEL is not set and {RUNS} holds no {MODEL_NAME}; "
+        "`tilewise train` makes one, `make demo` a small one in a minute"
     )

@@ -1,4 +1,4 @@
-"""`python -m datasets`: from published archives, or from nothing, to a pack that training reads."""
+"""`tilewise data`: from published archives, or from nothing, to a pack that training reads."""
 
 import sys
 from functools import partial
@@ -9,24 +9,105 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from datasets import cli_review, synthetic
-from datasets import fetch as fetching
-from datasets.cli_card import card
-from datasets.cli_labels import DEFAULT_CORRECTIONS, correct, suspects
-from datasets.cli_versions import diff
-from datasets.command import make_statement, one_line_errors, statement_options, with_options
-from datasets.corrections import Correction, read_corrections
-from datasets.errors import PackError, ValidationFailedError
-from datasets.pack import CARD, Pack, PackSummary
-from datasets.packing import write_pack
-from datasets.progress import shown
-from datasets.reviewed import is_empty
-from datasets.schema import Limits
-from datasets.sources import Format, Source, find_sources
-from datasets.splits import SPLITS, Method, SplitPlan, shown_splits
-from datasets.statistics import measure, write_statistics
-from datasets.validate import ERROR, ValidationReport, validate_pack, write_report
-from datasets.validate import validate as run_checks
+from tilewise.datasets import cli_labels
+from tilewise.datasets.acquire import fetch as fetching
+from tilewise.datasets.acquire import synthetic
+from tilewise.datasets.cli_labels import DEFAULT_CORRECTIONS, correct, suspects
+from tilewise.datasets.core.console import make_statement, one_line_errors, shown, statement_options, with_options
+from tilewise.datasets.core.errors import DriftError, PackError, ValidationFailedError
+from tilewise.datasets.packs.pack import CARD, Pack, PackSummary
+from tilewise.datasets.packs.packing import write_pack
+from tilewise.datasets.packs.splits import SPLITS, Method, SplitPlan, shown_splits
+from tilewise.datasets.packs.statistics import measure, write_statistics
+from tilewise.datasets.packs.versions import PackDiff, band_cells, compare, in_words, open_version, verdict, write_diff
+from tilewise.datasets.quality.card import write_card
+from tilewise.datasets.quality.reviewed import is_empty
+from tilewise.datasets.quality.schema import Limits
+from tilewise.datasets.quality.validate import ERROR, ValidationReport, validate_pack, write_report
+from tilewise.datasets.quality.validate import validate as run_checks
+from tilewise.datasets.readers.corrections import Correction, read_corrections
+from tilewise.datasets.readers.sources import Format, Source, find_sources
+
+
+@click.command()
+@click.argument("folder", metavar="PACK", type=click.Path(path_type=Path, file_okay=False), default=Path("data/packed"))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("artifacts/data-card.md"),
+    show_default=True,
+    help="The Markdown file to write.",
+)
+@one_line_errors
+def card(folder: Path, out: Path) -> None:
+    """Write the card of PACK: its tiles, sources, licences, splits, bands, corrections, and what validation says.
+
+    All of it is taken from the pack's own files. Every pixel is compared with its hash on the way; a pack that fails
+    has a card, too, which says so (`validate` is the command that stops a pipeline).
+
+    \b
+      tilewise data card data/packed --out data-card.md
+    """
+    pack = Pack(folder)
+    with shown() as progress:
+        report = validate_pack(folder, progress=progress)
+    write_card(pack, report, out)
+    click.echo(f"the card is {out}; validation {'failed' if report.failed else 'passed'}")
+
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("before")
+@click.argument("after", default="data/packed")
+@click.option("--pack", type=_FOLDER, default=Path("data/packed"), show_default=True, help="Where revisions have it.")
+@click.option("--repo", type=_FOLDER, default=Path(), help="The repository; default: the one of this folder.")
+@click.option("--out", type=_FOLDER, help="Also write diff.json, which names every tile, and diff.md here.")
+@click.option("--most-psi", type=click.FloatRange(0), help="Exit with 1 where a band, or the classes, drifted further.")
+@one_line_errors
+def diff(before: str, after: str, pack: Path, repo: Path, out: Path | None, most_psi: float | None) -> None:
+    """Show what changed between two versions of the data: tiles, class balance, statistics and drift of each band.
+
+    BEFORE and AFTER are git revisions, whose pack DVC has in its cache or remote, or folders of packs.
+
+    \b
+      tilewise data diff HEAD~1 HEAD             # the last commit
+      tilewise data diff v1.2.0                  # since a tag, up to data/packed as it is now
+      tilewise data diff old/packed new/packed   # two folders
+    """
+    found = compare(open_version(before, pack, repo), open_version(after, pack, repo))
+    _print(found)
+    if out:
+        write_diff(found, out)
+        click.echo(f"every tile is named in {out / 'diff.json'}")
+    _judge(found, most_psi)
+
+
+def _print(found: PackDiff) -> None:
+    for side in (found.before, found.after):
+        click.echo(f"{side['said']}: {side['tiles']:,} tiles, data hash {side['data_hash'][:12]}")
+    for line in in_words(found):
+        click.echo(line)
+    classes = Table("class", "before", "after", title=f"classes, PSI {found.class_psi:.3f}: {verdict(found.class_psi)}")
+    for item in found.classes:
+        classes.add_row(item.name, f"{item.before} ({item.share_before:.1%})", f"{item.after} ({item.share_after:.1%})")
+    bands = Table("band", "mean", "std", "PSI", "KL", "W", title="train split; W: Wasserstein distance; in DN")
+    for band in found.bands:
+        name, mean, std, _, *drift = band_cells(band)
+        bands.add_row(name, mean, std, *drift)
+    console = Console(markup=False)
+    console.print(classes)
+    console.print(bands)
+
+
+def _judge(found: PackDiff, most_psi: float | None) -> None:
+    if most_psi is None:
+        return
+    band, psi = max(found.most_drift, ("the class balance", found.class_psi), key=lambda item: item[1])
+    if psi > most_psi:
+        raise DriftError(f"{band} has a PSI of {psi:.3f}, above {most_psi:g}; look at the new tiles before you train")
+
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -37,22 +118,22 @@ def main() -> None:
 
     \b
     From nothing to a pack:
-      python -m datasets synth                 # synthetic tiles, no download
-      python -m datasets validate data/raw
-      python -m datasets pack data/raw
+      tilewise data synth                 # synthetic tiles, no download
+      tilewise data validate data/raw
+      tilewise data pack data/raw
     With the real EuroSAT and its published spatial split:
-      python -m datasets fetch eurosat-ms
-      python -m datasets fetch eurosat-splits
-      python -m datasets pack data/raw/EuroSAT_MS --split lists --lists data/raw/splits
+      tilewise data fetch eurosat-ms
+      tilewise data fetch eurosat-splits
+      tilewise data pack data/raw/EuroSAT_MS --split lists --lists data/raw/splits
     What a pack is, for whoever gets it or a model of it:
-      python -m datasets card data/packed --out data-card.md
+      tilewise data card data/packed --out data-card.md
     Labels that are wrong, and versions:
-      python -m datasets suspects --predictions answers.csv
-      python -m datasets correct Forest_12 --label River --reviewer Ada --why "the river fills it"
-      python -m datasets diff HEAD~1 HEAD
+      tilewise data suspects --predictions answers.csv
+      tilewise data correct Forest_12 --label River --reviewer Ada --why "the river fills it"
+      tilewise data diff HEAD~1 HEAD
     What a service was asked, labelled and brought back:
-      python -m datasets review /var/lib/sentile/predictions
-      python -m datasets label decisions.csv
+      tilewise data review /var/lib/tilewise/predictions
+      tilewise data label decisions.csv
     """
 
 
@@ -200,9 +281,9 @@ main.add_command(card)
 main.add_command(diff)
 main.add_command(suspects)
 main.add_command(correct)
-main.add_command(cli_review.review)
-main.add_command(cli_review.label)
-main.add_command(cli_review.reviewed)
+main.add_command(cli_labels.review)
+main.add_command(cli_labels.label)
+main.add_command(cli_labels.reviewed)
 
 
 def _corrections(path: Path | None) -> tuple[Correction, ...]:

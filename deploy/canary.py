@@ -1,9 +1,9 @@
 """A candidate in a service of its own: its share of the requests is raised step by step while Prometheus watches it.
 
-    python deploy/canary.py run --prometheus http://127.0.0.1:9090 --haproxy /run/sentile/balancer.sock \\
+    python deploy/canary.py run --prometheus http://127.0.0.1:9090 --haproxy /run/tilewise/balancer.sock \\
         --champion http://127.0.0.1:3000 --candidate http://127.0.0.1:3001 --steps 5,25,50 --minutes 10 \\
-        --full 'python -m training promote --data data/packed --approve Ada'
-    python deploy/canary.py share 0 --haproxy /run/sentile/balancer.sock      # take it out, whatever it did
+        --full 'tilewise promote --data data/packed --approve Ada'
+    python deploy/canary.py share 0 --haproxy /run/tilewise/balancer.sock      # take it out, whatever it did
     python deploy/canary.py guard --prometheus http://127.0.0.1:9090 --minutes 30    # after a release
 
 The rules in `deploy/prometheus/alerts.yml` say what is wrong with a candidate (`action: rollback`); this only obeys.
@@ -29,15 +29,15 @@ import httpx
 from programs import running, service
 from routes import Haproxy, KubernetesRoute, Route
 
-from datasets.command import one_line_errors, with_options
-from datasets.errors import SentileError
+from tilewise.datasets.core.console import one_line_errors, with_options
+from tilewise.datasets.core.errors import TilewiseError
 
 SERVICE_ALERTS = (
-    "SentileGone",
-    "SentileFails",
-    "SentileInternalErrors",
-    "SentileModelRefused",
-    "SentileClassMixShifts",
+    "TilewiseGone",
+    "TilewiseFails",
+    "TilewiseInternalErrors",
+    "TilewiseModelRefused",
+    "TilewiseClassMixShifts",
 )
 """Alerts that, where they begin with a release, call for the release before it; docs/runbook.md says why."""
 
@@ -46,21 +46,21 @@ _BLIND_S = 15.0
 _FOLLOW_S = 180.0
 _COMMAND_S = 1800.0
 _COUNT = (
-    'sum(sum by (job, model) (sentile_requests_total{path="/classify"}) * on (job, model) group_left (place) '
-    'sentile:place{place="candidate"})'
+    'sum(sum by (job, model) (tilewise_requests_total{path="/classify"}) * on (job, model) group_left (place) '
+    'tilewise:place{place="candidate"})'
 )
 _FIGURES = {
-    "failing": "sentile:failure_share:5m",
-    "p99 s": "sentile:request_seconds:p99_5m",
-    "confidence": "sentile:confidence:mean30m",
+    "failing": "tilewise:failure_share:5m",
+    "p99 s": "tilewise:request_seconds:p99_5m",
+    "confidence": "tilewise:confidence:mean30m",
 }
 
 
-class CanaryError(SentileError):
+class CanaryError(TilewiseError):
     """A canary that cannot begin or go on."""
 
 
-class RolledBackError(SentileError):
+class RolledBackError(TilewiseError):
     """The release before is back: an alert said so."""
 
     exit_status = 3
@@ -145,7 +145,7 @@ class Watcher:
         found = self._prometheus.of_service() - self._known
         if of_candidate:
             found |= self._prometheus.firing('action="rollback"')
-            found |= self._prometheus.firing('alertname="SentileDown", track="candidate"')
+            found |= self._prometheus.firing('alertname="TilewiseDown", track="candidate"')
         return found
 
 
@@ -179,7 +179,7 @@ def taken_out_on_trouble(route: Route) -> Iterator[None]:
 
 def _await_candidate(prometheus: Prometheus, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while not prometheus.ask('sentile:place{place="candidate"}'):
+    while not prometheus.ask('tilewise:place{place="candidate"}'):
         if time.monotonic() > end:
             raise CanaryError(
                 f"{prometheus.url} sees no candidate after {seconds:g} s; its target needs the label track: candidate "
@@ -268,8 +268,8 @@ def _write(targets: Path, groups: list[dict[str, Any]]) -> None:
 
 def note_in_registry(version: str, why: str) -> None:
     """Write on a version of the registry (MLFLOW_TRACKING_URI) that it was taken out, and why."""
-    from training.promotion.registry import Registry  # seconds of imports that only a rollback needs
-    from training.tracking import Tracking
+    from tilewise.training.registry.registry import Registry  # seconds of imports that only a rollback needs
+    from tilewise.training.tracking import Tracking
 
     registry = Registry(os.environ.get("MLFLOW_TRACKING_URI", Tracking.uri))
     registry.refuse(registry.find(version), "canary", why)
@@ -292,7 +292,7 @@ def _route_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--haproxy", type=click.Path(path_type=Path), help="Socket of HAProxy with deploy/haproxy/haproxy.cfg."
         ),
         click.option("--httproute", help="HTTPRoute of deploy/kubernetes/canary, instead; changed by kubectl."),
-        click.option("--namespace", default="sentile", show_default=True, help="Of the HTTPRoute."),
+        click.option("--namespace", default="tilewise", show_default=True, help="Of the HTTPRoute."),
     )
     return with_options(command, options)
 
@@ -381,7 +381,7 @@ def run(
 
 @contextmanager
 def _started(url: str, model: str, folder: Path) -> Iterator[None]:
-    command, settings = service(url, (folder / "bentoml").resolve(), model, SENTILE_OPEN_METRICS="1")
+    command, settings = service(url, (folder / "bentoml").resolve(), model, TILEWISE_OPEN_METRICS="1")
     with running("candidate", command, folder, f"{url}/readyz", settings):
         yield
 
@@ -407,7 +407,7 @@ def share(percent: int, haproxy: Path | None, httproute: str | None, namespace: 
 @click.option(
     "--rollback",
     default=f"{shlex.quote(sys.executable)} -m training rollback --by guard",
-    help="The command that brings the release before back; --why is added. Default: python -m training rollback.",
+    help="The command that brings the release before back; --why is added. Default: tilewise rollback.",
 )
 @one_line_errors
 def guard(url: str, minutes: float, rollback: str) -> None:

@@ -6,7 +6,7 @@
 For tests and rehearsals:
 
     with monitoring(folder, ["127.0.0.1:3000"], hold="1s") as watch:
-        watch.await_alert("SentileInputDrifts")
+        watch.await_alert("TilewiseInputDrifts")
 
 Only addresses differ from what `deploy/compose.yaml` starts, and, where a rehearsal cannot wait, how long a condition
 must hold. The programs are Debian's `prometheus` and `prometheus-alertmanager`; nothing else is contacted.
@@ -35,7 +35,7 @@ RULES = HERE / "prometheus" / "alerts.yml"
 PROMETHEUS_CONFIGURATION = HERE / "prometheus" / "prometheus.yml"
 ALERTMANAGER_CONFIGURATION = HERE / "alertmanager" / "alertmanager.yml"
 PROGRAMS = {"prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}
-JOB = "sentile"
+JOB = "tilewise"
 _PATIENCE_S = 30.0
 _RULES_HOLD = "the rules' own"
 
@@ -161,9 +161,9 @@ def hold_for(rules: dict[str, Any], hold: str) -> dict[str, Any]:
 def prometheus_rule() -> dict[str, Any]:
     """Return the shipped rules as a PrometheusRule of the Prometheus operator."""
     rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))
-    labels = {"app.kubernetes.io/name": "sentile"}
+    labels = {"app.kubernetes.io/name": "tilewise"}
     head = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule"}
-    return head | {"metadata": {"name": "sentile", "labels": labels}, "spec": rules}
+    return head | {"metadata": {"name": "tilewise", "labels": labels}, "spec": rules}
 
 
 def free_ports(count: int) -> list[int]:

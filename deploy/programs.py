@@ -18,14 +18,14 @@ from typing import Any
 
 import httpx
 
-from datasets.errors import SentileError
+from tilewise.datasets.core.errors import TilewiseError
 
 PROJECT = Path(__file__).resolve().parent.parent
 START_S = 180.0  # on a machine whose cores are busy
 _STOP_S = 15.0
 
 
-class ProgramError(SentileError):
+class ProgramError(TilewiseError):
     """A program that does not start, or ends when it should not."""
 
 
@@ -78,7 +78,7 @@ def service(url: str, home: Path, model: str, **settings: str) -> tuple[list[str
     """
     at = httpx.URL(url)
     command = [sys.executable, "-m", "bentoml", "serve", ".", "--host", at.host, "--port", str(at.port)]
-    own = {"SENTILE_MODEL": model, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    own = {"TILEWISE_MODEL": model, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
     return command, own | settings
 
 

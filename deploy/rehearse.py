@@ -28,8 +28,8 @@ from programs import PROJECT, running, service
 from routes import Haproxy, balanced
 from stage import Callers, RehearsalError, Stage, git_identity
 
-from bento.cores import usable_cores
-from datasets.command import one_line_errors
+from tilewise.datasets.core.console import one_line_errors
+from tilewise.models.model_file import usable_cores
 
 STEPS = 11
 LIMIT_MINUTES = 15
@@ -97,7 +97,7 @@ def found_project(stage: Stage) -> None:
 def use_data(stage: Stage, tiles: int) -> None:
     """Let the pipeline start from so many tiles of each class."""
     settings = {
-        "obtain": f"python -m datasets synth --out data/raw/synthetic --tiles {tiles} --seed 0",
+        "obtain": f"tilewise data synth --out data/raw/synthetic --tiles {tiles} --seed 0",
         "folder": "data/raw/synthetic",
         "split": "--split random --shares 0.5,0.2,0.3 --seed 0",
         "settings": EXPERIMENT,
@@ -118,20 +118,20 @@ def version_data(stage: Stage, name: str) -> None:
 def train(stage: Stage, name: str, *more: str) -> None:
     """Train a network and register it as the candidate."""
     stage.python(
-        *("-m", "training", "--config", EXPERIMENT, "--data.pack", "data/packed"),
+        *("-m", "tilewise", "train", "--config", EXPERIMENT, "--data.pack", "data/packed"),
         *("--tracking.uri", stage.settings["MLFLOW_TRACKING_URI"], "--tracking.experiment", "rehearsal"),
         *("--out", f"artifacts/runs/{name}", *more),
         show=0,
     )
     metrics = json.loads((stage.project / f"artifacts/runs/{name}/evaluation/metrics.json").read_text())
     stage.tell(f"    test split: {_figures(metrics)}")
-    stage.python("-m", "training", "register", "--run", f"artifacts/runs/{name}", "--by", "ci", "--why", name, show=1)
+    stage.python("-m", "tilewise", "register", "--run", f"artifacts/runs/{name}", "--by", "ci", "--why", name, show=1)
 
 
 def promote(stage: Stage, *more: str, expect: int = 0, show: int = 24) -> str:
     """Measure the candidate by the gates, and promote it where they and a person let it."""
     return stage.python(
-        *("-m", "training", "promote", "--data", "data/packed", "--gates", GATES, *more),
+        *("-m", "tilewise", "promote", "--data", "data/packed", "--gates", GATES, *more),
         expect=expect,
         show=show,
     )
@@ -149,10 +149,10 @@ def first_model(stage: Stage) -> None:
 @contextmanager
 def open_site(stage: Stage, champion: str, candidate: str, balancer: str, registry: str) -> Iterator[Site]:
     """Serve the champion, with a balancer and callers before it, and all that watches it."""
-    stage.step("serve: the service follows models:/sentile@champion, watched by Prometheus")
-    follows = {"SENTILE_RELOAD_SECONDS": "1", "SENTILE_WORKERS": "1", "SENTILE_OPEN_METRICS": "1"}
-    drift = {"SENTILE_DRIFT_WINDOW": "1024", "SENTILE_DRIFT_LEAST": "128"}
-    command, settings = service(champion, stage.folder / "bentoml", "models:/sentile@champion", **follows, **drift)
+    stage.step("serve: the service follows models:/tilewise@champion, watched by Prometheus")
+    follows = {"TILEWISE_RELOAD_SECONDS": "1", "TILEWISE_WORKERS": "1", "TILEWISE_OPEN_METRICS": "1"}
+    drift = {"TILEWISE_DRIFT_WINDOW": "1024", "TILEWISE_DRIFT_LEAST": "128"}
+    command, settings = service(champion, stage.folder / "bentoml", "models:/tilewise@champion", **follows, **drift)
     with ExitStack() as stack:
         environment = stage.environment() | settings
         stack.enter_context(
@@ -166,7 +166,7 @@ def open_site(stage: Stage, champion: str, candidate: str, balancer: str, regist
         stack.callback(callers.stop)
         site = Site(champion, candidate, balancer, registry, route, watch, callers)
         stage.until(lambda: callers.answered >= 20, "callers are answered through the balancer")
-        stage.until(lambda: bool(watch.query("sentile_drift")), "Prometheus sees the service and its drift")
+        stage.until(lambda: bool(watch.query("tilewise_drift")), "Prometheus sees the service and its drift")
         stage.must(run_of(champion) == "v1", f"GET {champion}/model answers v1")
         callers.pause = SELDOM_S
         yield site
@@ -196,7 +196,7 @@ def better_data_and_model(stage: Stage) -> None:
     stage.step("a second version of the data, and v3 trained on it")
     use_data(stage, tiles=60)
     version_data(stage, "data-2")
-    stage.python("-m", "datasets", "diff", "data-1", "data-2", show=-3)
+    stage.python("-m", "tilewise", "data", "diff", "data-1", "data-2", show=-3)
     train(stage, "v3")
 
 
@@ -205,7 +205,7 @@ def canary(stage: Stage, site: Site) -> None:
     stage.step("v3 as a canary: 10 %, 50 %, then champion")
     promotion = f"-m training promote 3 --data data/packed --gates {GATES} --approve Grace --why better"
     before = site.callers.answered
-    try_out(stage, site, "models:/sentile/3", "10,50", "--full", f"{sys.executable} {promotion}", show=30)
+    try_out(stage, site, "models:/tilewise/3", "10,50", "--full", f"{sys.executable} {promotion}", show=30)
     stage.must(run_of(site.champion) == "v3", "the champion's service took v3 up by itself, without a restart")
     stage.must(not site.callers.failed, f"{site.callers.answered - before} requests meanwhile, none failed")
 
@@ -228,14 +228,14 @@ def try_out(
 def drift(stage: Stage, site: Site) -> None:
     """The tiles that callers send change."""
     stage.step(f"drift: winter light, every reflectance at {DRIFT_GAIN:.0%} of what it was")
-    stage.must(not site.watch.alerts("SentileInputDrifts"), "before it, no band drifts")
+    stage.must(not site.watch.alerts("TilewiseInputDrifts"), "before it, no band drifts")
     site.callers.gain = DRIFT_GAIN
     try:
         with busy(site):
-            fired = site.watch.await_alert("SentileInputDrifts", seconds=180)
+            fired = site.watch.await_alert("TilewiseInputDrifts", seconds=180)
     except MonitoringError as error:
         raise RehearsalError(str(error)) from error
-    stage.tell(f"  Alertmanager holds {len(fired)} × SentileInputDrifts; the first:")
+    stage.tell(f"  Alertmanager holds {len(fired)} × TilewiseInputDrifts; the first:")
     stage.tell(f"    {fired[0]['annotations']['summary']}")
     stage.tell(f"    {fired[0]['annotations']['runbook_url']}")
     actions = {alert["labels"].get("action") for alert in fired}
@@ -247,7 +247,7 @@ def retrain(stage: Stage, site: Site) -> None:
     stage.step("the alert starts a retraining, which ends at the gates")
     use_data(stage, tiles=80)
     stage.python(
-        *("-m", "training", "retrain", "--if-alert", site.watch.prometheus, "--gates", GATES, "--by", "cron"),
+        *("-m", "tilewise", "retrain", "--if-alert", site.watch.prometheus, "--gates", GATES, "--by", "cron"),
         expect=(0, 4),  # passed and waits for a person, or refused; what comes of so little training is open
         show=5,
     )
@@ -260,7 +260,7 @@ def retrain(stage: Stage, site: Site) -> None:
 def roll_back_a_canary(stage: Stage, site: Site) -> None:
     """What the gates would have missed, alerts take out."""
     stage.step("v2 as a canary, past the gates: alerts take it out, no person does")
-    try_out(stage, site, "models:/sentile/2", "50", "--version", "2", expect=3, minutes=2)
+    try_out(stage, site, "models:/tilewise/2", "50", "--version", "2", expect=3, minutes=2)
     stage.must(site.route.shares()["candidate"] == 0, "the balancer gives the candidate 0 %")
     stage.must(run_of(site.champion) == "v3", "the service goes on with v3")
 
@@ -268,13 +268,13 @@ def roll_back_a_canary(stage: Stage, site: Site) -> None:
 def roll_back_the_champion(stage: Stage, site: Site) -> None:
     """The champion before is the champion again."""
     stage.step("rollback: a person takes v3 back; the service follows, and the data")
-    stage.python("-m", "training", "rollback", "--by", "Ada", "--why", "rehearsed", show=1)
+    stage.python("-m", "tilewise", "rollback", "--by", "Ada", "--why", "rehearsed", show=1)
     stage.until(lambda: run_of(site.champion) == "v1", f"GET {site.champion}/model answers v1 again")
     stage.run("git", "checkout", "--quiet", "data-1", show=0)
     stage.run("dvc", "checkout", "data/raw/synthetic", "data/packed", show=3)  # no model was tracked at that time
     tiles = len(list((stage.project / "data/raw/synthetic").rglob("*.tif")))
     stage.must(tiles == 400, f"the data of v1 are back, too: {tiles} tiles")
-    stage.python("-m", "training", "history", show=30)
+    stage.python("-m", "tilewise", "history", show=30)
     failed = sum(site.callers.failed.values())
     stage.tell(f"  callers: {site.callers.answered} requests answered, {failed} not")
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from programs import PROJECT, running
 
-from datasets.errors import SentileError
+from tilewise.datasets.core.errors import TilewiseError
 
 CONFIGURATION = PROJECT / "deploy" / "haproxy" / "haproxy.cfg"
 _BACKEND = "tiles"
@@ -23,7 +23,7 @@ _PATIENCE_S = 10
 _KUBECTL_S = 60
 
 
-class RouteError(SentileError):
+class RouteError(TilewiseError):
     """A balancer that does not take a weight."""
 
 
@@ -109,13 +109,13 @@ def balanced(folder: Path, listen: str, champion: str, candidate: str) -> Iterat
     Raises:
         ProgramError: it is not installed, or does not start; the champion must answer before.
     """
-    with tempfile.TemporaryDirectory(prefix="sentile-") as short:  # a socket's path may have 108 bytes
+    with tempfile.TemporaryDirectory(prefix="tilewise-") as short:  # a socket's path may have 108 bytes
         control = Path(short, "balancer.sock")
         settings = {
-            "SENTILE_LISTEN": listen,
-            "SENTILE_CHAMPION": champion,
-            "SENTILE_CANDIDATE_SERVICE": candidate,
-            "SENTILE_BALANCER": str(control),
+            "TILEWISE_LISTEN": listen,
+            "TILEWISE_CHAMPION": champion,
+            "TILEWISE_CANDIDATE_SERVICE": candidate,
+            "TILEWISE_BALANCER": str(control),
         }
         command = ["haproxy", "-db", "-f", str(CONFIGURATION)]
         with running("haproxy", command, folder, f"http://{listen}/readyz", settings):

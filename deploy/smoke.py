@@ -1,7 +1,7 @@
 """Does a service keep its contract, and does it bear a little load: for CI, for staging, and after a release.
 
-    python deploy/smoke.py --model artifacts/ci/run/model.onnx     # a model file; models:/sentile@candidate, too
-    python deploy/smoke.py --bento sentile:1.2.0                   # what `python -m bento.build` made
+    python deploy/smoke.py --model artifacts/ci/run/model.onnx     # a model file; models:/tilewise@candidate, too
+    python deploy/smoke.py --bento tilewise:1.2.0                   # what `tilewise build` made
     python deploy/smoke.py --url http://staging:3000               # a service that runs
 
 Exit status 1 says that something is wrong; each line says what. It is no measurement: benchmarks/serve.py is.
@@ -24,16 +24,16 @@ import numpy as np
 from monitoring import free_ports
 from programs import running, service
 
-from datasets.command import one_line_errors
-from datasets.errors import SentileError
-from datasets.eurosat import CLASSES
-from datasets.synthetic import render
+from tilewise.datasets.acquire.synthetic import render
+from tilewise.datasets.core.console import one_line_errors
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.readers.eurosat import CLASSES
 
 TILES = 4  # in a request
 _BUSY = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
 
 
-class SmokeError(SentileError):
+class SmokeError(TilewiseError):
     """A service that does not keep what it promises."""
 
 
@@ -52,7 +52,7 @@ class Load:
 def violations(client: httpx.Client) -> Iterator[str]:
     """Ask a service as its callers do, and tell what is wrong with its answers, in words.
 
-    Its answers are not held to the model's: the gates do that (`training.promotion.contract`).
+    Its answers are not held to the model's: the gates do that (`tilewise.training.registry.contract`).
     """
     card = client.get("/model").json()
     yield from (
@@ -68,8 +68,8 @@ def violations(client: httpx.Client) -> Iterator[str]:
         yield f"POST /classify answers {refusal.status_code} to what is no tile"
     elif set(refusal.json().get("error", {})) != {"code", "message", "hint"}:
         yield "an error has another shape than code, message and hint"
-    if "sentile_requests_total" not in client.get("/metrics").text:
-        yield "GET /metrics does not count requests; with keys, set SENTILE_OPEN_METRICS=1 or give one"
+    if "tilewise_requests_total" not in client.get("/metrics").text:
+        yield "GET /metrics does not count requests; with keys, set TILEWISE_OPEN_METRICS=1 or give one"
 
 
 def _unsound(results: list[dict[str, Any]], classes: list[str]) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _request() -> dict[str, Any]:
 def served(model: str | None, bento: str | None) -> Iterator[str]:
     """Serve a model or a bento on a free port of the loopback interface for the length of the block."""
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
-    with tempfile.TemporaryDirectory(prefix="sentile-smoke-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tilewise-smoke-") as folder:
         command, settings = service(url, Path(folder), model or "")
         if bento:  # it brings its model, and lies in the caller's own store
             command[command.index(".")] = bento
@@ -134,7 +134,7 @@ def served(model: str | None, bento: str | None) -> Iterator[str]:
 @click.option("--connections", default=8, show_default=True, type=click.IntRange(1, 256), help="Callers at once.")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.5, 600), help="Of load.")
 @click.option("--most-p99", default=10.0, show_default=True, type=click.FloatRange(0), help="Seconds, of a request.")
-@click.option("--key", envvar="SENTILE_KEY", help="Where the service asks for one [$SENTILE_KEY].")
+@click.option("--key", envvar="TILEWISE_KEY", help="Where the service asks for one [$TILEWISE_KEY].")
 @one_line_errors
 def main(
     url: str | None,

@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from programs import PROJECT, stop
 
-from datasets.errors import SentileError
-from datasets.eurosat import CLASSES
-from datasets.synthetic import render
+from tilewise.datasets.acquire.synthetic import render
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.readers.eurosat import CLASSES
 
 _COMMAND_S = 480.0  # on a machine that does other things, too
 _WIDTH = 118
 
 
-class RehearsalError(SentileError):
+class RehearsalError(TilewiseError):
     """Something in the story went otherwise than it must."""
 
 
@@ -92,7 +92,7 @@ class Stage:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of its commands and services: without settings of the caller's own service."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SENTILE_", "MLFLOW_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TILEWISE_", "MLFLOW_"))}
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         return kept | {"PATH": tools, "PYTHONPATH": str(self.project)} | self.settings
 

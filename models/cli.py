@@ -1,24 +1,172 @@
 """The command line around model files."""
 
+import hashlib
+import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
+import numpy.typing as npt
 
-from datasets.command import make_statement, one_line_errors, statement_options
-from datasets.errors import ModelFileError, SentileError, UnreadableImageError
-from datasets.radiometry import Statement
-from datasets.sources import Format, find_source
-from datasets.tile import Tile
+from tilewise.datasets.core.console import Report, make_statement, one_line_errors, shown, silent, statement_options
+from tilewise.datasets.core.errors import ModelFileError, NoTilesError, TilewiseError, UnreadableImageError
+from tilewise.datasets.core.locations import PRETRAINED_MODEL, RUNS
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.tile import Tile
+from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.splits import SPLITS
+from tilewise.datasets.quality.suspects import write_predictions
+from tilewise.datasets.readers.sources import Format, find_source
+from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, int8_of, open_model
 
 if TYPE_CHECKING:
-    from models.explain import Explanation
-    from models.modelfile import ModelFile
+    from tilewise.models.explain.attribution import Explanation
+    from tilewise.models.model_file import ModelFile
 
-RUNS = Path("artifacts/runs")
-PRETRAINED = Path(__file__).parent / "pretrained"
+ASSESSMENT = "assessment"  # what `tilewise assess --out` calls its files, .md and .json
+
+_INTENDED = """\
+For Sentinel-2 tiles of 64 × 64 pixels at about 10 m, Level-1C or Level-2A, with any of the bands that it was trained
+on: which of the classes covers the tile. A band is known by its name and reflectance by its scale; the service and the
+batch command take care of both. Where prediction sets hold several classes, or the outlier score is above its
+threshold, a person should look.
+
+Not for: objects smaller than a tile, change from one pixel to the next, other sensors or pixel sizes, and decisions
+about people or land that nobody checks."""
+
+_LIMITS = """\
+- It knows the classes above and no other: wetland, bare rock, snow and cloud are answered with one of them; the
+  outlier score is there to say so, and does not always.
+- EuroSAT's tiles are of 34 European countries and were chosen to show one class each. Elsewhere, and where land is
+  mixed, expect less than the figures below.
+- The published split is by longitude: validation tiles are not neighbours of training tiles, but they lie on the same
+  continent.
+- Labels are of Level-1C. Level-2A was learned from simulation, and from tiles that a network labelled itself where such
+  were packed; no labelled Level-2A tiles were at hand to measure it on.
+- The same tiles chose the best epoch and calibrated the file, except where a table says that other halves were used."""
+
+
+def write_card(model: ModelFile, assessments: Sequence[Path], out: Path, more: Sequence[Path] = ()) -> None:
+    """Write the card of `model` as Markdown.
+
+    Args:
+        assessments: folders that `tilewise assess --out` wrote, of this file or of the INT8 file beside it.
+        more: Markdown files that are appended as they are, e.g. the speed benchmark's table.
+
+    Raises:
+        ModelFileError: an assessment is missing, or of another file.
+    """
+    metadata = model.metadata
+    parts = [_head(model), "## For what", _INTENDED, "## Limits", _LIMITS, "## Data and licences", _data(metadata)]
+    parts += [_assessment(folder, model) for folder in assessments]
+    parts += [_text(path) for path in more]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _head(model: ModelFile) -> str:
+    metadata = model.metadata
+    sets = ", ".join(f"{c:.0%}" for c in metadata.prediction_sets.thresholds) if metadata.prediction_sets else "none"
+    facts = {
+        "network": metadata.network,
+        "classes": ", ".join(metadata.classes),
+        "bands": ", ".join(metadata.trained_bands) + " (any of them may be absent)",
+        "file": f"{model.path.name}, {model.path.stat().st_size / 1e6:.1f} MB, SHA-256 `{model.sha256}`",
+        "made": f"{metadata.created}, code revision `{metadata.code_revision[:12]}`",
+        "trained on": f"the data `{metadata.data_hash[:12]}`" + (" (synthetic)" if metadata.synthetic else ""),
+        "temperature": f"{metadata.temperature:.3f}",
+        "prediction sets": f"{metadata.prediction_sets.method if metadata.prediction_sets else 'none'}, for {sets}",
+        "outliers": metadata.outliers.method if metadata.outliers else "not calibrated",
+    }
+    lines = "\n".join(f"| {name} | {text} |" for name, text in facts.items())
+    return f"# {metadata.name} {metadata.version}\n\n| | |\n|---|---|\n{lines}"
+
+
+def _data(metadata: ModelMetadata) -> str:
+    return (
+        f"The weights are licensed {metadata.licence or 'as the data'}. The tiles that trained them are EuroSAT's\n"
+        "(Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242; MIT) where the data are not said to be synthetic; they\n"
+        "contain modified Copernicus Sentinel data."
+    )
+
+
+def _assessment(folder: Path, model: ModelFile) -> str:
+    """Return an assessment's Markdown, if it is of this file or of the INT8 file beside it."""
+    path = folder / f"{ASSESSMENT}.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.with_suffix(".md").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: no assessment; `tilewise assess --out {folder}` writes one") from error
+    int8 = int8_of(model.path)
+    known = {model.sha256, *([hashlib.sha256(int8.read_bytes()).hexdigest()] if int8.is_file() else [])}
+    if not isinstance(found, dict) or found.get("sha256") not in known:
+        raise ModelFileError(f"{path}: is of neither {model.path} nor an INT8 file beside it; assess them again")
+    return text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read; name a Markdown file") from error
+
+
+_BATCH = 64
+
+
+def probabilities_of(
+    model: ModelFile, pack: Pack, rows: npt.NDArray[np.int64], progress: Report = silent
+) -> npt.NDArray[np.float32]:
+    """Return float32 (len(rows), classes): the calibrated probabilities of the tiles in `rows`."""
+    parts = []
+    for start in range(0, len(rows), _BATCH):
+        tiles = pack.fetch(rows[start : start + _BATCH])
+        parts.append(model.session.run(["probabilities"], {INPUT: tiles})[0])
+        progress("classifying", min(start + _BATCH, len(rows)), len(rows))
+    return np.concatenate(parts)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("pack", type=click.Path(path_type=Path, file_okay=False), default=Path("data/packed"))
+@click.option(
+    "--split",
+    "splits",
+    type=click.Choice(SPLITS),
+    multiple=True,
+    default=("val", "test"),
+    show_default=True,
+    help="Which tiles; say it again for several.",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("predictions.csv"))
+@one_line_errors
+def predict(model: Path, pack: Path, splits: tuple[str, ...], out: Path) -> None:
+    """Write what MODEL answers on the tiles of PACK: one row a tile, with the probability of every class.
+
+    The train split is left out unless it is asked for: a model knows the tiles that it learned.
+    """
+    opened, tiles = open_model(model), Pack(pack)
+    rows = np.flatnonzero(np.isin(tiles.splits, splits))
+    if not len(rows):
+        raise NoTilesError(f"{pack}: no tile is in {' or '.join(splits)}; name another --split")
+    with shown() as progress:
+        probabilities = probabilities_of(opened, tiles, rows, progress)
+    names, sources = tiles.names(rows), tiles.sources[rows].tolist()
+    labels = [tiles.summary.classes[label] for label in tiles.labels[rows]]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_predictions(out, list(zip(sources, names, strict=True)), labels, probabilities, opened.metadata.classes)
+    click.echo(f"{len(rows):,} answers are in {out}")
+
+
+if __name__ == "__main__":
+    predict(prog_name="tilewise predict")
+
+
 _JPEG = (".jpg", ".jpeg")
 _PAGE, _PICTURE = (".html", ".htm"), (".png",)
 _MOST_TOLD = 3  # bands, in the terminal
@@ -31,7 +179,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("tile", type=click.Path(path_type=Path))
-@click.option("--model", envvar="SENTILE_MODEL", help="Model file; default: the newest exported one.")
+@click.option("--model", envvar="TILEWISE_MODEL", help="Model file; default: the newest exported one.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -74,9 +222,9 @@ def explain(
     radiometry is said by options; of tiles in a folder called EuroSAT_MS, or one that has a dataset.json, it is known.
 
     \b
-    python -m models explain data/raw/EuroSAT_MS/River/River_1.tif --out why.html
-    python -m models explain tile.tif --bands 10m --level L2A --offset -1000 --out why.png
-    python -m models explain tile.tif --class Forest --out why-not-forest.html
+    tilewise explain data/raw/EuroSAT_MS/River/River_1.tif --out why.html
+    tilewise explain tile.tif --bands 10m --level L2A --offset -1000 --out why.png
+    tilewise explain tile.tif --class Forest --out why-not-forest.html
     """
     _check_suffix(out)
     said = make_statement(bands, level, scale, offset)
@@ -94,7 +242,7 @@ def explain(
     "assessments",
     type=click.Path(path_type=Path, file_okay=False),
     multiple=True,
-    help="Folder that `python -m training assess --out` wrote; say it again for the INT8 file's.",
+    help="Folder that `tilewise assess --out` wrote; say it again for the INT8 file's.",
 )
 @click.option("--append", type=click.Path(path_type=Path), multiple=True, help="Markdown to put at the end.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: README.md beside MODEL.")
@@ -103,11 +251,10 @@ def card(model: Path, assessments: tuple[Path, ...], append: tuple[Path, ...], o
     """Write the card of MODEL: what it is, what it is for, and every figure that was measured of it.
 
     \b
-    python -m training assess --model model.onnx --data data/packed --split val --out assessment
-    python -m models card model.onnx --assessment assessment
+    tilewise assess --model model.onnx --data data/packed --split val --out assessment
+    tilewise card model.onnx --assessment assessment
     """
-    from models.card import write_card
-    from models.modelfile import open_model
+    from tilewise.models.model_file import open_model
 
     target = out or model.with_name("README.md")
     write_card(open_model(model), assessments, target, append)
@@ -127,10 +274,10 @@ def find_model(said: str | None) -> Path:
     if said:
         return Path(said)
     exported = sorted(RUNS.rglob("model.onnx"), key=lambda path: path.stat().st_mtime)
-    known = [*exported[-1:], *PRETRAINED.glob("model.onnx")]
+    known = [*exported[-1:], *([PRETRAINED_MODEL] if PRETRAINED_MODEL.is_file() else [])]
     if not known:
         raise ModelFileError(
-            f"no model: {RUNS} holds none; `python -m training` makes one, `make demo` a small one, --model names one"
+            f"no model: {RUNS} holds none; `tilewise train` makes one, `make demo` a small one, --model names one"
         )
     return known[0]
 
@@ -139,14 +286,14 @@ def read(path: Path, said: Statement) -> Tile:
     """Return a tile from a file: a JPEG as EuroSAT RGB, a GeoTIFF as its folder or `said` tells.
 
     Raises:
-        SentileError: of the readers, or options are given for a JPEG.
+        TilewiseError: of the readers, or options are given for a JPEG.
     """
     if not path.is_file():
         raise UnreadableImageError(f"{path}: there is no such file; name a tile")
     form = Format.GEOTIFF if said != Statement() else None
     if path.suffix.lower() in _JPEG:
         if form:
-            raise SentileError(
+            raise TilewiseError(
                 f"{path}: a JPEG is read as EuroSAT RGB; leave --bands, --level, --scale and --offset out"
             )
         form = Format.EUROSAT_RGB
@@ -155,13 +302,13 @@ def read(path: Path, said: Statement) -> Tile:
 
 def _check_suffix(out: Path) -> None:
     if out.suffix.lower() not in (*_PAGE, *_PICTURE):
-        raise SentileError(f"{out}: neither a page nor a picture; name a file that ends in .html or .png")
+        raise TilewiseError(f"{out}: neither a page nor a picture; name a file that ends in .html or .png")
 
 
 def _open(path: Path) -> "ModelFile":
     import onnxruntime as ort
 
-    from models.modelfile import open_model
+    from tilewise.models.model_file import open_model
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # a few hundred small answers: waiting for other threads takes longer
@@ -173,16 +320,15 @@ def _explain(model: "ModelFile", tile: Tile, class_name: str | None, method: str
         import captum  # noqa: F401 - asked for here, where its absence can be told in one line
         import torch
 
-        from models.explain import Method, explain
+        from tilewise.models.explain.attribution import Method, explain
     except ImportError as error:
-        raise SentileError(f"{error.name} is not installed; pip install 'sentile[train]'") from error
+        raise TilewiseError(f"{error.name} is not installed; pip install 'tilewise[train]'") from error
     torch.set_num_threads(1)
     return explain(model, tile, class_name, Method(method), coverage)
 
 
 def _write(model: "ModelFile", found: "Explanation", out: Path) -> None:
-    from models.explain_page import draw_page
-    from models.explain_picture import draw_picture
+    from tilewise.models.explain.page import draw_page, draw_picture
 
     content = draw_page(found, model).encode() if out.suffix.lower() in _PAGE else draw_picture(found, model)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from datasets.pack import Pack
-from datasets.packing import write_pack
-from datasets.sources import find_source
-from datasets.splits import Method, SplitPlan
-from datasets.synthetic import synthesise
+from tilewise.datasets.acquire.synthetic import synthesise
+from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.packing import write_pack
+from tilewise.datasets.packs.splits import Method, SplitPlan
+from tilewise.datasets.readers.sources import find_source
 
-REAL_DATA = Path(os.environ.get("SENTILE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REAL_DATA = Path(os.environ.get("TILEWISE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
@@ -73,7 +73,7 @@ def mlflow_forgets_where_it_was() -> Iterator[None]:
 def real_data() -> Path:
     """The folder of real Sentinel-2 data; the test skips where it is absent."""
     if not (REAL_DATA / "EuroSAT_MS.zip").is_file():
-        pytest.skip(f"no real data in {REAL_DATA}; set SENTILE_REAL_DATA to the folder that holds them")
+        pytest.skip(f"no real data in {REAL_DATA}; set TILEWISE_REAL_DATA to the folder that holds them")
     return REAL_DATA
 
 
@@ -106,10 +106,10 @@ def model_file(pack: Pack, made_once: MadeOnce) -> Path:
 def export_untrained(pack: Pack, path: Path) -> None:
     import torch
 
-    from models.classifier import Classifier
-    from models.export import export
-    from models.modelfile import ModelMetadata
-    from models.network import ResidualCNN
+    from tilewise.models.export.export import export
+    from tilewise.models.model_file import ModelMetadata
+    from tilewise.models.network.backbones import ResidualCNN
+    from tilewise.models.network.classifier import Classifier
 
     torch.manual_seed(0)
     statistics = pack.statistics()
@@ -136,12 +136,11 @@ def export_skilled(pack: Pack, path: Path) -> None:
     """Fit a head by least squares on a random network's embeddings: skill without training."""
     import torch
 
-    from models.classifier import Classifier
-    from models.export import export
-    from models.modelfile import ModelMetadata
-    from models.network import PatchCNN
-    from models.precision import int8_of
-    from models.quantise import quantise
+    from tilewise.models.export.export import export
+    from tilewise.models.export.quantise import quantise
+    from tilewise.models.model_file import ModelMetadata, int8_of
+    from tilewise.models.network.backbones import PatchCNN
+    from tilewise.models.network.classifier import Classifier
 
     torch.manual_seed(0)
     statistics = pack.statistics()

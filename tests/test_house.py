@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bento.settings import Settings
+from tilewise.bento.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
 ROOMS = ("datasets", "models", "training", "bento")
@@ -62,7 +62,7 @@ def test_the_make_targets_that_the_readme_names_exist() -> None:
 
 def test_every_setting_of_the_service_is_documented() -> None:
     pages = "".join((PROJECT / f"docs/{name}.md").read_text() for name in ("serving", "security", "observability"))
-    assert [item.name for item in fields(Settings) if f"`SENTILE_{item.name.upper()}`" not in pages] == []
+    assert [item.name for item in fields(Settings) if f"`TILEWISE_{item.name.upper()}`" not in pages] == []
 
 
 def test_no_package_registry_and_no_path_of_a_machine_is_in_the_repository() -> None:

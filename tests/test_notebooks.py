@@ -18,10 +18,10 @@ ANSWERS = {"tutorial": ("Forest_2.tif ->", 3), "scenes": ("Forest -> Industrial:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_ends_in_an_answer(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where a notebook works
-    monkeypatch.setenv("SENTILE_TUTORIAL_TILES", "12")
-    monkeypatch.setenv("SENTILE_TUTORIAL_EPOCHS", "2")
+    monkeypatch.setenv("TILEWISE_TUTORIAL_TILES", "12")
+    monkeypatch.setenv("TILEWISE_TUTORIAL_EPOCHS", "2")
     if path.stem == "scenes":  # the tutorial is where a network is trained
-        monkeypatch.setenv("SENTILE_MODEL", str(write_linear_model(tmp_path / "model.onnx")))
+        monkeypatch.setenv("TILEWISE_MODEL", str(write_linear_model(tmp_path / "model.onnx")))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(path.parent)}}).execute()
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from models.modelfile import open_model
+from tilewise.models.model_file import open_model
 
 PROJECT = Path(__file__).parents[1]
 SMALL = """\
-obtain: python -m datasets synth --out data/raw/synthetic --tiles 12 --seed 0
+obtain: tilewise data synth --out data/raw/synthetic --tiles 12 --seed 0
 folder: data/raw/synthetic
 split: --split random --shares 0.6,0.2,0.2 --seed 0
 settings: configs/experiments/small.yaml
@@ -21,7 +21,7 @@ TINY_RUN = """\
 data: {batch_size: 24}
 model:
   backbone:
-    class_path: models.network.ResidualCNN
+    class_path: tilewise.models.network.backbones.ResidualCNN
     init_args: {widths: [8, 16], depths: [1, 1], stem: [8]}
 trainer: {max_epochs: 2, precision: 32-true}
 """
@@ -39,7 +39,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git repository with the project's code and a small pipeline."""
-    folder = tmp_path_factory.mktemp("pipeline") / "sentile"
+    folder = tmp_path_factory.mktemp("pipeline") / "tilewise"
     folder.mkdir()
     for name in ("datasets", "models", "training", "bento", "configs", ".dvc"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))

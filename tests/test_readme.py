@@ -13,12 +13,12 @@ import httpx
 import numpy as np
 import pytest
 from geotiffs import tile_file
-from serving import Server, served
+from servers import Server, served
 from tiny_onnx import calibrated, write_model
 
-from datasets.bands import EUROSAT_MS_ORDER
-from datasets.eurosat import CLASSES
-from datasets.synthetic import synthesise_scene, synthesise_tile, write_tile
+from tilewise.datasets.acquire.synthetic import synthesise_scene, synthesise_tile, write_tile
+from tilewise.datasets.core.bands import EUROSAT_MS_ORDER
+from tilewise.datasets.readers.eurosat import CLASSES
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text()
@@ -71,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     weights[-1, CLASSES.index("Forest")] = 10  # sure of its answer, as the README's model is
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     model = write_model(path, calibrated(CLASSES).model_dump_json(), weights=weights)
-    with served(model, tmp_path_factory.mktemp("bentoml"), SENTILE_WORKERS="1") as server:
+    with served(model, tmp_path_factory.mktemp("bentoml"), TILEWISE_WORKERS="1") as server:
         yield server
 
 

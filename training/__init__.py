@@ -1,1 +1,1 @@
-"""Training, evaluation, tracking and export: `python -m training`."""
+"""Training, evaluation, tracking and export: `tilewise train`."""

@@ -1,7 +1,7 @@
-"""`python -m training`: fit, validate, test and export, configured by YAML and the command line.
+"""`tilewise train pretrain`: train a network on tiles without labels, for a training to start from.
 
-Without a subcommand it does the whole run. Settings come from `configs/{data,model,trainer}.yaml`, then from every
-`--config FILE`, then from options; `test`, `export` and `validate` start from what the run itself was configured with.
+The settings are those of training, without what concerns labels and other runs; configs/experiments/masked.yaml is a
+whole set.
 """
 
 import logging
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -19,24 +20,21 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from datasets.errors import SentileError, TrainingError
-from datasets.module import TileDataModule
-from training.callbacks import Ema, EpochLines, History, SeedEachStep
-from training.health import Health
-from training.optimisation import OptimisedModule
-from training.paths import RUNS, RunFolder, new_run, newest_run
-from training.precision import AUTO, allow_tf32, best_precision
-from training.settings import Quantisation
-from training.system_metrics import SystemMetrics
-from training.task import ClassificationTask
-from training.tracking import Tracking, how_to_look, log_provenance, make_logger
-from training.trainer import Trainer
+from tilewise.datasets.core.errors import TilewiseError, TrainingError
+from tilewise.datasets.core.locations import CONFIGS
+from tilewise.datasets.loading.module import TileDataModule
+from tilewise.training.fit.callbacks import Ema, EpochLines, Health, History, SeedEachStep, SystemMetrics
+from tilewise.training.fit.masked import MaskedPretraining
+from tilewise.training.fit.optimisation import AUTO, OptimisedModule, allow_tf32, best_precision
+from tilewise.training.fit.task import ClassificationTask
+from tilewise.training.fit.trainer import Trainer
+from tilewise.training.settings import PRETRAINING, RUNS, Quantisation, RunFolder, new_run, newest_run
+from tilewise.training.tracking import Tracking, how_to_look, log_provenance, make_logger
 
-_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_DEFAULTS = [str(_CONFIGS / f"{name}.yaml") for name in ("data", "model", "trainer")]
+_DEFAULTS = [str(CONFIGS / f"{name}.yaml") for name in ("data", "model", "trainer")]
 _FITTING = ("run", "fit")
 _LAST = "last"  # as --ckpt_path: go on where the run's folder holds a last checkpoint, else begin
-_RUN_VARIABLE = "SENTILE_RUN"  # how Lightning's further processes learn the folder that the first one made up
+_RUN_VARIABLE = "TILEWISE_RUN"  # how Lightning's further processes learn the folder that the first one made up
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -141,7 +139,7 @@ class TrainingCLI(LightningCLI):
         """Say where everything is."""
         folder = RunFolder(Path(self._get(self.config, "out")))
         click.echo(f"the run is in {folder.root}; {how_to_look(self._tracking())}")
-        click.echo(f"serve the model with: SENTILE_MODEL={folder.model} bentoml serve")
+        click.echo(f"serve the model with: TILEWISE_MODEL={folder.model} bentoml serve")
 
     def _refuse_overwriting(self, folder: RunFolder) -> None:
         """A run must not be lost because its folder was named a second time."""
@@ -164,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     description = "Train, measure and export a tile classifier. Without a subcommand: run."
     with short_errors():
         words = _complete(list(sys.argv[1:] if arguments is None else arguments))
-        start(TrainingCLI, ClassificationTask, words, "python -m training", description)
+        start(TrainingCLI, ClassificationTask, words, "tilewise train", description)
 
 
 def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str], prog: str, description: str) -> None:
@@ -196,7 +194,7 @@ def short_errors() -> Iterator[None]:
     """Say what a user can mend in one line and end the process with its status; say how an interrupted run goes on."""
     try:
         yield
-    except SentileError as error:
+    except TilewiseError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
@@ -255,3 +253,71 @@ def _quieten() -> None:
     )
     for text in advice:
         warnings.filterwarnings("ignore", text)
+
+
+_NAME = "pretrain"
+_DESCRIPTION = (
+    "Train a network to say what is hidden in tiles, without labels. The options are those of `tilewise train fit` "
+    "(configs/experiments/masked.yaml has some that work); the best checkpoint is what its --model.start_from takes."
+)
+
+
+class PretrainingCLI(TrainingCLI):
+    """The command line of pretraining: as that of training, with one subcommand that need not be named."""
+
+    best = ("val/loss", "min")
+    told = ("classes", "band_mean", "band_std")
+    runs = PRETRAINING
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the trainer's one method that pretrains, with the parameters that are no options."""
+        return {"fit": TrainingCLI.subcommands()["fit"]}
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder, and what Lightning calls further processes with: this command, not `fit`."""
+        super().before_instantiate_classes()
+        sys.argv[1] = _NAME
+
+    def after_fit(self) -> None:
+        """Say what may start from it: the best checkpoint, or where nothing was validated the last."""
+        folder = RunFolder(Path(self._get(self.config, "out")))
+        found = folder.best if folder.best.is_file() else folder.last
+        click.echo(f"start a training from it with: tilewise train --model.start_from {found}")
+
+
+def pretrain(arguments: list[str], prog_name: str) -> None:
+    """Pretrain as `arguments` say; errors that a user can mend are one line and exit status 1."""
+    with short_errors():
+        start(PretrainingCLI, MaskedPretraining, ["fit", *arguments], prog_name, _DESCRIPTION)
+
+
+TRAIN_COMMANDS = {
+    "pretrain": "tilewise.training.cli:pretrain",
+    "pseudo-label": "tilewise.training.fit.pseudo_labels:main",
+    "leave-out": "tilewise.training.evaluate.leave_out:leave_out",
+    "spread": "tilewise.training.evaluate.spread:spread",
+    "agreement": "tilewise.training.evaluate.spread:agreement",
+}
+"""Commands beside Lightning's own; each is imported when it is called."""
+
+_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@click.command(context_settings=_PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def train(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Train, measure and export a tile classifier."""
+    prog = context.info_name if context.parent is None else f"tilewise {context.info_name}"
+    if arguments and arguments[0] in TRAIN_COMMANDS:
+        command: click.Command = resolve_name(TRAIN_COMMANDS[arguments[0]])
+        command(list(arguments[1:]), prog_name=f"{prog} {arguments[0]}")
+    main(list(arguments))
+
+
+@click.command(context_settings=_PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def export(arguments: tuple[str, ...]) -> None:
+    """Calibrate a run's best checkpoint and write its model file."""
+    main(["export", *arguments])

@@ -4,22 +4,71 @@ It is logged when a run exports it, and a version in the registry is that very l
 """
 
 import hashlib
+import json
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import onnx
 import onnxruntime
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.data.schema import TensorDatasetSchema
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from datasets.tile import TILE_SIZE
-from models.modelfile import INPUT, ModelFile, ModelMetadata
-from models.precision import int8_of
+from tilewise.datasets.core.tile import BAND_COUNT, TILE_SIZE
+from tilewise.datasets.packs.pack import Pack
+from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, int8_of
+
+_MOST_DIGEST = 36  # characters, as MLflow's stores bound them; the whole hash is in the profile
+
+
+def dataset_inputs(pack: Pack, contexts: Mapping[str, str]) -> list[DatasetInput]:
+    """Return a dataset input for each split of a pack.
+
+    Args:
+        contexts: what each split is for, by its name, e.g. {"train": "training"}; splits without tiles are left out.
+    """
+    present = {split: purpose for split, purpose in contexts.items() if len(pack.rows(split))}
+    return [
+        DatasetInput(_describe(pack, split), [InputTag(MLFLOW_DATASET_CONTEXT, purpose)])
+        for split, purpose in present.items()
+    ]
+
+
+def _describe(pack: Pack, split: str) -> Dataset:
+    tiles = TensorSpec(np.dtype("uint16"), (-1, BAND_COUNT, TILE_SIZE, TILE_SIZE), "tiles")
+    schema = TensorDatasetSchema(Schema([tiles]), Schema([TensorSpec(np.dtype("int64"), (-1,), "labels")]))
+    return Dataset(
+        name=f"{pack.root.name}/{split}",
+        digest=pack.summary.data_hash[:_MOST_DIGEST],
+        source_type="local",
+        source=json.dumps({"uri": pack.root.resolve().as_uri()}),
+        schema=json.dumps(schema.to_dict()),
+        profile=json.dumps(_profile(pack, split)),
+    )
+
+
+def _profile(pack: Pack, split: str) -> dict[str, object]:
+    """Return the pack's card, with the tiles of each class and source in this split alone."""
+    rows = pack.rows(split)
+    card = asdict(pack.summary)
+    card.pop("counts")
+    counts = np.bincount(pack.labels[rows], minlength=len(pack.summary.classes))
+    sources, of_source = np.unique(pack.sources[rows], return_counts=True)
+    return card | {
+        "split": split,
+        "tiles": len(rows),
+        "tiles_of_class": dict(zip(pack.summary.classes, counts.tolist(), strict=True)),
+        "tiles_of_source": dict(zip(sources.tolist(), of_source.tolist(), strict=True)),
+    }
+
 
 FILE = "model.onnx"  # as MLflow's flavour calls it
 NAME = "model"
@@ -39,7 +88,7 @@ def log_model(client: MlflowClient, run_id: str, model: ModelFile) -> LoggedMode
             return found
     made = client.create_logged_model(run.info.experiment_id, NAME, source_run_id=run_id, tags=tags)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
-    with tempfile.TemporaryDirectory(prefix="sentile-log-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tilewise-log-") as folder:
         _save(model, Path(folder, NAME), Model(run_id=run_id, model_id=made.model_id))
         client.log_model_artifacts(made.model_id, str(Path(folder, NAME)))
     return client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)

@@ -1,16 +1,53 @@
 """Runs in MLflow: figures, config, data, code, environment, pictures and the model file."""
 
 import json
+import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import MLFlowLogger
 
-from datasets.pack import Pack
-from training.paths import RunFolder
-from training.provenance import code_revision, dvc_lock_hash, environment
+from tilewise.datasets.core.locations import checkout
+from tilewise.datasets.packs.pack import Pack
+from tilewise.training.settings import RunFolder
+
+_PROJECT = checkout() or Path()
+
+
+def code_revision() -> str:
+    """Return the git revision of the code, with `-dirty` where tracked files were changed; empty without git."""
+    revision = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{revision}-dirty" if revision and changed else revision
+
+
+def dvc_lock_hash() -> str:
+    """Return the SHA-256 of `dvc.lock`, which pins the bytes that the pipeline made; empty where there is none."""
+    path = _PROJECT / "dvc.lock"
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def environment() -> str:
+    """Return the installed packages with their versions, one a line, and the platform, as a comment."""
+    packages = {f"{d.metadata['Name']}=={d.version}" for d in distributions() if d.metadata["Name"]}
+    lines: Sequence[str] = sorted(packages, key=str.lower)
+    return "\n".join([f"# Python {platform.python_version()}, {platform.platform()}", *lines]) + "\n"
+
+
+def _git(*arguments: str) -> str:
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=_PROJECT, capture_output=True, text=True, timeout=30, check=False
+        )
+    except OSError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
 
 _RUN_ID = "mlflow.json"
 
@@ -32,7 +69,7 @@ class Tracking:
     enabled: bool = True
     uri: str = "sqlite:///mlflow.db"
     artifacts: Path = Path("mlruns")
-    experiment: str = "sentile"
+    experiment: str = "tilewise"
     run: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     system_metrics: bool = True
@@ -101,7 +138,7 @@ def log_data(trainer: pl.Trainer, pack: Pack, contexts: dict[str, str]) -> None:
     logger = mlflow_logger(trainer)
     if logger is None or logger.run_id is None:
         return
-    from training.lineage import dataset_inputs  # a machine that only fits may have no MLflow
+    from tilewise.training.logged_model import dataset_inputs  # a machine that only fits may have no MLflow
 
     logger.experiment.log_inputs(logger.run_id, dataset_inputs(pack, contexts))
 
@@ -111,8 +148,8 @@ def log_model_file(trainer: pl.Trainer, path: Path) -> None:
     logger = mlflow_logger(trainer)
     if logger is None or logger.run_id is None:
         return
-    from models.modelfile import open_model
-    from training.logged_model import log_model
+    from tilewise.models.model_file import open_model
+    from tilewise.training.logged_model import log_model
 
     log_model(logger.experiment, logger.run_id, open_model(path))
 

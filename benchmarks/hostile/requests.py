@@ -256,7 +256,7 @@ def _headers(hostile: Hostile, random: Random) -> Sent:
     """A sound body behind hostile headers; most make the connection useless."""
     name = random.choice(
         (
-            b"Sentile-Key",
+            b"Tilewise-Key",
             b"X-Request-ID",
             b"Accept",
             b"Host",
@@ -267,7 +267,7 @@ def _headers(hostile: Hostile, random: Random) -> Sent:
             b"X-Forwarded-For",
             b"traceparent",
             b"Expect",
-            b"Sentile-Version",
+            b"Tilewise-Version",
             b"If-None-Match",
             b"Range",
             b"Prefer",

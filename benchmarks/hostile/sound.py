@@ -8,8 +8,8 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
-from datasets.bands import BAND_NAMES, RGB_BANDS
-from datasets.synthetic import TAGS
+from tilewise.datasets.acquire.synthetic import TAGS
+from tilewise.datasets.core.bands import BAND_NAMES, RGB_BANDS
 
 _FORMS: tuple[Mapping[str, Any], ...] = (
     {},

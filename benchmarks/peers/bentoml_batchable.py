@@ -15,11 +15,11 @@ import bentoml
 import numpy as np
 import numpy.typing as npt
 
-from bento.cores import usable_cores
-from bento.engine import Engine
-from datasets.geotiff import read_tile
-from datasets.radiometry import Statement
-from datasets.tile import DN
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.readers.geotiff import read_tile
+from tilewise.models.model_file import usable_cores
 
 HALF = max(1, usable_cores() // 2)
 
@@ -29,7 +29,7 @@ class Network:
     """The network, whose batches form across requests."""
 
     def __init__(self) -> None:
-        self.engine = Engine(Path(os.environ["SENTILE_MODEL"]), threads=1)
+        self.engine = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1)
 
     @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=60_000)
     def classify(self, tiles: DN) -> npt.NDArray[np.float32]:
@@ -43,7 +43,7 @@ class Batchable:
     network = bentoml.depends(Network)
 
     def __init__(self) -> None:
-        self.classes = Engine(Path(os.environ["SENTILE_MODEL"]), threads=1).metadata.classes
+        self.classes = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1).metadata.classes
 
     @bentoml.api
     async def classify(self, tiles: list[Path]) -> list[dict[str, Any]]:

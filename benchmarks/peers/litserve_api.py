@@ -12,17 +12,17 @@ import litserve
 import numpy as np
 from fastapi import Request
 
-from bento.engine import Engine
-from datasets.geotiff import read_tile
-from datasets.radiometry import Statement
-from datasets.tile import Tile
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.tile import Tile
+from tilewise.datasets.readers.geotiff import read_tile
 
 
 class TileAPI(litserve.LitAPI):
     """A request holds one or many tiles; LitServe batches requests."""
 
     def setup(self, device: str) -> None:
-        self.engine = Engine(Path(os.environ["SENTILE_MODEL"]), threads=1)
+        self.engine = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1)
 
     def decode_request(self, request: Request) -> list[Tile]:  # of a multipart request LitServe gives the form
         files = request.getlist("tiles")

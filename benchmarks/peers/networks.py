@@ -2,15 +2,15 @@
 
 from torch import nn
 
-from models.network import ResidualCNN
+from tilewise.models.network.backbones import ResidualCNN
 
 
 def build(name: str) -> nn.Module:
-    """Return a backbone for 13 bands: `demo`, `sentile` (configs/model.yaml), or a network of torchvision."""
+    """Return a backbone for 13 bands: `demo`, `tilewise` (configs/model.yaml), or a network of torchvision."""
     if name == "demo":
         return ResidualCNN((32, 64, 128), (1, 1, 1), (16, 32))
-    if name == "sentile":
+    if name == "tilewise":
         return ResidualCNN()
-    from models.torchvision_backbone import TorchvisionBackbone
+    from tilewise.models.network.backbones import TorchvisionBackbone
 
     return TorchvisionBackbone(name)

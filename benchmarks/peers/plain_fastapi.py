@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, UploadFile
 
-from bento.engine import Engine
-from datasets.geotiff import read_tile
-from datasets.radiometry import Statement
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.readers.geotiff import read_tile
 
 app = FastAPI()
-engine = Engine(Path(os.environ["SENTILE_MODEL"]), threads=1)
+engine = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1)
 
 
 @app.post("/classify")

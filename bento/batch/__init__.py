@@ -1,9 +1,9 @@
-"""Folders of scenes to maps and tables: `python -m bento.batch`, or `classify_scenes` from Python."""
+"""Folders of scenes to maps and tables: `tilewise batch`, or `classify_scenes` from Python."""
 
-from bento.batch.outcome import ResultFile, SceneOutcome, State
-from bento.batch.results import Output, OutputOptions
-from bento.batch.run import Crew, RunOptions, Standing, classify_scenes
-from bento.batch.tables import VectorFormat
+from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, State
+from tilewise.bento.batch.run import Crew, RunOptions, Standing, classify_scenes
+from tilewise.bento.results.tables import VectorFormat
+from tilewise.bento.results.writer import Output, OutputOptions
 
 __all__ = [
     "Crew",

@@ -10,19 +10,18 @@ from typing import Any
 
 import click
 
-from bento.batch.outcome import SceneOutcome
-from bento.batch.results import USUAL, Output, OutputOptions
-from bento.batch.run import Crew, Run, RunOptions, find
-from bento.batch.show import Show, shown
-from bento.batch.tables import VectorFormat
-from bento.batch.watch import watch_scenes
-from bento.precision import Precision
-from bento.windows import LEAST_STRIDE, GridOptions
-from datasets.command import one_line_errors, with_options
-from datasets.errors import SentileError
-from datasets.scenes import SceneSource
-from datasets.scenes.command import make_scene_options, scene_options
-from datasets.tile import TILE_SIZE
+from tilewise.bento.batch.console import Show, shown
+from tilewise.bento.batch.manifest import SceneOutcome
+from tilewise.bento.batch.run import Crew, Run, RunOptions, find, watch_scenes
+from tilewise.bento.inference.precision import Precision
+from tilewise.bento.inference.windows import LEAST_STRIDE, GridOptions
+from tilewise.bento.results.tables import VectorFormat
+from tilewise.bento.results.writer import USUAL, Output, OutputOptions
+from tilewise.datasets.core.console import one_line_errors, with_options
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.tile import TILE_SIZE
+from tilewise.datasets.scenes import SceneSource
+from tilewise.datasets.scenes.options import make_scene_options, scene_options
 
 _OUTPUTS = ",".join(USUAL)
 
@@ -96,10 +95,10 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which model works."""
     options = (
-        click.option("--model", envvar="SENTILE_MODEL", help="Model file; default: the newest exported one."),
+        click.option("--model", envvar="TILEWISE_MODEL", help="Model file; default: the newest exported one."),
         click.option(
             "--precision",
-            envvar="SENTILE_PRECISION",
+            envvar="TILEWISE_PRECISION",
             default=Precision.AUTO.value,
             show_default=True,
             type=click.Choice([precision.value for precision in Precision]),
@@ -188,9 +187,9 @@ def main(
 
     \b
     Try it, run it, run it again:
-      python -m bento.batch SCENES --out MAPS --dry-run
-      python -m bento.batch SCENES --out MAPS --jobs 2
-      python -m bento.batch SCENES --out MAPS          # does only what is not done yet
+      tilewise batch SCENES --out MAPS --dry-run
+      tilewise batch SCENES --out MAPS --jobs 2
+      tilewise batch SCENES --out MAPS          # does only what is not done yet
 
     A run that was stopped, killed or ran out of disk goes on where it was with the same command: MAPS/manifest.sqlite
     remembers which input, options and model each result was made from.
@@ -245,7 +244,7 @@ def _work(run: Run, batches: Any, show: Show, out: Path) -> int:
                     show.scene(outcome)
                 run.report()
         except OSError as error:
-            raise SentileError(f"{out} cannot be written to: {error.strerror or error}") from error
+            raise TilewiseError(f"{out} cannot be written to: {error.strerror or error}") from error
     outcomes = run.outcomes
     show.end(outcomes, str(out), str(run.model.path))
     return status_of(outcomes)

@@ -18,14 +18,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bento.batch.frame import Frame
-from bento.batch.local import InFlight
-from bento.batch.results import ModelFacts
-from bento.batch.work import Begun, Done, Task, WorkPlan, classify_whole, frame_of, guarded, look, write_scene
-from bento.engine import Engine
-from bento.windows import Block, WindowAnswer, classify, strip_count
-from datasets.errors import SceneError, SentileError, UnreadableImageError
-from datasets.scenes import BrokenBlock
+from tilewise.bento.batch.processes import InFlight
+from tilewise.bento.batch.worker import (
+    Begun,
+    Done,
+    Task,
+    WorkPlan,
+    classify_whole,
+    frame_of,
+    guarded,
+    look,
+    write_scene,
+)
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.windows import Block, WindowAnswer, classify, strip_count
+from tilewise.bento.results.writer import ModelFacts
+from tilewise.datasets.core.errors import SceneError, TilewiseError, UnreadableImageError
+from tilewise.datasets.scenes import BrokenBlock
 
 _RETRIES = 4  # of a task whose worker or node was lost
 BLOCK_STRIPS = 32  # strips of windows in a task: 2,048 rows, some ten seconds of work
@@ -51,7 +61,7 @@ def work_on_cluster(
         block_strips: scenes with more strips of windows than this are worked on in blocks of so many.
 
     Raises:
-        SentileError: Ray is not installed, or the cluster cannot be reached.
+        TilewiseError: Ray is not installed, or the cluster cannot be reached.
     """
     ray, is_mine = _connect(address)
     on_cluster = _Remote(ray, plan, block_strips)
@@ -141,7 +151,7 @@ def _connect(address: str | None) -> tuple[Any, bool]:
     try:
         import ray
     except ImportError as error:
-        raise SentileError("the cluster engine needs Ray; pip install 'sentile[cluster]'") from error
+        raise TilewiseError("the cluster engine needs Ray; pip install 'tilewise[cluster]'") from error
     if ray.is_initialized():
         return ray, False
     try:
@@ -149,7 +159,7 @@ def _connect(address: str | None) -> tuple[Any, bool]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         where = address or "this machine"
-        raise SentileError(f"{where}: no Ray cluster answers; start one with `ray start --head`") from error
+        raise TilewiseError(f"{where}: no Ray cluster answers; start one with `ray start --head`") from error
     return ray, True
 
 

@@ -10,11 +10,90 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from bento.batch.disk import sha256_of, sync
-from bento.batch.outcome import SceneOutcome, State
-from datasets.errors import FolderBusyError, ResultsError
+from tilewise.datasets.core.errors import FolderBusyError, ResultsError
+from tilewise.datasets.core.files import sha256_of, sync
+
+
+class State(StrEnum):
+    """How far a scene came."""
+
+    DONE = "done"
+    KEPT = "kept"  # done by an earlier run with the same input, options and model
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """A file that a scene left: its name in the folder of results, its bytes and their SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SceneOutcome:
+    """What became of one scene.
+
+    Attributes:
+        name: stem of the results.
+        source: where the scene lies.
+        state: how far it came.
+        key: of input, options and model together; empty where the scene could not be read.
+        windows: how many were classified.
+        skipped: how many had too few valid pixels.
+        broken: blocks of its files that could not be decoded, and so became no data.
+        outliers: windows unlike the training data.
+        pixels: width × height.
+        seconds: that it took, when it was done.
+        area_ha: hectares of each class that occurs.
+        files: what lies in the folder of results.
+        error: why it failed, or None.
+    """
+
+    name: str
+    source: str
+    state: State
+    key: str = ""
+    windows: int = 0
+    skipped: int = 0
+    broken: int = 0
+    outliers: int = 0
+    pixels: int = 0
+    seconds: float = 0.0
+    area_ha: dict[str, float] = field(default_factory=dict)
+    files: tuple[ResultFile, ...] = ()
+    error: str | None = None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the scene was done, and all of it could be read."""
+        return self.state is not State.FAILED and not self.broken
+
+    @property
+    def skipped_share(self) -> float:
+        """Share of windows (0-1) that have no class."""
+        return self.skipped / max(self.windows + self.skipped, 1)
+
+    def kept(self) -> "SceneOutcome":
+        """Return it as the outcome of a later run that found it done."""
+        return replace(self, state=State.KEPT)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, known: dict[str, Any]) -> "SceneOutcome":
+        """Return what `to_json` was called on."""
+        files = tuple(ResultFile(**file) for file in known["files"])
+        return cls(**{**known, "state": State(known["state"]), "files": files})
+
 
 MANIFEST = "manifest.sqlite"
 STAGING = ".staging-"
@@ -109,7 +188,7 @@ class Manifest:
             self._database.execute(f"PRAGMA user_version = {_VERSION}")
         elif version != _VERSION:
             raise ResultsError(
-                f"{self._path}: made by another version of sentile (manifest {version}, this one writes {_VERSION}); "
+                f"{self._path}: made by another version of tilewise (manifest {version}, this one writes {_VERSION}); "
                 "choose another folder for the results"
             )
         self._database.execute("COMMIT")
@@ -118,7 +197,7 @@ class Manifest:
         if "locked" in str(error):
             return FolderBusyError(f"{self.out}: another run writes there; wait for it, or choose another folder")
         if "not a database" in str(error):
-            return ResultsError(f"{self._path}: no manifest of sentile; choose another folder for the results")
+            return ResultsError(f"{self._path}: no manifest of tilewise; choose another folder for the results")
         return OSError(f"{self._path} cannot be written to: {error}")
 
     def _sweep(self) -> None:

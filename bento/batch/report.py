@@ -14,11 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from bento.batch import quicklook
-from bento.batch.outcome import SceneOutcome, State
-from bento.batch.results import ModelFacts
-from bento.legend import colours
-from bento.outputs import whole
+from tilewise.bento.batch.manifest import SceneOutcome, State
+from tilewise.bento.results import quicklook
+from tilewise.bento.results.maps import colours, whole
+from tilewise.bento.results.writer import ModelFacts
 
 SUMMARY, TABLE, PAGE = "summary.json", "summary.csv", "report.html"
 _MOST_PICTURES = 60

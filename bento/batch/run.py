@@ -9,23 +9,86 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from bento.batch.cluster import BLOCK_STRIPS, work_on_cluster
-from bento.batch.local import work_here, work_in_processes
-from bento.batch.manifest import Manifest, is_intact, peek
-from bento.batch.maps import MAP_SUFFIXES
-from bento.batch.outcome import SceneOutcome, State
-from bento.batch.report import write_reports
-from bento.batch.results import ModelFacts, Output, OutputOptions
-from bento.batch.work import NETWORK_THREADS, Done, Task, WorkPlan
-from bento.cores import usable_cores
-from bento.engine import Engine
-from bento.precision import Precision, pick
-from bento.settings import find_model
-from bento.windows import GridOptions
-from datasets.errors import SentileError
-from datasets.scenes import SceneOptions, SceneSource, find_scenes
+from tilewise.bento.batch.cluster import BLOCK_STRIPS, work_on_cluster
+from tilewise.bento.batch.manifest import Manifest, SceneOutcome, State, is_intact, peek
+from tilewise.bento.batch.processes import work_here, work_in_processes
+from tilewise.bento.batch.report import write_reports
+from tilewise.bento.batch.worker import NETWORK_THREADS, Done, Task, WorkPlan
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.precision import Precision, pick
+from tilewise.bento.inference.windows import GridOptions
+from tilewise.bento.results.maps import MAP_SUFFIXES
+from tilewise.bento.results.writer import ModelFacts, Output, OutputOptions
+from tilewise.bento.settings import find_model
+from tilewise.datasets.core.errors import NoTilesError, TilewiseError
+from tilewise.datasets.scenes import SceneOptions, SceneSource, find_scenes
+from tilewise.models.model_file import usable_cores
 
-_LOG = logging.getLogger("sentile")
+Signature = tuple[tuple[str, int, int], ...]
+"""Path, bytes and time of change of every file of a scene."""
+
+
+def watch_scenes(
+    find: Callable[[], Sequence[SceneSource]],
+    every: float,
+    idle: float | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[list[SceneSource]]:
+    """Yield scenes that are new, or have changed, and have settled; for ever, or until nothing was new for long.
+
+    A scene has settled when its files look the same in two looks, one after the other: one that is still being
+    written is left alone.
+
+    Args:
+        find: returns the scenes that are there.
+        every: seconds between looks.
+        idle: seconds without anything new, after which the watch ends; None: it never does.
+        sleep: waits.
+    """
+    taken: dict[str, Signature] = {}
+    before: dict[str, Signature] = {}
+    since = time.monotonic()
+    while True:
+        try:
+            found = {scene_id(source): source for source in find()}
+        except NoTilesError:  # nothing there yet
+            found = {}
+        now = {name: signature(source) for name, source in found.items()}
+        settled = [name for name in now if before.get(name) == now[name] != taken.get(name)]
+        if settled:
+            yield [found[name] for name in settled]
+            taken |= {name: now[name] for name in settled}
+        if settled or any(now[name] != taken.get(name) for name in now):
+            since = time.monotonic()
+        elif idle is not None and time.monotonic() - since >= idle:
+            return
+        before = now
+        sleep(every)
+
+
+def scene_id(source: SceneSource) -> str:
+    """Return what tells a scene from others: its files, since its name may change with what lies beside it."""
+    return "\n".join(str(path) for path in source.paths)
+
+
+def signature(source: SceneSource) -> Signature:
+    """Return what changes while a scene is written; of an address nothing is known."""
+    files = [path for place in source.paths if "://" not in str(place) for path in _files(Path(place))]
+    seen = []
+    for path in sorted(files):
+        try:
+            state = path.stat()
+        except OSError:  # gone between two looks
+            continue
+        seen.append((str(path), state.st_size, state.st_mtime_ns))
+    return tuple(seen)
+
+
+def _files(place: Path) -> list[Path]:
+    return [path for path in place.rglob("*") if path.is_file()] if place.is_dir() else [place]
+
+
+_LOG = logging.getLogger("tilewise")
 
 
 class Crew(StrEnum):
@@ -65,11 +128,11 @@ class RunOptions:
         """Return the threads of each process; with the processes, no more than there are cores.
 
         Raises:
-            SentileError: more were asked for.
+            TilewiseError: more were asked for.
         """
         cores = usable_cores()
         if self.crew is Crew.LOCAL and self.jobs * max(self.threads, 1) > cores:
-            raise SentileError(
+            raise TilewiseError(
                 f"{self.jobs} processes of {max(self.threads, 1)} threads are more than the {cores} cores; "
                 "processes and threads together get no faster beyond them"
             )
@@ -131,14 +194,14 @@ def classify_scenes(
     an earlier run has done with the same input, options and model are not done again.
 
     Args:
-        paths: folders, files, globs or lists of scenes, as `datasets.scenes.find_scenes` takes them.
+        paths: folders, files, globs or lists of scenes, as `tilewise.datasets.scenes.find_scenes` takes them.
         out: the folder of results.
         model: the model file; None: the newest exported one.
         options: how; with more than one job, call it from a file guarded by `if __name__ == "__main__":`.
         watch: told now and then how far the run is.
 
     Raises:
-        SentileError: nothing is there to classify, the model cannot be used, or the options contradict each other.
+        TilewiseError: nothing is there to classify, the model cannot be used, or the options contradict each other.
         OSError: `out` cannot be written to. A scene that fails raises nothing: its outcome says so.
     """
     options = options or RunOptions()
@@ -150,7 +213,7 @@ def classify_scenes(
 
 
 def find(paths: Sequence[str | Path], reading: SceneOptions) -> list[SceneSource]:
-    """Return the scenes at `paths`, without the maps of earlier runs; see `datasets.scenes.find_scenes`."""
+    """Return the scenes at `paths`, without the maps of earlier runs; see `tilewise.datasets.scenes.find_scenes`."""
     places = [path if "://" in str(path) else _absolute(path) for path in paths]
     return find_scenes(places, reading, skip=MAP_SUFFIXES)
 
@@ -211,7 +274,7 @@ class Run:
                     continue
                 with task.source.open() as scene:
                     yield task, f"to do: {scene.width} × {scene.height} pixels"
-            except SentileError as error:
+            except TilewiseError as error:
                 yield task, f"would fail: {error}"
 
     def report(self) -> list[Path]:

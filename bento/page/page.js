@@ -31,8 +31,8 @@ function start() {
   setUpFiles();
   setUpStatements(classifyAll);
   setUpMap(goTo);
-  find("download-geojson").addEventListener("click", () => save(new Blob([toGeoJson(items, model)], { type: GEOJSON }), "sentile.geojson"));
-  find("download-csv").addEventListener("click", () => save(new Blob([toCsv(items, model?.classes ?? [])], { type: "text/csv" }), "sentile.csv"));
+  find("download-geojson").addEventListener("click", () => save(new Blob([toGeoJson(items, model)], { type: GEOJSON }), "tilewise.geojson"));
+  find("download-csv").addEventListener("click", () => save(new Blob([toCsv(items, model?.classes ?? [])], { type: "text/csv" }), "tilewise.csv"));
   find("clear").addEventListener("click", removeAll);
   find("key-form").addEventListener("submit", onKey);
   meetModel();

@@ -41,7 +41,7 @@ export async function classify(files, said, signal) {
 /** Return {url, cloudShare} of a picture. */
 export async function askPreview(file, view, said, signal) {
   const response = await sendTiff("preview", file, { ...said, view }, "image/png", signal);
-  const cloud = response.headers.get("sentile-cloud-share");
+  const cloud = response.headers.get("tilewise-cloud-share");
   return { url: URL.createObjectURL(await response.blob()), cloudShare: cloud === null ? null : Number(cloud) };
 }
 

@@ -1,9 +1,8 @@
-"""Notices of new scenes, from a queue to maps and results: `python -m bento.stream`, or `Consumer` from Python."""
+"""Notices of new scenes, from a queue to maps and results: `tilewise stream`, or `Consumer` from Python."""
 
-from bento.stream.consumer import Consumer, ConsumerOptions
-from bento.stream.desk import Desk, DeskOptions
-from bento.stream.metrics import Fate
-from bento.stream.places import Places
-from bento.stream.queue import Queue
+from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, Fate
+from tilewise.bento.stream.queue import Queue
+from tilewise.bento.stream.worker import Desk, DeskOptions
 
 __all__ = ["Consumer", "ConsumerOptions", "Desk", "DeskOptions", "Fate", "Places", "Queue"]

@@ -12,32 +12,31 @@ from typing import Any
 
 import click
 
-from bento.batch.cli import grid_options, model_options, output_options
-from bento.batch.results import OutputOptions
-from bento.batch.work import NETWORK_THREADS
-from bento.cores import usable_cores
-from bento.engine import Engine
-from bento.precision import Precision, pick
-from bento.settings import find_model
-from bento.stream.consumer import Consumer, ConsumerOptions
-from bento.stream.desk import Desk, DeskOptions
-from bento.stream.metrics import Fate, serve
-from bento.stream.notices import MOST_BYTES
-from bento.stream.places import Places
-from bento.stream.queue import LONGEST_HIDDEN, Queue
-from bento.watch.logs import LogStyle, configure
-from bento.windows import GridOptions
-from datasets.command import one_line_errors, with_options
-from datasets.errors import SentileError
-from datasets.scenes import SceneOptions
-from datasets.scenes.command import make_scene_options, scene_options
+from tilewise.bento.batch.cli import grid_options, model_options, output_options
+from tilewise.bento.batch.worker import NETWORK_THREADS
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.precision import Precision, pick
+from tilewise.bento.inference.windows import GridOptions
+from tilewise.bento.monitoring.logs import LogStyle, configure
+from tilewise.bento.results.writer import OutputOptions
+from tilewise.bento.settings import find_model
+from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, Fate, serve
+from tilewise.bento.stream.notices import MOST_BYTES
+from tilewise.bento.stream.queue import LONGEST_HIDDEN, Queue
+from tilewise.bento.stream.worker import Desk, DeskOptions
+from tilewise.datasets.core.console import one_line_errors, with_options
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.scenes import SceneOptions
+from tilewise.datasets.scenes.options import make_scene_options, scene_options
+from tilewise.models.model_file import usable_cores
 
-_LOG = logging.getLogger("sentile")
+_LOG = logging.getLogger("tilewise")
 _USUAL_RECEIVES = 5
 _CONTEXT = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
-    "auto_envvar_prefix": "SENTILE_STREAM",
+    "auto_envvar_prefix": "TILEWISE_STREAM",
 }
 
 
@@ -154,7 +153,7 @@ def telling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there, e.g. :9105 (this machine only)."),
         click.option(
             "--log",
-            envvar="SENTILE_LOG",
+            envvar="TILEWISE_LOG",
             type=click.Choice([style.value for style in LogStyle]),
             help="Form of the log on standard error; off: only what goes wrong. Default: json, but text at a terminal.",
         ),
@@ -195,21 +194,21 @@ def main(
       {"type": "Feature", "assets": {…}, …}           a STAC item
 
     \b
-    Each scene gets a folder of its own in the folder of results, with the files of `python -m bento.batch`, and its
+    Each scene gets a folder of its own in the folder of results, with the files of `tilewise batch`, and its
     result is sent as JSON. A notice that comes twice is done once and told of twice, with the same id.
 
     \b
     Try it, run it:
       aws sqs send-message --queue-url URL --message-body '{"scene": "/archive/a.tif"}'
-      python -m bento.stream --queue URL --allow /archive --out MAPS --results RESULTS_URL
-      python -m bento.stream --queue URL --allow /archive --out MAPS --idle 60      # ends when the queue is empty
+      tilewise stream --queue URL --allow /archive --out MAPS --results RESULTS_URL
+      tilewise stream --queue URL --allow /archive --out MAPS --idle 60      # ends when the queue is empty
 
     A notice that says nothing usable, or leads where it may not, goes to the dead letters at once; a scene that fails
     goes there after several tries; always with the reason. Nothing is deleted before its result is out, so a consumer
     may be killed at any time. Credentials, region and AWS_ENDPOINT_URL are found as by all programs for AWS.
 
-    Every option may be set by the environment: SENTILE_STREAM_QUEUE, SENTILE_STREAM_ALLOW (several: parted by
-    blanks), SENTILE_STREAM_IN_FLIGHT and so on.
+    Every option may be set by the environment: TILEWISE_STREAM_QUEUE, TILEWISE_STREAM_ALLOW (several: parted by
+    blanks), TILEWISE_STREAM_IN_FLIGHT and so on.
 
     Exit status: 0 it was told to end, or was idle; 1 it cannot begin, or was idle and notices went to the dead letters;
     2 the command is wrong; 130 ended by Ctrl-C.
@@ -259,11 +258,11 @@ def receives_of(queue: Queue, said: int | None) -> int:
     """Return how often a notice may be received.
 
     Raises:
-        SentileError: the queue itself would bury notices before, and tell no reason.
+        TilewiseError: the queue itself would bury notices before, and tell no reason.
     """
     policy = queue.redrive
     if said and policy and said > policy.receives:
-        raise SentileError(
+        raise TilewiseError(
             f"--receives {said}: the redrive policy of {queue.url} takes notices away after {policy.receives} times, "
             "without a reason; allow no more than it does"
         )

@@ -3,29 +3,77 @@
 A notice is deleted only when its result is out. Whatever happens before, it comes back: to this consumer or to another.
 """
 
+import collections
 import logging
 import shutil
 import threading
 import time
-from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bento.batch.outcome import SceneOutcome, State
-from bento.stream import metrics
-from bento.stream.desk import Desk
-from bento.stream.leases import Lease, Leases, StopWork
-from bento.stream.metrics import Fate
-from bento.stream.notices import MOST_BYTES, parse_notice
-from bento.stream.places import Places
-from bento.stream.queue import LONGEST_HIDDEN, Message, Queue
-from bento.stream.sources import Told, scene_of
-from datasets.errors import FolderBusyError, NoticeError, QueueError, SceneTooLargeError, SentileError
-from datasets.scenes import SceneOptions
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
-_LOG = logging.getLogger("sentile")
+from tilewise.bento.batch.manifest import SceneOutcome, State
+from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.leases import Lease, Leases, StopWork
+from tilewise.bento.stream.notices import MOST_BYTES, Told, parse_notice, scene_of
+from tilewise.bento.stream.queue import LONGEST_HIDDEN, Message, Queue
+from tilewise.bento.stream.worker import Desk
+from tilewise.datasets.core.errors import FolderBusyError, NoticeError, QueueError, SceneTooLargeError, TilewiseError
+from tilewise.datasets.scenes import SceneOptions
+
+
+class Fate(StrEnum):
+    """What became of a notice."""
+
+    DONE = "done"
+    KEPT = "kept"  # its results lay there already
+    RETRIED = "retried"
+    BURIED = "buried"  # among the dead letters
+    RETURNED = "returned"  # since the consumer ended
+
+
+REGISTRY = CollectorRegistry()
+"""Of the consumer alone: the service's own metrics, which its modules bring, would stand at 0."""
+NOTICES = Counter("tilewise_stream_notices_total", "Notices taken, by what became of them", ["fate"], registry=REGISTRY)
+WINDOWS = Counter("tilewise_stream_windows_total", "Windows classified", registry=REGISTRY)
+SCENE_SECONDS = Histogram(
+    "tilewise_stream_scene_seconds",
+    "Seconds from when a notice was taken until its result was out, for scenes that were done",
+    buckets=(0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600),
+    registry=REGISTRY,
+)
+BEHIND_SECONDS = Histogram(
+    "tilewise_stream_behind_seconds",
+    "Seconds from when a notice was sent until its result was out, for scenes that were done",
+    buckets=(1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600),
+    registry=REGISTRY,
+)
+IN_WORK = Gauge("tilewise_stream_in_work", "Notices in work", registry=REGISTRY)
+PAUSED = Gauge("tilewise_stream_paused", "1 while no notice is taken for want of room on the disk", registry=REGISTRY)
+QUEUE_FAILURES = Counter("tilewise_stream_queue_failures_total", "Times that a queue did not answer", registry=REGISTRY)
+ProcessCollector(registry=REGISTRY)
+for _fate in Fate:  # Prometheus sees no increase in a series that begins with 1
+    NOTICES.labels(_fate.value)
+
+
+def serve(address: str) -> None:
+    """Answer Prometheus at `host:port`, by a thread, as long as this process lives.
+
+    Raises:
+        TilewiseError: it is no address of this machine, or taken.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        start_http_server(int(port), host.strip("[]") or "127.0.0.1", REGISTRY)
+    except (OSError, ValueError, OverflowError) as error:
+        raise TilewiseError(f"--metrics {address}: {error}; say HOST:PORT of this machine, such as :9105") from error
+
+
+_LOG = logging.getLogger("tilewise")
 _LOOK_SECONDS = 0.2
 _PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
@@ -91,13 +139,13 @@ class Consumer:
         self._paused = False  # for want of room on the disk
         self._leases = Leases(queue, options.lease, options.most_seconds, self._returning)
         self._running: set[Future[Fate]] = set()
-        self._fates: Counter[Fate] = Counter()
+        self._fates: collections.Counter[Fate] = collections.Counter()
 
     def stop(self) -> None:
         """Take no more notices and end; when called again, give back what is in work. It may be called by a signal."""
         self._stops += 1  # and nothing else: a lock might be held by what the signal came into
 
-    def run(self) -> Counter[Fate]:
+    def run(self) -> collections.Counter[Fate]:
         """Work until `stop`, or until nothing came for long; return what became of how many notices."""
         with self._leases, ThreadPoolExecutor(self._options.in_flight, "scene") as pool:
             quiet_since = time.monotonic()
@@ -151,7 +199,7 @@ class Consumer:
             fields = {"paused": paused, "free_bytes": free, "least_free_bytes": self._options.least_free}
             _LOG.warning("notices wait while the disk of the results is nearly full", extra={"fields": fields})
         self._paused = paused
-        metrics.PAUSED.set(paused)
+        PAUSED.set(paused)
         return not paused
 
     def _pause(self, seconds: float) -> None:
@@ -162,7 +210,7 @@ class Consumer:
     def _take(self, message: Message) -> Fate:
         """See one notice through to its end; it raises nothing, since nobody would hear of it."""
         began = time.monotonic()
-        with metrics.IN_WORK.track_inprogress():
+        with IN_WORK.track_inprogress():
             with self._leases.hold(message) as lease:
                 verdict = self._attempt(message, lease)
             verdict = self._conclude(message, verdict)
@@ -176,7 +224,7 @@ class Consumer:
             return Verdict(Fate.RETURNED)
         except (NoticeError, SceneTooLargeError) as error:  # it will be no better another time
             return Verdict(Fate.BURIED, str(error))
-        except (SentileError, OSError) as error:
+        except (TilewiseError, OSError) as error:
             return self._again(message, str(error))
         except Exception as error:  # one odd notice must not end the consumer
             _LOG.exception("a notice failed in an unforeseen way", extra={"fields": {"notice": message.id}})
@@ -247,11 +295,11 @@ class Consumer:
         return int(min(self._options.retry_seconds * 2.0 ** (message.receives - 1), LONGEST_HIDDEN))
 
     def _tell(self, message: Message, verdict: Verdict, seconds: float) -> None:
-        metrics.NOTICES.labels(verdict.fate.value).inc()
+        NOTICES.labels(verdict.fate.value).inc()
         if verdict.fate is Fate.DONE:
-            metrics.WINDOWS.inc(verdict.told["windows"])
-            metrics.SCENE_SECONDS.observe(seconds)
-            metrics.BEHIND_SECONDS.observe(max(time.time() - message.sent, 0.0))
+            WINDOWS.inc(verdict.told["windows"])
+            SCENE_SECONDS.observe(seconds)
+            BEHIND_SECONDS.observe(max(time.time() - message.sent, 0.0))
         fields = {"notice": message.id, "fate": verdict.fate.value, "receives": message.receives, **verdict.told}
         fields |= {
             "seconds": round(seconds, 3),
@@ -263,6 +311,6 @@ class Consumer:
 
 def _after_failure(error: QueueError, failures: int) -> float:
     """Tell of a queue that did not answer, so many times in a row; return for how many seconds to leave it alone."""
-    metrics.QUEUE_FAILURES.inc()
+    QUEUE_FAILURES.inc()
     _LOG.warning("a queue does not answer", extra={"fields": {"reason": str(error), "failures": failures}})
     return min(2.0 ** (failures - 1), _LONGEST_PAUSE)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from bento.stream.queue import LONGEST_HIDDEN, Message
-from datasets.errors import QueueError, SentileError
+from tilewise.bento.stream.queue import LONGEST_HIDDEN, Message
+from tilewise.datasets.core.errors import QueueError, TilewiseError
 
-_LOG = logging.getLogger("sentile")
+_LOG = logging.getLogger("tilewise")
 _RENEWALS = 3  # within a lease, so that one or two may fail
 
 
@@ -53,12 +53,12 @@ class Lease:
 
         Raises:
             StopWork: the consumer ends.
-            SentileError: the scene takes too long.
+            TilewiseError: the scene takes too long.
         """
         if self._stopping.is_set():
             raise StopWork
         if self.is_overdue:
-            raise SentileError(f"it took more than {self._most:g} s; allow more by --most-seconds")
+            raise TilewiseError(f"it took more than {self._most:g} s; allow more by --most-seconds")
 
 
 class Leases:

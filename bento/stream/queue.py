@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from datasets.errors import QueueError, SentileError
+from tilewise.datasets.core.errors import QueueError, TilewiseError
 
 LONGEST_HIDDEN = 12 * 3600
 """Seconds that SQS hides a message at the longest, from when it was received."""
@@ -172,14 +172,14 @@ def _client(service: str, region: str | None) -> Any:
     """Return a client that finds its credentials, and AWS_ENDPOINT_URL, as all programs for AWS do.
 
     Raises:
-        SentileError: boto3 is not installed.
+        TilewiseError: boto3 is not installed.
         QueueError: nothing says in which region the queue is.
     """
     try:
         import boto3
         from botocore.config import Config
     except ImportError as error:
-        raise SentileError("queues are read by boto3; pip install 'sentile[stream]'") from error
+        raise TilewiseError("queues are read by boto3; pip install 'tilewise[stream]'") from error
     retries: Any = {"mode": "standard", "total_max_attempts": 3}
     config = Config(retries=retries, connect_timeout=_PATIENCE, read_timeout=2 * _PATIENCE, max_pool_connections=32)
     with _explained(service):

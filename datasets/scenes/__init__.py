@@ -1,9 +1,8 @@
 """Sentinel-2 scenes in any form: found, opened, and read window by window as DN on one grid."""
 
-from datasets.scenes.options import CloudKind, CloudMask, SceneOptions, parse_clouds
-from datasets.scenes.scene import BrokenBlock, Scene
-from datasets.scenes.search import find_scenes
-from datasets.scenes.source import Kind, SceneSource
+from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions, parse_clouds
+from tilewise.datasets.scenes.scene import BrokenBlock, Scene
+from tilewise.datasets.scenes.search import Kind, SceneSource, find_scenes
 
 __all__ = [
     "BrokenBlock",

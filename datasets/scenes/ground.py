@@ -15,9 +15,9 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.warp import transform, transform_bounds
 
-from datasets.errors import SceneError, TileShapeError
-from datasets.geotiff import georeference_of
-from datasets.tile import Georeference
+from tilewise.datasets.core.errors import SceneError, TileShapeError
+from tilewise.datasets.core.tile import Georeference
+from tilewise.datasets.readers.geotiff import georeference_of
 
 NEAR_10_M = (8.0, 12.5)  # metres a pixel that networks trained at 10 m still know
 STEP_M = 10.0

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.io import DatasetReader
 
-from datasets.bands import BAND_NAMES
-from datasets.errors import SceneError
-from datasets.geotiff import ReadingPlan
-from datasets.radiometry import FileFacts, Level, Statement, decide_radiometry
-from datasets.scenes.ground import Grid, grid_of
-from datasets.scenes.options import CloudKind, CloudMask
-from datasets.scenes.rasters import name_of, open_raster
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.errors import SceneError
+from tilewise.datasets.core.radiometry import FileFacts, Level, Statement, decide_radiometry
+from tilewise.datasets.readers.geotiff import ReadingPlan
+from tilewise.datasets.scenes.ground import Grid, grid_of
+from tilewise.datasets.scenes.options import CloudKind, CloudMask
+from tilewise.datasets.scenes.rasters import name_of, open_raster
 
 SCL_CLOUDS = (3, 8, 9, 10)  # shadow, cloud of medium and of high probability, thin cirrus (L2A ATBD, table 3)
 _QA60_CLOUDS = (1 << 10) | (1 << 11)  # opaque clouds and cirrus
@@ -134,7 +134,7 @@ def cloud_layer(
     """Return the layer of a raster that says where clouds are.
 
     Raises:
-        SentileError: it cannot be opened, or says not where it lies.
+        TilewiseError: it cannot be opened, or says not where it lies.
     """
     with open_raster(place) as dataset:
         if max(indexes) > dataset.count:

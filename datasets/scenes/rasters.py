@@ -1,21 +1,70 @@
 """Opening the rasters that scenes are made of: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP ranges.
 
-This is for the files of whoever runs a batch. Uploads go through `datasets.geotiff.open_geotiff`, which knows neither
+This is for the files of whoever runs a batch. Uploads go through `tilewise.datasets.readers.geotiff.open_geotiff`, which knows neither
 JPEG 2000 nor the network.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import rasterio
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
-from datasets.errors import UnreadableImageError
-from datasets.geotiff import check_header, closed_world, why_unreadable
+from tilewise.datasets.core.errors import FetchError, UnreadableImageError
+from tilewise.datasets.readers.geotiff import check_header, closed_world, why_unreadable
+
+_MOST_BYTES = 32 * 2**20
+_SECONDS = 30.0
+_TELLING = ("etag", "last-modified", "content-length", "x-goog-hash", "content-md5")
+
+
+def fetch_text(url: str) -> bytes:
+    """Return what an http(s) address gives, of a bounded size.
+
+    Raises:
+        FetchError: there is no answer, another status than 200, or too long a text.
+    """
+    try:
+        with httpx.stream("GET", url, timeout=_SECONDS, follow_redirects=True) as answer:
+            if answer.status_code != 200:
+                raise FetchError(f"{shown(url)}: the server answers {answer.status_code}")
+            content = b""
+            for piece in answer.iter_bytes():
+                content += piece
+                if len(content) > _MOST_BYTES:
+                    raise FetchError(f"{shown(url)}: more than {_MOST_BYTES // 2**20} MiB, too long for STAC metadata")
+            return content
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FetchError(f"{shown(url)}: no answer ({type(error).__name__}); is the network there?") from error
+
+
+def remote_state(url: str) -> str:
+    """Return a text that changes when the file at an address does, as far as its server tells.
+
+    Raises:
+        FetchError: there is no answer, or the server does not have the file.
+    """
+    try:
+        answer = httpx.head(url, timeout=_SECONDS, follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FetchError(f"{shown(url)}: no answer ({type(error).__name__}); is the network there?") from error
+    if answer.status_code not in (200, 206):
+        raise FetchError(f"{shown(url)}: the server answers {answer.status_code}")
+    told = {name: answer.headers[name] for name in _TELLING if name in answer.headers}
+    return hashlib.sha256(repr((urlsplit(url)._replace(query="").geturl(), sorted(told.items()))).encode()).hexdigest()
+
+
+def shown(url: str) -> str:
+    """Return an address as it may be printed: without a query, which may hold a key, and without a password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # the signature box, ISO/IEC 15444-1 annex I

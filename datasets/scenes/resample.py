@@ -20,8 +20,8 @@ from rasterio.io import MemoryFile
 from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
-from datasets.scenes.ground import Grid
-from datasets.tile import DN
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.scenes.ground import Grid
 
 Floats = npt.NDArray[np.float64]
 ReadSource = Callable[[Window], npt.NDArray[np.uint16]]

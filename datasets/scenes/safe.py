@@ -16,12 +16,12 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from datasets.bands import BAND_NAMES, find_band
-from datasets.errors import RadiometryUnknownError, SceneError, UnreadableImageError
-from datasets.radiometry import Level, Statement
-from datasets.scenes.layers import BandFile, CloudLayer, Layer, Parts, cloud_layer, layer_of_band
-from datasets.scenes.options import CloudKind, CloudMask, SceneOptions
-from datasets.scenes.stacked import no_mask, platform_in
+from tilewise.datasets.core.bands import BAND_NAMES, find_band
+from tilewise.datasets.core.errors import RadiometryUnknownError, SceneError, UnreadableImageError
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.scenes.band_files import no_mask, platform_in
+from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Layer, Parts, cloud_layer, layer_of_band
+from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 
 METADATA_NAMES = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")
 _MOST_XML = 32 * 2**20

@@ -15,15 +15,15 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from datasets.bands import BAND_NAMES, positions
-from datasets.errors import UnreadableImageError
-from datasets.geotiff import read_bands
-from datasets.radiometry import Level
-from datasets.scenes.ground import grid_for_windows
-from datasets.scenes.layers import CloudLayer, Layer, Parts
-from datasets.scenes.rasters import is_remote, name_of, open_raster, scene_world
-from datasets.scenes.resample import kernel_for, read_onto
-from datasets.tile import BAND_COUNT, DN, Georeference, canonical_order
+from tilewise.datasets.core.bands import BAND_NAMES, positions
+from tilewise.datasets.core.errors import UnreadableImageError
+from tilewise.datasets.core.radiometry import Level
+from tilewise.datasets.core.tile import BAND_COUNT, DN, Georeference, canonical_order
+from tilewise.datasets.readers.geotiff import read_bands
+from tilewise.datasets.scenes.ground import grid_for_windows
+from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
+from tilewise.datasets.scenes.rasters import is_remote, name_of, open_raster, scene_world
+from tilewise.datasets.scenes.resample import kernel_for, read_onto
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from datasets.bands import BAND_NAMES, find_band
-from datasets.errors import BandsUnknownError, RadiometryUnknownError, SceneError, UnknownBandError
-from datasets.radiometry import Statement
-from datasets.scenes.layers import BandFile, CloudLayer, Parts, cloud_layer, layer_of_band
-from datasets.scenes.options import CloudKind, CloudMask, SceneOptions
-from datasets.scenes.rasters import is_remote
-from datasets.scenes.stacked import is_mask_name, no_mask
-from datasets.scenes.web import fetch_text, shown
+from tilewise.datasets.core.bands import BAND_NAMES, find_band
+from tilewise.datasets.core.errors import BandsUnknownError, RadiometryUnknownError, SceneError, UnknownBandError
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.scenes.band_files import is_mask_name, no_mask
+from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Parts, cloud_layer, layer_of_band
+from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
+from tilewise.datasets.scenes.rasters import fetch_text, is_remote, shown
 
 _MOST_ITEMS = 100_000
 _MOST_JSON = 256 * 2**20
@@ -104,7 +103,7 @@ def places_of(item: Item) -> tuple[str | Path, ...]:
     """Return the files of an item's bands, by path or address.
 
     Raises:
-        SentileError: as `read_stac` does.
+        TilewiseError: as `read_stac` does.
     """
     content = json.loads(item.text)
     files = _band_files(item, content, Statement(scale=1.0, offset=0.0))

@@ -1,4 +1,4 @@
-"""Running `python -m bento.batch` as its users do, and looking at what it leaves."""
+"""Running `tilewise batch` as its users do, and looking at what it leaves."""
 
 import os
 import resource
@@ -21,11 +21,11 @@ USUAL = (
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "bento.batch", *map(str, arguments)]
+    return [sys.executable, "-m", "tilewise.bento.batch", *map(str, arguments)]
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "SENTILE_MODEL"} | more
+    return {name: value for name, value in os.environ.items() if name != "TILEWISE_MODEL"} | more
 
 
 def batch(*arguments: object, most_bytes: int | None = None, **more: str) -> subprocess.CompletedProcess[str]:

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from hardened import BODY_SECONDS, FILED_KEY, HEAD_SECONDS, KEY, ORIGIN, OTHER_KEY
 from linear_model import write_linear_model
-from serving import Server, served
+from servers import Server, served
 
-from bento.engine import Engine
+from tilewise.bento.inference.engine import Engine
 
 
 @pytest.fixture(scope="session")
@@ -31,15 +31,15 @@ def guarded(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     file = home / "keys"
     file.write_text(f"# of the operator\ncarol:{FILED_KEY}  # since May\n\n")
     settings = {
-        "SENTILE_WORKERS": "1",
-        "SENTILE_API_KEYS": f"alice:{KEY}, {OTHER_KEY}",
-        "SENTILE_API_KEYS_FILE": str(file),
-        "SENTILE_CORS_ORIGINS": ORIGIN,
-        "SENTILE_HEAD_SECONDS": str(HEAD_SECONDS),
-        "SENTILE_BODY_SECONDS": str(BODY_SECONDS),
-        "SENTILE_BODY_RATE": "1000000",
-        "SENTILE_MOST_CONNECTIONS": "40",
-        "SENTILE_LOG": "json",
+        "TILEWISE_WORKERS": "1",
+        "TILEWISE_API_KEYS": f"alice:{KEY}, {OTHER_KEY}",
+        "TILEWISE_API_KEYS_FILE": str(file),
+        "TILEWISE_CORS_ORIGINS": ORIGIN,
+        "TILEWISE_HEAD_SECONDS": str(HEAD_SECONDS),
+        "TILEWISE_BODY_SECONDS": str(BODY_SECONDS),
+        "TILEWISE_BODY_RATE": "1000000",
+        "TILEWISE_MOST_CONNECTIONS": "40",
+        "TILEWISE_LOG": "json",
     }
     with served(linear_model, home, **settings) as server:
         yield server
@@ -48,7 +48,12 @@ def guarded(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="session")
 def unguarded(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service as it is by default, in two processes, that waits only shortly for what does not come."""
-    settings = {"SENTILE_WORKERS": "2", "SENTILE_HEAD_SECONDS": "1", "SENTILE_BODY_SECONDS": "1", "SENTILE_LOG": "json"}
+    settings = {
+        "TILEWISE_WORKERS": "2",
+        "TILEWISE_HEAD_SECONDS": "1",
+        "TILEWISE_BODY_SECONDS": "1",
+        "TILEWISE_LOG": "json",
+    }
     with served(linear_model, tmp_path_factory.mktemp("unguarded"), **settings) as server:
         yield server
 

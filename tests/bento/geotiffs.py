@@ -9,9 +9,9 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
-from datasets.bands import BAND_NAMES, positions
-from datasets.synthetic import TAGS
-from datasets.tile import Tile
+from tilewise.datasets.acquire.synthetic import TAGS
+from tilewise.datasets.core.bands import BAND_NAMES, positions
+from tilewise.datasets.core.tile import Tile
 
 UTM = CRS.from_epsg(32629)
 CORNER = Affine(10, 0, 540_000, 0, -10, 4_740_000)

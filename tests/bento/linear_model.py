@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from tiny_onnx import metadata, write_model
 
-from datasets.eurosat import CLASSES
-from datasets.synthetic import render
-from datasets.tile import BAND_COUNT
+from tilewise.datasets.acquire.synthetic import render
+from tilewise.datasets.core.tile import BAND_COUNT
+from tilewise.datasets.readers.eurosat import CLASSES
 
 
 def write_linear_model(path: Path) -> Path:

@@ -11,15 +11,15 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from serving import ROOT, served_by
+from servers import ROOT, served_by
 from tiny_onnx import metadata, write_model
 
-from bento.build import default_version, pinned
-from bento.engine import Engine
-from datasets.errors import SentileError
-from datasets.eurosat import CLASSES
-from datasets.synthetic import synthesise_tile, write_tile
-from models.precision import int8_of
+from tilewise.bento.build import default_version, pinned
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.acquire.synthetic import synthesise_tile, write_tile
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.model_file import int8_of
 
 WITHOUT = ("torch", "torchvision", "pytorch_lightning", "mlflow", "sklearn", "matplotlib")
 
@@ -30,13 +30,13 @@ def home(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("bentos")
     done = run_build(linear_model, home, "--version", "1.2.3")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "sentile:1.2.3"
+    assert done.stdout.strip() == "tilewise:1.2.3"
     return home
 
 
 def run_build(model: Path, home: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
-    command = [sys.executable, "-m", "bento.build", "--model", str(model), *options]
+    command = [sys.executable, "-m", "tilewise.bento.build", "--model", str(model), *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -53,24 +53,24 @@ def test_pins_follow_requirements_and_extras_and_leave_out_other_platforms() -> 
 
 
 def test_a_requirement_that_is_not_installed_is_named() -> None:
-    with pytest.raises(SentileError, match="nothing-such is not installed"):
+    with pytest.raises(TilewiseError, match="nothing-such is not installed"):
         pinned(["nothing-such"])
 
 
 def test_versions_that_do_not_go_together_are_never_packed() -> None:
-    with pytest.raises(SentileError, match=r"numpy .* is installed, but numpy<1 is needed"):
+    with pytest.raises(TilewiseError, match=r"numpy .* is installed, but numpy<1 is needed"):
         pinned(["numpy<1"])
 
 
 def test_the_bento_holds_the_code_the_model_and_pins_but_neither_torch_nor_training(
     home: Path, linear_model: Path
 ) -> None:
-    bento = home / "bentos/sentile/1.2.3"
+    bento = home / "bentos/tilewise/1.2.3"
     source = bento / "src"
     assert (source / "models/pretrained/model.onnx").read_bytes() == linear_model.read_bytes()
     assert (source / "bento/service.py").is_file()
     assert not (source / "training").exists()
-    assert not (source / "models/network.py").exists()
+    assert not (source / "models/network/backbones.py").exists()
     pins = (bento / "env/python/requirements.txt").read_text().splitlines()
     names = {line.partition("==")[0] for line in pins if line}
     assert {"onnxruntime", "rasterio", "bentoml", "starlette"} <= names
@@ -81,7 +81,7 @@ def test_the_bento_holds_the_code_the_model_and_pins_but_neither_torch_nor_train
 
 
 def test_the_dockerfile_installs_the_pins_and_runs_as_another_user_than_root(home: Path) -> None:
-    dockerfile = (home / "bentos/sentile/1.2.3/env/docker/Dockerfile").read_text()
+    dockerfile = (home / "bentos/tilewise/1.2.3/env/docker/Dockerfile").read_text()
     assert "env/python/requirements.txt" in dockerfile
     assert "USER bentoml" in dockerfile
 
@@ -105,7 +105,7 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
     tile = tmp_path / "tile.tif"
     write_tile(synthesise_tile("Forest", 1, 5), tile)
     # `tmp_path` is where it is started: none of the checkout's files is near.
-    with served_by("sentile:1.2.3", home, cwd=tmp_path, PYTHONPATH=str(tmp_path), SENTILE_WORKERS="1") as server:
+    with served_by("tilewise:1.2.3", home, cwd=tmp_path, PYTHONPATH=str(tmp_path), TILEWISE_WORKERS="1") as server:
         answer = httpx.post(
             f"{server.url}/classify", files={"tiles": tile.read_bytes()}, trust_env=False, timeout=30
         ).json()
@@ -116,14 +116,14 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
 
 def test_the_same_version_again_is_the_same_bento_or_refused(home: Path, linear_model: Path, tmp_path: Path) -> None:
     again = run_build(linear_model, home, "--version", "1.2.3", "--keep")
-    assert again.stdout.strip() == "sentile:1.2.3", again.stderr
+    assert again.stdout.strip() == "tilewise:1.2.3", again.stderr
     other = write_model(tmp_path / "model.onnx", metadata(CLASSES).model_dump_json(), weights=np.ones((14, 10), "f4"))
     int8_of(linear_model).write_bytes(linear_model.read_bytes())  # a second form, which that bento does not hold
     assert run_build(linear_model, home, "--version", "1.2.3", "--keep").returncode == 1
     int8_of(linear_model).unlink()
     refused = run_build(other, home, "--version", "1.2.3", "--keep")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: sentile:1.2.3 is built around another model; ")
+    assert refused.stderr.startswith("error: tilewise:1.2.3 is built around another model; ")
 
 
 def test_a_broken_model_is_never_packed(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_broken_model_is_never_packed(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "bentos/sentile").exists()
+    assert not (tmp_path / "bentos/tilewise").exists()
 
 
 def test_a_version_that_exists_is_not_overwritten(home: Path, linear_model: Path) -> None:

@@ -21,14 +21,14 @@ from hostile.sound import sound_files
 from hostile.watch import Canary
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from serving import Server
+from servers import Server
 from starlette.exceptions import HTTPException
 
-from bento.engine import Engine
-from bento.http.bodies import parse_npy
-from bento.process.uploads import Upload, classify_uploads
-from datasets.errors import SentileError
-from datasets.radiometry import Level, Statement
+from tilewise.bento.api.bodies import parse_npy
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.uploads import Upload, classify_uploads
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.radiometry import Level, Statement
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the canary is watched by Linux's inotify")
 
@@ -96,7 +96,7 @@ headers = st.builds(
     length=st.none() | numbers,
 )
 def test_any_array_is_read_or_refused(header: bytes, body: bytes, version: tuple[int, int], length: int | None) -> None:
-    with suppress(HTTPException, SentileError):  # any other error is a failure
+    with suppress(HTTPException, TilewiseError):  # any other error is a failure
         assert len(parse_npy(arrays.array_file(header, body, version, length), Statement(), 256)) <= 1
 
 

@@ -22,15 +22,15 @@ from geotiffs import geotiff, tile_file
 from onnx import helper
 from playwright.sync_api import Browser, ConsoleMessage, Download, FilePayload, Locator, Page, Route, expect
 from rasterio.io import MemoryFile
-from serving import Server, served
+from servers import Server, served
 from tiny_onnx import metadata
 
-from bento.http.page_routes import FOLDER, POLICY
-from datasets.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
-from datasets.eurosat import CLASSES
-from datasets.synthetic import TAGS, render, synthesise_tile
-from datasets.tile import DN
-from models.modelfile import METADATA_KEY, Outliers, PredictionSets
+from tilewise.bento.api.page import FOLDER, POLICY
+from tilewise.datasets.acquire.synthetic import TAGS, render, synthesise_tile
+from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.model_file import METADATA_KEY, Outliers, PredictionSets
 
 KEY = "page-0123456789abcdef"
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -62,7 +62,7 @@ def model(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"SENTILE_WORKERS": "1", "SENTILE_MOST_TILES": "3", "SENTILE_MOST_WINDOWS_AT_ONCE": "8"}
+    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_MOST_TILES": "3", "TILEWISE_MOST_WINDOWS_AT_ONCE": "8"}
     with served(model, tmp_path_factory.mktemp("bentoml"), **settings) as server:
         yield server
 
@@ -381,7 +381,7 @@ def test_results_are_downloaded_as_geojson_and_csv(visit: Visit) -> None:
     visit.says("2 files classified, 1 file could not be")
     with visit.page.expect_download() as caught:
         visit.page.get_by_role("button", name="Download GeoJSON").click()
-    assert caught.value.suggested_filename == "sentile.geojson"
+    assert caught.value.suggested_filename == "tilewise.geojson"
     features = json.loads(text_of(caught.value))["features"]
     assert [feature["properties"]["kind"] for feature in features] == ["tile", *["scene"] * 6, "tile"]
     assert features[0]["geometry"] == TILES["Forest"].footprint
@@ -460,7 +460,7 @@ def test_a_key_is_asked_for_and_sent_where_the_service_wants_one(
     browser: Browser, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = tmp_path_factory.mktemp("bentoml")
-    with served(model, home, SENTILE_WORKERS="1", SENTILE_API_KEYS=f"page:{KEY}") as server:
+    with served(model, home, TILEWISE_WORKERS="1", TILEWISE_API_KEYS=f"page:{KEY}") as server:
         visit = Visit(browser, f"{server.url}/")
         visit.says("This service asks for an API key.")
         expect(visit.page.locator("#model-card")).not_to_contain_text("tiny")

@@ -18,13 +18,13 @@ from hardened import FILED_KEY, KEY, say
 from hostile import arrays, tiffs
 from hostile.requests import multipart, other_formats, part
 from hostile.watch import Canary
-from serving import ROOT, Server
+from servers import ROOT, Server
 
-from datasets.bands import BAND_NAMES
-from datasets.errors import SentileError
-from datasets.geotiff import MOST_PADDING_BYTES, open_geotiff, read_tile
-from datasets.radiometry import Statement
-from datasets.synthetic import TAGS, synthesise_tile
+from tilewise.datasets.acquire.synthetic import TAGS, synthesise_tile
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.readers.geotiff import MOST_PADDING_BYTES, open_geotiff, read_tile
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the canary is watched by Linux's inotify")
 
@@ -118,7 +118,7 @@ def test_a_url_where_a_file_belongs_is_refused_and_not_followed(client: httpx.Cl
 
 
 def test_the_service_calls_nobody(tmp_path: Path) -> None:
-    code = "import os, bento.engine; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = "import os, tilewise.bento.inference.engine; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "1", done.stderr
 
@@ -180,7 +180,7 @@ def test_a_tile_in_blocks_that_are_all_padding_is_refused_before_they_are_decode
     blocks = {"tiled": True, "blockxsize": 1024, "blockysize": 1024 * (1 + MOST_PADDING_BYTES // (13 * 2**21))}
     content = geotiff(pixels, names=BAND_NAMES, tags=TAGS, compress="deflate", **blocks)
     assert len(content) < 1_000_000
-    with pytest.raises(SentileError, match="when decoded"):
+    with pytest.raises(TilewiseError, match="when decoded"):
         read_tile(content, Statement())
     ordinary = geotiff(
         pixels, names=BAND_NAMES, tags=TAGS, compress="deflate", tiled=True, blockxsize=512, blockysize=512

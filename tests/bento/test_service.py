@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from geotiffs import geotiff, jpeg, tile_file
 from rasterio.warp import transform_bounds
-from serving import ROOT, command, environment, free_port, served
+from servers import ROOT, command, environment, free_port, served
 
-from datasets.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
-from datasets.eurosat import CLASSES
-from datasets.synthetic import synthesise_tile
+from tilewise.datasets.acquire.synthetic import synthesise_tile
+from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
+from tilewise.datasets.readers.eurosat import CLASSES
 
 MOST_TILES, MOST_BYTES = 12, 4 * 2**20
 FOREST = synthesise_tile("Forest", 3, 1)
@@ -31,9 +31,9 @@ def service(
 ) -> Iterator[httpx.Client]:
     failed = request.session.testsfailed
     settings = {
-        "SENTILE_THREADS": "1",
-        "SENTILE_MOST_TILES": str(MOST_TILES),
-        "SENTILE_MOST_BYTES": str(MOST_BYTES),
+        "TILEWISE_THREADS": "1",
+        "TILEWISE_MOST_TILES": str(MOST_TILES),
+        "TILEWISE_MOST_BYTES": str(MOST_BYTES),
     }
     with served(model_file, tmp_path_factory.mktemp("bentoml"), **settings) as server:
         with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
@@ -307,7 +307,7 @@ def test_metrics_count_the_requests(service: httpx.Client) -> None:
     post(service, tile_file(FOREST))
     response = service.get("/metrics")
     assert response.status_code == 200
-    answered = [line for line in response.text.splitlines() if line.startswith("sentile_requests_total{")]
+    answered = [line for line in response.text.splitlines() if line.startswith("tilewise_requests_total{")]
     (line,) = [line for line in answered if 'path="/classify",status="200"' in line]
     assert float(line.split()[-1]) >= 1
 
@@ -333,7 +333,7 @@ def said_at_start(model: Path, home: Path, **settings: str) -> str:
 
 def test_without_a_model_the_service_stops_at_once_and_says_how_to_make_one(tmp_path: Path) -> None:
     nowhere = tmp_path / "model.onnx"
-    expected = f"error: {nowhere}: there is no such model; `python -m training` makes one"
+    expected = f"error: {nowhere}: there is no such model; `tilewise train` makes one"
     assert expected in said_at_start(nowhere, tmp_path).splitlines()
 
 
@@ -342,5 +342,5 @@ def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(tmp_p
     corrupt.write_bytes(model_file.read_bytes()[:5000])
     expected = f"error: {corrupt}: not a readable ONNX file; export it again"
     assert expected in said_at_start(corrupt, tmp_path).splitlines()
-    said = said_at_start(model_file, tmp_path, SENTILE_THREADS="two").splitlines()
-    assert "error: SENTILE_THREADS is a whole number of 0 or more, not 'two'" in said
+    said = said_at_start(model_file, tmp_path, TILEWISE_THREADS="two").splitlines()
+    assert "error: TILEWISE_THREADS is a whole number of 0 or more, not 'two'" in said

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bento.settings import Settings, find_model
-from datasets.errors import ModelFileError, SentileError
+from tilewise.bento.settings import Settings, find_model
+from tilewise.datasets.core.errors import ModelFileError, TilewiseError
 
-NAMES = ("SENTILE_MODEL", "SENTILE_WORKERS", "SENTILE_THREADS", "SENTILE_MOST_TILES", "SENTILE_MOST_BYTES")
+NAMES = ("TILEWISE_MODEL", "TILEWISE_WORKERS", "TILEWISE_THREADS", "TILEWISE_MOST_TILES", "TILEWISE_MOST_BYTES")
 
 
 @pytest.fixture(autouse=True)
@@ -45,24 +45,24 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, na
 @pytest.mark.parametrize(
     ("name", "value", "least"),
     [
-        ("SENTILE_THREADS", "many", 0),
-        ("SENTILE_THREADS", "-1", 0),
-        ("SENTILE_MOST_TILES", "0", 1),
-        ("SENTILE_MOST_BYTES", "64MB", 1),
-        ("SENTILE_MOST_BYTES", "1e6", 1),
+        ("TILEWISE_THREADS", "many", 0),
+        ("TILEWISE_THREADS", "-1", 0),
+        ("TILEWISE_MOST_TILES", "0", 1),
+        ("TILEWISE_MOST_BYTES", "64MB", 1),
+        ("TILEWISE_MOST_BYTES", "1e6", 1),
     ],
 )
 def test_a_setting_that_is_no_sensible_number_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, least: int
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SentileError, match=f"{name} is a whole number of {least} or more, not '{value}'"):
+    with pytest.raises(TilewiseError, match=f"{name} is a whole number of {least} or more, not '{value}'"):
         Settings.from_environment()
 
 
 def test_processes_and_threads_together_never_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores in (1, 2, 3, 8, 64):
-        monkeypatch.setattr("bento.settings.usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("tilewise.bento.settings.usable_cores", lambda cores=cores: cores)
         for settings in (Settings(), Settings(workers=1), Settings(workers=2)):
             if settings.processes <= cores:
                 assert settings.processes * settings.network_threads <= cores
@@ -90,10 +90,12 @@ def test_where_nothing_was_exported_the_weights_that_ship_are_used(in_folder: Pa
 def test_without_any_model_the_error_names_the_ways_to_get_one(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bento.settings.PACKED_MODEL", in_folder / "none.onnx")  # an installation without weights
+    monkeypatch.setattr(
+        "tilewise.bento.settings.PRETRAINED_MODEL", in_folder / "none.onnx"
+    )  # an installation without weights
     with pytest.raises(ModelFileError) as caught:
         find_model(None)
     message = str(caught.value)
     assert "\n" not in message
-    for way in ("SENTILE_MODEL", "artifacts", "`python -m training`", "`make demo`"):
+    for way in ("TILEWISE_MODEL", "artifacts", "`tilewise train`", "`make demo`"):
         assert way in message

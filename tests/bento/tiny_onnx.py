@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from datasets.tile import BAND_COUNT, TILE_SIZE
-from models.modelfile import INPUT, METADATA_KEY, OUTPUTS, ModelMetadata, Outliers, PredictionSets
+from tilewise.datasets.core.tile import BAND_COUNT, TILE_SIZE
+from tilewise.models.model_file import INPUT, METADATA_KEY, OUTPUTS, ModelMetadata, Outliers, PredictionSets
 
 
 def metadata(classes: Sequence[str] = ("A", "B")) -> ModelMetadata:

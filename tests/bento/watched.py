@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from tiny_onnx import metadata, write_model
 
-from datasets.bands import BAND_NAMES
-from datasets.eurosat import CLASSES
-from datasets.statistics import EDGES
-from datasets.synthetic import render
-from models.modelfile import ModelMetadata, Outliers, PredictionSets, ReferenceHistogram
+from tilewise.datasets.acquire.synthetic import render
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.packs.statistics import EDGES
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.model_file import ModelMetadata, Outliers, PredictionSets, ReferenceHistogram
 
 
 def tiles(count: int, seed: int) -> npt.NDArray[np.uint16]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 
-from datasets.bands import BAND_NAMES
+from tilewise.datasets.core.bands import BAND_NAMES
 
 L1C_TAGS = {"PROCESSING_LEVEL": "Level-1C", "QUANTIFICATION_VALUE": "10000", "RADIO_ADD_OFFSET": "0"}
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 
-from datasets.bands import BAND_NAMES, BANDS, L2A_BANDS
+from tilewise.datasets.core.bands import BAND_NAMES, BANDS, L2A_BANDS
 
 CRS = "EPSG:32632"
 CORNER = (600_000, 5_000_000)

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from rasters import noise, write_folder, write_tiff
 
-from datasets.bands import BAND_NAMES
-from datasets.cli import main
-from datasets.pack import Pack
+from tilewise.datasets.cli import main
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.packs.pack import Pack
 
 Done = subprocess.CompletedProcess[str]
 
@@ -25,13 +25,13 @@ def run(*arguments: str | Path, cwd: Path | None = None) -> Done:
     """Run a command in this process: one of its own spends most of its time on imports."""
     words = list(map(str, arguments))
     with chdir(cwd or Path.cwd()):
-        done = CliRunner(catch_exceptions=False).invoke(main, words, prog_name="python -m datasets")
+        done = CliRunner(catch_exceptions=False).invoke(main, words, prog_name="tilewise data")
     return Done(words, done.exit_code, done.stdout, done.stderr)
 
 
 def run_alone(*arguments: str, cwd: Path) -> Done:
     """Run a command in a process of its own."""
-    command = [sys.executable, "-m", "datasets", *arguments]
+    command = [sys.executable, "-m", "tilewise", "data", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=200)
 
 
@@ -73,7 +73,7 @@ def test_help_names_every_command_and_each_has_help() -> None:
     for command in commands:
         done = run(command, "-h")
         assert done.returncode == 0
-        assert f"Usage: python -m datasets {command}" in done.stdout
+        assert f"Usage: tilewise data {command}" in done.stdout
 
 
 def test_files_that_say_nothing_are_packed_when_they_are_described(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_empty_and_a_missing_folder_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_pack_is_one_line(tmp_path: Path) -> None:
-    assert "no pack is here; `python -m datasets pack` makes one" in error_of(run("stats", tmp_path))
+    assert "no pack is here; `tilewise data pack` makes one" in error_of(run("stats", tmp_path))
 
 
 def test_shares_and_scales_that_cannot_be_are_one_line(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_written_is_one_line(pack_folder: Path, tmp_path: 
 def test_a_wrong_call_exits_with_2_and_says_how_it_goes(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert "Usage: python -m datasets" in done.stderr
+    assert "Usage: tilewise data" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

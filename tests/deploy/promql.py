@@ -42,9 +42,9 @@ def dashboard_expressions() -> Iterator[str]:
 
 def metrics_in(expression: str) -> set[str]:
     """Return the names of the service's metrics in an expression, without the suffixes of a histogram's parts."""
-    return {_SUFFIX.sub("", name) for name in re.findall(r"\bsentile_[a-z_]+", expression)}
+    return {_SUFFIX.sub("", name) for name in re.findall(r"\btilewise_[a-z_]+", expression)}
 
 
 def records_in(expression: str) -> set[str]:
     """Return the names of recorded series in an expression."""
-    return set(re.findall(r"\bsentile:[\w:]+", expression))
+    return set(re.findall(r"\btilewise:[\w:]+", expression))

@@ -51,7 +51,7 @@ def test_each_alert_says_how_grave_it_is_and_leads_to_its_heading_in_the_runbook
 
 def test_only_alerts_of_the_candidate_call_for_its_rollback() -> None:
     assert {rule["alert"] for rule in alerts() if rule["labels"].get("action") == "rollback"} == {
-        rule["alert"] for rule in alerts() if rule["alert"].startswith("SentileCanary")
+        rule["alert"] for rule in alerts() if rule["alert"].startswith("TilewiseCanary")
     }
 
 

@@ -18,13 +18,13 @@ from click.testing import CliRunner, Result
 from monitoring import Monitoring, free_ports, missing_programs, monitoring
 from programs import ProgramError, running
 from routes import Haproxy, KubernetesRoute, RouteError, balanced
-from serving import Server, served
+from servers import Server, served
 from stage import Callers
 from tiny_onnx import write_model
 from watched import tiles, until, watched_metadata
 
-from datasets.bands import BAND_NAMES
-from datasets.eurosat import CLASSES
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.readers.eurosat import CLASSES
 
 MISSING = [*missing_programs(), *([] if shutil.which("haproxy") else ["haproxy"])]
 needs_programs = pytest.mark.skipif(bool(MISSING), reason=f"not installed; apt-get install {' '.join(MISSING)}")
@@ -76,7 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for folder in homes:
         folder.mkdir()
     models = model(homes[0] / "model.onnx", "1"), model(homes[1] / "model.onnx", "bad", "River", logit=1)
-    settings = {"SENTILE_WORKERS": "1", "SENTILE_RELOAD_SECONDS": "1"}
+    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_RELOAD_SECONDS": "1"}
     with ExitStack() as stack:
         champion, candidate = (
             stack.enter_context(served(path, folder, **settings)) for path, folder in zip(models, homes, strict=True)
@@ -88,7 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         route = stack.enter_context(balanced(home / "balancer", *addresses))
         # Longer than a busy machine may keep Prometheus waiting for a scrape: a service that is late is not gone.
         watch = stack.enter_context(monitoring(home / "watch", [addresses[1]], hold="6s", scrape="2s"))
-        until(lambda: bool(watch.query('up{job="sentile"} == 1')), "the champion is scraped")
+        until(lambda: bool(watch.query('up{job="tilewise"} == 1')), "the champion is scraped")
         yield Site(champion, candidate, models, f"http://{addresses[0]}", route, watch)
 
 
@@ -135,7 +135,7 @@ def test_a_candidate_that_nobody_asked_is_not_judged(site: Site) -> None:
 def test_alerts_take_a_bad_candidate_out(site: Site, callers: Callers) -> None:
     done = site.run("--least", 10_000, minutes=1)
     assert done.exit_code == 3, done.output
-    assert "SentileCanary" in done.stderr
+    assert "TilewiseCanary" in done.stderr
     assert site.route.shares() == {"champion": 100, "candidate": 0}
     assert "candidate" not in (site.watch.folder / "targets.json").read_text()
     assert callers.failed == {}
@@ -177,7 +177,7 @@ def test_a_watch_after_a_release_brings_the_one_before_back(site: Site, tmp_path
     finally:
         (site.watch.folder / "targets.json").write_text(known)
     assert done.exit_code == 3, done.output
-    assert (tmp_path / "said").read_text() == "--why\nSentileGone\n"
+    assert (tmp_path / "said").read_text() == "--why\nTilewiseGone\n"
 
 
 @needs_programs
@@ -209,14 +209,14 @@ def program(path: Path, body: str) -> Path:
 def test_in_kubernetes_weights_are_patched_into_the_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "kubectl", f'printf "%s\\n" "$@" > {tmp_path}/said')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    KubernetesRoute("sentile", "maps").set_share(25)
+    KubernetesRoute("tilewise", "maps").set_share(25)
     words = (tmp_path / "said").read_text().splitlines()
-    assert words[:7] == ["--namespace", "maps", "patch", "httproute", "sentile", "--type", "json"]
+    assert words[:7] == ["--namespace", "maps", "patch", "httproute", "tilewise", "--type", "json"]
     patches = {patch["path"]: patch["value"] for patch in json.loads(words[-1])}
     assert patches == {"/spec/rules/0/backendRefs/0/weight": 75, "/spec/rules/0/backendRefs/1/weight": 25}
     program(tmp_path / "kubectl", "echo 'no such route' >&2; exit 1")
     with pytest.raises(RouteError, match="no such route"):
-        KubernetesRoute("sentile", "maps").set_share(25)
+        KubernetesRoute("tilewise", "maps").set_share(25)
 
 
 @pytest.mark.parametrize(

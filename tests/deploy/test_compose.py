@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from promql import DEPLOY
 
-from bento.settings import Settings
+from tilewise.bento.settings import Settings
 
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
@@ -15,7 +15,7 @@ EXAMPLE = (DEPLOY / "compose.env.example").read_text(encoding="utf-8")
 
 
 def test_all_that_watches_the_service_is_started_with_it() -> None:
-    assert {"sentile", "prometheus", "alertmanager", "grafana", "mlflow", "postgres"} <= SERVICES.keys()
+    assert {"tilewise", "prometheus", "alertmanager", "grafana", "mlflow", "postgres"} <= SERVICES.keys()
 
 
 def test_files_that_are_mounted_are_there_and_volumes_are_declared() -> None:
@@ -33,12 +33,12 @@ def test_only_the_service_is_reached_from_outside() -> None:
         for port in service.get("ports", ())
         if not port.startswith("127.0.0.1:")
     }
-    assert open_to_all == {"sentile"}
+    assert open_to_all == {"tilewise"}
 
 
 def test_foreign_images_have_a_version_and_no_service_has_rights_that_it_does_not_need() -> None:
     for name, service in SERVICES.items():
-        if not service["image"].startswith(("${", "sentile-")):
+        if not service["image"].startswith(("${", "tilewise-")):
             assert re.search(r":v?\d+\.\d+", service["image"]), name
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -53,18 +53,18 @@ def test_no_password_has_a_default_and_each_is_in_the_example() -> None:
 
 
 def test_the_service_s_variables_are_settings_that_there_are() -> None:
-    known = {f"SENTILE_{name.upper()}" for name in Settings.__dataclass_fields__}
-    said = {name for name in SERVICES["sentile"]["environment"] if name.startswith("SENTILE_")}
+    known = {f"TILEWISE_{name.upper()}" for name in Settings.__dataclass_fields__}
+    said = {name for name in SERVICES["tilewise"]["environment"] if name.startswith("TILEWISE_")}
     assert said <= known
-    of_compose = {"SENTILE_IMAGE", "SENTILE_PORT"}
-    assert set(re.findall(r"SENTILE_\w+", EXAMPLE)) <= known | of_compose
+    of_compose = {"TILEWISE_IMAGE", "TILEWISE_PORT"}
+    assert set(re.findall(r"TILEWISE_\w+", EXAMPLE)) <= known | of_compose
 
 
 def test_prometheus_and_grafana_look_for_services_under_their_names_here() -> None:
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     (alertmanager,) = prometheus["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
     assert alertmanager.split(":")[0] in SERVICES
-    job = next(job for job in prometheus["scrape_configs"] if job["job_name"] == "sentile")
+    job = next(job for job in prometheus["scrape_configs"] if job["job_name"] == "tilewise")
     assert set(job["dns_sd_configs"][0]["names"]) <= SERVICES.keys()
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     assert {re.search(r"//(\w+):", source["url"])[1] for source in sources} <= SERVICES.keys()  # type: ignore[index]

@@ -10,9 +10,14 @@ from promql import DASHBOARDS, DEPLOY, panels
 
 PROVISIONING = DEPLOY / "grafana" / "provisioning"
 WANTED = {
-    "service": ("sentile_requests_total", "sentile_request_seconds", "sentile_errors_total", "sentile_waiting_tiles"),
-    "model": ("sentile_tiles_total", "sentile_confidence", "sentile_outlier_score", "sentile_drift", "by (band)"),
-    "candidate": ("sentile:failure_share:5m", "sentile:request_seconds:p99_5m", "sentile_shadow_tiles_total"),
+    "service": (
+        "tilewise_requests_total",
+        "tilewise_request_seconds",
+        "tilewise_errors_total",
+        "tilewise_waiting_tiles",
+    ),
+    "model": ("tilewise_tiles_total", "tilewise_confidence", "tilewise_outlier_score", "tilewise_drift", "by (band)"),
+    "candidate": ("tilewise:failure_share:5m", "tilewise:request_seconds:p99_5m", "tilewise_shadow_tiles_total"),
 }
 
 
@@ -44,7 +49,7 @@ def test_dashboards_ask_the_data_source_that_is_provisioned() -> None:
 
 
 def test_dashboards_are_found_where_the_provider_looks() -> None:
-    (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "sentile.yml").read_text())["providers"]
+    (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "tilewise.yml").read_text())["providers"]
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
     mounts = [mount.split(":") for mount in compose["services"]["grafana"]["volumes"]]
     sources = {target: source for source, target, *_ in mounts}

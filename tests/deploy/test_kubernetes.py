@@ -82,46 +82,46 @@ def test_services_find_the_pods_of_their_track_only() -> None:
 
 
 def test_the_candidate_is_the_champion_but_for_its_image_and_its_number() -> None:
-    champion, candidate = (dict(of_kind("Deployment")[name]["spec"]) for name in ("sentile", "sentile-candidate"))
+    champion, candidate = (dict(of_kind("Deployment")[name]["spec"]) for name in ("tilewise", "tilewise-candidate"))
     assert candidate.pop("replicas") == 1
     assert "replicas" not in champion  # the autoscaler's
-    text = yaml.safe_dump(candidate, sort_keys=True).replace("image: sentile-candidate", "image: sentile")
+    text = yaml.safe_dump(candidate, sort_keys=True).replace("image: tilewise-candidate", "image: tilewise")
     assert text.replace("track: candidate", "track: champion") == yaml.safe_dump(champion, sort_keys=True)
 
 
 def test_the_route_shares_tiles_out_by_weight_and_keeps_tasks_on_the_champion() -> None:
-    tiles, rest = of_kind("HTTPRoute")["sentile"]["spec"]["rules"]
+    tiles, rest = of_kind("HTTPRoute")["tilewise"]["spec"]["rules"]
     assert [match["path"]["value"] for match in tiles["matches"]] == ["/classify"]
     assert {backend["name"]: backend["weight"] for backend in tiles["backendRefs"]} == {
-        "sentile": 95,
-        "sentile-candidate": 5,
+        "tilewise": 95,
+        "tilewise-candidate": 5,
     }
-    assert [backend["name"] for backend in rest["backendRefs"]] == ["sentile"]
+    assert [backend["name"] for backend in rest["backendRefs"]] == ["tilewise"]
     ports = {name: service["spec"]["ports"][0]["port"] for name, service in of_kind("Service").items()}
     for backend in tiles["backendRefs"] + rest["backendRefs"]:
         assert backend["port"] == ports[backend["name"]]
 
 
 def test_autoscaler_and_disruption_budget_mean_the_champion() -> None:
-    scaler = of_kind("HorizontalPodAutoscaler")["sentile"]["spec"]
+    scaler = of_kind("HorizontalPodAutoscaler")["tilewise"]["spec"]
     assert scaler["scaleTargetRef"]["name"] in of_kind("Deployment")
     assert 1 < scaler["minReplicas"] < scaler["maxReplicas"]
-    budget = of_kind("PodDisruptionBudget")["sentile"]["spec"]
-    assert budget["selector"]["matchLabels"].items() <= labels_of_pods(of_kind("Deployment")["sentile"]).items()
+    budget = of_kind("PodDisruptionBudget")["tilewise"]["spec"]
+    assert budget["selector"]["matchLabels"].items() <= labels_of_pods(of_kind("Deployment")["tilewise"]).items()
 
 
 def test_prometheus_scrapes_both_tracks_under_the_job_that_the_rules_look_for() -> None:
-    monitor = of_kind("ServiceMonitor")["sentile"]["spec"]
+    monitor = of_kind("ServiceMonitor")["tilewise"]["spec"]
     for service in of_kind("Service").values():
         assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-        assert service["metadata"]["labels"][monitor["jobLabel"]] == "sentile"
+        assert service["metadata"]["labels"][monitor["jobLabel"]] == "tilewise"
         assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
     (place,) = monitor["endpoints"][0]["metricRelabelings"]
     assert (place["regex"], place["replacement"]) == ("candidate;champion", "candidate")
 
 
 def test_the_policy_opens_the_service_s_port_to_those_it_names_and_lets_nothing_else_in() -> None:
-    policy = of_kind("NetworkPolicy")["sentile"]["spec"]
+    policy = of_kind("NetworkPolicy")["tilewise"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     for deployment in of_kind("Deployment").values():
         assert policy["podSelector"]["matchLabels"].items() <= labels_of_pods(deployment).items()

@@ -15,20 +15,20 @@ from click.testing import CliRunner
 from geotiffs import tile_file
 from monitoring import Monitoring, MonitoringError, hold_for, main, missing_programs, monitoring
 from promql import alerts, dashboard_expressions, metrics_in, rules
-from serving import Server, served
+from servers import Server, served
 from tiny_onnx import write_model
 from watched import tiles, until, watched_metadata
 
-from datasets.bands import BAND_NAMES
-from datasets.command import make_statement
-from datasets.eurosat import CLASSES
-from datasets.geotiff import read_tile
-from datasets.synthetic import synthesise_tile
+from tilewise.datasets.acquire.synthetic import synthesise_tile
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.console import make_statement
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.datasets.readers.geotiff import read_tile
 
 Tiles = npt.NDArray[np.uint16]
 TRAINING, LATER = tiles(60, seed=1), tiles(60, seed=2)
 OFFSET = np.uint16(1000)
-SETTINGS = {"SENTILE_WORKERS": "1", "SENTILE_DRIFT_WINDOW": "128", "SENTILE_DRIFT_LEAST": "50"}
+SETTINGS = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_LEAST": "50"}
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()), reason=f"not installed; apt-get install {' '.join(missing_programs())}"
@@ -47,7 +47,7 @@ def post(url: str, pixels: Tiles, bands: tuple[str, ...] = BAND_NAMES, key: str 
     """Send tiles as an array, and return the version of the model that answered all of them."""
     stream = io.BytesIO()
     np.save(stream, pixels)
-    headers = {"Content-Type": "application/octet-stream"} | ({"Sentile-Key": key} if key else {})
+    headers = {"Content-Type": "application/octet-stream"} | ({"Tilewise-Key": key} if key else {})
     said = {"bands": ",".join(bands)}
     done = httpx.post(
         f"{url}/classify", content=stream.getvalue(), params=said, headers=headers, trust_env=False, timeout=30
@@ -66,12 +66,16 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service whose candidate answers in secret, which has been asked for all that it can do."""
     home = tmp_path_factory.mktemp("shadowed")
     candidate = model(home / "candidate.onnx", TRAINING, "2")
-    more = {"SENTILE_CANDIDATE": str(candidate), "SENTILE_CANDIDATE_SHARE": "1", "SENTILE_PREDICTIONS": str(home / "p")}
+    more = {
+        "TILEWISE_CANDIDATE": str(candidate),
+        "TILEWISE_CANDIDATE_SHARE": "1",
+        "TILEWISE_PREDICTIONS": str(home / "p"),
+    }
     with served(model(home / "model.onnx", TRAINING, "1"), home, **SETTINGS, **more) as server:
         scene = {"scene": ("scene.tif", tile_file(synthesise_tile("Forest", 1, 1)))}
         assert httpx.post(f"{server.url}/scene", files=scene, trust_env=False, timeout=30).status_code == 200
         post(server.url, LATER)
-        until(lambda: "sentile_drift{" in metrics_page(server), "drift is told")
+        until(lambda: "tilewise_drift{" in metrics_page(server), "drift is told")
         yield server
 
 
@@ -79,7 +83,7 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def watch(shadowed: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring]:
     """Both programs beside it, with rules that hold for a second."""
     with monitoring(tmp_path_factory.mktemp("watch"), [target(shadowed)], hold="1s") as running:
-        until(lambda: len(running.query("sentile:place")) == 2, "the service is scraped and the rules are evaluated")
+        until(lambda: len(running.query("tilewise:place")) == 2, "the service is scraped and the rules are evaluated")
         yield running
 
 
@@ -89,7 +93,7 @@ def metrics_page(service: Server) -> str:
 
 
 def test_rules_and_dashboards_ask_for_metrics_that_a_real_service_has(shadowed: Server) -> None:
-    there = set(re.findall(r"^# TYPE (sentile_\w+) ", metrics_page(shadowed), re.MULTILINE))
+    there = set(re.findall(r"^# TYPE (tilewise_\w+) ", metrics_page(shadowed), re.MULTILINE))
     asked = set().union(*(metrics_in(text) for text in [*dashboard_expressions(), *(r["expr"] for r in rules())]))
     assert asked - there == set()
     assert len(asked) > 20
@@ -111,39 +115,43 @@ def test_each_expression_of_the_dashboards_is_answered_by_a_real_prometheus(
 
 
 def test_a_model_that_was_made_long_ago_is_told_of_with_a_way_to_the_runbook(watch: Monitoring) -> None:
-    (alert,) = watch.await_alert("SentileModelOld")
+    (alert,) = watch.await_alert("TilewiseModelOld")
     assert alert["labels"]["place"] == "champion"
-    assert alert["annotations"]["runbook_url"].endswith("docs/runbook.md#sentilemodelold")
+    assert alert["annotations"]["runbook_url"].endswith("docs/runbook.md#tilewisemodelold")
 
 
 def test_ordinary_tiles_raise_no_alert_and_a_forgotten_offset_does(shadowed: Server, watch: Monitoring) -> None:
-    until(lambda: len(watch.query('sentile_drift{measure="psi"}')) == len(BAND_NAMES), "the drift is scraped")
-    assert watch.alerts("SentileInputDrifts") == []
+    until(lambda: len(watch.query('tilewise_drift{measure="psi"}')) == len(BAND_NAMES), "the drift is scraped")
+    assert watch.alerts("TilewiseInputDrifts") == []
 
     def is_told() -> bool:
         post(shadowed.url, LATER[:20] + OFFSET)
-        return bool(watch.alerts("SentileOffsetLeftIn"))
+        return bool(watch.alerts("TilewiseOffsetLeftIn"))
 
     until(is_told, "the offset is told of", seconds=40)
-    found = watch.await_alert("SentileInputDrifts")
+    found = watch.await_alert("TilewiseInputDrifts")
     assert {alert["labels"]["action"] for alert in found} == {"retrain"}
-    (offset,) = watch.await_alert("SentileOffsetLeftIn")
+    (offset,) = watch.await_alert("TilewiseOffsetLeftIn")
     assert offset["labels"]["severity"] == "critical"
     assert "somebody sends tiles with the offset in" in offset["annotations"]["summary"]
 
 
 def test_a_canary_that_answers_otherwise_calls_for_a_rollback(watch: Monitoring, tmp_path: Path) -> None:
     candidate = model(tmp_path / "candidate.onnx", TRAINING, "4", answer="River", logit=1)
-    more = {"SENTILE_CANDIDATE": str(candidate), "SENTILE_CANDIDATE_SHARE": "0.5", "SENTILE_CANDIDATE_MODE": "canary"}
+    more = {
+        "TILEWISE_CANDIDATE": str(candidate),
+        "TILEWISE_CANDIDATE_SHARE": "0.5",
+        "TILEWISE_CANDIDATE_MODE": "canary",
+    }
     with served(model(tmp_path / "model.onnx", TRAINING, "3"), tmp_path, **SETTINGS, **more) as server:
         keys = {post(server.url, LATER[:1], key=str(n)): str(n) for n in range(16)}  # of a caller of each model
         watch.set_targets([target(server)])
-        until(lambda: {s["metric"]["model"] for s in watch.query("sentile:place")} >= {"3", "4"}, "both are scraped")
+        until(lambda: {s["metric"]["model"] for s in watch.query("tilewise:place")} >= {"3", "4"}, "both are scraped")
         for version in ["3"] * 4 + ["4"] * 10:
             assert post(server.url, LATER, key=keys[version]) == version
-        for name in ("SentileCanaryUnsure", "SentileCanaryClassMix"):
+        for name in ("TilewiseCanaryUnsure", "TilewiseCanaryClassMix"):
             assert watch.await_alert(name)[0]["labels"]["action"] == "rollback"
-        assert watch.alerts("SentileCanaryFails") == []
+        assert watch.alerts("TilewiseCanaryFails") == []
 
 
 @pytest.mark.realdata
@@ -163,8 +171,10 @@ def test_level_2a_tiles_drift_from_a_model_of_level_1c(watch: Monitoring, real_d
 
 def bands_that_drift(watch: Monitoring, instance: str) -> set[str]:
     """The bands whose alert Alertmanager holds, while Prometheus scrapes `instance` only."""
-    scraped = {sample["metric"]["instance"] for sample in watch.query("sentile_drift")}
-    return {alert["labels"]["band"] for alert in watch.alerts("SentileInputDrifts")} if scraped == {instance} else set()
+    scraped = {sample["metric"]["instance"] for sample in watch.query("tilewise_drift")}
+    return (
+        {alert["labels"]["band"] for alert in watch.alerts("TilewiseInputDrifts")} if scraped == {instance} else set()
+    )
 
 
 def real_tiles(folder: Path, most: int) -> Tiles:
@@ -184,15 +194,15 @@ def level_2a(folder: Path, most: int) -> tuple[Tiles, tuple[str, ...]]:
 
 def test_a_service_that_is_gone_is_told_of_and_holds_back_what_follows_from_it(watch: Monitoring) -> None:
     watch.set_targets(["127.0.0.1:9"])
-    (gone,) = watch.await_alert("SentileGone")
+    (gone,) = watch.await_alert("TilewiseGone")
     assert gone["labels"]["severity"] == "critical"
-    watch.await_alert("SentileDown")
-    until(lambda: watch.alerts("SentileDown")[0]["status"]["state"] == "suppressed", "the lesser alert is held back")
+    watch.await_alert("TilewiseDown")
+    until(lambda: watch.alerts("TilewiseDown")[0]["status"]["state"] == "suppressed", "the lesser alert is held back")
 
 
 def test_what_does_not_fire_is_said_with_what_does(watch: Monitoring) -> None:
-    with pytest.raises(MonitoringError, match=r"SentileTasksWait did not fire in 0\.3 s; firing: .*Sentile"):
-        watch.await_alert("SentileTasksWait", seconds=0.3)
+    with pytest.raises(MonitoringError, match=r"TilewiseTasksWait did not fire in 0\.3 s; firing: .*Tilewise"):
+        watch.await_alert("TilewiseTasksWait", seconds=0.3)
 
 
 def test_an_expression_that_makes_no_sense_is_an_error(watch: Monitoring) -> None:

@@ -48,9 +48,9 @@ def test_what_must_be_so_and_is_not_is_said(stage: Stage) -> None:
 
 
 def test_the_service_of_who_calls_has_no_say_in_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SENTILE_MODEL", "mine.onnx")
+    monkeypatch.setenv("TILEWISE_MODEL", "mine.onnx")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://production")
-    assert not [name for name in stage.environment() if name.startswith(("SENTILE_", "MLFLOW_"))]
+    assert not [name for name in stage.environment() if name.startswith(("TILEWISE_", "MLFLOW_"))]
 
 
 def test_its_output_takes_its_place_in_the_page(tmp_path: Path) -> None:

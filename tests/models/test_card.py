@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from models.cli import main
-from models.modelfile import open_model
-from models.precision import int8_of
+from tilewise.models.cli import main
+from tilewise.models.model_file import int8_of, open_model
 
 
 def assessed(folder: Path, sha256: str) -> Path:

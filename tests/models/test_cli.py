@@ -1,4 +1,4 @@
-"""`python -m models`, as a user runs it."""
+"""`tilewise`, as a user runs it."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from linear_model import write_linear_model
 from PIL import Image
 from tiny_onnx import metadata, write_model
 
-from models.cli import main
+from tilewise.models.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +79,13 @@ def test_hostile_names_are_text_on_page_and_picture(tile: Path, tmp_path: Path) 
 def test_mistakes_are_one_line_with_a_way_out(
     model: Path, tile: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("SENTILE_MODEL", raising=False)
-    monkeypatch.setattr("models.cli.PRETRAINED", in_folder)
+    monkeypatch.delenv("TILEWISE_MODEL", raising=False)
+    monkeypatch.setattr("tilewise.models.cli.PRETRAINED", in_folder)
     out = in_folder / "why.html"
     for arguments, told in (
         ((tile, "--model", model, "--out", in_folder / "why.pdf"), "ends in .html or .png"),
-        ((tile, "--model", "models:/sentile@champion", "--out", out), "mlflow artifacts download"),
-        ((tile, "--out", out), "no model: artifacts/runs holds none; `python -m training` makes one"),
+        ((tile, "--model", "models:/tilewise@champion", "--out", out), "mlflow artifacts download"),
+        ((tile, "--out", out), "no model: artifacts/runs holds none; `tilewise train` makes one"),
         ((in_folder / "none.tif", "--model", model, "--out", out), "none.tif: there is no such file"),
         ((tile, "--model", model, "--out", out, "--class", "Lake"), "has no class 'Lake'; it has AnnualCrop"),
     ):
@@ -104,7 +104,7 @@ def test_the_newest_model_is_the_default(model: Path, tile: Path, in_folder: Pat
 
 
 def test_help_teaches() -> None:
-    command = [sys.executable, "-m", "models", "explain", "--help"]
+    command = [sys.executable, "-m", "tilewise", "explain", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    for text in ("python -m models explain data/raw", "--method", "--bands", "PAGE.html"):
+    for text in ("tilewise explain data/raw", "--method", "--bands", "PAGE.html"):
         assert text in done.stdout

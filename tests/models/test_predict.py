@@ -5,16 +5,16 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from datasets.pack import Pack
-from datasets.predictions import read_predictions
-from models.predict import main
+from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.quality.suspects import read_predictions
+from tilewise.models.cli import predict
 
 
 def test_every_tile_of_the_splits_is_answered_with_all_probabilities(
     model_file: Path, pack_folder: Path, pack: Pack, tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "answers.csv"
-    done = CliRunner().invoke(main, [str(model_file), str(pack_folder), "--out", str(out)])
+    done = CliRunner().invoke(predict, [str(model_file), str(pack_folder), "--out", str(out)])
     assert done.exit_code == 0, done.output
     held_out = len(pack.rows("val")) + len(pack.rows("test"))
     assert f"{held_out} answers are in {out}" in done.stdout
@@ -26,10 +26,10 @@ def test_every_tile_of_the_splits_is_answered_with_all_probabilities(
 
 
 def test_a_pack_without_such_a_split_is_one_line(model_file: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, [str(model_file), str(tmp_path)])
+    done = CliRunner().invoke(predict, [str(model_file), str(tmp_path)])
     assert done.exit_code == 1
     assert "no pack is here" in done.stderr
 
 
 def test_an_unknown_split_is_a_wrong_call(model_file: Path) -> None:
-    assert CliRunner().invoke(main, [str(model_file), "--split", "all"]).exit_code == 2
+    assert CliRunner().invoke(predict, [str(model_file), "--split", "all"]).exit_code == 2

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import models
-from datasets.bands import L2A_BANDS, RGB_BANDS, positions
-from datasets.eurosat import CLASSES, class_of, read_ms
-from datasets.tile import DN
-from models.modelfile import INPUT, ModelFile, open_model
-from models.precision import int8_of
+from tilewise import models
+from tilewise.datasets.core.bands import L2A_BANDS, RGB_BANDS, positions
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.readers.eurosat import CLASSES, class_of, read_ms
+from tilewise.models.model_file import INPUT, ModelFile, int8_of, open_model
 
 SHIPPED = Path(models.__file__).parent / "pretrained" / "model.onnx"
 

@@ -9,15 +9,15 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tiny_onnx import metadata, write_model
 
-from datasets.eurosat import CLASSES
-from datasets.pack import Pack
-from datasets.packing import write_pack
-from datasets.sources import find_source
-from datasets.splits import Method, SplitPlan
-from datasets.synthetic import render, synthesise
-from models import conformal
-from models.modelfile import Outliers, PredictionSets, open_model
-from training.promotion.measure import answers_of
+from tilewise.datasets.acquire.synthetic import render, synthesise
+from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.packing import write_pack
+from tilewise.datasets.packs.splits import Method, SplitPlan
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.datasets.readers.sources import find_source
+from tilewise.models.model_file import Outliers, PredictionSets, open_model
+from tilewise.models.network import calibration
+from tilewise.training.evaluate.outputs import answers_of
 
 MakeModel = Callable[..., Path]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]  # of tests/conftest.py
@@ -53,7 +53,8 @@ def make_model(judged: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeMo
         calibrated = plain.model_copy(
             update={
                 "prediction_sets": PredictionSets(
-                    method=conformal.METHOD, thresholds=conformal.fit_thresholds(answers.probabilities, answers.labels)
+                    method=calibration.METHOD,
+                    thresholds=calibration.fit_thresholds(answers.probabilities, answers.labels),
                 ),
                 "outliers": Outliers(method="mean", threshold=1e9, false_alarms=0.05),
                 **fields,

@@ -23,7 +23,7 @@ def programs() -> Path | None:
 @contextmanager
 def postgres(programs: Path) -> Iterator[str]:
     """Run a server with one empty database, and give its URI as MLflow takes it."""
-    with tempfile.TemporaryDirectory(prefix="sentile-postgres-") as name, socket.socket() as probe:
+    with tempfile.TemporaryDirectory(prefix="tilewise-postgres-") as name, socket.socket() as probe:
         folder, password = Path(name), secrets.token_urlsafe(16)
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

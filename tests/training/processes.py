@@ -13,20 +13,20 @@ HERE = Path(__file__).parent
 
 def environment() -> dict[str, str]:
     """This environment, without what makes Lightning think of a cluster, and with the helpers of tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SENTILE", "LOCAL_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TILEWISE", "LOCAL_"))}
     # One thread each: several processes with as many threads as cores only wait for one another.
     return {**kept, "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
 
 
 def train(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    """Run `python -m training` to its end."""
-    command = [sys.executable, "-m", "training", *arguments]
+    """Run `tilewise train` to its end."""
+    command = [sys.executable, "-m", "tilewise", "train", *arguments]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
 def train_and_terminate(*arguments: str, after: str, timeout: float = 200) -> tuple[int, str]:
-    """Run `python -m training`, send SIGTERM once it prints a line with `after`, and return status and output."""
-    command = [sys.executable, "-u", "-m", "training", *arguments]
+    """Run `tilewise train`, send SIGTERM once it prints a line with `after`, and return status and output."""
+    command = [sys.executable, "-u", "-m", "tilewise", "train", *arguments]
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -9,7 +9,7 @@ import pytest
 from plain_network import PLAIN
 from processes import environment
 
-from datasets.pack import Pack
+from tilewise.datasets.packs.pack import Pack
 
 LACKING = (
     "rasterio", "affine", "mlflow", "bentoml", "onnxruntime", "onnx", "onnxscript", "albumentations", "cv2",
@@ -40,7 +40,7 @@ class Without:
         return [] if lacking else find(context)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-from training.cli import main
+from tilewise.training.cli import main
 main({arguments!r})
 '''
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from models.modelfile import open_model
-from training.cli import main
+from tilewise.models.model_file import open_model
+from tilewise.training.cli import main
 
 SMALL = [
     "--model.backbone.init_args.widths=[8,16]",
@@ -169,7 +169,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(
 def test_no_pack_is_one_line_that_says_how_to_make_one(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, error = failing(capsys, ["--data.pack=nowhere", "--tracking.enabled=false"])
     assert code == 1
-    assert error.strip() == "error: nowhere: no pack is here; `python -m datasets pack` makes one"
+    assert error.strip() == "error: nowhere: no pack is here; `tilewise data pack` makes one"
 
 
 def test_no_run_to_test_is_one_line(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

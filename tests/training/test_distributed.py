@@ -10,7 +10,7 @@ import torch
 from plain_network import PLAIN
 from processes import train, train_and_terminate
 
-from training.cli import main
+from tilewise.training.cli import main
 
 TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
 # An even number of tiles for each process: tiles mix in pairs, which are then the pairs of one process.

@@ -8,7 +8,7 @@ import torch
 from plain_network import PLAIN
 from processes import train_and_terminate
 
-from training.cli import main
+from tilewise.training.cli import main
 
 EPOCHS = 5
 

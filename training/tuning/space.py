@@ -8,10 +8,10 @@ import optuna
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datasets.errors import TrainingError
-from training.tracking import Tracking
+from tilewise.datasets.core.errors import TrainingError
+from tilewise.datasets.core.locations import CONFIGS
+from tilewise.training.tracking import Tracking
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT = CONFIGS / "tune.yaml"
 
 Value = bool | int | float | str
@@ -146,7 +146,7 @@ def tracking_of(arguments: Sequence[str]) -> Tracking:
     try:
         return Tracking(**{**said, "artifacts": Path(said.get("artifacts", Tracking.artifacts))})
     except TypeError as error:
-        raise TrainingError(f"tracking: {error}; `python -m training run --help` lists its options") from error
+        raise TrainingError(f"tracking: {error}; `tilewise train run --help` lists its options") from error
 
 
 def _section(path: Path, name: str) -> dict[str, Any]:

@@ -6,28 +6,149 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
+import pytorch_lightning as pl
 from filelock import FileLock, Timeout
+from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
+from pytorch_lightning.callbacks import Callback
 from sqlalchemy.exc import SQLAlchemyError
 
-from datasets.errors import StoppedError, TrainingError
-from training.cli import main as train
-from training.paths import RunFolder
-from training.stopping import told_to_end
-from training.tuning.report import METRIC, Reporting, reporting
-from training.tuning.runs import StudyRuns
-from training.tuning.space import TuneSettings, Value, as_text, tracking_of, trial_options
+from tilewise.datasets.core.errors import StoppedError, TrainingError
+from tilewise.training.cli import main as train
+from tilewise.training.fit.callbacks import told_to_end
+from tilewise.training.settings import RunFolder
+from tilewise.training.tracking import Tracking, alive_run, experiment_id, run_id_of
+from tilewise.training.tuning.space import TuneSettings, Value, as_text, tracking_of, trial_options
+
+METRIC = "val/accuracy"
+
+
+@dataclass
+class Reporting:
+    """A trial that is running.
+
+    Attributes:
+        trial: the study's.
+        tell: shows a line to the user.
+        values: METRIC after each epoch that was reported, by epoch (from 1).
+        pruned: whether it was given up.
+        interrupted: whether the user stopped it.
+    """
+
+    trial: optuna.Trial
+    tell: Callable[[str], None]
+    values: dict[int, float] = field(default_factory=dict)
+    pruned: bool = False
+    interrupted: bool = False
+
+    def report(self, epoch: int, value: float) -> None:
+        """Report an epoch once; a trial that was taken up again reports those before anew."""
+        if epoch not in self.values:
+            self.trial.report(value, epoch)
+        self.values[epoch] = value
+
+
+_RUNNING: ContextVar[Reporting | None] = ContextVar("running trial", default=None)
+
+
+@contextmanager
+def reporting(running: Reporting) -> Iterator[None]:
+    """Let `ReportEpochs` report to this trial for the length of the block."""
+    token = _RUNNING.set(running)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+class ReportEpochs(Callback):
+    """Reports each epoch to the trial that is running; outside a search it does nothing."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End where SIGTERM came while the trainer was set up, before `tilewise.training.fit.callbacks` listens to it."""
+        if _RUNNING.get() is not None and trainer.received_sigterm:
+            raise StoppedError("stopped by SIGTERM; the same command goes on")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report, and end training where the study gives the trial up."""
+        running = _RUNNING.get()
+        if running is None or METRIC not in trainer.callback_metrics:
+            return
+        epoch, value = trainer.current_epoch + 1, float(trainer.callback_metrics[METRIC])
+        running.report(epoch, value)
+        running.tell(f"trial {running.trial.number}  epoch {epoch}/{trainer.max_epochs}  {METRIC} {value:.4f}")
+        if epoch != trainer.max_epochs and running.trial.should_prune():
+            running.pruned = trainer.should_stop = True
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remember that it was the user: Lightning ends with status 1 whatever stopped it."""
+        running = _RUNNING.get()
+        if running is not None:
+            running.interrupted = isinstance(exception, KeyboardInterrupt)
+
+
+_PARENT = "mlflow.parentRunId"
+
+
+class StudyRuns:
+    """The runs of one study; does nothing where tracking is off."""
+
+    def __init__(self, tracking: Tracking, study: str, known: str | None) -> None:
+        """Take up the parent run `known` where it still is, else begin one."""
+        self._tracking = tracking
+        self.parent: str | None = None
+        if tracking.enabled:
+            self._client = MlflowClient(tracking_uri=tracking.uri)
+            self.parent = alive_run(tracking.uri, known) or self._begin(study)
+            self._client.update_run(self.parent, status="RUNNING")
+
+    def options(self, number: int, name: str) -> list[str]:
+        """Return the options that make a trial's run a child of the study's."""
+        if self.parent is None:
+            return []
+        tags = {**self._tracking.tags, _PARENT: self.parent, "trial": str(number)}
+        return [f"--tracking.tags={json.dumps(tags)}", f"--tracking.run={name}"]
+
+    def forget_unstarted(self, folder: RunFolder) -> None:
+        """Delete the run of a trial that was killed before its first checkpoint: it begins anew, with a new run."""
+        run = run_id_of(folder, self._tracking.uri) if self.parent else None
+        if run and not folder.last.is_file():
+            self._client.delete_run(run)
+
+    def trial_ended(self, folder: RunFolder, state: str, number: int, best: float | None) -> None:
+        """Say how a trial ended on its own run, and how good the best one is on the study's."""
+        if self.parent is None:
+            return
+        if run := run_id_of(folder, self._tracking.uri):
+            self._client.set_tag(run, "trial_state", state)
+        if best is not None:
+            self._client.log_metric(self.parent, "best/val/accuracy", best, step=number)
+
+    def end(self, status: str, settings: dict[str, str]) -> None:
+        """End the study's run, with the best trial's settings as tags: a later trial may be better."""
+        if self.parent is None:
+            return
+        for name, value in settings.items():
+            self._client.set_tag(self.parent, f"best/{name}", value)
+        self._client.set_terminated(self.parent, status)
+
+    def _begin(self, study: str) -> str:
+        tags = {**self._tracking.tags, "mlflow.runName": f"tune {study}"}
+        run = self._client.create_run(experiment_id(self._tracking), tags=tags)
+        return str(run.info.run_id)
+
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _MOST_FAILURES = 3  # one after the other: then it is not the trials' settings
 _MOST_ATTEMPTS = 3  # at a trial that kills the process that runs it
-_CALLBACK = "--trainer.callbacks+=training.tuning.report.ReportEpochs"
+_CALLBACK = "--trainer.callbacks+=tilewise.training.tuning.study.ReportEpochs"
 _ASKED, _RUN, _FOLDER, _ATTEMPTS = "asked", "mlflow_run", "folder", "attempts"
 _LOCK = "tune.lock"
 _USAGE, _INTERRUPTED, _TERMINATED = 2, 130, 143
@@ -245,7 +366,7 @@ def open_study(plan: Plan) -> optuna.Study:
 
 
 def history(folder: RunFolder) -> dict[int, float]:
-    """Return METRIC after each epoch of a run, by epoch (from 1), as `training.callbacks.History` kept it."""
+    """Return METRIC after each epoch of a run, by epoch (from 1), as `tilewise.training.fit.callbacks.History` kept it."""
     path = folder.root / "history.csv"
     if not path.is_file():
         return {}

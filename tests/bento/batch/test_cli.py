@@ -1,4 +1,4 @@
-"""`python -m bento.batch` as its users meet it: its exit status, its lines, and the files it leaves."""
+"""`tilewise batch` as its users meet it: its exit status, its lines, and the files it leaves."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from batch_runs import ROOT, batch, command, environment, errors, names, results
 from geotiffs import geotiff, jpeg
 from rasterio.crs import CRS
 
-from bento.engine import Engine
-from datasets.bands import BAND_NAMES
-from datasets.eurosat import CLASSES
-from datasets.synthetic import TAGS, render, synthesise_scene
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.acquire.synthetic import TAGS, render, synthesise_scene
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.readers.eurosat import CLASSES
 
 Run = tuple[subprocess.CompletedProcess[str], Path]
 
@@ -168,7 +168,7 @@ def test_what_a_scene_does_not_say_can_be_said(linear_model: Path, tmp_path: Pat
     path = tmp_path / "plain.tif"
     path.write_bytes(geotiff(render("Forest", 1, 1) + np.uint16(1000)))
     said = ("--bands", "l1c", "--level", "l1c", "--offset", "-1000", "--outputs", "windows", "--threads", "1")
-    done = batch(path, "--out", tmp_path / "out", *said, SENTILE_MODEL=str(linear_model))
+    done = batch(path, "--out", tmp_path / "out", *said, TILEWISE_MODEL=str(linear_model))
     assert done.returncode == 0, done.stderr
     assert list(results_in(tmp_path / "out")) == ["plain.windows.parquet"]
     (row,) = pq.read_table(tmp_path / "out" / "plain.windows.parquet").to_pylist()

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from batch_runs import ROOT, results_in
 
-from bento.batch import Crew, Output, OutputOptions, RunOptions, State, classify_scenes
-from bento.batch.cli import main
-from datasets.errors import SentileError
-from datasets.synthetic import synthesise_scene
+from tilewise.bento.batch import Crew, Output, OutputOptions, RunOptions, State, classify_scenes
+from tilewise.bento.batch.cli import main
+from tilewise.datasets.acquire.synthetic import synthesise_scene
+from tilewise.datasets.core.errors import TilewiseError
 
-ray = pytest.importorskip("ray", reason="pip install 'sentile[cluster]'")
+ray = pytest.importorskip("ray", reason="pip install 'tilewise[cluster]'")
 
 LOCAL = RunOptions(outputs=OutputOptions((Output.CLASSES, Output.OUTLIER, Output.WINDOWS)))
 # In parts of two strips, so that small scenes are worked on as large ones are.
@@ -56,7 +56,7 @@ def cluster() -> Iterator[Any]:
 def test_a_cluster_that_is_not_there_is_one_line(
     linear_model: Path, scenes: Path, tmp_path: Path, address: str
 ) -> None:
-    with pytest.raises(SentileError, match="no Ray cluster answers"):
+    with pytest.raises(TilewiseError, match="no Ray cluster answers"):
         list(classify_scenes(scenes, tmp_path, model=linear_model, options=replace(CLUSTER, address=address)))
 
 
@@ -81,8 +81,8 @@ def test_a_cluster_that_loses_a_node_makes_the_same_files(
 def test_the_kubernetes_job_says_what_the_command_understands() -> None:
     job = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
     words = shlex.split(job["spec"]["entrypoint"])
-    assert words[:3] == ["python", "-m", "bento.batch"]
-    said = main.make_context("bento.batch", words[3:]).params
+    assert words[:3] == ["python", "-m", "tilewise.bento.batch"]
+    said = main.make_context("tilewise.bento.batch", words[3:]).params
     assert (said["crew"], said["address"], said["as_json"]) == ("ray", "auto", True)
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     shared = {mount["mountPath"] for mount in workers["containers"][0]["volumeMounts"]}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bento.batch.manifest import MANIFEST, Manifest
-from datasets.errors import FolderBusyError
+from tilewise.bento.batch.manifest import MANIFEST, Manifest
+from tilewise.datasets.core.errors import FolderBusyError
 
 
 def test_who_finds_a_folder_busy_keeps_nothing_of_its_lock(tmp_path: Path) -> None:

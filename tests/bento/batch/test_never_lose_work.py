@@ -18,11 +18,11 @@ import pytest
 import rasterio
 from batch_runs import ROOT, batch, command, environment, errors, names, results_in
 
-from bento.batch import Output, OutputOptions, RunOptions, State, classify_scenes
-from bento.batch.manifest import MANIFEST, Manifest
-from bento.cores import usable_cores
-from datasets.errors import ResultsError
-from datasets.synthetic import synthesise_scene
+from tilewise.bento.batch import Output, OutputOptions, RunOptions, State, classify_scenes
+from tilewise.bento.batch.manifest import MANIFEST, Manifest
+from tilewise.datasets.acquire.synthetic import synthesise_scene
+from tilewise.datasets.core.errors import ResultsError
+from tilewise.models.model_file import usable_cores
 
 COUNT = 4
 MAPS = RunOptions(outputs=OutputOptions((Output.CLASSES,)))

@@ -14,14 +14,13 @@ from geotiffs import CORNER, UTM
 from PIL import Image
 from tiny_onnx import metadata
 
-from bento.batch.frame import Frame
-from bento.batch.maps import MapWriter, class_layer
-from bento.batch.outcome import ResultFile, SceneOutcome, State
-from bento.batch.quicklook import write_quicklook
-from bento.batch.report import write_reports
-from bento.batch.results import ModelFacts
-from bento.legend import colours
-from datasets.tile import Georeference
+from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, State
+from tilewise.bento.batch.report import write_reports
+from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.results.maps import MapWriter, class_layer, colours
+from tilewise.bento.results.quicklook import write_quicklook
+from tilewise.bento.results.writer import ModelFacts
+from tilewise.datasets.core.tile import Georeference
 
 CLASSES = ("Forest", "<b>Sea</b>", "=1+1")
 MODEL = ModelFacts(metadata(CLASSES), "ab" * 32, Path("m.onnx"))

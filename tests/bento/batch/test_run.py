@@ -9,14 +9,13 @@ import pytest
 import rasterio
 from batch_runs import names
 
-from bento.batch import Output, OutputOptions, RunOptions, Standing, State, VectorFormat, classify_scenes
-from bento.batch.outcome import SceneOutcome
-from bento.batch.run import name_results
-from bento.batch.watch import watch_scenes
-from bento.windows import GridOptions
-from datasets.errors import NoTilesError, SentileError
-from datasets.scenes import SceneSource, find_scenes
-from datasets.synthetic import synthesise_scene
+from tilewise.bento.batch import Output, OutputOptions, RunOptions, Standing, State, VectorFormat, classify_scenes
+from tilewise.bento.batch.manifest import SceneOutcome
+from tilewise.bento.batch.run import name_results, watch_scenes
+from tilewise.bento.inference.windows import GridOptions
+from tilewise.datasets.acquire.synthetic import synthesise_scene
+from tilewise.datasets.core.errors import NoTilesError, TilewiseError
+from tilewise.datasets.scenes import SceneSource, find_scenes
 
 MAPS = RunOptions(outputs=OutputOptions((Output.CLASSES,)))
 
@@ -82,7 +81,7 @@ def test_polygons_alone_leave_no_map(scenes: Path, linear_model: Path, tmp_path:
 def test_options_that_cannot_be_are_refused_before_anything_is_written(
     scenes: Path, linear_model: Path, tmp_path: Path, options: RunOptions, said: str
 ) -> None:
-    with pytest.raises(SentileError, match=said):
+    with pytest.raises(TilewiseError, match=said):
         list(classify_scenes(scenes, tmp_path / "out", model=linear_model, options=options))
     assert not (tmp_path / "out").exists()
 

@@ -19,19 +19,18 @@ import pytest
 import rasterio
 from batch_runs import ROOT, environment
 
-from bento.batch.results import Output, OutputOptions
-from bento.engine import Engine
-from bento.stream.cli import receives_of
-from bento.stream.consumer import Consumer, ConsumerOptions
-from bento.stream.desk import Desk, DeskOptions
-from bento.stream.metrics import REGISTRY, Fate
-from bento.stream.places import Places
-from bento.stream.queue import Queue
-from bento.windows import GridOptions
-from datasets.errors import QueueError, SentileError
-from datasets.geotiff import read_tile
-from datasets.radiometry import Statement
-from datasets.synthetic import synthesise_scene
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.windows import GridOptions
+from tilewise.bento.results.writer import Output, OutputOptions
+from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.cli import receives_of
+from tilewise.bento.stream.consumer import REGISTRY, Consumer, ConsumerOptions, Fate
+from tilewise.bento.stream.queue import Queue
+from tilewise.bento.stream.worker import Desk, DeskOptions
+from tilewise.datasets.acquire.synthetic import synthesise_scene
+from tilewise.datasets.core.errors import QueueError, TilewiseError
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.readers.geotiff import read_tile
 
 boto3 = pytest.importorskip("boto3")
 REGION = "eu-central-1"
@@ -129,7 +128,7 @@ class Desks:
         said = ("--queue", f"{self.name}-notices", "--allow", self.archive, "--out", self.out)
         said += ("--results", f"{self.name}-results", "--model", self.engine.path, "--outputs", "classes")
         more = ("--wait", 0, "--retry-seconds", 0, "--log", "json", *more)
-        return [sys.executable, "-m", "bento.stream", *map(str, said), *map(str, more)]
+        return [sys.executable, "-m", "tilewise.bento.stream", *map(str, said), *map(str, more)]
 
     @contextmanager
     def started(self, *more: object) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
@@ -190,7 +189,7 @@ def test_a_notice_becomes_maps_and_a_result(desks: Desks) -> None:
     fates = desks.consumer().run()
     assert fates == {Fate.DONE: 1}
     (result,) = desks.results()
-    assert (result["type"], result["notice"], result["windows"]) == ("sentile.scene", "job 7", 4)
+    assert (result["type"], result["notice"], result["windows"]) == ("tilewise.scene", "job 7", 4)
     assert result["model"]["sha256"] == desks.engine.sha256
     folder = desks.out / result["folder"]
     assert {file["name"] for file in result["files"]} == {
@@ -362,9 +361,9 @@ def test_a_full_disk_stops_the_taking_and_loses_nothing(desks: Desks) -> None:
     desks.send({"scene": "small.tif"})
     assert desks.consumer(least_free=2**60, idle=0.1).run() == {}
     assert desks.left() == 1
-    assert REGISTRY.get_sample_value("sentile_stream_paused") == 1
+    assert REGISTRY.get_sample_value("tilewise_stream_paused") == 1
     assert desks.consumer().run() == {Fate.DONE: 1}
-    assert REGISTRY.get_sample_value("sentile_stream_paused") == 0
+    assert REGISTRY.get_sample_value("tilewise_stream_paused") == 0
 
 
 def test_a_notice_in_work_stays_hidden_for_longer_than_its_lease(desks: Desks) -> None:
@@ -458,8 +457,8 @@ def test_the_command_works_until_the_queue_is_empty_and_answers_prometheus(desks
         wait_until(lambda: log.exists() and log.read_text().count('"fate"') == 2)
         told = httpx.get(f"http://{address}/metrics", trust_env=False).text
         assert process.wait(60) == 1, "a notice went to the dead letters"
-    assert 'sentile_stream_notices_total{fate="done"} 1.0' in told
-    assert 'sentile_stream_notices_total{fate="buried"} 1.0' in told
+    assert 'tilewise_stream_notices_total{fate="done"} 1.0' in told
+    assert 'tilewise_stream_notices_total{fate="buried"} 1.0' in told
     begin, *notices, end = lines(log)
     assert begin["model"]["sha256"] == desks.engine.sha256
     assert {notice["fate"] for notice in notices} == {"done", "buried"}
@@ -477,11 +476,11 @@ def test_a_queue_without_dead_letters_is_refused(desks: Desks) -> None:
 def test_notices_are_received_no_more_often_than_the_queue_itself_allows(desks: Desks) -> None:
     queue = Queue(desks.url("notices"))
     assert (receives_of(queue, None), receives_of(queue, 4)) == (10, 4)
-    with pytest.raises(SentileError, match="takes notices away after 10 times"):
+    with pytest.raises(TilewiseError, match="takes notices away after 10 times"):
         receives_of(queue, 11)
 
 
 def test_without_boto3_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(SentileError, match=r"pip install 'sentile\[stream\]'"):
+    with pytest.raises(TilewiseError, match=r"pip install 'tilewise\[stream\]'"):
         Queue("scenes")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bento.stream.notices import parse_notice
-from datasets.errors import NoticeError
-from datasets.radiometry import Level, Statement
+from tilewise.bento.stream.notices import parse_notice
+from tilewise.datasets.core.errors import NoticeError
+from tilewise.datasets.core.radiometry import Level, Statement
 
 ITEM = {"type": "Feature", "id": "S2A_1", "assets": {"B02": {"href": "B02.tif"}}}
 

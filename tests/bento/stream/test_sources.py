@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from bento.stream.notices import Notice
-from bento.stream.places import Places
-from bento.stream.sources import scene_of
-from datasets.errors import NoticeError, SceneError
-from datasets.radiometry import Statement
-from datasets.scenes import SceneOptions
-from datasets.scenes.source import Kind
-from datasets.synthetic import synthesise_scene
+from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.notices import Notice, scene_of
+from tilewise.datasets.acquire.synthetic import synthesise_scene
+from tilewise.datasets.core.errors import NoticeError, SceneError
+from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.scenes import SceneOptions
+from tilewise.datasets.scenes.search import Kind
 
 OPTIONS = SceneOptions()
 

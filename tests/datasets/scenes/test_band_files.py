@@ -7,11 +7,11 @@ import pytest
 from rasterio.windows import Window
 from scene_files import native, smooth, write_band
 
-from datasets.bands import BAND_NAMES, L2A_BANDS
-from datasets.errors import RadiometryUnknownError, SceneError
-from datasets.radiometry import Level, Statement
-from datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
-from datasets.scenes.band_files import parse_name
+from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
+from tilewise.datasets.core.errors import RadiometryUnknownError, SceneError
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
+from tilewise.datasets.scenes.band_files import parse_name
 
 DN_L2A = Statement(level=Level.L2A, scale=1e-4, offset=0)
 

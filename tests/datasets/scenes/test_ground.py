@@ -4,9 +4,9 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from datasets.errors import SceneError, TileShapeError
-from datasets.scenes.ground import Grid, grid_for_windows, utm_grid
-from datasets.tile import Georeference
+from tilewise.datasets.core.errors import SceneError, TileShapeError
+from tilewise.datasets.core.tile import Georeference
+from tilewise.datasets.scenes.ground import Grid, grid_for_windows, utm_grid
 
 
 def grid(size: float, epsg: int = 32632, side: int = 100, left: float = 600_000, top: float = 5_000_000) -> Grid:

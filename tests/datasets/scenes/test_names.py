@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.scenes.names import unique_names
+from tilewise.datasets.scenes.search import unique_names
 
 
 @pytest.mark.parametrize(

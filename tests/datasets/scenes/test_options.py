@@ -2,9 +2,8 @@
 
 import pytest
 
-from datasets.errors import SceneError
-from datasets.scenes.command import make_scene_options
-from datasets.scenes.options import CloudKind, CloudMask, parse_clouds
+from tilewise.datasets.core.errors import SceneError
+from tilewise.datasets.scenes.options import CloudKind, CloudMask, make_scene_options, parse_clouds
 
 
 @pytest.mark.parametrize(

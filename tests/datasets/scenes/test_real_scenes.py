@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from rasterio.windows import Window
 
-from datasets.bands import BAND_NAMES, L2A_BANDS
-from datasets.errors import BandsUnknownError, RadiometryUnknownError, SentileError, TileShapeError
-from datasets.radiometry import Level, Statement
-from datasets.scenes import SceneOptions, find_scenes, parse_clouds
+from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
+from tilewise.datasets.core.errors import BandsUnknownError, RadiometryUnknownError, TileShapeError, TilewiseError
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.scenes import SceneOptions, find_scenes, parse_clouds
 
 pytestmark = pytest.mark.realdata
 DN_L1C = Statement(scale=1e-4, offset=0)
@@ -28,7 +28,7 @@ DN_L2A = Statement(L2A_BANDS, Level.L2A, 1e-4, 0)
     ],
 )
 def test_without_the_right_options_each_kind_says_which_are_missing(
-    real_data: Path, folder: str, said: Statement, error: type[SentileError], way: str
+    real_data: Path, folder: str, said: Statement, error: type[TilewiseError], way: str
 ) -> None:
     found = find_scenes([real_data / "scenes" / folder], SceneOptions(said))
     assert found

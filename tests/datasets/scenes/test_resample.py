@@ -9,9 +9,9 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 from scene_files import smooth
 
-from datasets.scenes.ground import Grid, utm_grid
-from datasets.scenes.resample import kernel_for, read_onto
-from datasets.tile import Georeference
+from tilewise.datasets.core.tile import Georeference
+from tilewise.datasets.scenes.ground import Grid, utm_grid
+from tilewise.datasets.scenes.resample import kernel_for, read_onto
 
 UTM = CRS.from_epsg(32632)
 TEN = Grid(Georeference(UTM, Affine(10, 0, 600_000, 0, -10, 5_000_000)), 240, 300)

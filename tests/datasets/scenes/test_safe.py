@@ -7,11 +7,11 @@ import pytest
 from rasterio.windows import Window
 from scene_files import smooth, write_band, write_safe
 
-from datasets.bands import BAND_NAMES, L2A_BANDS
-from datasets.errors import SceneError, TileShapeError, UnreadableImageError
-from datasets.radiometry import Level, Statement
-from datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
-from datasets.tile import DN
+from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
+from tilewise.datasets.core.errors import SceneError, TileShapeError, UnreadableImageError
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
 
 PIXELS = smooth(13, 120)
 OFFSETS = dict.fromkeys(BAND_NAMES, -1000) | {"B8A": -900, "B09": 0, "B12": -1100}

@@ -8,9 +8,9 @@ import pytest
 from rasterio.windows import Window
 from rasters import noise, write_tiff
 
-from datasets.bands import BAND_NAMES
-from datasets.errors import UnreadableImageError
-from datasets.scenes import Scene, SceneSource, find_scenes
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.errors import UnreadableImageError
+from tilewise.datasets.scenes import Scene, SceneSource, find_scenes
 
 
 @pytest.fixture

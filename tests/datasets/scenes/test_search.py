@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rasters import write_l1c
 
-from datasets.errors import NoTilesError, SceneError
-from datasets.scenes import Kind, find_scenes
+from tilewise.datasets.core.errors import NoTilesError, SceneError
+from tilewise.datasets.scenes import Kind, find_scenes
 
 
 @pytest.fixture

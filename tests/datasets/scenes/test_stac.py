@@ -11,10 +11,16 @@ from rasterio.windows import Window
 from rasters import write_tiff
 from scene_files import native, smooth, stac_item, write_band, write_json
 
-from datasets.bands import BAND_NAMES
-from datasets.errors import BandsUnknownError, FetchError, RadiometryUnknownError, SceneError, UnreadableImageError
-from datasets.radiometry import Level, Statement
-from datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.errors import (
+    BandsUnknownError,
+    FetchError,
+    RadiometryUnknownError,
+    SceneError,
+    UnreadableImageError,
+)
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
 
 PIXELS = smooth(13, 120)
 BANDS = {"blue": "B02", "red": "B04", "nir08": "B8A", "coastal": "B01"}
@@ -164,7 +170,7 @@ def test_a_fingerprint_follows_what_the_server_tells_and_not_the_key_in_the_addr
 
 
 def test_a_server_that_fails_is_an_error_and_no_hole_in_the_map(server: FileServer, monkeypatch: Any) -> None:
-    import datasets.scenes.rasters as rasters
+    import tilewise.datasets.scenes.rasters as rasters
 
     monkeypatch.setitem(rasters._REMOTE, "GDAL_HTTP_MAX_RETRY", "0")
     (found,) = find_scenes([f"{server.url}/item.json"], SAID)

@@ -11,12 +11,18 @@ from rasterio.windows import Window
 from rasters import L1C_TAGS, noise, write_l1c, write_tiff
 from scene_files import smooth
 
-from datasets.bands import BAND_NAMES, EUROSAT_MS_ORDER, L2A_BANDS, positions
-from datasets.errors import BandsUnknownError, RadiometryUnknownError, SceneError, SentileError, UnreadableImageError
-from datasets.radiometry import Level, Statement
-from datasets.scenes import BrokenBlock, SceneOptions, SceneSource, find_scenes, parse_clouds
-from datasets.scenes.stacked import date_in, platform_in
-from datasets.tile import DN
+from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, L2A_BANDS, positions
+from tilewise.datasets.core.errors import (
+    BandsUnknownError,
+    RadiometryUnknownError,
+    SceneError,
+    TilewiseError,
+    UnreadableImageError,
+)
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.scenes import BrokenBlock, SceneOptions, SceneSource, find_scenes, parse_clouds
+from tilewise.datasets.scenes.band_files import date_in, platform_in
 
 PLACE = (600_000, 5_000_000)
 
@@ -76,7 +82,7 @@ def test_nan_is_no_data(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_file_does_not_say_must_be_said(
-    tmp_path: Path, names: tuple[str, ...], tags: dict[str, str], error: type[SentileError], way: str
+    tmp_path: Path, names: tuple[str, ...], tags: dict[str, str], error: type[TilewiseError], way: str
 ) -> None:
     path = write_tiff(tmp_path / "s.tif", noise(), names, tags, corner=PLACE)
     with pytest.raises(error, match=way), source(path).open():
@@ -84,7 +90,7 @@ def test_what_a_file_does_not_say_must_be_said(
 
 
 def test_a_scene_that_lies_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SentileError, match="gdal_edit"), source(write_l1c(tmp_path / "s.tif")).open():
+    with pytest.raises(TilewiseError, match="gdal_edit"), source(write_l1c(tmp_path / "s.tif")).open():
         pass
 
 

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
-from training.tuning.space import Choices, TuneSettings
-from training.tuning.study import Plan, open_study
+from tilewise.training.tuning.space import Choices, TuneSettings
+from tilewise.training.tuning.study import Plan, open_study
 
 SEARCHES = 6
 

@@ -1,0 +1,1 @@
+"""HTTP: routes, bodies, replies, keys, limits, and their description in OpenAPI."""

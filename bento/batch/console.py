@@ -1,0 +1,179 @@
+"""How a run is told to whoever started it: bars for a terminal, plain lines for a log, JSON lines for programs.
+
+Progress and errors go to standard error, results to standard output; JSON lines all go to standard output.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from tilewise.bento.batch.manifest import SceneOutcome, State
+from tilewise.bento.batch.run import Standing
+
+_SECONDS_BETWEEN_LINES = 5.0
+_MOST_ROWS = 40  # of the table of scenes; the summary has them all
+
+
+class Show(Protocol):
+    """Something that tells of a run."""
+
+    def standing(self, standing: Standing) -> None:
+        """Tell how far the run is."""
+
+    def scene(self, outcome: SceneOutcome) -> None:
+        """Tell what became of a scene."""
+
+    def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
+        """Tell what became of the run."""
+
+
+@contextmanager
+def shown(as_json: bool) -> Iterator[Show]:
+    """Give what fits where this process writes to, for the length of the block."""
+    if as_json:
+        yield JsonLines()
+    elif sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            yield Bars(bars)
+    else:
+        yield Lines()
+
+
+class Lines:
+    """Plain lines: one for each scene, and one every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def standing(self, standing: Standing) -> None:
+        """See `Show`."""
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            click.echo(describe(standing), err=True)
+
+    def scene(self, outcome: SceneOutcome) -> None:
+        """See `Show`."""
+        if outcome.error:
+            click.echo(f"error: {outcome.error}", err=True)
+            return
+        told = {State.KEPT: "done already"}.get(outcome.state, f"{outcome.windows:,} windows, {outcome.seconds:.1f} s")
+        click.echo(f"{outcome.name}: {told}", err=True)
+        if outcome.broken:
+            click.echo(f"error: {broken(outcome)}", err=True)
+
+    def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
+        """See `Show`."""
+        print_outcomes(outcomes, out, model)
+
+
+class Bars:
+    """A bar that moves, in a terminal."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task = bars.add_task("scenes", total=1.0, said="")
+
+    def standing(self, standing: Standing) -> None:
+        """See `Show`."""
+        self._bars.update(self._task, completed=standing.share, said=describe(standing))
+
+    def scene(self, outcome: SceneOutcome) -> None:
+        """See `Show`."""
+        if not outcome.is_sound:
+            self._bars.console.print(f"[red]error[/red]: {escape(outcome.error or broken(outcome))}")
+
+    def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
+        """See `Show`."""
+        self._bars.stop()
+        print_outcomes(outcomes, out, model)
+
+
+class JsonLines:
+    """One JSON object a line on standard output: `event` is `progress`, `scene` or `end`."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def standing(self, standing: Standing) -> None:
+        """See `Show`."""
+        now = time.monotonic()
+        if now - self._last < 1:
+            return
+        self._last = now
+        left = standing.seconds_left
+        self._say(
+            "progress",
+            done=standing.done,
+            total=standing.total,
+            share=round(standing.share, 4),
+            windows=standing.windows,
+            windows_per_second=round(standing.windows_per_second, 1),
+            seconds=round(standing.seconds, 1),
+            seconds_left=None if left is None else round(left, 1),
+        )
+
+    def scene(self, outcome: SceneOutcome) -> None:
+        """See `Show`."""
+        self._say("scene", **outcome.to_json())
+
+    def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
+        """See `Show`."""
+        unsound = sum(not outcome.is_sound for outcome in outcomes)
+        self._say("end", scenes=len(outcomes), unsound=unsound, out=out, model=model)
+
+    def _say(self, event: str, **content: Any) -> None:
+        click.echo(json.dumps({"event": event, **content}, ensure_ascii=False))
+
+
+def describe(standing: Standing) -> str:
+    """Return how far a run is, in words."""
+    left = standing.seconds_left
+    soon = f", {_duration(left)} left" if left is not None and standing.share < 1 else ""
+    return (
+        f"{standing.done:,} of {standing.total:,} scenes ({100 * standing.share:.0f} %), "
+        f"{standing.windows_per_second:,.0f} windows/s{soon}"
+    )
+
+
+def broken(outcome: SceneOutcome) -> str:
+    """Return what is wrong with a scene of which parts could not be decoded."""
+    return (
+        f"{outcome.source}: {outcome.broken:,} of its blocks could not be decoded and are no data; "
+        "fetch the scene again and run the same command"
+    )
+
+
+def print_outcomes(outcomes: list[SceneOutcome], out: str, model: str) -> None:
+    """Print a table of the scenes and one line for the run to standard output."""
+    table = Table("scene", "windows", "skipped", "state")
+    for outcome in outcomes[:_MOST_ROWS]:
+        table.add_row(escape(outcome.name), f"{outcome.windows:,}", f"{outcome.skipped:,}", _state(outcome))
+    Console().print(table)
+    if len(outcomes) > _MOST_ROWS:
+        click.echo(f"… and {len(outcomes) - _MOST_ROWS:,} more, which summary.csv names")
+    good = sum(outcome.state is not State.FAILED for outcome in outcomes)
+    click.echo(f"{good} of {len(outcomes)} scenes are in {out}, by {model}")
+
+
+def _state(outcome: SceneOutcome) -> str:
+    if outcome.state is State.FAILED:
+        return "failed"
+    told = "done before" if outcome.state is State.KEPT else "done"
+    return f"{told}, {outcome.broken} blocks broken" if outcome.broken else told
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

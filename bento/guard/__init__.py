@@ -1,1 +1,0 @@
-"""What stands before the routes: connections, keys, bounds in time and size, headers."""

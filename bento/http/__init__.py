@@ -1,1 +1,0 @@
-"""What is said over HTTP: routes, bodies, replies, and their description."""

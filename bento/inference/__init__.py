@@ -1,0 +1,1 @@
+"""From pixels to answers: the engine, windows of scenes, blending, occlusion, previews."""

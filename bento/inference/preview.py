@@ -1,0 +1,162 @@
+"""A picture of a GeoTIFF for people, and the share of it that is as bright as cloud.
+
+The picture is stretched for itself, from the 2nd to the 98th percentile of each band, so it needs no radiometry and
+tells nothing of absolute brightness; the share of cloud does, so it is there only where the radiometry is known.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, MemoryFile
+
+from tilewise.datasets.core.bands import positions
+from tilewise.datasets.core.errors import (
+    MissingBandError,
+    RadiometryUnknownError,
+    SceneTooLargeError,
+    UnreadableImageError,
+)
+from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Statement
+from tilewise.datasets.core.tile import DN, place_bands, valid_mask
+from tilewise.datasets.readers.geotiff import ReadingPlan, closed_world, open_geotiff, plan_reading
+
+LONGEST_SIDE = 512
+PERCENTILES = (2, 98)
+# A band that varies less than this share of the most varying one is not stretched to the full: it would be noise.
+LEAST_CONTRAST = 0.4
+_FLAT = 0.25  # of a band's brightest: what varies less altogether is a flat surface, and looks like one
+
+# Braaten, Cohen & Yang 2015, https://doi.org/10.1016/j.rse.2015.08.006, with reflectances for Sentinel-2: cloud is
+# bright in green, and above 0.39 or not greener than red; surfaces as dark as 0.1 at 1.6 µm (snow, ice) are none.
+CLOUD_BANDS = ("B03", "B04", "B11")
+_MAYBE_CLOUD, _SURELY_CLOUD, _DARK_AS_SNOW = 0.175, 0.39, 0.1
+
+Values = npt.NDArray[np.float32]
+Valid = npt.NDArray[np.bool_]
+
+
+class View(StrEnum):
+    """What the picture shows."""
+
+    TRUE = "true"
+    FALSE = "false"
+
+
+VIEW_BANDS: dict[View, tuple[str, str, str]] = {
+    View.TRUE: ("B04", "B03", "B02"),
+    View.FALSE: ("B08", "B04", "B03"),
+}
+"""What is shown in red, green and blue: as the eye sees it, or vegetation in red."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture of a file.
+
+    Attributes:
+        png: of four channels; no data is transparent.
+        cloud_share: share (0-1) of the valid pixels that are as bright as cloud; None where that cannot be told.
+    """
+
+    png: bytes
+    cloud_share: float | None
+
+
+def preview(content: bytes, said: Statement, name: str, view: View, most_pixels: int) -> Preview:
+    """Return a picture of a GeoTIFF whose longest side has LONGEST_SIDE pixels, or as many as the file has if fewer.
+
+    Raises:
+        SceneTooLargeError: the file has more than `most_pixels`.
+        MissingBandError: the view needs a band that the file does not have.
+        TilewiseError: as `tilewise.datasets.readers.geotiff.open_geotiff` and `plan_reading` do, but for radiometry, which is not needed.
+    """
+    with open_geotiff(content, name) as dataset:
+        if dataset.width * dataset.height > most_pixels:
+            raise SceneTooLargeError(f"{name}: {dataset.width} × {dataset.height} pixels; {most_pixels:,} are the most")
+        plan = plan_reading(dataset, name, _with_any_radiometry(said))
+        numbers, valid = _read(dataset, plan, VIEW_BANDS[view])
+        return Preview(to_png(stretch(numbers, valid), valid), _cloud_share(dataset, name, said))
+
+
+def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
+    """Return uint8 (bands, height, width): each band from its 2nd to its 98th percentile, but noise is not blown up."""
+    if not valid.any():
+        return np.zeros(numbers.shape, np.uint8)
+    low, high = np.percentile(numbers[:, valid], PERCENTILES, axis=1)
+    span = high - low
+    span = np.maximum(span, max(LEAST_CONTRAST * span.max(), _FLAT * np.abs(high).max(), np.finfo(np.float32).tiny))
+    middle = (low + high) / 2
+    bright = (numbers - middle[:, None, None]) / span[:, None, None] + 0.5
+    return np.rint(255 * np.clip(np.where(valid, bright, 0), 0, 1)).astype(np.uint8)
+
+
+def cloud_mask(pixels: DN) -> Valid:
+    """Return bool (height, width): where DN (13, height, width) are as bright as cloud, by CLOUD_BANDS.
+
+    Bright sand, roofs and snow that is not dark at 1.6 µm pass for cloud too.
+    """
+    green, red, infrared = pixels[positions(CLOUD_BANDS)].astype(np.float32) / QUANTIFICATION
+    not_greener = (green > _MAYBE_CLOUD) & (green > red)
+    return ((green > _SURELY_CLOUD) | not_greener) & (infrared > _DARK_AS_SNOW)
+
+
+def to_png(colours: npt.NDArray[np.uint8], valid: Valid) -> bytes:
+    """Return uint8 (3, height, width) as a PNG that is transparent where not `valid`."""
+    _, height, width = colours.shape
+    with closed_world(), MemoryFile() as memory:
+        with memory.open(driver="PNG", count=4, height=height, width=width, dtype="uint8") as picture:
+            picture.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+            picture.write(np.concatenate([colours, 255 * valid[None].astype(np.uint8)]))
+        return bytes(memory.read())
+
+
+def _with_any_radiometry(said: Statement) -> Statement:
+    """Return `said` with whatever it leaves open of the radiometry; a stretched picture is the same with any."""
+    return replace(
+        said,
+        level=said.level or Level.L1C,
+        scale=said.scale if said.scale is not None else 1 / QUANTIFICATION,
+        offset=said.offset if said.offset is not None else 0.0,
+    )
+
+
+def _read(dataset: DatasetReader, plan: ReadingPlan, bands: tuple[str, ...]) -> tuple[Values, Valid]:
+    """Return the file's own numbers in `bands`, (len(bands), height, width) of the picture, and where all are data."""
+    missing = [band for band in bands if band not in plan.bands]
+    if missing:
+        raise MissingBandError(
+            f"{plan.name}: it has no {', '.join(missing)}; this picture shows {', '.join(bands)} in red, green and blue"
+        )
+    indexes = [plan.indexes[plan.bands.index(band)] for band in bands]
+    numbers = _read_small(dataset, plan.name, indexes)
+    valid = np.isfinite(numbers) & (numbers != 0)
+    if plan.no_data is not None and np.isfinite(plan.no_data):
+        valid &= numbers != plan.no_data
+    return np.nan_to_num(numbers.astype(np.float32), posinf=0, neginf=0), valid.all(axis=0)
+
+
+def _read_small(dataset: DatasetReader, name: str, indexes: list[int]) -> npt.NDArray[np.generic]:
+    """Return raster bands, thinned out (not averaged: no data would bleed) so that no side exceeds LONGEST_SIDE."""
+    shrink = max(1.0, max(dataset.height, dataset.width) / LONGEST_SIDE)
+    height, width = (max(1, round(side / shrink)) for side in (dataset.height, dataset.width))
+    try:
+        return np.asarray(dataset.read(indexes=indexes, out_shape=(len(indexes), height, width)))
+    except RasterioError as error:
+        raise UnreadableImageError(f"{name}: truncated or corrupt, its pixels cannot be decoded") from error
+
+
+def _cloud_share(dataset: DatasetReader, name: str, said: Statement) -> float | None:
+    try:
+        plan = plan_reading(dataset, name, said)
+    except RadiometryUnknownError:
+        return None
+    if not set(CLOUD_BANDS) <= set(plan.bands):
+        return None
+    numbers, valid = _read(dataset, plan, CLOUD_BANDS)
+    pixels = place_bands(plan.radiometry.to_dn(numbers, np.broadcast_to(valid, numbers.shape)), CLOUD_BANDS)
+    counted = valid_mask(pixels, CLOUD_BANDS)
+    return float(cloud_mask(pixels)[counted].mean()) if counted.any() else None

@@ -1,0 +1,1 @@
+"""Drift, logs, traces and the prediction log."""

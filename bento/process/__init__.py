@@ -1,1 +1,0 @@
-"""What one serving process works with: batches, models and their releases, scenes and tasks."""

@@ -1,0 +1,1 @@
+"""Maps, tables, pictures and STAC items of classified scenes."""

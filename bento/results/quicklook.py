@@ -1,0 +1,106 @@
+"""A picture of a class map with its legend, for people who have no GIS at hand."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from PIL import Image, ImageDraw, ImageFont
+from rasterio.enums import Resampling
+
+from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.results.maps import Colour, colours
+from tilewise.models.model_file import ModelMetadata
+
+SUFFIX = ".quicklook.png"
+_LONGEST, _SHORTEST = 1024, 384  # pixels of the map's longer side in the picture
+_MARGIN, _LINE, _SWATCH, _LEGEND = 16, 24, 16, 250
+_PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+_NONE: Colour = (225, 225, 225)
+_STEPS = (1, 2, 5)
+
+
+def write_quicklook(
+    class_map: Path, frame: Frame, metadata: ModelMetadata, area_ha: Mapping[str, float], path: Path
+) -> Path:
+    """Write a PNG: the map, at most 1024 pixels long, its title, scale bar and legend with each class's share.
+
+    Args:
+        class_map: the finished map.
+        frame: its grid.
+        metadata: of the model.
+        area_ha: hectares of each class that occurs.
+        path: of the picture.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    picture, scale = _read(class_map)
+    painted = Image.fromarray(paint(picture, metadata))
+    height = max(painted.height + _LINE, _LINE * (len(metadata.classes) + 3)) + _LINE + 2 * _MARGIN
+    page = Image.new("RGB", (painted.width + _LEGEND + 3 * _MARGIN, height), _PAPER)
+    page.paste(painted, (_MARGIN, _MARGIN + _LINE))
+    pen = ImageDraw.Draw(page)
+    day = (frame.datetime or "")[:10]
+    when = f", {day}" if day and day not in frame.name else ""
+    pen.text((_MARGIN, _MARGIN - 4), f"{frame.name}{when}", _INK, _font(16))
+    _draw_scale_bar(pen, frame, scale, (_MARGIN, _MARGIN + _LINE + painted.height + 6))
+    _draw_legend(pen, metadata, area_ha, (painted.width + 2 * _MARGIN, _MARGIN + _LINE))
+    page.save(path, format="PNG", compress_level=9)
+    return path
+
+
+def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDArray[np.uint8]:
+    """Return a class map (height, width) in its colours: (height, width, 3); grey where there is no class."""
+    table = np.full((256, 3), _NONE, np.uint8)
+    table[: len(metadata.classes)] = colours(metadata.classes)
+    table[NO_CLASS] = _NONE
+    return table[class_map]
+
+
+def _read(class_map: Path) -> tuple[npt.NDArray[np.uint8], float]:
+    """Return the map at the size of the picture, and how many pixels of the picture one of the map is."""
+    with rasterio.open(class_map) as dataset:
+        longest = max(dataset.shape)
+        shrunk = min(1.0, _LONGEST / longest)
+        shape = tuple(max(1, round(side * shrunk)) for side in dataset.shape)
+        # Overviews hold whole classes; between two of them the nearest pixel is taken, so that no class is made up.
+        picture = dataset.read(1, out_shape=shape, resampling=Resampling.nearest)
+    grown = max(1, _SHORTEST // longest)
+    return picture.repeat(grown, axis=0).repeat(grown, axis=1), shrunk * grown
+
+
+def _draw_scale_bar(pen: ImageDraw.ImageDraw, frame: Frame, scale: float, corner: tuple[int, int]) -> None:
+    """Draw a bar of a round length, a fifth to a half of the map's width."""
+    if not frame.pixel_ha > 0:
+        return
+    metres = (frame.pixel_ha * 10_000) ** 0.5 / scale  # of a pixel of the picture
+    most = frame.width * scale * metres / 3
+    exponent = 10.0 ** np.floor(np.log10(max(most, 1.0)))
+    length = max((step * exponent for step in _STEPS if step * exponent <= most), default=most)
+    x, y = corner
+    pen.rectangle((x, y, x + round(length / metres), y + 4), fill=_INK)
+    said = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    pen.text((x + round(length / metres) + 8, y - 6), said, _INK, _font(13))
+
+
+def _draw_legend(
+    pen: ImageDraw.ImageDraw, metadata: ModelMetadata, area_ha: Mapping[str, float], corner: tuple[int, int]
+) -> None:
+    x, y = corner
+    total = sum(area_ha.values())
+    entries = list(zip(metadata.classes, colours(metadata.classes), strict=True))
+    for name, colour in [*entries, ("no data or skipped", _NONE)]:
+        pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), fill=colour, outline=_FAINT)
+        share = f"{100 * area_ha.get(name, 0.0) / total:.1f} %" if total and name in metadata.classes else ""
+        pen.text((x + _SWATCH + 8, y), name, _INK, _font(14))
+        pen.text((x + _LEGEND, y), share, _FAINT, _font(14), anchor="ra")
+        y += _LINE
+    note = f"{metadata.name} {metadata.version}" + (", trained on synthetic tiles" if metadata.synthetic else "")
+    pen.text((x, y + 4), note, _FAINT, _font(12))
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

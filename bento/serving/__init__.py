@@ -1,0 +1,1 @@
+"""What one serving process works with: batcher, admission, releases, tasks."""

@@ -1,0 +1,1 @@
+"""Where tiles come from: published archives, or a synthetic generator."""

@@ -1,0 +1,109 @@
+"""The thirteen bands of Sentinel-2's MultiSpectral Instrument, known by name and never by position.
+
+Centre wavelengths are those of Sentinel-2A, in nm, from ESA's Sentinel-2 Spectral Response Functions
+(COPE-GSEG-EOPG-TN-15-0007, version 3.0); the native resolution is the ground sampling distance in metres.
+Aliases cover the names met in the wild: unpadded (`B1`), padded (`B08A`), and the common names of the STAC
+`eo` extension (`nir08`). All look-ups ignore case.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tilewise.datasets.core.errors import UnknownBandError
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """One spectral band: its canonical name, its aliases, its wavelength (nm) and its resolution (m)."""
+
+    name: str
+    aliases: tuple[str, ...]
+    centre_nm: float
+    resolution_m: int
+
+
+BANDS: tuple[Band, ...] = (
+    Band("B01", ("B1", "coastal"), 442.7, 60),
+    Band("B02", ("B2", "blue"), 492.4, 10),
+    Band("B03", ("B3", "green"), 559.8, 10),
+    Band("B04", ("B4", "red"), 664.6, 10),
+    Band("B05", ("B5", "rededge071", "rededge1"), 704.1, 20),
+    Band("B06", ("B6", "rededge075", "rededge2"), 740.5, 20),
+    Band("B07", ("B7", "rededge078", "rededge3"), 782.8, 20),
+    Band("B08", ("B8", "nir"), 832.8, 10),
+    Band("B8A", ("B08A", "nir08"), 864.7, 20),
+    Band("B09", ("B9", "nir09"), 945.1, 60),
+    Band("B10", ("cirrus",), 1373.5, 60),
+    Band("B11", ("swir16", "swir1"), 1613.7, 20),
+    Band("B12", ("swir22", "swir2"), 2202.4, 20),
+)
+BAND_NAMES: tuple[str, ...] = tuple(band.name for band in BANDS)
+
+L1C_BANDS = BAND_NAMES
+L2A_BANDS = tuple(name for name in BAND_NAMES if name != "B10")  # Level-2A drops the cirrus band
+TEN_METRE_BANDS = tuple(band.name for band in BANDS if band.resolution_m == 10)
+RGB_BANDS = ("B04", "B03", "B02")
+EUROSAT_MS_ORDER = (*(name for name in BAND_NAMES if name != "B8A"), "B8A")  # B8A is last in EuroSAT's files
+
+# Lists of bands that can be said by one word, wherever a list of bands can be said.
+BAND_SETS: dict[str, tuple[str, ...]] = {
+    "l1c": L1C_BANDS,
+    "l2a": L2A_BANDS,
+    "10m": TEN_METRE_BANDS,
+    "rgb": RGB_BANDS,
+    "eurosat": EUROSAT_MS_ORDER,
+}
+
+LEAVE_OUT = "_"  # in a list of a file's bands: not a band of Sentinel-2, to be left out
+
+_BY_NAME = {alias.lower(): band for band in BANDS for alias in (band.name, *band.aliases)}
+_POSITION = {name: index for index, name in enumerate(BAND_NAMES)}
+_FIRST_WORD = re.compile(r"[A-Za-z0-9]+")
+_RED_EDGE = re.compile(r"red[ _-]edge[ _-]?", re.IGNORECASE)  # `Red Edge 1` is not the red band
+
+
+def find_band(name: str) -> Band:
+    """Return the band called `name` (a name or an alias, in any case).
+
+    Raises:
+        UnknownBandError: no band has that name; the message lists those that exist.
+    """
+    band = _BY_NAME.get(name.strip().lower())
+    if band is None:
+        raise UnknownBandError(f"no Sentinel-2 band is called {name!r}; the bands are {', '.join(BAND_NAMES)}")
+    return band
+
+
+def positions(names: Iterable[str]) -> list[int]:
+    """Return where each named band stands in the canonical order of a tile (0 for B01 … 12 for B12)."""
+    return [_POSITION[find_band(name).name] for name in names]
+
+
+def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Turn `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, …) into band names.
+
+    `_` stands for a raster band that is to be left out, and is kept.
+
+    Raises:
+        UnknownBandError: a name is unknown or stands twice.
+    """
+    words = text.split(",") if isinstance(text, str) else list(text)
+    if len(words) == 1 and words[0].strip().lower() in BAND_SETS:
+        return BAND_SETS[words[0].strip().lower()]
+    names = tuple(LEAVE_OUT if word.strip() == LEAVE_OUT else find_band(word).name for word in words)
+    known = [name for name in names if name != LEAVE_OUT]
+    if len(set(known)) != len(known):
+        raise UnknownBandError(f"a band is named twice in {', '.join(names)}")
+    return names
+
+
+def band_of_description(description: str | None) -> str | None:
+    """Return the band that a raster band's description names, or None.
+
+    Descriptions are free text: `B8A`, `B4, central wavelength 665 nm` (GDAL's SENTINEL2 driver) and `red` all
+    occur; the first word decides.
+    """
+    match = _FIRST_WORD.match(_RED_EDGE.sub("rededge", (description or "").strip()))
+    band = _BY_NAME.get(match.group().lower()) if match else None
+    return band.name if band else None

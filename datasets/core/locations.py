@@ -1,0 +1,18 @@
+"""Where things are: configs and weights that ship with the package, and what commands write below the working folder."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).absolute().parents[2]
+"""The installed package, `tilewise/`: in a checkout a folder of links, in a wheel real folders."""
+
+CONFIGS = PACKAGE / "configs"
+MODEL_NAME = "model.onnx"
+PRETRAINED_MODEL = PACKAGE / "models" / "pretrained" / MODEL_NAME
+RUNS = Path("artifacts")
+"""Where training writes, below the working folder."""
+
+
+def checkout() -> Path | None:
+    """Return the root of the repository that the package is run from, or None where it is installed from a wheel."""
+    root = PACKAGE.resolve().parent
+    return root if (root / "pyproject.toml").is_file() and (root / "tests").is_dir() else None

@@ -1,0 +1,130 @@
+"""The one form that every reader ends in, and everything else starts from.
+
+A tile is uint16 (13, height, width) in the canonical band order (`tilewise.datasets.core.bands.BAND_NAMES`); its numbers
+are DN = reflectance × 10 000; 0 is no data, and a band that is absent is all no data. Trained networks take
+tiles of 64 × 64 pixels at about 10 m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilewise.datasets.core.bands import BAND_NAMES, positions
+from tilewise.datasets.core.radiometry import Level
+
+if TYPE_CHECKING:  # a machine that only trains on packed tiles has no rasterio
+    from affine import Affine
+    from rasterio.crs import CRS
+
+TILE_SIZE = 64
+BAND_COUNT = len(BAND_NAMES)
+NO_DATA = 0
+
+DN = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Georeference:
+    """Where a raster lies on Earth: its coordinate reference system and its pixel-to-CRS transform."""
+
+    crs: CRS
+    transform: Affine
+
+    def bounds(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return (left, bottom, right, top) of a `width` × `height` raster, in CRS units."""
+        corners = [self.transform @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    def footprint(self, width: int, height: int) -> dict[str, Any] | None:
+        """Return the outline of a `width` × `height` raster as GeoJSON in EPSG:4326 (longitude, latitude).
+
+        It is a MultiPolygon of two parts where it crosses the antimeridian, and None where longitude and latitude
+        cannot be told: with a local or a vertical CRS, or with coordinates outside the domain of the CRS.
+        """
+        return _footprint(self.crs, self.transform, width, height)
+
+
+@lru_cache(maxsize=4096)  # of one tile, it is asked for when it is read and again when it is answered
+def _footprint(crs: CRS, transform: Affine, width: int, height: int) -> dict[str, Any] | None:
+    from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
+    from rasterio.errors import RasterioError
+    from rasterio.warp import transform_geom
+
+    corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
+    ring = [tuple(transform @ corner) for corner in corners]
+    try:
+        geometry = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
+    except (CPLE_BaseError, RasterioError, SystemError, ValueError):  # GDAL's errors reach us in all of these
+        return None
+    inside = all(abs(x) <= 180 and abs(y) <= 90 for ring in rings_of(geometry) for x, y in ring)
+    return dict(geometry) if inside else None
+
+
+def rings_of(geometry: dict[str, Any]) -> list[list[tuple[float, float]]]:
+    """Return the outer rings of a GeoJSON Polygon or MultiPolygon."""
+    polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    return [polygon[0] for polygon in polygons]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A tile in the one form, with what is known of its origin.
+
+    Attributes:
+        name: what the tile is called (a file's stem, or an upload's file name).
+        pixels: uint16 (13, height, width), DN, 0 = no data.
+        bands: canonical names of the bands that are present, in canonical order.
+        level: the processing level the reflectances come from; None where nobody says (of a bare array of DN).
+        georeference: where it lies, or None if the file does not say.
+    """
+
+    name: str
+    pixels: DN
+    bands: tuple[str, ...]
+    level: Level | None
+    georeference: Georeference | None = None
+
+    @property
+    def valid_share(self) -> float:
+        """Share of pixels (0–1) that hold data in every band that is present."""
+        return float(valid_mask(self.pixels, self.bands).mean())
+
+    @property
+    def footprint(self) -> dict[str, Any] | None:
+        """The tile's outline as GeoJSON in EPSG:4326, or None where the file has no georeference."""
+        height, width = self.pixels.shape[1:]
+        return self.georeference.footprint(width, height) if self.georeference else None
+
+
+def only_bands(tiles: DN, bands: Sequence[str]) -> DN:
+    """Return `tiles`, uint16 (..., 13, height, width), with every band outside `bands` made no data."""
+    keep = np.zeros((BAND_COUNT, 1, 1), np.uint16)
+    keep[positions(bands)] = 1
+    return tiles * keep
+
+
+def valid_mask(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Return bool (height, width): where every one of `bands` holds data in `pixels` (13, height, width)."""
+    if not bands:
+        return np.zeros(pixels.shape[1:], bool)
+    present = pixels if len(bands) == BAND_COUNT else pixels[positions(bands)]
+    return np.asarray(present.min(axis=0) != NO_DATA)
+
+
+def place_bands(values: npt.NDArray[Any], bands: tuple[str, ...]) -> DN:
+    """Return uint16 (13, height, width) with `values` (len(bands), height, width) at their places."""
+    pixels = np.zeros((BAND_COUNT, *values.shape[1:]), np.uint16)
+    pixels[positions(bands)] = values
+    return pixels
+
+
+def canonical_order(bands: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `bands` in the canonical order."""
+    return tuple(name for name in BAND_NAMES if name in bands)

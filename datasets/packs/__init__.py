@@ -1,0 +1,1 @@
+"""Packs: many tiles in one memory-mapped array, with splits, statistics and versions."""

@@ -1,0 +1,1 @@
+"""Validation, label review, corrections and data cards."""

@@ -1,0 +1,1 @@
+"""Labelled tiles from files: GeoTIFF, EuroSAT, folders of classes."""

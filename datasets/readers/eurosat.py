@@ -1,0 +1,85 @@
+"""EuroSAT's two archives, read into the one tile form.
+
+EuroSAT (Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242) is Level-1C without the later +1000 offset.
+Its multispectral files hold B8A as the **last** of 13 bands and name none of them; that order exists only
+here. Its RGB files are 8-bit JPEGs of B04, B03, B02; how their bytes become DN was fitted on the tiles that
+stand in both archives (docs/decisions/0002-rgb-scale.md).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+
+from tilewise.datasets.core.bands import EUROSAT_MS_ORDER, RGB_BANDS
+from tilewise.datasets.core.errors import TileShapeError, UnreadableImageError
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.tile import TILE_SIZE, Tile, canonical_order, place_bands
+from tilewise.datasets.readers.geotiff import read_tile
+
+CLASSES = (
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+)
+
+MS_STATEMENT = Statement(bands=EUROSAT_MS_ORDER, level=Level.L1C, scale=1e-4, offset=0.0)
+
+# 8 bit = 1 + DN × 254 / 2750, rounded, 255 where DN is higher.
+RGB_DN_PER_STEP = 2750 / 254
+RGB_ZERO = 1
+
+
+def read_ms(path: Path) -> Tile:
+    """Read one tile of EuroSAT MS (`EuroSAT_MS/<Class>/<Class>_<n>.tif`).
+
+    Raises:
+        TilewiseError: the file is unreadable, or not 64 × 64 with 13 bands.
+    """
+    tile = read_tile(path, MS_STATEMENT)
+    return Tile(path.stem, tile.pixels, tile.bands, tile.level, tile.georeference)
+
+
+def read_rgb(path: Path) -> Tile:
+    """Read one tile of EuroSAT RGB (`EuroSAT_RGB/<Class>/<Class>_<n>.jpg`), bytes turned to DN.
+
+    Raises:
+        UnreadableImageError: it is not a JPEG, or a truncated one.
+        TileShapeError: it is not 64 × 64 with three bands.
+    """
+    try:
+        with rasterio.open(path, driver="JPEG") as dataset:
+            _check_rgb_shape(dataset, path.name)
+            rgb = dataset.read()
+    except RasterioError as error:
+        raise UnreadableImageError(f"{path.name}: not a readable JPEG") from error
+    return Tile(path.stem, place_bands(rgb_to_dn(rgb), RGB_BANDS), canonical_order(RGB_BANDS), Level.L1C)
+
+
+def _check_rgb_shape(dataset: DatasetReader, name: str) -> None:
+    if (dataset.count, dataset.height, dataset.width) != (3, TILE_SIZE, TILE_SIZE):
+        raise TileShapeError(
+            f"{name}: {dataset.width} × {dataset.height} pixels of {dataset.count} bands, "
+            f"but EuroSAT RGB has {TILE_SIZE} × {TILE_SIZE} of 3"
+        )
+
+
+def rgb_to_dn(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+    """Return DN for EuroSAT's bytes (any shape): (byte − 1) × 2750 / 254, at least 1: no pixel is missing."""
+    dn = np.rint((rgb.astype(np.float32) - RGB_ZERO) * RGB_DN_PER_STEP)
+    return np.clip(dn, 1, None).astype(np.uint16)
+
+
+def class_of(path: Path) -> str:
+    """Return the class of a tile from the folder it lies in."""
+    return path.parent.name

@@ -1,0 +1,117 @@
+"""What is known of one labelled tile, apart from its pixels: a row of the index, what validation checks."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tilewise.datasets.core.bands import positions
+from tilewise.datasets.core.console import Report, silent
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.tile import DN, Tile
+from tilewise.datasets.readers.corrections import Correction, correct
+from tilewise.datasets.readers.eurosat import class_of
+from tilewise.datasets.readers.sources import Source, TileFile
+
+Bounds = tuple[float, float, float, float]
+_READ_AHEAD = 256  # tiles in flight: 27 MB of 13-band tiles at most
+_READERS = 4  # GDAL releases the interpreter lock while it decodes
+
+
+@dataclass(frozen=True, slots=True)
+class TileRecord:
+    """One labelled tile without its pixels.
+
+    Attributes:
+        name: the file's stem; a name in two sources is the same place.
+        label: its class, as reviewed (`tilewise.datasets.readers.corrections`).
+        source: the format of the folder it came from (`eurosat-ms`, …).
+        level: processing level.
+        bands: canonical names of the bands present.
+        crs: its CRS as `EPSG:n` or WKT; empty where the file has none.
+        bounds: (left, bottom, right, top) in CRS units, or None.
+        sha256: of its present bands' names and DN: equal tiles have equal hashes, whatever their file.
+        valid_share: share of pixels (0–1) that hold data in every present band.
+        low: least DN among valid pixels (0 if there is none).
+        high: greatest DN.
+        given: the class of its folder, which its label was before it was reviewed.
+    """
+
+    name: str
+    label: str
+    source: str
+    level: str
+    bands: tuple[str, ...]
+    crs: str
+    bounds: Bounds | None
+    sha256: str
+    valid_share: float
+    low: int
+    high: int
+    given: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file that could not be read, and why."""
+
+    name: str
+    label: str
+    source: str
+    reason: str
+
+
+def read_all(
+    sources: Sequence[Source],
+    progress: Report = silent,
+    step: str = "reading tiles",
+    corrections: Sequence[Correction] = (),
+) -> Iterator[tuple[TileRecord, Tile] | Unreadable]:
+    """Read every tile of `sources` in order, a few at a time in threads; failures are yielded, not raised.
+
+    Tiles have their reviewed classes, and those that `corrections` leave out are not read.
+    """
+    jobs = [(source, file) for source in sources for file in correct(source.files(), corrections)]
+    done = 0
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(jobs), _READ_AHEAD):
+            for outcome in pool.map(_read_one, jobs[start : start + _READ_AHEAD]):
+                done += 1
+                progress(step, done, len(jobs))
+                yield outcome
+
+
+def content_hash(pixels: DN, bands: tuple[str, ...]) -> str:
+    """Return the SHA-256 of the present bands of `pixels` (13, height, width) and their names."""
+    digest = hashlib.sha256(",".join(bands).encode())
+    digest.update(pixels[positions(bands)].astype("<u2").tobytes())
+    return digest.hexdigest()
+
+
+def _read_one(job: tuple[Source, TileFile]) -> tuple[TileRecord, Tile] | Unreadable:
+    source, file = job
+    try:
+        tile = source.read(file.path)
+    except TilewiseError as error:
+        return Unreadable(file.name, file.label, source.format, str(error))
+    return _describe(source, file, tile), tile
+
+
+def _describe(source: Source, file: TileFile, tile: Tile) -> TileRecord:
+    present = tile.pixels[positions(tile.bands)]
+    valid = present[present > 0]
+    place = tile.georeference
+    return TileRecord(
+        name=file.name,
+        label=file.label,
+        source=source.format,
+        level=tile.level or "",
+        bands=tile.bands,
+        crs=place.crs.to_string() if place else "",
+        bounds=place.bounds(*tile.pixels.shape[:0:-1]) if place else None,
+        sha256=content_hash(tile.pixels, tile.bands),
+        valid_share=tile.valid_share,
+        low=int(valid.min(initial=65_535)) if valid.size else 0,
+        high=int(valid.max(initial=0)),
+        given=class_of(file.path),
+    )

@@ -1,0 +1,1 @@
+"""Attributions: which pixels and bands drove an answer."""

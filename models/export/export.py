@@ -1,0 +1,107 @@
+"""From a trained classifier to the one model file, checked against its original before it gets its name."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from tilewise.datasets.core.errors import ExportError
+from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
+from tilewise.models.model_file import INPUT, METADATA_KEY, OUTPUTS, ModelMetadata
+from tilewise.models.network.classifier import Classifier, Exported
+
+OPSET = 20
+MOST_DIFFERENCE = 1e-4  # of any probability, between torch and onnxruntime
+
+
+def export(
+    classifier: Classifier, metadata: ModelMetadata, path: Path, tiles: DN, tolerance: float = MOST_DIFFERENCE
+) -> float:
+    """Write `classifier` as the model file `path`, and return the largest difference of a probability on `tiles`.
+
+    Args:
+        tiles: uint16 (n, 13, 64, 64), real tiles to check with; the file only appears if the check passes.
+
+    Raises:
+        ExportError: onnxruntime answers otherwise than torch.
+    """
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_graph(classifier, metadata, partial)
+        difference = compare(classifier, partial, tiles)
+        if not difference <= tolerance:
+            raise ExportError(
+                f"{path}: the exported model's probabilities differ by {difference:.2g} from the original's, "
+                f"{tolerance:.0e} is the most; nothing was written"
+            )
+        os.replace(partial, path)  # noqa: PTH105 - the one call that is atomic on every system
+    finally:
+        partial.unlink(missing_ok=True)
+    return difference
+
+
+def write_graph(classifier: Classifier, metadata: ModelMetadata, path: Path) -> None:
+    """Trace `classifier` and write it with its metadata, unchecked."""
+    example = torch.ones((2, BAND_COUNT, TILE_SIZE, TILE_SIZE), dtype=torch.uint16)
+    with _quiet():
+        program = torch.onnx.export(
+            Exported(classifier).eval().cpu(),
+            (example,),
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"{path}: torch could not trace the network")
+    graph = program.model_proto
+    _forget_origin(graph.graph)
+    set_metadata(graph, metadata)
+    onnx.save(graph, str(path))  # weights inside: a side-car file would be lost by the first copy
+
+
+def _forget_origin(graph: onnx.GraphProto) -> None:
+    """Take out what torch notes beside each node: stack traces, with the paths of the machine that exported."""
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def set_metadata(graph: onnx.ModelProto, metadata: ModelMetadata) -> None:
+    """Put `metadata` into `graph`, in the place of any that it has."""
+    onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
+
+
+def compare(classifier: Classifier, path: Path, tiles: DN) -> float:
+    """Return the largest difference of a probability between `classifier` and the file `path` on `tiles`."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for start in range(0, len(tiles), 64):
+        batch = tiles[start : start + 64]
+        with torch.no_grad():
+            expected = Exported(classifier).eval()(torch.from_numpy(batch))[0].numpy()
+        found = session.run([OUTPUTS[0]], {INPUT: batch})[0]
+        largest = max(largest, float(np.abs(found - expected).max()))
+    return largest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and its warnings about its own insides away from the user."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.getLogger("torch.onnx").setLevel(level)

@@ -1,0 +1,241 @@
+"""From a model file to its INT8 sibling: static quantisation of the convolutional part, one scale a channel.
+
+Weights get a scale for each output channel, activations one for each tensor, whose range is seen on real tiles
+(Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2021, arXiv:2106.08295). Head, softmax and outlier score stay in
+32-bit floats, so the outputs are what they were. Free of torch: it works on the file and not on the network.
+"""
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from tilewise.datasets.core.errors import ExportError
+from tilewise.datasets.core.tile import DN
+from tilewise.models.model_file import INPUT, INT8, METADATA_KEY, MIDDLE, STEPS, ModelMetadata, open_model
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where a graph normalises bands.
+
+    Attributes:
+        source: the tensor of DN, float32.
+        result: the normalised tensor, which convolutions take.
+        step: float32 (13,), DN in one eight-bit step.
+        zero: uint8 (13,), the eight-bit number of DN 0.
+        nodes: the names of the nodes between `source` and `result`.
+    """
+
+    source: str
+    result: str
+    step: npt.NDArray[np.float32]
+    zero: npt.NDArray[np.uint8]
+    nodes: tuple[str, ...]
+
+
+def find_entrance(graph: onnx.GraphProto) -> Entrance | None:
+    """Return the entrance of a graph that `tilewise.models.network.preprocess` made, or None.
+
+    None is of another form, or has a band that no training tile had: QuantizeLinear cannot ignore one.
+    """
+    made_by = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    first = next((node for node in graph.node if node.op_type == "Conv"), None)
+    clip = made_by.get(first.input[0]) if first is not None else None
+    add = _before(clip, "Clip", made_by)
+    multiply = _before(add, "Add", made_by)
+    if clip is None or add is None or multiply is None or multiply.op_type != "Mul":
+        return None
+    source, scale = _parted(multiply, constants)
+    _, shift = _parted(add, constants)
+    if scale is None or shift is None:
+        return None
+    exact = MIDDLE + STEPS * shift
+    zero = exact.round()
+    if (scale <= 0).any() or np.abs(exact - zero).max() > 1e-2 or zero.min() < 0 or zero.max() >= 2 * MIDDLE:
+        return None
+    names = tuple(node.name for node in (multiply, add, clip))
+    return Entrance(source, clip.output[0], (1 / (STEPS * scale)).astype(np.float32), zero.astype(np.uint8), names)
+
+
+def overrides(entrance: Entrance) -> dict[str, list[dict[str, npt.NDArray[np.generic]]]]:
+    """Return what makes onnxruntime's quantiser take the entrance's own steps, as its `TensorQuantOverrides`."""
+    return {entrance.result: [{"scale": np.array(1 / STEPS, np.float32), "zero_point": np.array(MIDDLE, np.uint8)}]}
+
+
+def fold(graph: onnx.GraphProto, entrance: Entrance) -> None:
+    """Take the float passes out of a graph that was quantised with `overrides`, leaving one QuantizeLinear."""
+    quantise = next(n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == entrance.result)
+    for name, values in (("entrance_step", entrance.step), ("entrance_zero", entrance.zero)):
+        graph.initializer.append(numpy_helper.from_array(values, name))
+    quantise.input[:] = [entrance.source, "entrance_step", "entrance_zero"]
+    quantise.attribute.append(helper.make_attribute("axis", 1))
+    for node in [n for n in graph.node if n.name in entrance.nodes]:
+        graph.node.remove(node)
+    _fill_in_eight_bits(graph, quantise)
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _fill_in_eight_bits(graph: onnx.GraphProto, quantise: onnx.NodeProto) -> None:
+    """Fill absent bands behind `quantise` and not before it: by the byte 128, where floats are four times as much."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    larger = made_by.get(quantise.input[0])
+    if larger is None or larger.op_type != "Max":
+        return
+    fill = next((made_by[name] for name in larger.input if name in made_by and made_by[name].op_type == "Where"), None)
+    if fill is None:
+        return
+    quantise.input[0] = next(name for name in larger.input if name != fill.output[0])
+    bits, quantise.output[0] = quantise.output[0], f"{quantise.output[0]}_unfilled"
+    graph.initializer.append(numpy_helper.from_array(np.array(MIDDLE, np.uint8), "entrance_middle"))
+    chosen = helper.make_node(
+        "Where", [fill.input[0], "entrance_middle", quantise.output[0]], [bits], name="entrance_fill"
+    )
+    graph.node.insert(list(graph.node).index(quantise) + 1, chosen)
+    for node in (larger, fill):
+        graph.node.remove(node)
+
+
+def _before(node: onnx.NodeProto | None, kind: str, made_by: dict[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """Return the node that made the first input of `node` that any node made, if `node` is of that kind."""
+    if node is None or node.op_type != kind:
+        return None
+    return next((made_by[name] for name in node.input if name in made_by), None)
+
+
+def _parted(
+    node: onnx.NodeProto, constants: dict[str, npt.NDArray[np.generic]]
+) -> tuple[str, npt.NDArray[np.float64] | None]:
+    """Return a node's variable input and its constant one, (13,) in float64; None where it has none of that shape."""
+    found = [constants[name] for name in node.input if name in constants]
+    variable = next((name for name in node.input if name not in constants), "")
+    flat = found[0].astype(np.float64).ravel() if found else np.zeros(0)
+    return variable, flat if len(flat) > 1 else None
+
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+_QUANTISED = ["Conv", "Add", "Relu"]  # see `convolutional` for which of them
+_BATCH = 32
+_BATCHES_AT_ONCE = 1  # whose activations are kept before they are counted: a bound on memory
+
+
+class _Tiles(CalibrationDataReader):
+    """Hands tiles to onnxruntime's calibration, one batch each time that it asks for a range of batches."""
+
+    def __init__(self, tiles: DN) -> None:
+        self._tiles = tiles
+        self._batches: list[int] = []
+
+    def __len__(self) -> int:
+        return -(-len(self._tiles) // _BATCH)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Hand out these batches next."""
+        self._batches = list(range(start_index, end_index))
+
+    def get_next(self) -> dict[str, DN] | None:
+        """Return the next batch, or None."""
+        if not self._batches:
+            return None
+        start = self._batches.pop(0) * _BATCH
+        return {INPUT: self._tiles[start : start + _BATCH]}
+
+
+def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", percentile: float = 99.99) -> None:
+    """Write the INT8 form of the model file `source` to `target`, with its metadata, unchecked.
+
+    Args:
+        tiles: uint16 (n, 13, 64, 64), real ones, some with absent bands: ranges are taken from what they excite.
+        method: how an activation's range is chosen from its values: all of them (`minmax`), `percentile` percent of
+            them (`percentile`), or what loses least information (`entropy`).
+
+    Raises:
+        ModelFileError: `source` is no model file.
+        ExportError: it is INT8 already, or has no convolution.
+    """
+    original = open_model(source)
+    if method not in _METHODS:
+        raise ExportError(f"{method!r} is no way to choose ranges; say {', '.join(_METHODS)}")
+    if original.metadata.precision == INT8:
+        raise ExportError(f"{source}: is INT8 already; name the fp32 file")
+    graph = onnx.load(str(source))
+    nodes = convolutional(graph.graph)
+    if not nodes:
+        raise ExportError(f"{source}: has no convolution, so INT8 would change nothing; serve it as it is")
+    entrance = find_entrance(graph.graph)
+    with _quiet():
+        quantize_static(
+            graph,
+            str(target),
+            _Tiles(tiles),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=_QUANTISED,
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=_METHODS[method],
+            extra_options={
+                "CalibPercentile": percentile,
+                "CalibStridedMinMax": _BATCHES_AT_ONCE,
+                "TensorQuantOverrides": overrides(entrance) if entrance else {},
+            },
+        )
+    metadata = original.metadata.model_copy(update={"precision": INT8, "quantised_from": original.sha256})
+    quantised = onnx.load(str(target))
+    if entrance:
+        fold(quantised.graph, entrance)
+    _save(quantised, metadata, target)
+
+
+def convolutional(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the convolutions, and of the sums and rectifiers between them, in a graph in order.
+
+    A sum of two grids of eight bits stays in eight bits; one in floats costs two passes over both and one back. Sums
+    that no convolution leads to (of the input's normalisation, of the outlier score) are not among them.
+    """
+    names, grids = [], set[str]()
+    for node in graph.node:
+        between = node.op_type in ("Add", "Relu") and all(name in grids for name in node.input)
+        if node.op_type == "Conv" or between:
+            names.append(node.name)
+            grids.update(node.output)
+    return names
+
+
+def rewrite_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Put `metadata` into the model file `path`, in the place of any that it has."""
+    _save(onnx.load(str(path)), metadata, path)
+
+
+def _save(graph: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
+    onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
+    onnx.save(graph, str(path))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnxruntime's advice and its prints about its own insides away from the user."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)

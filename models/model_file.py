@@ -1,0 +1,294 @@
+"""The model file: one ONNX graph with everything a user of it must know inside. Free of torch.
+
+Input `tiles`: uint16 (batch, 13, 64, 64), DN = reflectance × 10 000, 0 = no data, canonical band order.
+Outputs: `probabilities` float32 (batch, classes), calibrated; `logits` float32 (batch, classes);
+`embedding` float32 (batch, features); `outlier_score` float32 (batch,), larger for tiles unlike the training data.
+What the numbers mean is one JSON object in the graph's metadata, under
+the key `tilewise`. A file without it, or of another version, is refused.
+"""
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.errors import ModelFileError
+from tilewise.datasets.core.radiometry import QUANTIFICATION
+from tilewise.datasets.core.tile import BAND_COUNT, NO_DATA, TILE_SIZE
+
+STEPS = 24  # in one standard deviation
+MIDDLE = 128  # the number that stands for the mean
+
+
+_CPU_INFO = Path("/proc/cpuinfo")
+# Dot products of bytes, as Linux calls them: x86 (VNNI, AMX) and Arm (DotProd, I8MM).
+_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+def int8_instructions(cpu_info: Path = _CPU_INFO) -> frozenset[str]:
+    """Return which instructions for dot products of bytes this processor has; none where Linux does not tell."""
+    try:
+        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return _INSTRUCTIONS & frozenset(flags.partition(":")[2].split())
+
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of control groups v2: "max 100000" or "150000 100000"
+
+
+def usable_cores() -> int:
+    """Return the cores that affinity and container quota leave to this process, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _quota(cores)))
+
+
+def _quota(cores: int) -> int:
+    try:
+        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
+        return cores if quota == "max" else math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return cores
+
+
+FP32, INT8 = "fp32", "int8"
+LEAST_GAIN = 1.1  # times fp32's speed; less is not worth other answers, however little other they are
+_SUFFIX = ".int8.onnx"
+_BATCH = 16
+_ROUNDS = 7
+
+
+def int8_of(path: Path) -> Path:
+    """Return where the INT8 file of the model file `path` lies, whether it is there or not."""
+    return path.with_name(path.name.removesuffix(".onnx") + _SUFFIX)
+
+
+def is_int8(path: Path) -> bool:
+    """Whether `path` is named as INT8 files are."""
+    return path.name.endswith(_SUFFIX)
+
+
+def gain(fp32: ort.InferenceSession, int8: ort.InferenceSession) -> float:
+    """Return how many times as fast `int8` is as `fp32` on batches of 16 tiles: medians of seven, taken in turn."""
+    tiles = np.random.default_rng(0).integers(1, 4000, (_BATCH, BAND_COUNT, TILE_SIZE, TILE_SIZE), np.uint16)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for count in range(_ROUNDS + 1):
+        for session, taken in zip((fp32, int8), seconds, strict=True):
+            begun = perf_counter()
+            session.run(list(OUTPUTS), {INPUT: tiles})
+            if count:  # the first run allocates
+                taken.append(perf_counter() - begun)
+    return median(seconds[0]) / median(seconds[1])
+
+
+METADATA_KEY = "tilewise"
+FORMER_METADATA_KEY = "sentile"  # what files were written with before the project was renamed
+SCHEMA_VERSION = 1
+INPUT = "tiles"
+OUTPUTS = ("probabilities", "logits", "embedding", "outlier_score")
+MOST_BYTES = 2 * 2**30  # a protobuf cannot be larger
+
+
+class ReferenceHistogram(BaseModel):
+    """How one band's DN were distributed in training, for telling drift."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    band: str
+    mean: float
+    std: float
+    counts: tuple[int, ...]
+
+
+class PredictionSets(BaseModel):
+    """How sets of classes with a promised coverage are made: by a lowest probability for each coverage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    thresholds: dict[float, float] = Field(min_length=1)
+    calibrated_on: str = ""
+
+    def threshold(self, coverage: float) -> float:
+        """Return the lowest probability of a class in a set of at least `coverage` (0-1).
+
+        Raises:
+            ValueError: a higher coverage than was calibrated.
+        """
+        enough = [known for known in self.thresholds if known >= coverage - 1e-9]
+        if not enough:
+            raise ValueError(f"the highest calibrated coverage is {max(self.thresholds)}")
+        return self.thresholds[min(enough)]
+
+
+class Outliers(BaseModel):
+    """How tiles unlike the training data are flagged: by a score above a threshold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    threshold: float
+    false_alarms: float
+
+
+class ModelMetadata(BaseModel):
+    """The JSON object inside a model file.
+
+    Attributes:
+        schema_version: of this object; another version is refused.
+        name, version: what the model is called.
+        classes: class names, in the order of the outputs.
+        bands: the input's bands, in order.
+        trained_bands: bands that training data had; the graph ignores the others.
+        tile_size: pixels a side.
+        quantification: DN of reflectance 1.
+        no_data: the DN that means no data.
+        temperature: that the logits were divided by before softmax (Guo et al. 2017, arXiv:1706.04599).
+        prediction_sets: how sets of classes with a promised coverage are made; None: not calibrated.
+        outliers: how unfamiliar tiles are flagged; None: not calibrated.
+        network: the architecture in words.
+        precision: `fp32` or `int8`.
+        quantised_from: SHA-256 of the fp32 model file that an `int8` one was made from.
+        histogram_edges: DN edges of the reference histograms.
+        histograms: of the training data, per band.
+        metrics: measured figures, e.g. {"val/accuracy": 0.95}.
+        data_hash: of the pack that trained it.
+        weights: SHA-256 of what training moved; the same in files that differ in calibration only.
+        synthetic: whether that pack was synthetic, so that nobody mistakes a demo for a product.
+        code_revision: git revision that trained it (`-dirty` where files were changed).
+        licence: of the weights.
+        created: ISO 8601, UTC.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    version: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    bands: tuple[str, ...] = BAND_NAMES
+    trained_bands: tuple[str, ...] = BAND_NAMES
+    tile_size: int = TILE_SIZE
+    quantification: int = QUANTIFICATION
+    no_data: int = NO_DATA
+    temperature: float = Field(default=1.0, gt=0)
+    prediction_sets: PredictionSets | None = None
+    outliers: Outliers | None = None
+    network: str
+    precision: str = "fp32"
+    quantised_from: str = ""
+    histogram_edges: tuple[int, ...] = ()
+    histograms: tuple[ReferenceHistogram, ...] = ()
+    metrics: dict[str, float] = {}
+    data_hash: str = ""
+    weights: str = ""
+    synthetic: bool = False
+    code_revision: str = ""
+    licence: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model file that was opened and found sound.
+
+    Attributes:
+        path: where it lies.
+        sha256: of its bytes.
+        metadata: what it says of itself.
+        session: onnxruntime's session, ready to run.
+    """
+
+    path: Path
+    sha256: str
+    metadata: ModelMetadata
+    session: ort.InferenceSession
+
+
+def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFile:
+    """Open a model file and check that it is one of ours.
+
+    Raises:
+        ModelFileError: no such file, not an ONNX file, without our metadata, or with a graph of another form.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"{path}: there is no such model; `tilewise train` makes one")
+    if path.stat().st_size > MOST_BYTES:
+        raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
+    options = options or ort.SessionOptions()
+    if not int8_instructions():
+        # Products of bytes are then summed in 16 bits, which overflow; this takes the slower way that does not.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    # Weights in other files are refused: from a folder that cannot be, none is read.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    try:
+        content = path.read_bytes()
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base but Exception
+        raise ModelFileError(f"{path}: not a readable ONNX file; export it again") from error
+    stored = session.get_modelmeta().custom_metadata_map
+    metadata = parse_metadata(stored.get(METADATA_KEY, stored.get(FORMER_METADATA_KEY)), path)
+    _check_graph(session, metadata, path)
+    return ModelFile(path, hashlib.sha256(content).hexdigest(), metadata, session)
+
+
+def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
+    """Return the metadata that `text` holds.
+
+    Raises:
+        ModelFileError: there is none, or it is malformed or of another version.
+    """
+    if text is None:
+        raise ModelFileError(
+            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, so nobody knows its classes and "
+            "bands; export it with `tilewise export`"
+        )
+    version = _version_of(text)
+    if version != SCHEMA_VERSION:
+        raise ModelFileError(
+            f"{path}: its metadata are of version {version!r}, this is version {SCHEMA_VERSION}; export it again"
+        )
+    try:
+        return ModelMetadata.model_validate_json(text)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelFileError(
+            f"{path}: its metadata are malformed at {where}: {first['msg']}; export it again"
+        ) from error
+
+
+def _version_of(text: str) -> object:
+    """Return the version that the metadata say they are of; asked first: another version has other fields."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return "unknown"
+    return content.get("schema_version", "unknown") if isinstance(content, dict) else "unknown"
+
+
+def _check_graph(session: ort.InferenceSession, metadata: ModelMetadata, path: Path) -> None:
+    """Refuse a graph of another form than every user of it relies on, or than its own metadata tell."""
+    inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
+    outputs = tuple(node.name for node in session.get_outputs())
+    wanted = [(INPUT, "tensor(uint16)", [len(BAND_NAMES), TILE_SIZE, TILE_SIZE])]
+    if inputs != wanted or outputs[: len(OUTPUTS)] != OUTPUTS:
+        raise ModelFileError(f"{path}: its graph takes {inputs} and gives {outputs}; export it again")
+    if (metadata.bands, metadata.tile_size) != (BAND_NAMES, TILE_SIZE):
+        raise ModelFileError(f"{path}: its metadata tell of other bands or tiles than its graph; export it again")
+    answers = session.get_outputs()[0].shape
+    if len(answers) != 2 or answers[1] != len(metadata.classes):
+        raise ModelFileError(
+            f"{path}: its metadata name {len(metadata.classes)} classes, its graph answers {answers}; export it again"
+        )

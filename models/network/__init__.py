@@ -1,0 +1,1 @@
+"""The classifier: preprocessing, backbone, head, calibration, outlier score (torch)."""

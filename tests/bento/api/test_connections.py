@@ -1,0 +1,61 @@
+"""Connections: what is said slowly, without end or not at all is not waited for."""
+
+import socket
+from contextlib import ExitStack
+
+import httpx
+from hardened import HEAD_SECONDS, KEY, say
+from servers import Server
+
+GET = b"GET /model HTTP/1.1\r\nHost: x\r\nX-API-Key: " + KEY.encode() + b"\r\n"
+
+
+def test_a_connection_that_says_nothing_is_closed(guarded: Server) -> None:
+    assert say(guarded.url).status == 0
+
+
+def test_a_head_that_comes_byte_by_byte_is_not_waited_for(guarded: Server) -> None:
+    drops = [b"GET /model HTTP/1.1\r\nHost: x\r\n", *([b"A: b\r\n"] * 100)]
+    answer = say(guarded.url, *drops, pause=0.1)
+    assert answer.status in (0, 408)  # the answer may be lost to a client that goes on talking
+    assert answer.seconds < 10 * HEAD_SECONDS + 5
+
+
+def test_a_head_that_stops_is_refused_with_408(guarded: Server) -> None:
+    answer = say(guarded.url, b"GET /model HTTP/1.1\r\n", b"Host: x\r\n")
+    assert answer.status == 408
+    assert answer.error["code"] == "too_slow"
+
+
+def test_headers_without_end_are_refused_with_431(guarded: Server) -> None:
+    answer = say(guarded.url, GET, *([b"X-Long: " + b"y" * 30_000 + b"\r\n"] * 4))
+    assert answer.status == 431
+    assert answer.error["code"] == "head_too_large"
+
+
+def test_pipelined_requests_are_answered_and_nonsense_after_them_is_not_our_failure(guarded: Server) -> None:
+    answer = say(guarded.url, (GET + b"\r\n") * 3 + b"\x00\x01nonsense\r\n\r\n")
+    assert answer.status in (200, 400)
+    assert httpx.get(f"{guarded.url}/readyz", trust_env=False, timeout=30).status_code == 200
+    assert "Traceback" not in guarded.log.read_text()
+
+
+def test_a_question_to_change_the_protocol_is_answered_as_any_other(guarded: Server) -> None:
+    upgrade = (
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    assert say(guarded.url, GET + upgrade).status == 200
+    assert say(guarded.url, GET.replace(KEY.encode(), b"") + upgrade).status == 401
+
+
+def test_more_connections_than_allowed_are_closed_and_the_others_served(guarded: Server) -> None:
+    host, _, port = guarded.url.removeprefix("http://").partition(":")
+    with ExitStack() as stack:
+        kept = stack.enter_context(httpx.Client(base_url=guarded.url, trust_env=False, timeout=30))
+        assert kept.get("/readyz").status_code == 200
+        for _ in range(60):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        assert kept.get("/readyz").status_code == 200
+        assert say(guarded.url, GET + b"\r\n").status == 0
+    with httpx.Client(base_url=guarded.url, trust_env=False, transport=httpx.HTTPTransport(retries=5)) as client:
+        assert client.get("/readyz").status_code == 200

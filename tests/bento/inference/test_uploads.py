@@ -1,0 +1,113 @@
+"""Uploaded tiles: one answer for each, in order, whatever the others are."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from affine import Affine
+from geotiffs import geotiff, jpeg, tile_file
+from rasterio.crs import CRS
+
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.uploads import Upload, classify_uploads
+from tilewise.datasets.acquire.synthetic import TAGS, synthesise_tile
+from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.tile import Tile
+from tilewise.datasets.readers.eurosat import CLASSES
+
+FOREST = synthesise_tile("Forest", 1, 2)
+LAKE = synthesise_tile("SeaLake", 1, 2)
+
+
+def answer(engine: Engine, content: bytes, said: Statement | None = None) -> dict[str, Any]:
+    """The JSON answer to one upload."""
+    (result,) = classify_uploads(engine, [Upload("tile.tif", content, said or Statement())])
+    back: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False))
+    return back
+
+
+def test_nothing_uploaded_gives_nothing(engine: Engine) -> None:
+    assert classify_uploads(engine, []) == []
+
+
+def test_answers_keep_the_order_of_the_uploads_with_errors_among_them(engine: Engine) -> None:
+    uploads = [
+        Upload("one.tif", tile_file(FOREST)),
+        Upload("two.tif", jpeg()),
+        Upload("three.tif", tile_file(LAKE)),
+        Upload("four.tif", b""),
+    ]
+    results = classify_uploads(engine, uploads)
+    assert [result["name"] for result in results] == ["one.tif", "two.tif", "three.tif", "four.tif"]
+    assert [result.get("class") for result in results] == ["Forest", None, "SeaLake", None]
+    assert results[1]["error"]["message"] == "two.tif: not a GeoTIFF but a JPEG"
+    assert results[3]["error"]["message"] == "four.tif: an empty file"
+
+
+def test_a_semicolon_in_a_name_does_not_tear_the_error_apart(engine: Engine) -> None:
+    (result,) = classify_uploads(engine, [Upload("a; b.tif", jpeg())])
+    assert result["error"]["message"] == "a; b.tif: not a GeoTIFF but a JPEG"
+    assert result["error"]["hint"] == "the multispectral GeoTIFF is needed"
+
+
+def test_only_bad_uploads_give_only_errors(engine: Engine) -> None:
+    results = classify_uploads(engine, [Upload("a.tif", jpeg()), Upload("b.tif", b"II*\0")])
+    assert [set(result) for result in results] == [{"name", "error"}] * 2
+
+
+def test_the_class_is_the_most_probable_one_and_all_classes_are_told(engine: Engine) -> None:
+    result = answer(engine, tile_file(FOREST))
+    shares = result["probabilities"]
+    assert tuple(shares) == CLASSES
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+    assert shares[result["class"]] == max(shares.values())
+
+
+def test_bands_that_the_file_lacks_are_not_claimed(engine: Engine) -> None:
+    result = answer(engine, tile_file(FOREST, L2A_BANDS), Statement(level=Level.L2A))
+    assert result["bands"] == list(L2A_BANDS)
+    assert result["level"] == "L2A"
+
+
+def test_the_share_of_valid_pixels_is_told(engine: Engine) -> None:
+    pixels = FOREST.pixels.copy()
+    pixels[4, :16] = 0
+    result = answer(engine, tile_file(Tile("t", pixels, BAND_NAMES, Level.L1C, FOREST.georeference)))
+    assert result["valid_share"] == 0.75
+
+
+def test_a_tile_without_a_place_is_answered_without_a_footprint(engine: Engine) -> None:
+    content = geotiff(FOREST.pixels, names=BAND_NAMES, tags=TAGS, crs=None, transform=Affine.identity())
+    result = answer(engine, content)
+    assert result["class"] == "Forest"
+    assert result["footprint"] is None
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        (CRS.from_epsg(32629), Affine(10, 0, 1e12, 0, -10, 1e12)),
+        (CRS.from_epsg(32629), Affine(10, 0, math.inf, 0, -10, 0)),
+        (CRS.from_wkt('LOCAL_CS["a garden",UNIT["metre",1]]'), Affine(10, 0, 5, 0, -10, 5)),
+    ],
+)
+def test_a_tile_with_a_place_nowhere_on_earth_is_answered_and_harms_no_other(
+    engine: Engine, crs: CRS, transform: Affine
+) -> None:
+    lost = tile_file(FOREST, crs=crs, transform=transform)
+    uploads = [Upload("lost.tif", lost), Upload("lake.tif", tile_file(LAKE))]
+    first, second = classify_uploads(engine, uploads)
+    assert (first["class"], first["footprint"]) == ("Forest", None)
+    assert second["class"] == "SeaLake"
+    assert second["footprint"]["type"] == "Polygon"
+
+
+def test_a_float_tile_with_nan_is_answered_and_nan_counts_as_no_data(engine: Engine) -> None:
+    pixels = FOREST.pixels.astype(np.float32)
+    pixels[:, :, :32] = np.nan
+    said = Statement(scale=0.0001, offset=0)
+    result = answer(engine, geotiff(pixels, names=BAND_NAMES), said)
+    assert result["valid_share"] == 0.5

@@ -1,0 +1,48 @@
+"""Where windows lie: everything is covered, and strips and parts share the windows among themselves."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from tilewise.bento.inference.window_grid import make_lattice, starts
+
+
+@pytest.mark.parametrize("stride", [4, 16, 24, 32, 48, 63, 64])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 128, 129, 640, 641])
+def test_windows_of_any_stride_cover_every_pixel_and_stay_inside(length: int, stride: int) -> None:
+    found = starts(length, 64, stride)
+    covered = np.zeros(length, bool)
+    for start in found:
+        covered[start : start + 64] = True
+    assert covered.all()
+    assert found == sorted(set(found))
+    assert found[-1] + 64 <= max(length, 64)
+    assert all(after - before <= stride for before, after in pairwise(found))
+
+
+@pytest.mark.parametrize("block", [(1, 1), (1, 3000), (8, 3000), (512, 512), (256, 256), (1024, 1024), (5000, 5000)])
+@pytest.mark.parametrize("stride", [16, 24, 64])
+@pytest.mark.parametrize(("height", "width"), [(2000, 3000), (1025, 70), (64, 64), (30, 3000)])
+def test_strips_and_parts_hold_each_window_once_and_decide_each_pixel_once(
+    height: int, width: int, stride: int, block: tuple[int, int]
+) -> None:
+    lattice = make_lattice(height, width, 64, stride, block)
+    assert [row for strip in lattice.strips for row in strip] == list(range(len(lattice.rows)))
+    assert [column for part in lattice.parts for column in part] == list(range(len(lattice.columns)))
+    edges = [lattice.edges(strip) for strip in range(len(lattice.strips))]
+    assert (edges[0][0], edges[-1][1]) == (0, height)
+    assert all(before[1] == after[0] for before, after in pairwise(edges))
+    for strip in range(len(lattice.strips)):
+        first = lattice.first_needed(strip)
+        above = [lattice.rows[row] for rows in lattice.strips[:first] for row in rows]
+        assert all(row + 64 <= edges[strip][0] for row in above), "no window that reaches in is left out"
+
+
+def test_parts_follow_the_blocks_of_the_files_and_stay_small() -> None:
+    lattice = make_lattice(10_980, 10_980, 64, 64, (512, 512))
+    assert {edge % 512 for edge, _ in map(lattice.edges, range(len(lattice.strips)))} == {0}
+    assert {edge % 512 for edge, _ in map(lattice.part_edges, range(len(lattice.parts)))} == {0}
+    assert max(len(rows) for rows in lattice.strips) * max(len(columns) for columns in lattice.parts) <= 300
+    strips = make_lattice(10_980, 10_980, 64, 64, (1, 10_980))
+    assert len(strips.parts) == 1, "rows that are stored whole are read whole"

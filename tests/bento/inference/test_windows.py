@@ -1,0 +1,287 @@
+"""Scenes in windows: exact where windows lie side by side, without seams where they overlap, and never half kept."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import rasterio
+from affine import Affine
+from geotiffs import geotiff
+from rasterio.windows import Window
+
+from tilewise.bento.inference import window_grid
+from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.windows import Block, GridOptions, classify, strip_count
+from tilewise.datasets.acquire.synthetic import TAGS, render
+from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
+from tilewise.datasets.core.errors import SceneError, UnreadableImageError
+from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.tile import DN
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.datasets.scenes import SceneOptions, find_scenes
+
+KINDS = ("Forest", "SeaLake", "Pasture", "SeaLake", "Industrial", "AnnualCrop", "Forest", "River")
+TALL, WIDE = 1300, 300  # two strips
+
+
+def mosaic(height: int, width: int) -> DN:
+    """Synthetic land (13, height, width) of many classes."""
+    down, across = -(-height // 64), -(-width // 64)
+    cells = {kind: render(kind, 3, seed=4) for kind in KINDS}
+    rows = [np.concatenate([cells[KINDS[(r * 3 + c) % len(KINDS)]] for c in range(across)], 2) for r in range(down)]
+    return np.concatenate(rows, 1)[:, :height, :width]
+
+
+def scene_file(folder: Path, pixels: npt.NDArray[Any], **more: Any) -> Path:
+    path = folder / "scene.tif"
+    path.write_bytes(geotiff(pixels, names=BAND_NAMES, tags=TAGS, tiled=True, blockxsize=256, blockysize=256, **more))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tall(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DN]:
+    """A scene of two strips with holes, as a file and as pixels."""
+    pixels = mosaic(TALL, WIDE)
+    pixels[:, 200:330, 40:180] = 0
+    pixels[3, 1000:1100, 250:] = 0
+    return scene_file(tmp_path_factory.mktemp("tall"), pixels), pixels
+
+
+def blocks_of(engine: Engine, path: Path, grid: GridOptions | None = None, **more: Any) -> list[Block]:
+    with opened(path) as scene:
+        return list(classify(engine, scene, grid, **more).iter_blocks())
+
+
+def opened(path: Path) -> Any:
+    (source,) = find_scenes([path])
+    return source.open()
+
+
+def joined(blocks: Sequence[Block], name: str) -> npt.NDArray[Any]:
+    return np.concatenate([getattr(block, name) for block in blocks], axis=-2)
+
+
+def test_blocks_give_every_row_once_in_order_and_every_window_once(engine: Engine, tall: tuple[Path, DN]) -> None:
+    blocks = blocks_of(engine, tall[0])
+    assert [block.row for block in blocks] == list(np.cumsum([0] + [len(b.class_map) for b in blocks[:-1]]))
+    assert joined(blocks, "class_map").shape == (TALL, WIDE)
+    windows = [window for block in blocks for window in block.windows]
+    rows, columns = [*range(0, 1236, 64), 1236], [0, 64, 128, 192, 236]
+    assert [(w.row, w.column) for w in windows] == [(r, c) for r in rows for c in columns]
+
+
+def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(engine: Engine, tall: tuple[Path, DN]) -> None:
+    path, pixels = tall
+    blocks = blocks_of(engine, path)
+    classes, confidence, outlier = (joined(blocks, name) for name in ("class_map", "confidence", "outlier"))
+    seen = 0
+    for window in (window for block in blocks for window in block.windows):
+        tile = pixels[:, window.row : window.row + 64, window.column : window.column + 64]
+        valid = (tile > 0).all(axis=0)
+        assert window.valid_share == pytest.approx(valid.mean())
+        if window.row % 64 or window.column % 64:
+            continue
+        inside = (slice(window.row, window.row + 64), slice(window.column, window.column + 64))
+        if valid.mean() < 0.5:
+            assert window.probabilities is None
+            continue
+        seen += 1
+        said = engine.classify(tile[None])
+        assert (classes[inside][valid] == said.probabilities[0].argmax()).all()
+        np.testing.assert_allclose(confidence[inside][valid], said.probabilities[0].max(), atol=1e-5)
+        np.testing.assert_allclose(outlier[inside][valid], said.outlier_score[0], rtol=1e-5)
+        assert (classes[inside][~valid] == NO_CLASS).all()
+        assert np.isnan(confidence[inside][~valid]).all()
+    assert seen > 60
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        GridOptions(),
+        GridOptions(32),
+        GridOptions(24, keep_probabilities=True),
+        GridOptions(32, cell=8),
+        GridOptions(cell=64),
+    ],
+)
+def test_threads_and_parting_change_nothing(engine: Engine, tall: tuple[Path, DN], grid: GridOptions) -> None:
+    path, _ = tall
+    whole = blocks_of(engine, path, grid, workers=1)
+    with opened(path) as scene:
+        count = strip_count(scene, grid)
+    parted = [
+        b for n in reversed(range(count)) for b in reversed(blocks_of(engine, path, grid, workers=3, rows=(n, n + 1)))
+    ]
+    assert count >= 2 or grid.stride < 64
+    for first, second in zip(whole, reversed(parted), strict=True):
+        assert first.row == second.row
+        for name in ("class_map", "confidence", "outlier", "probabilities"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+        assert [(w.row, w.column, w.valid_share) for w in first.windows] == [
+            (w.row, w.column, w.valid_share) for w in second.windows
+        ]
+
+
+def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(engine: Engine, tmp_path: Path) -> None:
+    pixels = mosaic(150, 170)
+    pixels[:, 60:100, 60:90] = 0
+    grid = GridOptions(stride=24, least_valid=0.9, keep_probabilities=True)
+    blocks = blocks_of(engine, scene_file(tmp_path, pixels), grid)
+    t = np.sin(np.pi * (np.arange(64) + 0.5) / 64) ** 2
+    total, weight = np.zeros((len(CLASSES), 150, 170)), np.zeros((150, 170))
+    for row in [*range(0, 86, 24), 86]:
+        for column in [*range(0, 106, 24), 106]:
+            tile = pixels[:, row : row + 64, column : column + 64]
+            if (tile > 0).all(axis=0).mean() >= 0.9:
+                said = engine.classify(tile[None]).probabilities[0]
+                total[:, row : row + 64, column : column + 64] += said[:, None, None] * np.outer(t, t)
+                weight[row : row + 64, column : column + 64] += np.outer(t, t)
+    known = (pixels > 0).all(axis=0) & (weight > 0)
+    assert 0 < known.sum() < known.size
+    probabilities = joined(blocks, "probabilities")
+    np.testing.assert_allclose(probabilities[:, known], (total / np.maximum(weight, 1e-9))[:, known], atol=1e-4)
+    np.testing.assert_allclose(probabilities[:, known].sum(axis=0), 1, atol=1e-4)
+    np.testing.assert_array_equal(joined(blocks, "class_map") == NO_CLASS, ~known)
+    np.testing.assert_array_equal(joined(blocks, "class_map")[known], probabilities[:, known].argmax(axis=0))
+    np.testing.assert_array_equal(joined(blocks, "confidence")[known], probabilities[:, known].max(axis=0))
+
+
+def test_overlap_leaves_no_seams(engine: Engine, tmp_path: Path) -> None:
+    """Where land changes slowly, so does the answer: no step from pixel to pixel is near that between windows."""
+    first, second = (render(kind, 3, seed=4).mean(axis=(1, 2)) for kind in ("Forest", "AnnualCrop"))
+    share = np.linspace(0, 1, 640)
+    pixels = (first[:, None] * (1 - share) + second[:, None] * share)[:, None].repeat(130, axis=1).astype(np.uint16)
+    path = scene_file(tmp_path, pixels)
+
+    def largest_step(grid: GridOptions) -> float:
+        values = joined(blocks_of(engine, path, grid), "probabilities")
+        return float(np.abs(np.diff(values, axis=2)).max())
+
+    side_by_side = largest_step(GridOptions(keep_probabilities=True))
+    blended = largest_step(GridOptions(stride=16, keep_probabilities=True))
+    assert side_by_side > 0.05
+    assert blended < side_by_side / 10
+
+
+def test_maps_on_cells_take_the_value_at_the_cells_middle(engine: Engine, tmp_path: Path) -> None:
+    pixels = mosaic(200, 171)
+    pixels[:, 100:140, 16:24] = 0
+    path = scene_file(tmp_path, pixels)
+    fine = joined(blocks_of(engine, path, GridOptions(16)), "confidence")
+    with opened(path) as scene:
+        answer = classify(engine, scene, GridOptions(16, cell=8))
+        coarse = joined(list(answer.iter_blocks()), "confidence")
+        assert (answer.height, answer.width) == coarse.shape == (25, 22)
+        assert answer.place.transform == scene.place.transform @ Affine.scale(8)
+    around = np.stack([fine[3:200:8, 3:171:8][:, :21], fine[4:200:8, 4:171:8][:, :21]])
+    inside = np.isfinite(around).all(axis=0)
+    assert (np.abs(coarse[:, :21] - around.mean(axis=0))[inside] < 0.02).all()
+    assert np.isnan(coarse[13:17, 2]).all()
+    assert np.isfinite(coarse[:12]).all()
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        (GridOptions(0), "say 4 to 64"),
+        (GridOptions(65), "say 4 to 64"),
+        (GridOptions(32, cell=5), "does not divide"),
+        (GridOptions(32, cell=0), "does not divide"),
+        (GridOptions(least_valid=2), "say 0 to 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    engine: Engine, tall: tuple[Path, DN], grid: GridOptions, said: str
+) -> None:
+    with pytest.raises(SceneError, match=said):
+        blocks_of(engine, tall[0], grid)
+
+
+def test_progress_is_told_from_nothing_to_all(engine: Engine, tall: tuple[Path, DN]) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    blocks_of(engine, tall[0], progress=lambda *said: told.append(said))
+    assert told[-1] == ("scene", 105, 105)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+def test_whoever_stops_taking_blocks_stops_the_work(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window_grid, "_PIXELS_AT_ONCE", 64 * 64)  # a strip is a row of blocks
+    path = scene_file(tmp_path, mosaic(64 * 40, 64))
+    with opened(path) as scene:
+        reads: list[Window] = []
+        read = scene.read
+        scene.read = lambda window: (reads.append(window), read(window))[1]
+        blocks = classify(engine, scene, workers=1).iter_blocks()
+        next(blocks)
+        blocks.close()
+        assert 0 < len(reads) < 8
+        assert strip_count(scene, GridOptions()) == 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("windows")]
+
+
+def test_an_error_in_a_thread_reaches_whoever_takes_the_blocks(engine: Engine, tall: tuple[Path, DN]) -> None:
+    path, _ = tall
+    with opened(path) as scene:
+        blocks = classify(engine, scene).iter_blocks()
+        kept = path.rename(path.with_suffix(".kept"))
+        try:
+            with pytest.raises(UnreadableImageError):
+                list(blocks)
+        finally:
+            kept.rename(path)
+
+
+def damaged(path: Path, every: bool) -> None:
+    with rasterio.open(path) as dataset:
+        places = [(x, y) for x in range(2) for y in range(2)] if every else [(1, 0)]
+        spans = [
+            [int(dataset.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
+            for x, y in places
+        ]
+    content = bytearray(path.read_bytes())
+    for first, size in spans:
+        content[first : first + size] = b"\xff" * size
+    path.write_bytes(content)
+
+
+def test_windows_on_a_corrupt_block_are_no_data_and_the_rest_is_classified(engine: Engine, tmp_path: Path) -> None:
+    path = scene_file(tmp_path, mosaic(512, 512), compress="deflate", interleave="pixel")
+    damaged(path, every=False)
+    with opened(path) as scene:
+        classes = joined(list(classify(engine, scene).iter_blocks()), "class_map")
+        assert scene.broken == 1
+    hole = np.zeros((512, 512), bool)
+    hole[:256, 256:] = True
+    np.testing.assert_array_equal(classes == NO_CLASS, hole)
+
+
+def test_a_scene_of_which_nothing_can_be_decoded_is_an_error(engine: Engine, tmp_path: Path) -> None:
+    path = scene_file(tmp_path, mosaic(512, 512), compress="deflate", interleave="pixel")
+    damaged(path, every=True)
+    with opened(path) as scene, pytest.raises(UnreadableImageError, match=r"scene: none .* 4 blocks are truncated"):
+        list(classify(engine, scene).iter_blocks())
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("grid", [GridOptions(), GridOptions(16, cell=8)])
+def test_real_scenes_are_classified_on_their_own_or_on_a_warped_grid(
+    engine: Engine, real_data: Path, grid: GridOptions
+) -> None:
+    l1c = SceneOptions(Statement(scale=1e-4, offset=0))
+    l2a = SceneOptions(Statement(L2A_BANDS, Level.L2A, 1e-4, 0), warp=True)
+    for folder, options in {"lahinch_l1c": l1c, "waterville_l1c": l1c, "small_l2a": l2a}.items():
+        for source in find_scenes([real_data / "scenes" / folder], options):
+            with source.open() as scene:
+                answer = classify(engine, scene, grid)
+                classes = joined(list(answer.iter_blocks()), "class_map")
+            assert classes.shape == (answer.height, answer.width)
+            if "ship" not in source.name:  # on open water bands are 0, and so no data
+                assert (classes != NO_CLASS).mean() > 0.5, source.name

@@ -1,0 +1,129 @@
+"""STAC items as catalogues take them: valid, complete, and the same for the same scene."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from affine import Affine
+from geotiffs import CORNER, UTM
+from rasterio.crs import CRS
+from rasterio.warp import transform_bounds
+from stac_rules import SCHEMAS
+from tiny_onnx import metadata
+
+from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.results.stac import write_item
+from tilewise.datasets.core.tile import Georeference
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.model_file import ModelMetadata
+
+pystac = pytest.importorskip("pystac")
+
+FILES = [
+    "scene.classes.tif",
+    "scene.classes.tif.aux.xml",
+    "scene.confidence.tif",
+    "scene.polygons.geojson",
+    "scene.quicklook.png",
+    "scene.windows.fgb",
+    "scene.windows.parquet",
+]
+FRAME = Frame(
+    "scene", Georeference(UTM, CORNER), 1000, 700, ("/data/in/scene.tif",), "2021-07-01T11:20:00Z", "sentinel-2a"
+)
+
+
+def item(folder: Path, frame: Frame = FRAME, model: ModelMetadata | None = None) -> dict[str, Any]:
+    files = [folder / name.replace("scene", frame.name, 1) for name in FILES]
+    known = model or metadata(CLASSES)
+    path = folder / "s.json"
+    written = write_item(path, frame, known, files, Path("/data/m.onnx"), "ab" * 32, Path("/data/out"))
+    content: dict[str, Any] = json.loads(written.read_text())
+    return content
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """pystac's validator, which finds every schema here and would fail where it had to fetch one."""
+    from pystac.validation.stac_validator import JsonSchemaSTACValidator
+
+    validator = JsonSchemaSTACValidator()
+    validator.schema_cache |= SCHEMAS
+    monkeypatch.setattr(pystac.StacIO, "default", lambda: pytest.fail("a schema is fetched from the network"))
+    return validator
+
+
+def validate(content: dict[str, Any], validator: Any) -> list[str]:
+    found: list[str] = pystac.Item.from_dict(content).validate(validator)
+    return found
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        FRAME,
+        Frame("undated", FRAME.place, 50, 60),
+        Frame("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128),
+        Frame("own", Georeference(CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=9 +datum=WGS84"), CORNER), 10, 10),
+    ],
+    ids=lambda frame: frame.name,
+)
+def test_an_item_is_valid_with_its_three_extensions(tmp_path: Path, offline: Any, frame: Frame) -> None:
+    content = item(tmp_path, frame)
+    assert len(content["stac_extensions"]) == 3
+    assert len(validate(content, offline)) == 4  # STAC itself and each extension
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content["properties"].pop("mlm:name"),
+        lambda content: content["assets"].pop("model"),
+        lambda content: content["properties"].update({"proj:shape": [1]}),
+        lambda content: content["assets"]["classes"]["classification:classes"][0].update({"color_hint": "red"}),
+        lambda content: content.pop("bbox"),
+    ],
+)
+def test_the_validation_finds_what_is_wrong(tmp_path: Path, offline: Any, spoil: Any) -> None:
+    content = item(tmp_path)
+    spoil(content)
+    with pytest.raises((pystac.errors.STACValidationError, KeyError, pystac.errors.STACTypeError)):
+        validate(content, offline)
+
+
+def test_a_models_odd_names_make_valid_items(tmp_path: Path, offline: Any) -> None:
+    odd = metadata(("Forêt & <b>", "Ödland", "1")).model_copy(update={"name": "ä/7 ", "version": "?"})
+    content = item(tmp_path, model=odd)
+    validate(content, offline)
+    assert [known["description"] for known in content["assets"]["classes"]["classification:classes"]] == list(
+        odd.classes
+    )
+
+
+def test_an_item_lies_where_its_scene_lies(tmp_path: Path) -> None:
+    content = item(tmp_path)
+    assert content["properties"]["proj:code"] == "EPSG:32629"
+    assert content["properties"]["proj:shape"] == [1000, 700]
+    assert content["properties"]["proj:transform"] == [10, 0, 540_000, 0, -10, 4_740_000]
+    bounds = transform_bounds(UTM, "EPSG:4326", *content["properties"]["proj:bbox"])
+    assert content["bbox"] == pytest.approx(bounds, abs=1e-4)
+    assert content["properties"]["datetime"] == "2021-07-01T11:20:00Z"
+
+
+def test_a_box_across_the_antimeridian_begins_in_the_east(tmp_path: Path) -> None:
+    west, _, east, _ = item(
+        tmp_path, Frame("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
+    )["bbox"]
+    assert 179 < west <= 180
+    assert -180 <= east < -179
+
+
+def test_links_lead_from_the_folder_of_results(tmp_path: Path) -> None:
+    content = item(tmp_path)
+    assert content["assets"]["classes"]["href"] == "./scene.classes.tif"
+    assert content["assets"]["model"]["href"] == os.path.join("..", "m.onnx")  # noqa: PTH118 - a link, not a file
+    assert [link["href"] for link in content["links"]] == ["../in/scene.tif"]
+    kinds = {"classes", "classes_xml", "confidence", "quicklook", "model"}
+    assert set(content["assets"]) == kinds | {"polygons_geojson", "windows_fgb", "windows_parquet"}

@@ -1,0 +1,225 @@
+"""Tables of windows and polygons, in every form that other programs read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from affine import Affine
+from geotiffs import CORNER, UTM
+from rasterio.crs import CRS
+from rasterio.warp import transform_bounds
+from tiny_onnx import metadata
+
+from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.windows import WindowAnswer
+from tilewise.bento.results.maps import MapWriter, class_layer
+from tilewise.bento.results.tables import (
+    TableWriter,
+    VectorFormat,
+    WindowsTable,
+    area_of,
+    convert,
+    from_wkb,
+    to_wkb,
+    write_polygons,
+)
+from tilewise.datasets.core.tile import Georeference
+from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.model_file import ModelMetadata, Outliers, PredictionSets
+
+PLAIN = metadata(CLASSES)
+CALIBRATED = PLAIN.model_copy(
+    update={
+        "prediction_sets": PredictionSets(method="lac", thresholds={0.9: 0.2}),
+        "outliers": Outliers(method="distance", threshold=1.0, false_alarms=0.05),
+    }
+)
+FRAME = Frame("scene", Georeference(UTM, CORNER), 100, 128)
+ACROSS_180 = Frame("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
+HOLED = {
+    "type": "MultiPolygon",
+    "coordinates": [
+        [[[0, 0], [4, 0], [4, 4], [0, 4], [0, 0]], [[1, 1], [1, 2], [2, 2], [2, 1], [1, 1]]],
+        [[[9, 9], [9, 8], [8, 8], [9, 9]]],
+    ],
+}
+
+
+def windows() -> list[WindowAnswer]:
+    """Four windows, the second of which was skipped."""
+    answers = np.random.default_rng(1).dirichlet(np.ones(len(CLASSES)), 4).astype(np.float32)
+    places = [(0, 0), (0, 64), (36, 0), (36, 64)]
+    return [
+        WindowAnswer(row, column, 64, 64, 0.2 if n == 1 else 1.0, None if n == 1 else answers[n])
+        for n, (row, column) in enumerate(places)
+    ]
+
+
+def write_windows(path: Path, model: ModelMetadata = PLAIN, frame: Frame = FRAME) -> Path:
+    table = WindowsTable(path, frame, model, coverage=0.9)
+    for window in windows():  # one by one, as strips come
+        table.add([window])
+    table.add([])
+    return table.finish()
+
+
+def write_class_map(folder: Path, pixels: Any, frame: Frame = FRAME) -> Path:
+    writer = MapWriter(folder, frame, class_layer(PLAIN), {})
+    writer.add(np.asarray(pixels, np.uint8)[None])
+    return writer.finish()[0]
+
+
+# Windows.
+
+
+def test_every_window_has_its_place_class_and_probabilities(tmp_path: Path) -> None:
+    rows = pq.read_table(write_windows(tmp_path / "w.parquet")).to_pylist()
+    assert [(row["row"], row["column"]) for row in rows] == [(w.row, w.column) for w in windows()]
+    for row, window in zip(rows, windows(), strict=True):
+        shares = [row[f"p_{name}"] for name in CLASSES]
+        left, top = CORNER @ (window.column, window.row)
+        xs, ys = zip(*from_wkb(row["geometry"])["coordinates"][0], strict=True)
+        expected = transform_bounds(UTM, "EPSG:4326", left, top - 640, left + 640, top)
+        assert (min(xs), min(ys), max(xs), max(ys)) == pytest.approx(expected, abs=1e-5)
+        if window.probabilities is None:
+            assert (row["class"], row["confidence"], set(shares)) == (None, None, {None})
+        else:
+            assert shares == pytest.approx(window.probabilities)
+            assert (row["class"], row["confidence"]) == (CLASSES[int(np.argmax(shares))], pytest.approx(max(shares)))
+
+
+def test_a_calibrated_model_gives_prediction_sets_likeliest_class_first(tmp_path: Path) -> None:
+    rows = pq.read_table(write_windows(tmp_path / "w.parquet", CALIBRATED)).to_pylist()
+    for row in rows:
+        if row["class"] is None:
+            assert row["prediction_set"] is None
+            continue
+        shares = {name: row[f"p_{name}"] for name in CLASSES}
+        assert set(row["prediction_set"]) == {name for name, share in shares.items() if share >= 0.2}
+        assert row["prediction_set"] == sorted(row["prediction_set"], key=lambda name: -shares[name])
+
+
+def test_a_model_that_is_not_calibrated_promises_nothing(tmp_path: Path) -> None:
+    names = pq.read_schema(write_windows(tmp_path / "w.parquet")).names
+    assert "prediction_set" not in names
+    assert "outlier" not in names
+
+
+def test_the_table_is_geoparquet_with_the_box_of_all_outlines(tmp_path: Path) -> None:
+    path = write_windows(tmp_path / "w.parquet")
+    geo = json.loads(pq.read_metadata(path).metadata[b"geo"])
+    assert (geo["version"], geo["primary_column"]) == ("1.1.0", "geometry")
+    column = geo["columns"]["geometry"]
+    assert (column["encoding"], column["geometry_types"]) == ("WKB", ["Polygon"])
+    points = [point for wkb in pq.read_table(path)["geometry"].to_pylist() for point in from_wkb(wkb)["coordinates"][0]]
+    xs, ys = zip(*points, strict=True)
+    assert column["bbox"] == [min(xs), min(ys), max(xs), max(ys)]
+
+
+def test_windows_across_the_antimeridian_are_outlined_in_two_parts(tmp_path: Path) -> None:
+    path = write_windows(tmp_path / "w.parquet", frame=ACROSS_180)
+    found = [from_wkb(wkb) for wkb in pq.read_table(path)["geometry"].to_pylist()]
+    assert [outline["type"] for outline in found] == ["MultiPolygon", "Polygon", "MultiPolygon", "Polygon"]
+    for outline in found:
+        parts = outline["coordinates"] if outline["type"] == "MultiPolygon" else [outline["coordinates"]]
+        assert all(max(x for x, _ in part[0]) - min(x for x, _ in part[0]) < 0.1 for part in parts)
+
+
+# Polygons.
+
+
+def test_neighbours_of_one_class_become_one_polygon_with_its_area(tmp_path: Path) -> None:
+    pixels = np.full((100, 128), 1)
+    pixels[10:30, 10:40] = 9  # an island, so that the class around it has a hole
+    pixels[50:, 64:] = NO_CLASS
+    path = write_polygons(write_class_map(tmp_path, pixels), FRAME, PLAIN, tmp_path / "p.parquet")
+    rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["area_ha"])
+    island, around = rows
+    assert (island["class"], island["class_index"]) == (CLASSES[9], 9)
+    assert island["area_ha"] == pytest.approx(20 * 30 / 100)
+    assert around["area_ha"] == pytest.approx((pixels == 1).sum() / 100)
+    assert len(from_wkb(around["geometry"])["coordinates"]) == 2
+
+
+def test_pixels_that_touch_at_a_corner_are_two_polygons(tmp_path: Path) -> None:
+    pixels = np.full((100, 128), NO_CLASS)
+    pixels[:10, :10] = pixels[10:20, 10:20] = 3
+    path = write_polygons(write_class_map(tmp_path, pixels), FRAME, PLAIN, tmp_path / "p.parquet")
+    assert pq.read_table(path)["area_ha"].to_pylist() == pytest.approx([1, 1])
+
+
+def test_a_map_without_a_class_has_no_polygons(tmp_path: Path) -> None:
+    class_map = write_class_map(tmp_path, np.full((100, 128), NO_CLASS))
+    assert pq.read_table(write_polygons(class_map, FRAME, PLAIN, tmp_path / "p.parquet")).num_rows == 0
+
+
+def test_the_area_of_a_ring_keeps_its_digits_far_from_the_origin() -> None:
+    ring = [(500_000 + x, 5_000_000 + y) for x, y in ((0, 0), (0, 0.25), (0.25, 0.25), (0.25, 0), (0, 0))]
+    assert area_of([ring]) == pytest.approx(0.0625, rel=1e-9)
+
+
+# Forms.
+
+
+def test_geojson_holds_the_same_rows(tmp_path: Path) -> None:
+    table = write_windows(tmp_path / "w.parquet", CALIBRATED)
+    content = json.loads(convert(table, VectorFormat.GEOJSON).read_text())
+    assert content["type"] == "FeatureCollection"
+    rows = pq.read_table(table).to_pylist()
+    assert len(content["features"]) == len(rows)
+    for feature, row in zip(content["features"], rows, strict=True):
+        assert feature["geometry"] == from_wkb(row.pop("geometry"))
+        assert feature["properties"] == row
+
+
+def test_flatgeobuf_holds_the_same_rows(tmp_path: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio", reason="pip install 'tilewise[vector]'")
+    table = write_windows(tmp_path / "w.parquet", CALIBRATED)
+    info, found = pyogrio.read_arrow(convert(table, VectorFormat.FLATGEOBUF))
+    assert "4326" in info["crs"]
+    rows = {(row["row"], row["column"]): row for row in pq.read_table(table).to_pylist()}
+    assert found.num_rows == len(rows)  # in the order of its index
+    for row in found.to_pylist():
+        expected = rows[row["row"], row["column"]]
+        assert row["class"] == expected["class"]
+        assert from_wkb(row[info["geometry_name"] or "wkb_geometry"]) == from_wkb(expected["geometry"])
+        sets = row["prediction_set"]
+        assert (sets if sets is None else json.loads(sets)) == expected["prediction_set"]
+
+
+@pytest.mark.parametrize("form", VectorFormat)
+def test_a_table_without_rows_can_be_read_in_every_form(tmp_path: Path, form: VectorFormat) -> None:
+    if form is VectorFormat.FLATGEOBUF:
+        pytest.importorskip("pyogrio", reason="pip install 'tilewise[vector]'")
+    table = TableWriter(tmp_path / "t.parquet", pa.schema([("class", pa.string())])).finish()
+    path = convert(table, form)
+    if form is VectorFormat.GEOJSON:
+        assert json.loads(path.read_text())["features"] == []
+    elif form is VectorFormat.FLATGEOBUF:
+        import pyogrio
+
+        assert pyogrio.read_arrow(path)[1].num_rows == 0
+    else:
+        assert pq.read_table(path).num_rows == 0
+
+
+@pytest.mark.parametrize("form", VectorFormat)
+def test_the_same_rows_are_the_same_bytes(tmp_path: Path, form: VectorFormat) -> None:
+    if form is VectorFormat.FLATGEOBUF:
+        pytest.importorskip("pyogrio", reason="pip install 'tilewise[vector]'")
+    made = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        made.append(convert(write_windows(tmp_path / name / "w.parquet", CALIBRATED), form).read_bytes())
+    assert made[0] == made[1]
+
+
+def test_well_known_binary_keeps_holes_and_parts() -> None:
+    assert from_wkb(to_wkb(HOLED)) == HOLED
+    polygon = {"type": "Polygon", "coordinates": HOLED["coordinates"][0]}
+    assert from_wkb(to_wkb(polygon)) == polygon

@@ -1,0 +1,224 @@
+"""Jobs of many callers are worked on together, and everyone gets their own results, in order."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tilewise.bento.serving.batcher import Batcher, ClosedError
+
+WAIT_S = 10
+
+
+class Worker:
+    """Doubles numbers; can be held back, and remembers the batches it got."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self, jobs: list[int]) -> list[int]:
+        self.batches.append(jobs)
+        assert self.go.wait(WAIT_S)
+        if 666 in jobs:
+            raise ValueError("a poisoned batch")
+        return [2 * job for job in jobs]
+
+
+@contextmanager
+def batcher_of(worker: Worker, most: int = 8, **options: Callable[..., None]) -> Iterator[Batcher[int, int]]:
+    batcher = Batcher(worker, most, **options)
+    try:
+        yield batcher
+    finally:
+        worker.go.set()
+        batcher.close()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), WAIT_S))  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(WAIT_S * 200):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never happened")
+
+
+def test_a_lone_job_is_worked_on_at_once_and_alone() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker) as batcher:
+            assert await batcher.submit([21]) == [42]
+
+    run(scenario)
+    assert worker.batches == [[21]]
+
+
+def test_what_arrives_while_a_batch_is_worked_on_makes_the_next_batch() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker) as batcher:
+            worker.go.clear()
+            first = asyncio.create_task(batcher.submit([1]))
+            await until(lambda: worker.batches == [[1]])
+            rest = [asyncio.create_task(batcher.submit([n])) for n in (2, 3, 4)]
+            await until(lambda: batcher.waiting == 3)
+            worker.go.set()
+            assert await first == [2]
+            assert await asyncio.gather(*rest) == [[4], [6], [8]]
+
+    run(scenario)
+    assert worker.batches == [[1], [2, 3, 4]]
+
+
+def test_a_large_order_is_worked_on_in_several_batches_and_answered_in_order() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker, most=8) as batcher:
+            assert await batcher.submit(list(range(20))) == [2 * n for n in range(20)]
+
+    run(scenario)
+    assert [len(batch) for batch in worker.batches] == [8, 8, 4]
+
+
+def test_a_batch_that_fails_fails_its_callers_and_nobody_else() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker, most=4) as batcher:
+            with pytest.raises(ValueError, match="poisoned"):
+                await batcher.submit([1, 2, 3, 666, 5, 6, 7])
+            assert batcher.waiting == 0
+            assert await batcher.submit([5]) == [10]
+
+    run(scenario)
+    assert worker.batches == [[1, 2, 3, 666], [5]]
+
+
+def test_the_jobs_of_a_caller_who_has_gone_are_not_worked_on() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker) as batcher:
+            worker.go.clear()
+            first = asyncio.create_task(batcher.submit([1]))
+            await until(lambda: len(worker.batches) == 1)
+            gone = asyncio.create_task(batcher.submit([2]))
+            stays = asyncio.create_task(batcher.submit([3]))
+            await until(lambda: batcher.waiting == 2)
+            gone.cancel()
+            await asyncio.sleep(0)
+            worker.go.set()
+            assert await first == [2]
+            assert await stays == [6]
+
+    run(scenario)
+    assert worker.batches == [[1], [3]]
+
+
+def test_closing_fails_those_who_wait_and_refuses_those_who_come() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker) as batcher:
+            worker.go.clear()
+            first = asyncio.create_task(batcher.submit([1]))
+            await until(lambda: len(worker.batches) == 1)
+            waiting = asyncio.create_task(batcher.submit([2]))
+            await until(lambda: batcher.waiting == 1)
+            threading.Timer(0.05, worker.go.set).start()
+            await asyncio.to_thread(batcher.close)
+            assert await first == [2]
+            with pytest.raises(ClosedError):
+                await waiting
+            with pytest.raises(ClosedError):
+                await batcher.submit([3])
+
+    run(scenario)
+
+
+def test_unhurried_work_is_done_at_once_where_nobody_waits() -> None:
+    with batcher_of(Worker()) as batcher:
+        assert batcher.between(lambda: threading.current_thread().name) == "batcher"
+        with pytest.raises(ZeroDivisionError):
+            batcher.between(lambda: 1 / 0)
+    with pytest.raises(ClosedError):
+        batcher.between(lambda: 1)
+
+
+def test_unhurried_work_lets_jobs_go_first_but_is_not_put_off_for_ever() -> None:
+    worker = Worker()
+    done: list[str] = []
+
+    async def keep_it_busy(batcher: Batcher[int, int], number: int) -> None:
+        while "second" not in done:
+            assert await batcher.submit([number]) == [2 * number]
+
+    async def scenario() -> None:
+        with batcher_of(worker, most=1) as batcher:
+            worker.go.clear()
+            jobs = [asyncio.create_task(batcher.submit([number])) for number in range(3)]
+            await until(lambda: len(worker.batches) == 1)
+            batcher._turn_of_asides = time.monotonic()  # as if such work had just had its turn
+            aside = asyncio.create_task(
+                asyncio.to_thread(batcher.between, lambda: done.append(f"{len(worker.batches)} batches before"))
+            )
+            await until(lambda: bool(batcher._asides))
+            worker.go.set()
+            await asyncio.gather(*jobs, aside)
+            assert done == ["3 batches before"]
+            busy = [asyncio.create_task(keep_it_busy(batcher, number)) for number in range(4)]
+            await asyncio.to_thread(batcher.between, lambda: done.append("second"))
+            await asyncio.gather(*busy)
+
+    run(scenario)
+
+
+def test_nothing_asked_is_answered_with_nothing() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker) as batcher:
+            assert await batcher.submit([]) == []
+
+    run(scenario)
+    assert worker.batches == []
+
+
+def test_whoever_looks_on_is_told_sizes_and_cannot_stop_the_work() -> None:
+    worker, seen, looked = Worker(), [], []
+
+    def after() -> None:
+        looked.append(1)
+        raise RuntimeError("the onlooker fell over")
+
+    async def scenario() -> None:
+        with batcher_of(worker, observe=lambda size, waiting: seen.append((size, waiting)), after=after) as batcher:
+            assert await batcher.submit([1, 2]) == [2, 4]
+            assert await batcher.submit([3]) == [6]
+
+    run(scenario)
+    assert seen == [(2, 0), (1, 0)]
+    assert len(looked) == 2
+
+
+def test_many_callers_at_once_all_get_their_own_results() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker, most=16) as batcher:
+            found = await asyncio.gather(*(batcher.submit([n, n + 1]) for n in range(500)))
+            assert found == [[2 * n, 2 * n + 2] for n in range(500)]
+
+    run(scenario)
+    assert max(len(batch) for batch in worker.batches) == 16

@@ -1,0 +1,231 @@
+"""A champion and a candidate: taken up without a pause, refused when broken, shared out by key."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from geotiffs import tile_file
+from mlflow.tracking import MlflowClient
+from prometheus_client import REGISTRY
+from servers import served
+from tiny_onnx import calibrated, metadata, write_model
+
+from tilewise.bento.serving.releases import AliasSource, FileSource, Mode, Releases, created_at
+from tilewise.datasets.acquire.synthetic import synthesise_tile
+from tilewise.datasets.core.errors import ModelFileError
+from tilewise.datasets.core.tile import BAND_COUNT
+
+TILE = tile_file(synthesise_tile("Forest", 1, 2))
+PATIENCE_S = 30
+
+
+def model(path: Path, version: str, answer: int = 0) -> Path:
+    """Write a model of two classes that always answers class `answer`; replaced at one stroke."""
+    weights = np.zeros((BAND_COUNT + 1, 2), np.float32)
+    weights[-1, answer] = 5
+    described = metadata(("A", "B")).model_copy(update={"version": version}).model_dump_json()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_model(path.with_suffix(".new"), described, weights=weights).replace(path)
+    return path
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def test_a_file_that_is_replaced_is_taken_up(tmp_path: Path) -> None:
+    path = model(tmp_path / "model.onnx", "1")
+    releases = Releases(FileSource(path), every=0.05)
+    assert releases.champion.metadata.version == "1"
+    model(path, "2")
+    until(lambda: releases.champion.metadata.version == "2")
+    releases.close()
+
+
+def gauge(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def test_the_metrics_say_which_model_holds_its_place_and_when_it_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+
+    def put(version: str, created: str, flags: bool) -> None:
+        described = calibrated(("A", "B")) if flags else metadata(("A", "B"))
+        described = described.model_copy(update={"version": version, "created": created})
+        write_model(path.with_suffix(".new"), described.model_dump_json()).replace(path)
+
+    put("told-1", "2026-01-02T03:04:05+00:00", flags=True)
+    releases = Releases(FileSource(path), every=0.05)
+    assert gauge("tilewise_model_serves", place="champion", model="told-1") == 1
+    assert gauge("tilewise_model_created_timestamp_seconds", place="champion") == 1767323045
+    assert gauge("tilewise_model_false_alarms", place="champion") == 0.01
+    put("told-2", "some day", flags=False)
+    until(lambda: gauge("tilewise_model_serves", place="champion", model="told-2") == 1)
+    releases.close()
+    assert gauge("tilewise_model_serves", place="champion", model="told-1") == 0
+    assert gauge("tilewise_model_created_timestamp_seconds", place="champion") == 0
+    assert gauge("tilewise_model_false_alarms", place="champion") == 0
+
+
+def test_a_time_without_a_zone_is_taken_as_utc() -> None:
+    said = metadata().model_copy(update={"created": "1970-01-01T00:01:00"})
+    assert created_at(said) == 60
+
+
+def test_a_broken_replacement_is_refused_and_the_old_model_stays(tmp_path: Path) -> None:
+    path = model(tmp_path / "model.onnx", "1")
+    releases = Releases(FileSource(path), every=0.05)
+    path.write_bytes(b"nonsense")
+    time.sleep(0.3)
+    assert releases.champion.metadata.version == "1"
+    model(path, "3")
+    until(lambda: releases.champion.metadata.version == "3")
+    path.unlink()
+    time.sleep(0.2)
+    assert releases.champion.metadata.version == "3"
+    releases.close()
+
+
+def test_a_model_whose_answers_are_no_probabilities_is_refused(tmp_path: Path) -> None:
+    weights = np.full((BAND_COUNT + 1, 2), np.nan, np.float32)
+    path = write_model(tmp_path / "model.onnx", metadata().model_dump_json(), weights=weights)
+    with pytest.raises(ModelFileError, match="do not sum to 1"):
+        Releases(FileSource(path))
+
+
+def test_without_a_champion_there_is_nothing_to_serve(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="there is no such model"):
+        Releases(FileSource(tmp_path / "none.onnx"))
+
+
+def test_a_candidate_that_cannot_be_loaded_is_done_without(tmp_path: Path) -> None:
+    champion = FileSource(model(tmp_path / "a.onnx", "1"))
+    releases = Releases(champion, FileSource(tmp_path / "none.onnx"), Mode.CANARY, 1.0)
+    assert releases.candidate is None
+    assert releases.route("anybody") is releases.champion
+
+
+def test_a_canary_answers_its_share_and_always_the_same_callers(tmp_path: Path) -> None:
+    champion, candidate = model(tmp_path / "a.onnx", "1"), model(tmp_path / "b.onnx", "2", answer=1)
+    releases = Releases(FileSource(champion), FileSource(candidate), Mode.CANARY, 0.2)
+    keys = [f"caller {n}" for n in range(5000)]
+    chosen = {key for key in keys if releases.route(key) is releases.candidate}
+    assert len(chosen) / len(keys) == pytest.approx(0.2, abs=0.02)
+    assert chosen == {key for key in keys if releases.route(key) is releases.candidate}
+    assert all(releases.shadow(key) is None for key in keys)
+    wider = Releases(FileSource(champion), FileSource(candidate), Mode.CANARY, 0.4)
+    assert all(wider.route(key) is wider.candidate for key in chosen)  # a growing share sends nobody back
+
+
+def test_a_shadow_never_answers(tmp_path: Path) -> None:
+    champion, candidate = model(tmp_path / "a.onnx", "1"), model(tmp_path / "b.onnx", "2", answer=1)
+    releases = Releases(FileSource(champion), FileSource(candidate), Mode.SHADOW, 1.0)
+    assert releases.route("anybody") is releases.champion
+    assert releases.shadow("anybody") is releases.candidate
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with two versions of `tilewise`, `champion` being the first."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("releases", artifact_location=(folder / "artifacts").as_uri())
+    client.create_registered_model("tilewise")
+    for version in ("1", "2"):
+        run = client.create_run(experiment)
+        client.log_artifact(run.info.run_id, str(model(folder / version / "model.onnx", version)), "model")
+        client.create_model_version("tilewise", f"{run.info.artifact_uri}/model", run.info.run_id)
+    client.set_registered_model_alias("tilewise", "champion", "1")
+    return folder
+
+
+@pytest.fixture
+def tracking(registry: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MlflowClient:
+    uri = f"sqlite:///{registry}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return MlflowClient(uri)
+
+
+def test_an_alias_names_a_version_and_rollback_is_moving_it_back(tracking: MlflowClient) -> None:
+    releases = Releases(AliasSource("models:/tilewise@champion"), every=0.2)
+    assert releases.champion.metadata.version == "1"
+    tracking.set_registered_model_alias("tilewise", "champion", "2")
+    until(lambda: releases.champion.metadata.version == "2")
+    tracking.set_registered_model_alias("tilewise", "champion", "1")
+    until(lambda: releases.champion.metadata.version == "1")
+    releases.close()
+
+
+def test_a_version_can_be_named_by_its_number(tracking: MlflowClient) -> None:
+    assert Releases(AliasSource("models:/tilewise/2")).champion.metadata.version == "2"
+
+
+@pytest.mark.parametrize("uri", ["models:/tilewise@nobody", "models:/unknown@champion", "models:/tilewise"])
+def test_a_name_that_the_registry_does_not_know_is_one_line(tracking: MlflowClient, uri: str) -> None:
+    with pytest.raises(ModelFileError) as refused:
+        Releases(AliasSource(uri))
+    assert str(refused.value).startswith(uri)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_new_champion_takes_over_under_load_without_a_failed_request(tmp_path: Path) -> None:
+    path = model(tmp_path / "model.onnx", "1")
+    statuses: list[int] = []
+    versions: list[str] = []
+    stop = threading.Event()
+
+    def ask(url: str) -> None:
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            while not stop.is_set():
+                answer = client.post(f"{url}/classify", files=[("tiles", ("t.tif", TILE))] * 3)
+                statuses.append(answer.status_code)
+                versions.append(answer.json()["model"]["version"])
+
+    with served(path, tmp_path, TILEWISE_WORKERS="2", TILEWISE_RELOAD_SECONDS="1") as server:
+        threads = [threading.Thread(target=ask, args=(server.url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(versions) > 20)
+        model(path, "2", answer=1)
+        until(lambda: versions[-8:] == ["2"] * 8)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert set(statuses) == {200}
+    assert set(versions) == {"1", "2"}
+
+
+def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
+    champion, candidate = model(tmp_path / "a.onnx", "1"), model(tmp_path / "b.onnx", "2", answer=1)
+    settings = {"TILEWISE_CANDIDATE": str(candidate), "TILEWISE_WORKERS": "1"}
+    files = [("tiles", ("t.tif", TILE))] * 2
+    shadow = {**settings, "TILEWISE_CANDIDATE_MODE": "shadow", "TILEWISE_CANDIDATE_SHARE": "1"}
+    with (
+        served(champion, tmp_path, **shadow) as server,
+        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
+    ):
+        for _ in range(3):
+            assert client.post("/classify", files=files).json()["model"]["version"] == "1"
+        until(lambda: 'tilewise_shadow_tiles_total{agrees="no",candidate="2"} 6.0' in client.get("/metrics").text)
+        assert client.get("/model").json()["candidate"]["mode"] == "shadow"
+    canary = {**settings, "TILEWISE_CANDIDATE_MODE": "canary", "TILEWISE_CANDIDATE_SHARE": "0.5"}
+    with (
+        served(champion, tmp_path, **canary) as server,
+        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
+    ):
+        seen = {}
+        for key in (f"caller {n}" for n in range(30)):
+            found = {client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"]["version"]}
+            found |= {client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"]["version"]}
+            assert len(found) == 1  # sticky
+            seen[key] = found.pop()
+        assert {*seen.values()} == {"1", "2"}

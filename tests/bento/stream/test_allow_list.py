@@ -1,0 +1,123 @@
+"""Where notices may lead, and where they may not."""
+
+from pathlib import Path
+
+import pytest
+
+from tilewise.bento.stream.allow_list import Places
+from tilewise.datasets.core.errors import NoticeError, TilewiseError
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    (folder / "a.tif").touch()
+    (tmp_path / "secret.tif").touch()
+    return folder
+
+
+@pytest.fixture
+def places(archive: Path) -> Places:
+    return Places.parse(
+        [str(archive), "https://cogs.example/s2", "s3://tiles/l2a/=https://tiles.s3.eu-central-1.amazonaws.com/l2a/"]
+    )
+
+
+def test_paths_below_an_allowed_folder_are_read(places: Places, archive: Path) -> None:
+    for said in (str(archive / "a.tif"), "a.tif", f"file://{archive}/a.tif", f"{archive}/sub/../a.tif"):
+        assert places.admit(said) == archive / "a.tif"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "/etc/passwd",
+        "../secret.tif",
+        "{archive}/../secret.tif",
+        "{archive}",
+        "{archive}x/a.tif",
+        "file:///etc/passwd",
+        "file:///%2e%2e/etc/passwd",
+        "/vsicurl/http://169.254.169.254/latest/meta-data",
+        "a.tif\x00",
+        "file:///a%00.tif",
+        "x" * 5000,
+        "",
+        "line\nline",
+        "n" * 300 + ".tif",
+        "file:///" + "%C3%BC" * 200,
+        "\ud800.tif",
+    ],
+)
+def test_other_paths_are_refused(places: Places, archive: Path, said: str) -> None:
+    with pytest.raises(NoticeError):
+        places.admit(said.replace("{archive}", str(archive)))
+
+
+def test_links_that_lead_out_are_refused(places: Places, archive: Path) -> None:
+    (archive / "link.tif").symlink_to(archive.parent / "secret.tif")
+    (archive / "loop").symlink_to(archive / "loop")
+    with pytest.raises(NoticeError, match="outside what this consumer may read"):
+        places.admit(str(archive / "link.tif"))
+    with pytest.raises(NoticeError):
+        places.admit("loop/a.tif/../../../secret.tif")
+
+
+def test_addresses_with_an_allowed_beginning_are_read_as_the_operator_says(places: Places) -> None:
+    assert places.admit("https://cogs.example/s2/a.json?sig=x") == "https://cogs.example/s2/a.json?sig=x"
+    assert places.admit("HTTPS://Cogs.Example/s2/a.json") == "https://cogs.example/s2/a.json"
+    assert places.admit("s3://tiles/l2a/a/B02.tif") == "https://tiles.s3.eu-central-1.amazonaws.com/l2a/a/B02.tif"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "https://cogs.example/s2",
+        "https://cogs.example/s2x/a.json",
+        "https://cogs.example/other/a.json",
+        "https://cogs.example/s2/../other/a.json",
+        "https://cogs.example/s2/%2e%2e/other/a.json",
+        "https://cogs.example/s2/..%5cother/a.json",
+        "https://cogs.example/s2/\\..\\a.json",
+        "https://cogs.example@evil.example/s2/a.json",
+        "https://user:word@cogs.example/s2/a.json",
+        "https://cogs.example.evil.example/s2/a.json",
+        "https://cogs.example:8443/s2/a.json",
+        "http://cogs.example/s2/a.json",
+        "http://169.254.169.254/latest/meta-data",
+        "https://[::1/s2/a.json",
+        "https:///s2/a.json",
+        "s3://other/l2a/a.json",
+        "s3://tiles/l1c/a.json",
+        "gs://tiles/l2a/a.json",
+        "ftp://cogs.example/s2/a.json",
+        "data:application/json,{}",
+        "//cogs.example/s2/a.json",
+    ],
+)
+def test_other_addresses_are_refused(places: Places, said: str) -> None:
+    with pytest.raises(NoticeError):
+        places.admit(said)
+
+
+def test_refusals_tell_no_keys(places: Places) -> None:
+    with pytest.raises(NoticeError) as told:
+        places.admit("https://alice:hunter2@evil.example/a.json?sig=topsecret")
+    assert "hunter2" not in str(told.value)
+    assert "topsecret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ([], "no place is allowed"),
+        (["/no/such/folder"], "there is no such folder"),
+        (["s3://tiles/l2a/"], "say how: s3://tiles/l2a/=https://"),
+        (["ftp://host/x/"], "name http"),
+        (["https://host/a/?x=1"], "without a query"),
+    ],
+)
+def test_an_operator_is_told_what_cannot_be_allowed(said: list[str], why: str) -> None:
+    with pytest.raises(TilewiseError, match=why):
+        Places.parse(said)

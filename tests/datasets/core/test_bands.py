@@ -1,0 +1,100 @@
+"""Bands are found by any of their names, and by nothing else."""
+
+import pytest
+
+from tilewise.datasets.core.bands import BAND_NAMES, BANDS, band_of_description, find_band, parse_bands, positions
+from tilewise.datasets.core.errors import UnknownBandError
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("B1", "B01"),
+        ("b02", "B02"),
+        (" B3 ", "B03"),
+        ("red", "B04"),
+        ("RedEdge1", "B05"),
+        ("nir", "B08"),
+        ("nir08", "B8A"),
+        ("b8a", "B8A"),
+        ("B08A", "B8A"),
+        ("nir09", "B09"),
+        ("cirrus", "B10"),
+        ("swir16", "B11"),
+        ("SWIR2", "B12"),
+    ],
+)
+def test_a_band_is_found_by_its_aliases_in_any_case(said: str, name: str) -> None:
+    assert find_band(said).name == name
+
+
+def test_no_two_bands_share_a_name() -> None:
+    names = [name.lower() for band in BANDS for name in (band.name, *band.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("said", ["B13", "B8B", "", "1", "panchromatic", "B02;B03"])
+def test_an_unknown_band_is_refused_with_a_list_of_those_that_exist(said: str) -> None:
+    with pytest.raises(UnknownBandError) as refused:
+        find_band(said)
+    assert repr(said) in str(refused.value)
+    assert all(name in str(refused.value) for name in BAND_NAMES)
+
+
+def test_b8a_stands_after_b08_in_a_tile() -> None:
+    assert positions(["B01", "B08", "B8A", "B09", "B12"]) == [0, 7, 8, 9, 12]
+    assert positions(["swir2", "B08A"]) == [12, 8]
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("rgb", "B04 B03 B02"),
+        ("10m", "B02 B03 B04 B08"),
+        ("l1c", "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12"),
+        ("L2A", "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12"),
+        ("EuroSAT", "B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 B12 B8A"),
+    ],
+)
+def test_one_word_says_a_set_of_bands(word: str, names: str) -> None:
+    assert parse_bands(word) == parse_bands([word]) == tuple(names.split())
+
+
+def test_a_list_of_bands_keeps_its_order_and_what_is_left_out() -> None:
+    assert parse_bands("B4, green ,_,B02,_") == ("B04", "B03", "_", "B02", "_")
+    assert parse_bands(["_", "b8a"]) == ("_", "B8A")
+
+
+@pytest.mark.parametrize("said", ["B02,B02", "B4,red", "B8A,_,nir08"])
+def test_a_band_named_twice_is_refused(said: str) -> None:
+    with pytest.raises(UnknownBandError, match="twice"):
+        parse_bands(said)
+
+
+@pytest.mark.parametrize("said", ["rgb,B08", "B02,", "B02 B03"])
+def test_a_list_with_a_word_that_is_no_band_is_refused(said: str) -> None:
+    with pytest.raises(UnknownBandError, match="is called"):
+        parse_bands(said)
+
+
+@pytest.mark.parametrize(
+    ("description", "name"),
+    [
+        ("B8A", "B8A"),
+        ("B4, central wavelength 665 nm", "B04"),
+        ("  b02 (blue)", "B02"),
+        ("Red", "B04"),
+        ("Red Edge 1", "B05"),
+        ("red-edge2 (740 nm)", "B06"),
+        ("red_edge_3", "B07"),
+        ("Red edge", None),
+        ("QA60", None),
+        ("probability", None),
+        ("B80", None),
+        ("665 nm", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_first_word_of_a_description_names_the_band(description: str | None, name: str | None) -> None:
+    assert band_of_description(description) == name

@@ -1,0 +1,97 @@
+"""Commands end in one line and an exit status; what files do not say is said one way."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tilewise.datasets.core.console import make_statement, one_line_errors, statement_options
+from tilewise.datasets.core.errors import RadiometryUnknownError, TilewiseError, UnknownBandError
+from tilewise.datasets.core.radiometry import Level, Statement
+
+
+def run_and_raise(error: BaseException) -> Result:
+    @click.command()
+    @one_line_errors
+    def command() -> None:
+        click.echo("working")
+        raise error
+
+    return CliRunner().invoke(command)
+
+
+def run_statement(*arguments: str) -> Result:
+    @click.command()
+    @statement_options
+    @one_line_errors
+    def command(**said: Any) -> None:
+        click.echo(repr(make_statement(**said)))
+
+    return CliRunner().invoke(command, arguments)
+
+
+class OtherStatusError(TilewiseError):
+    exit_status = 7
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (TilewiseError("a.tif: broken"), "error: a.tif: broken", 1),
+        (OtherStatusError("no"), "error: no", 7),
+        (KeyboardInterrupt(), "stopped", 130),
+        (PermissionError(13, "Permission denied", "out"), "error: [Errno 13] Permission denied: 'out'", 1),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(error: BaseException, line: str, status: int) -> None:
+    result = run_and_raise(error)
+    assert (result.stderr, result.stdout, result.exit_code) == (line + "\n", "working\n", status)
+
+
+def test_a_bug_is_not_hidden() -> None:
+    assert isinstance(run_and_raise(ZeroDivisionError()).exception, ZeroDivisionError)
+
+
+def test_nothing_said_is_nothing_stated() -> None:
+    assert run_statement().stdout.strip() == repr(Statement())
+
+
+def test_the_options_make_a_statement() -> None:
+    result = run_statement("--bands", "red,_,B8A", "--level", "l2a", "--scale", "0.0001", "--offset", "-1000")
+    assert result.stdout.strip() == repr(Statement(("B04", "_", "B8A"), Level.L2A, 1e-4, -1000.0))
+    assert run_statement("--bands", "rgb").stdout.strip() == repr(Statement(("B04", "B03", "B02")))
+
+
+def test_an_offset_of_0_is_said_and_not_left_out() -> None:
+    assert make_statement(None, None, None, 0.0).offset == 0.0
+    assert make_statement("", "", None, None) == Statement()
+
+
+def test_an_unknown_band_is_one_line() -> None:
+    result = run_statement("--bands", "B99")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: no Sentinel-2 band is called 'B99'; the bands are B01, B02")
+    assert result.stderr.count("\n") == 1
+    with pytest.raises(UnknownBandError):
+        make_statement("B99", None, None, None)
+
+
+@pytest.mark.parametrize("scale", ["0", "-0.0001", "nan", "inf"])
+def test_a_scale_that_cannot_be_is_one_line(scale: str) -> None:
+    result = run_statement("--scale", scale)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "the scale must be a number above 0, not" in result.stderr
+
+
+def test_an_offset_that_is_no_number_is_refused() -> None:
+    with pytest.raises(RadiometryUnknownError, match="the offset must be a number, not nan"):
+        make_statement(None, None, None, float("nan"))
+
+
+@pytest.mark.parametrize("arguments", [("--level", "L3"), ("--scale", "much"), ("--nonsense",)])
+def test_a_wrong_option_is_a_usage_error(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = run_statement(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr

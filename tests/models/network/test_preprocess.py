@@ -1,0 +1,60 @@
+import numpy as np
+import torch
+
+from tilewise.models.model_file import MIDDLE, STEPS
+from tilewise.models.network.preprocess import Preprocess
+
+MEAN, STD = [1000.0 + i for i in range(13)], [100.0 + i for i in range(13)]
+WIDE = [500.0 + i for i in range(13)]  # less than 128 steps of a 24th from 0 to the mean
+
+
+def tiles(value: int) -> torch.Tensor:
+    return torch.full((2, 13, 64, 64), value, dtype=torch.uint16)
+
+
+def test_the_mean_of_a_band_becomes_zero_and_one_deviation_above_becomes_one() -> None:
+    preprocess = Preprocess(MEAN, WIDE)
+    batch = torch.tensor(MEAN).view(1, 13, 1, 1).expand(1, 13, 4, 4)
+    above = batch + torch.tensor(WIDE).view(1, 13, 1, 1)
+    half_a_step = 0.5 / STEPS + 1e-6  # the mean is moved to the nearest of the eight-bit steps
+    assert preprocess(batch).abs().max() <= half_a_step
+    assert (preprocess(above) - 1).abs().max() <= half_a_step
+
+
+def test_an_absent_band_becomes_zero_and_a_hole_is_darker_than_any_data() -> None:
+    preprocess = Preprocess(MEAN, WIDE)
+    assert preprocess(tiles(0)).abs().max() < 1e-5
+    holed = tiles(1)
+    holed[:, :, :20] = 0
+    seen = preprocess(holed)
+    assert (seen[:, :, :20] < seen[:, :, 20:21]).all()
+    assert (seen < -1).all()
+
+
+def test_a_patch_of_data_of_eight_by_eight_pixels_makes_a_band_present_wherever_it_lies() -> None:
+    preprocess = Preprocess(MEAN, WIDE)
+    for row, column in ((0, 0), (3, 17), (56, 56), (49, 5)):
+        patch = tiles(0)
+        patch[:, :, row : row + 8, column : column + 8] = 1000
+        assert (preprocess(patch)[:, :, row + 8 if row < 50 else 0, 0] < -1).all()
+
+
+def test_eight_bits_hold_every_number_that_comes_out() -> None:
+    dn = torch.from_numpy(np.random.default_rng(0).integers(0, 65_535, (2, 13, 64, 64)).astype(np.uint16))
+    numbers = Preprocess(MEAN, STD)(dn) * STEPS + MIDDLE
+    assert 0 <= numbers.min() <= numbers.max() <= 255
+    absent = Preprocess(MEAN, STD)(torch.zeros(1, 13, 64, 64)) * STEPS + MIDDLE
+    assert absent.round().unique().tolist() == [MIDDLE]
+
+
+def test_a_band_that_training_never_saw_is_ignored_whatever_it_holds() -> None:
+    preprocess = Preprocess(MEAN, [*STD[:12], 0.0])
+    assert not preprocess(tiles(5000))[:, 12].any()
+    assert preprocess(tiles(5000))[:, 11].any()
+
+
+def test_uint16_and_float_tiles_give_the_same() -> None:
+    preprocess = Preprocess(MEAN, STD)
+    dn = np.random.default_rng(0).integers(0, 65_535, (2, 13, 8, 8)).astype(np.uint16)
+    batch = torch.from_numpy(dn)
+    torch.testing.assert_close(preprocess(batch), preprocess(batch.float()))

@@ -1,0 +1,96 @@
+"""The whole command on a model without skill: what is measured is there, and is true of that model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tilewise.datasets.packs.pack import Pack
+from tilewise.models.model_file import INPUT, open_model
+from tilewise.training.evaluate.assess import assess
+from tilewise.training.evaluate.disturbances import DISTURBANCES
+
+SECTIONS = ("verdicts", "accuracy", "classes", "zones", "calibration", "sets", "strangers", "robustness")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "assess.yaml"
+    path.write_text("halves: 2\nneighbours: 3\nfitted: 40\nzone_tiles: 1\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(model_file: Path, pack_folder: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("assessed")
+    words = ["--model", model_file, "--data", pack_folder, "--out", out, "--settings", settings]
+    done = CliRunner().invoke(assess, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert (out / "assessment.md").read_text() in done.stdout
+    return json.loads((out / "assessment.json").read_text())
+
+
+def rows(report: dict, table: str) -> dict[str, dict]:
+    found = report["tables"][table]["rows"]
+    return {row[next(iter(row))]: row for row in found}
+
+
+def test_every_table_has_rows_and_the_command_stands_above(report: dict) -> None:
+    assert tuple(report["tables"]) == SECTIONS
+    assert all(table["rows"] for table in report["tables"].values())
+    assert report["command"].startswith("tilewise assess")
+    assert report["synthetic"] == "true"
+
+
+def test_accuracy_is_that_of_the_file(report: dict, model_file: Path, pack: Pack) -> None:
+    where = pack.rows("val")
+    answered = open_model(model_file).session.run(["probabilities"], {INPUT: pack.fetch(where)})[0].argmax(1)
+    found = rows(report, "accuracy")["geotiff/all"]
+    assert found["accuracy %"] == pytest.approx((answered == pack.labels[where]).mean())
+    assert found["tiles"] == len(where)
+
+
+def test_all_bands_and_disturbances_are_measured(report: dict) -> None:
+    assert list(rows(report, "accuracy")) == [f"geotiff/{view}" for view in ("all", "l2a", "10m", "rgb")]
+    robustness = rows(report, "robustness")
+    assert len(robustness) == 1 + len(DISTURBANCES)
+    assert all(row["flagged %"] is None for row in robustness.values()), "this file has no threshold"
+    assert len(rows(report, "classes")) == 10
+
+
+def test_each_place_is_in_a_zone_of_latitude(report: dict, pack: Pack) -> None:
+    zones = rows(report, "zones")
+    assert sum(row["tiles"] for row in zones.values()) == len(pack.rows("val"))
+    assert all("° N" in title for title in zones)
+
+
+def test_sets_of_a_model_without_skill_are_large_and_cover(report: dict) -> None:
+    for row in report["tables"]["sets"]["rows"]:
+        assert row["mean size"] > 3
+        assert row["covered %"] > row["asked %"] - 0.2
+
+
+def test_faults_are_compared_by_every_score(report: dict) -> None:
+    strangers = rows(report, "strangers")
+    assert {"known: geotiff", "geotiff: an offset of +1000 left in"} <= set(strangers)
+    assert all(name in strangers["known: geotiff"] for name in ("the file's score %", "kNN %", "energy %", "softmax %"))
+    assert np.isfinite([row["kNN %"] for row in strangers.values()]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--split", "nowhere"], "no tile is in the split 'nowhere'; it has"),
+        (["--clouds", "."], "no GeoTIFF with a band for the cloud probability"),
+        (["--settings", "nothing.yaml"], "nothing.yaml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    words: list[str], says: str, model_file: Path, pack_folder: Path, settings: Path, in_folder: Path
+) -> None:
+    common = ["--model", str(model_file), "--data", str(pack_folder), "--settings", str(settings)]
+    done = CliRunner().invoke(assess, [*common, *words])
+    assert done.exit_code == 1
+    assert says in done.stderr.splitlines()[-1]

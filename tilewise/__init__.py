@@ -1,0 +1,1 @@
+"""Classify Sentinel-2 tiles and scenes."""

@@ -1,0 +1,1 @@
+"""Measuring networks and model files."""

@@ -1,0 +1,1 @@
+"""Training: the Lightning task, trainer, callbacks, transfer, calibration."""

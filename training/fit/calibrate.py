@@ -1,0 +1,299 @@
+"""Between training and the model file: calibrate on validation tiles, and write down what users must know."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tilewise.datasets.core.bands import BAND_SETS, positions
+from tilewise.datasets.core.radiometry import BASELINE_OFFSET, QUANTIFICATION
+from tilewise.datasets.core.tile import BAND_COUNT, DN
+from tilewise.datasets.loading.module import TileDataModule
+from tilewise.datasets.packs.pack import UNLABELLED, Pack, spread
+from tilewise.datasets.packs.statistics import EDGES
+from tilewise.models.model_file import ModelMetadata, Outliers, PredictionSets, ReferenceHistogram
+from tilewise.models.network import calibration, outliers
+from tilewise.models.network.calibration import fit_temperature
+from tilewise.models.network.classifier import Classifier
+from tilewise.models.network.preprocess import LINES
+from tilewise.training.evaluate.disturbances import as_dn, eurosat_order, groups, red_for_blue
+from tilewise.training.evaluate.evaluation import evaluate
+from tilewise.training.fit.task import ClassificationTask
+from tilewise.training.tracking import code_revision
+
+_OFFSETS = (-BASELINE_OFFSET, -BASELINE_OFFSET, -BASELINE_OFFSET, -0.6 * BASELINE_OFFSET, BASELINE_OFFSET)
+_SCALES = (1 / QUANTIFICATION, 0.01, 0.1, 0.2, 5.0, 10.0)
+_NOISE = (60, 300)  # DN; sound bands have at most about 20
+_EACH_KIND = 8000  # tiles that are drawn from each kind
+_MOST_TURNS = 16
+_VAPOUR, _CIRRUS, _SHORT_WAVE = positions(["B09", "B10", "B11"])
+
+
+def exposures(kinds: Sequence[DN], seed: int = 0) -> Iterator[tuple[DN, DN]]:
+    """Yield sound tiles and as many faulty ones, drawn from tiles of several `kinds`, all kinds alike.
+
+    A third of the draws show all the bands that the tiles have; all but the first are mixtures of two tiles.
+    """
+    random = np.random.default_rng(seed)
+    for tiles in kinds:
+        for turn in range(max(2, min(_MOST_TURNS, -(-_EACH_KIND // len(tiles))))):
+            drawn = draw_sound(mix_lines(tiles, random), random) if turn else tiles
+            drawn = draw_bands(drawn, random) if turn % 3 else drawn
+            yield drawn, draw_faults(drawn, random)
+
+
+def draw_faults(tiles: DN, random: np.random.Generator) -> DN:
+    """Return `tiles` with a random mistake each: offset, order, scale, a bright flat veil as of cloud, or noise."""
+    kinds = random.permutation(np.arange(len(tiles)) % len(_DRAWN))
+    found = np.zeros_like(tiles)
+    for kind, make in enumerate(_DRAWN):
+        found[kinds == kind] = make(tiles[kinds == kind], random)
+    return found
+
+
+def mix_lines(tiles: DN, random: np.random.Generator, share: float = 0.6) -> DN:
+    """Return `tiles` with the first lines of a `share` (0-1) of them taken from another one: two kinds of land each."""
+    count, lines = len(tiles), tiles.shape[2]
+    until = np.where(random.random(count) < share, random.integers(0, lines, count), 0)
+    others = tiles[random.permutation(count)]
+    return np.where((np.arange(lines) < until[:, None])[:, None, :, None], others, tiles)
+
+
+def draw_sound(tiles: DN, random: np.random.Generator, gain: float = 0.07, band_gain: float = 0.03) -> DN:
+    """Return `tiles` with the small differences of brightness (standard deviations) that sound input has too."""
+    count = len(tiles)
+    logs = random.normal(0, gain, (count, 1, 1, 1)) + random.normal(0, band_gain, (count, BAND_COUNT, 1, 1))
+    return as_dn(tiles, tiles * np.exp(logs))
+
+
+def draw_bands(tiles: DN, random: np.random.Generator) -> DN:
+    """Return `tiles` through a random set of bands each: a common one (`l2a`, `10m`, `rgb`) or any."""
+    present = np.asarray((tiles > 0).any((2, 3)))
+    common = [np.isin(np.arange(BAND_COUNT), positions(BAND_SETS[name])) for name in ("l1c", "l2a", "10m", "rgb")]
+    chosen = random.integers(0, len(common) + 1, len(tiles))
+    any_set = random.random((len(tiles), BAND_COUNT)) < random.uniform(0.3, 0.95, (len(tiles), 1))
+    keep = np.stack([*np.broadcast_to(np.stack(common)[:, None], (4, *any_set.shape)), any_set])
+    kept = np.asarray(keep[chosen, np.arange(len(tiles))] & present)
+    none = ~np.any(kept, axis=1)
+    kept[none] = present[none]
+    return np.asarray(tiles * kept[:, :, None, None].astype(np.uint16))
+
+
+def _draw_offset(tiles: DN, random: np.random.Generator) -> DN:
+    return as_dn(tiles, tiles + random.choice(_OFFSETS, (len(tiles), 1, 1, 1)))
+
+
+def _draw_scale(tiles: DN, random: np.random.Generator) -> DN:
+    return as_dn(tiles, tiles * random.choice(_SCALES, (len(tiles), 1, 1, 1)))
+
+
+def _draw_order(tiles: DN, random: np.random.Generator) -> DN:
+    """Exchange the bands that each tile has: B8A last, all reversed, red for blue, or any order."""
+    orders = (eurosat_order, eurosat_order, _reversed, red_for_blue, lambda some: _shuffled(some, random))
+    kinds = random.integers(0, len(orders), len(tiles))
+    found = tiles.copy()
+    for kind, make in enumerate(orders):
+        found[kinds == kind] = make(tiles[kinds == kind])
+    same = (found == tiles).all((1, 2, 3))  # an order that changes nothing is no mistake
+    found[same] = _reversed(tiles[same])
+    return found
+
+
+def _draw_veil(tiles: DN, random: np.random.Generator) -> DN:
+    """Lay a bright cloud of some thickness over tiles: about as white in all bands, darker where water absorbs."""
+    count = len(tiles)
+    thickness = random.uniform(0.4, 1.0, (count, 1, 1, 1))
+    cloud = random.uniform(3000, 8000, (count, 1, 1, 1)) * np.exp(random.normal(0, 0.1, (count, BAND_COUNT, 1, 1)))
+    cloud[:, _VAPOUR] *= 0.4
+    cloud[:, _CIRRUS] = random.uniform(10, 800, (count, 1, 1))
+    cloud[:, _SHORT_WAVE:] *= random.uniform(0.3, 1.0, (count, 1, 1, 1))
+    return as_dn(tiles, tiles * (1 - thickness) + thickness * cloud)
+
+
+def _draw_noise(tiles: DN, random: np.random.Generator) -> DN:
+    """Add noise to each pixel and band, as strong as hides what the network looks for."""
+    deviation = random.uniform(*_NOISE, (len(tiles), 1, 1, 1))
+    return as_dn(tiles, tiles + random.normal(0, 1, tiles.shape) * deviation)
+
+
+# Orders are many and the hardest to tell.
+_DRAWN = (_draw_offset, _draw_order, _draw_order, _draw_order, _draw_scale, _draw_veil, _draw_noise)
+
+
+def _reversed(tiles: DN) -> DN:
+    found = np.zeros_like(tiles)
+    for taken, into in groups(tiles):
+        found[np.ix_(taken, into)] = tiles[np.ix_(taken, into[::-1])]
+    return found
+
+
+def _shuffled(tiles: DN, random: np.random.Generator) -> DN:
+    found = np.zeros_like(tiles)
+    for taken, into in groups(tiles):
+        for row in taken:
+            found[row, into] = tiles[row, random.permutation(into)]
+    return found
+
+
+_MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
+_MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
+_BATCH = 256  # tiles, or turns and mirrors of tiles, that are in memory at once
+_HELD_BACK = 3  # every third of these is for the limits and not for fitting
+
+# A folder that is called otherwise may hold another run tomorrow, and services tell models apart by their versions.
+_SEMANTIC = re.compile(r"\d+\.\d+\.\d+")
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was fitted on the validation split.
+
+    Attributes:
+        prediction_sets, outliers: for the model file's metadata.
+        metrics: figures of the calibrated probabilities, named for a tracker.
+    """
+
+    prediction_sets: PredictionSets
+    outliers: Outliers
+    metrics: dict[str, float]
+
+
+def calibrate(classifier: Classifier, datamodule: TileDataModule, classes: list[str]) -> Calibration:
+    """Fit temperature, prediction sets and outlier score of `classifier` (32 bit, on the CPU), changing it in place."""
+    pack = datamodule.pack
+    _fit_outliers(classifier, pack)
+    answers = _answers(classifier, pack, pack.rows("val"))
+    classifier.temperature.fill_(fit_temperature(answers.logits, answers.labels))
+    probabilities = torch.softmax(answers.logits / classifier.temperature, 1)
+    return Calibration(
+        prediction_sets=PredictionSets(
+            method=calibration.METHOD,
+            thresholds=calibration.fit_thresholds(probabilities.numpy(), answers.labels.numpy()),
+            calibrated_on=f"{len(answers.labels)} tiles of the validation split",
+        ),
+        outliers=Outliers(
+            method=outliers.METHOD,
+            threshold=_fit_limits(classifier, pack),
+            false_alarms=outliers.FALSE_ALARMS,
+        ),
+        metrics=evaluate("val", probabilities, answers.labels, classes).metrics("calibrated"),
+    )
+
+
+def describe(
+    model: ClassificationTask, datamodule: TileDataModule, run: str, calibration: Calibration
+) -> ModelMetadata:
+    """Return the model file's metadata; `run` is the name of the run's folder."""
+    statistics = datamodule.pack.statistics()
+    summary, weights = datamodule.pack.summary, _digest(model.classifier)
+    return ModelMetadata(
+        name="tilewise",
+        version=run if _SEMANTIC.fullmatch(run) else f"{run}-{weights[:8]}",
+        classes=tuple(model.classes),
+        trained_bands=tuple(band["band"] for band in statistics if band["tiles"]),
+        temperature=float(model.classifier.temperature),
+        prediction_sets=calibration.prediction_sets,
+        outliers=calibration.outliers,
+        network=_network(model.classifier),
+        histogram_edges=EDGES,
+        histograms=tuple(
+            ReferenceHistogram(band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"]))
+            for band in statistics
+        ),
+        metrics=calibration.metrics,
+        data_hash=summary.data_hash,
+        weights=weights,
+        synthetic=summary.synthetic,
+        code_revision=code_revision(),
+        licence="CC0-1.0" if summary.synthetic else "MIT",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _network(classifier: Classifier) -> str:
+    """Return the architecture in words."""
+    seen = f", mean of {classifier.symmetries} symmetries" if classifier.symmetries > 1 else ""
+    return f"{type(classifier.backbone).__name__}{seen}"
+
+
+def _digest(classifier: Classifier) -> str:
+    """Return SHA-256 of what a checkpoint holds: weights, statistics of normalisation, and no calibration."""
+    digest = sha256()
+    for name, tensor in sorted(classifier.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Logits (n, classes), embeddings (n, features) and labels (n,), and the raw parts of the outlier score."""
+
+    logits: Tensor
+    embeddings: Tensor
+    parts: Tensor
+    missing: Tensor
+    labels: Tensor
+
+
+def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
+    """Fit the outlier score's parts on training tiles, and on unlabelled ones by the classes they are taken for."""
+    train, unlabelled = spread(pack.rows("train"), _MOST_FITTED), _fitted_part(pack.rows(UNLABELLED))
+    labelled = _answers(classifier, pack, train)
+    embeddings, labels = [labelled.embeddings], [labelled.labels]
+    if len(unlabelled):
+        answered = _answers(classifier, pack, unlabelled)
+        embeddings.append(answered.embeddings)
+        labels.append(answered.logits.argmax(1))
+    classifier.outliers.fit_distance(torch.cat(embeddings), torch.cat(labels))
+    kinds = [pack.rows("train", source) for source in pack.summary.sources] + [unlabelled]
+    lines = [_lines(pack, spread(rows, _MOST_EXPOSED)) for rows in kinds if len(rows)]
+    classifier.outliers.check.fit(exposures(lines))
+
+
+def held_back(pack: Pack) -> Rows:
+    """Return the unlabelled tiles that nothing but limits is fitted on, and figures are measured on.
+
+    A network that was pretrained may have seen them, without labels.
+    """
+    return pack.rows(UNLABELLED)[::_HELD_BACK]
+
+
+def _fit_limits(classifier: Classifier, pack: Pack) -> float:
+    """Bring the outlier score's parts to one scale, and return the threshold: on tiles that neither was fitted on."""
+    kinds = {source: pack.rows("val", source) for source in pack.summary.sources}
+    kinds[UNLABELLED] = held_back(pack)
+    known = {kind: _answers(classifier, pack, rows) for kind, rows in kinds.items() if len(rows)}
+    classifier.outliers.fit_limits([answers.parts for answers in known.values()])
+    scores = {kind: classifier.outliers.combine(a.parts, a.missing).numpy() for kind, a in known.items()}
+    names = np.concatenate([np.full(len(found), kind) for kind, found in scores.items()])
+    return outliers.fit_threshold(np.concatenate(list(scores.values())), kinds=names)
+
+
+def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
+    answered, batch = [], _BATCH // classifier.symmetries
+    with torch.no_grad():
+        for start in range(0, len(rows), batch):
+            tiles = torch.from_numpy(pack.fetch(rows[start : start + batch]))
+            logits, embedding = classifier(tiles)
+            answered.append((logits, embedding, *classifier.outliers.parts(tiles, embedding, logits)))
+    logits, embeddings, scores, gone = (torch.cat(parts) for parts in zip(*answered, strict=True))
+    return _Answers(logits, embeddings, scores, gone, torch.from_numpy(pack.labels[rows]))
+
+
+def _lines(pack: Pack, rows: Rows) -> DN:
+    """Return what the input check looks at of the tiles in `rows`, uint16."""
+    return np.ascontiguousarray(pack.fetch(rows)[:, :, LINES])
+
+
+def _fitted_part(rows: Rows) -> Rows:
+    """Return the rows without those that are held back for the limits."""
+    return rows[np.arange(len(rows)) % _HELD_BACK != 0]

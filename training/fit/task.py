@@ -1,0 +1,184 @@
+"""The Lightning task: how a classifier is trained and measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tilewise.datasets.core.errors import TrainingError
+from tilewise.datasets.loading.loaders import Batch
+from tilewise.datasets.packs.pack import UNLABELLED
+from tilewise.models.network.backbones import ResidualCNN
+from tilewise.models.network.classifier import Classifier
+from tilewise.training.evaluate.evaluation import ALL, BAND_VIEWS, Answers, evaluate, see_through
+from tilewise.training.fit.optimisation import (
+    Forward,
+    Optimisation,
+    OptimisedModule,
+    allow_tf32,
+    compiled,
+    faster_forward,
+    wanted,
+)
+from tilewise.training.fit.transfer import Distillation, Teachers, start_from
+
+
+class ClassificationTask(OptimisedModule):
+    """Trains a classifier of tiles.
+
+    Attributes:
+        answers: what validation or testing left, for `tilewise.training.evaluate.evaluation`.
+
+    Args:
+        classes, band_mean, band_std, class_counts: taken from the data module.
+        backbone: the network; `tilewise.models.network.backbones.ResidualCNN`, or `tilewise.models.network.backbones.TorchvisionBackbone`.
+        optimisation: how its weights move.
+        compile: let torch compile the network for training, which takes a minute at first and is then faster
+            (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++ compiler.
+            null: on a GPU, where a measurement at the first step says that it is faster.
+        start_from: what training starts with: the weights of the same network in a checkpoint, of a run of any classes
+            or of `tilewise train pretrain`, or in a model file (fp32, e.g. the one that ships); null: drawn ones.
+        distillation: finished runs whose answers are learned beside the labels; null: labels alone.
+        symmetries: how many of a tile's eight turns and mirrors the trained network looks at, taking the mean: 1, 2, 4
+            or 8. It is right a little more often, and as many times slower. Training itself is not changed, so `test`
+            and `export` can be told this of a finished run; the model file holds it.
+    """
+
+    answers: Answers
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        classes: list[str],
+        band_mean: list[float],
+        band_std: list[float],
+        class_counts: list[int],
+        backbone: nn.Module | None = None,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008 - frozen
+        compile: bool | None = None,
+        start_from: Path | None = None,
+        distillation: Distillation | None = None,
+        symmetries: Literal[1, 2, 4, 8] = 1,
+    ) -> None:
+        super().__init__(optimisation)
+        self.classes = classes
+        self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std, symmetries)
+        self.classifier.to(memory_format=torch.channels_last)
+        self._compile, self._start_from, self._distillation = compile, start_from, distillation
+        self._teachers: Teachers | None = None
+        self._train_forward: list[Forward] = []
+        self.register_buffer("class_weights", _class_weights(class_counts, optimisation.balance_classes))
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and embedding of DN tiles."""
+        logits, embedding = self.classifier(tiles)
+        return logits, embedding
+
+    def setup(self, stage: str) -> None:
+        """Take up the weights that training starts from; a run that goes on has its own.
+
+        Raises:
+            TrainingError: there are no such weights, or tiles without labels are to train.
+        """
+        if stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if UNLABELLED in getattr(data, "train_splits", ()):
+            raise TrainingError(f"data.train_splits: tiles that are {UNLABELLED} have no labels to train by; pretrain")
+        if self._start_from is not None and self.trainer.ckpt_path is None:
+            pack = getattr(data, "pack", None)
+            start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")
+
+    def on_fit_start(self) -> None:
+        """Start watching the loss, call the teachers, forget a network that was compiled for batches of another run."""
+        super().on_fit_start()
+        self._train_forward = []
+        if self._distillation is not None:
+            compile = wanted(self._compile, self.device)
+            self._teachers = Teachers(self._distillation, len(self.classes), self.device, compile)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of an augmented batch."""
+        if not self._train_forward:
+            # In a list, since a second name for the classifier must not become a second set of weights.
+            self._train_forward = [self._choose_forward(batch["tiles"])]
+        logits, _ = self._train_forward[0](batch["tiles"])
+        targets = batch["targets"]
+        if self._teachers is not None:
+            targets = self._teachers.blend(batch["whole"], targets)
+        loss = self._loss(logits, targets, self.optimisation.label_smoothing)
+        return self.watched(loss, len(logits))
+
+    def on_validation_epoch_start(self) -> None:
+        """Start collecting answers."""
+        self.answers = Answers()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the answers to a batch."""
+        logits, _ = self(batch["tiles"])
+        self.answers.add(ALL, logits)
+        self.answers.add_truth(batch["rows"], batch["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Measure the answers of all processes at once, so that each tile counts once."""
+        self.answers.collect(self._from_all)
+        logits, labels = self.answers.logits(ALL), self.answers.labels
+        found = evaluate(ALL, logits.softmax(1), labels, self.classes)
+        weights = self.class_weights.cpu() if self.optimisation.balance_classes else None
+        loss = float(functional.cross_entropy(logits, labels, weight=weights))
+        for name in ("accuracy", "macro_f1", "calibration_error"):
+            self.log(f"val/{name}", getattr(found, name), prog_bar=True, sync_dist=True)
+        self.log("val/loss", loss, sync_dist=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Start collecting answers, in 32 bit whatever was trained in."""
+        allow_tf32(False)
+        self.answers = Answers()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the answers to a batch, seen through every set of bands; `tilewise.training.evaluate.evaluation` measures them."""
+        for view in BAND_VIEWS:
+            with torch.autocast(self.device.type, enabled=False):
+                logits, _ = self(see_through(batch["tiles"].float(), view))
+            self.answers.add(view, logits)
+        self.answers.add_truth(batch["rows"], batch["labels"])
+
+    def on_test_epoch_end(self) -> None:
+        """Bring the answers of all processes together."""
+        self.answers.collect(self._from_all)
+
+    def _choose_forward(self, tiles: Tensor) -> Forward:
+        """Return the network as it is or compiled, for batches like `tiles`: only in training have all one shape."""
+        if self._compile is None and tiles.device.type == "cuda":
+            forward, line = faster_forward(self.classifier, tiles)
+            if self.trainer.is_global_zero:
+                print(line, flush=True)
+            return forward
+        return compiled(self.classifier) if self._compile else self.classifier
+
+    def _from_all(self, tensor: Tensor) -> Tensor:
+        """Return the tensors (n, …) of all processes as one."""
+        if self.trainer.world_size == 1:
+            return tensor
+        gathered = self.all_gather(tensor)
+        assert isinstance(gathered, Tensor)  # noqa: S101 - it returns what it was given
+        return gathered.flatten(0, 1)
+
+    def _loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        weights = self.class_weights if self.optimisation.balance_classes else None
+        loss: Tensor = functional.cross_entropy(
+            logits.float(),
+            targets,
+            weight=weights,
+            label_smoothing=smoothing,
+        )
+        return loss
+
+
+def _class_weights(counts: Sequence[int], balance: bool) -> Tensor:
+    """Return weights with mean 1 over the tiles, inverse to the classes' frequencies (all 1 unless `balance`)."""
+    frequency = torch.tensor(counts, dtype=torch.float32).clamp(min=1)
+    return frequency.sum() / (len(counts) * frequency) if balance else torch.ones(len(counts))

@@ -1,1 +1,0 @@
-"""What a model makes of classes that it never saw: the recipe is trained without them, and its scores meet them."""

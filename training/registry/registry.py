@@ -1,0 +1,312 @@
+"""Model versions in MLflow's registry: which is candidate, champion or archived, and who moved it when and why.
+
+Aliases say what a version is now (`candidate`, `champion`, `previous`), since services follow aliases; tags say what
+became of it: `semver`, `stage`, a figure for each gate, and one tag for each event. The registry is MLflow's; nothing
+is kept beside it.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from tilewise.datasets.core.errors import TrainingError
+from tilewise.models.model_file import ModelFile, ModelMetadata, open_model
+from tilewise.training.logged_model import FILE, digests, log_model
+from tilewise.training.registry.gates import Finding
+from tilewise.training.tracking import Tracking, experiment_id
+
+NAME = "tilewise"
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+_EVENT = "event."
+_GATE = "gate."
+_MEASURED = "measured."
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a version.
+
+    Attributes:
+        when: ISO 8601, UTC, to the microsecond.
+        what: `registered`, `passed`, `refused`, `promoted`, `archived` or `rolled back`.
+        version: the registry's number of the version.
+        semver: the version's semantic version.
+        who: the person (or program) that did it.
+        why: in their words.
+    """
+
+    when: str
+    what: str
+    version: str
+    semver: str
+    who: str
+    why: str
+
+
+class Registry:
+    """The versions of one model in an MLflow registry.
+
+    Args:
+        uri: MLflow's tracking URI: a server, or a SQLite file.
+        name: of the registered model.
+    """
+
+    def __init__(self, uri: str, name: str = NAME) -> None:
+        self.uri, self.name = uri, name
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def register(
+        self,
+        model: ModelFile,
+        who: str,
+        why: str,
+        semver: str | None = None,
+        run_id: str | None = None,
+        *,
+        candidate: bool = True,
+    ) -> ModelVersion:
+        """Make a model file, with the INT8 file beside it, a version and the candidate; archive the candidate before.
+
+        The version is the run's own logged model where the run holds this file; else the file is logged, to a run of
+        its own if `run_id` is None. Without `candidate`, the candidate stays the one that it was: services may try it,
+        and must not try what the gates refuse.
+
+        Raises:
+            TrainingError: the semantic version is none or taken.
+        """
+        semver = ".".join(map(str, _parts(semver))) if semver else self.next_semver(model.metadata)
+        if any(version.tags.get("semver") == semver for version in self.versions()):
+            raise TrainingError(f"version {semver} of {self.name} exists; name another with --version")
+        version = self._create(model, semver, run_id or self._new_run(semver))
+        if candidate:
+            self._make_candidate(version, who, semver)
+        self.note(version, "registered", who, why)
+        return self.client.get_model_version(self.name, version.version)
+
+    def _make_candidate(self, version: ModelVersion, who: str, semver: str) -> None:
+        before = self.by_alias(CANDIDATE)
+        if before is not None and before.tags.get("stage") == CANDIDATE:
+            self._archive(before, who, f"version {semver} was registered")
+        self.client.set_registered_model_alias(self.name, CANDIDATE, version.version)
+
+    def versions(self) -> list[ModelVersion]:
+        """Return all versions, oldest first."""
+        found = self.client.search_model_versions(f"name = '{self.name}'")
+        return sorted(found, key=lambda version: int(version.version))
+
+    def by_alias(self, alias: str) -> ModelVersion | None:
+        """Return the version that an alias names, if any."""
+        try:
+            return self.client.get_model_version_by_alias(self.name, alias)
+        except MlflowException:
+            return None
+
+    def find(self, said: str | None) -> ModelVersion:
+        """Return a version by its number, its semantic version, or an alias; the candidate if None is said.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        wanted = said or CANDIDATE
+        for version in self.versions():
+            if wanted in (_number(version), version.tags.get("semver")):
+                return version
+        named = self.by_alias(wanted)
+        if named is None:
+            raise TrainingError(
+                f"{self.uri}: {self.name} has no version {wanted!r}; `tilewise register` makes a candidate, "
+                "`tilewise history` lists what there is"
+            )
+        return named
+
+    def fetch(self, version: ModelVersion, folder: Path) -> ModelFile:
+        """Download a version's model file into `folder` and open it; raises ModelFileError where it is not sound."""
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(self._download(version, folder).rglob(FILE))
+        if not found:
+            raise TrainingError(f"{self.name} {version.version} holds no {FILE}; register it again")
+        model = open_model(found[0])
+        self._check_digests(version, model)
+        return model
+
+    def write_findings(self, version: ModelVersion, findings: Iterable[Finding], **circumstances: str) -> None:
+        """Write each gate's figure on a version, as tags and as `gates/<version>.json` of its run.
+
+        Args:
+            circumstances: what it was measured on and against, tags as well. What was measured before goes.
+        """
+        found = list(findings)
+        for key in self.client.get_model_version(self.name, version.version).tags:
+            if key.startswith((_GATE, _MEASURED)):
+                self.client.delete_model_version_tag(self.name, version.version, key)
+        for key, said in circumstances.items():
+            self.client.set_model_version_tag(self.name, version.version, _MEASURED + key, said)
+        for finding in found:
+            text = f"{'pass' if finding.passed else 'FAIL'} {finding.figure:.4g} ({finding.limit})"
+            self.client.set_model_version_tag(self.name, version.version, _GATE + finding.gate, text)
+        if version.run_id:
+            content = json.dumps([asdict(finding) for finding in found], indent=2)
+            self.client.log_text(version.run_id, content, f"gates/{version.version}.json")
+
+    def tag(self, version: ModelVersion, **tags: str) -> None:
+        """Write tags on a version."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, version.version, key, value)
+
+    def promote(self, version: ModelVersion, who: str, why: str) -> None:
+        """Make a version the champion, and archive the one that was."""
+        self.refuse_the_champion(version)
+        champion = self.by_alias(CHAMPION)
+        if champion is not None:
+            self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
+            self._archive(champion, who, f"version {version.tags.get('semver', version.version)} was promoted")
+        self.client.set_registered_model_alias(self.name, CHAMPION, version.version)
+        candidate = self.by_alias(CANDIDATE)
+        if candidate is not None and candidate.version == version.version:
+            self.client.delete_registered_model_alias(self.name, CANDIDATE)
+        self.tag(version, stage=CHAMPION)
+        self.note(version, "promoted", who, why)
+
+    def refuse_the_champion(self, version: ModelVersion) -> None:
+        """Raise TrainingError where a version is the champion already."""
+        champion = self.by_alias(CHAMPION)
+        if champion is not None and champion.version == version.version:
+            raise TrainingError(f"{self.name} {version.tags.get('semver', version.version)} is the champion already")
+
+    def refuse(self, version: ModelVersion, who: str, why: str) -> None:
+        """Write on a version that the gates refused it; aliases stay as they are."""
+        self.tag(version, stage="refused")
+        self.note(version, "refused", who, why)
+
+    def rollback(self, who: str, why: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion]:
+        """Make the champion before this one the champion again; return (the one that goes, the one that comes).
+
+        Raises:
+            TrainingError: there is no champion, or none before it.
+        """
+        champion = self.by_alias(CHAMPION)
+        if champion is None:
+            raise TrainingError(f"{self.uri}: {self.name} has no champion to roll back")
+        target = self.find(to) if to else self._champion_before(champion)
+        self.refuse_the_champion(target)
+        self.client.set_registered_model_alias(self.name, CHAMPION, target.version)
+        self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
+        self.tag(champion, stage="rolled back")
+        self.tag(target, stage=CHAMPION)
+        self.note(champion, "rolled back", who, why)
+        self.note(target, "promoted", who, f"version {champion.tags.get('semver', champion.version)} was rolled back")
+        return champion, target
+
+    def history(self) -> list[Event]:
+        """Return all events of all versions, oldest first."""
+        found = [
+            Event(**json.loads(text))
+            for version in self.versions()
+            for key, text in version.tags.items()
+            if key.startswith(_EVENT)
+        ]
+        return sorted(found, key=lambda event: event.when)
+
+    def note(self, version: ModelVersion, what: str, who: str, why: str) -> None:
+        """Write an event on a version."""
+        when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # a tag's name may hold no plus
+        event = Event(when, what, _number(version), self._semver_of(version), who, why)
+        self.client.set_model_version_tag(self.name, version.version, _EVENT + when, json.dumps(asdict(event)))
+
+    def next_semver(self, metadata: ModelMetadata) -> str:
+        """Return the version after the newest.
+
+        Major where classes or the bands that the network looks at are others; patch where the trained weights are the
+        same, so that only calibration differs; minor where it was trained again. Of weights that do not say their
+        digest, the data decide.
+        """
+        known = [version for version in self.versions() if version.tags.get("semver")]
+        if not known:
+            return "1.0.0"
+        newest = max(known, key=lambda version: _parts(version.tags["semver"]))
+        major, minor, patch = _parts(newest.tags["semver"])
+        now = _origin(metadata)
+        # A version from before these tags were written says nothing of them, and so nothing else.
+        if any(newest.tags.get(key, now[key]) != now[key] for key in ("classes", "bands")):
+            return f"{major + 1}.0.0"
+        telling = "weights" if newest.tags.get("weights") and now["weights"] else "data_hash"
+        if newest.tags.get(telling) != now[telling]:
+            return f"{major}.{minor + 1}.0"
+        return f"{major}.{minor}.{patch + 1}"
+
+    def _create(self, model: ModelFile, semver: str, run_id: str) -> ModelVersion:
+        logged = log_model(self.client, run_id, model)
+        if not self.client.search_registered_models(f"name = '{self.name}'"):
+            self.client.create_registered_model(self.name)
+        tags = {"semver": semver, "stage": CANDIDATE, **digests(model), **_origin(model.metadata)}
+        # A store in SQLite looks the logged model up at the process's address, whatever the client's
+        # (mlflow/store/model_registry/sqlalchemy_store.py, create_model_version).
+        mlflow.set_tracking_uri(self.uri)
+        return self.client.create_model_version(
+            self.name, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
+        )
+
+    def _new_run(self, semver: str) -> str:
+        """Return a run for a model file that no run here has exported."""
+        run = self.client.create_run(experiment_id(Tracking(uri=self.uri)), run_name=f"register {semver}")
+        self.client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _check_digests(self, version: ModelVersion, model: ModelFile) -> None:
+        """What is measured and served must be what was registered, to the byte."""
+        for key, now in digests(model).items():
+            if version.tags.get(key, now) != now:
+                which = f"{self.name} {version.version}"
+                raise TrainingError(f"{which}: the file is not the one that was registered ({key}); register it again")
+
+    def _download(self, version: ModelVersion, folder: Path) -> Path:
+        return Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.uri))
+
+    def _champion_before(self, champion: ModelVersion) -> ModelVersion:
+        gone = {event.version for event in self.history() if event.what == "rolled back"} | {_number(champion)}
+        before = [event.version for event in self.history() if event.what == "promoted" and event.version not in gone]
+        if not before:
+            raise TrainingError(
+                f"{self.name} {self._semver_of(champion)} has no champion before it; name one with --to"
+            )
+        return self.client.get_model_version(self.name, before[-1])
+
+    def _archive(self, version: ModelVersion, who: str, why: str) -> None:
+        self.tag(version, stage="archived")
+        self.note(version, "archived", who, why)
+
+    def _semver_of(self, version: ModelVersion) -> str:
+        tags = self.client.get_model_version(self.name, version.version).tags
+        return str(tags.get("semver", ""))
+
+
+def _number(version: ModelVersion) -> str:
+    """Return the registry's number of a version: MLflow's stores give it as text or as a number."""
+    return str(version.version)
+
+
+def _origin(metadata: ModelMetadata) -> dict[str, str]:
+    """Return what versions are counted by, and where a model comes from, as tags."""
+    return {
+        "classes": ",".join(metadata.classes),
+        "bands": ",".join(metadata.trained_bands),
+        "weights": metadata.weights,
+        "data_hash": metadata.data_hash,
+        "code_revision": metadata.code_revision,
+    }
+
+
+def _parts(semver: str) -> tuple[int, int, int]:
+    """Return the numbers of a semantic version; raises TrainingError for anything else."""
+    try:
+        major, minor, patch = (int(part) for part in semver.split("."))
+    except ValueError as error:
+        raise TrainingError(f"{semver!r} is no semantic version; say MAJOR.MINOR.PATCH, e.g. 1.2.0") from error
+    return major, minor, patch
