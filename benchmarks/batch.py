@@ -39,7 +39,7 @@ from rasterio.windows import Window
 
 from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.window_grid import make_lattice
+from tilewise.bento.inference.window_grid import make_window_grid
 from tilewise.bento.inference.windows import GridOptions, classify
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES
@@ -113,11 +113,11 @@ def read_bare(path: Path, _: Path) -> dict[str, float]:
     """Decode all blocks by one thread a core."""
     with rasterio.open(path) as dataset:
         side = dataset.height
-    lattice = make_lattice(side, side, 64, 64, (BLOCK, BLOCK))
+    window_grid = make_window_grid(side, side, 64, 64, (BLOCK, BLOCK))
     waiting: queue.SimpleQueue[Window] = queue.SimpleQueue()
-    for strip in range(len(lattice.strips)):
-        for part in range(len(lattice.parts)):
-            (top, bottom), (left, right) = lattice.edges(strip), lattice.part_edges(part)
+    for strip in range(len(window_grid.strips)):
+        for part in range(len(window_grid.parts)):
+            (top, bottom), (left, right) = window_grid.edges(strip), window_grid.part_edges(part)
             waiting.put(Window(left, top, right - left, bottom - top))
 
     def work() -> None:
@@ -128,7 +128,7 @@ def read_bare(path: Path, _: Path) -> dict[str, float]:
                 except queue.Empty:
                     return
 
-    return cpu_of(lambda: all_cores(work)) | {"windows": len(lattice.rows) * len(lattice.columns)}
+    return cpu_of(lambda: all_cores(work)) | {"windows": len(window_grid.rows) * len(window_grid.columns)}
 
 
 def infer_bare(path: Path, model: Path) -> dict[str, float]:
@@ -190,9 +190,9 @@ def exact(path: Path, model: Path) -> dict[str, float]:
             strip = dataset.read(window=Window(0, row, dataset.width // 64 * 64, 64))
             tiles = strip.reshape(13, 64, -1, 64).transpose(2, 0, 1, 3).copy()
             for column, tile in enumerate(tiles):
-                said = engine.classify(tile[None]).probabilities.argmax()
+                overrides = engine.classify(tile[None]).probabilities.argmax()
                 here = whole[row : row + 64, 64 * column : 64 * column + 64]
-                wrong, cells = wrong + int((here != said).sum()), cells + 1
+                wrong, cells = wrong + int((here != overrides).sum()), cells + 1
     return {"cells": cells, "wrong": wrong}
 
 

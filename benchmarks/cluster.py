@@ -106,18 +106,18 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model file; default: the newest exported one")
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--cells", type=int, default=24, help="tiles a side of each scene")
-    said = parser.parse_args()
-    model = find_model(said.model)
+    overrides = parser.parse_args()
+    model = find_model(overrides.model)
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(said.scenes):
-            synthesise_scene(Path(folder) / f"s{number}.tif", number, said.cells, said.cells)
+        for number in range(overrides.scenes):
+            synthesise_scene(Path(folder) / f"s{number}.tif", number, overrides.cells, overrides.cells)
         alone, one, two = (measure(Path(folder), model, nodes) for nodes in (0, 1, 2))
-    megapixels = said.scenes * (said.cells * TILE) ** 2 / 1e6
-    costs = Costs(alone / megapixels, max(one - alone, 0) / said.scenes, measure_settling())
-    print(f"{said.scenes} scenes of {(said.cells * TILE) ** 2 / 1e6:.1f} megapixels, {model}")
+    megapixels = overrides.scenes * (overrides.cells * TILE) ** 2 / 1e6
+    costs = Costs(alone / megapixels, max(one - alone, 0) / overrides.scenes, measure_settling())
+    print(f"{overrides.scenes} scenes of {(overrides.cells * TILE) ** 2 / 1e6:.1f} megapixels, {model}")
     print(f"{'':24}{'seconds':>9}{'scenes/min':>12}{'speed-up':>10}")
     for name, seconds in (("without Ray, one core", alone), ("Ray, 1 node of one core", one), ("Ray, 2 nodes", two)):
-        print(f"{name:24}{seconds:9.1f}{60 * said.scenes / seconds:12.1f}{one / seconds:10.2f}")
+        print(f"{name:24}{seconds:9.1f}{60 * overrides.scenes / seconds:12.1f}{one / seconds:10.2f}")
     print(f"\none core: {1 / costs.megapixel:.2f} megapixels/s; Ray: {1000 * costs.scene:.0f} ms a scene; ", end="")
     print(f"moving and manifest: {1000 * costs.settling:.0f} ms a scene, one after another")
     print(f"\nsimulated, scenes of {SIDE} × {SIDE} pixels, nodes of {CORES} such cores")

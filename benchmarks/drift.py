@@ -13,7 +13,7 @@ import numpy as np
 
 from tilewise.bento.monitoring.drift import STRIDE, Reference, Window
 from tilewise.datasets.core.bands import BAND_NAMES
-from tilewise.datasets.core.console import make_statement
+from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.packs.statistics import EDGES
 from tilewise.datasets.readers.geotiff import read_tile
@@ -22,13 +22,13 @@ DRAWS = 20
 SAMPLE = slice(3, None, STRIDE)
 
 
-def read(archive: Path, most: int) -> tuple[DN, list[str]]:
+def read(archive: Path, limit: int) -> tuple[DN, list[str]]:
     """Return a sample of the pixels of up to `most` tiles drawn at random, and their classes."""
-    said = make_statement("eurosat", "L1C", None, 0.0)
+    overrides = make_read_options("eurosat", "L1C", None, 0.0)
     with zipfile.ZipFile(archive) as files:
         names = [name for name in files.namelist() if name.endswith(".tif")]
-        drawn = np.random.default_rng(0).permutation(names)[:most]
-        tiles = [read_tile(files.read(name), said, name, 64).pixels[:, SAMPLE, SAMPLE] for name in drawn]
+        drawn = np.random.default_rng(0).permutation(names)[:limit]
+        tiles = [read_tile(files.read(name), overrides, name, 64).pixels[:, SAMPLE, SAMPLE] for name in drawn]
     return np.stack(tiles), [name.split("/")[-2] for name in drawn]
 
 

@@ -51,11 +51,11 @@ def main() -> None:
     parser.add_argument("--tiles", type=Path, required=True, help="Folder of EuroSAT MS tiles.")
     parser.add_argument("--names", type=Path, required=True, help="List of tiles that the network was not trained on.")
     parser.add_argument("--every", type=int, default=4, help="Take every n-th tile.")
-    said = parser.parse_args()
+    overrides = parser.parse_args()
     torch.set_num_threads(1)
-    names = {Path(line).stem for line in said.names.read_text().split()}
-    files = [path for path in sorted(said.tiles.rglob("*.tif")) if path.stem in names][:: said.every]
-    model, tiles = open_model(said.model), [read_ms(path) for path in files]
+    names = {Path(line).stem for line in overrides.names.read_text().split()}
+    files = [path for path in sorted(overrides.tiles.rglob("*.tif")) if path.stem in names][:: overrides.every]
+    model, tiles = open_model(overrides.model), [read_ms(path) for path in files]
     answers = model.session.run(["probabilities"], {INPUT: np.stack([tile.pixels for tile in tiles])})[0].argmax(1)
     print(f"{len(tiles)} tiles\n\n| map | smoothed | log-odds lost | elsewhere | p lost | elsewhere | s a tile |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)

@@ -240,7 +240,7 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> 
     sys.exit(f"the service did not become ready:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-async def minimise(port: int, content: bytes, fault: str, most: int = 150) -> bytes:
+async def minimise(port: int, content: bytes, fault: str, limit: int = 150) -> bytes:
     """Return a shorter request with the same fault: pieces of its body are left out as long as it stays."""
     head, _, body = content.partition(b"\r\n\r\n")
     if b"Content-Length" not in head:
@@ -250,9 +250,9 @@ async def minimise(port: int, content: bytes, fault: str, most: int = 150) -> by
         return re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head) + b"\r\n\r\n" + body
 
     size, tried = len(body) // 2, 0
-    while size >= 1 and tried < most:
+    while size >= 1 and tried < limit:
         place = 0
-        while place < len(body) and tried < most:
+        while place < len(body) and tried < limit:
             shorter = body[:place] + body[place + size :]
             tried += 1
             if (await ask(port, whole(shorter)))[0].fault == fault:

@@ -48,11 +48,11 @@ def post(path: str, kind: bytes, body: bytes, host: str = "127.0.0.1") -> bytes:
     return head % (path.encode(), host.encode(), kind, len(body)) + body
 
 
-async def run(port: int, requests: list[bytes], connections: int, seconds: float, most: int | None = None) -> Load:
+async def run(port: int, requests: list[bytes], connections: int, seconds: float, limit: int | None = None) -> Load:
     """Send `requests` in turn over `connections` connections for `seconds`, or until `most` were sent."""
     load = Load()
     started = time.perf_counter()
-    left = [most if most is not None else 2**62]
+    left = [limit if limit is not None else 2**62]
     await asyncio.gather(*(_connection(port, requests, i, started + seconds, left, load) for i in range(connections)))
     load.seconds = time.perf_counter() - started
     return load

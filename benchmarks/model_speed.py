@@ -164,23 +164,23 @@ def own_subject(model: Path, folder: Path) -> tuple[Subject, Callable[[torch.Ten
     return Subject(_OURS, model, int8, gflop(model)), graph
 
 
-def rows_of(subject: Subject, network: Callable[..., object], said: argparse.Namespace) -> list[Row]:
+def rows_of(subject: Subject, network: Callable[..., object], overrides: argparse.Namespace) -> list[Row]:
     """Return a row for every engine that can run a network."""
     rows = []
-    for engine in said.engines.split(","):
+    for engine in overrides.engines.split(","):
         for precision, path in ((FP32, subject.fp32), (INT8, subject.int8)):
             try:
-                run = _runner(engine, precision, path, network, said.threads)
+                run = _runner(engine, precision, path, network, overrides.threads)
                 if run is None:
                     continue
-                run(noise(max(said.batches)))
+                run(noise(max(overrides.batches)))
             except Exception as error:  # every engine has its own; one that cannot do a network is left out, by name
                 print(
                     f"left out: {subject.name} in {engine} {precision}: {' '.join(str(error).split())[:160]}",
                     flush=True,
                 )
                 continue
-            rows.append(Row(subject, engine, precision, run, said.threads if engine == _A_SESSION_A_CORE else 1))
+            rows.append(Row(subject, engine, precision, run, overrides.threads if engine == _A_SESSION_A_CORE else 1))
     return rows
 
 
@@ -344,41 +344,43 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--core-seconds", action="store_true", help="count CPU time of one thread")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each engine and batch size; default: 9")
     parser.add_argument("--seconds", type=float, default=0.3, help="of each turn; default: 0.3")
-    said = parser.parse_args()
-    said.threads = 1 if said.core_seconds else said.threads
-    return said
+    overrides = parser.parse_args()
+    overrides.threads = 1 if overrides.core_seconds else overrides.threads
+    return overrides
 
 
-def _machine_of(said: argparse.Namespace) -> str:
-    return "one thread, seconds of its CPU time" if said.core_seconds else f"{said.threads} threads"
+def _machine_of(overrides: argparse.Namespace) -> str:
+    return "one thread, seconds of its CPU time" if overrides.core_seconds else f"{overrides.threads} threads"
 
 
 def main() -> None:
     """Measure, and print a table."""
-    said = arguments()
+    overrides = arguments()
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(said.threads)
+    torch.set_num_threads(overrides.threads)
     instructions = ", ".join(sorted(int8_instructions())) or "no INT8 instructions that are known"
     print(
-        f"{datetime.now(UTC):%d %B %Y}; {platform.machine()}, {instructions}; {_machine_of(said)}; "
-        f"torch {torch.__version__}, onnxruntime {ort.__version__}; {said.rounds} turns of {said.seconds:g} s\n",
+        f"{datetime.now(UTC):%d %B %Y}; {platform.machine()}, {instructions}; {_machine_of(overrides)}; "
+        f"torch {torch.__version__}, onnxruntime {ort.__version__}; {overrides.rounds} turns of {overrides.seconds:g} s\n",
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="tilewise-speed-") as folder:
         try:
-            rows = rows_of(*own_subject(said.model, Path(folder)), said)
+            rows = rows_of(*own_subject(overrides.model, Path(folder)), overrides)
         except (TilewiseError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
-        for name in filter(None, said.networks.split(",")):
+        for name in filter(None, overrides.networks.split(",")):
             if name.startswith("timm/") and not importlib.util.find_spec("timm"):
                 print(f"left out: {name}: timm is not installed", flush=True)
                 continue
-            rows += rows_of(*zoo_subject(name, Path(folder)), said)
-        clock: Clock = time.process_time if said.core_seconds else time.perf_counter
-        peak = peaks(said.threads, said.seconds, clock)
-        measure(rows, said.batches, said.rounds, said.seconds, clock)
-    print(f"peak: {peak[FP32]:,.0f} GFLOP/s in fp32, {peak[INT8]:,.0f} in INT8\n\n{table(rows, said.batches, peak)}\n")
-    print(verdict(rows, said.batches))
+            rows += rows_of(*zoo_subject(name, Path(folder)), overrides)
+        clock: Clock = time.process_time if overrides.core_seconds else time.perf_counter
+        peak = peaks(overrides.threads, overrides.seconds, clock)
+        measure(rows, overrides.batches, overrides.rounds, overrides.seconds, clock)
+    print(
+        f"peak: {peak[FP32]:,.0f} GFLOP/s in fp32, {peak[INT8]:,.0f} in INT8\n\n{table(rows, overrides.batches, peak)}\n"
+    )
+    print(verdict(rows, overrides.batches))
 
 
 if __name__ == "__main__":

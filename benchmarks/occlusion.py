@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tilewise.bento.inference import occlusion as explaining
 from tilewise.bento.inference.engine import Engine
-from tilewise.datasets.core.console import make_statement
+from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.geotiff import read_tile
 
@@ -82,11 +82,11 @@ def main() -> None:
         "--names", type=Path, required=True, help="List of the tiles that the network was not trained on."
     )
     parser.add_argument("--every", type=int, default=2, help="Take every n-th tile.")
-    said = parser.parse_args()
-    names = {Path(line).stem for line in said.names.read_text().split()}
-    files = [path for path in sorted(said.tiles.rglob("*.tif")) if path.stem in names][:: said.every]
-    statement = make_statement("eurosat", "L1C", None, 0.0)
-    tiles, engine = [read_tile(path, statement) for path in files], Engine(said.model)
+    overrides = parser.parse_args()
+    names = {Path(line).stem for line in overrides.names.read_text().split()}
+    files = [path for path in sorted(overrides.tiles.rglob("*.tif")) if path.stem in names][:: overrides.every]
+    read_options = make_read_options("eurosat", "L1C", None, 0.0)
+    tiles, engine = [read_tile(path, read_options) for path in files], Engine(overrides.model)
     print(f"{len(tiles)} tiles\n\n| patch | replaced by | lost, hottest | lost, elsewhere | odd |", flush=True)
     print("|---|---|---:|---:|---:|")
     for size, stride in PATCHES:

@@ -75,22 +75,26 @@ def main() -> None:
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=5.0, help="Of each measurement.")
     parser.add_argument("--rounds", type=int, default=2)
-    said = parser.parse_args()
+    overrides = parser.parse_args()
     port, cores, scene = free_port(), usable_cores(), make_scene()
     requests = [post("/classify", TIFF, content) for _, content in make_files(100)]
     server = next(server for server in servers(port, cores) if server.name == "tilewise")
-    with running(server, port, said.model), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with (
+        running(server, port, overrides.model),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
         time.sleep(2)  # the last of the processes
         uvloop.run(send(port, requests, 4, 2))
         print("| connections | beside | requests/s | p50 ms | p99 ms | windows/s | errors |", flush=True)
         print("|---:|---|---:|---:|---:|---:|---:|", flush=True)
-        for _, connections in itertools.product(range(said.rounds), said.connections):
+        for _, connections in itertools.product(range(overrides.rounds), overrides.connections):
             print(
-                row(connections, "nothing", uvloop.run(send(port, requests, connections, said.seconds)), 0), flush=True
+                row(connections, "nothing", uvloop.run(send(port, requests, connections, overrides.seconds)), 0),
+                flush=True,
             )
             places = submit(client, scene, cores)
             before = windows_done(client, places)
-            load = uvloop.run(send(port, requests, connections, said.seconds))
+            load = uvloop.run(send(port, requests, connections, overrides.seconds))
             print(row(connections, f"{cores} scenes", load, windows_done(client, places) - before), flush=True)
             for place in places:
                 client.delete(place)

@@ -34,7 +34,7 @@ from load import run as send
 
 from tilewise.bento.inference.engine import Engine
 from tilewise.datasets.acquire.synthetic import synthesise_tile, write_tile
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.geotiff import read_tile
 from tilewise.models.model_file import usable_cores
@@ -153,7 +153,7 @@ def floor(model: Path, files: list[tuple[str, bytes]], tiles: int, seconds: floa
     while time.perf_counter() - started < seconds:
         batch = [files[(turn + i) % len(files)] for i in range(tiles)]
         turn += tiles
-        read = [read_tile(content, Statement(), name) for name, content in batch]
+        read = [read_tile(content, ReadOptions(), name) for name, content in batch]
         engine.classify(np.stack([tile.pixels for tile in read]))
         done += tiles
     elapsed, cpu = time.perf_counter() - started, time.process_time() - used

@@ -24,17 +24,17 @@ from load import Load, multipart, post
 from load import run as send
 from serve import batch_counts, cpu_seconds, free_port, make_files, running, servers
 
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.readers.geotiff import read_tile
 from tilewise.models.model_file import usable_cores
 
-MOST_GROWTH = 0.05
+MAX_GROWTH = 0.05
 SAMPLE_SECONDS = 5
 
 
 def requests_of(files: list[tuple[str, bytes]]) -> list[bytes]:
     """Return the requests that are sent in turn: of 20, 15 single tiles, and one of each further kind or so."""
-    pixels = np.stack([read_tile(content, Statement(), name).pixels for name, content in files[:16]])
+    pixels = np.stack([read_tile(content, ReadOptions(), name).pixels for name, content in files[:16]])
     packed = io.BytesIO()
     np.save(packed, pixels)
     broken = ("broken.tif", files[0][1][: len(files[0][1]) // 2])
@@ -112,7 +112,7 @@ def main() -> None:
     )
     print(f"| growth | {growth:+.1%} |")
     print(f"| processes restarted | {'none' if same else 'some'} |")
-    sys.exit(1 if failed or growth > MOST_GROWTH or not same else 0)
+    sys.exit(1 if failed or growth > MAX_GROWTH or not same else 0)
 
 
 if __name__ == "__main__":

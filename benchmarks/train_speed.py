@@ -226,13 +226,13 @@ def matmul(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds(lambda: torch.mm(left, right), device)
 
 
-def seconds(step: Callable[[], object], device: torch.device, least: float = 3.0) -> float:
+def seconds(step: Callable[[], object], device: torch.device, minimum: float = 3.0) -> float:
     """Return the mean time of `step`, over at least `least` seconds, after a few that do not count."""
     for _ in range(3):
         step()
     wait(device)
     start, count = now(device), 0
-    while now(device) - start < least:
+    while now(device) - start < minimum:
         for _ in range(5 if device.type == "cpu" else 50):
             step()
             count += 1

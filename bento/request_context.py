@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(slots=True, eq=False)
-class Notes:
+class RequestContext:
     """Of one request.
 
     Attributes:
@@ -31,35 +31,35 @@ class Notes:
     span: Any = None
 
 
-_NOTES: ContextVar[Notes | None] = ContextVar("notes", default=None)
+_CONTEXT: ContextVar[RequestContext | None] = ContextVar("notes", default=None)
 
 
-def begin(notes: Notes) -> None:
+def begin(request_context: RequestContext) -> None:
     """Make `notes` those of the request that the running task serves."""
-    _NOTES.set(notes)
+    _CONTEXT.set(request_context)
 
 
-def current() -> Notes | None:
+def current() -> RequestContext | None:
     """Return the notes of the request that is being served, or None outside of any."""
-    return _NOTES.get()
+    return _CONTEXT.get()
 
 
 def note_asked(tiles: int, model: str) -> None:
     """Note how many tiles (or windows) the request asks about, and the version of the model that answers it."""
-    notes = _NOTES.get()
-    if notes is not None:
-        notes.tiles, notes.model = tiles, model
+    request_context = _CONTEXT.get()
+    if request_context is not None:
+        request_context.tiles, request_context.model = tiles, model
 
 
 def note_answered() -> None:
     """Note that all tiles of the request have been answered."""
-    notes = _NOTES.get()
-    if notes is not None:
-        notes.answered = time.perf_counter_ns()
+    request_context = _CONTEXT.get()
+    if request_context is not None:
+        request_context.answered = time.perf_counter_ns()
 
 
 def note_code(code: str) -> None:
     """Note that the request's answer holds an error."""
-    notes = _NOTES.get()
-    if notes is not None:
-        notes.codes[code] += 1
+    request_context = _CONTEXT.get()
+    if request_context is not None:
+        request_context.codes[code] += 1

@@ -25,7 +25,7 @@ from tilewise.datasets.core.errors import TilewiseError
 _ARENA_MAX = -8  # M_ARENA_MAX of mallopt(3)
 
 
-def bound_arenas(most: int = 2) -> None:
+def bound_arenas(limit: int = 2) -> None:
     """Let all threads share `most` heaps, where the C library is glibc; to be called before there are threads.
 
     Decoding hostile and honest files in turn, in several threads, otherwise leaves hundreds of megabytes in pieces.
@@ -34,7 +34,7 @@ def bound_arenas(most: int = 2) -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_ARENA_MAX, most)
+        mallopt(_ARENA_MAX, limit)
 
 
 def _settings() -> Settings:
@@ -68,7 +68,7 @@ logs.configure(logs.style_of(settings.log, sys.stderr))
 if sys.platform != "win32":  # where there is neither httptools nor a limit of open files
     from tilewise.bento.api.connections import bound_connections
 
-    bound_connections(settings.most_connections, settings.head_seconds)
+    bound_connections(settings.max_connections, settings.head_seconds)
 quieten()
 bound_arenas()
 

@@ -15,7 +15,7 @@ _CHOICES = {
     "TILEWISE_PRECISION": ("auto", "fp32", "int8"),
 }
 _MAY_BE_ZERO = ("TILEWISE_RELOAD_SECONDS", "TILEWISE_DRIFT_WINDOW")
-_MOST_PROCESSES = 8  # each takes about 200 MB
+_MAX_PROCESSES = 8  # each takes about 200 MB
 
 
 @dataclass(frozen=True)
@@ -28,31 +28,31 @@ class Settings:
             `int8` wherever there is one.
         candidate: a second model, likewise; None: there is none.
         candidate_mode: what it does: `shadow` answers in secret and is compared, `canary` answers requests.
-        candidate_share: share of requests (0-1) that it shadows or answers.
+        candidate_fraction: share of requests (0-1) that it shadows or answers.
         reload_seconds: seconds between looks for a new model under the same name; 0: never.
         workers: processes that serve; 0: one for each core, eight at most.
         threads: of the network in each process; 0: the cores shared out among the processes.
-        most_tiles: tiles in one request.
-        most_bytes: bytes in one request's body.
-        most_in_batch: tiles that the network takes at once.
+        max_tiles: tiles in one request.
+        max_bytes: bytes in one request's body.
+        max_batch_size: tiles that the network takes at once.
         room: bytes of requests that each process holds at once; further ones wait, unread.
-        most_waiting: requests that may wait in each process; those beyond get 503.
-        most_seconds: that a request may wait for room.
+        max_waiting: requests that may wait in each process; those beyond get 503.
+        max_wait_seconds: that a request may wait for room.
         turnover: requests, large ones counting as several, after which a connection is closed at the latest, so that
             processes share connections evenly.
         api_keys: keys of callers, `KEY` or `name:KEY`, separated by commas; None: nobody needs one.
         api_keys_file: a file of further keys, one a line.
         open_metrics: 1: `/metrics` needs no key.
         cors_origins: of web pages that may ask, separated by commas, e.g. `https://maps.example`; None: no others.
-        most_connections: open at once in each process.
+        max_connections: open at once in each process.
         head_seconds: that a connection may take for a request's line and headers.
         body_seconds: that any body may take.
         body_rate: bytes per second at which a body must come beyond that.
         request_seconds: for everything, until the answer is taken.
-        most_pixels: of a scene.
-        most_scene_bytes: in the body that brings a scene.
-        most_windows_at_once: of a scene that is answered on its connection; those with more become tasks.
-        most_tasks: scenes that wait to be worked on, in all processes together.
+        max_pixels: of a scene.
+        max_scene_bytes: in the body that brings a scene.
+        max_sync_windows: of a scene that is answered on its connection; those with more become tasks.
+        max_tasks: scenes that wait to be worked on, in all processes together.
         tasks: the folder of the scenes that are worked on and of their results; None: a temporary one, which goes with
             the service.
         tasks_bytes: of all that is in it.
@@ -61,9 +61,9 @@ class Settings:
         log: of requests, on stderr: `json`, `text` or `off`; None: `json`, but `off` where stderr is a terminal.
         trace: URL of an OTLP collector that gets a trace of each request; None: nothing is traced.
         drift_window: latest tiles of each band that are compared with the training data; 0: none.
-        drift_least: tiles of a band before its drift is told.
+        drift_min_tiles: tiles of a band before its drift is told.
         predictions: folder that answers are kept in, for audits and retraining; None: none are.
-        predictions_share: share of requests (0-1) whose answers are kept.
+        predictions_fraction: share of requests (0-1) whose answers are kept.
         predictions_names: 1: with the tiles' file names.
         predictions_tiles: 1: with the tiles themselves.
         predictions_rows: tiles in a file of the folder.
@@ -75,30 +75,30 @@ class Settings:
     precision: str = "auto"
     candidate: str | None = None
     candidate_mode: str = "shadow"
-    candidate_share: float = 0.1
+    candidate_fraction: float = 0.1
     reload_seconds: int = 15
     workers: int = 0
     threads: int = 0
-    most_tiles: int = 256
-    most_bytes: int = 64 * 2**20
-    most_in_batch: int = 64
+    max_tiles: int = 256
+    max_bytes: int = 64 * 2**20
+    max_batch_size: int = 64
     room: int = 128 * 2**20
-    most_waiting: int = 1024
-    most_seconds: int = 30
+    max_waiting: int = 1024
+    max_wait_seconds: int = 30
     turnover: int = 64
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: str | None = None
     open_metrics: int = 0
     cors_origins: str | None = None
-    most_connections: int = 1000
+    max_connections: int = 1000
     head_seconds: int = 10
     body_seconds: int = 10
     body_rate: int = 32 * 2**10
     request_seconds: int = 60
-    most_pixels: int = 4096 * 4096
-    most_scene_bytes: int = 512 * 2**20
-    most_windows_at_once: int = 256
-    most_tasks: int = 32
+    max_pixels: int = 4096 * 4096
+    max_scene_bytes: int = 512 * 2**20
+    max_sync_windows: int = 256
+    max_tasks: int = 32
     tasks: str | None = None
     tasks_bytes: int = 4 * 2**30
     tasks_kept: int = 3600
@@ -106,9 +106,9 @@ class Settings:
     log: str | None = None
     trace: str | None = None
     drift_window: int = 4096
-    drift_least: int = 256
+    drift_min_tiles: int = 256
     predictions: str | None = None
-    predictions_share: float = 1.0
+    predictions_fraction: float = 1.0
     predictions_names: int = 0
     predictions_tiles: int = 0
     predictions_rows: int = 10_000
@@ -118,7 +118,7 @@ class Settings:
     @property
     def processes(self) -> int:
         """How many processes serve."""
-        return self.workers or min(usable_cores(), _MOST_PROCESSES)
+        return self.workers or min(usable_cores(), _MAX_PROCESSES)
 
     @property
     def network_threads(self) -> int:
@@ -132,13 +132,13 @@ class Settings:
         Raises:
             TilewiseError: one of them is not a number, or too small.
         """
-        said = {}
+        overrides = {}
         for item in fields(cls):
             name = f"TILEWISE_{item.name.upper()}"
             text = os.environ.get(name)
             if text:
-                said[item.name] = _parse(name, text, item.default)
-        return cls(**said)
+                overrides[item.name] = _parse(name, text, item.default)
+        return cls(**overrides)
 
 
 def _parse(name: str, text: str, default: Any) -> Any:
@@ -146,20 +146,20 @@ def _parse(name: str, text: str, default: Any) -> Any:
     if isinstance(default, float):
         return _share(name, text)
     if isinstance(default, int):
-        return _whole_number(name, text, least=0 if default == 0 or name in _MAY_BE_ZERO else 1)
+        return _whole_number(name, text, minimum=0 if default == 0 or name in _MAY_BE_ZERO else 1)
     choices = _CHOICES.get(name, ())
     if choices and text not in choices:
         raise TilewiseError(f"{name} is {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
     return text
 
 
-def _whole_number(name: str, text: str, least: int) -> int:
+def _whole_number(name: str, text: str, minimum: int) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = least - 1
-    if number < least:
-        raise TilewiseError(f"{name} is a whole number of {least} or more, not {text!r}")
+        number = minimum - 1
+    if number < minimum:
+        raise TilewiseError(f"{name} is a whole number of {minimum} or more, not {text!r}")
     return number
 
 
@@ -173,14 +173,14 @@ def _share(name: str, text: str) -> float:
     return share
 
 
-def find_model(said: Path | None) -> Path:
+def find_model(overrides: Path | None) -> Path:
     """Return the model to use: the one that was said, else the newest exported one, else the one packed with the code.
 
     Raises:
         ModelFileError: none was said, none was ever exported, none is packed.
     """
-    if said is not None:
-        return said
+    if overrides is not None:
+        return overrides
     exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
     if exported:
         return exported[-1]

@@ -13,7 +13,7 @@ from tilewise.datasets import cli_labels
 from tilewise.datasets.acquire import fetch as fetching
 from tilewise.datasets.acquire import synthetic
 from tilewise.datasets.cli_labels import DEFAULT_CORRECTIONS, correct, suspects
-from tilewise.datasets.core.console import make_statement, one_line_errors, shown, statement_options, with_options
+from tilewise.datasets.core.console import make_read_options, one_line_errors, read_options, shown, with_options
 from tilewise.datasets.core.errors import DriftError, PackError, ValidationFailedError
 from tilewise.datasets.packs.pack import CARD, Pack, PackSummary
 from tilewise.datasets.packs.packing import write_pack
@@ -64,9 +64,9 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--pack", type=_FOLDER, default=Path("data/packed"), show_default=True, help="Where revisions have it.")
 @click.option("--repo", type=_FOLDER, default=Path(), help="The repository; default: the one of this folder.")
 @click.option("--out", type=_FOLDER, help="Also write diff.json, which names every tile, and diff.md here.")
-@click.option("--most-psi", type=click.FloatRange(0), help="Exit with 1 where a band, or the classes, drifted further.")
+@click.option("--max-psi", type=click.FloatRange(0), help="Exit with 1 where a band, or the classes, drifted further.")
 @one_line_errors
-def diff(before: str, after: str, pack: Path, repo: Path, out: Path | None, most_psi: float | None) -> None:
+def diff(before: str, after: str, pack: Path, repo: Path, out: Path | None, max_psi: float | None) -> None:
     """Show what changed between two versions of the data: tiles, class balance, statistics and drift of each band.
 
     BEFORE and AFTER are git revisions, whose pack DVC has in its cache or remote, or folders of packs.
@@ -81,7 +81,7 @@ def diff(before: str, after: str, pack: Path, repo: Path, out: Path | None, most
     if out:
         write_diff(found, out)
         click.echo(f"every tile is named in {out / 'diff.json'}")
-    _judge(found, most_psi)
+    _judge(found, max_psi)
 
 
 def _print(found: PackDiff) -> None:
@@ -101,12 +101,12 @@ def _print(found: PackDiff) -> None:
     console.print(bands)
 
 
-def _judge(found: PackDiff, most_psi: float | None) -> None:
-    if most_psi is None:
+def _judge(found: PackDiff, max_psi: float | None) -> None:
+    if max_psi is None:
         return
-    band, psi = max(found.most_drift, ("the class balance", found.class_psi), key=lambda item: item[1])
-    if psi > most_psi:
-        raise DriftError(f"{band} has a PSI of {psi:.3f}, above {most_psi:g}; look at the new tiles before you train")
+    band, psi = max(found.max_drift, ("the class balance", found.class_psi), key=lambda item: item[1])
+    if psi > max_psi:
+        raise DriftError(f"{band} has a PSI of {psi:.3f}, above {max_psi:g}; look at the new tiles before you train")
 
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -147,7 +147,7 @@ def _sources_and_splits(command: Any) -> Any:
             type=click.Choice([f.value for f in Format]),
             help="How files are read; default: what the folder's dataset.json or name says.",
         ),
-        statement_options,
+        read_options,
         click.option(
             "--split",
             "method",
@@ -211,23 +211,23 @@ def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
     show_default=True,
     help="Where validation.json and validation.md go.",
 )
-@click.option("--most-no-data", default=Limits.most_no_data, show_default=True, help="Largest share without data.")
+@click.option("--max-no-data", default=Limits.max_no_data, show_default=True, help="Largest share without data.")
 @click.option("--highest-dn", default=Limits.highest_dn, show_default=True, help="Brightest plausible DN.")
 @click.option(
-    "--most-imbalance",
-    default=Limits.most_imbalance,
+    "--max-imbalance",
+    default=Limits.max_imbalance,
     show_default=True,
     help="Largest ratio between the classes' tile counts.",
 )
 @one_line_errors
 def validate(
-    report: Path, most_no_data: float, highest_dn: int, most_imbalance: float, corrections: Path | None, **options: Any
+    report: Path, max_no_data: float, highest_dn: int, max_imbalance: float, corrections: Path | None, **options: Any
 ) -> None:
     """Check every tile; print a table, write a report, exit with 1 if anything must not reach training.
 
     A folder that holds a pack is checked as what it is: its index against the schema, its pixels against their hashes.
     """
-    limits = Limits(most_no_data, highest_dn, Limits.lowest_contrast, most_imbalance)
+    limits = Limits(max_no_data, highest_dn, Limits.lowest_contrast, max_imbalance)
     packs = [folder for folder in options["folders"] if (folder / CARD).is_file()]
     with shown() as progress:
         if packs:
@@ -310,9 +310,9 @@ def _parse(
     block_km: float,
     seed: int,
 ) -> tuple[list[Source], SplitPlan]:
-    said = make_statement(bands, level, scale, offset)
+    overrides = make_read_options(bands, level, scale, offset)
     # Of tiles that people label there may be none yet, which is no error.
-    sources = find_sources(tuple(f for f in folders if not is_empty(f)), Format(form) if form else None, said)
+    sources = find_sources(tuple(f for f in folders if not is_empty(f)), Format(form) if form else None, overrides)
     return sources, SplitPlan(Method(method), lists, _parse_shares(shares), seed, block_km)
 
 

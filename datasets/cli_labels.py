@@ -32,9 +32,9 @@ _SHOWN = 10
     "--predictions", type=_FILE, multiple=True, required=True, help="A model's answers; say it again to join several."
 )
 @click.option("--out", type=_FOLDER, default=Path("artifacts/suspects"), show_default=True)
-@click.option("--most", default=200, show_default=True, type=click.IntRange(1), help="Pictures on the page.")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(1), help="Pictures on the page.")
 @one_line_errors
-def suspects(pack: Path, predictions: tuple[Path, ...], out: Path, most: int) -> None:
+def suspects(pack: Path, predictions: tuple[Path, ...], out: Path, limit: int) -> None:
     """List tiles whose label a model's answers speak against, as a table and as a page of pictures for review.
 
     The answers must be of a model that did not learn these labels: those of the val and test splits, or those of
@@ -47,7 +47,7 @@ def suspects(pack: Path, predictions: tuple[Path, ...], out: Path, most: int) ->
     """
     opened = Pack(pack)
     found = find_suspects(opened, read_predictions(predictions))
-    write_suspects(found, opened, out, most)
+    write_suspects(found, opened, out, limit)
     _print_suspects(found)
     learned = sum(suspect.split == "train" for suspect in found)
     if learned:
@@ -95,14 +95,14 @@ _REVIEWED = click.option(
 @click.command()
 @click.argument("log", type=_FOLDER)
 @click.option("--out", type=_FOLDER, default=DEFAULT_REVIEW, show_default=True)
-@click.option("--most", default=200, show_default=True, type=click.IntRange(1), help="Tiles to look at.")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(1), help="Tiles to look at.")
 @click.option("--since", type=click.DateTime(), help="Only answers of this day or moment (UTC) and later.")
 @click.option("--level", type=click.Choice(list(Level)), help="Processing level of tiles that were sent without one.")
 @click.option("--pack", type=_FOLDER, default=Path("data/packed"), show_default=True, help="Whose tiles are known.")
 @_REVIEWED
 @one_line_errors
 def review(
-    log: Path, out: Path, most: int, since: datetime | None, level: str | None, pack: Path, reviewed: Path
+    log: Path, out: Path, limit: int, since: datetime | None, level: str | None, pack: Path, reviewed: Path
 ) -> None:
     """Lay out what a service was least sure of, and what it found unlike its training data, for people to label.
 
@@ -116,7 +116,7 @@ def review(
     with shown() as progress:
         found = read_log(log, since.replace(tzinfo=UTC) if since else None, progress)
         known = known_pixels(pack, reviewed)
-        chosen = choose(found, known, Level(level) if level else None, most)
+        chosen = choose(found, known, Level(level) if level else None, limit)
         _refuse_nothing(found, chosen, log)
         chosen = write_review(chosen, log, out, reviewed, progress)
     _tell(found, known, chosen, level)

@@ -80,7 +80,7 @@ class Plan:
 
     steps: tuple[int, ...]
     seconds: float
-    least: int
+    minimum: int
     wait: float
     patience: float = 120.0
 
@@ -161,7 +161,7 @@ def try_out(prometheus: Prometheus, route: Route, plan: Plan, report: Callable[[
         _await_candidate(prometheus, plan.patience)
         for share in plan.steps:
             answered = prometheus.one(_COUNT) or 0.0
-            route.set_share(share)
+            route.set_fraction(share)
             report(f"{share:3d} % to the candidate for {plan.seconds:g} s")
             _hold(prometheus, watcher, plan, answered)
             report(f"      {_evidence(prometheus, answered)}")
@@ -173,7 +173,7 @@ def taken_out_on_trouble(route: Route) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        route.set_share(0)
+        route.set_fraction(0)
         raise
 
 
@@ -193,12 +193,12 @@ def _hold(prometheus: Prometheus, watcher: Watcher, plan: Plan, before: float) -
     begun = time.monotonic()
     while (passed := time.monotonic() - begun) < plan.seconds + plan.wait:
         watcher.check()
-        if passed >= plan.seconds and (prometheus.one(_COUNT) or 0.0) - before >= plan.least:
+        if passed >= plan.seconds and (prometheus.one(_COUNT) or 0.0) - before >= plan.minimum:
             return
         time.sleep(_POLL_S)
     longest = plan.seconds + plan.wait
     raise CanaryError(
-        f"the candidate answered fewer than {plan.least} requests in {longest:g} s: too few to judge; "
+        f"the candidate answered fewer than {plan.minimum} requests in {longest:g} s: too few to judge; "
         "give it more time (--wait), or a larger share"
     )
 
@@ -208,8 +208,8 @@ def _evidence(prometheus: Prometheus, before: float) -> str:
     parts = [f"{(prometheus.one(_COUNT) or 0.0) - before:.0f} requests answered"]
     for name, series in _FIGURES.items():
         found = [prometheus.one(f'{series}{{place="{place}"}}') for place in ("candidate", "champion")]
-        said = ["–" if value is None else f"{value:.3f}" for value in found]
-        parts.append(f"{name} {said[0]} (champion {said[1]})")
+        overrides = ["–" if value is None else f"{value:.3f}" for value in found]
+        parts.append(f"{name} {overrides[0]} (champion {overrides[1]})")
     return ", ".join(parts)
 
 
@@ -339,7 +339,7 @@ def run(
     serve: str | None,
     steps: tuple[int, ...],
     minutes: float,
-    least: int,
+    minimum: int,
     wait: float | None,
     targets: Path | None,
     full: str | None,
@@ -356,7 +356,7 @@ def run(
     """
     route, plan = (
         _route(haproxy, httproute, namespace),
-        Plan(steps, minutes * 60, least, 60 * (2 * minutes if wait is None else wait)),
+        Plan(steps, minutes * 60, minimum, 60 * (2 * minutes if wait is None else wait)),
     )
     prometheus = Prometheus(url.rstrip("/"))
     try:
@@ -369,7 +369,7 @@ def run(
             if full:
                 with taken_out_on_trouble(route):
                     make_champion(full, champion, candidate)
-                route.set_share(0)
+                route.set_fraction(0)
                 click.echo("the champion's service has taken it up; the candidate's is asked no more")
     except RolledBackError as error:
         if version:
@@ -397,7 +397,7 @@ def _refuse_same_model(champion: str, candidate: str) -> None:
 @one_line_errors
 def share(percent: int, haproxy: Path | None, httproute: str | None, namespace: str) -> None:
     """Let the candidate answer PERCENT of the requests; 0 takes it out."""
-    _route(haproxy, httproute, namespace).set_share(percent)
+    _route(haproxy, httproute, namespace).set_fraction(percent)
     click.echo(f"{percent} % to the candidate")
 
 

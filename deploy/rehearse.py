@@ -186,8 +186,8 @@ def refuse_a_bad_model(stage: Stage, site: Site) -> None:
     """A model of too little training does not pass."""
     stage.step("v2, trained for one epoch: the gates refuse it")
     train(stage, "v2", "--trainer.max_epochs", "1", "--model.optimisation.rate", "0.0005")
-    said = promote(stage, "--approve", "Ada", expect=1)
-    stage.must("gates fail" in said, "refused, though a person had approved")
+    overrides = promote(stage, "--approve", "Ada", expect=1)
+    stage.must("gates fail" in overrides, "refused, though a person had approved")
     stage.must(run_of(site.champion) == "v1", "the service goes on with v1")
 
 

@@ -30,7 +30,7 @@ class RouteError(TilewiseError):
 class Route(Protocol):
     """Something that shares requests out."""
 
-    def set_share(self, percent: int) -> None:
+    def set_fraction(self, percent: int) -> None:
         """Let the candidate answer `percent` (0-100) of the requests from now on; raises RouteError."""
         ...
 
@@ -45,7 +45,7 @@ class Haproxy:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def set_share(self, percent: int) -> None:
+    def set_fraction(self, percent: int) -> None:
         """See `Route`."""
         self._tell(f"set server {_BACKEND}/candidate weight {percent}")
         self._tell(f"set server {_BACKEND}/champion weight {100 - percent}")
@@ -58,9 +58,9 @@ class Haproxy:
         return {row["srv_name"]: int(row["srv_uweight"]) for row in rows}
 
     def _tell(self, command: str) -> None:
-        said = self._ask(command).strip()
-        if said:  # it is silent where it obeys
-            raise RouteError(f"{self.path}: {command!r}: {said}; is this HAProxy run with {CONFIGURATION.name}?")
+        overrides = self._ask(command).strip()
+        if overrides:  # it is silent where it obeys
+            raise RouteError(f"{self.path}: {command!r}: {overrides}; is this HAProxy run with {CONFIGURATION.name}?")
 
     def _ask(self, command: str) -> str:
         try:
@@ -84,7 +84,7 @@ class KubernetesRoute:
     def __init__(self, name: str, namespace: str) -> None:
         self.name, self.namespace = name, namespace
 
-    def set_share(self, percent: int) -> None:
+    def set_fraction(self, percent: int) -> None:
         """See `Route`."""
         place = "/spec/rules/0/backendRefs/{}/weight"
         patch = [

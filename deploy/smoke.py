@@ -44,9 +44,9 @@ class Load:
     seconds: list[float] = field(default_factory=list)
     others: dict[str, int] = field(default_factory=dict)
 
-    def note(self, said: str) -> None:
+    def note(self, overrides: str) -> None:
         """Count an answer that was none."""
-        self.others[said] = self.others.get(said, 0) + 1
+        self.others[overrides] = self.others.get(overrides, 0) + 1
 
 
 def violations(client: httpx.Client) -> Iterator[str]:
@@ -133,7 +133,7 @@ def served(model: str | None, bento: str | None) -> Iterator[str]:
 @click.option("--bento", metavar="TAG", help="Serve this bento, likewise.")
 @click.option("--connections", default=8, show_default=True, type=click.IntRange(1, 256), help="Callers at once.")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.5, 600), help="Of load.")
-@click.option("--most-p99", default=10.0, show_default=True, type=click.FloatRange(0), help="Seconds, of a request.")
+@click.option("--max-p99", default=10.0, show_default=True, type=click.FloatRange(0), help="Seconds, of a request.")
 @click.option("--key", envvar="TILEWISE_KEY", help="Where the service asks for one [$TILEWISE_KEY].")
 @one_line_errors
 def main(
@@ -142,21 +142,21 @@ def main(
     bento: str | None,
     connections: int,
     seconds: float,
-    most_p99: float,
+    max_p99: float,
     key: str | None,
 ) -> None:
     """Ask a service what its callers ask, then let some of them ask at once."""
-    if sum(said is not None for said in (url, model, bento)) != 1:
+    if sum(overrides is not None for overrides in (url, model, bento)) != 1:
         raise click.UsageError("say one of --url, --model and --bento")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     if url:
-        smoke(url.rstrip("/"), headers, connections, seconds, most_p99)
+        smoke(url.rstrip("/"), headers, connections, seconds, max_p99)
         return
     with served(model, bento) as own:
-        smoke(own, headers, connections, seconds, most_p99)
+        smoke(own, headers, connections, seconds, max_p99)
 
 
-def smoke(url: str, headers: dict[str, str], connections: int, seconds: float, most_p99: float) -> None:
+def smoke(url: str, headers: dict[str, str], connections: int, seconds: float, max_p99: float) -> None:
     """Print what the service did; raises SmokeError where that is not what it promises."""
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
@@ -171,8 +171,8 @@ def smoke(url: str, headers: dict[str, str], connections: int, seconds: float, m
         f"p99 {p99:.2f} s, not answered: {seen.others or 'none'}"
     )
     wrong += [f"{count} requests ended in {what}" for what, count in seen.others.items()]
-    if p99 > most_p99:
-        wrong.append(f"p99 is {p99:.2f} s, above {most_p99:g} s")
+    if p99 > max_p99:
+        wrong.append(f"p99 is {p99:.2f} s, above {max_p99:g} s")
     if wrong:
         raise SmokeError("; ".join(wrong))
 

@@ -74,9 +74,9 @@ class Stage:
             RehearsalError: its exit status is not `expect`, or none of them, or it takes longer than `seconds`.
         """
         self.tell(f"$ {self._spoken(words)}")
-        status, said = self._call(words, seconds)
-        self._keep(words, said)
-        lines = [line for line in said.splitlines() if line.strip()]
+        status, overrides = self._call(words, seconds)
+        self._keep(words, overrides)
+        lines = [line for line in overrides.splitlines() if line.strip()]
         for line in lines[-show:] if show > 0 else lines[:-show]:
             self.tell(f"    {self._short(line)}")
         if status not in (expect if isinstance(expect, tuple) else (expect,)):
@@ -84,7 +84,7 @@ class Stage:
             raise RehearsalError(f"{shlex.join(words)} ended with {status}, not {expect}:\n{rest}")
         if expect:
             self.tell(f"    (exit status {status})")
-        return said
+        return overrides
 
     def python(self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
         """As `run`, for this Python."""
@@ -123,12 +123,12 @@ class Stage:
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(timeout=seconds)
+            overrides, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired as error:
             raise RehearsalError(f"{shlex.join(words)}: not done after {seconds:g} s") from error
         finally:
             stop(process)
-        return process.returncode, said
+        return process.returncode, overrides
 
     def _keep(self, words: Sequence[str], text: str) -> None:
         with (self.folder / "commands.log").open("a", encoding="utf-8") as log:
@@ -189,13 +189,13 @@ class Callers(threading.Thread):
         np.save(body, (tiles * self.gain).astype(np.uint16))
         try:
             kind = {"Content-Type": "application/octet-stream"}
-            said = str(client.post("/classify", content=body.getvalue(), headers=kind).status_code)
+            overrides = str(client.post("/classify", content=body.getvalue(), headers=kind).status_code)
         except httpx.TransportError as error:
-            said = type(error).__name__
-        if said == "200":
+            overrides = type(error).__name__
+        if overrides == "200":
             self.answered += 1
         else:
-            self.failed[said] = self.failed.get(said, 0) + 1
+            self.failed[overrides] = self.failed.get(overrides, 0) + 1
 
 
 def _tiles(count: int) -> npt.NDArray[np.uint16]:

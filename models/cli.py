@@ -12,10 +12,10 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from tilewise.datasets.core.console import Report, make_statement, one_line_errors, shown, silent, statement_options
+from tilewise.datasets.core.console import Report, make_read_options, one_line_errors, read_options, shown, silent
 from tilewise.datasets.core.errors import ModelFileError, NoTilesError, TilewiseError, UnreadableImageError
 from tilewise.datasets.core.locations import PRETRAINED_MODEL, RUNS
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.splits import SPLITS
@@ -169,7 +169,7 @@ if __name__ == "__main__":
 
 _JPEG = (".jpg", ".jpeg")
 _PAGE, _PICTURE = (".html", ".htm"), (".png",)
-_MOST_TOLD = 3  # bands, in the terminal
+_MAX_TOLD = 3  # bands, in the terminal
 
 
 @click.group()
@@ -202,7 +202,7 @@ def main() -> None:
     show_default=True,
     help="Share of tiles whose prediction set shall hold the true class.",
 )
-@statement_options
+@read_options
 @one_line_errors
 def explain(
     tile: Path,
@@ -227,10 +227,10 @@ def explain(
     tilewise explain tile.tif --class Forest --out why-not-forest.html
     """
     _check_suffix(out)
-    said = make_statement(bands, level, scale, offset)
+    overrides = make_read_options(bands, level, scale, offset)
     loaded = _open(find_model(model))
     began = time.perf_counter()
-    found = _explain(loaded, read(tile, said), class_name, method, coverage)
+    found = _explain(loaded, read(tile, overrides), class_name, method, coverage)
     _write(loaded, found, out)
     _tell(found, out, time.perf_counter() - began)
 
@@ -261,18 +261,18 @@ def card(model: Path, assessments: tuple[Path, ...], append: tuple[Path, ...], o
     click.echo(f"the card is {target}")
 
 
-def find_model(said: str | None) -> Path:
+def find_model(overrides: str | None) -> Path:
     """Return the model file to use: the one that was said, else the newest exported one, else the one that ships.
 
     Raises:
         ModelFileError: it is in a registry, or there is none.
     """
-    if said and said.startswith("models:/"):
+    if overrides and overrides.startswith("models:/"):
         raise ModelFileError(
-            f"{said}: explanations need a model file; `mlflow artifacts download -u {said} -d FOLDER` fetches it"
+            f"{overrides}: explanations need a model file; `mlflow artifacts download -u {overrides} -d FOLDER` fetches it"
         )
-    if said:
-        return Path(said)
+    if overrides:
+        return Path(overrides)
     exported = sorted(RUNS.rglob("model.onnx"), key=lambda path: path.stat().st_mtime)
     known = [*exported[-1:], *([PRETRAINED_MODEL] if PRETRAINED_MODEL.is_file() else [])]
     if not known:
@@ -282,7 +282,7 @@ def find_model(said: str | None) -> Path:
     return known[0]
 
 
-def read(path: Path, said: Statement) -> Tile:
+def read(path: Path, overrides: ReadOptions) -> Tile:
     """Return a tile from a file: a JPEG as EuroSAT RGB, a GeoTIFF as its folder or `said` tells.
 
     Raises:
@@ -290,14 +290,14 @@ def read(path: Path, said: Statement) -> Tile:
     """
     if not path.is_file():
         raise UnreadableImageError(f"{path}: there is no such file; name a tile")
-    form = Format.GEOTIFF if said != Statement() else None
+    form = Format.GEOTIFF if overrides != ReadOptions() else None
     if path.suffix.lower() in _JPEG:
         if form:
             raise TilewiseError(
                 f"{path}: a JPEG is read as EuroSAT RGB; leave --bands, --level, --scale and --offset out"
             )
         form = Format.EUROSAT_RGB
-    return find_source(path.resolve().parent.parent, form, said).read(path)
+    return find_source(path.resolve().parent.parent, form, overrides).read(path)
 
 
 def _check_suffix(out: Path) -> None:
@@ -341,7 +341,7 @@ def _write(model: "ModelFile", found: "Explanation", out: Path) -> None:
 
 
 def _tell(found: "Explanation", out: Path, seconds: float) -> None:
-    strongest = sorted(found.bands.items(), key=lambda item: -abs(item[1].log_odds))[:_MOST_TOLD]
+    strongest = sorted(found.bands.items(), key=lambda item: -abs(item[1].log_odds))[:_MAX_TOLD]
     told: dict[str, Any] = {name: f"{effect.log_odds:+.2f}" for name, effect in strongest}
     probability = float(found.probabilities[found.class_index])
     click.echo(f"{found.tile.name}: {found.class_name} {probability:.4f}, pixels by {found.method}")

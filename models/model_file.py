@@ -63,7 +63,7 @@ def _quota(cores: int) -> int:
 
 
 FP32, INT8 = "fp32", "int8"
-LEAST_GAIN = 1.1  # times fp32's speed; less is not worth other answers, however little other they are
+MIN_GAIN = 1.1  # times fp32's speed; less is not worth other answers, however little other they are
 _SUFFIX = ".int8.onnx"
 _BATCH = 16
 _ROUNDS = 7
@@ -97,7 +97,7 @@ FORMER_METADATA_KEY = "sentile"  # what files were written with before the proje
 SCHEMA_VERSION = 1
 INPUT = "tiles"
 OUTPUTS = ("probabilities", "logits", "embedding", "outlier_score")
-MOST_BYTES = 2 * 2**30  # a protobuf cannot be larger
+MAX_BYTES = 2 * 2**30  # a protobuf cannot be larger
 
 
 class ReferenceHistogram(BaseModel):
@@ -224,7 +224,7 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
     """
     if not path.is_file():
         raise ModelFileError(f"{path}: there is no such model; `tilewise train` makes one")
-    if path.stat().st_size > MOST_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
     options = options or ort.SessionOptions()
     if not int8_instructions():

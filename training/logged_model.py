@@ -26,7 +26,7 @@ from tilewise.datasets.core.tile import BAND_COUNT, TILE_SIZE
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, int8_of
 
-_MOST_DIGEST = 36  # characters, as MLflow's stores bound them; the whole hash is in the profile
+_MAX_DIGEST = 36  # characters, as MLflow's stores bound them; the whole hash is in the profile
 
 
 def dataset_inputs(pack: Pack, contexts: Mapping[str, str]) -> list[DatasetInput]:
@@ -47,7 +47,7 @@ def _describe(pack: Pack, split: str) -> Dataset:
     schema = TensorDatasetSchema(Schema([tiles]), Schema([TensorSpec(np.dtype("int64"), (-1,), "labels")]))
     return Dataset(
         name=f"{pack.root.name}/{split}",
-        digest=pack.summary.data_hash[:_MOST_DIGEST],
+        digest=pack.summary.data_hash[:_MAX_DIGEST],
         source_type="local",
         source=json.dumps({"uri": pack.root.resolve().as_uri()}),
         schema=json.dumps(schema.to_dict()),

@@ -21,14 +21,14 @@ class Quantisation:
         method: how ranges are chosen: the whole range (minmax), all but `percentile`, or by least loss of information
             (entropy).
         percentile: share (percent) of an activation's values that its range holds, for that method.
-        most_lost: the most accuracy (share 0-1) that may be lost against fp32 on the validation split.
+        max_lost: the most accuracy (share 0-1) that may be lost against fp32 on the validation split.
     """
 
     enabled: bool = True
     tiles: int = 512
     method: Literal["minmax", "percentile", "entropy"] = "percentile"
     percentile: float = 99.99
-    most_lost: float = 0.003
+    max_lost: float = 0.003
 
     def __post_init__(self) -> None:
         if self.tiles < 1:
@@ -110,7 +110,6 @@ def newest_run() -> RunFolder:
     found = sorted(RUNS.glob("*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise TrainingError(
-            f"no run with a best checkpoint is in {RUNS}; "
-            "`tilewise train fit` makes one, --out names another folder"
+            f"no run with a best checkpoint is in {RUNS}; `tilewise train fit` makes one, --out names another folder"
         )
     return RunFolder(found[-1].parent.parent)

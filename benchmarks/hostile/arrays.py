@@ -33,8 +33,8 @@ LINES = (
 
 def array_file(header: bytes, body: bytes, version: tuple[int, int] = (1, 0), length: int | None = None) -> bytes:
     """Return an array file; `length` is what it says of its header, whatever that is."""
-    said = len(header) if length is None else length
-    size = struct.pack("<H", said & 0xFFFF) if version[0] < 2 else struct.pack("<I", said & 0xFFFFFFFF)
+    overrides = len(header) if length is None else length
+    size = struct.pack("<H", overrides & 0xFFFF) if version[0] < 2 else struct.pack("<I", overrides & 0xFFFFFFFF)
     return MAGIC + bytes(version) + size + header + body
 
 
@@ -47,12 +47,12 @@ def sound(tiles: int = 1) -> bytes:
 def mutate(random: Random) -> bytes:
     """Return a mutated array file."""
     line = random.choice(LINES[:2]) if random.random() < 0.6 else random.choice(LINES)
-    said = {
+    overrides = {
         "descr": "<u2" if random.random() < 0.5 else random.choice(DTYPES),
         "fortran": random.choice(("False", "False", "True", "None", "1")),
         "shape": SHAPES[0] if random.random() < 0.3 else random.choice(SHAPES),
     }
-    header = bytearray((line.format(**said).ljust(random.choice((117, 1, 5000))) + "\n").encode("latin-1"))
+    header = bytearray((line.format(**overrides).ljust(random.choice((117, 1, 5000))) + "\n").encode("latin-1"))
     if random.random() < 0.3:
         header[random.randrange(len(header))] = random.randrange(256)
     version = random.choice(((1, 0), (1, 0), (2, 0), (3, 0), (4, 0), (0, 9), (255, 255)))

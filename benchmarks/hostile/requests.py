@@ -108,8 +108,8 @@ def post(path: bytes, kind: bytes, body: bytes, headers: bytes = b"") -> bytes:
 
 def part(name: bytes, content: bytes, filename: bytes | None = b"a.tif", headers: bytes = b"") -> bytes:
     """Return a part of a multipart body, without the boundary before it."""
-    said = b"" if filename is None else b'; filename="%b"' % filename
-    return b'Content-Disposition: form-data; name="%b"%b\r\n%b\r\n%b\r\n' % (name, said, headers, content)
+    overrides = b"" if filename is None else b'; filename="%b"' % filename
+    return b'Content-Disposition: form-data; name="%b"%b\r\n%b\r\n%b\r\n' % (name, overrides, headers, content)
 
 
 def multipart(parts: Sequence[bytes], mark: bytes = b"x", end: bytes = b"--\r\n") -> bytes:
@@ -229,11 +229,11 @@ def _fields(hostile: Hostile, random: Random) -> Sent:
         return Sent(
             "parameters", post(b"/classify" + _query(random, 1), b"image/tiff", random.choice(hostile.plain)), 1
         )
-    said = [
+    overrides = [
         part(random.choice(NAMES[:5] if random.random() < 0.8 else NAMES), random.choice(TEXTS), None)
         for _ in range(random.choice((1, 2, 6)))
     ]
-    body = multipart([part(b"tiles", random.choice(hostile.plain)), *said])
+    body = multipart([part(b"tiles", random.choice(hostile.plain)), *overrides])
     return Sent("parameters", post(b"/classify", b"multipart/form-data; boundary=x", body), 1)
 
 

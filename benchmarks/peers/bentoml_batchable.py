@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilewise.bento.inference.engine import Engine
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.geotiff import read_tile
 from tilewise.models.model_file import usable_cores
@@ -47,7 +47,7 @@ class Batchable:
 
     @bentoml.api
     async def classify(self, tiles: list[Path]) -> list[dict[str, Any]]:
-        read = [read_tile(path, Statement()) for path in tiles]
+        read = [read_tile(path, ReadOptions()) for path in tiles]
         answers = await self.network.to_async.classify(np.stack([tile.pixels for tile in read]))
         return [
             {

@@ -13,7 +13,7 @@ import numpy as np
 from fastapi import Request
 
 from tilewise.bento.inference.engine import Engine
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.geotiff import read_tile
 
@@ -26,7 +26,7 @@ class TileAPI(litserve.LitAPI):
 
     def decode_request(self, request: Request) -> list[Tile]:  # of a multipart request LitServe gives the form
         files = request.getlist("tiles")
-        return [read_tile(file.file.read(), Statement(), file.filename) for file in files]
+        return [read_tile(file.file.read(), ReadOptions(), file.filename) for file in files]
 
     def batch(self, inputs: list[list[Tile]]) -> list[list[Tile]]:
         return inputs

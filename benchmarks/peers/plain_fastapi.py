@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import FastAPI, UploadFile
 
 from tilewise.bento.inference.engine import Engine
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.readers.geotiff import read_tile
 
 app = FastAPI()
@@ -18,7 +18,7 @@ engine = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1)
 @app.post("/classify")
 def classify(tiles: list[UploadFile]) -> list[dict[str, Any]]:
     """Answer the tiles of one request: FastAPI runs a plain function in its thread pool."""
-    read = [read_tile(tile.file.read(), Statement(), tile.filename) for tile in tiles]
+    read = [read_tile(tile.file.read(), ReadOptions(), tile.filename) for tile in tiles]
     answers = engine.classify(np.stack([tile.pixels for tile in read]))
     classes = engine.metadata.classes
     return [

@@ -80,7 +80,7 @@ class VersionCheck:
 
 
 _BYTES_OF_ONE = 64 * 2**10  # about a tile
-_MOST_REMEMBERED = 10_000  # connections; older ones start counting again
+_MAX_REMEMBERED = 10_000  # connections; older ones start counting again
 
 
 class Turnover:
@@ -109,7 +109,7 @@ class Turnover:
         if left <= weight:
             return True
         self._left[client] = left - weight
-        if len(self._left) > _MOST_REMEMBERED:
+        if len(self._left) > _MAX_REMEMBERED:
             self._left.popitem(last=False)
         return False
 

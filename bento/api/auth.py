@@ -20,7 +20,7 @@ from tilewise.datasets.core.errors import TilewiseError
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/healthz", "/openapi.json", "/favicon.ico"})
 OPEN_FOLDERS = ("/page/",)
 METRICS = "/metrics"
-LEAST_LENGTH = 16  # characters: `openssl rand -hex 16` gives 32
+MIN_LENGTH = 16  # characters: `openssl rand -hex 16` gives 32
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[!-+\--~]{16,256}")  # printable ASCII without blanks and commas
 
@@ -48,20 +48,20 @@ def _parse_key(entry: str, place: int) -> Key:
         name, text = "", entry
     if (separator and not _NAME.fullmatch(name)) or not _KEY.fullmatch(text):
         raise TilewiseError(
-            f"API key {place} is not KEY or name:KEY with a key of {LEAST_LENGTH} to 256 printable characters; "
+            f"API key {place} is not KEY or name:KEY with a key of {MIN_LENGTH} to 256 printable characters; "
             "`openssl rand -hex 32` makes one"
         )
     digest = _digest(text)
     return Key(name or f"key-{digest.hex()[:8]}", digest)
 
 
-def read_keys(said: str | None, file: str | None) -> list[Key]:
+def read_keys(overrides: str | None, file: str | None) -> list[Key]:
     """Return the keys in the setting (separated by commas) and in the file (one a line, `#` begins a comment).
 
     Raises:
         TilewiseError: one is malformed, or the file cannot be read or holds none.
     """
-    keys = parse_keys((said or "").split(","))
+    keys = parse_keys((overrides or "").split(","))
     if file:
         from_file = parse_keys(line.partition("#")[0] for line in _lines(file))
         if not from_file:

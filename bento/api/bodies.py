@@ -22,15 +22,15 @@ from starlette.types import Message
 from tilewise.bento.inference.uploads import Upload
 from tilewise.bento.settings import Settings
 from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT
-from tilewise.datasets.core.console import make_statement
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.console import make_read_options
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import TILE_SIZE, Tile, canonical_order, place_bands
 
 FIELD = "tiles"
 SAID = ("bands", "level", "scale", "offset")
 DEFAULT_COVERAGE = 0.9
 _NPY_MAGIC = b"\x93NUMPY"
-_MOST_FIELD = 8192  # bytes of a field that is no file
+_MAX_FIELD = 8192  # bytes of a field that is no file
 _NPY_HEADER = 4096  # bytes; the header of such an array takes 128
 
 
@@ -58,17 +58,17 @@ async def read_tiles(request: Request, settings: Settings, best_coverage: float)
         UnknownBandError: a band name that Sentinel-2 does not have.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = limited(request, settings.most_bytes)
+    body = limited(request, settings.max_bytes)
     if kind == "multipart/form-data":
         return await _read_multipart(body, settings, best_coverage)
     if kind == "image/tiff":
-        said, coverage = parameters(request.query_params, (*SAID, "name", "coverage"), best_coverage)
+        overrides, coverage = parameters(request.query_params, (*SAID, "name", "coverage"), best_coverage)
         name = request.query_params.get("name", "tile")
-        return Asked([Upload(name, await body.body(), said, coverage)], single=True)
+        return Asked([Upload(name, await body.body(), overrides, coverage)], single=True)
     if kind in ("application/octet-stream", "application/x-npy"):
-        said, coverage = parameters(request.query_params, ("bands", "level", "coverage"), best_coverage)
-        tiles = parse_npy(await body.body(), said, settings.most_tiles)
-        return Asked([Upload(tile.name, tile, said, coverage) for tile in tiles], single=False)
+        overrides, coverage = parameters(request.query_params, ("bands", "level", "coverage"), best_coverage)
+        tiles = parse_npy(await body.body(), overrides, settings.max_tiles)
+        return Asked([Upload(tile.name, tile, overrides, coverage) for tile in tiles], single=False)
     raise HTTPException(
         415,
         f"a body of {kind or 'no type'}; send files as multipart/form-data (curl -F {FIELD}=@tile.tif), one file as "
@@ -77,40 +77,42 @@ async def read_tiles(request: Request, settings: Settings, best_coverage: float)
 
 
 def parameters(
-    said: Mapping[str, object], known: tuple[str, ...], best_coverage: float = 0.0
-) -> tuple[Statement, float]:
+    overrides: Mapping[str, object], known: tuple[str, ...], best_coverage: float = 0.0
+) -> tuple[ReadOptions, float]:
     """Return what `said`, a form's fields or a query, says of all tiles, and the coverage it asks.
 
     Raises:
         HTTPException: a name that is not `known` (left unread, it would change the answers in silence), or a value that
             makes no sense.
     """
-    for name in said:
+    for name in overrides:
         if name not in known:
             raise HTTPException(422, f"there is no parameter {name!r}; there are {', '.join(known)}")
-    level = _text(said, "level")
+    level = _text(overrides, "level")
     if level and level.upper() not in Level.__members__:
         raise HTTPException(422, f"level is L1C or L2A, not {level!r}")
-    statement = make_statement(_text(said, "bands"), level, _number(said, "scale"), _number(said, "offset"))
-    return statement, _coverage(said, best_coverage)
+    read_options = make_read_options(
+        _text(overrides, "bands"), level, _number(overrides, "scale"), _number(overrides, "offset")
+    )
+    return read_options, _coverage(overrides, best_coverage)
 
 
-def announced_bytes(request: Request, most_bytes: int) -> int:
-    """Return how long the body says it is, or `most_bytes` where it does not say.
+def announced_bytes(request: Request, max_bytes: int) -> int:
+    """Return how long the body says it is, or `max_bytes` where it does not say.
 
     Raises:
-        HTTPException: it is longer than `most_bytes`.
+        HTTPException: it is longer than `max_bytes`.
     """
     length = request.headers.get("content-length", "")
     if not re.fullmatch(r"[0-9]{1,18}", length):
-        return most_bytes
-    if int(length) > most_bytes:
-        raise HTTPException(413, f"a body of {int(length):,} bytes; {most_bytes:,} is the most")
+        return max_bytes
+    if int(length) > max_bytes:
+        raise HTTPException(413, f"a body of {int(length):,} bytes; {max_bytes:,} is the most")
     return int(length)
 
 
-def limited(request: Request, most_bytes: int) -> Request:
-    """Return `request` with a body that cannot be read beyond `most_bytes`, even if it hides its length.
+def limited(request: Request, max_bytes: int) -> Request:
+    """Return `request` with a body that cannot be read beyond `max_bytes`, even if it hides its length.
 
     Raises:
         HTTPException: the names in the form are said to be in another code than UTF-8.
@@ -122,8 +124,8 @@ def limited(request: Request, most_bytes: int) -> Request:
         nonlocal taken
         message = await request.receive()
         taken += len(message.get("body", b""))
-        if taken > most_bytes:
-            raise HTTPException(413, f"a body of more than {most_bytes:,} bytes, which is the most")
+        if taken > max_bytes:
+            raise HTTPException(413, f"a body of more than {max_bytes:,} bytes, which is the most")
         return message
 
     return Request(request.scope, receive)
@@ -136,13 +138,13 @@ def _refuse_charset(request: Request) -> None:
         raise HTTPException(400, "the body has another charset than UTF-8; leave the charset out")
 
 
-def parse_npy(content: bytes, said: Statement, most_tiles: int) -> list[Tile]:
+def parse_npy(content: bytes, overrides: ReadOptions, max_tiles: int) -> list[Tile]:
     """Return the tiles in a .npy file: uint16 (n, bands, 64, 64), DN, the bands said or all thirteen.
 
     Raises:
         HTTPException: it is no such file, or its shape, type or length is another.
     """
-    bands = said.bands or BAND_NAMES
+    bands = overrides.bands or BAND_NAMES
     if LEAVE_OUT in bands:
         raise HTTPException(422, "an array holds only bands; leave out what is none before sending it")
     numbers = _load_npy(content)
@@ -152,10 +154,10 @@ def parse_npy(content: bytes, said: Statement, most_tiles: int) -> list[Tile]:
             f"an array of {numbers.dtype} {numbers.shape}; uint16 (n, {len(bands)}, {TILE_SIZE}, {TILE_SIZE}) is "
             "wanted, or say its bands: ?bands=B02,B03,…",
         )
-    if len(numbers) > most_tiles:
-        raise HTTPException(413, f"{len(numbers)} tiles; {most_tiles} is the most")
+    if len(numbers) > max_tiles:
+        raise HTTPException(413, f"{len(numbers)} tiles; {max_tiles} is the most")
     order = canonical_order(bands)
-    return [Tile(str(i), place_bands(tile, bands), order, said.level) for i, tile in enumerate(numbers)]
+    return [Tile(str(i), place_bands(tile, bands), order, overrides.level) for i, tile in enumerate(numbers)]
 
 
 def _load_npy(content: bytes) -> np.ndarray:
@@ -176,21 +178,21 @@ def _load_npy(content: bytes) -> np.ndarray:
 
 
 async def _read_multipart(body: Request, settings: Settings, best_coverage: float) -> Asked:
-    async with _form(body, settings.most_tiles, most_fields=len(SAID) + 1) as form:
+    async with _form(body, settings.max_tiles, max_fields=len(SAID) + 1) as form:
         fields = {name: value for name, value in form.multi_items() if name != FIELD}
-        said, coverage = parameters(fields, (*SAID, "coverage"), best_coverage)
+        overrides, coverage = parameters(fields, (*SAID, "coverage"), best_coverage)
         files = await _files(form)
-    return Asked([Upload(name, content, said, coverage) for name, content in files], single=False)
+    return Asked([Upload(name, content, overrides, coverage) for name, content in files], single=False)
 
 
 @asynccontextmanager
-async def _form(body: Request, most_files: int, most_fields: int) -> AsyncIterator[FormData]:
+async def _form(body: Request, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
     """Parse a form, which is closed after the block; one of too many files is too large, rather than malformed."""
     try:
-        form = await body.form(max_files=most_files, max_fields=most_fields, max_part_size=_MOST_FIELD)
+        form = await body.form(max_files=max_files, max_fields=max_fields, max_part_size=_MAX_FIELD)
     except HTTPException as error:
         if error.detail.startswith("Too many files"):
-            raise HTTPException(413, f"more than {most_files} files; send them in several requests") from error
+            raise HTTPException(413, f"more than {max_files} files; send them in several requests") from error
         raise
     try:
         yield form
@@ -205,13 +207,13 @@ async def _files(form: FormData) -> list[tuple[str, bytes]]:
     return [(part.filename or "tile", await part.read()) for part in parts if isinstance(part, UploadFile)]
 
 
-def _text(said: Mapping[str, object], name: str) -> str | None:
-    value = said.get(name)
+def _text(overrides: Mapping[str, object], name: str) -> str | None:
+    value = overrides.get(name)
     return value if isinstance(value, str) and value else None
 
 
-def _number(said: Mapping[str, object], name: str) -> float | None:
-    text = _text(said, name)
+def _number(overrides: Mapping[str, object], name: str) -> float | None:
+    text = _text(overrides, name)
     try:
         number = float(text) if text else None
     except ValueError:
@@ -221,8 +223,8 @@ def _number(said: Mapping[str, object], name: str) -> float | None:
     return number
 
 
-def _coverage(said: Mapping[str, object], best: float) -> float:
-    coverage = _number(said, "coverage")
+def _coverage(overrides: Mapping[str, object], best: float) -> float:
+    coverage = _number(overrides, "coverage")
     if coverage is None:
         return min(DEFAULT_COVERAGE, best)
     if not 0.5 <= coverage <= best:

@@ -26,12 +26,12 @@ class Limits:
     """What a connection may do.
 
     Attributes:
-        most_connections: open at once in each process.
+        max_connections: open at once in each process.
         head_seconds: from when a request may begin until its head is whole.
         head_bytes: of a request's line and headers; a piece in which they begin is not counted.
     """
 
-    most_connections: int = 1000
+    max_connections: int = 1000
     head_seconds: float = 10.0
     head_bytes: int = 64 * 1024
 
@@ -50,7 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.limits.most_connections:
+        if len(self.connections) > self.limits.max_connections:
             transport.abort()
         else:
             self._wait_for_head()
@@ -148,7 +148,7 @@ def _refusal(status: int, code: str, message: str) -> bytes:
     return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, _PHRASES[status].encode(), lines, body)
 
 
-def bound_connections(most: int, head_seconds: float) -> None:
+def bound_connections(limit: int, head_seconds: float) -> None:
     """Let the uvicorn server of this process serve connections within limits.
 
     BentoML starts uvicorn without a way to say its protocol; uvicorn looks the one named `auto` up in this table when
@@ -156,6 +156,6 @@ def bound_connections(most: int, head_seconds: float) -> None:
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files != resource.RLIM_INFINITY:
-        most = min(most, max(files - _SPARE_FILES, files // 2))
-    BoundedProtocol.limits = Limits(most, head_seconds)
+        limit = min(limit, max(files - _SPARE_FILES, files // 2))
+    BoundedProtocol.limits = Limits(limit, head_seconds)
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedProtocol.__name__}"

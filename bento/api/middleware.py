@@ -43,10 +43,10 @@ class Headers:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                said = list(message.get("headers", ()))
-                names = {name.lower() for name, _ in said}
+                overrides = list(message.get("headers", ()))
+                names = {name.lower() for name, _ in overrides}
                 more = [pair for pair in (*ALWAYS, *UNLESS_SAID) if pair[0] not in names]
-                message["headers"] = said + more
+                message["headers"] = overrides + more
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -83,13 +83,13 @@ class Deadlines:
 
     Args:
         grace: seconds that any body may take.
-        least_rate: bytes per second at which a body must come beyond that.
-        most_seconds: for everything, until the last byte of the answer is taken.
+        min_rate: bytes per second at which a body must come beyond that.
+        max_wait_seconds: for everything, until the last byte of the answer is taken.
     """
 
-    def __init__(self, app: ASGIApp, grace: float, least_rate: float, most_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, grace: float, min_rate: float, max_wait_seconds: float) -> None:
         self._app = app
-        self._grace, self._least_rate, self._most_seconds = grace, least_rate, most_seconds
+        self._grace, self._min_rate, self._max_wait_seconds = grace, min_rate, max_wait_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -102,7 +102,7 @@ class Deadlines:
             started = True
             await send(message)
 
-        alarm = _Alarm(self._most_seconds)
+        alarm = _Alarm(self._max_wait_seconds)
         try:
             await self._app(scope, self._hurried(receive), send_and_note)
         except asyncio.CancelledError:
@@ -123,7 +123,7 @@ class Deadlines:
             if whole:  # who asks now wants to know when the client goes
                 return await receive()
             began = loop.time()
-            alarm = _Alarm(self._grace + taken / self._least_rate - waited)
+            alarm = _Alarm(self._grace + taken / self._min_rate - waited)
             try:
                 message = await receive()
             except asyncio.CancelledError:
@@ -140,11 +140,11 @@ class Deadlines:
         return receive_in_time
 
     def _too_slow(self) -> HTTPException:
-        detail = f"the body came too slowly; send {self._least_rate / 1024:g} KiB a second or more"
+        detail = f"the body came too slowly; send {self._min_rate / 1024:g} KiB a second or more"
         return HTTPException(408, detail, _CLOSE)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"not done within {self._most_seconds:g} seconds"
+        message = f"not done within {self._max_wait_seconds:g} seconds"
         await refuse(504, "timeout", message, "send fewer tiles at once, or try again later", **_CLOSE)(
             scope, receive, send
         )
@@ -178,8 +178,8 @@ def guards(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
         found.append((CORSMiddleware, cors_options(settings.cors_origins)))
     limits = {
         "grace": settings.body_seconds,
-        "least_rate": settings.body_rate,
-        "most_seconds": settings.request_seconds,
+        "min_rate": settings.body_rate,
+        "max_wait_seconds": settings.request_seconds,
     }
     found.append((Deadlines, limits))
     keys = read_keys(settings.api_keys, settings.api_keys_file)

@@ -317,17 +317,17 @@ def _classify() -> Json:
 
 
 def _scene() -> Json:
-    said = {**SAID, **_ASKED, **_NAME, **_LEAST_VALID}
+    overrides = {**SAID, **_ASKED, **_NAME, **_MIN_VALID_FRACTION}
     prefer = _in_header("Prefer")
     return {
         **_head("classifyScene", "scenes", "Classify a scene larger than a tile"),
         "description": "A GeoTIFF of about 10 m, bounded in pixels and bytes. The header `Accept` decides the form of "
         "the answer: its windows as GeoJSON, or a class map as a Cloud-Optimised GeoTIFF on the scene's own grid. A "
         "large scene, or one sent with `Prefer: respond-async`, becomes a task: 202, with its place in `Location`.",
-        "parameters": [prefer, *_query(said)],
+        "parameters": [prefer, *_query(overrides)],
         "requestBody": {
             "required": True,
-            "content": {"image/tiff": _TIFF, "multipart/form-data": {"schema": _form("scene", said)}},
+            "content": {"image/tiff": _TIFF, "multipart/form-data": {"schema": _form("scene", overrides)}},
         },
         "responses": {
             "200": {**_windows_or_map(), "headers": _headers("Content-Disposition")},
@@ -414,7 +414,7 @@ def _explain() -> Json:
 
 
 def _preview() -> Json:
-    said = {
+    overrides = {
         **SAID,
         **_NAME,
         "view": {"schema": {"enum": ["true", "false"]}, "description": "In true or in false colour (near infrared)."},
@@ -422,15 +422,15 @@ def _preview() -> Json:
     return {
         **_head("preview", "people", "Paint a picture of a GeoTIFF"),
         "description": "As the page at `/` shows it: 512 pixels a side at most, no data transparent.",
-        "parameters": _query(said),
+        "parameters": _query(overrides),
         "requestBody": {
             "required": True,
-            "content": {"image/tiff": _TIFF, "multipart/form-data": {"schema": _form("tiles", said)}},
+            "content": {"image/tiff": _TIFF, "multipart/form-data": {"schema": _form("tiles", overrides)}},
         },
         "responses": {
             "200": {
                 "description": "The picture",
-                "headers": _headers("Tilewise-Cloud-Share"),
+                "headers": _headers("Tilewise-Cloud-Fraction"),
                 "content": {"image/png": {"schema": _TEXT | {"contentMediaType": "image/png"}}},
             },
             **_refusals(400, 401, 405, 408, 413, 415, 422, 500, 503, 504),
@@ -500,8 +500,8 @@ def _head(operation: str, tag: str, summary: str) -> Json:
     return {"operationId": operation, "tags": [tag], "summary": summary}
 
 
-def _query(said: dict[str, Json]) -> list[Json]:
-    return [{"name": name, "in": "query", **about} for name, about in said.items()]
+def _query(overrides: dict[str, Json]) -> list[Json]:
+    return [{"name": name, "in": "query", **about} for name, about in overrides.items()]
 
 
 def _in_header(name: str) -> Json:
@@ -516,11 +516,11 @@ def _about_task(operation: str) -> Json:
     return {"operationId": operation, "parameters": {"task_id": "$response.body#/id"}}
 
 
-def _form(field: str, said: dict[str, Json], *, many: bool = False) -> Json:
+def _form(field: str, overrides: dict[str, Json], *, many: bool = False) -> Json:
     """Return the schema of a form: files in `field`, and what is said of them."""
     file = _TEXT | {"contentMediaType": "image/tiff"}
     files = {"type": "array", "items": file, "minItems": 1} if many else file
-    fields = {name: about["schema"] | {"description": about["description"]} for name, about in said.items()}
+    fields = {name: about["schema"] | {"description": about["description"]} for name, about in overrides.items()}
     return {"type": "object", "required": [field], "properties": {field: files, **fields}}
 
 
@@ -556,8 +556,8 @@ def _samples(*lines: str) -> Json:
 
 
 URL = "http://localhost:3000"
-_LEAST_VALID: dict[str, Json] = {
-    "least_valid": {"schema": _SHARE, "description": "Share of valid pixels below which a window is skipped."}
+_MIN_VALID_FRACTION: dict[str, Json] = {
+    "min_valid_fraction": {"schema": _SHARE, "description": "Share of valid pixels below which a window is skipped."}
 }
 CLASSIFIED: Json = {
     "model": {
@@ -572,7 +572,7 @@ CLASSIFIED: Json = {
             "probabilities": {"Forest": 0.91, "Pasture": 0.06, "River": 0.03},
             "prediction_set": {"coverage": 0.9, "classes": ["Forest"]},
             "outlier": {"score": 12.4, "flag": False},
-            "valid_share": 1.0,
+            "valid_fraction": 1.0,
             "bands": ["B02", "B03", "B04", "B08"],
             "level": "L1C",
             "footprint": {
@@ -637,7 +637,7 @@ _HEADERS = {
     "Content-Disposition": "A file name, for the class map.",
     "WWW-Authenticate": "How to send a key.",
     "Allow": "The methods that the path has.",
-    "Tilewise-Cloud-Share": "Share (0-1) of the picture's valid pixels that look like cloud; absent without the bands.",
+    "Tilewise-Cloud-Fraction": "Share (0-1) of the picture's valid pixels that look like cloud; absent without the bands.",
 }
 _ASKED_IN_HEADERS = {
     "Tilewise-Key": "Decides which model answers where a candidate is tried out: the same key, the same model. "

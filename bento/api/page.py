@@ -23,7 +23,7 @@ from tilewise.bento.inference.preview import View, preview
 from tilewise.bento.results.maps import FURTHER, KNOWN
 from tilewise.bento.serving.runtime import serving_of
 
-CLOUD_SHARE = "Tilewise-Cloud-Share"
+CLOUD_FRACTION = "Tilewise-Cloud-Fraction"
 _PARAMETERS = (*SAID, "name", "view")
 _AT_ONCE = asyncio.Semaphore(1)  # of each process: pictures never take more than one core from the answers
 
@@ -31,18 +31,18 @@ _AT_ONCE = asyncio.Semaphore(1)  # of each process: pictures never take more tha
 async def show_preview(request: Request) -> Response:
     """POST /preview: a PNG of one GeoTIFF, of 512 pixels a side at most; what of it is cloud, in a header."""
     settings = serving_of(request).settings
-    async with serving_of(request).admission.room(announced_bytes(request, settings.most_bytes)):
-        said, content = await _read_body(limited(request, settings.most_bytes))
-        statement, _ = parameters(said, _PARAMETERS)
-        name, view = said.get("name") or "tile", _view_of(said)
+    async with serving_of(request).admission.room(announced_bytes(request, settings.max_bytes)):
+        overrides, content = await _read_body(limited(request, settings.max_bytes))
+        read_options, _ = parameters(overrides, _PARAMETERS)
+        name, view = overrides.get("name") or "tile", _view_of(overrides)
         async with _AT_ONCE:
-            made = await asyncio.to_thread(preview, content, statement, name, view, settings.most_pixels)
-    headers = {} if made.cloud_share is None else {CLOUD_SHARE: f"{made.cloud_share:.4f}"}
+            made = await asyncio.to_thread(preview, content, read_options, name, view, settings.max_pixels)
+    headers = {} if made.cloud_fraction is None else {CLOUD_FRACTION: f"{made.cloud_fraction:.4f}"}
     return Response(made.png, media_type="image/png", headers=headers)
 
 
-def _view_of(said: Mapping[str, str]) -> View:
-    view = said.get("view") or View.TRUE
+def _view_of(overrides: Mapping[str, str]) -> View:
+    view = overrides.get("view") or View.TRUE
     if view not in list(View):
         raise HTTPException(422, f"view is {' or '.join(View)}, not {view!r}")
     return View(view)
@@ -51,9 +51,9 @@ def _view_of(said: Mapping[str, str]) -> View:
 async def _read_body(request: Request) -> tuple[dict[str, str], bytes]:
     """Return what is said of a file, in the query and in the fields of a form, and the file's bytes."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    said = dict(request.query_params)
+    overrides = dict(request.query_params)
     if kind == "image/tiff":
-        return said, await request.body()
+        return overrides, await request.body()
     if kind != "multipart/form-data":
         raise HTTPException(
             415, f"a body of {kind or 'no type'}; send one file as image/tiff, or in a form's {FIELD!r}"
@@ -63,7 +63,7 @@ async def _read_body(request: Request) -> tuple[dict[str, str], bytes]:
         if not isinstance(file, UploadFile):
             raise HTTPException(400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one")
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        return {"name": file.filename or "tile", **said, **fields}, await file.read()
+        return {"name": file.filename or "tile", **overrides, **fields}, await file.read()
 
 
 PREVIEW_ROUTES = [Route("/preview", show_preview, methods=["POST"])]

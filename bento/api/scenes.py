@@ -30,8 +30,8 @@ from tilewise.bento.serving.task_store import FullError, Ledger, State, Task, ow
 
 FIELD = "scene"
 NAME = "scene"
-_MOST_FIELDS = 8
-_MOST_NAME = 200  # characters
+_MAX_FIELDS = 8
+_MAX_NAME = 200  # characters
 _CHUNK = 2**20
 
 
@@ -39,15 +39,15 @@ class StorageFullError(Exception):
     """The disk that scenes are kept on has no room."""
 
 
-async def spool(request: Request, path: Path, most_bytes: int) -> dict[str, str]:
+async def spool(request: Request, path: Path, max_bytes: int) -> dict[str, str]:
     """Write the scene in the body of `request` to `path`; return what is said of it: query, and fields of a form.
 
     Raises:
-        HTTPException: a body of another form, malformed, or longer than `most_bytes`.
+        HTTPException: a body of another form, malformed, or longer than `max_bytes`.
         StorageFullError: the disk is full.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = limited(request, most_bytes)
+    body = limited(request, max_bytes)
     try:
         if kind == "image/tiff":
             await _spool_raw(body, path)
@@ -78,7 +78,7 @@ async def _spool_raw(body: Request, path: Path) -> None:
 
 async def _spool_form(body: Request, path: Path) -> dict[str, str]:
     """Write the one file of a form; return its fields. Starlette keeps what is large in a file without a name."""
-    async with body.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=4096) as form:
+    async with body.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=4096) as form:
         part = form.get(FIELD)
         if not isinstance(part, UploadFile):
             raise HTTPException(400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one")
@@ -92,34 +92,34 @@ def _copy(part: UploadFile, path: Path) -> None:
         shutil.copyfileobj(part.file, file, _CHUNK)
 
 
-def _named(said: Mapping[str, str]) -> dict[str, str]:
-    name = re.sub(r"[\x00-\x1f\x7f]", "", said.get("name", NAME)).strip()[:_MOST_NAME]
-    return {**said, "name": name or NAME}
+def _named(overrides: Mapping[str, str]) -> dict[str, str]:
+    name = re.sub(r"[\x00-\x1f\x7f]", "", overrides.get("name", NAME)).strip()[:_MAX_NAME]
+    return {**overrides, "name": name or NAME}
 
 
-_PARAMETERS = (*SAID, "name", "coverage", "least_valid")
-_LEAST_VALID = 0.5
+_PARAMETERS = (*SAID, "name", "coverage", "min_valid_fraction")
+_MIN_VALID_FRACTION = 0.5
 _SOON, _LATER = "2", "30"  # seconds
 
 
 async def classify_scene(request: Request) -> Response:
     """POST /scene: a GeoTIFF larger than a tile; its windows or its class map, or 202 with a task."""
     serving, form = serving_of(request), _form_of(request)
-    size = announced_bytes(request, serving.settings.most_scene_bytes)
+    size = announced_bytes(request, serving.settings.max_scene_bytes)
     ledger = serving.scenes.ledger
     try:
         async with _held(ledger, _owner_of(request), size) as task_id:
-            said = await spool(request, ledger.source(task_id), serving.settings.most_scene_bytes)
-            question = _question_of(said, serving.best_coverage)
+            overrides = await spool(request, ledger.source(task_id), serving.settings.max_scene_bytes)
+            question = _question_of(overrides, serving.best_coverage)
             windows = await asyncio.to_thread(
                 count_windows,
                 ledger.source(task_id),
                 question,
                 serving.engine.metadata.tile_size,
-                serving.settings.most_pixels,
+                serving.settings.max_pixels,
             )
             note_asked(windows, serving.engine.metadata.version)
-            if windows > serving.settings.most_windows_at_once or _prefers_a_task(request):
+            if windows > serving.settings.max_sync_windows or _prefers_a_task(request):
                 return await _submit(request, serving, task_id, question, windows)
             return await _answer_now(request, serving, task_id, question, form)
     except ClientGoneError:
@@ -171,8 +171,8 @@ async def _submit(request: Request, serving: Serving, task_id: str, question: Sc
 
 
 async def _answer_now(request: Request, serving: Serving, task_id: str, question: SceneQuestion, form: str) -> Response:
-    def work(taking_turns: Engine) -> bytes:
-        return tell(answer_scene(taking_turns, serving.scenes.ledger.source(task_id), question, lambda _: None), form)
+    def work(scheduled: Engine) -> bytes:
+        return tell(answer_scene(scheduled, serving.scenes.ledger.source(task_id), question, lambda _: None), form)
 
     engine = serving.engine
     content = await serving.scenes.answer(request, lambda make: work(make(engine)))
@@ -256,18 +256,20 @@ def _prefers_a_task(request: Request) -> bool:
     return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
 
 
-def _question_of(said: Mapping[str, str], best_coverage: float) -> SceneQuestion:
-    statement, coverage = parameters(said, _PARAMETERS, best_coverage)
-    return SceneQuestion(said["name"], statement, _share_of(said, "least_valid", _LEAST_VALID), coverage)
+def _question_of(overrides: Mapping[str, str], best_coverage: float) -> SceneQuestion:
+    read_options, coverage = parameters(overrides, _PARAMETERS, best_coverage)
+    return SceneQuestion(
+        overrides["name"], read_options, _share_of(overrides, "min_valid_fraction", _MIN_VALID_FRACTION), coverage
+    )
 
 
-def _share_of(said: Mapping[str, str], name: str, default: float) -> float:
+def _share_of(overrides: Mapping[str, str], name: str, default: float) -> float:
     try:
-        share = float(said.get(name) or default)
+        share = float(overrides.get(name) or default)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise HTTPException(422, f"{name} is a share from 0 to 1, not {said[name]!r}")
+        raise HTTPException(422, f"{name} is a share from 0 to 1, not {overrides[name]!r}")
     return share
 
 

@@ -74,7 +74,7 @@ class TileAnswer(BaseModel):
     probabilities: dict[str, float] = Field(description="Of each class, calibrated; they sum to 1.")
     prediction_set: PredictionSet | None = Field(description="null: the model is not calibrated for any.")
     outlier: Outlier | None = Field(description="null: the model has no threshold.")
-    valid_share: Share = Field(description="Share of pixels with data in all bands.")
+    valid_fraction: Share = Field(description="Share of pixels with data in all bands.")
     bands: list[str] = Field(description="Those that were used, in canonical order.")
     level: Literal["L1C", "L2A"] | None = Field(description="null: neither the file nor the request says.")
     footprint: Footprint | None = Field(description="null: the file does not say where it lies.")
@@ -121,7 +121,7 @@ class WindowProperties(BaseModel):
     probabilities: dict[str, float] | None
     prediction_set: PredictionSet | None
     outlier: Outlier | None
-    valid_share: Share
+    valid_fraction: Share
     row: int = Field(ge=0, description="Of its upper left pixel in the scene.")
     column: int = Field(ge=0)
     height: int = Field(ge=1, description="In pixels.")

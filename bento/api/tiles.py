@@ -16,7 +16,7 @@ from tilewise.bento.api.bodies import announced_bytes, read_tiles
 from tilewise.bento.api.replies import answer, negotiate
 from tilewise.bento.errors import status_of_code
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.occlusion import MOST_PATCHES, Explanation, Method, explain, paint, patch_starts
+from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint, patch_starts
 from tilewise.bento.inference.uploads import Upload
 from tilewise.bento.request_context import note_answered, note_asked
 from tilewise.bento.serving.runtime import serving_of
@@ -29,7 +29,7 @@ from tilewise.datasets.readers.geotiff import read_tile
 async def classify(request: Request) -> Response:
     """POST /classify: tiles in one of three forms (`tilewise.bento.api.bodies`); one result for each, in order."""
     serving = serving_of(request)
-    async with serving.admission.room(announced_bytes(request, serving.settings.most_bytes)):
+    async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
         asked = await read_tiles(request, serving.settings, serving.best_coverage)
         engine, uploads = serving.assign(asked.uploads, sticky_key(request))
         results = await serving.batcher.submit(uploads)
@@ -93,14 +93,14 @@ async def explain_tile(request: Request) -> Response:
         raise HTTPException(406, f"there is no such form of the answer; Accept {PNG} or {JSON}")
     engine = serving.releases.route(sticky_key(request))
     wish = _wish_of(request.query_params, engine)
-    async with serving.admission.room(announced_bytes(request, serving.settings.most_bytes)):
-        alone = replace(serving.settings, most_tiles=1)
+    async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
+        alone = replace(serving.settings, max_tiles=1)
         asked = await read_tiles(_without(request, _PARAMETERS), alone, serving.best_coverage)
         tile = await asyncio.to_thread(_read, asked.uploads, engine.metadata.tile_size)
     note_asked(1, engine.metadata.version)
 
-    def work(taking_turns: Engine) -> bytes:
-        found = explain(taking_turns, tile, wish.method, wish.size, wish.stride, wish.class_name)
+    def work(scheduled: Engine) -> bytes:
+        found = explain(scheduled, tile, wish.method, wish.size, wish.stride, wish.class_name)
         return paint(found) if form == PNG else json.dumps(_describe(engine, found)).encode()
 
     try:
@@ -115,8 +115,8 @@ def _read(uploads: list[Upload], size: int) -> Tile:
     if len(uploads) != 1:
         raise HTTPException(422, f"{len(uploads)} tiles; one is explained at a time")
     content, name = uploads[0].content, uploads[0].name
-    tile = content if isinstance(content, Tile) else read_tile(content, uploads[0].said, name, size)
-    if tile.valid_share == 0:
+    tile = content if isinstance(content, Tile) else read_tile(content, uploads[0].overrides, name, size)
+    if tile.valid_fraction == 0:
         raise NoDataError(f"{name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to explain")
     return tile
 
@@ -136,26 +136,26 @@ def _describe(engine: Engine, found: Explanation) -> dict[str, Any]:
     }
 
 
-def _wish_of(said: Mapping[str, str], engine: Engine) -> Wish:
+def _wish_of(overrides: Mapping[str, str], engine: Engine) -> Wish:
     """Return what the query asks; raises HTTPException where it makes no sense."""
     tile, classes = engine.metadata.tile_size, engine.metadata.classes
-    method, class_name = said.get("method") or Method.OCCLUSION, said.get("class") or None
+    method, class_name = overrides.get("method") or Method.OCCLUSION, overrides.get("class") or None
     if method not in list(Method):
         raise HTTPException(422, f"method is {' or '.join(Method)}, not {method!r}")
     if class_name is not None and class_name not in classes:
         raise HTTPException(422, f"class is one of {', '.join(classes)}, not {class_name!r}")
-    size = _whole_number(said, "size", 8, tile)
-    stride = _whole_number(said, "stride", max(size // 2, 1), size)
+    size = _whole_number(overrides, "size", 8, tile)
+    stride = _whole_number(overrides, "stride", max(size // 2, 1), size)
     patches = len(patch_starts(tile, size, stride)) ** 2
-    if patches > MOST_PATCHES:
-        raise HTTPException(422, f"{patches:,} patches, {MOST_PATCHES:,} are the most; ask for a larger stride")
+    if patches > MAX_PATCHES:
+        raise HTTPException(422, f"{patches:,} patches, {MAX_PATCHES:,} are the most; ask for a larger stride")
     return Wish(Method(method), size, stride, class_name)
 
 
-def _whole_number(said: Mapping[str, str], name: str, default: int, most: int) -> int:
-    text = said.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= most):
-        raise HTTPException(422, f"{name} is a whole number from 1 to {most}, not {text!r}")
+def _whole_number(overrides: Mapping[str, str], name: str, default: int, limit: int) -> int:
+    text = overrides.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= limit):
+        raise HTTPException(422, f"{name} is a whole number from 1 to {limit}, not {text!r}")
     return int(text)
 
 

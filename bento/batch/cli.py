@@ -14,7 +14,7 @@ from tilewise.bento.batch.console import Show, shown
 from tilewise.bento.batch.manifest import SceneOutcome
 from tilewise.bento.batch.run import Crew, Run, RunOptions, find, watch_scenes
 from tilewise.bento.inference.precision import Precision
-from tilewise.bento.inference.windows import LEAST_STRIDE, GridOptions
+from tilewise.bento.inference.windows import MIN_STRIDE, GridOptions
 from tilewise.bento.results.tables import VectorFormat
 from tilewise.bento.results.writer import USUAL, Output, OutputOptions
 from tilewise.datasets.core.console import one_line_errors, with_options
@@ -71,7 +71,7 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--stride",
             default=TILE_SIZE,
             show_default=True,
-            type=click.IntRange(LEAST_STRIDE, TILE_SIZE),
+            type=click.IntRange(MIN_STRIDE, TILE_SIZE),
             help="Pixels from one window to the next; below the tile size windows overlap and are blended.",
         ),
         click.option(
@@ -82,7 +82,7 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Pixels a side of one value of the maps; it divides the stride.",
         ),
         click.option(
-            "--least-valid",
+            "--min-valid",
             default=0.5,
             show_default=True,
             type=click.FloatRange(0, 1),
@@ -169,7 +169,7 @@ def main(
     idle: float | None,
     as_json: bool,
     model: str | None,
-    **said: Any,
+    **overrides: Any,
 ) -> None:
     """Classify SCENES: folders, files, globs, or lists of them.
 
@@ -197,7 +197,7 @@ def main(
     Exit status: 0 all is done; 1 a scene failed or holds blocks that could not be decoded; 2 the command is wrong;
     130 stopped by Ctrl-C.
     """
-    options = _run_options(**said)
+    options = _run_options(**overrides)
     look = partial(find, scenes, options.reading)
     if dry_run:
         sys.exit(_preview(Run(out, model, options), look(), as_json))
@@ -215,7 +215,7 @@ def _run_options(
     coverage: float,
     stride: int,
     cell: int,
-    least_valid: float,
+    min_valid_fraction: float,
     crew: str,
     precision: str,
     jobs: int,
@@ -225,7 +225,7 @@ def _run_options(
 ) -> RunOptions:
     return RunOptions(
         reading=make_scene_options(**reading),
-        grid=GridOptions(stride, least_valid, cell),
+        grid=GridOptions(stride, min_valid_fraction, cell),
         outputs=OutputOptions(outputs, formats, coverage),
         crew=Crew(crew),
         precision=Precision(precision),
@@ -258,11 +258,11 @@ def status_of(outcomes: Sequence[SceneOutcome]) -> int:
 def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
     """Print what would be done; return the exit status."""
     failures = 0
-    for task, said in run.preview(sources):
-        failures += said.startswith("would fail")
-        click.echo(_json_line(task.place, said) if as_json else f"{task.place}: {said}")
+    for task, overrides in run.preview(sources):
+        failures += overrides.startswith("would fail")
+        click.echo(_json_line(task.place, overrides) if as_json else f"{task.place}: {overrides}")
     return 1 if failures else 0
 
 
-def _json_line(place: str, said: str) -> str:
-    return json.dumps({"event": "would", "source": place, "would": said}, ensure_ascii=False)
+def _json_line(place: str, overrides: str) -> str:
+    return json.dumps({"event": "would", "source": place, "would": overrides}, ensure_ascii=False)

@@ -25,13 +25,13 @@ from tilewise.bento.batch.worker import (
     Task,
     WorkPlan,
     classify_whole,
-    frame_of,
     guarded,
     look,
+    scene_info_of,
     write_scene,
 )
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import Block, WindowAnswer, classify, strip_count
 from tilewise.bento.results.writer import ModelFacts
 from tilewise.datasets.core.errors import SceneError, TilewiseError, UnreadableImageError
@@ -94,7 +94,7 @@ class _Large:
     """A scene that is worth parting: nothing of it is classified yet."""
 
     begun: Begun
-    frame: Frame
+    scene_info: SceneInfo
     strips: int
 
 
@@ -188,7 +188,7 @@ def _first_look(task: Task, plan: WorkPlan, block_strips: int) -> Done | _Large:
             if strips <= block_strips:
                 return classify_whole(begun, _engine(plan), scene)
             answer = classify(_engine(plan), scene, plan.grid)  # nothing of it is asked for but its grid
-            return _Large(begun, frame_of(task, scene, answer), strips)
+            return _Large(begun, scene_info_of(task, scene, answer), strips)
 
     return guarded(task, plan, work)
 
@@ -237,7 +237,7 @@ def _write_parted(large: _Large, rows: list[Any]) -> Done:
     def work() -> Done:
         engine = _engine(begun.plan)
         facts = ModelFacts(engine.metadata, engine.sha256, begun.plan.model)
-        return write_scene(begun, facts, large.frame, blocks(), lambda: len(broken))
+        return write_scene(begun, facts, large.scene_info, blocks(), lambda: len(broken))
 
     return guarded(begun.task, begun.plan, work)
 

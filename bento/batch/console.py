@@ -20,7 +20,7 @@ from tilewise.bento.batch.manifest import SceneOutcome, State
 from tilewise.bento.batch.run import Standing
 
 _SECONDS_BETWEEN_LINES = 5.0
-_MOST_ROWS = 40  # of the table of scenes; the summary has them all
+_MAX_ROWS = 40  # of the table of scenes; the summary has them all
 
 
 class Show(Protocol):
@@ -82,11 +82,11 @@ class Bars:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._task = bars.add_task("scenes", total=1.0, said="")
+        self._task = bars.add_task("scenes", total=1.0, overrides="")
 
     def standing(self, standing: Standing) -> None:
         """See `Show`."""
-        self._bars.update(self._task, completed=standing.share, said=describe(standing))
+        self._bars.update(self._task, completed=standing.share, overrides=describe(standing))
 
     def scene(self, outcome: SceneOutcome) -> None:
         """See `Show`."""
@@ -157,11 +157,11 @@ def broken(outcome: SceneOutcome) -> str:
 def print_outcomes(outcomes: list[SceneOutcome], out: str, model: str) -> None:
     """Print a table of the scenes and one line for the run to standard output."""
     table = Table("scene", "windows", "skipped", "state")
-    for outcome in outcomes[:_MOST_ROWS]:
+    for outcome in outcomes[:_MAX_ROWS]:
         table.add_row(escape(outcome.name), f"{outcome.windows:,}", f"{outcome.skipped:,}", _state(outcome))
     Console().print(table)
-    if len(outcomes) > _MOST_ROWS:
-        click.echo(f"… and {len(outcomes) - _MOST_ROWS:,} more, which summary.csv names")
+    if len(outcomes) > _MAX_ROWS:
+        click.echo(f"… and {len(outcomes) - _MAX_ROWS:,} more, which summary.csv names")
     good = sum(outcome.state is not State.FAILED for outcome in outcomes)
     click.echo(f"{good} of {len(outcomes)} scenes are in {out}, by {model}")
 

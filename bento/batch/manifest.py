@@ -76,7 +76,7 @@ class SceneOutcome:
         return self.state is not State.FAILED and not self.broken
 
     @property
-    def skipped_share(self) -> float:
+    def skipped_fraction(self) -> float:
         """Share of windows (0-1) that have no class."""
         return self.skipped / max(self.windows + self.skipped, 1)
 

@@ -20,7 +20,7 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.datasets.core.errors import TilewiseError
 
 _LOG = logging.getLogger("tilewise")
-_MOST_DEATHS = 2  # of a worker at the same scene, after which the scene is given up
+_MAX_DEATHS = 2  # of a worker at the same scene, after which the scene is given up
 _SECONDS_BETWEEN_LOOKS = 0.5
 _ROWS, _OF, _WINDOWS, _PROCESS = range(4)
 
@@ -94,11 +94,11 @@ class _Seat:
             self._deaths += 1
             self.close()
             self._fill()
-            if self._deaths < _MOST_DEATHS:
+            if self._deaths < _MAX_DEATHS:
                 _LOG.warning("%s: the process that worked on it was killed; it is tried once more", task.place)
                 return None
             answer = task.failed(
-                f"the process that worked on it was killed {_MOST_DEATHS} times; "
+                f"the process that worked on it was killed {_MAX_DEATHS} times; "
                 "give it more memory, or run fewer processes at once (--jobs)"
             )
         self._deaths = 0

@@ -20,7 +20,7 @@ from tilewise.bento.results.maps import colours, whole
 from tilewise.bento.results.writer import ModelFacts
 
 SUMMARY, TABLE, PAGE = "summary.json", "summary.csv", "report.html"
-_MOST_PICTURES = 60
+_MAX_PICTURES = 60
 _PICTURE = 480  # pixels wide
 _DIGITS = 4
 
@@ -85,7 +85,7 @@ def tabulate(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> str:
     text = io.StringIO()
     # Spreadsheets take a text that begins with = + - @ for a formula; names of files may begin so.
     writer = csv.writer(text, lineterminator="\n")
-    head = ["name", "source", "state", "windows", "skipped_share", "broken", "outliers", "seconds", "model_sha256"]
+    head = ["name", "source", "state", "windows", "skipped_fraction", "broken", "outliers", "seconds", "model_sha256"]
     writer.writerow([*head, *(_inert(f"{name}_ha") for name in classes), "error"])
     for outcome in outcomes:
         told = {**_describe(outcome), "model_sha256": model.sha256}
@@ -110,7 +110,7 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
         f"<title>{title}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
         f'<p class="faint">{escape(metadata.name)} {escape(metadata.version)}, SHA-256 {model.sha256[:16]}…, '
-        f"{totals['windows']:,} windows, {100 * totals['skipped_share']:.1f} % skipped, {totals['seconds']:,.1f} s</p>",
+        f"{totals['windows']:,} windows, {100 * totals['skipped_fraction']:.1f} % skipped, {totals['seconds']:,.1f} s</p>",
         synthetic if metadata.synthetic else "",
         _draw_failures(failed),
         "<h2>Area</h2>",
@@ -131,7 +131,7 @@ def _describe(outcome: SceneOutcome) -> dict[str, Any]:
         "state": "failed" if outcome.state is State.FAILED else "done",
         "windows": outcome.windows,
         "skipped": outcome.skipped,
-        "skipped_share": round(outcome.skipped_share, _DIGITS),
+        "skipped_fraction": round(outcome.skipped_fraction, _DIGITS),
         "broken": outcome.broken,
         "outliers": outcome.outliers,
         "pixels": outcome.pixels,
@@ -146,7 +146,7 @@ def _totals(outcomes: Sequence[SceneOutcome]) -> dict[str, Any]:
     windows, skipped = sum(o.windows for o in outcomes), sum(o.skipped for o in outcomes)
     return {
         "windows": windows,
-        "skipped_share": round(skipped / max(windows + skipped, 1), _DIGITS),
+        "skipped_fraction": round(skipped / max(windows + skipped, 1), _DIGITS),
         "broken": sum(outcome.broken for outcome in outcomes),
         "outliers": sum(outcome.outliers for outcome in outcomes),
         "seconds": round(sum(outcome.seconds for outcome in outcomes), 3),
@@ -197,7 +197,7 @@ def _draw_table(outcomes: Sequence[SceneOutcome]) -> str:
         state = '<span class="bad">failed</span>' if outcome.state is State.FAILED else "done"
         numbers = (
             f"{outcome.windows:,}",
-            f"{100 * outcome.skipped_share:.1f} %",
+            f"{100 * outcome.skipped_fraction:.1f} %",
             f"{outcome.broken:,}",
             f"{outcome.outliers:,}",
             f"{outcome.seconds:,.1f}",
@@ -215,8 +215,8 @@ def _draw_maps(out: Path, outcomes: Sequence[SceneOutcome]) -> str:
     pictured = [o for o in outcomes if any(file.name.endswith(quicklook.SUFFIX) for file in o.files)]
     if not pictured:
         return '<p class="faint">No pictures were asked for.</p>'
-    figures = "".join(_draw_map(out, outcome.name) for outcome in pictured[:_MOST_PICTURES])
-    more = len(pictured) - _MOST_PICTURES
+    figures = "".join(_draw_map(out, outcome.name) for outcome in pictured[:_MAX_PICTURES])
+    more = len(pictured) - _MAX_PICTURES
     note = f'<p class="faint">{more:,} more maps lie in the folder.</p>' if more > 0 else ""
     return f'<div class="maps">{figures}</div>{note}'
 

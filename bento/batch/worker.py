@@ -20,7 +20,7 @@ import rasterio
 
 from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, State, is_intact
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import GridOptions, SceneAnswer, classify
 from tilewise.bento.results.writer import Block, ModelFacts, OutputOptions, ResultWriter
 from tilewise.datasets.core.errors import ModelFileError, TilewiseError
@@ -184,15 +184,15 @@ def classify_whole(begun: Begun, engine: Engine, scene: Scene, advance: Advance 
     plan = begun.plan
     answer = classify(engine, scene, plan.grid, workers=plan.threads)
     facts = ModelFacts(engine.metadata, engine.sha256, plan.model)
-    frame = frame_of(begun.task, scene, answer)
+    scene_info = scene_info_of(begun.task, scene, answer)
     with closing(answer.iter_blocks()) as blocks:
-        return write_scene(begun, facts, frame, blocks, lambda: scene.broken, advance)
+        return write_scene(begun, facts, scene_info, blocks, lambda: scene.broken, advance)
 
 
 def write_scene(
     begun: Begun,
     facts: ModelFacts,
-    frame: Frame,
+    scene_info: SceneInfo,
     blocks: Iterable[Block],
     broken: Callable[[], int],
     advance: Advance = unseen,
@@ -215,11 +215,11 @@ def write_scene(
     folder = Path(tempfile.mkdtemp(prefix="scene-", dir=plan.staging))
     try:
         rows = 0
-        with ResultWriter(folder, frame, facts, plan.outputs) as writer:
+        with ResultWriter(folder, scene_info, facts, plan.outputs) as writer:
             for block in blocks:
                 writer.add(block)
                 rows += len(block.class_map)
-                advance(rows, frame.height, writer.tally.windows)
+                advance(rows, scene_info.height, writer.tally.windows)
             files = writer.describe(writer.finish(), plan.out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -233,7 +233,7 @@ def write_scene(
         skipped=writer.tally.skipped,
         broken=broken(),
         outliers=writer.tally.outliers,
-        pixels=frame.width * frame.height,
+        pixels=scene_info.width * scene_info.height,
         seconds=round(max(time.time() - begun.started, 0.0), 3),
         area_ha=writer.areas(),
         files=tuple(ResultFile(file.name, file.stat().st_size, sha256_of(file)) for file in files),
@@ -241,9 +241,9 @@ def write_scene(
     return Done(outcome, folder)
 
 
-def frame_of(task: Task, scene: Scene, answer: SceneAnswer) -> Frame:
+def scene_info_of(task: Task, scene: Scene, answer: SceneAnswer) -> SceneInfo:
     """Return what results need to know of an open scene, on the grid of its answer."""
-    return Frame(
+    return SceneInfo(
         name=task.name,
         place=answer.place,
         height=answer.height,

@@ -76,7 +76,7 @@ class Result:
         probabilities: of each class (0-1), calibrated.
         prediction_set: None where the model is not calibrated for any.
         outlier: None where the model has no threshold.
-        valid_share: share (0-1) of pixels with data in all bands; None where there is an error.
+        valid_fraction: share (0-1) of pixels with data in all bands; None where there is an error.
         bands: those that were used, in canonical order.
         level: `L1C`, `L2A`, or None where nobody said.
         footprint: GeoJSON in EPSG:4326; None where the file does not say where it lies.
@@ -89,7 +89,7 @@ class Result:
     probabilities: dict[str, float] = field(default_factory=dict)
     prediction_set: PredictionSet | None = None
     outlier: Outlier | None = None
-    valid_share: float | None = None
+    valid_fraction: float | None = None
     bands: tuple[str, ...] = ()
     level: str | None = None
     footprint: dict[str, Any] | None = None
@@ -126,7 +126,7 @@ def parse_results(response: httpx.Response, names: Sequence[str]) -> list[Result
     content = content_of(response)
     try:
         model = _model(content["model"])
-        return [_result(said, name, model) for name, said in zip(names, content["results"], strict=True)]
+        return [_result(overrides, name, model) for name, overrides in zip(names, content["results"], strict=True)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise not_tilewise(response) from error
 
@@ -169,30 +169,30 @@ def not_tilewise(response: httpx.Response) -> ServiceError:
     return ServiceError("not_tilewise", message, "check the URL", response.status_code, _request_id(response))
 
 
-def _result(said: dict[str, Any], name: str, model: Model) -> Result:
-    if "error" in said:
-        return Result(name, error=_tile_error(said["error"]))
-    chosen, outlier = said.get("prediction_set"), said.get("outlier")
+def _result(overrides: dict[str, Any], name: str, model: Model) -> Result:
+    if "error" in overrides:
+        return Result(name, error=_tile_error(overrides["error"]))
+    chosen, outlier = overrides.get("prediction_set"), overrides.get("outlier")
     return Result(
         name=name,
-        class_name=said["class"],
-        probabilities=dict(said["probabilities"]),
+        class_name=overrides["class"],
+        probabilities=dict(overrides["probabilities"]),
         prediction_set=PredictionSet(chosen["coverage"], tuple(chosen["classes"])) if chosen else None,
         outlier=Outlier(outlier["score"], outlier["flag"]) if outlier else None,
-        valid_share=said["valid_share"],
-        bands=tuple(said["bands"]),
-        level=said.get("level"),
-        footprint=said.get("footprint"),
+        valid_fraction=overrides["valid_fraction"],
+        bands=tuple(overrides["bands"]),
+        level=overrides.get("level"),
+        footprint=overrides.get("footprint"),
         model=model,
     )
 
 
-def _model(said: dict[str, str]) -> Model:
-    return Model(said["name"], said["version"], said["sha256"])
+def _model(overrides: dict[str, str]) -> Model:
+    return Model(overrides["name"], overrides["version"], overrides["sha256"])
 
 
-def _tile_error(said: dict[str, str]) -> TileError:
-    return TileError(said["code"], said["message"], said.get("hint", ""))
+def _tile_error(overrides: dict[str, str]) -> TileError:
+    return TileError(overrides["code"], overrides["message"], overrides.get("hint", ""))
 
 
 def _refusal(response: httpx.Response) -> ServiceError:

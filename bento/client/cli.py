@@ -12,27 +12,27 @@ from typing import Any
 import click
 
 from tilewise.bento.client.client import Client, Result
-from tilewise.datasets.core.console import one_line_errors, statement_options
+from tilewise.datasets.core.console import one_line_errors, read_options
 
 _KEY = "TILEWISE_API_KEY"
-_COLUMNS = ("name", "class", "probability", "prediction_set", "outlier", "valid_share", "error")
+_COLUMNS = ("name", "class", "probability", "prediction_set", "outlier", "valid_fraction", "error")
 
 
 @click.command()
 @click.argument("url")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@statement_options
+@read_options
 @click.option("--coverage", type=float, help="Share of tiles whose prediction set shall hold the true class.")
 @click.option("--form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--retries", type=int, default=5, show_default=True, help="Where the service is busy or out of reach.")
 @one_line_errors
-def main(url: str, files: tuple[Path, ...], form: str, retries: int, **said: Any) -> None:
+def main(url: str, files: tuple[Path, ...], form: str, retries: int, **overrides: Any) -> None:
     """Classify GeoTIFF tiles, FILES, by the service at URL; exit with 1 where one has no answer.
 
     An API key is taken from the environment variable TILEWISE_API_KEY, which other users of the machine cannot see.
     """
     with Client(url, os.environ.get(_KEY), retries=retries) as client:
-        results = client.classify(files, **said)
+        results = client.classify(files, **overrides)
     if form == "json":
         click.echo(json.dumps([asdict(result) for result in results], indent=2))
     elif form == "csv":
@@ -55,7 +55,7 @@ def _row(result: Result) -> tuple[str, ...]:
         f"{result.probability:.4f}",
         " ".join(chosen.classes) if chosen else "",
         ("yes" if outlier.flag else "no") if outlier else "",
-        f"{result.valid_share:.4f}",
+        f"{result.valid_fraction:.4f}",
         "",
     )
 

@@ -95,22 +95,22 @@ class _Settings:
         **options: Any,
     ) -> None:
         self._patience = Patience(retries)
-        self._most = max(tiles_per_request, 1), bytes_per_request
-        said = {"Authorization": f"Bearer {key}" if key else None, "Tilewise-Key": sticky_key}
-        headers = {VERSION_HEADER: API_VERSION} | {name: value for name, value in said.items() if value}
+        self._limit = max(tiles_per_request, 1), bytes_per_request
+        overrides = {"Authorization": f"Bearer {key}" if key else None, "Tilewise-Key": sticky_key}
+        headers = {VERSION_HEADER: API_VERSION} | {name: value for name, value in overrides.items() if value}
         self._options: dict[str, Any] = {"base_url": _parse_url(url), "headers": headers, "timeout": timeout} | options
 
     def _portions(self, tiles: Tiles) -> Iterator[Portion]:
-        return exchange.portions(tiles, *self._most)
+        return exchange.portions(tiles, *self._limit)
 
     def _scene(
-        self, path: str | Path, form: str, least_valid: float | None, wait: float, said: Said
+        self, path: str | Path, form: str, min_valid_fraction: float | None, wait: float, overrides: Said
     ) -> Exchange[httpx.Response]:
-        query = {**said, "least_valid": least_valid}
+        query = {**overrides, "min_valid_fraction": min_valid_fraction}
         return exchange.send_file(Path(path), "/scene", query, form, wait, self._patience)
 
-    def _explain(self, path: str | Path, form: str, asked: dict[str, Any], said: Said) -> Exchange[httpx.Response]:
-        return exchange.send_file(Path(path), "/explain", {**said, **asked}, form, 0, self._patience)
+    def _explain(self, path: str | Path, form: str, asked: dict[str, Any], overrides: Said) -> Exchange[httpx.Response]:
+        return exchange.send_file(Path(path), "/explain", {**overrides, **asked}, form, 0, self._patience)
 
 
 class Client(_Settings):
@@ -120,7 +120,7 @@ class Client(_Settings):
         super().__init__(url, key, **settings)
         self._http = httpx.Client(**self._options)
 
-    def classify(self, tiles: Tiles, **said: Unpack[Said]) -> list[Result]:
+    def classify(self, tiles: Tiles, **overrides: Unpack[Said]) -> list[Result]:
         """Return one result for each tile, in order; a tile without an answer has its `error` (`raise_for_errors`).
 
         Args:
@@ -132,28 +132,28 @@ class Client(_Settings):
             OSError: a file cannot be read.
             TileShapeError: an array of another type or shape.
         """
-        return list(self.stream(tiles, **said))
+        return list(self.stream(tiles, **overrides))
 
-    def stream(self, tiles: Tiles, **said: Unpack[Said]) -> Iterator[Result]:
+    def stream(self, tiles: Tiles, **overrides: Unpack[Said]) -> Iterator[Result]:
         """Yield the results of `classify` as they come; what has come is not lost if a later request fails."""
         for portion in self._portions(tiles):
-            yield from self._run(exchange.classify(portion, said, self._patience))
+            yield from self._run(exchange.classify(portion, overrides, self._patience))
 
     def scene(
         self,
         path: str | Path,
         accept: str = GEOJSON,
         *,
-        least_valid: float | None = None,
+        min_valid_fraction: float | None = None,
         wait: float = 600.0,
-        **said: Unpack[Said],
+        **overrides: Unpack[Said],
     ) -> Any:
         """Return a scene's windows as a GeoJSON object, or with `accept=GEOTIFF` its class map as a file's bytes.
 
         Args:
             path: a GeoTIFF larger than a tile, at about 10 m.
             accept: `GEOJSON` or `GEOTIFF`.
-            least_valid: share (0-1) of valid pixels below which a window is skipped.
+            min_valid_fraction: share (0-1) of valid pixels below which a window is skipped.
             wait: seconds for a scene so large that the service makes a task of it.
             said: see `exchange.Said`.
 
@@ -161,7 +161,7 @@ class Client(_Settings):
             ServiceError: as in `classify`; `timeout`: it is not done after `wait` seconds.
             OSError: the file cannot be read.
         """
-        return _content(self._run(self._scene(path, accept, least_valid, wait, said)), accept)
+        return _content(self._run(self._scene(path, accept, min_valid_fraction, wait, overrides)), accept)
 
     def explain(
         self,
@@ -172,7 +172,7 @@ class Client(_Settings):
         method: str | None = None,
         size: int | None = None,
         stride: int | None = None,
-        **said: Unpack[Said],
+        **overrides: Unpack[Said],
     ) -> Any:
         """Return what a tile's class rests on: a heat map as a PNG's bytes, or with `accept=JSON` its numbers.
 
@@ -188,7 +188,7 @@ class Client(_Settings):
             ServiceError, OSError: as in `classify`.
         """
         asked = {"class": class_name, "method": method, "size": size, "stride": stride}
-        return _content(self._run(self._explain(path, accept, asked, said)), accept)
+        return _content(self._run(self._explain(path, accept, asked, overrides)), accept)
 
     def model(self) -> dict[str, Any]:
         """Return what the model says of itself; raises ServiceError as `classify` does."""
@@ -246,18 +246,18 @@ class AsyncClient(_Settings):
         self._concurrency = max(concurrency, 1)
         self._http = httpx.AsyncClient(**self._options)
 
-    async def classify(self, tiles: Tiles, **said: Unpack[Said]) -> list[Result]:
+    async def classify(self, tiles: Tiles, **overrides: Unpack[Said]) -> list[Result]:
         """As `Client.classify`."""
-        return [result async for result in self.stream(tiles, **said)]
+        return [result async for result in self.stream(tiles, **overrides)]
 
-    async def stream(self, tiles: Tiles, **said: Unpack[Said]) -> AsyncIterator[Result]:
+    async def stream(self, tiles: Tiles, **overrides: Unpack[Said]) -> AsyncIterator[Result]:
         """As `Client.stream`, still in order; requests that follow are on the way while one is waited for."""
         portions = self._portions(tiles)
         running: deque[asyncio.Task[list[Result]]] = deque()
         try:
             while True:
                 while len(running) < self._concurrency and (portion := await asyncio.to_thread(next, portions, None)):
-                    steps = exchange.classify(portion, said, self._patience)
+                    steps = exchange.classify(portion, overrides, self._patience)
                     running.append(asyncio.create_task(self._run(steps)))
                 if not running:
                     return
@@ -272,12 +272,12 @@ class AsyncClient(_Settings):
         path: str | Path,
         accept: str = GEOJSON,
         *,
-        least_valid: float | None = None,
+        min_valid_fraction: float | None = None,
         wait: float = 600.0,
-        **said: Unpack[Said],
+        **overrides: Unpack[Said],
     ) -> Any:
         """As `Client.scene`."""
-        return _content(await self._run(self._scene(path, accept, least_valid, wait, said)), accept)
+        return _content(await self._run(self._scene(path, accept, min_valid_fraction, wait, overrides)), accept)
 
     async def explain(
         self,
@@ -288,11 +288,11 @@ class AsyncClient(_Settings):
         method: str | None = None,
         size: int | None = None,
         stride: int | None = None,
-        **said: Unpack[Said],
+        **overrides: Unpack[Said],
     ) -> Any:
         """As `Client.explain`."""
         asked = {"class": class_name, "method": method, "size": size, "stride": stride}
-        return _content(await self._run(self._explain(path, accept, asked, said)), accept)
+        return _content(await self._run(self._explain(path, accept, asked, overrides)), accept)
 
     async def model(self) -> dict[str, Any]:
         """As `Client.model`."""

@@ -117,21 +117,21 @@ def ask(call: Call, patience: Patience) -> Exchange[httpx.Response]:
         attempt += 1
 
 
-def classify(portion: Portion, said: Said, patience: Patience) -> Exchange[list[Result]]:
+def classify(portion: Portion, overrides: Said, patience: Patience) -> Exchange[list[Result]]:
     """Return one result for each tile, in order; a portion that the service finds too large is sent in halves."""
     try:
-        response = yield from ask(_classification(portion, said), patience)
+        response = yield from ask(_classification(portion, overrides), patience)
     except ServiceError as error:
         if error.status != httpx.codes.REQUEST_ENTITY_TOO_LARGE or len(portion.names) == 1:
             raise
         results = []
         for half in _halves(portion):
-            results += yield from classify(half, said, patience)
+            results += yield from classify(half, overrides, patience)
         return results
     return parse_results(response, portion.names)
 
 
-def portions(tiles: Tiles, most_tiles: int, most_bytes: int) -> Iterator[Portion]:
+def portions(tiles: Tiles, max_tiles: int, max_bytes: int) -> Iterator[Portion]:
     """Cut `tiles` into requests of one kind of tile, of at most so many tiles and (unless it is one tile) bytes.
 
     Files are read as their request is made, so that a long list takes no more memory than a short one.
@@ -144,12 +144,12 @@ def portions(tiles: Tiles, most_tiles: int, most_bytes: int) -> Iterator[Portion
     contents: list[bytes | npt.NDArray[np.uint16]] = []
     for name, content in _named(tiles):
         size = sum(map(_size, contents)) + _size(content)
-        if contents and (size > most_bytes or _kind(content) != _kind(contents[0])):
+        if contents and (size > max_bytes or _kind(content) != _kind(contents[0])):
             yield Portion(tuple(names), tuple(contents))
             names, contents = [], []
         names.append(name)
         contents.append(content)
-        if len(contents) == most_tiles:
+        if len(contents) == max_tiles:
             yield Portion(tuple(names), tuple(contents))
             names, contents = [], []
     if contents:
@@ -193,10 +193,10 @@ def send_file(
     return (yield from _wait_for_task(response, form, wait, patience))
 
 
-def parameters(said: dict[str, Any] | Said) -> dict[str, str]:
+def parameters(overrides: dict[str, Any] | Said) -> dict[str, str]:
     """Return what was said as fields of a form or of a query; None says nothing."""
     texts = {}
-    for name, value in said.items():
+    for name, value in overrides.items():
         if value is not None:
             texts[name] = ",".join(value) if isinstance(value, list | tuple) else str(value)
     return texts
@@ -233,8 +233,8 @@ def _retry_after(heard: Heard) -> float:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-def _classification(portion: Portion, said: Said) -> Call:
-    fields = parameters(said)
+def _classification(portion: Portion, overrides: Said) -> Call:
+    fields = parameters(overrides)
     if isinstance(portion.contents[0], bytes):
         files = [("tiles", (Path(n).name, c, GEOTIFF)) for n, c in zip(portion.names, portion.contents, strict=True)]
         return Call("POST", "/classify", {"files": files, "data": fields})

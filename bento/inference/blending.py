@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tilewise.bento.inference.window_grid import Lattice
+from tilewise.bento.inference.window_grid import WindowGrid
 
 NO_CLASS = 255  # in a class map: no data, or a window that was skipped
 
@@ -25,8 +25,8 @@ Classes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.intp]
 
-_MOST_ROWS = 256
-_MOST_VALUES = 2**24  # 64 MiB of float32
+_MAX_ROWS = 256
+_MAX_VALUES = 2**24  # 64 MiB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,16 @@ class Maps:
 class Painter:
     """Turns strips, one after another from the top, into maps; of earlier strips it keeps what still reaches down."""
 
-    def __init__(self, lattice: Lattice, cell: int = 1, *, keep_probabilities: bool = False) -> None:
-        self._lattice, self._cell, self._keep = lattice, cell, keep_probabilities
-        self._across = _middles(0, lattice.width, cell, lattice.width)
-        self._blends = lattice.stride < lattice.tile
+    def __init__(self, window_grid: WindowGrid, cell: int = 1, *, keep_probabilities: bool = False) -> None:
+        self._window_grid, self._cell, self._keep = window_grid, cell, keep_probabilities
+        self._across = _middles(0, window_grid.width, cell, window_grid.width)
+        self._blends = window_grid.stride < window_grid.tile
         self._above: list[tuple[int, Floats]] = []
 
     def add(self, strip: int, answers: StripAnswers) -> Iterator[Maps]:
         """Give the maps of the rows that a strip decides, from top to bottom."""
-        top, bottom = self._lattice.edges(strip)
-        down = _middles(top, bottom, self._cell, self._lattice.height)
+        top, bottom = self._window_grid.edges(strip)
+        down = _middles(top, bottom, self._cell, self._window_grid.height)
         valid = _coarse(answers.valid, self._cell)
         if self._blends:
             self._spread(answers)
@@ -97,13 +97,13 @@ class Painter:
     def _rows_at_once(self, classes: int) -> int:
         """Return how many rows are painted at once, so that the planes of all classes take a bounded memory."""
         planes = classes + 2 if self._blends or self._keep else 3
-        return max(1, min(_MOST_ROWS, _MOST_VALUES // (planes * len(self._across))))
+        return max(1, min(_MAX_ROWS, _MAX_VALUES // (planes * len(self._across))))
 
     def _side_by_side(self, down: Floats, answers: StripAnswers) -> "_Values":
         """Return what the one window of each cell says."""
-        lattice = self._lattice
-        rows, later_rows = _owners(down, answers.rows, lattice.tile)
-        columns, later_columns = _owners(self._across, lattice.columns, lattice.tile)
+        window_grid = self._window_grid
+        rows, later_rows = _owners(down, answers.rows, window_grid.tile)
+        columns, later_columns = _owners(self._across, window_grid.columns, window_grid.tile)
         found = _Values.of_windows(answers, rows, columns, keep=self._keep)
         for these, those in ((rows, later_columns), (later_rows, columns), (later_rows, later_columns)):
             down_here, across_here = np.flatnonzero(these >= 0), np.flatnonzero(those >= 0)
@@ -115,21 +115,21 @@ class Painter:
     def _spread(self, answers: StripAnswers) -> None:
         """Blend each row of windows along the row, and drop the rows that reach no further."""
         first = answers.rows[0]
-        self._above = [(row, spread) for row, spread in self._above if row + self._lattice.tile > first]
-        said = np.concatenate(
+        self._above = [(row, spread) for row, spread in self._above if row + self._window_grid.tile > first]
+        overrides = np.concatenate(
             [answers.probabilities, answers.outlier[..., None], answers.kept[..., None].astype(np.float32)], axis=2
         )
-        spread = np.zeros((len(answers.rows), said.shape[2], len(self._across)), np.float32)
-        for column, start in enumerate(self._lattice.columns):
-            begin, end, weights = _weights(self._across, start, self._lattice.tile)
-            spread[:, :, begin:end] += said[:, column, :, None] * weights
+        spread = np.zeros((len(answers.rows), overrides.shape[2], len(self._across)), np.float32)
+        for column, start in enumerate(self._window_grid.columns):
+            begin, end, weights = _weights(self._across, start, self._window_grid.tile)
+            spread[:, :, begin:end] += overrides[:, column, :, None] * weights
         self._above += list(zip(answers.rows, spread, strict=True))
 
     def _blended(self, down: Floats, answers: StripAnswers) -> "_Values":
         """Return the weighted mean of all windows over each cell."""
         total = np.zeros((self._above[0][1].shape[0], len(down), len(self._across)), np.float32)
         for row, spread in self._above:
-            begin, end, weights = _weights(down, row, self._lattice.tile)
+            begin, end, weights = _weights(down, row, self._window_grid.tile)
             for at, weight in zip(range(begin, end), weights, strict=True):
                 total[:, at] += weight * spread
         weight = total[-1]

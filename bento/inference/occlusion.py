@@ -17,8 +17,8 @@ from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.pictures import Picture, cover, heat_over
 from tilewise.datasets.core.tile import DN, NO_DATA, Tile
 
-MOST_PATCHES = 1024
-_MOST_IN_BATCH = 64  # tiles: what is held of the occluded ones at once
+MAX_PATCHES = 1024
+_MAX_BATCH_SIZE = 64  # tiles: what is held of the occluded ones at once
 
 Values = npt.NDArray[np.float32]
 
@@ -72,7 +72,7 @@ def explain(
 
     Args:
         size: of a patch, 1 to the tile's.
-        stride: between patches, 1 to `size`; at most MOST_PATCHES patches in all.
+        stride: between patches, 1 to `size`; at most MAX_PATCHES patches in all.
         class_name: one of the model's; None: the one that it answers.
     """
     whole = engine.classify(tile.pixels[None])
@@ -125,8 +125,8 @@ def _without_bands(tile: Tile) -> Iterator[DN]:
 
 
 def _batches(tiles: Iterator[DN], count: int) -> Iterator[DN]:
-    for start in range(0, count, _MOST_IN_BATCH):
-        yield np.stack([next(tiles) for _ in range(min(_MOST_IN_BATCH, count - start))])
+    for start in range(0, count, _MAX_BATCH_SIZE):
+        yield np.stack([next(tiles) for _ in range(min(_MAX_BATCH_SIZE, count - start))])
 
 
 def _effect(method: Method, index: int, whole: Answers, occluded: Answers) -> Values:
@@ -149,7 +149,7 @@ def _spread(grid: Values, starts: list[int], size: int, length: int) -> Values:
 
 
 ZOOM = 4  # pixels of the picture for one of the tile
-LEAST_SCALE = 0.01  # smaller effects are not painted in full colour: they are next to nothing
+MIN_SCALE = 0.01  # smaller effects are not painted in full colour: they are next to nothing
 _BAR, _GAP, _LABEL = 12, 6, 48
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _FONT_SIZE = 13
@@ -157,7 +157,7 @@ _FONT_SIZE = 13
 
 def paint(explanation: Explanation) -> bytes:
     """Return a PNG of 256 × 256 pixels for a tile of 64, and the scale to its right."""
-    strongest = max(float(np.abs(explanation.heat).max()), LEAST_SCALE)
+    strongest = max(float(np.abs(explanation.heat).max()), MIN_SCALE)
     picture = heat_over(explanation.tile, explanation.heat / np.float32(strongest), ZOOM)
     return _png(np.concatenate([picture, _scale(len(picture), strongest)], axis=1))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.models.model_file import LEAST_GAIN, ModelFile, gain, int8_instructions, int8_of, is_int8, open_model
+from tilewise.models.model_file import MIN_GAIN, ModelFile, gain, int8_instructions, int8_of, is_int8, open_model
 
 _LOG = logging.getLogger("tilewise")
 
@@ -85,14 +85,14 @@ def _gains(fp32: ModelFile, int8: ModelFile) -> bool:
     if int8_instructions():
         return True
     faster = gain(fp32.session, int8.session)
-    if faster < LEAST_GAIN:
+    if faster < MIN_GAIN:
         _LOG.warning(
             "%s is served in fp32: this processor gains nothing by INT8 (%.2f times as fast); "
             "TILEWISE_PRECISION=int8 asks for it all the same",
             fp32.path,
             faster,
         )
-    return faster >= LEAST_GAIN
+    return faster >= MIN_GAIN
 
 
 def _open(path: Path) -> ModelFile:

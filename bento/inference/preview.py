@@ -20,14 +20,14 @@ from tilewise.datasets.core.errors import (
     SceneTooLargeError,
     UnreadableImageError,
 )
-from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Statement
+from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, ReadOptions
 from tilewise.datasets.core.tile import DN, place_bands, valid_mask
 from tilewise.datasets.readers.geotiff import ReadingPlan, closed_world, open_geotiff, plan_reading
 
 LONGEST_SIDE = 512
 PERCENTILES = (2, 98)
 # A band that varies less than this share of the most varying one is not stretched to the full: it would be noise.
-LEAST_CONTRAST = 0.4
+MIN_CONTRAST = 0.4
 _FLAT = 0.25  # of a band's brightest: what varies less altogether is a flat surface, and looks like one
 
 # Braaten, Cohen & Yang 2015, https://doi.org/10.1016/j.rse.2015.08.006, with reflectances for Sentinel-2: cloud is
@@ -59,27 +59,27 @@ class Preview:
 
     Attributes:
         png: of four channels; no data is transparent.
-        cloud_share: share (0-1) of the valid pixels that are as bright as cloud; None where that cannot be told.
+        cloud_fraction: share (0-1) of the valid pixels that are as bright as cloud; None where that cannot be told.
     """
 
     png: bytes
-    cloud_share: float | None
+    cloud_fraction: float | None
 
 
-def preview(content: bytes, said: Statement, name: str, view: View, most_pixels: int) -> Preview:
+def preview(content: bytes, overrides: ReadOptions, name: str, view: View, max_pixels: int) -> Preview:
     """Return a picture of a GeoTIFF whose longest side has LONGEST_SIDE pixels, or as many as the file has if fewer.
 
     Raises:
-        SceneTooLargeError: the file has more than `most_pixels`.
+        SceneTooLargeError: the file has more than `max_pixels`.
         MissingBandError: the view needs a band that the file does not have.
         TilewiseError: as `tilewise.datasets.readers.geotiff.open_geotiff` and `plan_reading` do, but for radiometry, which is not needed.
     """
     with open_geotiff(content, name) as dataset:
-        if dataset.width * dataset.height > most_pixels:
-            raise SceneTooLargeError(f"{name}: {dataset.width} × {dataset.height} pixels; {most_pixels:,} are the most")
-        plan = plan_reading(dataset, name, _with_any_radiometry(said))
+        if dataset.width * dataset.height > max_pixels:
+            raise SceneTooLargeError(f"{name}: {dataset.width} × {dataset.height} pixels; {max_pixels:,} are the most")
+        plan = plan_reading(dataset, name, _with_any_radiometry(overrides))
         numbers, valid = _read(dataset, plan, VIEW_BANDS[view])
-        return Preview(to_png(stretch(numbers, valid), valid), _cloud_share(dataset, name, said))
+        return Preview(to_png(stretch(numbers, valid), valid), _cloud_fraction(dataset, name, overrides))
 
 
 def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
@@ -88,7 +88,7 @@ def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
         return np.zeros(numbers.shape, np.uint8)
     low, high = np.percentile(numbers[:, valid], PERCENTILES, axis=1)
     span = high - low
-    span = np.maximum(span, max(LEAST_CONTRAST * span.max(), _FLAT * np.abs(high).max(), np.finfo(np.float32).tiny))
+    span = np.maximum(span, max(MIN_CONTRAST * span.max(), _FLAT * np.abs(high).max(), np.finfo(np.float32).tiny))
     middle = (low + high) / 2
     bright = (numbers - middle[:, None, None]) / span[:, None, None] + 0.5
     return np.rint(255 * np.clip(np.where(valid, bright, 0), 0, 1)).astype(np.uint8)
@@ -114,13 +114,13 @@ def to_png(colours: npt.NDArray[np.uint8], valid: Valid) -> bytes:
         return bytes(memory.read())
 
 
-def _with_any_radiometry(said: Statement) -> Statement:
+def _with_any_radiometry(overrides: ReadOptions) -> ReadOptions:
     """Return `said` with whatever it leaves open of the radiometry; a stretched picture is the same with any."""
     return replace(
-        said,
-        level=said.level or Level.L1C,
-        scale=said.scale if said.scale is not None else 1 / QUANTIFICATION,
-        offset=said.offset if said.offset is not None else 0.0,
+        overrides,
+        level=overrides.level or Level.L1C,
+        scale=overrides.scale if overrides.scale is not None else 1 / QUANTIFICATION,
+        offset=overrides.offset if overrides.offset is not None else 0.0,
     )
 
 
@@ -149,9 +149,9 @@ def _read_small(dataset: DatasetReader, name: str, indexes: list[int]) -> npt.ND
         raise UnreadableImageError(f"{name}: truncated or corrupt, its pixels cannot be decoded") from error
 
 
-def _cloud_share(dataset: DatasetReader, name: str, said: Statement) -> float | None:
+def _cloud_fraction(dataset: DatasetReader, name: str, overrides: ReadOptions) -> float | None:
     try:
-        plan = plan_reading(dataset, name, said)
+        plan = plan_reading(dataset, name, overrides)
     except RadiometryUnknownError:
         return None
     if not set(CLOUD_BANDS) <= set(plan.bands):

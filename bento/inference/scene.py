@@ -63,7 +63,7 @@ def classify_scene(
     engine: Engine,
     dataset: DatasetReader,
     plan: ReadingPlan,
-    least_valid: float = 0.5,
+    min_valid_fraction: float = 0.5,
     progress: Report = silent,
 ) -> SceneAnswer:
     """Classify an open scene, and hold all of its answer in memory.
@@ -72,7 +72,7 @@ def classify_scene(
         UnreadableImageError: a block of the scene cannot be decoded.
     """
     scene = _OpenDataset(dataset, plan)
-    answer = classify(engine, scene, GridOptions(least_valid=least_valid), progress, workers=1)
+    answer = classify(engine, scene, GridOptions(min_valid_fraction=min_valid_fraction), progress, workers=1)
     class_map = np.full((dataset.height, dataset.width), NO_CLASS, np.uint8)
     windows: list[WindowAnswer] = []
     with closing(answer.iter_blocks()) as blocks:

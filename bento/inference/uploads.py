@@ -11,9 +11,9 @@ import numpy.typing as npt
 from tilewise.bento import metrics
 from tilewise.bento.errors import body_of, error_body
 from tilewise.bento.inference.engine import Answers, Engine
-from tilewise.bento.request_context import Notes
+from tilewise.bento.request_context import RequestContext
 from tilewise.datasets.core.errors import NoDataError, TilewiseError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.geotiff import closed_world, read_tile
 
@@ -39,11 +39,11 @@ class Upload:
 
     name: str
     content: bytes | Tile
-    said: Statement = Statement()  # noqa: RUF009 - frozen
+    overrides: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
     coverage: float = 0.9
     engine: Engine | None = None
     shadow: Engine | None = None
-    notes: Notes | None = None
+    request_context: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,11 @@ class Batch:
     stages: list[metrics.Stage] = field(default_factory=list)
 
     @property
-    def requests(self) -> list[Notes]:
+    def requests(self) -> list[RequestContext]:
         """The notes of the requests that it holds tiles of."""
-        return list(dict.fromkeys(upload.notes for upload in self.uploads if upload.notes is not None))
+        return list(
+            dict.fromkeys(upload.request_context for upload in self.uploads if upload.request_context is not None)
+        )
 
 
 def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
@@ -116,7 +118,7 @@ def describe(engine: Engine, tile: Tile, answers: Answers, index: int, coverage:
         "probabilities": shares,
         "prediction_set": describe_set(engine, probabilities, coverage),
         "outlier": outlier,
-        "valid_share": round(tile.valid_share, _DIGITS),
+        "valid_fraction": round(tile.valid_fraction, _DIGITS),
         "bands": list(tile.bands),
         "level": tile.level,
         "footprint": tile.footprint,
@@ -152,7 +154,7 @@ def _read(upload: Upload, size: int) -> Tile | Answer:
     """Return the tile, or the JSON-ready refusal."""
     try:
         tile = upload.content if isinstance(upload.content, Tile) else _read_bytes(upload, size)
-        if tile.valid_share == 0:
+        if tile.valid_fraction == 0:
             bands = ", ".join(tile.bands)
             raise NoDataError(f"{upload.name}: no pixel holds data in all of {bands}; nothing to classify")
     except TilewiseError as error:
@@ -163,11 +165,11 @@ def _read(upload: Upload, size: int) -> Tile | Answer:
     else:
         return tile
     metrics.ERRORS.labels(body["error"]["code"]).inc()
-    if upload.notes is not None:
-        upload.notes.codes[body["error"]["code"]] += 1
+    if upload.request_context is not None:
+        upload.request_context.codes[body["error"]["code"]] += 1
     return {"name": upload.name, **body}
 
 
 def _read_bytes(upload: Upload, size: int) -> Tile:
     assert isinstance(upload.content, bytes)  # noqa: S101 - told apart by the caller
-    return read_tile(upload.content, upload.said, upload.name, size)
+    return read_tile(upload.content, upload.overrides, upload.name, size)

@@ -15,7 +15,7 @@ _SQUARE_METRES_OF_HECTARE = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class SceneInfo:
     """The grid that results lie on, and what is known of where they come from.
 
     Attributes:
@@ -55,7 +55,7 @@ _WIDTH = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Lattice:
+class WindowGrid:
     """The windows of a scene.
 
     Attributes:
@@ -94,12 +94,12 @@ class Lattice:
         return next(n for n, rows in enumerate(self.strips) if self.rows[rows[-1]] + self.tile > top or n == strip)
 
 
-def make_lattice(height: int, width: int, tile: int, stride: int, block: tuple[int, int] = (1, 1)) -> Lattice:
+def make_window_grid(height: int, width: int, tile: int, stride: int, block: tuple[int, int] = (1, 1)) -> WindowGrid:
     """Return the windows of a scene of `height` × `width` pixels whose files have blocks of `block` (height, width)."""
     rows, columns = starts(height, tile, stride), starts(width, tile, stride)
     down, across = _size_of_part(width, tile, stride, block)
     strips, parts = (_groups(len(found), n) for found, n in ((rows, down // stride), (columns, across // stride)))
-    return Lattice(tile, stride, height, width, tuple(rows), tuple(columns), strips, parts)
+    return WindowGrid(tile, stride, height, width, tuple(rows), tuple(columns), strips, parts)
 
 
 def starts(length: int, tile: int, stride: int | None = None) -> list[int]:

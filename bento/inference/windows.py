@@ -19,14 +19,14 @@ from rasterio.windows import Window
 
 from tilewise.bento.inference.blending import NO_CLASS, Maps, Painter, StripAnswers
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.window_grid import Lattice, make_lattice
+from tilewise.bento.inference.window_grid import WindowGrid, make_window_grid
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
 from tilewise.datasets.core.tile import BAND_COUNT, DN, NO_DATA, TILE_SIZE, Georeference
 from tilewise.models.model_file import usable_cores
 
-LEAST_STRIDE = 4
+MIN_STRIDE = 4
 _BATCH = 64  # tiles at a time in each thread: activations stay in reach, and few calls are made
 
 
@@ -62,14 +62,14 @@ class GridOptions:
     """How windows are laid over a scene, and what is made of them.
 
     Attributes:
-        stride: pixels from one window to the next, LEAST_STRIDE to the tile size; below the tile size windows overlap.
-        least_valid: windows with a smaller share (0-1) of valid pixels are skipped.
+        stride: pixels from one window to the next, MIN_STRIDE to the tile size; below the tile size windows overlap.
+        min_valid_fraction: windows with a smaller share (0-1) of valid pixels are skipped.
         cell: pixels a side of one value of the maps; it divides the stride. 1: maps on the scene's own grid.
         keep_probabilities: give the probabilities of all classes as maps, too.
     """
 
     stride: int = TILE_SIZE
-    least_valid: float = 0.5
+    min_valid_fraction: float = 0.5
     cell: int = 1
     keep_probabilities: bool = False
 
@@ -79,12 +79,12 @@ class GridOptions:
         Raises:
             SceneError: the stride is too small or larger than a tile, or the cell does not divide it.
         """
-        if not LEAST_STRIDE <= self.stride <= tile:
-            raise SceneError(f"a stride of {self.stride} pixels; say {LEAST_STRIDE} to {tile}")
+        if not MIN_STRIDE <= self.stride <= tile:
+            raise SceneError(f"a stride of {self.stride} pixels; say {MIN_STRIDE} to {tile}")
         if self.cell < 1 or self.stride % self.cell:
             raise SceneError(f"a cell of {self.cell} pixels does not divide the stride of {self.stride}")
-        if not 0 <= self.least_valid <= 1:
-            raise SceneError(f"a least share of valid pixels of {self.least_valid:g}; say 0 to 1")
+        if not 0 <= self.min_valid_fraction <= 1:
+            raise SceneError(f"a least share of valid pixels of {self.min_valid_fraction:g}; say 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class WindowAnswer:
     Attributes:
         row, column: of the window's upper left pixel in the scene.
         height, width: of the part of the window that lies in the scene.
-        valid_share: share (0-1) of the window's pixels with data in every band of the scene.
+        valid_fraction: share (0-1) of the window's pixels with data in every band of the scene.
         probabilities: float32 (classes,), or None where the window was skipped.
         outlier_score: larger for windows unlike the training data; None where the window was skipped.
     """
@@ -103,7 +103,7 @@ class WindowAnswer:
     column: int
     height: int
     width: int
-    valid_share: float
+    valid_fraction: float
     probabilities: npt.NDArray[np.float32] | None
     outlier_score: float | None = None
 
@@ -159,7 +159,7 @@ class SceneAnswer:
     strips: range
     _engine: Engine
     _scene: ReadableScene
-    _lattice: Lattice
+    _window_grid: WindowGrid
     _grid: GridOptions
     _workers: int
     _progress: Report
@@ -174,7 +174,7 @@ class SceneAnswer:
         """
         if not self.strips:
             return
-        painter = Painter(self._lattice, self._grid.cell, keep_probabilities=self._grid.keep_probabilities)
+        painter = Painter(self._window_grid, self._grid.cell, keep_probabilities=self._grid.keep_probabilities)
         answered = 0
         with closing(self._strips_of_parts()) as strips:
             for strip, parts in strips:
@@ -195,8 +195,8 @@ class SceneAnswer:
 
     def _strips_of_parts(self) -> Generator[tuple[int, list[_Part]], None, None]:
         """Give each strip with its parts, which threads prepare ahead."""
-        columns = range(len(self._lattice.parts))
-        first = self._lattice.first_needed(self.strips.start)
+        columns = range(len(self._window_grid.parts))
+        first = self._window_grid.first_needed(self.strips.start)
         tasks = ((strip, part) for strip in range(first, self.strips.stop) for part in columns)
         ahead: deque[Future[_Part]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="windows")
@@ -215,34 +215,37 @@ class SceneAnswer:
             pool.shutdown(cancel_futures=True)
 
     def _tell(self, strip: int, parts: int) -> None:
-        lattice = self._lattice
-        rows = lattice.strips[strip]
-        across = len(lattice.columns)
-        before = rows.start - lattice.strips[self.strips.start].start
-        total = lattice.strips[self.strips.stop - 1].stop - lattice.strips[self.strips.start].start
-        done = before * across + len(rows) * lattice.parts[parts - 1].stop
+        window_grid = self._window_grid
+        rows = window_grid.strips[strip]
+        across = len(window_grid.columns)
+        before = rows.start - window_grid.strips[self.strips.start].start
+        total = window_grid.strips[self.strips.stop - 1].stop - window_grid.strips[self.strips.start].start
+        done = before * across + len(rows) * window_grid.parts[parts - 1].stop
         self._progress(self._scene.name, max(done, 0), total * across)
 
     def _answer(self, strip: int, part: int) -> _Part:
         """Read one part of a strip and classify its windows."""
-        lattice = self._lattice
-        rows = [lattice.rows[index] for index in lattice.strips[strip]]
-        columns = [lattice.columns[index] for index in lattice.parts[part]]
-        bottom, right = min(rows[-1] + lattice.tile, lattice.height), min(columns[-1] + lattice.tile, lattice.width)
+        window_grid = self._window_grid
+        rows = [window_grid.rows[index] for index in window_grid.strips[strip]]
+        columns = [window_grid.columns[index] for index in window_grid.parts[part]]
+        bottom, right = (
+            min(rows[-1] + window_grid.tile, window_grid.height),
+            min(columns[-1] + window_grid.tile, window_grid.width),
+        )
         pixels = self._scene.read(Window(columns[0], rows[0], right - columns[0], bottom - rows[0]))
         valid = valid_pixels(pixels, self._scene.bands)
         down, across = [row - rows[0] for row in rows], [column - columns[0] for column in columns]
-        shares = _shares(valid, down, across, lattice.tile)
-        kept = (shares >= self._grid.least_valid) & (shares > 0)
+        shares = _shares(valid, down, across, window_grid.tile)
+        kept = (shares >= self._grid.min_valid_fraction) & (shares > 0)
         probabilities, outlier = self._classify(pixels, down, across, kept)
-        (top, end), (left, last) = lattice.edges(strip), lattice.part_edges(part)
+        (top, end), (left, last) = window_grid.edges(strip), window_grid.part_edges(part)
         return _Part(probabilities, outlier, kept, shares, np.packbits(valid[: end - top, : last - left], axis=1))
 
     def _classify(
         self, pixels: DN, down: list[int], across: list[int], kept: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return probabilities (rows, columns, classes) and outlier scores (rows, columns), 0 where skipped."""
-        size = self._lattice.tile
+        size = self._window_grid.tile
         probabilities = np.zeros((*kept.shape, len(self._engine.metadata.classes)), np.float32)
         outlier = np.zeros(kept.shape, np.float32)
         places = np.argwhere(kept)
@@ -258,10 +261,10 @@ class SceneAnswer:
         return probabilities, outlier
 
     def _together(self, strip: int, parts: list[_Part]) -> StripAnswers:
-        widths = [right - left for left, right in map(self._lattice.part_edges, range(len(parts)))]
+        widths = [right - left for left, right in map(self._window_grid.part_edges, range(len(parts)))]
         valid = [np.unpackbits(p.valid, axis=1, count=w).view(bool) for p, w in zip(parts, widths, strict=True)]
         return StripAnswers(
-            tuple(self._lattice.rows[index] for index in self._lattice.strips[strip]),
+            tuple(self._window_grid.rows[index] for index in self._window_grid.strips[strip]),
             np.concatenate([part.probabilities for part in parts], axis=1),
             np.concatenate([part.outlier for part in parts], axis=1),
             np.concatenate([part.kept for part in parts], axis=1),
@@ -269,14 +272,14 @@ class SceneAnswer:
         )
 
     def _windows(self, answers: StripAnswers, shares: npt.NDArray[np.float32]) -> Iterator[WindowAnswer]:
-        lattice = self._lattice
-        height, width = min(lattice.tile, lattice.height), min(lattice.tile, lattice.width)
+        window_grid = self._window_grid
+        height, width = min(window_grid.tile, window_grid.height), min(window_grid.tile, window_grid.width)
         for row, top in enumerate(answers.rows):
-            for column, left in enumerate(lattice.columns):
+            for column, left in enumerate(window_grid.columns):
                 share = float(shares[row, column])
                 if answers.kept[row, column]:
-                    said = answers.probabilities[row, column], float(answers.outlier[row, column])
-                    yield WindowAnswer(top, left, height, width, share, *said)
+                    overrides = answers.probabilities[row, column], float(answers.outlier[row, column])
+                    yield WindowAnswer(top, left, height, width, share, *overrides)
                 else:
                     yield WindowAnswer(top, left, height, width, share, None)
 
@@ -304,8 +307,8 @@ def classify(
         SceneError: the options cannot be.
     """
     grid = grid or GridOptions()
-    lattice = _lattice_of(scene, grid, engine.metadata.tile_size)
-    strips = range(len(lattice.strips))[slice(*rows) if rows else slice(None)]
+    window_grid = _window_grid_of(scene, grid, engine.metadata.tile_size)
+    strips = range(len(window_grid.strips))[slice(*rows) if rows else slice(None)]
     transform = scene.place.transform @ Affine.scale(grid.cell)
     return SceneAnswer(
         Georeference(scene.place.crs, transform),
@@ -314,7 +317,7 @@ def classify(
         strips,
         engine,
         scene,
-        lattice,
+        window_grid,
         grid,
         workers or usable_cores(),
         progress,
@@ -327,7 +330,7 @@ def strip_count(scene: ReadableScene, grid: GridOptions, tile: int = TILE_SIZE) 
     Raises:
         SceneError: the options cannot be.
     """
-    return len(_lattice_of(scene, grid, tile).strips)
+    return len(_window_grid_of(scene, grid, tile).strips)
 
 
 def valid_pixels(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
@@ -338,9 +341,9 @@ def valid_pixels(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     return valid
 
 
-def _lattice_of(scene: ReadableScene, grid: GridOptions, tile: int) -> Lattice:
+def _window_grid_of(scene: ReadableScene, grid: GridOptions, tile: int) -> WindowGrid:
     grid.check(tile)
-    return make_lattice(scene.height, scene.width, tile, grid.stride, scene.block)
+    return make_window_grid(scene.height, scene.width, tile, grid.stride, scene.block)
 
 
 def _shares(valid: npt.NDArray[np.bool_], down: list[int], across: list[int], tile: int) -> npt.NDArray[np.float32]:

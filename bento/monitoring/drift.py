@@ -101,11 +101,11 @@ class Drift:
     """
 
     def __init__(
-        self, champion: Callable[[], Engine], window: int, least: int, processes: int = 1, folder: Path | None = None
+        self, champion: Callable[[], Engine], window: int, minimum: int, processes: int = 1, folder: Path | None = None
     ) -> None:
         self._champion, self._folder = champion, folder
         self._window_tiles = max(1, window // processes)
-        self._least = min(least, max(1, window // 2))
+        self._minimum = min(minimum, max(1, window // 2))
         self._engine: Engine | None = None
         self._reference = Reference((), {})
         self._window: Window | None = None
@@ -137,7 +137,7 @@ class Drift:
         for band, counts in zip(BAND_NAMES, sums, strict=True):
             tiles = int(counts[-1])
             metrics.DRIFT_TILES.labels(band).set(tiles)
-            if band in self._reference.counts and tiles >= self._least and counts[:-1].any():
+            if band in self._reference.counts and tiles >= self._minimum and counts[:-1].any():
                 for measure, value in self._reference.measure(band, counts[:-1]).items():
                     metrics.DRIFT.labels(band, measure).set(value)
 

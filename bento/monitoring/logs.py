@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilewise.bento import metrics
 from tilewise.bento.errors import INTERNAL, error_body
-from tilewise.bento.request_context import Notes, begin
+from tilewise.bento.request_context import RequestContext, begin
 
 HEADER = b"x-request-id"
 _SOUND = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -48,10 +48,10 @@ class LogStyle(StrEnum):
     OFF = "off"
 
 
-def style_of(said: str | None, stream: TextIO) -> LogStyle:
+def style_of(overrides: str | None, stream: TextIO) -> LogStyle:
     """Return how to log where `said` is the setting: JSON, but to people at a terminal only what goes wrong."""
-    if said:
-        return LogStyle(said)
+    if overrides:
+        return LogStyle(overrides)
     return LogStyle.OFF if stream.isatty() else LogStyle.JSON
 
 
@@ -107,41 +107,43 @@ class RequestLog:
         """Serve a request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        notes = Notes(request_id_of(scope))
-        begin(notes)
-        exchange = _Exchange(receive, send, notes.request_id)
+        request_context = RequestContext(request_id_of(scope))
+        begin(request_context)
+        exchange = _Exchange(receive, send, request_context.request_id)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:  # whatever it was: the client gets the one form of an error, the log the rest
-            await self._on_error(scope, exchange, notes)
+            await self._on_error(scope, exchange, request_context)
         finally:
-            self._record(scope, exchange, notes)
+            self._record(scope, exchange, request_context)
 
-    async def _on_error(self, scope: Scope, exchange: "_Exchange", notes: Notes) -> None:
-        fields = {"request_id": notes.request_id, "path": shown_path(scope)}
-        _LOG.exception("a request failed (request id %s)", notes.request_id, extra={"fields": fields})
+    async def _on_error(self, scope: Scope, exchange: "_Exchange", request_context: RequestContext) -> None:
+        fields = {"request_id": request_context.request_id, "path": shown_path(scope)}
+        _LOG.exception("a request failed (request id %s)", request_context.request_id, extra={"fields": fields})
         if not exchange.status:
-            notes.codes["internal"] += 1
+            request_context.codes["internal"] += 1
             metrics.ERRORS.labels("internal").inc()
             await exchange.send_json(500, error_body(**INTERNAL))
         elif not exchange.whole:
             raise ConnectionAbortedError("the answer had begun; it cannot be mended")
 
-    def _record(self, scope: Scope, exchange: "_Exchange", notes: Notes) -> None:
+    def _record(self, scope: Scope, exchange: "_Exchange", request_context: RequestContext) -> None:
         ended = time.perf_counter_ns()
         status = exchange.status or _GONE
         path = route_of(scope)
         if path in QUIET_PATHS and status < 500:
             return
-        metrics.requests_of(path, status, notes.model).inc()
-        seconds = (ended - notes.began) / 1e9
-        metrics.request_seconds_of(path, notes.model).observe(seconds)
-        if notes.answered and notes.tiles:
-            metrics.seconds_of("receive").observe((notes.submitted - notes.began) / 1e9 / notes.tiles)
-            metrics.seconds_of("write").observe((ended - notes.answered) / 1e9 / notes.tiles)
+        metrics.requests_of(path, status, request_context.model).inc()
+        seconds = (ended - request_context.began) / 1e9
+        metrics.request_seconds_of(path, request_context.model).observe(seconds)
+        if request_context.answered and request_context.tiles:
+            metrics.seconds_of("receive").observe(
+                (request_context.submitted - request_context.began) / 1e9 / request_context.tiles
+            )
+            metrics.seconds_of("write").observe((ended - request_context.answered) / 1e9 / request_context.tiles)
         if self._style is LogStyle.OFF:
             return
-        line = _line(scope, exchange, notes, status, seconds)
+        line = _line(scope, exchange, request_context, status, seconds)
         text = json.dumps(line) if self._style is LogStyle.JSON else _as_text(line)
         try:
             self._stream.write(text + "\n")
@@ -198,23 +200,25 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _line(scope: Scope, exchange: _Exchange, notes: Notes, status: int, seconds: float) -> dict[str, Any]:
+def _line(
+    scope: Scope, exchange: _Exchange, request_context: RequestContext, status: int, seconds: float
+) -> dict[str, Any]:
     line = {
         "time": timestamp(time.time()),
         "level": _level(status),
         "message": "request",
-        "request_id": notes.request_id,
+        "request_id": request_context.request_id,
         "method": scope["method"],
         "path": shown_path(scope),
         "status": status,
         "seconds": round(seconds, 6),
         "bytes": exchange.taken,
-        "tiles": notes.tiles,
-        "model": notes.model,
-        "errors": dict(notes.codes),
+        "tiles": request_context.tiles,
+        "model": request_context.model,
+        "errors": dict(request_context.codes),
     }
-    if notes.span is not None:
-        line["trace_id"] = format(notes.span.get_span_context().trace_id, "032x")
+    if request_context.span is not None:
+        line["trace_id"] = format(request_context.span.get_span_context().trace_id, "032x")
     return line
 
 

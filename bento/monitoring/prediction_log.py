@@ -33,8 +33,8 @@ from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import NO_DATA, Tile, rings_of
 
 SCHEMA_VERSION = 1
-MOST_WAITING = 512  # tiles: 54 MB of pixels
-MOST_HELD = 32 * 2**20  # bytes of kept tiles in a file, before compression
+MAX_WAITING = 512  # tiles: 54 MB of pixels
+MAX_HELD = 32 * 2**20  # bytes of kept tiles in a file, before compression
 _ABANDONED_S = 3600
 _LOG = logging.getLogger("tilewise")
 
@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
         ("bands", pa.list_(pa.string())),
         ("band_mean", pa.list_(pa.float32())),
         ("band_std", pa.list_(pa.float32())),
-        ("valid_share", pa.float32()),
+        ("valid_fraction", pa.float32()),
         ("level", pa.string()),
         ("model_name", pa.string()),
         ("model_version", pa.string()),
@@ -78,7 +78,7 @@ class Keeping:
         tiles: whether with the tiles themselves.
         rows: in a file.
         seconds: after which a file with fewer is closed.
-        most_bytes: of the folder.
+        max_bytes: of the folder.
     """
 
     share: float = 1.0
@@ -86,7 +86,7 @@ class Keeping:
     tiles: bool = False
     rows: int = 10_000
     seconds: float = 600.0
-    most_bytes: int = 2**30
+    max_bytes: int = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class PredictionLog:
 
     def __init__(self, folder: Path, keeping: Keeping) -> None:
         self._folder, self._keeping = folder, keeping
-        self._queue: queue.Queue[_Answered | None] = queue.Queue(MOST_WAITING)
+        self._queue: queue.Queue[_Answered | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
@@ -116,7 +116,7 @@ class PredictionLog:
         for unfinished in folder.glob(".predictions-*.part"):
             _remove_if_abandoned(unfinished)
         keeping = Keeping(
-            settings.predictions_share,
+            settings.predictions_fraction,
             bool(settings.predictions_names),
             bool(settings.predictions_tiles),
             settings.predictions_rows,
@@ -128,12 +128,21 @@ class PredictionLog:
     def look(self, batch: Batch) -> None:
         """Take the answers of a batch whose requests fall into the share."""
         now = time.time()
-        chosen = {notes for notes in batch.requests if is_chosen(notes.request_id, self._keeping.share)}
+        chosen = {
+            request_context
+            for request_context in batch.requests
+            if is_chosen(request_context.request_id, self._keeping.share)
+        }
         for place, upload in enumerate(batch.uploads):
-            tile, notes = batch.outcomes[place], upload.notes
-            if notes in chosen and notes is not None and isinstance(tile, Tile) and upload.engine is not None:
+            tile, request_context = batch.outcomes[place], upload.request_context
+            if (
+                request_context in chosen
+                and request_context is not None
+                and isinstance(tile, Tile)
+                and upload.engine is not None
+            ):
                 answer, embedding = batch.results[place], batch.embeddings[place]
-                self._put(_Answered(now, notes.request_id, tile, answer, embedding, upload.engine))
+                self._put(_Answered(now, request_context.request_id, tile, answer, embedding, upload.engine))
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
@@ -158,7 +167,7 @@ class PredictionLog:
         """Return the rows of the next file, and whether it is the last one."""
         rows: list[dict[str, Any]] = []
         held, until = 0, time.monotonic() + self._keeping.seconds
-        while len(rows) < self._keeping.rows and held < MOST_HELD:
+        while len(rows) < self._keeping.rows and held < MAX_HELD:
             try:
                 answered = self._queue.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
@@ -193,7 +202,7 @@ class PredictionLog:
             unfinished.unlink(missing_ok=True)
         else:
             metrics.PREDICTIONS.labels("written").inc(len(rows))
-            make_room(self._folder, self._keeping.most_bytes)
+            make_room(self._folder, self._keeping.max_bytes)
 
 
 def is_chosen(request_id: str, share: float) -> bool:
@@ -202,13 +211,13 @@ def is_chosen(request_id: str, share: float) -> bool:
     return drawn < share
 
 
-def prepare(said: str) -> Path:
+def prepare(overrides: str) -> Path:
     """Return the folder, made if need be.
 
     Raises:
         TilewiseError: it cannot be written to.
     """
-    folder = Path(said)
+    folder = Path(overrides)
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         probe = folder / f".predictions-probe-{secrets.token_hex(4)}"
@@ -220,8 +229,8 @@ def prepare(said: str) -> Path:
     return folder
 
 
-def make_room(folder: Path, most_bytes: int) -> None:
-    """Delete the oldest files until the rest take no more than `most_bytes`; the newest stays."""
+def make_room(folder: Path, max_bytes: int) -> None:
+    """Delete the oldest files until the rest take no more than `max_bytes`; the newest stays."""
     sizes = {}
     for path in folder.glob("predictions-*.parquet"):
         try:
@@ -230,7 +239,7 @@ def make_room(folder: Path, most_bytes: int) -> None:
             continue
     total = sum(sizes.values())
     for path in sorted(sizes)[:-1]:
-        if total <= most_bytes:
+        if total <= max_bytes:
             return
         path.unlink(missing_ok=True)
         total -= sizes[path]
@@ -260,7 +269,7 @@ def row_of(answered: _Answered, keeping: Keeping) -> dict[str, Any]:
         "bands": list(tile.bands),
         "band_mean": mean,
         "band_std": std,
-        "valid_share": answer["valid_share"],
+        "valid_fraction": answer["valid_fraction"],
         "level": answer["level"],
         "model_name": metadata.name,
         "model_version": metadata.version,

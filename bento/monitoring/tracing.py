@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilewise.bento.inference.uploads import Batch
 from tilewise.bento.monitoring.logs import QUIET_PATHS, route_of
-from tilewise.bento.request_context import Notes, current
+from tilewise.bento.request_context import RequestContext, current
 from tilewise.datasets.core.errors import TilewiseError
 
 EXPORTER = "opentelemetry.exporter.otlp.proto.http"
@@ -28,18 +28,18 @@ _PROPAGATED = (b"traceparent", b"tracestate")  # W3C Trace Context
 _PATIENCE_S = 2.0  # at the end
 
 
-def traces_url(said: str) -> str:
+def traces_url(overrides: str) -> str:
     """Return the URL that spans are posted to, where `said` is a collector's, with or without a path.
 
     Raises:
         TilewiseError: it is no URL, or the exporter is not installed.
     """
-    parts = urlsplit(said)
+    parts = urlsplit(overrides)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise TilewiseError(f"TILEWISE_TRACE is the URL of a collector, not {said!r}; e.g. http://127.0.0.1:4318")
+        raise TilewiseError(f"TILEWISE_TRACE is the URL of a collector, not {overrides!r}; e.g. http://127.0.0.1:4318")
     if not _is_installed(EXPORTER):
         raise TilewiseError("TILEWISE_TRACE: the exporter is not installed; pip install 'tilewise[trace]'")
-    return said if parts.path.strip("/") else said.rstrip("/") + _PATH
+    return overrides if parts.path.strip("/") else overrides.rstrip("/") + _PATH
 
 
 class Tracing:
@@ -57,42 +57,44 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("tilewise")
 
-    def begin(self, scope: Scope, notes: Notes) -> None:
+    def begin(self, scope: Scope, request_context: RequestContext) -> None:
         """Begin a request's span, below the caller's where it says one, and note it if it is sampled."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         carrier = {str(name, "ascii"): str(value, "latin-1") for name, value in scope["headers"] if name in _PROPAGATED}
         parent = TraceContextTextMapPropagator().extract(carrier)
-        attributes = {"http.request.method": scope["method"], "tilewise.request_id": notes.request_id}
-        began = notes.began + _since_1970()
+        attributes = {"http.request.method": scope["method"], "tilewise.request_id": request_context.request_id}
+        began = request_context.began + _since_1970()
         span = self._tracer.start_span(scope["method"], parent, SpanKind.SERVER, attributes, start_time=began)
-        notes.span = span if span.is_recording() else None
+        request_context.span = span if span.is_recording() else None
 
-    def end(self, scope: Scope, notes: Notes, status: int) -> None:
+    def end(self, scope: Scope, request_context: RequestContext, status: int) -> None:
         """End a request's span."""
         from opentelemetry.trace import StatusCode
 
-        now, span = time.perf_counter_ns(), notes.span
-        if notes.answered:
-            self._stage(span, "receive", notes.began, notes.submitted)
-            self._stage(span, "write", notes.answered, now)
+        now, span = time.perf_counter_ns(), request_context.span
+        if request_context.answered:
+            self._stage(span, "receive", request_context.began, request_context.submitted)
+            self._stage(span, "write", request_context.answered, now)
         route = route_of(scope)
         span.update_name(f"{scope['method']} {route}")
-        span.set_attributes({"http.route": route, "http.response.status_code": status, "tilewise.tiles": notes.tiles})
-        if notes.model:
-            span.set_attribute("tilewise.model_version", notes.model)
+        span.set_attributes(
+            {"http.route": route, "http.response.status_code": status, "tilewise.tiles": request_context.tiles}
+        )
+        if request_context.model:
+            span.set_attribute("tilewise.model_version", request_context.model)
         if status >= 500 or not status:
             span.set_status(StatusCode.ERROR)
         span.end(now + _since_1970())
 
     def look(self, batch: Batch) -> None:
         """Give the batch's stages to the requests whose tiles it held."""
-        for notes in batch.requests:
-            if notes.span is not None:
-                self._stage(notes.span, "wait", notes.submitted, batch.stages[0].began)
+        for request_context in batch.requests:
+            if request_context.span is not None:
+                self._stage(request_context.span, "wait", request_context.submitted, batch.stages[0].began)
                 for stage in batch.stages:
-                    self._stage(notes.span, stage.name, stage.began, stage.ended, len(batch.uploads))
+                    self._stage(request_context.span, stage.name, stage.began, stage.ended, len(batch.uploads))
 
     def close(self) -> None:
         """Send what has not been sent, if the collector takes it within a few seconds."""
@@ -113,9 +115,9 @@ class Tracing:
 
 
 @lru_cache(maxsize=1)
-def tracing_to(said: str) -> Tracing:
+def tracing_to(overrides: str) -> Tracing:
     """Return this process's tracing to a collector, begun when it is first asked for; raises as `traces_url` does."""
-    return Tracing(traces_url(said))
+    return Tracing(traces_url(overrides))
 
 
 class TraceRequests:
@@ -126,8 +128,8 @@ class TraceRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        notes = current()
-        if scope["type"] != "http" or notes is None or scope["path"] in QUIET_PATHS:
+        request_context = current()
+        if scope["type"] != "http" or request_context is None or scope["path"] in QUIET_PATHS:
             return await self._app(scope, receive, send)
         status = 0
 
@@ -137,13 +139,13 @@ class TraceRequests:
                 status = message["status"]
             await send(message)
 
-        self._tracing.begin(scope, notes)
-        if notes.span is None:
+        self._tracing.begin(scope, request_context)
+        if request_context.span is None:
             return await self._app(scope, receive, send)
         try:
             await self._app(scope, receive, send_noting)
         finally:
-            self._tracing.end(scope, notes, status)
+            self._tracing.end(scope, request_context, status)
 
 
 def _is_installed(module: str) -> bool:

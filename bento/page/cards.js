@@ -5,7 +5,7 @@ import { middleOf } from "./geometry.js";
 import { colourOf } from "./legend.js";
 import { bytes, className, count, percent, place, sceneWarnings, sentence, setSentence, tileWarnings } from "./words.js";
 
-const LEAST_BARS = 3;
+const MIN_BARS = 3;
 const SMALL_SHARE = 0.01;
 const PLACES = ["pictures", "answer", "warnings", "facts", "doing", "why"];
 
@@ -66,7 +66,7 @@ export function showTile(item, model) {
     ["Place", middle ? place(...middle) : "the file does not say"],
     ["Level", result.level ?? "nobody says"],
     ["Bands", result.bands.length > 6 ? `${result.bands.length} of Sentinel-2's 13` : result.bands.join(", ")],
-    ["Valid pixels", percent(result.valid_share)],
+    ["Valid pixels", percent(result.valid_fraction)],
     ["How unusual", result.outlier ? unusualness(result.outlier, model) : null],
   ]);
 }
@@ -127,7 +127,7 @@ export function swatch(name) {
 /** Return bars with their values as text, the longest first; those that hardly show are folded away. */
 function bars(title, shares) {
   const ranked = Object.entries(shares).sort((a, b) => b[1] - a[1]);
-  const shown = Math.max(LEAST_BARS, ranked.filter(([, share]) => share >= SMALL_SHARE).length);
+  const shown = Math.max(MIN_BARS, ranked.filter(([, share]) => share >= SMALL_SHARE).length);
   const rest = ranked.slice(shown);
   const few = rest.length > 1 ? ranked.slice(0, shown) : ranked;
   const more = make("details", {}, make("summary", {}, `${rest.length} more below ${percent(SMALL_SHARE)}`), barList(`${title}, the rest`, rest));
@@ -149,7 +149,7 @@ function windowTable(features) {
     make("td", {}, `${properties.row}, ${properties.column}`),
     make("td", {}, properties.class ? className(properties.class) : "no answer"),
     make("td", {}, properties.class ? percent(properties.probability) : "–"),
-    make("td", {}, percent(properties.valid_share, 0))));
+    make("td", {}, percent(properties.valid_fraction, 0))));
   const head = ["Row, column", "Class", "Probability", "Valid"].map((name) => make("th", { scope: "col" }, name));
   const table = make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows));
   return make("details", {}, make("summary", {}, "All windows"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "All windows" }, table));

@@ -1,6 +1,6 @@
 // Footprints: GeoJSON polygons in longitude and latitude, on the square of Web Mercator (0-1, from the north-west).
 
-const MOST_NORTH = 85.0511287;
+const MAX_NORTH = 85.0511287;
 const EQUATOR_M = 40_075_016.686;
 
 /** Return the outer rings of a GeoJSON Polygon or MultiPolygon. */
@@ -28,7 +28,7 @@ export function middleOf(geometry) {
 }
 
 export function toSquare([longitude, latitude]) {
-  const north = Math.max(-MOST_NORTH, Math.min(MOST_NORTH, latitude)) * (Math.PI / 180);
+  const north = Math.max(-MAX_NORTH, Math.min(MAX_NORTH, latitude)) * (Math.PI / 180);
   return [longitude / 360 + 0.5, 0.5 - Math.log(Math.tan(Math.PI / 4 + north / 2)) / (2 * Math.PI)];
 }
 

@@ -11,9 +11,9 @@ import { toCsv, toGeoJson } from "./tables.js";
 import { sizeOf } from "./tiff.js";
 import { className, count, percent, sentence } from "./words.js";
 
-const MOST_FILES = 500; // on one page; for more there are the API and the command line
-const MOST_TOGETHER = 32; // tiles in a request
-const MOST_BYTES_TOGETHER = 16 * 2 ** 20;
+const MAX_FILES = 500; // on one page; for more there are the API and the command line
+const MAX_TOGETHER = 32; // tiles in a request
+const MAX_BYTES_TOGETHER = 16 * 2 ** 20;
 const ASKED_AT_ONCE = 2;
 const TILE = 64; // where the model has not said
 const VIEWS = [["true", "True colour"], ["false", "False colour"]];
@@ -102,8 +102,8 @@ function hover(event, over) {
 }
 
 async function take(files) {
-  const room = MOST_FILES - items.length;
-  if (files.length > room) tell(`Only ${MOST_FILES} files fit on this page; the others are left out.`);
+  const room = MAX_FILES - items.length;
+  if (files.length > room) tell(`Only ${MAX_FILES} files fit on this page; the others are left out.`);
   const added = files.slice(0, room).map((file) => ({ id: ++lastId, file, state: "waiting", cloudShare: null, urls: [] }));
   if (!added.length) return;
   items.push(...added);
@@ -187,7 +187,7 @@ function groups(tiles) {
   const found = [];
   let size = Infinity;
   for (const item of tiles) {
-    if (size + item.file.size > MOST_BYTES_TOGETHER || found.at(-1).length >= MOST_TOGETHER) {
+    if (size + item.file.size > MAX_BYTES_TOGETHER || found.at(-1).length >= MAX_TOGETHER) {
       found.push([]);
       size = 0;
     }

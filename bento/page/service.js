@@ -1,6 +1,6 @@
 // What is asked of the service, and how it refuses. Addresses are relative: the page may lie behind a path.
 
-const MOST_TRIES = 4;
+const MAX_TRIES = 4;
 const LONGEST_PAUSE_S = 15;
 const LOOK_AGAIN_MS = 700;
 
@@ -41,7 +41,7 @@ export async function classify(files, said, signal) {
 /** Return {url, cloudShare} of a picture. */
 export async function askPreview(file, view, said, signal) {
   const response = await sendTiff("preview", file, { ...said, view }, "image/png", signal);
-  const cloud = response.headers.get("tilewise-cloud-share");
+  const cloud = response.headers.get("tilewise-cloud-fraction");
   return { url: URL.createObjectURL(await response.blob()), cloudShare: cloud === null ? null : Number(cloud) };
 }
 
@@ -93,7 +93,7 @@ async function ask(path, options = {}) {
     if (response.ok) return response;
     const again = Number(response.headers.get("retry-after"));
     const full = response.status === 503 || response.status === 429;
-    if (!full || !again || attempt >= MOST_TRIES) throw await refusalOf(response);
+    if (!full || !again || attempt >= MAX_TRIES) throw await refusalOf(response);
     await pause(Math.min(again, LONGEST_PAUSE_S) * 1000, options.signal);
   }
 }

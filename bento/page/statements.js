@@ -38,7 +38,7 @@ export function tileQuestion() {
 
 /** Return it with what is asked of a scene's answer. */
 export function sceneQuestion() {
-  return { ...tileQuestion(), least_valid: find("least-valid").value };
+  return { ...tileQuestion(), min_valid_fraction: find("least-valid").value };
 }
 
 /** Offer the coverages that the model is calibrated for. */

@@ -12,7 +12,7 @@ export function toGeoJson(items, model) {
 export function toCsv(items, classes) {
   const columns = [
     "file", "kind", "row", "column", "class", "probability", ...classes.map((name) => `p_${name}`), "prediction_set",
-    "coverage", "outlier_score", "outlier_flag", "valid_share", "cloud_share", "level", "bands", "west", "south", "east",
+    "coverage", "outlier_score", "outlier_flag", "valid_fraction", "cloud_fraction", "level", "bands", "west", "south", "east",
     "north", "error_code", "error",
   ];
   const rows = items.flatMap(featuresOf).map((feature) => {
@@ -28,7 +28,7 @@ function featuresOf(item) {
     return [feature(null, { file: item.file.name, kind: item.kind, error: { code, message, hint } })];
   }
   if (item.state !== "done") return [];
-  const about = { file: item.file.name, kind: item.kind, cloud_share: item.cloudShare };
+  const about = { file: item.file.name, kind: item.kind, cloud_fraction: item.cloudShare };
   if (item.kind === "scene") {
     return item.scene.features.map(({ geometry, properties }) => feature(geometry, { ...about, ...properties, bands: item.scene.bands, level: item.scene.level }));
   }

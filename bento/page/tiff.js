@@ -3,7 +3,7 @@
 
 const WIDTH = 256;
 const HEIGHT = 257;
-const MOST_ENTRIES = 4096;
+const MAX_ENTRIES = 4096;
 const SHORT = 3;
 const LONG = 4;
 const LONG8 = 16;
@@ -27,7 +27,7 @@ async function sizeInDirectory(file, start, big, little) {
   const [counted, length] = big ? [8, 20] : [2, 12];
   const first = await viewOf(file, start, counted);
   const entries = big ? offsetAt(first, 0, big, little) : first.getUint16(0, little);
-  if (entries > MOST_ENTRIES) return null;
+  if (entries > MAX_ENTRIES) return null;
   const directory = await viewOf(file, start + counted, entries * length);
   const found = {};
   for (let place = 0; place < entries * length; place += length) {

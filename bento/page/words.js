@@ -46,7 +46,7 @@ export function tileWarnings(result, cloudShare, model) {
         + "wrong scale, or a kind of land that it does not know. The answer may well be wrong.",
     });
   }
-  found.push(...dataWarnings(result.valid_share, cloudShare));
+  found.push(...dataWarnings(result.valid_fraction, cloudShare));
   found.push(...setWarnings(result));
   const missing = (model?.trained_bands ?? []).filter((band) => !result.bands.includes(band));
   if (missing.length) {

@@ -21,7 +21,7 @@ from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.datasets.core.files import ask_disk, telling_disk_errors
 from tilewise.datasets.core.tile import Georeference
 from tilewise.models.model_file import ModelMetadata
@@ -197,23 +197,23 @@ class MapWriter:
         tags: further GeoTIFF tags.
     """
 
-    def __init__(self, folder: Path, frame: Frame, layer: Layer, tags: Mapping[str, str]) -> None:
-        self.path = folder / (frame.name + layer.suffix)
+    def __init__(self, folder: Path, scene_info: SceneInfo, layer: Layer, tags: Mapping[str, str]) -> None:
+        self.path = folder / (scene_info.name + layer.suffix)
         self._raw = folder / f".{self.path.name}.raw"
-        self._layer, self._frame = layer, frame
+        self._layer, self._scene_info = layer, scene_info
         self._rows: list[Rows] = []
         self._held = self._written = 0
         self._sums = [_Sum(layer.no_data) for _ in layer.bands]
         self._checks: list[int] = []
         profile: dict[str, Any] = {
             "driver": "GTiff",
-            "height": frame.height,
-            "width": frame.width,
+            "height": scene_info.height,
+            "width": scene_info.width,
             "count": len(layer.bands),
             "dtype": layer.dtype,
             "nodata": layer.no_data,
-            "crs": frame.place.crs,
-            "transform": frame.place.transform,
+            "crs": scene_info.place.crs,
+            "transform": scene_info.place.transform,
         }
         tiles = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "bigtiff": "IF_SAFER"}
         with telling_disk_errors(self._raw):
@@ -238,7 +238,7 @@ class MapWriter:
             OSError: the disk does not take it.
         """
         self._flush(self._held)
-        assert self._written == self._frame.height  # noqa: S101 - blocks cover the scene
+        assert self._written == self._scene_info.height  # noqa: S101 - blocks cover the scene
         with telling_disk_errors(self._raw):
             for band, total in enumerate(self._sums, start=1):
                 self._file.update_tags(band, **total.tags())
@@ -277,7 +277,7 @@ class MapWriter:
             total.add(band)
         self._checks.append(zlib.crc32(rows.data))
         with telling_disk_errors(self._raw):
-            self._file.write(rows, window=Window(0, self._written, self._frame.width, count))
+            self._file.write(rows, window=Window(0, self._written, self._scene_info.width, count))
         self._written += count
 
     def _compare(self) -> None:
@@ -285,8 +285,8 @@ class MapWriter:
         try:
             with rasterio.open(self.path) as made:
                 for index, check in enumerate(self._checks):
-                    height = min(BLOCK, self._frame.height - index * BLOCK)
-                    rows = made.read(window=Window(0, index * BLOCK, self._frame.width, height))
+                    height = min(BLOCK, self._scene_info.height - index * BLOCK)
+                    rows = made.read(window=Window(0, index * BLOCK, self._scene_info.width, height))
                     if zlib.crc32(np.ascontiguousarray(rows).data) != check:
                         raise ask_disk(self.path)
                 levels = range(len(made.overviews(1)))
@@ -312,7 +312,7 @@ class _Sum:
         self._no_data = no_data
         self._count = self._pixels = 0
         self._total = self._squares = 0.0
-        self._least, self._most = np.inf, -np.inf
+        self._minimum, self._limit = np.inf, -np.inf
 
     def add(self, numbers: npt.NDArray[Any]) -> None:
         """Take more of the band's numbers."""
@@ -323,7 +323,7 @@ class _Sum:
         self._count += known.size
         self._total += float(known.sum(dtype=np.float64))
         self._squares += float(np.square(known, dtype=np.float64).sum())
-        self._least, self._most = min(self._least, float(known.min())), max(self._most, float(known.max()))
+        self._minimum, self._limit = min(self._minimum, float(known.min())), max(self._limit, float(known.max()))
 
     def tags(self) -> dict[str, str]:
         """Return them under GDAL's names; none where no number is known."""
@@ -332,8 +332,8 @@ class _Sum:
         mean = self._total / self._count
         spread = max(self._squares / self._count - mean**2, 0.0) ** 0.5
         return {
-            "STATISTICS_MINIMUM": f"{self._least:.10g}",
-            "STATISTICS_MAXIMUM": f"{self._most:.10g}",
+            "STATISTICS_MINIMUM": f"{self._minimum:.10g}",
+            "STATISTICS_MAXIMUM": f"{self._limit:.10g}",
             "STATISTICS_MEAN": f"{mean:.10g}",
             "STATISTICS_STDDEV": f"{spread:.10g}",
             "STATISTICS_VALID_PERCENT": f"{100 * self._count / self._pixels:.4g}",

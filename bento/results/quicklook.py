@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rasterio.enums import Resampling
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.maps import Colour, colours
 from tilewise.models.model_file import ModelMetadata
 
@@ -23,7 +23,7 @@ _STEPS = (1, 2, 5)
 
 
 def write_quicklook(
-    class_map: Path, frame: Frame, metadata: ModelMetadata, area_ha: Mapping[str, float], path: Path
+    class_map: Path, scene_info: SceneInfo, metadata: ModelMetadata, area_ha: Mapping[str, float], path: Path
 ) -> Path:
     """Write a PNG: the map, at most 1024 pixels long, its title, scale bar and legend with each class's share.
 
@@ -43,10 +43,10 @@ def write_quicklook(
     page = Image.new("RGB", (painted.width + _LEGEND + 3 * _MARGIN, height), _PAPER)
     page.paste(painted, (_MARGIN, _MARGIN + _LINE))
     pen = ImageDraw.Draw(page)
-    day = (frame.datetime or "")[:10]
-    when = f", {day}" if day and day not in frame.name else ""
-    pen.text((_MARGIN, _MARGIN - 4), f"{frame.name}{when}", _INK, _font(16))
-    _draw_scale_bar(pen, frame, scale, (_MARGIN, _MARGIN + _LINE + painted.height + 6))
+    day = (scene_info.datetime or "")[:10]
+    when = f", {day}" if day and day not in scene_info.name else ""
+    pen.text((_MARGIN, _MARGIN - 4), f"{scene_info.name}{when}", _INK, _font(16))
+    _draw_scale_bar(pen, scene_info, scale, (_MARGIN, _MARGIN + _LINE + painted.height + 6))
     _draw_legend(pen, metadata, area_ha, (painted.width + 2 * _MARGIN, _MARGIN + _LINE))
     page.save(path, format="PNG", compress_level=9)
     return path
@@ -72,18 +72,18 @@ def _read(class_map: Path) -> tuple[npt.NDArray[np.uint8], float]:
     return picture.repeat(grown, axis=0).repeat(grown, axis=1), shrunk * grown
 
 
-def _draw_scale_bar(pen: ImageDraw.ImageDraw, frame: Frame, scale: float, corner: tuple[int, int]) -> None:
+def _draw_scale_bar(pen: ImageDraw.ImageDraw, scene_info: SceneInfo, scale: float, corner: tuple[int, int]) -> None:
     """Draw a bar of a round length, a fifth to a half of the map's width."""
-    if not frame.pixel_ha > 0:
+    if not scene_info.pixel_ha > 0:
         return
-    metres = (frame.pixel_ha * 10_000) ** 0.5 / scale  # of a pixel of the picture
-    most = frame.width * scale * metres / 3
-    exponent = 10.0 ** np.floor(np.log10(max(most, 1.0)))
-    length = max((step * exponent for step in _STEPS if step * exponent <= most), default=most)
+    metres = (scene_info.pixel_ha * 10_000) ** 0.5 / scale  # of a pixel of the picture
+    limit = scene_info.width * scale * metres / 3
+    exponent = 10.0 ** np.floor(np.log10(max(limit, 1.0)))
+    length = max((step * exponent for step in _STEPS if step * exponent <= limit), default=limit)
     x, y = corner
     pen.rectangle((x, y, x + round(length / metres), y + 4), fill=_INK)
-    said = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
-    pen.text((x + round(length / metres) + 8, y - 6), said, _INK, _font(13))
+    overrides = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    pen.text((x + round(length / metres) + 8, y - 6), overrides, _INK, _font(13))
 
 
 def _draw_legend(

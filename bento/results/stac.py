@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.maps import colours
 from tilewise.datasets.core.tile import rings_of
 from tilewise.models.model_file import INPUT, ModelMetadata
@@ -40,7 +40,13 @@ _SOME_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12
 
 
 def write_item(
-    path: Path, frame: Frame, metadata: ModelMetadata, files: Sequence[Path], model: Path, sha256: str, out: Path
+    path: Path,
+    scene_info: SceneInfo,
+    metadata: ModelMetadata,
+    files: Sequence[Path],
+    model: Path,
+    sha256: str,
+    out: Path,
 ) -> Path:
     """Write the item of a scene.
 
@@ -56,45 +62,49 @@ def write_item(
     Raises:
         OSError: the disk does not take it.
     """
-    footprint = frame.place.footprint(frame.width, frame.height)
+    footprint = scene_info.place.footprint(scene_info.width, scene_info.height)
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": list(EXTENSIONS.values()),
-        "id": frame.name,
+        "id": scene_info.name,
         "geometry": footprint,
         **({"bbox": _bbox(footprint)} if footprint else {}),
-        "properties": _properties(frame, metadata, sha256),
-        "links": [{"rel": "derived_from", "href": _href(source, out)} for source in frame.sources],
-        "assets": {**_assets(files, frame, metadata), "model": _model_asset(metadata, _href(str(model), out))},
+        "properties": _properties(scene_info, metadata, sha256),
+        "links": [{"rel": "derived_from", "href": _href(source, out)} for source in scene_info.sources],
+        "assets": {**_assets(files, scene_info, metadata), "model": _model_asset(metadata, _href(str(model), out))},
     }
     path.write_text(json.dumps(item, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
-def _properties(frame: Frame, metadata: ModelMetadata, sha256: str) -> dict[str, Any]:
-    when: dict[str, Any] = {"datetime": frame.datetime} if frame.datetime else {"datetime": None, **_SOME_TIME}
+def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> dict[str, Any]:
+    when: dict[str, Any] = (
+        {"datetime": scene_info.datetime} if scene_info.datetime else {"datetime": None, **_SOME_TIME}
+    )
     return {
         **when,
-        **({"platform": frame.platform} if frame.platform else {}),
-        "title": f"Land cover of {frame.name}",
-        **_projection(frame),
+        **({"platform": scene_info.platform} if scene_info.platform else {}),
+        "title": f"Land cover of {scene_info.name}",
+        **_projection(scene_info),
         **_model(metadata),
         "tilewise:model_sha256": sha256,
         "tilewise:synthetic_model": metadata.synthetic,
     }
 
 
-def _projection(frame: Frame) -> dict[str, Any]:
-    authority = frame.place.crs.to_authority()
+def _projection(scene_info: SceneInfo) -> dict[str, Any]:
+    authority = scene_info.place.crs.to_authority()
     code = (
-        {"proj:code": ":".join(authority)} if authority else {"proj:code": None, "proj:wkt2": frame.place.crs.to_wkt()}
+        {"proj:code": ":".join(authority)}
+        if authority
+        else {"proj:code": None, "proj:wkt2": scene_info.place.crs.to_wkt()}
     )
     return {
         **code,
-        "proj:shape": [frame.height, frame.width],
-        "proj:transform": list(frame.place.transform)[:6],
-        "proj:bbox": list(frame.place.bounds(frame.width, frame.height)),
+        "proj:shape": [scene_info.height, scene_info.width],
+        "proj:transform": list(scene_info.place.transform)[:6],
+        "proj:bbox": list(scene_info.place.bounds(scene_info.width, scene_info.height)),
     }
 
 
@@ -138,10 +148,10 @@ def _classes(metadata: ModelMetadata) -> list[dict[str, Any]]:
     ]
 
 
-def _assets(files: Sequence[Path], frame: Frame, metadata: ModelMetadata) -> dict[str, Any]:
+def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadata) -> dict[str, Any]:
     assets = {}
     for file in files:
-        kind, _, form = file.name.removeprefix(f"{frame.name}.").partition(".")
+        kind, _, form = file.name.removeprefix(f"{scene_info.name}.").partition(".")
         is_picture = file.suffix == ".png"
         asset: dict[str, Any] = {
             "href": f"./{file.name}",

@@ -18,7 +18,7 @@ from rasterio.features import shapes
 from rasterio.warp import transform, transform_geom
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import WindowAnswer
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import rings_of
@@ -242,10 +242,10 @@ _HALF_TURN = 180.0
 class WindowsTable:
     """Takes windows as they are answered.
 
-    Each row has: `row` and `column` of the upper left pixel, `class`, `confidence` (its probability), `valid_share`,
+    Each row has: `row` and `column` of the upper left pixel, `class`, `confidence` (its probability), `valid_fraction`,
     `p_<class>` for every class, `outlier_score`, and where the model is calibrated for them `outlier` (whether the
     score is above the model's threshold) and `prediction_set` (likeliest class first). A window that was skipped has
-    none but its place and `valid_share`.
+    none but its place and `valid_fraction`.
 
     Args:
         path: the GeoParquet file to make.
@@ -254,8 +254,8 @@ class WindowsTable:
         coverage: of the prediction sets, 0-1.
     """
 
-    def __init__(self, path: Path, frame: Frame, metadata: ModelMetadata, coverage: float) -> None:
-        self._frame, self._metadata = frame, metadata
+    def __init__(self, path: Path, scene_info: SceneInfo, metadata: ModelMetadata, coverage: float) -> None:
+        self._scene_info, self._metadata = scene_info, metadata
         sets = metadata.prediction_sets
         self._threshold = sets.threshold(coverage) if sets else None
         self._writer = TableWriter(path, _schema(metadata))
@@ -263,7 +263,7 @@ class WindowsTable:
     def add(self, windows: Sequence[WindowAnswer]) -> None:
         """Take windows in reading order; raises OSError where the disk does not take them."""
         if windows:
-            self._writer.add(self._columns(windows), _outlines(windows, self._frame))
+            self._writer.add(self._columns(windows), _outlines(windows, self._scene_info))
 
     def finish(self) -> Path:
         """Make the file whole; return it."""
@@ -282,7 +282,7 @@ class WindowsTable:
             "column": [window.column for window in windows],
             "class": [None if w.class_index == NO_CLASS else classes[w.class_index] for w in windows],
             "confidence": [None if share is None else float(share.max()) for share in shares],
-            "valid_share": [window.valid_share for window in windows],
+            "valid_fraction": [window.valid_fraction for window in windows],
             "outlier_score": scores,
         }
         for index, name in enumerate(classes):
@@ -312,7 +312,7 @@ def _schema(metadata: ModelMetadata) -> pa.Schema:
         ("column", pa.int32()),
         ("class", pa.string()),
         ("confidence", pa.float32()),
-        ("valid_share", pa.float32()),
+        ("valid_fraction", pa.float32()),
         *((f"p_{name}", pa.float32()) for name in metadata.classes),
         ("outlier_score", pa.float32()),
     ]
@@ -323,11 +323,11 @@ def _schema(metadata: ModelMetadata) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _outlines(windows: Sequence[WindowAnswer], frame: Frame) -> list[bytes | None]:
+def _outlines(windows: Sequence[WindowAnswer], scene_info: SceneInfo) -> list[bytes | None]:
     """Return the windows' outlines: all corners are transformed at once, which is 20 times faster than one by one."""
     boxes = np.array([(w.column, w.row, w.column + w.width, w.row + w.height) for w in windows], float)
     corners = boxes[:, [[0, 1], [0, 3], [2, 3], [2, 1]]]  # (windows, 4 corners, column and row)
-    place = frame.window_place or frame.place
+    place = scene_info.window_place or scene_info.place
     a, b, c, d, e, f = place.transform[:6]
     xs = (a * corners[..., 0] + b * corners[..., 1] + c).ravel()
     ys = (d * corners[..., 0] + e * corners[..., 1] + f).ravel()
@@ -349,7 +349,7 @@ _SCHEMA = pa.schema([("class", pa.string()), ("class_index", pa.int32()), ("area
 Ring = list[tuple[float, float]]
 
 
-def write_polygons(class_map: Path, frame: Frame, metadata: ModelMetadata, path: Path) -> Path:
+def write_polygons(class_map: Path, scene_info: SceneInfo, metadata: ModelMetadata, path: Path) -> Path:
     """Write the polygons of a class map: class, position of the class, hectares in the grid's projection, outline.
 
     Pixels that touch only at a corner are not neighbours.
@@ -362,14 +362,16 @@ def write_polygons(class_map: Path, frame: Frame, metadata: ModelMetadata, path:
             found = shapes(rasterio.band(dataset, 1), transform=dataset.transform)
             known = (item for item in found if item[1] != NO_CLASS)
             while part := list(islice(known, _AT_ONCE)):
-                _add(writer, part, frame, metadata)
+                _add(writer, part, scene_info, metadata)
         return writer.finish()
 
 
-def _add(writer: TableWriter, part: list[tuple[dict[str, Any], float]], frame: Frame, metadata: ModelMetadata) -> None:
+def _add(
+    writer: TableWriter, part: list[tuple[dict[str, Any], float]], scene_info: SceneInfo, metadata: ModelMetadata
+) -> None:
     indexes = [int(value) for _, value in part]
-    on_earth = transform_geom(frame.place.crs, "EPSG:4326", [shape for shape, _ in part], precision=_DIGITS)
-    per_unit = frame.pixel_ha / abs(frame.place.transform.determinant)
+    on_earth = transform_geom(scene_info.place.crs, "EPSG:4326", [shape for shape, _ in part], precision=_DIGITS)
+    per_unit = scene_info.pixel_ha / abs(scene_info.place.transform.determinant)
     columns = {
         "class": [metadata.classes[index] for index in indexes],
         "class_index": indexes,

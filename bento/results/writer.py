@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import WindowAnswer
 from tilewise.bento.results import quicklook, stac
 from tilewise.bento.results.maps import (
@@ -143,18 +143,18 @@ class ResultWriter:
         options: what is kept.
     """
 
-    def __init__(self, folder: Path, frame: Frame, model: ModelFacts, options: OutputOptions) -> None:
-        self._folder, self._frame, self._model, self._options = folder, frame, model, options
+    def __init__(self, folder: Path, scene_info: SceneInfo, model: ModelFacts, options: OutputOptions) -> None:
+        self._folder, self._scene_info, self._model, self._options = folder, scene_info, model, options
         self.tally = Tally(0, 0, 0, np.zeros(256, np.int64))
         self._opened = ExitStack()
         kinds = set(options.kinds)
         self._maps = {
-            output: self._keep(MapWriter(folder, frame, make(model.metadata), self._tags()))
+            output: self._keep(MapWriter(folder, scene_info, make(model.metadata), self._tags()))
             for output, make in _LAYERS.items()
             if output in kinds or (output is Output.CLASSES and kinds & _FROM_CLASS_MAP)
         }
         self._windows = (
-            self._keep(WindowsTable(self._path("windows.parquet"), frame, model.metadata, options.coverage))
+            self._keep(WindowsTable(self._path("windows.parquet"), scene_info, model.metadata, options.coverage))
             if Output.WINDOWS in kinds
             else None
         )
@@ -190,7 +190,7 @@ class ResultWriter:
             files += self._in_formats(self._windows.finish())
         if Output.POLYGONS in self._options.kinds:
             table = self._path("polygons.parquet")
-            write_polygons(made[Output.CLASSES][0], self._frame, self._model.metadata, table)
+            write_polygons(made[Output.CLASSES][0], self._scene_info, self._model.metadata, table)
             files += self._in_formats(table)
         if Output.QUICKLOOK in self._options.kinds:
             files.append(self._draw(made[Output.CLASSES][0]))
@@ -203,7 +203,7 @@ class ResultWriter:
         """Return the hectares of each class that occurs."""
         pixels = self.tally.pixels
         names = self._model.metadata.classes
-        return {name: round(int(n) * self._frame.pixel_ha, 4) for name, n in zip(names, pixels, strict=False) if n}
+        return {name: round(int(n) * self._scene_info.pixel_ha, 4) for name, n in zip(names, pixels, strict=False) if n}
 
     def describe(self, files: Sequence[Path], out: Path) -> list[Path]:
         """Return `files` and, where it is asked for, the STAC item of them; `out` is where they all will lie."""
@@ -211,7 +211,7 @@ class ResultWriter:
             return list(files)
         model = self._model
         path = self._path(stac.SUFFIX.removeprefix("."))
-        item = stac.write_item(path, self._frame, model.metadata, files, model.path, model.sha256, out)
+        item = stac.write_item(path, self._scene_info, model.metadata, files, model.path, model.sha256, out)
         return [*files, item]
 
     def _keep(self, writer: Any) -> Any:
@@ -219,7 +219,7 @@ class ResultWriter:
         return writer
 
     def _path(self, suffix: str) -> Path:
-        return self._folder / f"{self._frame.name}.{suffix}"
+        return self._folder / f"{self._scene_info.name}.{suffix}"
 
     def _tags(self) -> dict[str, str]:
         metadata = self._model.metadata
@@ -234,7 +234,7 @@ class ResultWriter:
 
     def _draw(self, class_map: Path) -> Path:
         path = self._path(quicklook.SUFFIX.removeprefix("."))
-        return quicklook.write_quicklook(class_map, self._frame, self._model.metadata, self.areas(), path)
+        return quicklook.write_quicklook(class_map, self._scene_info, self._model.metadata, self.areas(), path)
 
     def _count(self, block: Block) -> None:
         limit = self._model.metadata.outliers.threshold if self._model.metadata.outliers else np.inf

@@ -20,25 +20,25 @@ class OverloadedError(Exception):
 
 
 class Admission:
-    """Lets requests in, first come first served, as their bytes fit into `most_bytes`.
+    """Lets requests in, first come first served, as their bytes fit into `max_bytes`.
 
     Args:
-        most_bytes: of all bodies that are being read or worked on.
-        most_waiting: requests that may wait for room.
-        most_seconds: that one may wait.
+        max_bytes: of all bodies that are being read or worked on.
+        max_waiting: requests that may wait for room.
+        max_wait_seconds: that one may wait.
         observe: told how many wait, whenever that changes.
     """
 
     def __init__(
         self,
-        most_bytes: int,
-        most_waiting: int,
-        most_seconds: float,
+        max_bytes: int,
+        max_waiting: int,
+        max_wait_seconds: float,
         observe: Callable[[int], None] = lambda waiting: None,
     ) -> None:
         self._observe = observe
-        self._room, self._most_bytes = most_bytes, most_bytes
-        self._most_waiting, self._most_seconds = most_waiting, most_seconds
+        self._room, self._max_bytes = max_bytes, max_bytes
+        self._max_waiting, self._max_wait_seconds = max_waiting, max_wait_seconds
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
@@ -48,7 +48,7 @@ class Admission:
         Raises:
             OverloadedError: too many wait, or the wait was too long.
         """
-        size = min(size, self._most_bytes)
+        size = min(size, self._max_bytes)
         await self._acquire(size)
         try:
             yield
@@ -60,13 +60,13 @@ class Admission:
         if not self._queue and size <= self._room:
             self._room -= size
             return
-        if len(self._queue) >= self._most_waiting:
-            raise OverloadedError(self._most_seconds)
+        if len(self._queue) >= self._max_waiting:
+            raise OverloadedError(self._max_wait_seconds)
         turn = asyncio.get_running_loop().create_future()
         self._queue.append((size, turn))
         self._observe(len(self._queue))
         try:
-            async with asyncio.timeout(self._most_seconds):
+            async with asyncio.timeout(self._max_wait_seconds):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():  # it was let in at the very moment that it left
@@ -74,7 +74,7 @@ class Admission:
             turn.cancel()
             self._let_in()
             if isinstance(error, TimeoutError):
-                raise OverloadedError(self._most_seconds) from None
+                raise OverloadedError(self._max_wait_seconds) from None
             raise
 
     def _let_in(self) -> None:

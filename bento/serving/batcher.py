@@ -24,7 +24,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-_MOST_ASIDE = 0.25  # seconds that unhurried work may be kept from its turn while jobs wait
+_MAX_ASIDE = 0.25  # seconds that unhurried work may be kept from its turn while jobs wait
 
 
 class ClosedError(Exception):
@@ -48,7 +48,7 @@ class Batcher(Generic[Job, Result]):
     Args:
         work: turns a list of jobs into as many results; called in the batcher's own thread. It answers a bad job with
             a result of its own and raises only where everything is lost: the callers of that batch get the exception.
-        most_in_batch: jobs that are worked on together.
+        max_batch_size: jobs that are worked on together.
         observe: told the size of each batch, and the jobs still waiting, before it is worked on.
         after: called when the results of a batch have been handed out, before the next one is taken.
     """
@@ -56,11 +56,11 @@ class Batcher(Generic[Job, Result]):
     def __init__(
         self,
         work: Callable[[list[Job]], list[Result]],
-        most_in_batch: int,
+        max_batch_size: int,
         observe: Callable[[int, int], None] | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        self._work, self._most_in_batch = work, most_in_batch
+        self._work, self._max_batch_size = work, max_batch_size
         self._observe, self._after = observe, after
         self._orders: deque[_Order[Job, Result]] = deque()
         self._asides: deque[Callable[[], None]] = deque()
@@ -144,12 +144,12 @@ class Batcher(Generic[Job, Result]):
 
     def _take_aside(self) -> Callable[[], None] | None:
         """Take a portion of unhurried work, if it is its turn."""
-        overdue = time.monotonic() - self._turn_of_asides > _MOST_ASIDE
+        overdue = time.monotonic() - self._turn_of_asides > _MAX_ASIDE
         return self._asides.popleft() if self._asides and (overdue or not self._orders) else None
 
     def _take(self) -> list[tuple[_Order[Job, Result], Sequence[Job]]]:
         """Take up to a batch of jobs, oldest first; a large order is worked on in several batches."""
-        batch, room = [], self._most_in_batch
+        batch, room = [], self._max_batch_size
         while self._orders and room:
             order = self._orders[0]
             left = len(order.jobs) - order.taken

@@ -109,11 +109,11 @@ class AliasSource:
         return Found(path, f"{version.name}:{version.version}")
 
 
-def source_of(said: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
+def source_of(overrides: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
     """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model."""
-    if said and said.startswith(ALIAS_PREFIX):
-        return AliasSource(said, precision)
-    return FileSource(Path(said) if said else None, precision)
+    if overrides and overrides.startswith(ALIAS_PREFIX):
+        return AliasSource(overrides, precision)
+    return FileSource(Path(overrides) if overrides else None, precision)
 
 
 def _version(client: "MlflowClient", uri: str) -> "ModelVersion":

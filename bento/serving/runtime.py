@@ -57,7 +57,7 @@ def total_variation(one: dict[str, float], other: dict[str, float]) -> float:
 _LOG = logging.getLogger("tilewise")
 
 
-class Onlookers:
+class Observers:
     """Everybody who is told of batches. One that fails is logged, and keeps the others from nothing."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Onlookers:
         self._ends: list[Callable[[], None]] = []
 
     @classmethod
-    def start(cls, settings: Settings, releases: Releases) -> "Onlookers":
+    def start(cls, settings: Settings, releases: Releases) -> "Observers":
         """Return those that the settings name.
 
         Raises:
@@ -109,8 +109,8 @@ class Onlookers:
 
 def observe_waits(batch: Batch) -> None:
     """Observe how long the requests of a batch waited for it."""
-    for notes in batch.requests:
-        metrics.WAIT_SECONDS.observe((batch.stages[0].began - notes.submitted) / 1e9)
+    for request_context in batch.requests:
+        metrics.WAIT_SECONDS.observe((batch.stages[0].began - request_context.submitted) / 1e9)
 
 
 def make_drift(settings: Settings, releases: Releases) -> Drift:
@@ -119,7 +119,7 @@ def make_drift(settings: Settings, releases: Releases) -> Drift:
     return Drift(
         lambda: releases.champion,
         settings.drift_window,
-        settings.drift_least,
+        settings.drift_min_tiles,
         settings.processes,
         Path(shared) if shared else None,
     )
@@ -134,7 +134,7 @@ class Serving:
         releases: the models that answer.
         admission: room for the bodies of requests.
         batcher: works on the tiles of all requests together.
-        onlookers: are told of each batch.
+        observers: are told of each batch.
         scenes: works on what is slower, in between.
     """
 
@@ -142,7 +142,7 @@ class Serving:
     releases: Releases
     admission: Admission
     batcher: Batcher[Upload, Answer]
-    onlookers: Onlookers
+    observers: Observers
     scenes: Scenes
 
     @classmethod
@@ -159,11 +159,11 @@ class Serving:
             metrics.BATCH.observe(tiles)
             metrics.WAITING.set(waiting)
 
-        onlookers = Onlookers.start(settings, releases)
+        observers = Observers.start(settings, releases)
         waiting_requests = metrics.WAITING_REQUESTS.set
-        admission = Admission(settings.room, settings.most_waiting, settings.most_seconds, waiting_requests)
-        batcher = Batcher(work, settings.most_in_batch, observe, lambda: onlookers.look(seen.pop()))
-        return cls(settings, releases, admission, batcher, onlookers, Scenes.start(settings, releases, batcher))
+        admission = Admission(settings.room, settings.max_waiting, settings.max_wait_seconds, waiting_requests)
+        batcher = Batcher(work, settings.max_batch_size, observe, lambda: observers.look(seen.pop()))
+        return cls(settings, releases, admission, batcher, observers, Scenes.start(settings, releases, batcher))
 
     @property
     def engine(self) -> Engine:
@@ -173,10 +173,16 @@ class Serving:
     def assign(self, uploads: list[Upload], key: str) -> tuple[Engine, list[Upload]]:
         """Return the model that answers a request from `key`, and its uploads bound to it (and to its shadow)."""
         engine, secret = self.releases.route(key), self.releases.shadow(key)
-        notes = current()
-        if notes is not None:
-            notes.tiles, notes.model, notes.submitted = len(uploads), engine.metadata.version, time.perf_counter_ns()
-        return engine, [replace(upload, engine=engine, shadow=secret, notes=notes) for upload in uploads]
+        request_context = current()
+        if request_context is not None:
+            request_context.tiles, request_context.model, request_context.submitted = (
+                len(uploads),
+                engine.metadata.version,
+                time.perf_counter_ns(),
+            )
+        return engine, [
+            replace(upload, engine=engine, shadow=secret, request_context=request_context) for upload in uploads
+        ]
 
     @property
     def best_coverage(self) -> float:
@@ -189,7 +195,7 @@ class Serving:
         self.scenes.close()
         self.releases.close()
         self.batcher.close()
-        self.onlookers.close()
+        self.observers.close()
 
 
 def make_releases(settings: Settings) -> Releases:
@@ -199,7 +205,7 @@ def make_releases(settings: Settings) -> Releases:
         champion=source_of(settings.model, precision),
         candidate=source_of(settings.candidate, precision) if settings.candidate else None,
         mode=Mode(settings.candidate_mode),
-        share=settings.candidate_share,
+        share=settings.candidate_fraction,
         threads=settings.network_threads,
         every=settings.reload_seconds,
     )

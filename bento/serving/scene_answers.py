@@ -24,14 +24,14 @@ from tilewise.bento.inference.scene import (
 from tilewise.bento.inference.uploads import describe_outlier, describe_set
 from tilewise.bento.results.maps import write_class_map
 from tilewise.datasets.core.errors import SceneTooLargeError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import Georeference, canonical_order
 from tilewise.datasets.readers.geotiff import ReadingPlan, open_geotiff, plan_reading
 
 GEOJSON, MAP = "application/geo+json", "image/tiff"
 _DIGITS = 6
-_MOST_ELONGATED = 4  # sides: a strip of windows is held at once, so its length is bounded too
-_MOST_BLOCK_BYTES = 256 * 2**20
+_MAX_ELONGATED = 4  # sides: a strip of windows is held at once, so its length is bounded too
+_MAX_BLOCK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +41,39 @@ class SceneQuestion:
     Attributes:
         name: what the scene is called.
         said: what the file itself does not say.
-        least_valid: share (0-1) of valid pixels below which a window is skipped.
+        min_valid_fraction: share (0-1) of valid pixels below which a window is skipped.
         coverage: of the windows' prediction sets (0-1).
     """
 
     name: str
-    said: Statement = Statement()  # noqa: RUF009 - frozen
-    least_valid: float = 0.5
+    overrides: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
+    min_valid_fraction: float = 0.5
     coverage: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return it JSON-ready."""
-        said = {
-            "bands": self.said.bands,
-            "level": self.said.level,
-            "scale": self.said.scale,
-            "offset": self.said.offset,
+        overrides = {
+            "bands": self.overrides.bands,
+            "level": self.overrides.level,
+            "scale": self.overrides.scale,
+            "offset": self.overrides.offset,
         }
-        return {"name": self.name, "said": said, "least_valid": self.least_valid, "coverage": self.coverage}
+        return {
+            "name": self.name,
+            "said": overrides,
+            "min_valid_fraction": self.min_valid_fraction,
+            "coverage": self.coverage,
+        }
 
     @classmethod
     def from_json(cls, known: dict[str, Any]) -> "SceneQuestion":
         """Return what `to_json` was called on."""
-        said = known["said"]
-        bands, level = said["bands"], said["level"]
-        statement = Statement(bands and tuple(bands), level and Level(level), said["scale"], said["offset"])
-        return cls(known["name"], statement, known["least_valid"], known["coverage"])
+        overrides = known["said"]
+        bands, level = overrides["bands"], overrides["level"]
+        read_options = ReadOptions(
+            bands and tuple(bands), level and Level(level), overrides["scale"], overrides["offset"]
+        )
+        return cls(known["name"], read_options, known["min_valid_fraction"], known["coverage"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +87,19 @@ class AnsweredScene:
     answer: SceneAnswer
 
 
-def count_windows(path: Path, question: SceneQuestion, tile_size: int, most_pixels: int) -> int:
+def count_windows(path: Path, question: SceneQuestion, tile_size: int, max_pixels: int) -> int:
     """Return how many windows a scene has, having checked all that its header tells; no pixel is decoded.
 
     Raises:
-        SceneTooLargeError: more than `most_pixels`, or too long a side.
+        SceneTooLargeError: more than `max_pixels`, or too long a side.
         TilewiseError: it cannot be read, or not as a scene of 10 m.
     """
     with _opened(path, question) as (dataset, _, _):
         width, height = dataset.width, dataset.height
-        longest = int(_MOST_ELONGATED * math.sqrt(most_pixels))
-        if width * height > most_pixels or max(width, height) > longest:
+        longest = int(_MAX_ELONGATED * math.sqrt(max_pixels))
+        if width * height > max_pixels or max(width, height) > longest:
             raise SceneTooLargeError(
-                f"{question.name}: {width} × {height} pixels, {most_pixels:,} and {longest:,} on a side are the most; "
+                f"{question.name}: {width} × {height} pixels, {max_pixels:,} and {longest:,} on a side are the most; "
                 "cut it with gdal_translate -srcwin, or classify it by tilewise batch"
             )
         _refuse_huge_blocks(dataset, question.name)
@@ -110,7 +117,7 @@ def answer_scene(engine: Engine, path: Path, question: SceneQuestion, report: Ca
             engine,
             dataset,
             plan,
-            question.least_valid,
+            question.min_valid_fraction,
             lambda _, done, total: report(done / (total or done)),
         )
     return AnsweredScene(question, engine, plan, place, answer)
@@ -151,17 +158,17 @@ def _opened(path: Path, question: SceneQuestion) -> Iterator[tuple[DatasetReader
     with open_geotiff(path, question.name) as dataset:
         place = place_of(dataset, question.name)
         check_ground_size(dataset, question.name)
-        yield dataset, plan_reading(dataset, question.name, question.said), place
+        yield dataset, plan_reading(dataset, question.name, question.overrides), place
 
 
 def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
     """Refuse blocks that would take as much memory as several requests may, each time that a part is read."""
     height, width = dataset.block_shapes[0]
     size = height * width * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
-    if size > _MOST_BLOCK_BYTES:
+    if size > _MAX_BLOCK_BYTES:
         raise SceneTooLargeError(
             f"{name}: its blocks of {width} × {height} pixels take {size / 2**20:.0f} MiB in all bands, "
-            f"{_MOST_BLOCK_BYTES / 2**20:.0f} MiB are the most; "
+            f"{_MAX_BLOCK_BYTES / 2**20:.0f} MiB are the most; "
             "rewrite it: gdal_translate -co TILED=YES -co BLOCKXSIZE=512 -co BLOCKYSIZE=512"
         )
 
@@ -174,7 +181,7 @@ def _feature(scene: AnsweredScene, index: int, window: WindowAnswer) -> dict[str
         "probabilities": None,
         "prediction_set": None,
         "outlier": None,
-        "valid_share": round(window.valid_share, _DIGITS),
+        "valid_fraction": round(window.valid_fraction, _DIGITS),
         "row": window.row,
         "column": window.column,
         "height": window.height,

@@ -12,10 +12,10 @@ from tilewise.bento.serving.batcher import Batcher
 from tilewise.datasets.core.tile import DN
 
 _TURN_S = 0.02  # what a request may have to wait for a portion to end
-_FIRST_PORTION, _MOST_IN_PORTION = 4, 64  # tiles
+_FIRST_PORTION, _MAX_IN_PORTION = 4, 64  # tiles
 
 
-class TurnTakingEngine(Engine):
+class ScheduledEngine(Engine):
     """Answers as `engine` does, in portions of about 20 ms between the batches of `batcher`.
 
     Args:
@@ -48,5 +48,5 @@ class TurnTakingEngine(Engine):
         seconds = max(time.perf_counter() - started, 1e-6)
         if len(portion) == self._portion:
             fitting = int(self._portion * _TURN_S / seconds)
-            self._portion = min(max(fitting, 1), 2 * self._portion, _MOST_IN_PORTION)
+            self._portion = min(max(fitting, 1), 2 * self._portion, _MAX_IN_PORTION)
         return answers

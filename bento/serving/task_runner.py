@@ -25,7 +25,7 @@ from tilewise.bento.serving.admission import Admission
 from tilewise.bento.serving.batcher import Batcher, ClosedError
 from tilewise.bento.serving.releases import Releases
 from tilewise.bento.serving.scene_answers import FORMS, SceneQuestion, answer_scene
-from tilewise.bento.serving.scheduler import TurnTakingEngine
+from tilewise.bento.serving.scheduler import ScheduledEngine
 from tilewise.bento.serving.task_store import Ledger, Limits, Task
 from tilewise.bento.settings import Settings
 from tilewise.datasets.core.errors import SceneTooLargeError, TilewiseError
@@ -98,11 +98,11 @@ class TaskRunner:
     Args:
         ledger: where tasks come from and results go to.
         work: does one; what it raises fails the task.
-        most_seconds: that a task may run.
+        max_wait_seconds: that a task may run.
     """
 
-    def __init__(self, ledger: Ledger, work: Work, most_seconds: float) -> None:
-        self._ledger, self._work, self._most_seconds = ledger, work, most_seconds
+    def __init__(self, ledger: Ledger, work: Work, max_wait_seconds: float) -> None:
+        self._ledger, self._work, self._max_wait_seconds = ledger, work, max_wait_seconds
         self._closed, self._changed = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
@@ -153,7 +153,7 @@ class TaskRunner:
             self._ledger.fail(task.id, error_body("internal", "the scene could not be worked on")["error"])
 
     def _watch(self, task: Task) -> Callable[[Share], None]:
-        until, told, share = time.monotonic() + self._most_seconds, 0.0, 0.0
+        until, told, share = time.monotonic() + self._max_wait_seconds, 0.0, 0.0
 
         def report(done: Share) -> None:
             nonlocal told, share
@@ -162,7 +162,9 @@ class TaskRunner:
             if self._closed.is_set():
                 raise StoppedError
             if now > until:
-                raise SceneTooLargeError(f"it took more than {self._most_seconds:.0f} s; cut it into smaller scenes")
+                raise SceneTooLargeError(
+                    f"it took more than {self._max_wait_seconds:.0f} s; cut it into smaller scenes"
+                )
             if now - told > _TELL_S:
                 told = now
                 if not self._ledger.advance(task.id, share):
@@ -189,8 +191,8 @@ def be_nice() -> None:
             _LOG.debug("the priority of a thread cannot be set here")
 
 
-_MOST_AT_ONCE = 2
-_MOST_WAITING = 32
+_MAX_AT_ONCE = 2
+_MAX_WAITING = 32
 
 CLIENT_GONE = 499  # nobody reads it; it is what logs know such a request by
 
@@ -224,18 +226,18 @@ class Scenes:
     @classmethod
     def start(cls, settings: Settings, releases: Releases, batcher: Batcher[Any, Any]) -> "Scenes":
         """Open the ledger and begin to work on tasks, by the model that answers when each is begun."""
-        limits = Limits(settings.most_tasks, settings.tasks_bytes, settings.tasks_kept)
+        limits = Limits(settings.max_tasks, settings.tasks_bytes, settings.tasks_kept)
         ledger = Ledger(Path(settings.tasks or shared_folder()), limits)
 
         def work(task: Task, report: Callable[[Share], None]) -> Mapping[str, bytes]:
-            engine = TurnTakingEngine(releases.champion, batcher, lambda: report(None))
+            engine = ScheduledEngine(releases.champion, batcher, lambda: report(None))
             scene = answer_scene(engine, ledger.source(task.id), SceneQuestion.from_json(task.asked), report)
             metrics.SCENES.labels("task").inc()
             return {file_of(form): tell(scene) for form, tell in FORMS.items()}
 
         runner = TaskRunner(ledger, work, settings.task_seconds)
-        room = Admission(_MOST_AT_ONCE, _MOST_WAITING, settings.most_seconds)
-        threads = ThreadPoolExecutor(_MOST_AT_ONCE, "scenes", initializer=be_nice)
+        room = Admission(_MAX_AT_ONCE, _MAX_WAITING, settings.max_wait_seconds)
+        threads = ThreadPoolExecutor(_MAX_AT_ONCE, "scenes", initializer=be_nice)
         return cls(ledger, runner, room, threads, batcher)
 
     async def answer(self, request: Request, work: Unhurried[Value]) -> Value:
@@ -253,7 +255,7 @@ class Scenes:
 
         async with self.room.room(1):
             loop = asyncio.get_running_loop()
-            doing = loop.run_in_executor(self.threads, work, lambda e: TurnTakingEngine(e, self.batcher, check))
+            doing = loop.run_in_executor(self.threads, work, lambda e: ScheduledEngine(e, self.batcher, check))
             leaving = asyncio.create_task(_gone(request))
             either: list[asyncio.Future[Any]] = [doing, leaving]
             try:

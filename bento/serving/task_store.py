@@ -23,8 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-_MOST_SILENT = 20.0  # seconds without a sign of life, after which a process is taken for dead
-_MOST_ATTEMPTS = 2
+_MAX_SILENT = 20.0  # seconds without a sign of life, after which a process is taken for dead
+_MAX_ATTEMPTS = 2
 _SOURCE = "scene.tif"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, alive REAL NOT NULL);
@@ -66,13 +66,13 @@ class Limits:
     """How much is held, and for how long.
 
     Attributes:
-        most_waiting: tasks that wait.
-        most_bytes: of all scenes and results together.
+        max_waiting: tasks that wait.
+        max_bytes: of all scenes and results together.
         kept: seconds that a result can be had; for as long again it is known that there was one.
     """
 
-    most_waiting: int = 32
-    most_bytes: int = 4 * 2**30
+    max_waiting: int = 32
+    max_bytes: int = 4 * 2**30
     kept: float = 3600.0
 
 
@@ -142,7 +142,7 @@ class Ledger:
         task_id = secrets.token_urlsafe(24)
         with self._changing() as database:
             (held,) = database.execute("SELECT coalesce(sum(bytes), 0) FROM tasks").fetchone()
-            if held + size > self.limits.most_bytes:
+            if held + size > self.limits.max_bytes:
                 raise FullError(tasks=False)
             database.execute(
                 "INSERT INTO tasks (id, owner, state, worker, bytes, created) VALUES (?, ?, ?, ?, ?, ?)",
@@ -160,7 +160,7 @@ class Ledger:
         size = self.source(task_id).stat().st_size
         with self._changing() as database:
             (waiting,) = database.execute("SELECT count(*) FROM tasks WHERE state = ?", (State.WAITING,)).fetchone()
-            if waiting >= self.limits.most_waiting:
+            if waiting >= self.limits.max_waiting:
                 raise FullError(tasks=True)
             database.execute(
                 "UPDATE tasks SET state = ?, worker = NULL, asked = ?, windows = ?, bytes = ? WHERE id = ?",
@@ -321,7 +321,7 @@ _WITHOUT_FILES = (State.FAILED, State.EXPIRED)
 
 def _forget_dead(database: sqlite3.Connection, now: float) -> None:
     for name, alive in database.execute("SELECT name, alive FROM workers").fetchall():
-        if now - alive > _MOST_SILENT or _has_ended(name):
+        if now - alive > _MAX_SILENT or _has_ended(name):
             database.execute("DELETE FROM workers WHERE name = ?", (name,))
 
 
@@ -334,7 +334,7 @@ def _take_up(database: sqlite3.Connection, now: float) -> None:
     database.execute(
         "UPDATE tasks SET state = ?, worker = NULL, bytes = 0, finished = ?, error = ? "
         "WHERE state = ? AND attempts >= ? AND worker NOT IN (SELECT name FROM workers)",
-        (State.FAILED, now, json.dumps(LOST), State.RUNNING, _MOST_ATTEMPTS),
+        (State.FAILED, now, json.dumps(LOST), State.RUNNING, _MAX_ATTEMPTS),
     )
     database.execute(
         "UPDATE tasks SET state = ?, worker = NULL, progress = 0 "

@@ -3,6 +3,6 @@
 from tilewise.bento.stream.allow_list import Places
 from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, Fate
 from tilewise.bento.stream.queue import Queue
-from tilewise.bento.stream.worker import Desk, DeskOptions
+from tilewise.bento.stream.worker import SceneWorker, SceneWorkerOptions
 
-__all__ = ["Consumer", "ConsumerOptions", "Desk", "DeskOptions", "Fate", "Places", "Queue"]
+__all__ = ["Consumer", "ConsumerOptions", "Fate", "Places", "Queue", "SceneWorker", "SceneWorkerOptions"]

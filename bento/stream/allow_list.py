@@ -33,55 +33,57 @@ class Places:
     addresses: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, said: Sequence[str]) -> "Places":
+    def parse(cls, overrides: Sequence[str]) -> "Places":
         """Return what an operator names: folders, `https://host/path/`, or `s3://bucket/path/=https://host/path/`.
 
         Raises:
             TilewiseError: nothing is named, a folder is not there, or an address cannot be read.
         """
-        if not said:
+        if not overrides:
             raise TilewiseError(
                 "no place is allowed, so every notice would be refused; name folders or addresses (--allow)"
             )
-        texts = [text for text in said if "://" in text]
-        folders = [_folder(text) for text in said if text not in texts]
+        texts = [text for text in overrides if "://" in text]
+        folders = [_folder(text) for text in overrides if text not in texts]
         return cls(tuple(folders), tuple(_mapping(text) for text in texts))
 
-    def admit(self, said: str) -> str | Path:
+    def admit(self, overrides: str) -> str | Path:
         """Return what is to be read for a path or an address in a notice: a path without links, or an http(s) address.
 
         Raises:
             NoticeError: it is neither, or lies outside what is allowed.
         """
-        if not said or len(said) > _LONGEST or _UNPRINTABLE.search(said):
+        if not overrides or len(overrides) > _LONGEST or _UNPRINTABLE.search(overrides):
             raise NoticeError(f"a place is 1 to {_LONGEST} printable characters; this one is not")
-        parts = _split(said)
+        parts = _split(overrides)
         if parts.scheme == "file" and parts.netloc in ("", "localhost"):
             return self._admit_path(unquote(parts.path))
         if parts.scheme in _SCHEMES:
             return self._admit_address(parts)
-        if parts.scheme or "://" in said:
+        if parts.scheme or "://" in overrides:
             raise NoticeError(
-                f"{_told(said)}: {parts.scheme or 'such'} addresses are not read; send a path, http(s) or s3"
+                f"{_told(overrides)}: {parts.scheme or 'such'} addresses are not read; send a path, http(s) or s3"
             )
-        return self._admit_path(said)
+        return self._admit_path(overrides)
 
-    def _admit_path(self, said: str) -> Path:
+    def _admit_path(self, overrides: str) -> Path:
         """Return the file of a path; one that is not absolute starts at the first folder that has it."""
-        if "\x00" in said or any(len(os.fsencode(part)) > _LONGEST_PART for part in said.split("/")):
+        if "\x00" in overrides or any(len(os.fsencode(part)) > _LONGEST_PART for part in overrides.split("/")):
             raise NoticeError(f"a path holds no NUL, and no name longer than {_LONGEST_PART} bytes")
-        found = [path for path in self._candidates(said) if any(_is_below(path, folder) for folder in self.folders)]
+        found = [
+            path for path in self._candidates(overrides) if any(_is_below(path, folder) for folder in self.folders)
+        ]
         if not found:
             raise NoticeError(
-                f"{_told(said)}: outside what this consumer may read; the operator allows places by --allow"
+                f"{_told(overrides)}: outside what this consumer may read; the operator allows places by --allow"
             )
         return next((path for path in found if path.exists()), found[0])
 
-    def _candidates(self, said: str) -> Iterator[Path]:
+    def _candidates(self, overrides: str) -> Iterator[Path]:
         """Give the paths that may be meant, with links followed."""
         for start in self.folders:
             try:
-                yield (start / said).resolve()
+                yield (start / overrides).resolve()
             except (OSError, RuntimeError):  # a loop of links, or a name that is too long
                 continue
 
@@ -102,11 +104,11 @@ def _folder(text: str) -> Path:
 
 
 def _mapping(text: str) -> tuple[str, str]:
-    said, _, read_as = text.partition("=")
-    beginning, target = (_beginning(part or said) for part in (said, read_as))
+    overrides, _, read_as = text.partition("=")
+    beginning, target = (_beginning(part or overrides) for part in (overrides, read_as))
     if urlsplit(target).scheme not in _READABLE:
         raise TilewiseError(
-            f"--allow {text}: files are read by http(s); say how: {said}=https://bucket.s3.region.amazonaws.com/path/"
+            f"--allow {text}: files are read by http(s); say how: {overrides}=https://bucket.s3.region.amazonaws.com/path/"
         )
     return beginning, target
 
@@ -122,9 +124,9 @@ def _beginning(text: str) -> str:
     return address if address.endswith("/") else f"{address}/"
 
 
-def _split(said: str) -> SplitResult:
+def _split(overrides: str) -> SplitResult:
     try:
-        parts = urlsplit(said)
+        parts = urlsplit(overrides)
         parts.port  # noqa: B018 - it is parsed, and refused, when it is asked for
     except ValueError as error:
         raise NoticeError("it holds no sound address") from error
@@ -148,6 +150,6 @@ def _is_below(path: Path, folder: Path) -> bool:
     return path != folder and path.is_relative_to(folder)
 
 
-def _told(said: str) -> str:
+def _told(overrides: str) -> str:
     """Return a place as it may be told: without a query or a password, which may open something."""
-    return shown(said) if "://" in said else said
+    return shown(overrides) if "://" in overrides else overrides

@@ -22,9 +22,9 @@ from tilewise.bento.results.writer import OutputOptions
 from tilewise.bento.settings import find_model
 from tilewise.bento.stream.allow_list import Places
 from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, Fate, serve
-from tilewise.bento.stream.notices import MOST_BYTES
+from tilewise.bento.stream.notices import MAX_BYTES
 from tilewise.bento.stream.queue import LONGEST_HIDDEN, Queue
-from tilewise.bento.stream.worker import Desk, DeskOptions
+from tilewise.bento.stream.worker import SceneWorker, SceneWorkerOptions
 from tilewise.datasets.core.console import one_line_errors, with_options
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.scenes import SceneOptions
@@ -120,24 +120,22 @@ def bound_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options beyond which nothing is worked on."""
     options = (
         click.option(
-            "--most-seconds",
+            "--max-seconds",
             default=3600.0,
             show_default=True,
             type=click.FloatRange(1, LONGEST_HIDDEN),
             help="That a scene may take.",
         ),
         click.option(
-            "--most-pixels",
+            "--max-pixels",
             default=500_000_000,
             show_default=True,
             type=click.IntRange(1),
             help="Of a scene: width × height. A whole Sentinel-2 tile has 120,560,400.",
         ),
+        click.option("--max-bytes", default=MAX_BYTES, show_default=True, type=click.IntRange(1), help="Of a notice."),
         click.option(
-            "--most-bytes", default=MOST_BYTES, show_default=True, type=click.IntRange(1), help="Of a notice."
-        ),
-        click.option(
-            "--least-free",
+            "--min-free",
             default=2**30,
             show_default=True,
             type=click.IntRange(0),
@@ -182,7 +180,7 @@ def main(
     precision: str,
     metrics: str | None,
     log: str | None,
-    **said: Any,
+    **overrides: Any,
 ) -> None:
     """Classify the scenes that notices in an SQS queue tell of, until SIGTERM or Ctrl-C.
 
@@ -216,15 +214,15 @@ def main(
     _log_as(log)
     places, waiting = Places.parse(allow), Queue(queue, dead_letters, results)
     engine = Engine(pick(find_model(Path(model) if model else None), Precision(precision)), NETWORK_THREADS)
-    consumer = _consumer(waiting, engine, out, places, **said)
+    consumer = _consumer(waiting, engine, out, places, **overrides)
     if metrics:
         serve(metrics)
     sys.exit(_run(consumer, waiting, engine))
 
 
-def _log_as(said: str | None) -> None:
-    configure(LogStyle(said) if said else LogStyle.TEXT if sys.stderr.isatty() else LogStyle.JSON)
-    if said == LogStyle.OFF:
+def _log_as(overrides: str | None) -> None:
+    configure(LogStyle(overrides) if overrides else LogStyle.TEXT if sys.stderr.isatty() else LogStyle.JSON)
+    if overrides == LogStyle.OFF:
         _LOG.setLevel(logging.WARNING)
 
 
@@ -239,34 +237,34 @@ def _consumer(
     coverage: float,
     stride: int,
     cell: int,
-    least_valid: float,
-    most_pixels: int,
+    min_valid_fraction: float,
+    max_pixels: int,
     receives: int | None,
-    **said: Any,
+    **overrides: Any,
 ) -> Consumer:
-    pace = {name: said.pop(name) for name in ConsumerOptions.__slots__ if name in said}
-    reading: SceneOptions = make_scene_options(**said)
+    pace = {name: overrides.pop(name) for name in ConsumerOptions.__slots__ if name in overrides}
+    reading: SceneOptions = make_scene_options(**overrides)
     threads = max(1, usable_cores() // pace["in_flight"])
-    work = DeskOptions(
-        GridOptions(stride, least_valid, cell), OutputOptions(outputs, formats, coverage), threads, most_pixels
+    work = SceneWorkerOptions(
+        GridOptions(stride, min_valid_fraction, cell), OutputOptions(outputs, formats, coverage), threads, max_pixels
     )
     options = ConsumerOptions(places, reading, receives=receives_of(queue, receives), **pace)
-    return Consumer(queue, Desk(out, engine, work), out, options)
+    return Consumer(queue, SceneWorker(out, engine, work), out, options)
 
 
-def receives_of(queue: Queue, said: int | None) -> int:
+def receives_of(queue: Queue, overrides: int | None) -> int:
     """Return how often a notice may be received.
 
     Raises:
         TilewiseError: the queue itself would bury notices before, and tell no reason.
     """
     policy = queue.redrive
-    if said and policy and said > policy.receives:
+    if overrides and policy and overrides > policy.receives:
         raise TilewiseError(
-            f"--receives {said}: the redrive policy of {queue.url} takes notices away after {policy.receives} times, "
+            f"--receives {overrides}: the redrive policy of {queue.url} takes notices away after {policy.receives} times, "
             "without a reason; allow no more than it does"
         )
-    return said or (policy.receives if policy else _USUAL_RECEIVES)
+    return overrides or (policy.receives if policy else _USUAL_RECEIVES)
 
 
 def _run(consumer: Consumer, queue: Queue, engine: Engine) -> int:

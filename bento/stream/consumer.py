@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from tilewise.bento.batch.manifest import SceneOutcome, State
 from tilewise.bento.stream.allow_list import Places
 from tilewise.bento.stream.leases import Lease, Leases, StopWork
-from tilewise.bento.stream.notices import MOST_BYTES, Told, parse_notice, scene_of
+from tilewise.bento.stream.notices import MAX_BYTES, Told, parse_notice, scene_of
 from tilewise.bento.stream.queue import LONGEST_HIDDEN, Message, Queue
-from tilewise.bento.stream.worker import Desk
+from tilewise.bento.stream.worker import SceneWorker
 from tilewise.datasets.core.errors import FolderBusyError, NoticeError, QueueError, SceneTooLargeError, TilewiseError
 from tilewise.datasets.scenes import SceneOptions
 
@@ -92,9 +92,9 @@ class ConsumerOptions:
         wait: seconds that one question for notices waits for an answer (0-20).
         receives: times that a notice may be received before it goes to the dead letters.
         retry_seconds: after which a scene that failed is tried again; doubled each time.
-        most_seconds: that a scene may take.
-        most_bytes: of a message.
-        least_free: bytes of the disk without which no notice is taken.
+        max_wait_seconds: that a scene may take.
+        max_bytes: of a message.
+        min_free: bytes of the disk without which no notice is taken.
         grace: seconds that scenes in work have when the consumer is told to end; then they are given back.
         idle: seconds without notices, after which the consumer ends; None: it never does.
     """
@@ -106,9 +106,9 @@ class ConsumerOptions:
     wait: int = 5
     receives: int = 5
     retry_seconds: int = 30
-    most_seconds: float = 3600.0
-    most_bytes: int = MOST_BYTES
-    least_free: int = 2**30
+    max_wait_seconds: float = 3600.0
+    max_bytes: int = MAX_BYTES
+    min_free: int = 2**30
     grace: float = 20.0
     idle: float | None = None
 
@@ -132,12 +132,12 @@ class Consumer:
         options: how notices are taken.
     """
 
-    def __init__(self, queue: Queue, desk: Desk, out: Path, options: ConsumerOptions) -> None:
-        self._queue, self._desk, self._out, self._options = queue, desk, out, options
+    def __init__(self, queue: Queue, worker: SceneWorker, out: Path, options: ConsumerOptions) -> None:
+        self._queue, self._worker, self._out, self._options = queue, worker, out, options
         self._returning = threading.Event()
         self._stops = self._failures = 0
         self._paused = False  # for want of room on the disk
-        self._leases = Leases(queue, options.lease, options.most_seconds, self._returning)
+        self._leases = Leases(queue, options.lease, options.max_wait_seconds, self._returning)
         self._running: set[Future[Fate]] = set()
         self._fates: collections.Counter[Fate] = collections.Counter()
 
@@ -194,9 +194,9 @@ class Consumer:
 
     def _has_disk(self) -> bool:
         free = shutil.disk_usage(self._out).free
-        paused = free < self._options.least_free
+        paused = free < self._options.min_free
         if paused != self._paused:
-            fields = {"paused": paused, "free_bytes": free, "least_free_bytes": self._options.least_free}
+            fields = {"paused": paused, "free_bytes": free, "min_free_bytes": self._options.min_free}
             _LOG.warning("notices wait while the disk of the results is nearly full", extra={"fields": fields})
         self._paused = paused
         PAUSED.set(paused)
@@ -235,10 +235,10 @@ class Consumer:
             raise StopWork
         if message.receives > self._options.receives:
             raise NoticeError(f"it was received {message.receives} times, and no consumer lived to see its end")
-        notice = parse_notice(message.body, self._options.most_bytes)
+        notice = parse_notice(message.body, self._options.max_bytes)
         told = scene_of(notice, self._options.places, self._options.reading)
         outcome = self._classified(told, lease)
-        self._publish(self._desk.result(told, outcome, notice.id), lease)
+        self._publish(self._worker.result(told, outcome, notice.id), lease)
         fate = Fate.KEPT if outcome.state is State.KEPT else Fate.DONE
         shown = {"scene": told.place, "folder": told.folder, "windows": outcome.windows, "outliers": outcome.outliers}
         return Verdict(fate, told=shown)
@@ -247,7 +247,7 @@ class Consumer:
         """Classify a scene, or wait for whoever is at it: given back, its notice would be received too often."""
         while True:
             try:
-                return self._desk.classify(told, lease.check)
+                return self._worker.classify(told, lease.check)
             except FolderBusyError:
                 self._wait(lease, self._options.retry_seconds)
 

@@ -30,23 +30,23 @@ class Lease:
 
     Args:
         message: it.
-        most_seconds: that it may be worked on.
+        max_wait_seconds: that it may be worked on.
         longest: seconds that it may be held at all.
         stopping: set when whatever is in work is to be given back.
     """
 
-    def __init__(self, message: Message, most_seconds: float, longest: float, stopping: threading.Event) -> None:
+    def __init__(self, message: Message, max_wait_seconds: float, longest: float, stopping: threading.Event) -> None:
         self.message = message
-        self._began, self._most, self._longest, self._stopping = time.monotonic(), most_seconds, longest, stopping
+        self._began, self._limit, self._longest, self._stopping = time.monotonic(), max_wait_seconds, longest, stopping
 
     @property
     def is_overdue(self) -> bool:
         """Whether it was held too long."""
-        return time.monotonic() > self._began + self._most
+        return time.monotonic() > self._began + self._limit
 
     def keep(self) -> None:
         """Hold it as long as SQS allows: its scene is done, and only its result waits to be taken."""
-        self._most = self._longest
+        self._limit = self._longest
 
     def check(self) -> None:
         """Go on only where the work may; called between strips of a scene.
@@ -58,7 +58,7 @@ class Lease:
         if self._stopping.is_set():
             raise StopWork
         if self.is_overdue:
-            raise TilewiseError(f"it took more than {self._most:g} s; allow more by --most-seconds")
+            raise TilewiseError(f"it took more than {self._limit:g} s; allow more by --max-seconds")
 
 
 class Leases:
@@ -67,14 +67,14 @@ class Leases:
     Args:
         queue: that they came from.
         seconds: of a lease.
-        most_seconds: that a message may be held; no more than SQS allows.
+        max_wait_seconds: that a message may be held; no more than SQS allows.
         stopping: set when whatever is in work is to be given back.
     """
 
-    def __init__(self, queue: Hides, seconds: int, most_seconds: float, stopping: threading.Event) -> None:
+    def __init__(self, queue: Hides, seconds: int, max_wait_seconds: float, stopping: threading.Event) -> None:
         self._queue, self._seconds, self._stopping = queue, seconds, stopping
         self._longest = LONGEST_HIDDEN - seconds
-        self._most = min(most_seconds, self._longest)
+        self._limit = min(max_wait_seconds, self._longest)
         self._held: dict[str, Lease] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
@@ -90,7 +90,7 @@ class Leases:
     @contextmanager
     def hold(self, message: Message) -> Iterator[Lease]:
         """Hold a message for the length of the block."""
-        lease = self._held[message.receipt] = Lease(message, self._most, self._longest, self._stopping)
+        lease = self._held[message.receipt] = Lease(message, self._limit, self._longest, self._stopping)
         try:
             yield lease
         finally:

@@ -10,16 +10,16 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from tilewise.bento.batch.run import find
 from tilewise.bento.stream.allow_list import Places
-from tilewise.datasets.core.console import make_statement
+from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.errors import NoticeError, SceneError, TilewiseError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes import SceneOptions, SceneSource
 from tilewise.datasets.scenes.rasters import RASTER_SUFFIXES, fetch_text, is_remote, shown
 from tilewise.datasets.scenes.safe import METADATA_NAMES, is_safe
 from tilewise.datasets.scenes.search import Kind
 from tilewise.datasets.scenes.stac import Item, bands_of, places_of
 
-MOST_BYTES = 256 * 2**10
+MAX_BYTES = 256 * 2**10
 _LONGEST_ID = 256
 _TEXTS, _NUMBERS = ("bands", "level"), ("scale", "offset")
 _KEYS = frozenset({"scene", "id", *_TEXTS, *_NUMBERS})
@@ -40,23 +40,25 @@ class Notice:
     scene: str = ""
     item: dict[str, Any] = field(default_factory=dict)
     id: str = ""
-    said: Statement = field(default_factory=Statement)
+    overrides: ReadOptions = field(default_factory=ReadOptions)
 
-    def fill(self, otherwise: Statement) -> Statement:
+    def fill(self, otherwise: ReadOptions) -> ReadOptions:
         """Return what is said of the scene: by the notice, else by the operator."""
-        told = {item.name: getattr(self.said, item.name) for item in fields(Statement)}
-        return Statement(**{name: getattr(otherwise, name) if said is None else said for name, said in told.items()})
+        told = {item.name: getattr(self.overrides, item.name) for item in fields(ReadOptions)}
+        return ReadOptions(
+            **{name: getattr(otherwise, name) if overrides is None else overrides for name, overrides in told.items()}
+        )
 
 
-def parse_notice(body: str, most_bytes: int = MOST_BYTES) -> Notice:
+def parse_notice(body: str, max_bytes: int = MAX_BYTES) -> Notice:
     """Return what a message says.
 
     Raises:
         NoticeError: it is too long, no JSON, of no known form, or says what cannot be.
     """
-    if len(body.encode(errors="replace")) > most_bytes:
+    if len(body.encode(errors="replace")) > max_bytes:
         raise NoticeError(
-            f"the message is longer than {most_bytes:,} bytes; send the scene's address instead of its content"
+            f"the message is longer than {max_bytes:,} bytes; send the scene's address instead of its content"
         )
     content = _object(body, "the message")
     if "Type" in content:
@@ -91,16 +93,18 @@ def _refuse(constant: str) -> float:
 def _of_plain(content: dict[str, Any]) -> Notice:
     if unknown := sorted(set(content) - _KEYS):
         raise NoticeError(f"the message has the unknown key {unknown[0][:80]!r}; known are {', '.join(sorted(_KEYS))}")
-    return Notice(scene=_text(content, "scene"), id=_text(content, "id")[:_LONGEST_ID], said=_statement(content))
+    return Notice(
+        scene=_text(content, "scene"), id=_text(content, "id")[:_LONGEST_ID], overrides=_read_options(content)
+    )
 
 
-def _statement(content: dict[str, Any]) -> Statement:
+def _read_options(content: dict[str, Any]) -> ReadOptions:
     bands, level = (_text(content, key) or None for key in _TEXTS)
     scale, offset = (_number(content, key) for key in _NUMBERS)
     if level and level.upper() not in set(Level):
         raise NoticeError(f"level is {' or '.join(Level)}, not {level[:80]!r}")
     try:
-        return make_statement(bands, level, scale, offset)
+        return make_read_options(bands, level, scale, offset)
     except TilewiseError as error:
         raise NoticeError(str(error)) from error
 
@@ -124,7 +128,7 @@ def _number(content: dict[str, Any], key: str) -> float | None:
         raise NoticeError(f"{key} is too large a number") from error
 
 
-_MOST_ITEM_BYTES = 4 * 2**20
+_MAX_ITEM_BYTES = 4 * 2**20
 _JSON_SUFFIXES = (".json", ".geojson")
 _LONGEST_NAME = 100
 
@@ -151,7 +155,7 @@ def scene_of(notice: Notice, places: Places, options: SceneOptions) -> Told:
         NoticeError: it leads where it may not, to what is no scene, or to several.
         TilewiseError: what it names is not there, or cannot be read now.
     """
-    options = replace(options, said=notice.fill(options.said))
+    options = replace(options, overrides=notice.fill(options.overrides))
     if notice.item:
         return _of_item(notice.item, _self_of(notice.item), places, options)
     place = places.admit(notice.scene)
@@ -249,14 +253,14 @@ def _self_of(content: dict[str, Any]) -> str:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_MOST_ITEM_BYTES + 1)
+            return file.read(_MAX_ITEM_BYTES + 1)
     except OSError as error:
         raise SceneError(f"{path.name}: it cannot be read: {error.strerror}") from error
 
 
 def _load(text: bytes, name: str) -> dict[str, Any]:
-    if len(text) > _MOST_ITEM_BYTES:
-        raise NoticeError(f"{name}: longer than {_MOST_ITEM_BYTES // 2**20} MiB, too long for a STAC item")
+    if len(text) > _MAX_ITEM_BYTES:
+        raise NoticeError(f"{name}: longer than {_MAX_ITEM_BYTES // 2**20} MiB, too long for a STAC item")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

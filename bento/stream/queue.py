@@ -16,7 +16,7 @@ from tilewise.datasets.core.errors import QueueError, TilewiseError
 
 LONGEST_HIDDEN = 12 * 3600
 """Seconds that SQS hides a message at the longest, from when it was received."""
-MOST_AT_ONCE = 10
+MAX_AT_ONCE = 10
 _LONGEST_REASON = 1000
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # which SQS refuses
 _PATIENCE = 20.0
@@ -84,12 +84,12 @@ class Queue:
         with _explained(self.url):
             answer = self._sqs.receive_message(
                 QueueUrl=self.url,
-                MaxNumberOfMessages=min(count, MOST_AT_ONCE),
+                MaxNumberOfMessages=min(count, MAX_AT_ONCE),
                 WaitTimeSeconds=seconds,
                 VisibilityTimeout=lease,
                 MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
-        return [_message(said) for said in answer.get("Messages", [])]
+        return [_message(overrides) for overrides in answer.get("Messages", [])]
 
     def hide(self, message: Message, seconds: int) -> None:
         """Let others not see a message for so long from now; 0: give it back at once.
@@ -152,8 +152,8 @@ class Queue:
 
     def _policy(self) -> Redrive | None:
         with _explained(self.url):
-            said = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["RedrivePolicy"])
-        text = said.get("Attributes", {}).get("RedrivePolicy")
+            overrides = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["RedrivePolicy"])
+        text = overrides.get("Attributes", {}).get("RedrivePolicy")
         policy = json.loads(text) if text else None
         return Redrive(policy["deadLetterTargetArn"], int(policy["maxReceiveCount"])) if policy else None
 
@@ -213,17 +213,17 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def _refusal(said: Mapping[str, Any]) -> str:
+def _refusal(overrides: Mapping[str, Any]) -> str:
     """Return what AWS says of a refusal, and the way out of the usual ones."""
-    code = str(said.get("Code", "refused"))
+    code = str(overrides.get("Code", "refused"))
     way = next((way for word, way in _WAYS_OUT.items() if word in code), "")
-    return f"{code}: {said.get('Message', '')}{way}"
+    return f"{code}: {overrides.get('Message', '')}{way}"
 
 
-def _message(said: Mapping[str, Any]) -> Message:
-    told = said.get("Attributes", {})
+def _message(overrides: Mapping[str, Any]) -> Message:
+    told = overrides.get("Attributes", {})
     receives, sent = int(told.get("ApproximateReceiveCount", 1)), int(told.get("SentTimestamp", 0)) / 1000
-    return Message(said["MessageId"], said["Body"], said["ReceiptHandle"], receives, sent)
+    return Message(overrides["MessageId"], overrides["Body"], overrides["ReceiptHandle"], receives, sent)
 
 
 def _attribute(value: str) -> dict[str, str]:

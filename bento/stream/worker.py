@@ -25,23 +25,23 @@ _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class DeskOptions:
+class SceneWorkerOptions:
     """How scenes are classified.
 
     Attributes:
         grid: of windows.
         outputs: what is kept.
         threads: that work on a scene together.
-        most_pixels: of a scene.
+        max_pixels: of a scene.
     """
 
     grid: GridOptions
     outputs: OutputOptions
     threads: int
-    most_pixels: int
+    max_pixels: int
 
 
-class Desk:
+class SceneWorker:
     """Where scenes are classified. Its methods may be called from several threads.
 
     Args:
@@ -54,7 +54,7 @@ class Desk:
         OSError: the folder cannot be made.
     """
 
-    def __init__(self, out: Path, engine: Engine, options: DeskOptions) -> None:
+    def __init__(self, out: Path, engine: Engine, options: SceneWorkerOptions) -> None:
         options.outputs.check(engine.metadata)
         options.grid.check(engine.metadata.tile_size)
         grid = replace(options.grid, keep_probabilities=Output.PROBABILITIES in options.outputs.kinds)
@@ -115,14 +115,14 @@ class Desk:
             return None
         (row,) = (row for row in pq.read_table(table).to_pylist() if row["class"] is not None)
         shares = {name: round(row[f"p_{name}"], 6) for name in self._engine.metadata.classes}
-        return {"class": row["class"], "probabilities": shares, "valid_share": round(row["valid_share"], 6)}
+        return {"class": row["class"], "probabilities": shares, "valid_fraction": round(row["valid_fraction"], 6)}
 
     def _measure(self, told: Told) -> None:
         with told.source.open() as scene:
             pixels = scene.width * scene.height
-        if pixels > self._options.most_pixels:
+        if pixels > self._options.max_pixels:
             raise SceneTooLargeError(
-                f"{told.place}: {pixels:,} pixels, more than {self._options.most_pixels:,}; allow more by --most-pixels"
+                f"{told.place}: {pixels:,} pixels, more than {self._options.max_pixels:,}; allow more by --max-pixels"
             )
 
     def _plan(self, manifest: Manifest) -> WorkPlan:

@@ -104,8 +104,8 @@ def _attempt(client: httpx.Client, job: Download, report: Report) -> None:
     # The bytes must be those of the file, which is what ranges count and checksums are about.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with client.stream("GET", job.url, headers=headers) as response:
-        start, said = _place_of(response, job, done)
-        size = _agreed_size(job, said)
+        start, overrides = _place_of(response, job, done)
+        size = _agreed_size(job, overrides)
         if response.status_code != _OUTSIDE:
             with writing_to(job.part.parent, None if size is None else size - start):
                 _receive(response, job, start, size, report)
@@ -133,15 +133,15 @@ def _place_of(response: httpx.Response, job: Download, done: int) -> tuple[int, 
     raise job.failure(reason)
 
 
-def _agreed_size(job: Download, said: int | None) -> int | None:
+def _agreed_size(job: Download, overrides: int | None) -> int | None:
     """Return the size in bytes that is published, else what the server has said, if that is acceptable."""
-    if said is None or said == job.size:
+    if overrides is None or overrides == job.size:
         return job.size
     if job.size is not None:
-        raise job.failure(f"the server offers {said:,} bytes, but the published file has {job.size:,}")
-    if said > job.limits.max_bytes:
-        raise job.failure(f"{said:,} bytes are more than the {job.limits.max_bytes:,} allowed")
-    return said
+        raise job.failure(f"the server offers {overrides:,} bytes, but the published file has {job.size:,}")
+    if overrides > job.limits.max_bytes:
+        raise job.failure(f"{overrides:,} bytes are more than the {job.limits.max_bytes:,} allowed")
+    return overrides
 
 
 def _receive(response: httpx.Response, job: Download, start: int, size: int | None, report: Report) -> None:

@@ -51,7 +51,7 @@ _PATH_AT_B01 = 0.10  # the path reflectance at 443 nm; elsewhere it falls with t
 _CIRRUS = 0.001  # B10 sees no ground: about 10 DN under a clear sky
 _VAPOUR = 0.38  # share of B09 that water vapour lets through
 _NOISE_DN = 9.0
-_NOISE_SHARE = 0.006
+_NOISE_FRACTION = 0.006
 
 _ROWS, _COLUMNS = np.mgrid[0:TILE_SIZE, 0:TILE_SIZE] - (TILE_SIZE - 1) / 2
 
@@ -74,7 +74,7 @@ class Plots:
     """Land cut into plots; each array is (64, 64), lengths are in pixels.
 
     Attributes:
-        number: which plot a pixel lies in, below _MOST_PLOTS².
+        number: which plot a pixel lies in, below _MAX_PLOTS².
         edge: distance to the plot's edge.
         along: position on an axis parallel to two of the plot's sides.
         across: position on the axis at right angles to it.
@@ -86,7 +86,7 @@ class Plots:
     across: Floats
 
     def draw(self, values: Floats) -> Floats:
-        """Return (64, 64): for each pixel the value of its plot, of `values` (_MOST_PLOTS²,)."""
+        """Return (64, 64): for each pixel the value of its plot, of `values` (_MAX_PLOTS²,)."""
         return values[self.number]
 
 
@@ -105,7 +105,7 @@ def _observe(ground: Ground, rng: np.random.Generator) -> DN:
     surface = rows.transpose(1, 0, 2) * ground.light * np.exp(rng.normal(0, 0.08))
     haze = rng.uniform(0.85, 1.2)
     dn = QUANTIFICATION * (haze * _PATH[:, None, None] + _GAS[:, None, None] * surface)
-    spread = _NOISE_SHARE * dn + _NOISE_DN * (_GAS[:, None, None] > 0)
+    spread = _NOISE_FRACTION * dn + _NOISE_DN * (_GAS[:, None, None] > 0)
     dn += spread * rng.standard_normal(dn.shape)
     dn = _SAMPLING @ dn @ _SAMPLING.transpose(0, 2, 1)
     dn[_B10] += rng.normal(0, 1.5, dn[_B10].shape)
@@ -207,21 +207,21 @@ def _axes(rng: np.random.Generator) -> tuple[Floats, Floats]:
     return along, across
 
 
-_MOST_PLOTS = 64  # in either direction, far more than a tile shows
+_MAX_PLOTS = 64  # in either direction, far more than a tile shows
 
 
-def _plots(rng: np.random.Generator, least: float, most: float) -> Plots:
+def _plots(rng: np.random.Generator, minimum: float, maximum: float) -> Plots:
     """Cut the land into strips, and each strip into rectangles, of `least` to `most` px."""
     along, across = _axes(rng)
     reach = -2.0 * TILE_SIZE
-    strips = reach + np.cumsum(rng.uniform(least, most, _MOST_PLOTS))
+    strips = reach + np.cumsum(rng.uniform(minimum, maximum, _MAX_PLOTS))
     strip = np.searchsorted(strips, across)
-    cuts = reach + np.cumsum(rng.uniform(least, most, _MOST_PLOTS))
-    shifted = along + rng.uniform(0, most, _MOST_PLOTS)[strip]
+    cuts = reach + np.cumsum(rng.uniform(minimum, maximum, _MAX_PLOTS))
+    shifted = along + rng.uniform(0, maximum, _MAX_PLOTS)[strip]
     piece = np.searchsorted(cuts, shifted)
     to_side = np.minimum(across - strips[strip - 1], strips[strip] - across)
     to_end = np.minimum(shifted - cuts[piece - 1], cuts[piece] - shifted)
-    return Plots(strip * _MOST_PLOTS + piece, np.minimum(to_side, to_end), along, across)
+    return Plots(strip * _MAX_PLOTS + piece, np.minimum(to_side, to_end), along, across)
 
 
 def _cells(rng: np.random.Generator, along: Floats, across: Floats, pitch: float) -> Floats:
@@ -232,13 +232,13 @@ def _cells(rng: np.random.Generator, along: Floats, across: Floats, pitch: float
 
 
 def _per_plot(rng: np.random.Generator, low: float = 0, high: float = 1) -> Floats:
-    return rng.uniform(low, high, _MOST_PLOTS**2)
+    return rng.uniform(low, high, _MAX_PLOTS**2)
 
 
 def _annual_crop(rng: np.random.Generator) -> Ground:
     """Large fields, each at its own growth from bare to closed, with furrows."""
     plots = _plots(rng, 16, 46)
-    growth = plots.draw(rng.beta(0.5, 0.6, _MOST_PLOTS**2)) ** rng.uniform(0.6, 1.8)
+    growth = plots.draw(rng.beta(0.5, 0.6, _MAX_PLOTS**2)) ** rng.uniform(0.6, 1.8)
     furrows = np.cos(2 * np.pi * plots.across / rng.uniform(4, 9)) * rng.uniform(0.02, 0.1)
     growth = np.clip(growth + furrows + 0.07 * _noise(rng, 6), 0, 1)
     straw = plots.draw(_per_plot(rng, 0, 0.8))

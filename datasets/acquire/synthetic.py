@@ -62,7 +62,7 @@ _GROUPS_DEEP = 64
 _SPACING_M = 20_000
 _PIXEL_M = 10.0
 _SCENE_CORNER = (32629, 540_000.0, 4_740_000.0)
-MOST_TILES = len(_CORNERS) * _GROUPS_ABREAST * _GROUPS_DEEP * _GROUP_ROWS  # of one class
+MAX_TILES = len(_CORNERS) * _GROUPS_ABREAST * _GROUPS_DEEP * _GROUP_ROWS  # of one class
 
 SCENE_BLOCK = 256
 _CELLS_PER_BLOCK = SCENE_BLOCK // TILE_SIZE
@@ -75,15 +75,15 @@ def synthesise(out: Path, tiles_per_class: int, seed: int, progress: Report = si
 
     Args:
         out: the folder, made where it is missing; tiles of the same names are replaced.
-        tiles_per_class: how many of each class, 1 to MOST_TILES.
+        tiles_per_class: how many of each class, 1 to MAX_TILES.
         seed: 0 or more.
         progress: told after each tile how many are written, and how many there will be.
 
     Raises:
         TilewiseError: a number is out of range, or `out` holds tiles that this run would not write.
     """
-    if not 1 <= tiles_per_class <= MOST_TILES:
-        raise NoTilesError(f"1 to {MOST_TILES} tiles of each class can be made, not {tiles_per_class}")
+    if not 1 <= tiles_per_class <= MAX_TILES:
+        raise NoTilesError(f"1 to {MAX_TILES} tiles of each class can be made, not {tiles_per_class}")
     _refuse_negative(seed)
     numbers = range(1, tiles_per_class + 1)
     wanted = {out / label / f"{label}_{n}.tif": (label, n) for label in CLASSES for n in numbers}
@@ -97,14 +97,14 @@ def synthesise(out: Path, tiles_per_class: int, seed: int, progress: Report = si
 
 
 def synthesise_tile(label: str, index: int, seed: int) -> Tile:
-    """Return tile number `index` (1 to MOST_TILES) of class `label`: uint16 (13, 64, 64), with a position.
+    """Return tile number `index` (1 to MAX_TILES) of class `label`: uint16 (13, 64, 64), with a position.
 
     Raises:
         NoTilesError: there is no such class, or no such number.
         TilewiseError: the seed is negative.
     """
-    if not 1 <= index <= MOST_TILES:
-        raise NoTilesError(f"synthetic tiles of a class are numbered 1 to {MOST_TILES}, not {index}")
+    if not 1 <= index <= MAX_TILES:
+        raise NoTilesError(f"synthetic tiles of a class are numbered 1 to {MAX_TILES}, not {index}")
     pixels = render(label, index, seed)
     return Tile(f"{label}_{index}", pixels, BAND_NAMES, Level.L1C, _place(label, index))
 
@@ -112,7 +112,7 @@ def synthesise_tile(label: str, index: int, seed: int) -> Tile:
 def render(label: str, index: int, seed: int) -> DN:
     """Return uint16 (13, 64, 64) DN from 1 up: the pixels of one tile, in the canonical band order.
 
-    Numbers above MOST_TILES are those of scenes, so that a scene repeats no tile of a data set.
+    Numbers above MAX_TILES are those of scenes, so that a scene repeats no tile of a data set.
 
     Raises:
         NoTilesError: there is no such class.
@@ -163,7 +163,7 @@ def synthesise_scene(path: Path, seed: int, rows: int, columns: int) -> list[lis
 
 def scene_index(row: int, column: int, columns: int) -> int:
     """Return the tile number that the cell (row, column) of a scene `columns` cells wide is rendered from."""
-    return MOST_TILES + 1 + row * columns + column
+    return MAX_TILES + 1 + row * columns + column
 
 
 def _write_strip(dataset: DatasetWriter, labels: list[list[str]], first: int, seed: int) -> None:
@@ -238,10 +238,10 @@ def _refuse_strangers(out: Path, wanted: set[Path]) -> None:
     """Refuse to overwrite real tiles, or to mix with tiles of which the card would not be true."""
     present = sorted(out.glob("*/*.tif"))
     synthetic = bool(present) and find_source(out).synthetic
-    strangers = [path for path in present if not synthetic or path not in wanted]
-    if strangers:
+    unknown_tiles = [path for path in present if not synthetic or path not in wanted]
+    if unknown_tiles:
         raise TilewiseError(
-            f"{out}: {len(strangers)} tiles of another data set lie there, such as {strangers[0].name}; "
+            f"{out}: {len(unknown_tiles)} tiles of another data set lie there, such as {unknown_tiles[0].name}; "
             "empty the folder or choose another"
         )
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from tilewise.datasets.core.bands import LEAVE_OUT, parse_bands
 from tilewise.datasets.core.errors import RadiometryUnknownError, TilewiseError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 
 Report = Callable[[str, int, int | None], None]
 """Called with what is being done, how much of it is done, and how much there is (None: unknown)."""
@@ -99,7 +99,7 @@ def with_options(command: Callable[..., Any], options: Sequence[Callable[..., An
     return command
 
 
-def statement_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def read_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --bands, --level, --scale and --offset: what files do not say themselves."""
     options = (
         click.option(
@@ -123,8 +123,8 @@ def statement_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options(command, options)
 
 
-def make_statement(bands: str | None, level: str | None, scale: float | None, offset: float | None) -> Statement:
-    """Return what was said by the options of `statement_options`, or by the fields of a request.
+def make_read_options(bands: str | None, level: str | None, scale: float | None, offset: float | None) -> ReadOptions:
+    """Return what was said by the options of `read_options`, or by the fields of a request.
 
     Raises:
         UnknownBandError: a band name that Sentinel-2 does not have.
@@ -134,7 +134,7 @@ def make_statement(bands: str | None, level: str | None, scale: float | None, of
         raise RadiometryUnknownError(f"the scale must be a number above 0, not {scale:g}")
     if offset is not None and not math.isfinite(offset):
         raise RadiometryUnknownError(f"the offset must be a number, not {offset:g}")
-    return Statement(
+    return ReadOptions(
         bands=parse_bands(bands) if bands else None,
         level=Level(level.upper()) if level else None,
         scale=scale,

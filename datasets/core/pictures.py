@@ -18,7 +18,7 @@ from PIL import Image
 from tilewise.datasets.core.bands import RGB_BANDS, positions
 from tilewise.datasets.core.tile import NO_DATA, Tile
 
-LEAST_CONTRAST = 400  # DN: what varies less is not stretched to the full, it would be noise
+MIN_CONTRAST = 400  # DN: what varies less is not stretched to the full, it would be noise
 FOR, AGAINST = (215, 25, 28), (44, 90, 205)
 """Colours of heat: red for what speaks for a class, blue for what speaks against it."""
 _COLOUR_LEFT = 0.3
@@ -40,7 +40,7 @@ def composite(tile: Tile, shown: tuple[str, ...]) -> Picture:
     """
     bands = tile.pixels[positions(shown)].astype(np.float32)
     ranges = [np.percentile(band[band != NO_DATA], (2, 98)) if band.any() else np.zeros(2) for band in bands]
-    contrast = max(LEAST_CONTRAST, *(high - low for low, high in ranges))
+    contrast = max(MIN_CONTRAST, *(high - low for low, high in ranges))
     darkest = np.array([low for low, _ in ranges])[:, None, None]
     bright = np.clip((bands - darkest) / contrast, 0, 1) * (bands != NO_DATA)
     return np.asarray(np.rint(255 * bright).transpose(1, 2, 0), np.uint8)

@@ -61,7 +61,7 @@ class Radiometry:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class ReadOptions:
     """What the user says about files that do not say it themselves. None means: not said.
 
     Attributes:
@@ -108,15 +108,15 @@ _LEVEL_IN_PRODUCT_NAME = re.compile(r"_MSIL(1C|2A)_")
 _BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
 
 
-def decide_radiometry(facts: FileFacts, said: Statement) -> Radiometry:
+def decide_radiometry(facts: FileFacts, overrides: ReadOptions) -> Radiometry:
     """Return how the file's numbers become reflectance: what the user says, else what the file says.
 
     Raises:
         RadiometryUnknownError: something is neither in the metadata nor said; the message names all of it.
     """
-    level = said.level or _level_of(facts)
-    scale = said.scale if said.scale is not None else _scale_of(facts, level)
-    offset = said.offset if said.offset is not None else _offset_of(facts)
+    level = overrides.level or _level_of(facts)
+    scale = overrides.scale if overrides.scale is not None else _scale_of(facts, level)
+    offset = overrides.offset if overrides.offset is not None else _offset_of(facts)
     if level is None or scale is None or offset is None:
         raise RadiometryUnknownError(_what_is_missing(facts, level, scale, offset))
     return Radiometry(level, scale, offset)
@@ -160,9 +160,9 @@ def _esa_offset_of(facts: FileFacts) -> float | None:
 
 
 def _baseline_of(facts: FileFacts) -> float | None:
-    said = _number(facts.tag("PROCESSING_BASELINE"))
-    if said is not None:
-        return said
+    overrides = _number(facts.tag("PROCESSING_BASELINE"))
+    if overrides is not None:
+        return overrides
     match = _BASELINE.search(facts.tag("PRODUCT_URI") or facts.name)
     return float(f"{match.group(1)}.{match.group(2)}") if match else None
 

@@ -92,7 +92,7 @@ class Tile:
     georeference: Georeference | None = None
 
     @property
-    def valid_share(self) -> float:
+    def valid_fraction(self) -> float:
         """Share of pixels (0–1) that hold data in every band that is present."""
         return float(valid_mask(self.pixels, self.bands).mean())
 

@@ -32,7 +32,7 @@ class HoleOptions:
     """
 
     share: float = 0.1
-    most: float = 0.4
+    limit: float = 0.4
     striped: float = 0.0
     periods: tuple[int, int] = (3, 16)
 
@@ -53,7 +53,7 @@ class Holes(nn.Module):
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
         """Return tiles (batch, 13, height, width) with holes."""
         options, shape = self._options, tiles.shape[2:]
-        lost = (draws.uniform() < options.share) * draws.between(0.0, options.most)
+        lost = (draws.uniform() < options.share) * draws.between(0.0, options.limit)
         return tiles * (1 - rectangles(lost, draws, *shape))[:, None]
 
 
@@ -103,7 +103,7 @@ class RadiometryOptions:
         band_haze: of a reflectance added to each band.
         noise: of a reflectance added to each pixel, for a tile of usual strength: tiles draw how strong theirs is, most
             of them less and some three times as much, since a network must know clean tiles as well.
-        noise_share: share of tiles (0–1) that get noise at all.
+        noise_fraction: share of tiles (0–1) that get noise at all.
     """
 
     gain: float = 0.1
@@ -111,7 +111,7 @@ class RadiometryOptions:
     haze: float = 0.01
     band_haze: float = 0.005
     noise: float = 0.0
-    noise_share: float = 1.0
+    noise_fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Noise(nn.Module):
         """Return tiles (batch, bands, height, width), disturbed."""
         strength = draws.normal(1, 1, 1).abs() * (self._options.noise * QUANTIFICATION)
         noise = draws.grain(*tiles.shape[1:]) * strength
-        noisy = tiles + noise * (draws.uniform(1, 1, 1) < self._options.noise_share)
+        noisy = tiles + noise * (draws.uniform(1, 1, 1) < self._options.noise_fraction)
         return torch.where(tiles > 0, noisy.clamp(min=1.0), 0.0)
 
 

@@ -150,12 +150,12 @@ def parse_summary(content: bytes, where: str) -> PackSummary:
         PackError: it is none, or of another version.
     """
     try:
-        said = dict(json.loads(content))
-        if (version := said.get("version")) != VERSION:
+        overrides = dict(json.loads(content))
+        if (version := overrides.get("version")) != VERSION:
             raise PackError(f"{where}: a pack of version {version}, this is version {VERSION}; pack again")
-        origins = tuple(Origin(**item) for item in said.get("origins", ()))
-        lists = {"classes": tuple(said["classes"]), "sources": tuple(said["sources"]), "origins": origins}
-        return PackSummary(**{**said, **lists})
+        origins = tuple(Origin(**item) for item in overrides.get("origins", ()))
+        lists = {"classes": tuple(overrides["classes"]), "sources": tuple(overrides["sources"]), "origins": origins}
+        return PackSummary(**{**overrides, **lists})
     except (ValueError, TypeError, KeyError) as error:
         raise _not_whole(f"{where}/{CARD}") from error
 
@@ -175,9 +175,9 @@ def parse_index(content: bytes, where: str) -> pa.Table:
         raise _not_whole(f"{where}/{INDEX}") from error
 
 
-def spread(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+def spread(rows: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
     """Return `most` of `rows` at most, evenly spread over them."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(np.int64)]
 
 
 def _read_summary(root: Path) -> PackSummary:

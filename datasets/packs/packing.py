@@ -115,8 +115,8 @@ def _write_index(
 
 
 def _origin(source: Source) -> Origin:
-    said = read_card(source.root)
-    name, licence, origin, notes = (str(said.get(key, "")) for key in ("name", "licence", "origin", "notes"))
+    overrides = read_card(source.root)
+    name, licence, origin, notes = (str(overrides.get(key, "")) for key in ("name", "licence", "origin", "notes"))
     return Origin(name or source.root.name, source.format.value, licence, origin, notes)
 
 

@@ -19,7 +19,7 @@ Counts = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
 
 GROUPS = 10  # PSI and KL compare ten groups of bins, each with about a tenth of the reference
-LEAST_SHARE = 1e-4  # of a group, where there is nothing in it: the logarithm of 0 has no use
+MIN_SHARE = 1e-4  # of a group, where there is nothing in it: the logarithm of 0 has no use
 STABLE, SHIFTED = 0.1, 0.25  # PSI below the one, and above the other, by custom
 
 
@@ -29,7 +29,7 @@ def distances(counts: Counts, reference: Counts, edges: Sequence[int]) -> dict[s
     `psi` and `kl` have no unit and are taken over groups of bins; `wasserstein` is in DN.
     """
     starts = group_starts(reference)
-    found, expected = (shares(np.add.reduceat(c, starts), LEAST_SHARE) for c in (counts, reference))
+    found, expected = (shares(np.add.reduceat(c, starts), MIN_SHARE) for c in (counts, reference))
     return {
         "psi": psi(found, expected),
         "kl": kl(found, expected),
@@ -72,9 +72,9 @@ def group_starts(reference: Counts, groups: int = GROUPS) -> Counts:
     return np.unique(np.searchsorted(below, np.arange(groups) / groups, "left").clip(max=len(reference) - 1))
 
 
-def shares(counts: Counts, least: float = 0.0) -> Shares:
+def shares(counts: Counts, minimum: float = 0.0) -> Shares:
     """Return counts as shares that sum to 1, none of them below (about) `least`."""
-    found = np.maximum(counts / counts.sum(), least)
+    found = np.maximum(counts / counts.sum(), minimum)
     return np.asarray(found / found.sum())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import PackError, TilewiseError, VersionError
 from tilewise.datasets.packs.pack import CARD, INDEX, STATISTICS, PackSummary, parse_index, parse_summary
-from tilewise.datasets.packs.statistics import LEAST_SHARE, SHIFTED, STABLE, distances, psi, shares
+from tilewise.datasets.packs.statistics import MIN_SHARE, SHIFTED, STABLE, distances, psi, shares
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -35,14 +35,14 @@ class Version:
         bands: the statistics of its train split, by band (see `tilewise.datasets.packs.statistics.BandStatistics`).
     """
 
-    said: str
+    overrides: str
     summary: PackSummary
     index: Table
     edges: tuple[int, ...]
     bands: dict[str, dict[str, Any]]
 
 
-def open_version(said: str, pack: Path = Path("data/packed"), repository: Path = Path()) -> Version:
+def open_version(overrides: str, pack: Path = Path("data/packed"), repository: Path = Path()) -> Version:
     """Return the version that is in the folder `said`, or that `pack` was at the git revision `said`.
 
     Args:
@@ -53,20 +53,20 @@ def open_version(said: str, pack: Path = Path("data/packed"), repository: Path =
         VersionError: neither a pack nor a revision, or its bytes are nowhere.
         PackError: the pack is not whole or of another version.
     """
-    if (Path(said) / CARD).is_file():
-        return _parse(said, lambda name: _read_local(Path(said) / name))
-    return _parse(said, _reader_at(said, pack, repository))
+    if (Path(overrides) / CARD).is_file():
+        return _parse(overrides, lambda name: _read_local(Path(overrides) / name))
+    return _parse(overrides, _reader_at(overrides, pack, repository))
 
 
-def _parse(said: str, read: Read) -> Version:
-    summary = parse_summary(read(CARD), said)
-    index = parse_index(read(INDEX), said)
+def _parse(overrides: str, read: Read) -> Version:
+    summary = parse_summary(read(CARD), overrides)
+    index = parse_index(read(INDEX), overrides)
     try:
         statistics = json.loads(read(STATISTICS))
         bands = {band["band"]: band for band in statistics["bands"]}
-        return Version(said, summary, index, tuple(statistics["edges"]), bands)
+        return Version(overrides, summary, index, tuple(statistics["edges"]), bands)
     except (ValueError, KeyError, TypeError) as error:
-        raise PackError(f"{said}/{STATISTICS}: not what tilewise writes; pack again") from error
+        raise PackError(f"{overrides}/{STATISTICS}: not what tilewise writes; pack again") from error
 
 
 def _read_local(path: Path) -> bytes:
@@ -184,7 +184,7 @@ class PackDiff:
         return not (self.added or self.removed or self.relabelled or self.moved or self.repainted)
 
     @property
-    def most_drift(self) -> tuple[str, float]:
+    def max_drift(self) -> tuple[str, float]:
         """The band that drifted most, and its PSI."""
         known = {band.band: band.psi for band in self.bands if band.psi is not None}
         return max(known.items(), key=lambda item: item[1], default=("", 0.0))
@@ -273,7 +273,7 @@ def _changes(both: list[Key], old: Tiles, new: Tiles, what: str) -> list[Change]
 
 
 def _facts(version: Version) -> dict[str, Any]:
-    return {"said": version.said, "data_hash": version.summary.data_hash, "tiles": version.summary.tiles}
+    return {"said": version.overrides, "data_hash": version.summary.data_hash, "tiles": version.summary.tiles}
 
 
 def _sides(diff: PackDiff) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -290,7 +290,7 @@ def _compare_classes(before: Version, after: Version) -> list[ClassChange]:
 
 def _class_psi(classes: list[ClassChange]) -> float:
     before, after = (np.array([getattr(c, side) for c in classes], np.int64) for side in ("before", "after"))
-    return psi(shares(after, LEAST_SHARE), shares(before, LEAST_SHARE)) if before.any() and after.any() else 0.0
+    return psi(shares(after, MIN_SHARE), shares(before, MIN_SHARE)) if before.any() and after.any() else 0.0
 
 
 def _compare_band(name: str, before: Version, after: Version) -> BandChange | None:

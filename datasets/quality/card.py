@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tilewise.datasets.quality.validate import ValidationReport
     from tilewise.datasets.readers.records import Bounds
 
-_MOST_NAMED = 50  # relabelled tiles
+_MAX_NAMED = 50  # relabelled tiles
 _PERCENTILES = ("1", "50", "99")
 _HOW_SPLIT = {
     Method.RANDOM: "at random. Tiles of one place may lie in several splits, so that test figures flatter.",
@@ -74,9 +74,14 @@ def _head(pack: Pack, report: ValidationReport) -> str:
 
 
 def _sources(pack: Pack) -> str:
-    said = "not said by the folder that was packed"
+    overrides = "not said by the folder that was packed"
     rows = [
-        (item.name, item.format, item.licence or said, "; ".join(filter(None, (item.origin or said, item.notes))))
+        (
+            item.name,
+            item.format,
+            item.licence or overrides,
+            "; ".join(filter(None, (item.origin or overrides, item.notes))),
+        )
         for item in pack.summary.origins
     ]
     unknown = "The pack was made before folders' licences were kept; pack again to have them here."
@@ -142,26 +147,28 @@ def _bands(pack: Pack) -> str:
         for band in pack.statistics()
     ]
     headers = ("band", "tiles", "no data", "mean", "std", "least", *(f"{p} %" for p in _PERCENTILES), "greatest")
-    said = "Valid pixels of the train split, in DN; shares of pixels are read off a histogram."
-    return f"{said}\n\n{_table(headers, rows, numbers=len(headers) - 1)}"
+    overrides = "Valid pixels of the train split, in DN; shares of pixels are read off a histogram."
+    return f"{overrides}\n\n{_table(headers, rows, numbers=len(headers) - 1)}"
 
 
 def _corrections(pack: Pack) -> str:
     summary = pack.summary
     if not summary.relabelled and not summary.left_out:
         return "None: every tile has the class of its folder."
-    said = f"People reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
+    overrides = (
+        f"People reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
+    )
     if "given" not in pack.index.column_names:
-        return said
+        return overrides
     rows = sorted({row for row in _rows(pack, "name", "given", "label") if row[1] and row[1] != row[2]})
-    more = f"\n\nand {len(rows) - _MOST_NAMED:,} more." if len(rows) > _MOST_NAMED else ""
-    return f"{said}\n\n{_table(('tile', 'folder', 'class now'), rows[:_MOST_NAMED])}{more}" if rows else said
+    more = f"\n\nand {len(rows) - _MAX_NAMED:,} more." if len(rows) > _MAX_NAMED else ""
+    return f"{overrides}\n\n{_table(('tile', 'folder', 'class now'), rows[:_MAX_NAMED])}{more}" if rows else overrides
 
 
 def _validation(report: ValidationReport) -> str:
-    said = f"Index, pixels and card against the schema and their hashes: {_verdict(report)}."
+    overrides = f"Index, pixels and card against the schema and their hashes: {_verdict(report)}."
     rows = [(item.severity, item.check, f"{item.count:,}", item.message) for item in report.findings]
-    return f"{said}\n\n{_table(('severity', 'check', 'tiles', 'what'), rows)}" if rows else said
+    return f"{overrides}\n\n{_table(('severity', 'check', 'tiles', 'what'), rows)}" if rows else overrides
 
 
 def _rows(pack: Pack, *columns: str) -> Iterator[tuple[Any, ...]]:

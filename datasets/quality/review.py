@@ -21,7 +21,7 @@ from tilewise.datasets.core.bands import LEAVE_OUT
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import ReviewError
 from tilewise.datasets.core.pictures import Card, Form, draw_sheet, picture_of
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.packs.pack import CARD, Pack
 from tilewise.datasets.quality.reviewed import Decision, Origin, as_csv, read_reviewed, read_table, write_tile
@@ -115,7 +115,7 @@ def known_pixels(pack: Path, reviewed: Path) -> set[str]:
     return of_pack | {row.origin.sha256 for row in read_reviewed(reviewed).values()}
 
 
-def choose(log: Log, known: Collection[str], level: Level | None, most: int) -> list[Served]:
+def choose(log: Log, known: Collection[str], level: Level | None, limit: int) -> list[Served]:
     """Return the `most` tiles that a person should look at first, in that order.
 
     Args:
@@ -123,7 +123,7 @@ def choose(log: Log, known: Collection[str], level: Level | None, most: int) -> 
         level: of tiles that were sent without one; None leaves those out: nobody could train on them.
     """
     fit = [tile if tile.level else replace(tile, level=level) for tile in log.tiles if tile.sha256 not in known]
-    return by_doubt([tile for tile in fit if tile.level])[:most]
+    return by_doubt([tile for tile in fit if tile.level])[:limit]
 
 
 def write_review(
@@ -210,7 +210,7 @@ def _offered(folder: Path) -> list[str]:
 
 
 def _tile(folder: Path, name: str) -> Tile:
-    return read_tile(folder / TILES / f"{name}.tif", Statement(), name)
+    return read_tile(folder / TILES / f"{name}.tif", ReadOptions(), name)
 
 
 def _row(served: Served) -> dict[str, object]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # serving has neither
 SIDES = ("left", "bottom", "right", "top")
 _HIGHEST = 65_535
 _FORM = ("COLUMN_NOT_IN_DATAFRAME", "WRONG_DATATYPE")
-_MOST_GSD = 1_000.0  # metres or degrees a pixel: above it, a footprint is a mistake
+_MAX_GSD = 1_000.0  # metres or degrees a pixel: above it, a footprint is a mistake
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Limits:
     """Where a value becomes a finding.
 
     Attributes:
-        most_no_data: largest share (0–1) of pixels without data in a tile.
+        max_no_data: largest share (0–1) of pixels without data in a tile.
         highest_dn: DN above this is no reflectance (EuroSAT's brightest pixel has 28,002).
         lowest_contrast: a tile whose DN all lie within this range is flat: a sensor or export fault.
-        most_imbalance: largest ratio of the most to the least frequent class.
+        max_imbalance: largest ratio of the most to the least frequent class.
     """
 
-    most_no_data: float = 0.5
+    max_no_data: float = 0.5
     highest_dn: int = 30_000
     lowest_contrast: int = 2
-    most_imbalance: float = 10.0
+    max_imbalance: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def tile_schema(limits: Limits) -> pa.DataFrameSchema:
     _, pandera = _libraries()
     column, check = pandera.Column, pandera.Check
     known = set(BAND_NAMES)
-    no_data = f"more than {limits.most_no_data:.0%} of the pixels hold no data"
+    no_data = f"more than {limits.max_no_data:.0%} of the pixels hold no data"
     dn = check.in_range(0, _HIGHEST, name="range", error=f"DN outside 0 to {_HIGHEST:,}")
     columns = {
         "name": column(str, check.str_matches(r"^[^/\\\x00]+$", name="name", error="no name, or one with a folder")),
@@ -104,11 +104,11 @@ def tile_schema(limits: Limits) -> pa.DataFrameSchema:
         "bands": column(str, check(_each(lambda text: _in_order(text, known)), name="bands", error="no list of bands")),
         "crs": column(str),
         "sha256": column(str, check.str_matches(r"^[0-9a-f]{64}$", name="sha256", error="no SHA-256 of pixels")),
-        "valid_share": column(
+        "valid_fraction": column(
             float,
             [
                 check.in_range(0, 1, name="no data", error="a share of valid pixels outside 0 to 1"),
-                check.ge(1 - limits.most_no_data, name="no data", error=no_data),
+                check.ge(1 - limits.max_no_data, name="no data", error=no_data),
             ],
         ),
         "low": column(int, dn),
@@ -163,7 +163,7 @@ def _footprints(frame: pd.DataFrame) -> pd.Series[bool]:
     sides = frame[list(SIDES)]
     wide, high = frame["right"] - frame["left"], frame["top"] - frame["bottom"]
     somewhere = frame["crs"] != ""
-    placed = sides.notna().all(axis=1) & (wide > 0) & (high > 0) & (wide < TILE_SIZE * _MOST_GSD)
+    placed = sides.notna().all(axis=1) & (wide > 0) & (high > 0) & (wide < TILE_SIZE * _MAX_GSD)
     return (placed & somewhere) | (sides.isna().all(axis=1) & ~somewhere)
 
 

@@ -146,7 +146,7 @@ def find_suspects(pack: Pack, predictions: Predictions) -> list[Suspect]:
     ]
 
 
-def write_suspects(suspects: Sequence[Suspect], pack: Pack, folder: Path, most: int) -> None:
+def write_suspects(suspects: Sequence[Suspect], pack: Pack, folder: Path, limit: int) -> None:
     """Write the table of all suspects, and a page with pictures of the first `most`, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
@@ -154,7 +154,7 @@ def write_suspects(suspects: Sequence[Suspect], pack: Pack, folder: Path, most: 
         writer.writeheader()
         writer.writerows(asdict(suspect) for suspect in suspects)
     row_of = _rows_by_key(pack)
-    cards = [_card(suspect, pack, row_of[suspect.source, suspect.name]) for suspect in suspects[:most]]
+    cards = [_card(suspect, pack, row_of[suspect.source, suspect.name]) for suspect in suspects[:limit]]
     (folder / PAGE).write_text(draw_sheet(f"{len(suspects):,} doubtful labels", _advice(), cards), encoding="utf-8")
 
 

@@ -214,10 +214,12 @@ def _check_balance(records: Sequence[TileRecord], limits: Limits) -> list[Findin
     counts = Counter(record.label for record in records)
     if len(counts) < 2:
         return [_finding(ERROR, "balance", "fewer than two classes: nothing to classify", list(counts))]
-    (most, high), (least, low) = counts.most_common(1)[0], counts.most_common()[-1]
-    if high / low <= limits.most_imbalance:
+    (limit, high), (minimum, low) = counts.most_common(1)[0], counts.most_common()[-1]
+    if high / low <= limits.max_imbalance:
         return []
-    return [_finding(WARNING, "balance", f"{most} has {high / low:.1f} times the tiles of {least}", [most, least])]
+    return [
+        _finding(WARNING, "balance", f"{limit} has {high / low:.1f} times the tiles of {minimum}", [limit, minimum])
+    ]
 
 
 _CHECKS: tuple[Callable[[Sequence[TileRecord], Limits], list[Finding]], ...] = (

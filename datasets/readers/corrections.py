@@ -126,8 +126,8 @@ def tally(sources: Sequence[Source], corrections: Sequence[Correction]) -> Tally
     met = [(file, by_name[file.name]) for _, file in found if file.name in by_name]
     names = {file.name for file, _ in met}
     return Tally(
-        relabelled=sum(not said.leaves_out and said.label != file.label for file, said in met),
-        left_out=sum(said.leaves_out for _, said in met),
+        relabelled=sum(not overrides.leaves_out and overrides.label != file.label for file, overrides in met),
+        left_out=sum(overrides.leaves_out for _, overrides in met),
         unmet=tuple(item.name for item in corrections if item.name not in names),
     )
 

@@ -16,7 +16,7 @@ from rasterio.io import DatasetReader
 
 from tilewise.datasets.core.bands import EUROSAT_MS_ORDER, RGB_BANDS
 from tilewise.datasets.core.errors import TileShapeError, UnreadableImageError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import TILE_SIZE, Tile, canonical_order, place_bands
 from tilewise.datasets.readers.geotiff import read_tile
 
@@ -33,7 +33,7 @@ CLASSES = (
     "SeaLake",
 )
 
-MS_STATEMENT = Statement(bands=EUROSAT_MS_ORDER, level=Level.L1C, scale=1e-4, offset=0.0)
+MS_READ_OPTIONS = ReadOptions(bands=EUROSAT_MS_ORDER, level=Level.L1C, scale=1e-4, offset=0.0)
 
 # 8 bit = 1 + DN × 254 / 2750, rounded, 255 where DN is higher.
 RGB_DN_PER_STEP = 2750 / 254
@@ -46,7 +46,7 @@ def read_ms(path: Path) -> Tile:
     Raises:
         TilewiseError: the file is unreadable, or not 64 × 64 with 13 bands.
     """
-    tile = read_tile(path, MS_STATEMENT)
+    tile = read_tile(path, MS_READ_OPTIONS)
     return Tile(path.stem, tile.pixels, tile.bands, tile.level, tile.georeference)
 
 

@@ -31,12 +31,12 @@ from tilewise.datasets.core.errors import (
     TileShapeError,
     UnreadableImageError,
 )
-from tilewise.datasets.core.radiometry import FileFacts, Radiometry, Statement, decide_radiometry
+from tilewise.datasets.core.radiometry import FileFacts, Radiometry, ReadOptions, decide_radiometry
 from tilewise.datasets.core.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
 
 GDAL_METADATA, SUB_DIRECTORIES = 42112, 330
-MOST_DIRECTORIES = 256  # those beyond are not looked at
-_MOST_ENTRIES = 4096  # of a directory; libtiff takes what has more for none
+MAX_DIRECTORIES = 256  # those beyond are not looked at
+_MAX_ENTRIES = 4096  # of a directory; libtiff takes what has more for none
 _BEYOND = 2**62  # the end of any file
 
 
@@ -63,7 +63,7 @@ class _Layout:
 def count_text(file: BinaryIO) -> tuple[int, int]:
     """Return the number of directories in `file` and the bytes of GDAL's metadata in them; (0, 0): it is no sound TIFF.
 
-    Directories are told up to one more than `MOST_DIRECTORIES`.
+    Directories are told up to one more than `MAX_DIRECTORIES`.
     """
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
@@ -71,7 +71,7 @@ def count_text(file: BinaryIO) -> tuple[int, int]:
         return 0, 0
     layout = _Layout(order, struct.unpack(order + "H", head[2:4])[0] == 43)
     waiting, seen, text = [layout.place.unpack_from(head, 8 if layout.big else 4)[0]], set[int](), 0
-    while waiting and len(seen) <= MOST_DIRECTORIES:
+    while waiting and len(seen) <= MAX_DIRECTORIES:
         place = waiting.pop()
         if place and place not in seen:
             seen.add(place)
@@ -89,7 +89,7 @@ def _read_directory(file: BinaryIO, place: int, layout: _Layout) -> tuple[list[i
         return [], 0
     form = layout.entry
     size = layout.count.unpack(first)[0] * form.size
-    if size > _MOST_ENTRIES * form.size:
+    if size > _MAX_ENTRIES * form.size:
         return [], 0
     content = file.read(size + layout.place.size)
     lines = list(form.iter_unpack(content[: min(size, len(content) - len(content) % form.size)]))
@@ -104,7 +104,7 @@ def _read_directory(file: BinaryIO, place: int, layout: _Layout) -> tuple[list[i
 def _read_places(file: BinaryIO, kind: int, count: int, value: bytes, layout: _Layout) -> list[int]:
     """Return the places that an entry holds, as 4 or 8 bytes each: in itself, or where it says."""
     number = struct.Struct(layout.order + ("Q" if kind in (16, 18) else "I"))
-    size = min(count, MOST_DIRECTORIES + 1) * number.size
+    size = min(count, MAX_DIRECTORIES + 1) * number.size
     if size > len(value):
         file.seek(min(layout.place.unpack(value)[0], _BEYOND))
         value = file.read(size)
@@ -113,10 +113,10 @@ def _read_places(file: BinaryIO, kind: int, count: int, value: bytes, layout: _L
 
 
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-MOST_BANDS = 64  # Sentinel-2 has 13; some exports add masks and probabilities
-MOST_BLOCK_BYTES = 512 * 2**20
-MOST_PADDING_BYTES = 32 * 2**20  # decoded; a tile of 13 bands of float32 in a block of 512 × 512 takes 14 MB
-MOST_TEXT_BYTES = 128 * 2**10  # of GDAL's metadata; a Sentinel-2 file has a few kilobytes
+MAX_BANDS = 64  # Sentinel-2 has 13; some exports add masks and probabilities
+MAX_BLOCK_BYTES = 512 * 2**20
+MAX_PADDING_BYTES = 32 * 2**20  # decoded; a tile of 13 bands of float32 in a block of 512 × 512 takes 14 MB
+MAX_TEXT_BYTES = 128 * 2**10  # of GDAL's metadata; a Sentinel-2 file has a few kilobytes
 
 # Nothing but the bytes of the file itself may be read, and a corrupt block is an error, not a warning.
 _CLOSED_WORLD = {
@@ -207,9 +207,9 @@ def _refuse_endless_text(source: Path | bytes, name: str) -> None:
         return
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         directories, size = count_text(file)
-    if directories > MOST_DIRECTORIES or size > MOST_TEXT_BYTES:
+    if directories > MAX_DIRECTORIES or size > MAX_TEXT_BYTES:
         raise UnreadableImageError(
-            f"{name}: more than {MOST_DIRECTORIES} directories, or {MOST_TEXT_BYTES // 1024} KiB of metadata; "
+            f"{name}: more than {MAX_DIRECTORIES} directories, or {MAX_TEXT_BYTES // 1024} KiB of metadata; "
             "delete what no reader needs"
         )
 
@@ -243,10 +243,10 @@ def _refuse_other_files(dataset: DatasetReader, name: str) -> None:
 
 
 def _refuse_odd_bands(dataset: DatasetReader, name: str) -> None:
-    if dataset.dtypes[0] not in NUMBER_TYPES or dataset.count > MOST_BANDS:
+    if dataset.dtypes[0] not in NUMBER_TYPES or dataset.count > MAX_BANDS:
         raise TileShapeError(
             f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; "
-            f"a Sentinel-2 file has at most {MOST_BANDS} bands of real numbers"
+            f"a Sentinel-2 file has at most {MAX_BANDS} bands of real numbers"
         )
 
 
@@ -255,10 +255,10 @@ def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
     height, width = dataset.block_shapes[0]
     together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
     size = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
-    if size > MOST_BLOCK_BYTES:
+    if size > MAX_BLOCK_BYTES:
         raise TileShapeError(
             f"{name}: its blocks of {width} × {height} pixels take {size / 2**20:.0f} MiB each, "
-            f"{MOST_BLOCK_BYTES / 2**20:.0f} MiB is the most; rewrite it with tiles of 512 × 512"
+            f"{MAX_BLOCK_BYTES / 2**20:.0f} MiB is the most; rewrite it with tiles of 512 × 512"
         )
 
 
@@ -267,14 +267,14 @@ def _refuse_padding(dataset: DatasetReader, name: str) -> None:
     height, width = dataset.block_shapes[0]
     pixels = math.ceil(dataset.height / height) * height * math.ceil(dataset.width / width) * width
     size = pixels * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
-    if size > MOST_PADDING_BYTES and pixels > 4 * dataset.height * dataset.width:
+    if size > MAX_PADDING_BYTES and pixels > 4 * dataset.height * dataset.width:
         raise TileShapeError(
             f"{name}: {dataset.width} × {dataset.height} pixels in blocks of {width} × {height} "
             f"that take {size / 2**20:.0f} MiB when decoded; rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
         )
 
 
-def plan_reading(dataset: DatasetReader, name: str, said: Statement) -> ReadingPlan:
+def plan_reading(dataset: DatasetReader, name: str, overrides: ReadOptions) -> ReadingPlan:
     """Decide how `dataset` is brought to the tile form, from its metadata and what the user says.
 
     Raises:
@@ -289,10 +289,10 @@ def plan_reading(dataset: DatasetReader, name: str, said: Statement) -> ReadingP
             f"{name}: its band descriptions or tags are not UTF-8 text; write them anew, or delete them"
         ) from error
     named = _named_in_file(descriptions, name)
-    indexes, bands = _select_bands(named, dataset.count, name, said.bands)
-    scale, offset = _declared_scale(dataset, name, indexes, said)
+    indexes, bands = _select_bands(named, dataset.count, name, overrides.bands)
+    scale, offset = _declared_scale(dataset, name, indexes, overrides)
     facts = FileFacts(name, dataset.dtypes[0], tags, bands, scale, offset)
-    radiometry = decide_radiometry(facts, said)
+    radiometry = decide_radiometry(facts, overrides)
     return ReadingPlan(name, indexes, bands, radiometry, dataset.nodata)
 
 
@@ -320,7 +320,7 @@ def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None 
     return plan.radiometry.to_dn(numbers, _valid(numbers, plan.no_data))
 
 
-def read_tile(source: Path | bytes, said: Statement, name: str | None = None, size: int = TILE_SIZE) -> Tile:
+def read_tile(source: Path | bytes, overrides: ReadOptions, name: str | None = None, size: int = TILE_SIZE) -> Tile:
     """Read one `size` × `size` tile from a GeoTIFF.
 
     Raises:
@@ -333,7 +333,7 @@ def read_tile(source: Path | bytes, said: Statement, name: str | None = None, si
                 f"{label}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}; "
                 "cut it to size, or classify it as a scene"
             )
-        plan = plan_reading(dataset, label, said)
+        plan = plan_reading(dataset, label, overrides)
         pixels = read_dn(dataset, plan)
         return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset))
 
@@ -360,9 +360,9 @@ def _named_in_file(descriptions: Sequence[str | None], name: str) -> dict[str, i
 
 
 def _select_bands(
-    named: dict[str, int], count: int, name: str, said: tuple[str, ...] | None
+    named: dict[str, int], count: int, name: str, overrides: tuple[str, ...] | None
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    if said is None:
+    if overrides is None:
         if not named:
             raise BandsUnknownError(
                 f"{name}: its {count} bands have no names; say which they are, in the file's order: "
@@ -370,11 +370,11 @@ def _select_bands(
                 "(--bands on the command line, a field of a request)"
             )
         return tuple(named.values()), tuple(named)
-    if len(said) != count:
+    if len(overrides) != count:
         raise BandsUnknownError(
-            f"{name}: {len(said)} band names were said, but the file has {count} bands ({LEAVE_OUT} leaves one out)"
+            f"{name}: {len(overrides)} band names were said, but the file has {count} bands ({LEAVE_OUT} leaves one out)"
         )
-    chosen = {band: index for index, band in enumerate(said, start=1) if band != LEAVE_OUT}
+    chosen = {band: index for index, band in enumerate(overrides, start=1) if band != LEAVE_OUT}
     if not chosen:
         raise BandsUnknownError(f"{name}: the band list leaves every band out")
     wrong = {band: index for band, index in chosen.items() if named.get(band, index) != index}
@@ -387,11 +387,11 @@ def _select_bands(
 
 
 def _declared_scale(
-    dataset: DatasetReader, name: str, indexes: tuple[int, ...], said: Statement
+    dataset: DatasetReader, name: str, indexes: tuple[int, ...], overrides: ReadOptions
 ) -> tuple[float | None, float | None]:
     """Return the GDAL scale and offset (in reflectance) that all these bands declare, or None for both."""
     declared = {(dataset.scales[index - 1], dataset.offsets[index - 1]) for index in indexes}
-    if len(declared) > 1 and (said.scale is None or said.offset is None):
+    if len(declared) > 1 and (overrides.scale is None or overrides.offset is None):
         raise RadiometryUnknownError(
             f"{name}: its bands declare different scales or offsets; say one scale and offset for all"
         )

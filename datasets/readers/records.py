@@ -31,7 +31,7 @@ class TileRecord:
         crs: its CRS as `EPSG:n` or WKT; empty where the file has none.
         bounds: (left, bottom, right, top) in CRS units, or None.
         sha256: of its present bands' names and DN: equal tiles have equal hashes, whatever their file.
-        valid_share: share of pixels (0–1) that hold data in every present band.
+        valid_fraction: share of pixels (0–1) that hold data in every present band.
         low: least DN among valid pixels (0 if there is none).
         high: greatest DN.
         given: the class of its folder, which its label was before it was reviewed.
@@ -45,7 +45,7 @@ class TileRecord:
     crs: str
     bounds: Bounds | None
     sha256: str
-    valid_share: float
+    valid_fraction: float
     low: int
     high: int
     given: str = ""
@@ -110,7 +110,7 @@ def _describe(source: Source, file: TileFile, tile: Tile) -> TileRecord:
         crs=place.crs.to_string() if place else "",
         bounds=place.bounds(*tile.pixels.shape[:0:-1]) if place else None,
         sha256=content_hash(tile.pixels, tile.bands),
-        valid_share=tile.valid_share,
+        valid_fraction=tile.valid_fraction,
         low=int(valid.min(initial=65_535)) if valid.size else 0,
         high=int(valid.max(initial=0)),
         given=class_of(file.path),

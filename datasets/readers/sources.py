@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewise.datasets.core.errors import NoTilesError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers import eurosat
 from tilewise.datasets.readers.geotiff import read_tile
@@ -74,7 +74,7 @@ class Source:
 
     root: Path
     format: Format
-    said: Statement = field(default_factory=Statement)
+    overrides: ReadOptions = field(default_factory=ReadOptions)
     synthetic: bool = False
     split: str | None = None
 
@@ -100,12 +100,12 @@ class Source:
         readers: dict[Format, Callable[[Path], Tile]] = {
             Format.EUROSAT_MS: eurosat.read_ms,
             Format.EUROSAT_RGB: eurosat.read_rgb,
-            Format.GEOTIFF: lambda path: read_tile(path, self.said, path.stem),
+            Format.GEOTIFF: lambda path: read_tile(path, self.overrides, path.stem),
         }
         return readers[self.format]
 
 
-def find_source(root: Path, form: Format | None = None, said: Statement | None = None) -> Source:
+def find_source(root: Path, form: Format | None = None, overrides: ReadOptions | None = None) -> Source:
     """Return the source in `root`, in the format that is said, else its card's, else that of its name.
 
     Raises:
@@ -116,15 +116,17 @@ def find_source(root: Path, form: Format | None = None, said: Statement | None =
     card = read_card(root)
     form = form or Format(card.get("format", _PUBLISHED_FOLDERS.get(root.name, Format.GEOTIFF)))
     split = (card.get("extra") or {}).get("split")
-    return Source(root, form, said or Statement(), bool(card.get("synthetic", False)), split)
+    return Source(root, form, overrides or ReadOptions(), bool(card.get("synthetic", False)), split)
 
 
-def find_sources(roots: tuple[Path, ...], form: Format | None = None, said: Statement | None = None) -> list[Source]:
+def find_sources(
+    roots: tuple[Path, ...], form: Format | None = None, overrides: ReadOptions | None = None
+) -> list[Source]:
     """Return the sources in `roots`; a folder that holds only such folders stands for all of them."""
     found = []
     for root in roots:
         inner = [child for child in sorted(root.glob("*/")) if _is_source(child)] if root.is_dir() else []
-        found += [find_source(child, form, said) for child in inner] or [find_source(root, form, said)]
+        found += [find_source(child, form, overrides) for child in inner] or [find_source(root, form, overrides)]
     return found
 
 

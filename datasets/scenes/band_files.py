@@ -46,7 +46,7 @@ def read_stacked(path: Path, options: SceneOptions) -> Parts:
         TilewiseError: it cannot be opened, or does not say its bands, its radiometry or its place.
     """
     with open_raster(path) as dataset:
-        plan = in_canonical_order(plan_reading(dataset, path.name, options.said))
+        plan = in_canonical_order(plan_reading(dataset, path.name, options.overrides))
         layer = Layer(path, plan, grid_of(dataset, path.name), block_of(dataset))
         clouds = _mask_within(path, dataset, options.clouds)
     return Parts((layer,), clouds, plan.radiometry.level, date_in(path.stem), platform_in(path.stem))
@@ -138,7 +138,7 @@ def read_band_files(name: str, paths: Sequence[Path], options: SceneOptions) -> 
     Raises:
         TilewiseError: a file cannot be opened, or nobody says its radiometry or place.
     """
-    if options.said.bands and LEAVE_OUT in options.said.bands:
+    if options.overrides.bands and LEAVE_OUT in options.overrides.bands:
         raise SceneError(f"{name}: its files name their bands, so {LEAVE_OUT} leaves none out; leave --bands out")
     named = [found for path in paths if (found := parse_name(path))]
     files = _finest(named)
@@ -146,7 +146,7 @@ def read_band_files(name: str, paths: Sequence[Path], options: SceneOptions) -> 
         raise SceneError(f"{name}: none of its files is a band of Sentinel-2")
     layers, level = [], None
     for band, path in files.items():
-        layer, level = layer_of_band(BandFile(path, band, {}), name, tuple(files), options.said)
+        layer, level = layer_of_band(BandFile(path, band, {}), name, tuple(files), options.overrides)
         layers.append(layer)
     first = next(iter(files.values())).stem
     clouds = _mask_beside(name, named, options.clouds)

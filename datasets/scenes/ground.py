@@ -21,8 +21,8 @@ from tilewise.datasets.readers.geotiff import georeference_of
 
 NEAR_10_M = (8.0, 12.5)  # metres a pixel that networks trained at 10 m still know
 STEP_M = 10.0
-MOST_SIDE = 200_000  # pixels; more is a broken transform, not a scene
-_MOST_LATITUDE = 84.0  # UTM ends there
+MAX_SIDE = 200_000  # pixels; more is a broken transform, not a scene
+_MAX_LATITUDE = 84.0  # UTM ends there
 _SAME_PLACE = 1e-6  # of a pixel
 
 
@@ -117,14 +117,14 @@ def utm_grid(grid: Grid, name: str) -> Grid:
         TileShapeError: it lies outside UTM, or is larger than any scene.
     """
     longitude, latitude = _centre(grid)
-    if abs(latitude) > _MOST_LATITUDE:
+    if abs(latitude) > _MAX_LATITUDE:
         raise TileShapeError(f"{name}: it lies at latitude {latitude:.1f}, where UTM has no zone; warp it first")
     crs = CRS.from_epsg(_utm_code(longitude, latitude))
     bounds = transform_bounds(grid.place.crs, crs, *grid.place.bounds(grid.width, grid.height), densify_pts=21)
     left, bottom = (math.floor(edge / STEP_M + 1e-6) * STEP_M for edge in bounds[:2])
     right, top = (math.ceil(edge / STEP_M - 1e-6) * STEP_M for edge in bounds[2:])
     width, height = round((right - left) / STEP_M), round((top - bottom) / STEP_M)
-    if not 0 < max(width, height) <= MOST_SIDE:
+    if not 0 < max(width, height) <= MAX_SIDE:
         raise TileShapeError(f"{name}: at 10 m it would have {width:,} × {height:,} pixels; cut it into parts")
     return Grid(Georeference(crs, Affine(STEP_M, 0, left, 0, -STEP_M, top)), height, width)
 

@@ -12,7 +12,7 @@ from rasterio.io import DatasetReader
 
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import SceneError
-from tilewise.datasets.core.radiometry import FileFacts, Level, Statement, decide_radiometry
+from tilewise.datasets.core.radiometry import FileFacts, Level, ReadOptions, decide_radiometry
 from tilewise.datasets.readers.geotiff import ReadingPlan
 from tilewise.datasets.scenes.ground import Grid, grid_of
 from tilewise.datasets.scenes.options import CloudKind, CloudMask
@@ -111,7 +111,7 @@ class BandFile:
     no_data: float | None = None
 
 
-def layer_of_band(file: BandFile, name: str, bands: tuple[str, ...], said: Statement) -> tuple[Layer, Level]:
+def layer_of_band(file: BandFile, name: str, bands: tuple[str, ...], overrides: ReadOptions) -> tuple[Layer, Level]:
     """Return the layer of a raster that holds one of the `bands` of the scene `name`, and its processing level.
 
     Raises:
@@ -122,7 +122,7 @@ def layer_of_band(file: BandFile, name: str, bands: tuple[str, ...], said: State
         scale, offset = _declared(dataset, file)
         tags = {**dataset.tags(), **file.tags}
         facts = FileFacts(name, dataset.dtypes[0], tags, bands, scale, offset)
-        radiometry = decide_radiometry(facts, said)
+        radiometry = decide_radiometry(facts, overrides)
         no_data = dataset.nodata if file.no_data is None else file.no_data
         plan = ReadingPlan(name_of(file.place), (file.index,), (file.band,), radiometry, no_data)
         return Layer(file.place, plan, grid_of(dataset, name_of(file.place)), block_of(dataset)), radiometry.level

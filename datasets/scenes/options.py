@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from tilewise.datasets.core.console import make_statement, statement_options, with_options
+from tilewise.datasets.core.console import make_read_options, read_options, with_options
 from tilewise.datasets.core.errors import SceneError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 
 
 class CloudKind(StrEnum):
@@ -49,7 +49,7 @@ class SceneOptions:
         quick_fingerprint: know a local file by its size, time, head and tail, and not by all its bytes.
     """
 
-    said: Statement = field(default_factory=Statement)
+    overrides: ReadOptions = field(default_factory=ReadOptions)
     clouds: CloudMask | None = None
     warp: bool = False
     quick_fingerprint: bool = False
@@ -119,7 +119,7 @@ def scene_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Know files by size, time, head and tail instead of all their bytes.",
         ),
     )
-    return statement_options(with_options(command, options))
+    return read_options(with_options(command, options))
 
 
 def make_scene_options(
@@ -139,5 +139,5 @@ def make_scene_options(
         RadiometryUnknownError: a scale or offset that cannot be.
         SceneError: a cloud mask that is none.
     """
-    said = make_statement(bands, level, scale, offset)
-    return SceneOptions(said, parse_clouds(clouds), warp, quick_fingerprint)
+    overrides = make_read_options(bands, level, scale, offset)
+    return SceneOptions(overrides, parse_clouds(clouds), warp, quick_fingerprint)

@@ -19,7 +19,7 @@ from rasterio.io import DatasetReader
 from tilewise.datasets.core.errors import FetchError, UnreadableImageError
 from tilewise.datasets.readers.geotiff import check_header, closed_world, why_unreadable
 
-_MOST_BYTES = 32 * 2**20
+_MAX_BYTES = 32 * 2**20
 _SECONDS = 30.0
 _TELLING = ("etag", "last-modified", "content-length", "x-goog-hash", "content-md5")
 
@@ -37,8 +37,8 @@ def fetch_text(url: str) -> bytes:
             content = b""
             for piece in answer.iter_bytes():
                 content += piece
-                if len(content) > _MOST_BYTES:
-                    raise FetchError(f"{shown(url)}: more than {_MOST_BYTES // 2**20} MiB, too long for STAC metadata")
+                if len(content) > _MAX_BYTES:
+                    raise FetchError(f"{shown(url)}: more than {_MAX_BYTES // 2**20} MiB, too long for STAC metadata")
             return content
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchError(f"{shown(url)}: no answer ({type(error).__name__}); is the network there?") from error

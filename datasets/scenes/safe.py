@@ -18,13 +18,13 @@ from defusedxml.ElementTree import fromstring
 
 from tilewise.datasets.core.bands import BAND_NAMES, find_band
 from tilewise.datasets.core.errors import RadiometryUnknownError, SceneError, UnreadableImageError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes.band_files import no_mask, platform_in
 from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Layer, Parts, cloud_layer, layer_of_band
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 
 METADATA_NAMES = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")
-_MOST_XML = 32 * 2**20
+_MAX_XML = 32 * 2**20
 _IMAGE = re.compile(r"_(B(?:0[1-9]|1[0-2]|8A)|SCL)(?:_(\d\d)m)?$")
 _NATIVE = 10  # metres: of Level-1C files, whose names do not say, each band has one alone
 _MASKS = {  # where else a product says what is cloud, best first, and which raster bands
@@ -64,18 +64,18 @@ def read_safe(folder: Path, options: SceneOptions) -> Parts:
     layers, level = [], None
     for band in bands:
         file = BandFile(finest[band].path, band, _tags(root, band))
-        layer, level = _layer(file, folder.name, bands, options.said)
+        layer, level = _layer(file, folder.name, bands, options.overrides)
         layers.append(layer)
     clouds = _clouds(folder, images, options.clouds)
     return Parts(tuple(layers), clouds, level, _start(root), _platform(root, folder.name))
 
 
-def _layer(file: BandFile, name: str, bands: tuple[str, ...], said: Statement) -> tuple[Layer, Level]:
+def _layer(file: BandFile, name: str, bands: tuple[str, ...], overrides: ReadOptions) -> tuple[Layer, Level]:
     """Return the layer of a band, by the product's own metadata: what is said fills their gaps, for other files too."""
     try:
-        return layer_of_band(file, name, bands, Statement())
+        return layer_of_band(file, name, bands, ReadOptions())
     except RadiometryUnknownError:
-        return layer_of_band(file, name, bands, said)
+        return layer_of_band(file, name, bands, overrides)
 
 
 def _metadata(folder: Path) -> Element:
@@ -84,8 +84,8 @@ def _metadata(folder: Path) -> Element:
         raise SceneError(f"{folder.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again")
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_XML + 1)
-        if len(content) > _MOST_XML:
+            content = file.read(_MAX_XML + 1)
+        if len(content) > _MAX_XML:
             raise UnreadableImageError(f"{folder.name}: {path.name} is larger than any product's metadata")
         root: Element = fromstring(content, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
@@ -134,8 +134,8 @@ def _start(root: Element) -> datetime | None:
 
 
 def _platform(root: Element, name: str) -> str | None:
-    said = _text(root, "SPACECRAFT_NAME")
-    return said.lower() if said and re.fullmatch(r"Sentinel-2[A-D]", said) else platform_in(name)
+    overrides = _text(root, "SPACECRAFT_NAME")
+    return overrides.lower() if overrides and re.fullmatch(r"Sentinel-2[A-D]", overrides) else platform_in(name)
 
 
 def _clouds(folder: Path, images: list[_Image], mask: CloudMask | None) -> CloudLayer | None:

@@ -15,14 +15,14 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from tilewise.datasets.core.bands import BAND_NAMES, find_band
 from tilewise.datasets.core.errors import BandsUnknownError, RadiometryUnknownError, SceneError, UnknownBandError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.scenes.band_files import is_mask_name, no_mask
 from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Parts, cloud_layer, layer_of_band
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 from tilewise.datasets.scenes.rasters import fetch_text, is_remote, shown
 
-_MOST_ITEMS = 100_000
-_MOST_JSON = 256 * 2**20
+_MAX_ITEMS = 100_000
+_MAX_JSON = 256 * 2**20
 _PICTURES = {"visual", "overview", "thumbnail"}  # roles of assets that are made for eyes, in 8 bits
 _LINKS: dict[str, tuple[str, ...]] = {  # that lead to more items
     "Catalog": ("child", "item", "items"),
@@ -65,10 +65,10 @@ def read_items(place: str | Path) -> list[Item]:
         here = waiting.pop(0)
         content = _load(here)
         found.extend(_items_of(content, here))
-        if len(found) > _MOST_ITEMS:
-            raise SceneError(f"{_told(place)}: more than {_MOST_ITEMS:,} items; name a smaller part of the catalog")
+        if len(found) > _MAX_ITEMS:
+            raise SceneError(f"{_told(place)}: more than {_MAX_ITEMS:,} items; name a smaller part of the catalog")
         for address in _links_of(content, here):
-            if address not in seen and len(seen) < _MOST_ITEMS:
+            if address not in seen and len(seen) < _MAX_ITEMS:
                 seen.add(address)
                 waiting.append(address)
     return found
@@ -84,7 +84,7 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
     """
     content = json.loads(item.text)
     properties = _mapping(content.get("properties"))
-    files = _band_files(item, content, options.said)
+    files = _band_files(item, content, options.overrides)
     if not files:
         raise BandsUnknownError(
             f"{item.name}: none of its assets says by eo:bands, bands or its key that it is a band of Sentinel-2; "
@@ -92,7 +92,7 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
         )
     layers, level = [], None
     for file in files.values():
-        layer, level = layer_of_band(file, item.name, tuple(files), options.said)
+        layer, level = layer_of_band(file, item.name, tuple(files), options.overrides)
         layers.append(layer)
     clouds = _clouds(item, content, options.clouds)
     platform = properties.get("platform")
@@ -106,7 +106,7 @@ def places_of(item: Item) -> tuple[str | Path, ...]:
         TilewiseError: as `read_stac` does.
     """
     content = json.loads(item.text)
-    files = _band_files(item, content, Statement(scale=1.0, offset=0.0))
+    files = _band_files(item, content, ReadOptions(scale=1.0, offset=0.0))
     return tuple(dict.fromkeys(file.place for file in files.values()))
 
 
@@ -123,7 +123,7 @@ def _load(place: str) -> dict[str, Any]:
             content = json.loads(fetch_text(place))
         else:
             path = Path(place)
-            if path.stat().st_size > _MOST_JSON:
+            if path.stat().st_size > _MAX_JSON:
                 raise SceneError(f"{path.name}: too large for STAC metadata")
             content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -175,7 +175,7 @@ def _resolve(href: str, base: str) -> str | Path:
     return Path(base).parent / href
 
 
-def _band_files(item: Item, content: dict[str, Any], said: Statement) -> dict[str, BandFile]:
+def _band_files(item: Item, content: dict[str, Any], overrides: ReadOptions) -> dict[str, BandFile]:
     """Return the file of each band; of a band in several files, the finest GeoTIFF."""
     properties = _mapping(content.get("properties"))
     found: dict[str, tuple[tuple[bool, float, str], BandFile]] = {}
@@ -186,7 +186,7 @@ def _band_files(item: Item, content: dict[str, Any], said: Statement) -> dict[st
             rank = (_is_jp2(asset), _number(asset.get("gsd")) or _number(band.get("gsd")) or 0.0, key)
             name = band["name"]
             if name not in found or rank < found[name][0]:
-                found[name] = (rank, _band_file(item, asset, name, index, properties, said))
+                found[name] = (rank, _band_file(item, asset, name, index, properties, overrides))
     return {name: found[name][1] for name in BAND_NAMES if name in found}
 
 
@@ -208,7 +208,7 @@ def _bands_of(key: str, asset: dict[str, Any]) -> Iterator[tuple[int, dict[str, 
 
 
 def _band_file(
-    item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any], said: Statement
+    item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any], overrides: ReadOptions
 ) -> BandFile:
     listed = asset.get("raster:bands") or asset.get("bands") or []
     raster = _mapping(listed[index - 1]) if isinstance(listed, list) and len(listed) >= index else {}
@@ -216,7 +216,7 @@ def _band_file(
     offset = _number(raster.get("offset", raster.get("raster:offset", asset.get("raster:offset")))) or 0.0
     applied = properties.get("earthsearch:boa_offset_applied") is True
     # Items of Earth Search may say that the offset was taken off, and still declare it: which of the two holds?
-    if applied and offset and said.offset is None:
+    if applied and offset and overrides.offset is None:
         raise RadiometryUnknownError(
             f"{item.name}: it says both that the offset was applied and that it is {offset:g}; "
             "say --offset 0 or --offset -1000"

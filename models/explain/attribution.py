@@ -24,7 +24,7 @@ from tilewise.models.explain.graph import TorchGraph, load_torch_graph
 from tilewise.models.model_file import INPUT, OUTPUTS, ModelFile
 
 # Of a probability, between torch and onnxruntime. Integer kernels round sums elsewhere than torch does.
-MOST_DIFFERENCE = {"fp32": 1e-3, "int8": 5e-2}
+MAX_DIFFERENCE = {"fp32": 1e-3, "int8": 5e-2}
 _STEPS = 64  # of the integral; `Explanation.gap` says how well they did
 _AT_A_TIME = 32  # tiles: what is held of activations at once
 _SPREAD = 1.0  # pixels: neighbours differ by more than people can see a reason for; more would cost precision
@@ -122,7 +122,7 @@ def explain(
         TilewiseError: the model has no such class or coverage, the tile holds no data, or gradients were asked for and
             cannot be had.
     """
-    if not tile.valid_share:
+    if not tile.valid_fraction:
         raise NoDataError(
             f"{tile.name}: no pixel holds data in all of {', '.join(tile.bands) or 'its bands'}; nothing to explain"
         )
@@ -216,10 +216,10 @@ def verified_graph(model: ModelFile, tile: Tile) -> TorchGraph:
     with torch.no_grad():
         found = torch.softmax(graph(_stack(*tiles)) / model.metadata.temperature, 1).numpy()
     difference = float(np.abs(found - model.session.run([OUTPUTS[0]], {INPUT: tiles})[0]).max())
-    most = MOST_DIFFERENCE.get(model.metadata.precision, MOST_DIFFERENCE["fp32"])
-    if not difference <= most:
+    limit = MAX_DIFFERENCE.get(model.metadata.precision, MAX_DIFFERENCE["fp32"])
+    if not difference <= limit:
         raise ModelFileError(
-            f"{model.path}: torch's probabilities differ by {difference:.2g} from onnxruntime's, {most:g} is the "
+            f"{model.path}: torch's probabilities differ by {difference:.2g} from onnxruntime's, {limit:g} is the "
             "most; say --method occlusion"
         )
     return graph

@@ -18,8 +18,8 @@ Attributes = Mapping[str, Any]
 Operator = Callable[..., Tensor]
 
 
-def _cast(said: Attributes, x: Tensor) -> Tensor:
-    kind = onnx.helper.tensor_dtype_to_np_dtype(said["to"])
+def _cast(overrides: Attributes, x: Tensor) -> Tensor:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(overrides["to"])
     return x.to(getattr(torch, kind.name))
 
 
@@ -27,74 +27,78 @@ def _clip(_: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | No
     return torch.clamp(x, min=low, max=high)
 
 
-def _convolve(said: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    padded = functional.pad(x, _sides(said))
+def _convolve(overrides: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    padded = functional.pad(x, _sides(overrides))
     return functional.conv2d(
-        padded, weight, bias, said.get("strides", 1), 0, said.get("dilations", 1), said.get("group", 1)
+        padded, weight, bias, overrides.get("strides", 1), 0, overrides.get("dilations", 1), overrides.get("group", 1)
     )
 
 
-def _max_pool(said: Attributes, x: Tensor) -> Tensor:
-    padded = functional.pad(x, _sides(said), value=-torch.inf)
-    return functional.max_pool2d(padded, said["kernel_shape"], said.get("strides", 1), 0, said.get("dilations", 1))
+def _max_pool(overrides: Attributes, x: Tensor) -> Tensor:
+    padded = functional.pad(x, _sides(overrides), value=-torch.inf)
+    return functional.max_pool2d(
+        padded, overrides["kernel_shape"], overrides.get("strides", 1), 0, overrides.get("dilations", 1)
+    )
 
 
-def _sides(said: Attributes) -> list[int]:
+def _sides(overrides: Attributes) -> list[int]:
     """Return ONNX's padding (top, left, bottom, right) in torch's order."""
-    top, left, bottom, right = said.get("pads", (0, 0, 0, 0))
+    top, left, bottom, right = overrides.get("pads", (0, 0, 0, 0))
     return [left, right, top, bottom]
 
 
-def _batch_norm(said: Attributes, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    return functional.batch_norm(x, mean, variance, scale, shift, eps=said.get("epsilon", 1e-5))
+def _batch_norm(
+    overrides: Attributes, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
+    return functional.batch_norm(x, mean, variance, scale, shift, eps=overrides.get("epsilon", 1e-5))
 
 
-def _gemm(said: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    product = (a.t() if said.get("transA") else a) @ (b.t() if said.get("transB") else b)
-    product = said.get("alpha", 1.0) * product
-    return product if c is None else product + said.get("beta", 1.0) * c
+def _gemm(overrides: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    product = (a.t() if overrides.get("transA") else a) @ (b.t() if overrides.get("transB") else b)
+    product = overrides.get("alpha", 1.0) * product
+    return product if c is None else product + overrides.get("beta", 1.0) * c
 
 
 def _reduced(reduce: Callable[..., Tensor]) -> Operator:
-    def run(said: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-        dims = said.get("axes") if axes is None else axes.tolist()
-        if not dims and said.get("noop_with_empty_axes"):
+    def run(overrides: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+        dims = overrides.get("axes") if axes is None else axes.tolist()
+        if not dims and overrides.get("noop_with_empty_axes"):
             return x
-        return reduce(x, dim=tuple(dims or range(x.ndim)), keepdim=bool(said.get("keepdims", 1)))
+        return reduce(x, dim=tuple(dims or range(x.ndim)), keepdim=bool(overrides.get("keepdims", 1)))
 
     return run
 
 
-def _reshape(said: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+def _reshape(overrides: Attributes, x: Tensor, shape: Tensor) -> Tensor:
     asked = shape.tolist()
-    if not said.get("allowzero"):
+    if not overrides.get("allowzero"):
         asked = [x.shape[place] if length == 0 else length for place, length in enumerate(asked)]
     return x.reshape(asked)
 
 
-def _shape(said: Attributes, x: Tensor) -> Tensor:
-    return torch.tensor(x.shape[said.get("start", 0) : said.get("end")])
+def _shape(overrides: Attributes, x: Tensor) -> Tensor:
+    return torch.tensor(x.shape[overrides.get("start", 0) : overrides.get("end")])
 
 
-def _flatten(said: Attributes, x: Tensor) -> Tensor:
-    return x.flatten(said.get("axis", 1)) if said.get("axis", 1) else x.reshape(1, -1)
+def _flatten(overrides: Attributes, x: Tensor) -> Tensor:
+    return x.flatten(overrides.get("axis", 1)) if overrides.get("axis", 1) else x.reshape(1, -1)
 
 
-def _squeeze(said: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = said.get("axes") if axes is None else axes.tolist()
+def _squeeze(overrides: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = overrides.get("axes") if axes is None else axes.tolist()
     return x.squeeze() if dims is None else x.squeeze(tuple(dims))
 
 
-def _unsqueeze(said: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = said.get("axes", []) if axes is None else axes.tolist()
+def _unsqueeze(overrides: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = overrides.get("axes", []) if axes is None else axes.tolist()
     final = x.ndim + len(dims)
     for dim in sorted(dim % final for dim in dims):
         x = x.unsqueeze(dim)
     return x
 
 
-def _gather(said: Attributes, x: Tensor, index: Tensor) -> Tensor:
-    axis = said.get("axis", 0) % x.ndim
+def _gather(overrides: Attributes, x: Tensor, index: Tensor) -> Tensor:
+    axis = overrides.get("axis", 0) % x.ndim
     found = x.index_select(axis, index.flatten() % x.shape[axis])
     return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
@@ -115,28 +119,28 @@ def _folded(fold: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return lambda _, *parts: functools.reduce(fold, parts)
 
 
-def _quantise(said: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+def _quantise(overrides: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """Return whole numbers as float; rounding is passed by gradients as if it were not there.
 
     Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432 (straight-through).
     """
     limits = torch.iinfo(torch.uint8 if zero is None else zero.dtype)
-    exact = x / _along(said, scale, x)
+    exact = x / _along(overrides, scale, x)
     rounded = exact + (exact.round() - exact).detach()
-    return (rounded + (0 if zero is None else _along(said, zero, x).float())).clamp(limits.min, limits.max)
+    return (rounded + (0 if zero is None else _along(overrides, zero, x).float())).clamp(limits.min, limits.max)
 
 
-def _dequantise(said: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    offset = 0 if zero is None else _along(said, zero, x).float()
-    return (x.float() - offset) * _along(said, scale, x)
+def _dequantise(overrides: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    offset = 0 if zero is None else _along(overrides, zero, x).float()
+    return (x.float() - offset) * _along(overrides, scale, x)
 
 
-def _along(said: Attributes, values: Tensor, x: Tensor) -> Tensor:
+def _along(overrides: Attributes, values: Tensor, x: Tensor) -> Tensor:
     """Return one number, or one for each slice of `x` along the attribute `axis`, in a shape that broadcasts."""
     if values.numel() == 1:
         return values.reshape(())
     shape = [1] * x.ndim
-    shape[said.get("axis", 1)] = -1
+    shape[overrides.get("axis", 1)] = -1
     return values.reshape(shape)
 
 
@@ -147,7 +151,7 @@ OPERATORS: dict[str, Operator] = {
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "Clip": _clip,
-    "Concat": lambda said, *parts: torch.cat(parts, said["axis"]),
+    "Concat": lambda overrides, *parts: torch.cat(parts, overrides["axis"]),
     "Conv": _convolve,
     "DequantizeLinear": _dequantise,
     "Div": lambda _, a, b: a / b,
@@ -159,7 +163,7 @@ OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": lambda _, x: x.mean((2, 3), keepdim=True),
     "Greater": lambda _, a, b: a > b,
     "GreaterOrEqual": lambda _, a, b: a >= b,
-    "HardSigmoid": lambda said, x: torch.clamp(said.get("alpha", 0.2) * x + said.get("beta", 0.5), 0, 1),
+    "HardSigmoid": lambda overrides, x: torch.clamp(overrides.get("alpha", 0.2) * x + overrides.get("beta", 0.5), 0, 1),
     "HardSwish": lambda _, x: functional.hardswish(x),
     "Identity": lambda _, x: x,
     "Less": lambda _, a, b: a < b,
@@ -185,12 +189,12 @@ OPERATORS: dict[str, Operator] = {
     "Shape": _shape,
     "Sigmoid": lambda _, x: torch.sigmoid(x),
     "Slice": _slice,
-    "Softmax": lambda said, x: torch.softmax(x, said.get("axis", -1)),
+    "Softmax": lambda overrides, x: torch.softmax(x, overrides.get("axis", -1)),
     "Sqrt": lambda _, x: x.sqrt(),
     "Squeeze": _squeeze,
     "Sub": lambda _, a, b: a - b,
     "Tanh": lambda _, x: torch.tanh(x),
-    "Transpose": lambda said, x: x.permute(said["perm"]),
+    "Transpose": lambda overrides, x: x.permute(overrides["perm"]),
     "Unsqueeze": _unsqueeze,
     "Where": lambda _, condition, a, b: torch.where(condition, a, b),
 }
@@ -224,21 +228,21 @@ class TorchGraph:
     def __call__(self, tiles: Tensor) -> Tensor:
         """Map DN, float32 (n, 13, 64, 64), to the output."""
         known: dict[str, Tensor] = {**self._constants, INPUT: tiles}
-        for node, said in self._nodes:
+        for node, overrides in self._nodes:
             if node.op_type == "Constant":
-                known[node.output[0]] = _constant(said)
+                known[node.output[0]] = _constant(overrides)
             else:
                 inputs = [known[name] if name else None for name in node.input]
-                known[node.output[0]] = OPERATORS[node.op_type](said, *inputs)
+                known[node.output[0]] = OPERATORS[node.op_type](overrides, *inputs)
         return known[self._output]
 
     def _refuse_unknown(self, name: str) -> None:
         unknown = {node.op_type for node, _ in self._nodes} - {*OPERATORS, "Constant"}
         unknown |= {
             f"{node.op_type} with {key}"
-            for node, said in self._nodes
+            for node, overrides in self._nodes
             for key, usual in _UNUSUAL.items()
-            if said.get(key, usual[0]) not in usual
+            if overrides.get(key, usual[0]) not in usual
         }
         if unknown:
             raise ModelFileError(
@@ -257,13 +261,13 @@ def _needed(graph: onnx.GraphProto, output: str) -> list[tuple[onnx.NodeProto, d
     for node in reversed(graph.node):
         if wanted & set(node.output):
             wanted |= set(node.input)
-            said = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-            nodes.append((node, said))
+            overrides = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+            nodes.append((node, overrides))
     return nodes[::-1]
 
 
-def _constant(said: Mapping[str, Any]) -> Tensor:
-    value = said["value"] if "value" in said else next(iter(said.values()))
+def _constant(overrides: Mapping[str, Any]) -> Tensor:
+    value = overrides["value"] if "value" in overrides else next(iter(overrides.values()))
     if isinstance(value, onnx.TensorProto):
         value = onnx.numpy_helper.to_array(value)
     return torch.from_numpy(np.array(value))

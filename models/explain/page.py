@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Smaller effects are not painted in full colour: they are next to nothing. Log-odds, of a pixel and of a patch.
-LEAST_SCALE = {Method.GRADIENTS: 1e-4, Method.OCCLUSION: 0.05}
+MIN_SCALE = {Method.GRADIENTS: 1e-4, Method.OCCLUSION: 0.05}
 _ZOOM = 6
 _HOW = {
     Method.GRADIENTS: "integrated gradients (Captum), smoothed by a Gaussian of 1 pixel, from the tile's own mean",
@@ -82,21 +82,21 @@ def draw_page(found: Explanation, model: ModelFile) -> str:
 def warnings_of(found: Explanation, model: ModelFile) -> list[str]:
     """Return what a reader must know before believing the answer."""
     answered = model.metadata.classes[int(found.probabilities.argmax())]
-    said = []
+    overrides = []
     if answered != found.class_name:
-        said.append(f"The model answers {answered}; explained is {found.class_name}, as was asked.")
+        overrides.append(f"The model answers {answered}; explained is {found.class_name}, as was asked.")
     if found.is_outlier:
-        said.append("This tile is unlike the training data: neither the answer nor its reasons can be relied on.")
-    if found.tile.valid_share < 1:
-        said.append(f"{1 - found.tile.valid_share:.1%} of the pixels hold no data in some band.")
+        overrides.append("This tile is unlike the training data: neither the answer nor its reasons can be relied on.")
+    if found.tile.valid_fraction < 1:
+        overrides.append(f"{1 - found.tile.valid_fraction:.1%} of the pixels hold no data in some band.")
     if model.metadata.synthetic:
-        said.append("This model was trained on synthetic tiles: a demonstration, no product.")
-    return said
+        overrides.append("This model was trained on synthetic tiles: a demonstration, no product.")
+    return overrides
 
 
 def scale_of(found: Explanation) -> float:
     """Return the effect, in log-odds, that is painted in full colour."""
-    return max(float(np.abs(found.heat).max()), LEAST_SCALE[found.method])
+    return max(float(np.abs(found.heat).max()), MIN_SCALE[found.method])
 
 
 def heat_picture(found: Explanation, zoom: int) -> Picture:
@@ -135,18 +135,18 @@ def _draw_tile(found: Explanation) -> str:
 
 
 def _draw_heat(found: Explanation) -> str:
-    most = scale_of(found)
+    limit = scale_of(found)
     return (
         f'<figure><img alt="Heat map of the pixels that speak for and against {escape(found.class_name)}" '
-        f'src="{_data_uri(heat_picture(found, _ZOOM))}"><figcaption><div class="scale"><span>{-most:+.2g}</span><i></i>'
-        f"<span>{most:+.2g}</span></div>{escape(reading_of(found))}</figcaption></figure>"
+        f'src="{_data_uri(heat_picture(found, _ZOOM))}"><figcaption><div class="scale"><span>{-limit:+.2g}</span><i></i>'
+        f"<span>{limit:+.2g}</span></div>{escape(reading_of(found))}</figcaption></figure>"
     )
 
 
 def _band_bars(found: Explanation) -> str:
-    most = max((abs(effect.log_odds) for effect in found.bands.values()), default=0) or 1.0
+    limit = max((abs(effect.log_odds) for effect in found.bands.values()), default=0) or 1.0
     rows = "".join(
-        f'<tr><th scope="row">{name}</th><td class="chart">{_draw_effect(effect.log_odds / most)}</td>'
+        f'<tr><th scope="row">{name}</th><td class="chart">{_draw_effect(effect.log_odds / limit)}</td>'
         f'<td class="number">{effect.log_odds:+.2f}</td><td class="number">{effect.probability:.1%}</td></tr>'
         for name, effect in found.bands.items()
     )
@@ -254,12 +254,12 @@ def _show(axes: "Axes", picture: np.ndarray, title: str) -> None:
     axes.set_axis_off()
 
 
-def _add_scale(figure: Figure, axes: "Axes", most: float) -> None:
+def _add_scale(figure: Figure, axes: "Axes", limit: float) -> None:
     from matplotlib.cm import ScalarMappable
 
     tones: list[Any] = [_tone(AGAINST), _tone((136, 136, 136)), _tone(FOR)]
     colours = LinearSegmentedColormap.from_list("heat", tones)
-    bar = figure.colorbar(ScalarMappable(Normalize(-most, most), colours), ax=axes, shrink=0.8)
+    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), colours), ax=axes, shrink=0.8)
     bar.set_label("log-odds")
 
 

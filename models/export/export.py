@@ -18,11 +18,11 @@ from tilewise.models.model_file import INPUT, METADATA_KEY, OUTPUTS, ModelMetada
 from tilewise.models.network.classifier import Classifier, Exported
 
 OPSET = 20
-MOST_DIFFERENCE = 1e-4  # of any probability, between torch and onnxruntime
+MAX_DIFFERENCE = 1e-4  # of any probability, between torch and onnxruntime
 
 
 def export(
-    classifier: Classifier, metadata: ModelMetadata, path: Path, tiles: DN, tolerance: float = MOST_DIFFERENCE
+    classifier: Classifier, metadata: ModelMetadata, path: Path, tiles: DN, tolerance: float = MAX_DIFFERENCE
 ) -> float:
     """Write `classifier` as the model file `path`, and return the largest difference of a probability on `tiles`.
 

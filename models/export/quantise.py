@@ -24,7 +24,7 @@ from tilewise.models.model_file import INPUT, INT8, METADATA_KEY, MIDDLE, STEPS,
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
+class InputStage:
     """Where a graph normalises bands.
 
     Attributes:
@@ -42,7 +42,7 @@ class Entrance:
     nodes: tuple[str, ...]
 
 
-def find_entrance(graph: onnx.GraphProto) -> Entrance | None:
+def find_input_stage(graph: onnx.GraphProto) -> InputStage | None:
     """Return the entrance of a graph that `tilewise.models.network.preprocess` made, or None.
 
     None is of another form, or has a band that no training tile had: QuantizeLinear cannot ignore one.
@@ -64,22 +64,22 @@ def find_entrance(graph: onnx.GraphProto) -> Entrance | None:
     if (scale <= 0).any() or np.abs(exact - zero).max() > 1e-2 or zero.min() < 0 or zero.max() >= 2 * MIDDLE:
         return None
     names = tuple(node.name for node in (multiply, add, clip))
-    return Entrance(source, clip.output[0], (1 / (STEPS * scale)).astype(np.float32), zero.astype(np.uint8), names)
+    return InputStage(source, clip.output[0], (1 / (STEPS * scale)).astype(np.float32), zero.astype(np.uint8), names)
 
 
-def overrides(entrance: Entrance) -> dict[str, list[dict[str, npt.NDArray[np.generic]]]]:
+def overrides(input_stage: InputStage) -> dict[str, list[dict[str, npt.NDArray[np.generic]]]]:
     """Return what makes onnxruntime's quantiser take the entrance's own steps, as its `TensorQuantOverrides`."""
-    return {entrance.result: [{"scale": np.array(1 / STEPS, np.float32), "zero_point": np.array(MIDDLE, np.uint8)}]}
+    return {input_stage.result: [{"scale": np.array(1 / STEPS, np.float32), "zero_point": np.array(MIDDLE, np.uint8)}]}
 
 
-def fold(graph: onnx.GraphProto, entrance: Entrance) -> None:
+def fold(graph: onnx.GraphProto, input_stage: InputStage) -> None:
     """Take the float passes out of a graph that was quantised with `overrides`, leaving one QuantizeLinear."""
-    quantise = next(n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == entrance.result)
-    for name, values in (("entrance_step", entrance.step), ("entrance_zero", entrance.zero)):
+    quantise = next(n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == input_stage.result)
+    for name, values in (("entrance_step", input_stage.step), ("entrance_zero", input_stage.zero)):
         graph.initializer.append(numpy_helper.from_array(values, name))
-    quantise.input[:] = [entrance.source, "entrance_step", "entrance_zero"]
+    quantise.input[:] = [input_stage.source, "entrance_step", "entrance_zero"]
     quantise.attribute.append(helper.make_attribute("axis", 1))
-    for node in [n for n in graph.node if n.name in entrance.nodes]:
+    for node in [n for n in graph.node if n.name in input_stage.nodes]:
         graph.node.remove(node)
     _fill_in_eight_bits(graph, quantise)
     used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
@@ -177,7 +177,7 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
     nodes = convolutional(graph.graph)
     if not nodes:
         raise ExportError(f"{source}: has no convolution, so INT8 would change nothing; serve it as it is")
-    entrance = find_entrance(graph.graph)
+    input_stage = find_input_stage(graph.graph)
     with _quiet():
         quantize_static(
             graph,
@@ -193,13 +193,13 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
             extra_options={
                 "CalibPercentile": percentile,
                 "CalibStridedMinMax": _BATCHES_AT_ONCE,
-                "TensorQuantOverrides": overrides(entrance) if entrance else {},
+                "TensorQuantOverrides": overrides(input_stage) if input_stage else {},
             },
         )
     metadata = original.metadata.model_copy(update={"precision": INT8, "quantised_from": original.sha256})
     quantised = onnx.load(str(target))
-    if entrance:
-        fold(quantised.graph, entrance)
+    if input_stage:
+        fold(quantised.graph, input_stage)
     _save(quantised, metadata, target)
 
 

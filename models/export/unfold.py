@@ -21,7 +21,7 @@ from tilewise.models.network.classifier import Classifier
 
 _ROOT = "classifier."
 _LOGITS = "logits"
-_MOST_DIFFERENCE = 1e-3  # of any logit: folding rounds
+_MAX_DIFFERENCE = 1e-3  # of any logit: folding rounds
 _BATCH = 128
 _SYMMETRIES = (1, 2, 4, 8)
 
@@ -109,6 +109,6 @@ def _compare(classifier: Classifier, opened: ModelFile) -> None:
     for classifier.symmetries in _SYMMETRIES:
         with torch.no_grad():
             found = classifier(torch.from_numpy(tiles))[0].numpy()
-        if np.abs(found - expected).max() <= _MOST_DIFFERENCE * max(1.0, np.abs(expected).max()):
+        if np.abs(found - expected).max() <= _MAX_DIFFERENCE * max(1.0, np.abs(expected).max()):
             return
     raise ModelFileError(f"{opened.path}: its weights fit this network, which answers otherwise with them")

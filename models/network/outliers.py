@@ -23,9 +23,9 @@ from tilewise.models.network.preprocess import sample
 
 STATISTICS = 3  # of each band: level, spread, least value
 _HIDDEN = 256
-_LEAST_STD = 10.0  # DN; below, sensor noise decides
-_MOST_DN = 65_535.0
-_MOST_DEVIATIONS = 8.0  # so that one absurd band does not drown the others
+_MIN_STD = 10.0  # DN; below, sensor noise decides
+_MAX_DN = 65_535.0
+_MAX_DEVIATIONS = 8.0  # so that one absurd band does not drown the others
 _ROUNDS = 60
 _BATCH = 512
 _RATE = 3e-3
@@ -58,11 +58,11 @@ def statistics(pixels: Tensor) -> Statistics:
     mean = pixels.mean((2, 3)) / whole
     # About the mean, and 0 where there is no data: a missing pixel then says nothing, and bright bands lose no digits.
     centred = pixels - mean[:, :, None, None] * valid
-    variance = (centred * centred).mean((2, 3)) / whole + _LEAST_STD**2
+    variance = (centred * centred).mean((2, 3)) / whole + _MIN_STD**2
     product = (centred[:, :-1] * centred[:, 1:]).mean((2, 3)) / whole[:, :-1]
     alike = (product * (variance[:, :-1] * variance[:, 1:]).rsqrt()).clamp(-1.0, 1.0)
-    least = _MOST_DN - (valid * _MOST_DN - pixels).amax((2, 3))
-    logs = [mean.clamp(min=1.0).log(), variance.log() / 2, least.clamp(1.0, _MOST_DN).log()]
+    minimum = _MAX_DN - (valid * _MAX_DN - pixels).amax((2, 3))
+    logs = [mean.clamp(min=1.0).log(), variance.log() / 2, minimum.clamp(1.0, _MAX_DN).log()]
     return Statistics(torch.stack(logs, dim=2), share, alike)
 
 
@@ -110,8 +110,8 @@ class InputCheck(nn.Module):
     def _features(self, found: Statistics) -> Tensor:
         """Return (batch, 76): the statistics in standard deviations, 0 where a band is absent, which bands are there,
         how much neighbours look alike, and which neighbours are both there."""
-        present = (found.share * _MOST_DN).clamp(max=1.0)
-        scaled = ((found.values - self.centre) * self.scale).clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+        present = (found.share * _MAX_DN).clamp(max=1.0)
+        scaled = ((found.values - self.centre) * self.scale).clamp(-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
         neighbours = present[:, :-1] * present[:, 1:]
         parts = [(scaled * present[:, :, None]).flatten(1), present, found.alike * _ALIKE_WEIGHT, neighbours]
         return torch.cat(parts, dim=1)
@@ -150,11 +150,11 @@ def _fit_layers(features: Tensor, faulty: Tensor, seed: int) -> tuple[nn.Linear,
 
 METHOD = "the largest of distance (relative Mahalanobis) and doubt (largest logit), input check, and missing pixels"
 FALSE_ALARMS = 0.05  # share of known tiles that the threshold flags, of the kind of tiles where it flags most
-MOST_MISSING = 0.02  # share of missing pixels at which a tile is flagged: training tiles miss none
+MAX_MISSING = 0.02  # share of missing pixels at which a tile is flagged: training tiles miss none
 # Shares of known tiles below the score 0. What is shown puts all tiles in order; the input check is mute about ordinary
 # ones, for its order among them says nothing, and the larger of two scores would follow it.
 _LOWEST = (0.01, 0.9)
-_LEAST_SPREAD = 1e-6
+_MIN_SPREAD = 1e-6
 
 
 class OutlierScore(nn.Module):
@@ -199,13 +199,13 @@ class OutlierScore(nn.Module):
         """
         every = torch.cat(list(kinds))
         middle, far = every[:, :2].median(0).values, every[:, :2].quantile(1 - false_alarms / 2, dim=0)
-        self.spread.copy_((far - middle).clamp(min=_LEAST_SPREAD))
+        self.spread.copy_((far - middle).clamp(min=_MIN_SPREAD))
         scores = self._scores(every)
         usual = torch.stack([scores[:, n].quantile(share) for n, share in enumerate(_LOWEST)])
         limit = torch.stack([self._scores(kind).quantile(1 - false_alarms / 2, dim=0) for kind in kinds]).amax(0)
         self.usual.copy_(usual)
-        self.per_limit.copy_(1 / (limit - usual).clamp(min=_LEAST_SPREAD))
-        self.per_missing.fill_(1 / MOST_MISSING)
+        self.per_limit.copy_(1 / (limit - usual).clamp(min=_MIN_SPREAD))
+        self.per_missing.fill_(1 / MAX_MISSING)
 
     def forward(self, tiles: Tensor, embedding: Tensor, logits: Tensor) -> Tensor:
         """Map DN (batch, 13, 64, 64), embedding (batch, features) and logits (batch, classes) to the score.

@@ -28,12 +28,12 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "TILEWISE_MODEL"} | more
 
 
-def batch(*arguments: object, most_bytes: int | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run the command, in which no file may grow beyond `most_bytes`."""
+def batch(*arguments: object, max_bytes: int | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command, in which no file may grow beyond `max_bytes`."""
 
     def limit() -> None:
-        if most_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        if max_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
     done = subprocess.run(
         command(*arguments),

@@ -38,7 +38,7 @@ def guarded(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "TILEWISE_HEAD_SECONDS": str(HEAD_SECONDS),
         "TILEWISE_BODY_SECONDS": str(BODY_SECONDS),
         "TILEWISE_BODY_RATE": "1000000",
-        "TILEWISE_MOST_CONNECTIONS": "40",
+        "TILEWISE_MAX_CONNECTIONS": "40",
         "TILEWISE_LOG": "json",
     }
     with served(linear_model, home, **settings) as server:

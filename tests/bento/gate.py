@@ -24,7 +24,7 @@ class Gate:
         meet: requests that must have come before any of them is let by.
         arrivals: when each request came, in seconds of a monotonic clock.
         lengths: of their bodies, in bytes.
-        most_at_once: requests that were inside together.
+        max_at_once: requests that were inside together.
     """
 
     url: str
@@ -33,7 +33,7 @@ class Gate:
     meet: threading.Barrier | None = None
     arrivals: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    most_at_once: int = 0
+    max_at_once: int = 0
     inside: int = 0
     lock: Any = field(default_factory=threading.Lock)
 
@@ -67,7 +67,7 @@ def _handler(gate: Gate) -> Callable[..., BaseHTTPRequestHandler]:
                 gate.arrivals.append(time.monotonic())
                 gate.lengths.append(len(body))
                 gate.inside += 1
-                gate.most_at_once = max(gate.most_at_once, gate.inside)
+                gate.max_at_once = max(gate.max_at_once, gate.inside)
             try:
                 self._answer(body, refusal)
             finally:
@@ -88,9 +88,9 @@ def _handler(gate: Gate) -> Callable[..., BaseHTTPRequestHandler]:
         def _forward(self, body: bytes) -> None:
             if gate.meet:
                 gate.meet.wait(20)
-            said = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+            overrides = {name: value for name, value in self.headers.items() if name.lower() != "host"}
             answer = httpx.request(
-                self.command, gate.behind + self.path, content=body, headers=said, trust_env=False, timeout=30
+                self.command, gate.behind + self.path, content=body, headers=overrides, trust_env=False, timeout=30
             )
             passed = {n: v for n, v in answer.headers.items() if n not in ("content-length", "date", "connection")}
             self._send(answer.status_code, passed, answer.content)

@@ -41,9 +41,9 @@ def geotiff(
 def tile_file(tile: Tile, bands: Sequence[str] = BAND_NAMES, *, named: bool = True, **more: Any) -> bytes:
     """Return some bands of a tile as a GeoTIFF, which says all that a reader must know if it is `named`."""
     assert tile.georeference is not None
-    said = {"names": bands, "tags": TAGS} if named else {}
+    overrides = {"names": bands, "tags": TAGS} if named else {}
     place = {"crs": tile.georeference.crs, "transform": tile.georeference.transform}
-    return geotiff(tile.pixels[positions(bands)], **(said | place | more))
+    return geotiff(tile.pixels[positions(bands)], **(overrides | place | more))
 
 
 def jpeg(size: int = 64) -> bytes:

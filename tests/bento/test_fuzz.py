@@ -28,7 +28,7 @@ from tilewise.bento.api.bodies import parse_npy
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Upload, classify_uploads
 from tilewise.datasets.core.errors import TilewiseError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the canary is watched by Linux's inotify")
 
@@ -66,15 +66,19 @@ def files(draw: st.DrawFn) -> bytes:
 
 
 def test_the_files_that_are_mutated_are_sound(engine: Engine) -> None:
-    said = Statement(level=Level.L2A, scale=0.0001, offset=0)
-    assert all("class" in result for result in classify_uploads(engine, [Upload("a", file, said) for file in FILES]))
+    overrides = ReadOptions(level=Level.L2A, scale=0.0001, offset=0)
+    assert all(
+        "class" in result for result in classify_uploads(engine, [Upload("a", file, overrides) for file in FILES])
+    )
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # GDAL's messages hold bytes of files
 @SAME_EVERY_TIME
-@given(content=files(), said=st.sampled_from([Statement(), Statement(level=Level.L2A, scale=0.0001, offset=0)]))
-def test_any_file_is_answered_or_refused(engine: Engine, content: bytes, said: Statement) -> None:
-    (result,) = classify_uploads(engine, [Upload("a.tif", content, said)])
+@given(
+    content=files(), overrides=st.sampled_from([ReadOptions(), ReadOptions(level=Level.L2A, scale=0.0001, offset=0)])
+)
+def test_any_file_is_answered_or_refused(engine: Engine, content: bytes, overrides: ReadOptions) -> None:
+    (result,) = classify_uploads(engine, [Upload("a.tif", content, overrides)])
     json.dumps(result, allow_nan=False).encode()
     assert result.get("error", {}).get("code") != "internal"
     assert "error" in result or abs(sum(result["probabilities"].values()) - 1) < 1e-3
@@ -97,7 +101,7 @@ headers = st.builds(
 )
 def test_any_array_is_read_or_refused(header: bytes, body: bytes, version: tuple[int, int], length: int | None) -> None:
     with suppress(HTTPException, TilewiseError):  # any other error is a failure
-        assert len(parse_npy(arrays.array_file(header, body, version, length), Statement(), 256)) <= 1
+        assert len(parse_npy(arrays.array_file(header, body, version, length), ReadOptions(), 256)) <= 1
 
 
 def test_hostile_requests_of_all_kinds_are_answered_or_refused(unguarded: Server, tmp_path: Path) -> None:

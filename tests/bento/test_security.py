@@ -23,8 +23,8 @@ from servers import ROOT, Server
 from tilewise.datasets.acquire.synthetic import TAGS, synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import TilewiseError
-from tilewise.datasets.core.radiometry import Statement
-from tilewise.datasets.readers.geotiff import MOST_PADDING_BYTES, open_geotiff, read_tile
+from tilewise.datasets.core.radiometry import ReadOptions
+from tilewise.datasets.readers.geotiff import MAX_PADDING_BYTES, open_geotiff, read_tile
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the canary is watched by Linux's inotify")
 
@@ -177,15 +177,15 @@ def test_a_small_file_that_decodes_to_gigabytes_is_refused_by_its_header(client:
 
 def test_a_tile_in_blocks_that_are_all_padding_is_refused_before_they_are_decoded() -> None:
     pixels = np.ones((13, 64, 64), np.uint16)
-    blocks = {"tiled": True, "blockxsize": 1024, "blockysize": 1024 * (1 + MOST_PADDING_BYTES // (13 * 2**21))}
+    blocks = {"tiled": True, "blockxsize": 1024, "blockysize": 1024 * (1 + MAX_PADDING_BYTES // (13 * 2**21))}
     content = geotiff(pixels, names=BAND_NAMES, tags=TAGS, compress="deflate", **blocks)
     assert len(content) < 1_000_000
     with pytest.raises(TilewiseError, match="when decoded"):
-        read_tile(content, Statement())
+        read_tile(content, ReadOptions())
     ordinary = geotiff(
         pixels, names=BAND_NAMES, tags=TAGS, compress="deflate", tiled=True, blockxsize=512, blockysize=512
     )
-    assert read_tile(ordinary, Statement()).valid_share == 1
+    assert read_tile(ordinary, ReadOptions()).valid_fraction == 1
 
 
 def test_a_scene_larger_than_allowed_is_refused_by_its_header(client: httpx.Client) -> None:
@@ -249,9 +249,9 @@ def test_a_client_that_leaves_in_the_middle_is_no_failure_of_ours(client: httpx.
             connection.sendall(head.encode() + b"II*")
     still_serves(client)
     time.sleep(0.2)
-    said = unguarded.log.read_text()
-    assert "Traceback" not in said
-    assert '"status": 500' not in said
+    overrides = unguarded.log.read_text()
+    assert "Traceback" not in overrides
+    assert '"status": 500' not in overrides
 
 
 # What answers and logs tell.
@@ -287,8 +287,8 @@ def test_logs_hold_nothing_that_an_uploader_wrote(client: httpx.Client, unguarde
     client.post("/classify?name=forged-entry%0aforged-entry", content=b"forged-entry", headers=TIFF)
     client.post("/classify", content=b"--x forged-entry\r\n", headers=FORM)
     client.get("/model", headers={"x-odd": "forged-entry", "user-agent": "forged-entry"})
-    said = unguarded.log.read_text()
-    assert "forged" not in said
+    overrides = unguarded.log.read_text()
+    assert "forged" not in overrides
 
 
 def test_a_task_is_seen_with_the_key_alone_that_made_it(guarded: Server) -> None:

@@ -18,7 +18,7 @@ from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
 from tilewise.datasets.readers.eurosat import CLASSES
 
-MOST_TILES, MOST_BYTES = 12, 4 * 2**20
+MAX_TILES, MAX_BYTES = 12, 4 * 2**20
 FOREST = synthesise_tile("Forest", 3, 1)
 TILES = [synthesise_tile(label, 2, 1) for label in CLASSES]
 PLAIN = tile_file(FOREST, EUROSAT_MS_ORDER, named=False)  # as EuroSAT's own files: no names, no tags
@@ -32,8 +32,8 @@ def service(
     failed = request.session.testsfailed
     settings = {
         "TILEWISE_THREADS": "1",
-        "TILEWISE_MOST_TILES": str(MOST_TILES),
-        "TILEWISE_MOST_BYTES": str(MOST_BYTES),
+        "TILEWISE_MAX_TILES": str(MAX_TILES),
+        "TILEWISE_MAX_BYTES": str(MAX_BYTES),
     }
     with served(model_file, tmp_path_factory.mktemp("bentoml"), **settings) as server:
         with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
@@ -75,7 +75,7 @@ def test_a_tile_is_answered_with_its_class_bands_and_place(service: httpx.Client
     assert tuple(result["probabilities"]) == CLASSES
     assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert result["class"] == max(result["probabilities"], key=result["probabilities"].__getitem__)
-    assert result["valid_share"] == 1
+    assert result["valid_fraction"] == 1
     assert result["bands"] == list(BAND_NAMES)
     assert result["level"] == "L1C"
 
@@ -137,8 +137,8 @@ def tile_pixels(bands: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.uint16]]:
 
 def test_a_tile_without_names_is_answered_once_the_request_says_what_it_holds(service: httpx.Client) -> None:
     (named,) = post(service, tile_file(FOREST, EUROSAT_MS_ORDER))
-    (said,) = post(service, PLAIN, **SAID)
-    assert said == named
+    (overrides,) = post(service, PLAIN, **SAID)
+    assert overrides == named
 
 
 def test_an_offset_that_was_said_is_taken_off(service: httpx.Client) -> None:
@@ -186,7 +186,7 @@ def test_each_bad_tile_gets_its_own_error_and_harms_no_neighbour(service: httpx.
 
 
 def test_the_service_goes_on_after_bad_tiles(service: httpx.Client) -> None:
-    post(service, *[b"II*\0" + bytes([n]) * 500 for n in range(MOST_TILES)])
+    post(service, *[b"II*\0" + bytes([n]) * 500 for n in range(MAX_TILES)])
     (result,) = post(service, tile_file(FOREST))
     assert "class" in result
 
@@ -206,10 +206,10 @@ def test_the_service_goes_on_after_bad_tiles(service: httpx.Client) -> None:
     ],
 )
 def test_a_wrong_field_refuses_the_request_and_is_named(
-    service: httpx.Client, fields: dict[str, str], said: str
+    service: httpx.Client, fields: dict[str, str], overrides: str
 ) -> None:
     response = service.post("/classify", files={"tiles": tile_file(FOREST)}, data=fields)
-    assert said in refusal(response, 422)["message"]
+    assert overrides in refusal(response, 422)["message"]
 
 
 def test_an_unknown_band_is_answered_with_the_list_of_those_that_exist(service: httpx.Client) -> None:
@@ -254,23 +254,23 @@ def test_a_multipart_body_that_is_none_is_refused(service: httpx.Client) -> None
 
 
 def test_more_tiles_than_allowed_are_refused(service: httpx.Client) -> None:
-    parts = [("tiles", (f"{n}.tif", b"x")) for n in range(MOST_TILES + 1)]
+    parts = [("tiles", (f"{n}.tif", b"x")) for n in range(MAX_TILES + 1)]
     error = refusal(service.post("/classify", files=parts), 413)
     assert error["code"] == "too_large"
-    assert f"more than {MOST_TILES} files" in error["message"]
+    assert f"more than {MAX_TILES} files" in error["message"]
 
 
 def test_a_body_that_is_too_long_is_refused_by_its_header(service: httpx.Client) -> None:
-    response = service.post("/classify", files={"tiles": bytes(MOST_BYTES + 1)})
+    response = service.post("/classify", files={"tiles": bytes(MAX_BYTES + 1)})
     error = refusal(response, 413)
     assert error["code"] == "too_large"
-    assert f"{MOST_BYTES:,} is the most" in error["hint"]
+    assert f"{MAX_BYTES:,} is the most" in error["hint"]
 
 
 def test_a_body_that_hides_its_length_is_refused_once_it_is_too_long(service: httpx.Client) -> None:
     def body() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="tiles"; filename="a.tif"\r\n\r\n'
-        for _ in range(MOST_BYTES // 2**16 + 1):
+        for _ in range(MAX_BYTES // 2**16 + 1):
             yield bytes(2**16)
         yield b"\r\n--x--\r\n"
 
@@ -342,5 +342,5 @@ def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(tmp_p
     corrupt.write_bytes(model_file.read_bytes()[:5000])
     expected = f"error: {corrupt}: not a readable ONNX file; export it again"
     assert expected in said_at_start(corrupt, tmp_path).splitlines()
-    said = said_at_start(model_file, tmp_path, TILEWISE_THREADS="two").splitlines()
-    assert "error: TILEWISE_THREADS is a whole number of 0 or more, not 'two'" in said
+    overrides = said_at_start(model_file, tmp_path, TILEWISE_THREADS="two").splitlines()
+    assert "error: TILEWISE_THREADS is a whole number of 0 or more, not 'two'" in overrides

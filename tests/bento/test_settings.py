@@ -8,7 +8,7 @@ import pytest
 from tilewise.bento.settings import Settings, find_model
 from tilewise.datasets.core.errors import ModelFileError, TilewiseError
 
-NAMES = ("TILEWISE_MODEL", "TILEWISE_WORKERS", "TILEWISE_THREADS", "TILEWISE_MOST_TILES", "TILEWISE_MOST_BYTES")
+NAMES = ("TILEWISE_MODEL", "TILEWISE_WORKERS", "TILEWISE_THREADS", "TILEWISE_MAX_TILES", "TILEWISE_MAX_BYTES")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_every_setting_can_be_set_from_the_environment(monkeypatch: pytest.Monke
     for name, value in zip(NAMES, ("other/model.onnx", "2", "3", "8", "1000"), strict=True):
         monkeypatch.setenv(name, value)
     assert Settings.from_environment() == Settings(
-        model="other/model.onnx", workers=2, threads=3, most_tiles=8, most_bytes=1000
+        model="other/model.onnx", workers=2, threads=3, max_tiles=8, max_bytes=1000
     )
 
 
@@ -47,16 +47,16 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, na
     [
         ("TILEWISE_THREADS", "many", 0),
         ("TILEWISE_THREADS", "-1", 0),
-        ("TILEWISE_MOST_TILES", "0", 1),
-        ("TILEWISE_MOST_BYTES", "64MB", 1),
-        ("TILEWISE_MOST_BYTES", "1e6", 1),
+        ("TILEWISE_MAX_TILES", "0", 1),
+        ("TILEWISE_MAX_BYTES", "64MB", 1),
+        ("TILEWISE_MAX_BYTES", "1e6", 1),
     ],
 )
 def test_a_setting_that_is_no_sensible_number_is_named(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, least: int
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, minimum: int
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(TilewiseError, match=f"{name} is a whole number of {least} or more, not '{value}'"):
+    with pytest.raises(TilewiseError, match=f"{name} is a whole number of {minimum} or more, not '{value}'"):
         Settings.from_environment()
 
 

@@ -107,8 +107,8 @@ def test_lists_and_blocks_divide_the_tiles(tmp_path: Path) -> None:
 def test_an_unknown_band_is_one_line_that_lists_the_bands(tmp_path: Path) -> None:
     tmp_path.joinpath("data").mkdir()
     for command in ("validate", "pack"):
-        said = error_of(run(command, tmp_path / "data", "--bands", "B02,B99"))
-        assert said == f"no Sentinel-2 band is called 'B99'; the bands are {', '.join(BAND_NAMES)}"
+        overrides = error_of(run(command, tmp_path / "data", "--bands", "B02,B99"))
+        assert overrides == f"no Sentinel-2 band is called 'B99'; the bands are {', '.join(BAND_NAMES)}"
 
 
 def test_an_empty_and_a_missing_folder_are_one_line(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_shares_and_scales_that_cannot_be_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_one_line(pack_folder: Path, tmp_path: Path) -> None:
-    said = error_of(run("stats", pack_folder, "--out", tmp_path / "no" / "stats.json"))
-    assert "No such file or directory" in said
+    overrides = error_of(run("stats", pack_folder, "--out", tmp_path / "no" / "stats.json"))
+    assert "No such file or directory" in overrides
     (tmp_path / "file").write_text("")
     root = write_folder(tmp_path / "data", {"A/a": 1, "B/b": 2})
     assert "Not a directory" in error_of(run("validate", root, "--report", tmp_path / "file" / "report"))

@@ -107,8 +107,8 @@ def answering(url: str) -> set[str]:
     np.save(stream, TRAINING[:1])
     kind = {"Content-Type": "application/octet-stream"}
     with httpx.Client(base_url=url, headers=kind, trust_env=False, timeout=30) as client:
-        said = [client.post("/classify", content=stream.getvalue()).json() for _ in range(10)]
-    return {answer["model"]["version"] for answer in said}
+        overrides = [client.post("/classify", content=stream.getvalue()).json() for _ in range(10)]
+    return {answer["model"]["version"] for answer in overrides}
 
 
 @needs_programs
@@ -209,14 +209,14 @@ def program(path: Path, body: str) -> Path:
 def test_in_kubernetes_weights_are_patched_into_the_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "kubectl", f'printf "%s\\n" "$@" > {tmp_path}/said')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    KubernetesRoute("tilewise", "maps").set_share(25)
+    KubernetesRoute("tilewise", "maps").set_fraction(25)
     words = (tmp_path / "said").read_text().splitlines()
     assert words[:7] == ["--namespace", "maps", "patch", "httproute", "tilewise", "--type", "json"]
     patches = {patch["path"]: patch["value"] for patch in json.loads(words[-1])}
     assert patches == {"/spec/rules/0/backendRefs/0/weight": 75, "/spec/rules/0/backendRefs/1/weight": 25}
     program(tmp_path / "kubectl", "echo 'no such route' >&2; exit 1")
     with pytest.raises(RouteError, match="no such route"):
-        KubernetesRoute("tilewise", "maps").set_share(25)
+        KubernetesRoute("tilewise", "maps").set_fraction(25)
 
 
 @pytest.mark.parametrize(
@@ -227,10 +227,10 @@ def test_in_kubernetes_weights_are_patched_into_the_route(tmp_path: Path, monkey
         (("run", "--prometheus", "p", "--champion", "a", "--candidate", "b", "--steps", "50,5"), "rising"),
     ],
 )
-def test_what_is_said_wrong_is_told_before_anything_happens(words: tuple[object, ...], said: str) -> None:
+def test_what_is_said_wrong_is_told_before_anything_happens(words: tuple[object, ...], overrides: str) -> None:
     done = command(*words)
     assert done.exit_code == 2
-    assert said in done.output
+    assert overrides in done.output
 
 
 def test_a_balancer_that_is_gone_is_said(tmp_path: Path) -> None:

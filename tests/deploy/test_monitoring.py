@@ -21,7 +21,7 @@ from watched import tiles, until, watched_metadata
 
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES
-from tilewise.datasets.core.console import make_statement
+from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.geotiff import read_tile
 
@@ -48,9 +48,9 @@ def post(url: str, pixels: Tiles, bands: tuple[str, ...] = BAND_NAMES, key: str 
     stream = io.BytesIO()
     np.save(stream, pixels)
     headers = {"Content-Type": "application/octet-stream"} | ({"Tilewise-Key": key} if key else {})
-    said = {"bands": ",".join(bands)}
+    overrides = {"bands": ",".join(bands)}
     done = httpx.post(
-        f"{url}/classify", content=stream.getvalue(), params=said, headers=headers, trust_env=False, timeout=30
+        f"{url}/classify", content=stream.getvalue(), params=overrides, headers=headers, trust_env=False, timeout=30
     )
     assert done.status_code == 200, done.text
     assert all("class" in result for result in done.json()["results"])
@@ -177,19 +177,19 @@ def bands_that_drift(watch: Monitoring, instance: str) -> set[str]:
     )
 
 
-def real_tiles(folder: Path, most: int) -> Tiles:
+def real_tiles(folder: Path, limit: int) -> Tiles:
     """Real Level-1C tiles, drawn at random."""
-    said = make_statement("eurosat", "L1C", None, 0.0)
+    overrides = make_read_options("eurosat", "L1C", None, 0.0)
     with zipfile.ZipFile(folder / "EuroSAT_MS.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".tif")]
-        drawn = np.random.default_rng(0).permutation(names)[:most]
-        return np.stack([read_tile(archive.read(name), said, name, 64).pixels for name in drawn])
+        drawn = np.random.default_rng(0).permutation(names)[:limit]
+        return np.stack([read_tile(archive.read(name), overrides, name, 64).pixels for name in drawn])
 
 
-def level_2a(folder: Path, most: int) -> tuple[Tiles, tuple[str, ...]]:
+def level_2a(folder: Path, limit: int) -> tuple[Tiles, tuple[str, ...]]:
     """Real Level-2A tiles, and their bands."""
     with np.load(folder / "l2a_unlabelled.npz") as held:
-        return held["tiles"][:most], tuple(str(band) for band in held["bands"])
+        return held["tiles"][:limit], tuple(str(band) for band in held["bands"])
 
 
 def test_a_service_that_is_gone_is_told_of_and_holds_back_what_follows_from_it(watch: Monitoring) -> None:

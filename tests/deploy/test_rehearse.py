@@ -22,8 +22,8 @@ def test_a_command_is_shown_with_the_end_of_what_it_says_and_all_of_it_is_kept(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage.step("count")
-    said = stage.python("-c", "print('one\\ntwo\\nthree')", show=1)
-    assert said == "one\ntwo\nthree\n"
+    overrides = stage.python("-c", "print('one\\ntwo\\nthree')", show=1)
+    assert overrides == "one\ntwo\nthree\n"
     printed = capsys.readouterr().out
     assert "── 1/2 count ──" in printed
     assert printed.splitlines()[-2:] == ["$ python -c 'print('\"'\"'one\\ntwo\\nthree'\"'\"')'", "    three"]
@@ -56,8 +56,8 @@ def test_the_service_of_who_calls_has_no_say_in_it(stage: Stage, monkeypatch: py
 def test_its_output_takes_its_place_in_the_page(tmp_path: Path) -> None:
     log, page = tmp_path / "rehearsal.log", tmp_path / "page.md"
     page.write_text(f"before\n{MARKS[0]}old\n{MARKS[1]}\nafter\n")
-    for said in ("first", "second"):
-        log.write_text(f"\n── {said} ──\n")
+    for overrides in ("first", "second"):
+        log.write_text(f"\n── {overrides} ──\n")
         write_down(log, page)
     text = page.read_text()
     assert "second" in text

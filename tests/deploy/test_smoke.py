@@ -42,7 +42,7 @@ def nonsense() -> Iterator[str]:
 
 def test_a_sound_service_is_started_asked_and_ended(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.onnx", metadata().model_dump_json())
-    done = CliRunner().invoke(main, ["--model", str(model), "--seconds", "1", "--connections", "4", "--most-p99", "30"])
+    done = CliRunner().invoke(main, ["--model", str(model), "--seconds", "1", "--connections", "4", "--max-p99", "30"])
     assert done.exit_code == 0, done.output
     assert "contract: kept" in done.output
     assert "not answered: none" in done.output
@@ -52,8 +52,13 @@ def test_each_thing_that_is_wrong_is_said(nonsense: str) -> None:
     done = CliRunner().invoke(main, ["--url", nonsense, "--seconds", "0.5", "--connections", "1"])
     assert done.exit_code == 1
     assert "contract: broken" in done.stdout
-    for said in ("does not tell its sha256", "answers 500 to sound tiles", "does not count requests", "ended in 500"):
-        assert said in done.stderr
+    for overrides in (
+        "does not tell its sha256",
+        "answers 500 to sound tiles",
+        "does not count requests",
+        "ended in 500",
+    ):
+        assert overrides in done.stderr
 
 
 def test_a_service_that_is_not_there_and_options_that_do_not_go_together_are_said() -> None:

@@ -30,8 +30,8 @@ def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(model_
     speed = tmp_path / "speed.md"
     speed.write_text("## Speed\n\n12,000 tiles/s\n")
     folder = assessed(tmp_path / "assessment", open_model(model_file).sha256)
-    status, said = run(model_file, "--assessment", folder, "--append", speed, "--out", tmp_path / "card.md")
-    assert (status, said) == (0, f"the card is {tmp_path / 'card.md'}\n")
+    status, overrides = run(model_file, "--assessment", folder, "--append", speed, "--out", tmp_path / "card.md")
+    assert (status, overrides) == (0, f"the card is {tmp_path / 'card.md'}\n")
     text = (tmp_path / "card.md").read_text()
     assert open_model(model_file).sha256 in text
     assert "| x | 95.1 |" in text
@@ -41,9 +41,9 @@ def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(model_
 @pytest.mark.parametrize("there", [False, True])
 def test_figures_of_another_model_or_none_are_refused(model_file: Path, tmp_path: Path, there: bool) -> None:
     folder = assessed(tmp_path / "other", "0" * 64) if there else tmp_path / "other"
-    status, said = run(model_file, "--assessment", folder, "--out", tmp_path / "card.md")
+    status, overrides = run(model_file, "--assessment", folder, "--out", tmp_path / "card.md")
     assert status == 1
-    assert "assess" in said
+    assert "assess" in overrides
     assert not (tmp_path / "card.md").exists()
 
 
@@ -54,5 +54,5 @@ def test_figures_of_the_int8_file_are_taken_while_it_lies_beside_the_model(model
     folder = assessed(tmp_path / "int8", hashlib.sha256(b"eight bits").hexdigest())
     assert run(model, "--assessment", folder, "--out", tmp_path / "card.md")[0] == 0
     int8_of(model).write_bytes(b"eight other bits")
-    status, said = run(model, "--assessment", folder, "--out", tmp_path / "card.md")
-    assert (status, "nor an INT8 file beside it; assess them again" in said) == (1, True)
+    status, overrides = run(model, "--assessment", folder, "--out", tmp_path / "card.md")
+    assert (status, "nor an INT8 file beside it; assess them again" in overrides) == (1, True)

@@ -70,8 +70,8 @@ def test_a_graph_made_by_another_tool_opens_if_it_has_the_form_and_the_metadata(
 
 
 def test_metadata_survive_the_way_through_the_file(tmp_path: Path) -> None:
-    said = metadata().model_copy(update={"metrics": {"val/accuracy": 0.95}, "licence": "CC-BY-4.0"})
-    assert open_model(write_model(tmp_path / "model.onnx", said.model_dump_json())).metadata == said
+    overrides = metadata().model_copy(update={"metrics": {"val/accuracy": 0.95}, "licence": "CC-BY-4.0"})
+    assert open_model(write_model(tmp_path / "model.onnx", overrides.model_dump_json())).metadata == overrides
 
 
 # Files that are no model of ours.

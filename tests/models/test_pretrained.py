@@ -49,7 +49,7 @@ def validation_tiles(real_data: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("bands", [None, L2A_BANDS, RGB_BANDS], ids=["all", "l2a", "rgb"])
-def test_most_real_tiles_are_classified_rightly_through_any_bands(
+def test_max_real_tiles_are_classified_rightly_through_any_bands(
     shipped: ModelFile, validation_tiles: tuple[DN, list[str]], bands: tuple[str, ...] | None
 ) -> None:
     tiles, truth = validation_tiles

@@ -33,11 +33,11 @@ def test_a_training_starts_from_pretrained_weights(
 ) -> None:
     out = tmp_path / "masked"
     pretrain([*SMALL, f"--data.pack={pack_folder}", f"--out={out}"], "pretrain")
-    said = capsys.readouterr().out
-    assert "epoch 2/2" in said
-    assert "val/loss" in said
+    overrides = capsys.readouterr().out
+    assert "epoch 2/2" in overrides
+    assert "val/loss" in overrides
     best = out / "checkpoints/best.ckpt"
-    assert f"--model.start_from {best}" in said
+    assert f"--model.start_from {best}" in overrides
     start = [f"--model.start_from={best}", "--model.optimisation.rate=0"]
     train(["fit", *SMALL, f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}", *start])
     before, after = weights(best), weights(tmp_path / "run/checkpoints/last.ckpt")

@@ -24,7 +24,7 @@ from tilewise.training.evaluate.accuracy import (
     rows_of,
     zone_table,
 )
-from tilewise.training.evaluate.out_of_distribution import FILE, stranger_table
+from tilewise.training.evaluate.out_of_distribution import FILE, out_of_distribution_table
 from tilewise.training.evaluate.outputs import DEFAULT, AssessSettings, Case, Table, read_settings
 from tilewise.training.tracking import code_revision
 
@@ -71,17 +71,17 @@ def measure_model(case: Case, settings: AssessSettings, clouds: Path | None, com
     labels = case.labels(rows_of(case))
     logits = np.concatenate([plain[source].logits for source in case.sources])
     error, sets = certainty_tables(logits, labels, case.model.metadata.classes, settings, case.progress)
-    strangers = stranger_table(case, plain, settings, clouds)
+    unknown_tiles = out_of_distribution_table(case, plain, settings, clouds)
     tables = (
         accuracy,
         class_table(evaluations),
         zone_table(case, plain, settings),
         error,
         sets,
-        strangers,
+        unknown_tiles,
         robustness_table(case, plain),
     )
-    return Assessment(command, _about(case), (_verdicts(error, sets, strangers, settings), *tables))
+    return Assessment(command, _about(case), (_verdicts(error, sets, unknown_tiles, settings), *tables))
 
 
 def _about(case: Case) -> dict[str, str]:
@@ -98,7 +98,7 @@ def _about(case: Case) -> dict[str, str]:
     }
 
 
-def _verdicts(error: Table, sets: Table, strangers: Table, settings: AssessSettings) -> Table:
+def _verdicts(error: Table, sets: Table, unknown_tiles: Table, settings: AssessSettings) -> Table:
     targets, rows = settings.targets, []
     found = _figure(error, 0, "mean %")
     rows.append(
@@ -109,8 +109,8 @@ def _verdicts(error: Table, sets: Table, strangers: Table, settings: AssessSetti
             asked, covered = _figure(sets, place, "asked %"), _figure(sets, place, "covered %")
             met = abs(covered - asked) <= targets.coverage_within
             rows.append(_verdict(f"coverage at {asked:.0%}", covered, met, f"± {targets.coverage_within:.1%}"))
-    for place, row in enumerate(strangers.rows):
-        flagged, known = _figure(strangers, place, f"{FILE} %"), str(row[0]).startswith("known: ")
+    for place, row in enumerate(unknown_tiles.rows):
+        flagged, known = _figure(unknown_tiles, place, f"{FILE} %"), str(row[0]).startswith("known: ")
         limit = settings.false_alarms + 2 * np.sqrt(
             settings.false_alarms * (1 - settings.false_alarms) / int(row[1] or 1)
         )

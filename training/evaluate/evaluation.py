@@ -20,9 +20,12 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tilewise.datasets.core.bands import BAND_NAMES, BAND_SETS, positions
+from tilewise.datasets.packs.pack import UNLABELLED, Pack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+HELD_BACK = 3  # every third of these is for the limits and not for fitting
 
 
 class Answers:
@@ -233,3 +236,11 @@ def _write_counts(axes: Axes, counts: npt.NDArray[np.int64], shares: npt.NDArray
         if count:
             ink = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
+
+
+def held_back(pack: Pack) -> npt.NDArray[np.int64]:
+    """Return the unlabelled tiles that only limits are fitted on and figures measured on.
+
+    A network that was pretrained may have seen them, without labels.
+    """
+    return pack.rows(UNLABELLED)[::HELD_BACK]

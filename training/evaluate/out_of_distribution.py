@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from sklearn.neighbors import NearestNeighbors
 
 from tilewise.datasets.core.errors import TrainingError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN, TILE_SIZE
 from tilewise.datasets.packs.pack import UNLABELLED, spread
 from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading, read_dn
@@ -25,10 +25,10 @@ from tilewise.datasets.scenes.options import CloudKind
 from tilewise.models.network.outliers import MahalanobisScore, fit_threshold
 from tilewise.training.evaluate.accuracy import Plain
 from tilewise.training.evaluate.disturbances import FAULTS
+from tilewise.training.evaluate.evaluation import held_back
 from tilewise.training.evaluate.outputs import AssessSettings, Case, Outputs, Table
-from tilewise.training.fit.calibrate import held_back
 
-_SAID = Statement(level=Level.L1C, scale=1e-4, offset=0.0)
+_SAID = ReadOptions(level=Level.L1C, scale=1e-4, offset=0.0)
 
 
 def cut_tiles(folder: Path, settings: AssessSettings) -> tuple[DN, npt.NDArray[np.float64]]:
@@ -119,7 +119,7 @@ def scores_that_compete(case: Case, settings: AssessSettings) -> dict[str, Calla
     }
 
 
-def stranger_table(case: Case, plain: Plain, settings: AssessSettings, clouds: Path | None) -> Table:
+def out_of_distribution_table(case: Case, plain: Plain, settings: AssessSettings, clouds: Path | None) -> Table:
     """Return the share of each kind of input that each score flags, and that the file flags by its own threshold."""
     known = _known(case, plain)
     by_name = scores_that_compete(case, settings)

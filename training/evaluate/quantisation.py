@@ -19,7 +19,7 @@ from tilewise.datasets.core.tile import DN, only_bands
 from tilewise.datasets.packs.pack import Pack, spread
 from tilewise.models.export.quantise import quantise, rewrite_metadata
 from tilewise.models.model_file import (
-    LEAST_GAIN,
+    MIN_GAIN,
     ModelFile,
     ModelMetadata,
     gain,
@@ -36,10 +36,10 @@ Pair = tuple[Answers, Answers]
 """Of fp32 and of INT8, in this order."""
 
 _SPLIT = "val"
-_MOST_TEMPERED = 0.1  # share that the best temperature may move by: probabilities then mean what they meant
-_MOST_SHIFTED = 0.01  # share that the thresholds' promises may move by: what they are asked to keep to
-_MOST_SHIFTED_TILES = 2  # the same, where few tiles are measured
-_LEAST_PROBABILITY = 1e-12
+_MAX_TEMPERED = 0.1  # share that the best temperature may move by: probabilities then mean what they meant
+_MAX_SHIFTED = 0.01  # share that the thresholds' promises may move by: what they are asked to keep to
+_MAX_SHIFTED_TILES = 2  # the same, where few tiles are measured
+_MIN_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,11 @@ class Comparison:
 
     def objection(self, how: Quantisation) -> str | None:
         """Return why the INT8 file must not be used, or None."""
-        if self.lost > how.most_lost:
-            return f"INT8 loses {100 * self.lost:.2f} points of accuracy, {100 * how.most_lost:g} is the most"
-        if abs(self.temperature - 1) > _MOST_TEMPERED:
+        if self.lost > how.max_lost:
+            return f"INT8 loses {100 * self.lost:.2f} points of accuracy, {100 * how.max_lost:g} is the most"
+        if abs(self.temperature - 1) > _MAX_TEMPERED:
             return f"INT8's probabilities would need {self.temperature:.2f} times fp32's temperature"
-        if self.shifted > max(_MOST_SHIFTED, _MOST_SHIFTED_TILES / len(self.as_they_are[0].labels)):
+        if self.shifted > max(_MAX_SHIFTED, _MAX_SHIFTED_TILES / len(self.as_they_are[0].labels)):
             return f"INT8 moves what prediction sets and flags promise by {100 * self.shifted:.2f} points"
         return None
 
@@ -194,7 +194,7 @@ def _promised(answers: Answers, metadata: ModelMetadata) -> list[float]:
 
 def _best_temperature(answers: Answers) -> float:
     """Return the temperature that the answers still need; about 1 where they are calibrated."""
-    logs = np.log(np.maximum(answers.probabilities, _LEAST_PROBABILITY))
+    logs = np.log(np.maximum(answers.probabilities, _MIN_PROBABILITY))
     return fit_temperature(torch.from_numpy(logs), torch.from_numpy(answers.labels))
 
 
@@ -209,6 +209,6 @@ def _tell(target: Path, found: Comparison, faster: float) -> None:
         f"exported {target} ({target.stat().st_size / 1e6:.1f} MB): INT8 loses {100 * found.lost:.2f} points of "
         f"accuracy on the validation split and is {faster:.1f} times as fast as fp32 here"
     )
-    if faster < LEAST_GAIN:
+    if faster < MIN_GAIN:
         known = ", ".join(sorted(int8_instructions())) or "no instructions for products of bytes that we know"
         click.echo(f"this processor ({known}) gains nothing by INT8; services on ones like it use fp32")

@@ -25,7 +25,7 @@ from tilewise.training.evaluate.outputs import Case, Cell, Rows, Table
 from tilewise.training.settings import RunFolder, differing
 
 FIGURES = ("accuracy", "macro_f1", "calibration_error")
-_LEAST_RUNS = 2
+_MIN_RUNS = 2
 _OWN_FOLDERS = {"checkpoint.dirpath", "trainer.default_root_dir"}  # of each run, whatever it is told
 
 Groups = dict[str, dict[str, Any]]
@@ -55,7 +55,7 @@ def spread_table(runs: Sequence[Path]) -> Table:
         TrainingError: there are fewer than two runs, one was not tested, or they were tested on other tiles or over
             other numbers of ways.
     """
-    if len(set(runs)) < _LEAST_RUNS:
+    if len(set(runs)) < _MIN_RUNS:
         raise TrainingError("a spread needs two different runs at least")
     measured = _alike(runs)
     rows = tuple(_row(group, measured) for group in measured[0])
@@ -97,10 +97,10 @@ def _row(group: str, measured: Sequence[Groups]) -> tuple[str | int, ...]:
     tiles = {run[group]["tiles"] if group in run else 0 for run in measured}
     if len(tiles) > 1:
         raise TrainingError(f"{group}: the runs were tested on different numbers of tiles: {sorted(tiles)}")
-    return (group, *tiles, *(_said([run[group][name] for run in measured]) for name in FIGURES))
+    return (group, *tiles, *(_overrides([run[group][name] for run in measured]) for name in FIGURES))
 
 
-def _said(shares: Sequence[float]) -> str:
+def _overrides(shares: Sequence[float]) -> str:
     """Return mean, deviation and range of shares (0-1), in percent."""
     values = 100 * np.array(shares)
     return f"{values.mean():.2f} ± {values.std(ddof=1):.2f} ({values.min():.2f} - {values.max():.2f})"
@@ -118,7 +118,7 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     return run.read_settings()
 
 
-_LEAST_MODELS = 2
+_MIN_MODELS = 2
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -151,7 +151,7 @@ def agreement_table(models: Sequence[ModelFile], pack: Pack, splits: Sequence[st
             has no tiles (`Case.sources`).
     """
     networks = {model.metadata.weights or model.sha256 for model in models}  # fp32 and INT8 are one network
-    if len(models) < _LEAST_MODELS or len(networks) < len(models):
+    if len(models) < _MIN_MODELS or len(networks) < len(models):
         raise TrainingError("to agree takes two model files at least, each of other weights")
     if len({model.metadata.classes for model in models}) > 1:
         raise TrainingError("the model files know different classes, or the same in another order")

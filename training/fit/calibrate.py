@@ -23,7 +23,7 @@ from tilewise.models.network.calibration import fit_temperature
 from tilewise.models.network.classifier import Classifier
 from tilewise.models.network.preprocess import LINES
 from tilewise.training.evaluate.disturbances import as_dn, eurosat_order, groups, red_for_blue
-from tilewise.training.evaluate.evaluation import evaluate
+from tilewise.training.evaluate.evaluation import HELD_BACK, evaluate, held_back
 from tilewise.training.fit.task import ClassificationTask
 from tilewise.training.tracking import code_revision
 
@@ -31,7 +31,7 @@ _OFFSETS = (-BASELINE_OFFSET, -BASELINE_OFFSET, -BASELINE_OFFSET, -0.6 * BASELIN
 _SCALES = (1 / QUANTIFICATION, 0.01, 0.1, 0.2, 5.0, 10.0)
 _NOISE = (60, 300)  # DN; sound bands have at most about 20
 _EACH_KIND = 8000  # tiles that are drawn from each kind
-_MOST_TURNS = 16
+_MAX_TURNS = 16
 _VAPOUR, _CIRRUS, _SHORT_WAVE = positions(["B09", "B10", "B11"])
 
 
@@ -42,7 +42,7 @@ def exposures(kinds: Sequence[DN], seed: int = 0) -> Iterator[tuple[DN, DN]]:
     """
     random = np.random.default_rng(seed)
     for tiles in kinds:
-        for turn in range(max(2, min(_MOST_TURNS, -(-_EACH_KIND // len(tiles))))):
+        for turn in range(max(2, min(_MAX_TURNS, -(-_EACH_KIND // len(tiles))))):
             drawn = draw_sound(mix_lines(tiles, random), random) if turn else tiles
             drawn = draw_bands(drawn, random) if turn % 3 else drawn
             yield drawn, draw_faults(drawn, random)
@@ -141,10 +141,9 @@ def _shuffled(tiles: DN, random: np.random.Generator) -> DN:
     return found
 
 
-_MOST_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
-_MOST_EXPOSED = 2500  # tiles of each source that the input check learns from
+_MAX_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
+_MAX_EXPOSED = 2500  # tiles of each source that the input check learns from
 _BATCH = 256  # tiles, or turns and mirrors of tiles, that are in memory at once
-_HELD_BACK = 3  # every third of these is for the limits and not for fitting
 
 # A folder that is called otherwise may hold another run tomorrow, and services tell models apart by their versions.
 _SEMANTIC = re.compile(r"\d+\.\d+\.\d+")
@@ -246,7 +245,7 @@ class _Answers:
 
 def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
     """Fit the outlier score's parts on training tiles, and on unlabelled ones by the classes they are taken for."""
-    train, unlabelled = spread(pack.rows("train"), _MOST_FITTED), _fitted_part(pack.rows(UNLABELLED))
+    train, unlabelled = spread(pack.rows("train"), _MAX_FITTED), _fitted_part(pack.rows(UNLABELLED))
     labelled = _answers(classifier, pack, train)
     embeddings, labels = [labelled.embeddings], [labelled.labels]
     if len(unlabelled):
@@ -255,16 +254,8 @@ def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
         labels.append(answered.logits.argmax(1))
     classifier.outliers.fit_distance(torch.cat(embeddings), torch.cat(labels))
     kinds = [pack.rows("train", source) for source in pack.summary.sources] + [unlabelled]
-    lines = [_lines(pack, spread(rows, _MOST_EXPOSED)) for rows in kinds if len(rows)]
+    lines = [_lines(pack, spread(rows, _MAX_EXPOSED)) for rows in kinds if len(rows)]
     classifier.outliers.check.fit(exposures(lines))
-
-
-def held_back(pack: Pack) -> Rows:
-    """Return the unlabelled tiles that nothing but limits is fitted on, and figures are measured on.
-
-    A network that was pretrained may have seen them, without labels.
-    """
-    return pack.rows(UNLABELLED)[::_HELD_BACK]
 
 
 def _fit_limits(classifier: Classifier, pack: Pack) -> float:
@@ -296,4 +287,4 @@ def _lines(pack: Pack, rows: Rows) -> DN:
 
 def _fitted_part(rows: Rows) -> Rows:
     """Return the rows without those that are held back for the limits."""
-    return rows[np.arange(len(rows)) % _HELD_BACK != 0]
+    return rows[np.arange(len(rows)) % HELD_BACK != 0]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def told_to_end() -> Iterator[None]:
+def interrupt_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into a StoppedError, so that what was begun is ended, too; a training within listens by itself.
 
     Outside the main thread, which alone may listen to signals, nothing changes.
@@ -246,13 +246,13 @@ class Health(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self._told_to_end, self._due = False, 0.0
+        self._interrupted_by_sigterm, self._due = False, 0.0
         self._words: deque[_Word] = deque()
         self._rows: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to SIGTERM in Lightning's place, which restores the handlers at the end."""
-        self._told_to_end, self._due = False, 0.0
+        self._interrupted_by_sigterm, self._due = False, 0.0
         self._words.clear()
         self._rows.clear()
         loop: Any = trainer.fit_loop.epoch_loop
@@ -268,7 +268,7 @@ class Health(Checkpoint):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Put the step's flags together, and let the optimiser skip it if it is broken."""
-        told = torch.full((), float(self._told_to_end), device=pl_module.device)
+        told = torch.full((), float(self._interrupted_by_sigterm), device=pl_module.device)
         flags = torch.stack([pl_module.broken.float(), told])
         if trainer.world_size > 1:
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
@@ -303,10 +303,10 @@ class Health(Checkpoint):
         self._due = ended + (ended - began) / _SAVING
 
     def _be_told(self) -> None:
-        self._told_to_end = True
+        self._interrupted_by_sigterm = True
 
     def _agreed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        told = torch.tensor(float(self._told_to_end), device=pl_module.device)
+        told = torch.tensor(float(self._interrupted_by_sigterm), device=pl_module.device)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
         return bool(told > 0)

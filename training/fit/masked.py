@@ -91,8 +91,8 @@ class Reconstruction(nn.Module):
         shown = torch.where(_enlarged(hidden, CELL) & (tiles > 0), self.preprocess.fill, tiles)
         seen = self.preprocess(shown).contiguous(memory_format=torch.channels_last)
         grid: Tensor = self.backbone.grid(seen)  # type: ignore[operator]
-        said = self.decoder(grid).float().unflatten(1, (2, BAND_COUNT))
-        wrong = (said - describe(self.preprocess(tiles))).square().sum(1) * asked
+        overrides = self.decoder(grid).float().unflatten(1, (2, BAND_COUNT))
+        wrong = (overrides - describe(self.preprocess(tiles))).square().sum(1) * asked
         cells = asked.sum()
         return wrong.sum() / (2 * cells.clamp(min=1)), cells
 

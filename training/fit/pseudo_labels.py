@@ -309,9 +309,9 @@ def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int, par
     click.echo(f"agreed on, of those guessed: {_per_class(guesses, agreeing)}")
 
 
-def _parcels(said: str, classes: Sequence[str]) -> tuple[str, ...]:
+def _parcels(overrides: str, classes: Sequence[str]) -> tuple[str, ...]:
     """Return the classes in `said`; EuroSAT's, which are the default, need not be among `classes`."""
-    named = tuple(name.strip() for name in said.split(","))
+    named = tuple(name.strip() for name in overrides.split(","))
     unknown = sorted(set(named) - set(classes))
     if unknown and named != PARCELS:
         raise NoTilesError(f"--parcels: no class is called {', '.join(unknown)}; they are {', '.join(classes)}")

@@ -71,11 +71,11 @@ def start_from(classifier: Classifier, source: Path, classes: Sequence[str], pac
     _load(classifier, weights, f"{setting}: {source}")
 
 
-def _load(classifier: Classifier, weights: dict[str, Tensor], said: str) -> None:
+def _load(classifier: Classifier, weights: dict[str, Tensor], overrides: str) -> None:
     try:
         classifier.load_state_dict(weights)
     except RuntimeError as error:
-        raise TrainingError(f"{said}: a checkpoint of another network or classes") from error
+        raise TrainingError(f"{overrides}: a checkpoint of another network or classes") from error
 
 
 def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:

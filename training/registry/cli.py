@@ -35,7 +35,7 @@ from tilewise.training.tracking import Tracking, run_id_of
 _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
 
-def compare_runs(uri: str, experiment: str | None = None, most: int = 20, model: str = NAME) -> list[dict[str, Any]]:
+def compare_runs(uri: str, experiment: str | None = None, limit: int = 20, model: str = NAME) -> list[dict[str, Any]]:
     """Return one row a run, newest first: what it is, its test figures, and the settings in which the runs differ.
 
     What it is: name, when, state, data (name and hash), code, and which version of `model` it became, if any.
@@ -47,7 +47,7 @@ def compare_runs(uri: str, experiment: str | None = None, most: int = 20, model:
     found = [e for e in client.search_experiments() if experiment in (None, e.name)]
     if not found:
         raise TrainingError(f"{uri}: there is no experiment {experiment!r}")
-    runs = client.search_runs([e.experiment_id for e in found], order_by=["start_time DESC"], max_results=most)
+    runs = client.search_runs([e.experiment_id for e in found], order_by=["start_time DESC"], max_results=limit)
     trained = [run for run in runs if run.data.params]
     differing = _differing([dict(run.data.params) for run in trained])
     versions = {version.run_id: version.tags.get("semver", "") for version in Registry(uri, model).versions()}
@@ -244,13 +244,13 @@ def history(as_json: bool, name: str, uri: str) -> None:
 
 @main.command()
 @click.option("--experiment", help="Only this experiment; default: all.")
-@click.option("--most", default=20, show_default=True, type=click.IntRange(1), help="Rows at most, newest first.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Rows at most, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @_tracking_options
 @one_line_errors
-def compare(experiment: str | None, most: int, as_json: bool, name: str, uri: str) -> None:
+def compare(experiment: str | None, limit: int, as_json: bool, name: str, uri: str) -> None:
     """Print a table of training runs: figures, what they were trained on, and how they differ in settings."""
-    rows = compare_runs(uri, experiment, most, name)
+    rows = compare_runs(uri, experiment, limit, name)
     if not rows:
         raise TrainingError(f"{uri}: no run is there; `tilewise train` makes one")
     if as_json:

@@ -56,8 +56,8 @@ def _answers(client: httpx.Client, model: ModelFile, tiles: DN) -> Iterator[str]
         return
     expected = model.session.run(["probabilities"], {INPUT: tiles})[0]
     for index, (result, shares) in enumerate(zip(results, expected, strict=True)):
-        said = [result.get("probabilities", {}).get(name, float("nan")) for name in model.metadata.classes]
-        if not np.allclose(said, shares, atol=_ALIKE):
+        overrides = [result.get("probabilities", {}).get(name, float("nan")) for name in model.metadata.classes]
+        if not np.allclose(overrides, shares, atol=_ALIKE):
             yield f"tile {index} is answered with other probabilities than the model gives"
 
 

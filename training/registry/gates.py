@@ -54,7 +54,7 @@ class Coverage(_Settings):
     """How far the prediction sets may fall short of the coverage that is asked."""
 
     asked: float = Field(gt=0, lt=1)
-    most_below: float = Field(ge=0, le=1)
+    max_below: float = Field(ge=0, le=1)
 
 
 class Robustness(_Settings):
@@ -80,7 +80,7 @@ class Zones(_Settings):
     """How far accuracy in a zone with `tiles` or more may lie below that of all."""
 
     tiles: int = Field(30, ge=1)
-    most_below: float = Field(ge=0, le=1)
+    max_below: float = Field(ge=0, le=1)
 
 
 class Latency(_Settings):
@@ -97,7 +97,7 @@ class GateSettings(_Settings):
     """
 
     split: str = "test"
-    least_tiles: int = Field(100, ge=1)
+    min_tiles: int = Field(100, ge=1)
     seed: int = 0
     champion: Champion | None = None
     floor: Floor | None = None
@@ -188,10 +188,10 @@ def examine(case: Case) -> Iterator[Finding]:
     Raises:
         TrainingError: the tiles are too few to decide anything.
     """
-    if len(case.rows) < case.settings.least_tiles:
+    if len(case.rows) < case.settings.min_tiles:
         raise TrainingError(
             f"{case.pack.root}: {len(case.rows)} tiles in the split {case.settings.split!r}, "
-            f"{case.settings.least_tiles} are the least; name another pack, or change the gates file"
+            f"{case.settings.min_tiles} are the least; name another pack, or change the gates file"
         )
     for name, gate in GATES.items():
         if getattr(case.settings, name):
@@ -231,17 +231,17 @@ def _champion(case: Case) -> Iterator[Finding]:
         return
     bounds = lower_bounds(case.answers(case.candidate), case.answers(case.champion), case)
     for name, bound in bounds.items():
-        most = getattr(case.settings.champion, name)
-        limit = f"≥ -{most:g} against the champion, {case.settings.champion.confidence:.0%} sure"
-        yield Finding(f"champion/{name}", bound >= -most, bound, limit)
+        margin = getattr(case.settings.champion, name)
+        limit = f"≥ -{margin:g} against the champion, {case.settings.champion.confidence:.0%} sure"
+        yield Finding(f"champion/{name}", bound >= -margin, bound, limit)
 
 
 def _floor(case: Case) -> Iterator[Finding]:
     floor, answers = case.settings.floor, case.answers(case.candidate)
     assert floor is not None  # noqa: S101 - asked for, see `examine`
     for name in ("accuracy", "macro_f1"):
-        figure, least = getattr(answers, name), getattr(floor, name)
-        yield Finding(f"floor/{name}", figure >= least, figure, f"≥ {least:g}")
+        figure, minimum = getattr(answers, name), getattr(floor, name)
+        yield Finding(f"floor/{name}", figure >= minimum, figure, f"≥ {minimum:g}")
     for index, name in enumerate(answers.classes):
         of_class = answers.labels == index
         if of_class.sum() >= floor.class_tiles:
@@ -255,14 +255,14 @@ def _calibration(case: Case) -> Iterator[Finding]:
 
     from tilewise.training.evaluate.evaluation import CALIBRATION_BINS
 
-    most, answers = case.settings.calibration or 0.0, case.answers(case.candidate)
+    limit, answers = case.settings.calibration or 0.0, case.answers(case.candidate)
     error = multiclass_calibration_error(
         torch.from_numpy(answers.probabilities),
         torch.from_numpy(answers.labels),
         len(answers.classes),
         n_bins=CALIBRATION_BINS,
     )
-    yield Finding("calibration", float(error) <= most, float(error), f"≤ {most:g}")
+    yield Finding("calibration", float(error) <= limit, float(error), f"≤ {limit:g}")
 
 
 def _coverage(case: Case) -> Iterator[Finding]:
@@ -274,26 +274,26 @@ def _coverage(case: Case) -> Iterator[Finding]:
     answers = case.answers(case.candidate)
     of_truth = answers.probabilities[np.arange(len(answers.labels)), answers.labels]
     covered = float((of_truth >= sets.threshold(asked.asked)).mean())
-    least = asked.asked - asked.most_below
-    yield Finding("coverage", covered >= least, covered, f"≥ {least:g} where {asked.asked:g} is asked")
+    minimum = asked.asked - asked.max_below
+    yield Finding("coverage", covered >= minimum, covered, f"≥ {minimum:g} where {asked.asked:g} is asked")
 
 
 def _outliers(case: Case) -> Iterator[Finding]:
-    most, known = case.settings.outliers or 0.0, case.candidate.metadata.outliers
+    limit, known = case.settings.outliers or 0.0, case.candidate.metadata.outliers
     if known is None:
         yield Finding("outliers", False, 0.0, "a calibrated outlier score")
         return
     flagged = float((case.answers(case.candidate).outlier_scores > known.threshold).mean())
-    yield Finding("outliers", flagged <= most, flagged, f"≤ {most:g} of known tiles flagged")
+    yield Finding("outliers", flagged <= limit, flagged, f"≤ {limit:g} of known tiles flagged")
 
 
 def _robustness(case: Case) -> Iterator[Finding]:
     asked, clean = case.settings.robustness, case.answers(case.candidate).accuracy
     assert asked is not None  # noqa: S101 - asked for, see `examine`
-    for name, most in asked.limits.items():
+    for name, max_cost in asked.limits.items():
         accuracy = case.answers(case.candidate, name).accuracy
         cost = clean - accuracy
-        yield Finding(f"robustness/{name}", cost <= most, cost, f"≤ {most:g} of accuracy lost")
+        yield Finding(f"robustness/{name}", cost <= max_cost, cost, f"≤ {max_cost:g} of accuracy lost")
         if case.champion:
             behind = case.answers(case.champion, name).accuracy - accuracy
             limit = f"≤ {asked.more_than_champion:g} behind the champion"
@@ -307,7 +307,7 @@ def _zones(case: Case) -> Iterator[Finding]:
         there = answers.zones == zone
         if zone != NOWHERE and there.sum() >= asked.tiles:
             below = answers.accuracy - float(answers.right[there].mean())
-            yield Finding(f"zones/{zone}", below <= asked.most_below, below, f"≤ {asked.most_below:g} below all")
+            yield Finding(f"zones/{zone}", below <= asked.max_below, below, f"≤ {asked.max_below:g} below all")
 
 
 def _latency(case: Case) -> Iterator[Finding]:
@@ -315,27 +315,27 @@ def _latency(case: Case) -> Iterator[Finding]:
     assert asked is not None  # noqa: S101 - asked for, see `examine`
     models = {"candidate": case.candidate} | ({"champion": case.champion} if case.champion else {})
     taken = {name: times[1] for name, times in milliseconds_a_tile(models).items()}
-    most = asked.milliseconds
-    yield Finding("latency", taken["candidate"] <= most, taken["candidate"], f"≤ {most:g} ms a tile")
+    limit = asked.milliseconds
+    yield Finding("latency", taken["candidate"] <= limit, taken["candidate"], f"≤ {limit:g} ms a tile")
     if case.champion:
         times = taken["candidate"] / taken["champion"]
         yield Finding("latency/champion", times <= asked.times_champion, times, f"≤ {asked.times_champion:g} ×")
 
 
 def _megabytes(case: Case) -> Iterator[Finding]:
-    size, most = case.candidate.path.stat().st_size / 1e6, case.settings.megabytes or 0.0
-    yield Finding("megabytes", size <= most, size, f"≤ {most:g} MB")
+    size, limit = case.candidate.path.stat().st_size / 1e6, case.settings.megabytes or 0.0
+    yield Finding("megabytes", size <= limit, size, f"≤ {limit:g} MB")
 
 
 def _parity(case: Case) -> Iterator[Finding]:
-    most = case.settings.parity or 0.0
+    limit = case.settings.parity or 0.0
     difference = graph_difference(case.candidate, case.pack.fetch(case.rows[:_PARITY_TILES]))
-    yield Finding("parity", difference <= most, difference, f"≤ {most:g} between optimised and plain graph")
+    yield Finding("parity", difference <= limit, difference, f"≤ {limit:g} between optimised and plain graph")
 
 
 def _int8(case: Case) -> Iterator[Finding]:
     """Judge the INT8 file of the version, where it has one: services take it where the processor gains by it."""
-    path, most = int8_of(case.candidate.path), case.settings.int8 or 0.0
+    path, limit = int8_of(case.candidate.path), case.settings.int8 or 0.0
     if not path.is_file():
         return
     int8 = open_single_threaded(path)
@@ -343,7 +343,7 @@ def _int8(case: Case) -> Iterator[Finding]:
         yield Finding("int8", False, 1.0, "an INT8 file that was made from this version's fp32 file")
         return
     lost = case.answers(case.candidate).accuracy - case.answers(int8).accuracy
-    yield Finding("int8", lost <= most, lost, f"≤ {most:g} of accuracy lost against fp32")
+    yield Finding("int8", lost <= limit, lost, f"≤ {limit:g} of accuracy lost against fp32")
 
 
 def _contract(case: Case) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ class Triggers:
     Attributes:
         because: why, in words; without any other, a reason in itself.
         drift: URL of a service whose metrics tell of drift.
-        most_psi: above which a band of it has drifted.
+        max_psi: above which a band of it has drifted.
         alert: URL of a Prometheus in which an alert labelled `action: retrain` may fire.
         days: that the champion may be old.
         tiles: that people labelled since the champion was registered.
@@ -39,7 +39,7 @@ class Triggers:
 
     because: str = ""
     drift: str | None = None
-    most_psi: float = SHIFT
+    max_psi: float = SHIFT
     alert: str | None = None
     days: float | None = None
     tiles: int | None = None
@@ -55,7 +55,7 @@ class Triggers:
 class Check:
     """What was asked, in words with its figure, and whether it is a reason."""
 
-    said: str
+    overrides: str
     holds: bool
 
 
@@ -74,13 +74,13 @@ def check(triggers: Triggers, registry: Registry) -> list[Check]:
 
 def reason_of(checks: list[Check], because: str) -> str:
     """Return why there is a retraining, for the history: what holds, after what was said."""
-    found = [check.said for check in checks if check.holds]
+    found = [check.overrides for check in checks if check.holds]
     return ": ".join(dict.fromkeys(word for word in (because, "; ".join(found)) if word))
 
 
 def _ask(triggers: Triggers, registry: Registry) -> Iterator[Check]:
     if triggers.drift is not None:
-        yield _drift(triggers.drift, triggers.most_psi)
+        yield _drift(triggers.drift, triggers.max_psi)
     if triggers.alert is not None:
         yield _alert(triggers.alert)
     if triggers.days is not None:
@@ -89,7 +89,7 @@ def _ask(triggers: Triggers, registry: Registry) -> Iterator[Check]:
         yield _labelled(registry, triggers.reviewed, triggers.tiles)
 
 
-def _drift(url: str, most: float) -> Check:
+def _drift(url: str, limit: float) -> Check:
     text = _get(url, "/metrics", os.environ.get("TILEWISE_API_KEY")).text
     found = {
         sample.labels["band"]: sample.value
@@ -100,7 +100,7 @@ def _drift(url: str, most: float) -> Check:
     if not found:
         return Check(f"{url} tells no drift: too few tiles yet, or the model has no reference", False)
     band, psi = max(found.items(), key=lambda item: item[1])
-    return Check(f"{band} of {url} has a PSI of {psi:.3f}, {most:g} is the most", psi > most)
+    return Check(f"{band} of {url} has a PSI of {psi:.3f}, {limit:g} is the most", psi > limit)
 
 
 def _alert(url: str) -> Check:
@@ -128,9 +128,9 @@ def _age(registry: Registry, days: float) -> Check:
     )
 
 
-def _labelled(registry: Registry, folder: Path, least: int) -> Check:
+def _labelled(registry: Registry, folder: Path, minimum: int) -> Check:
     count = reviewed_since(folder, _champion_since(registry) or datetime.min.replace(tzinfo=UTC))
-    return Check(f"{count} tiles were labelled since the champion, {least} are enough", count >= least)
+    return Check(f"{count} tiles were labelled since the champion, {minimum} are enough", count >= minimum)
 
 
 def _champion_since(registry: Registry) -> datetime | None:

@@ -108,13 +108,13 @@ class Registry:
         except MlflowException:
             return None
 
-    def find(self, said: str | None) -> ModelVersion:
+    def find(self, overrides: str | None) -> ModelVersion:
         """Return a version by its number, its semantic version, or an alias; the candidate if None is said.
 
         Raises:
             TrainingError: there is none.
         """
-        wanted = said or CANDIDATE
+        wanted = overrides or CANDIDATE
         for version in self.versions():
             if wanted in (_number(version), version.tags.get("semver")):
                 return version
@@ -146,8 +146,8 @@ class Registry:
         for key in self.client.get_model_version(self.name, version.version).tags:
             if key.startswith((_GATE, _MEASURED)):
                 self.client.delete_model_version_tag(self.name, version.version, key)
-        for key, said in circumstances.items():
-            self.client.set_model_version_tag(self.name, version.version, _MEASURED + key, said)
+        for key, overrides in circumstances.items():
+            self.client.set_model_version_tag(self.name, version.version, _MEASURED + key, overrides)
         for finding in found:
             text = f"{'pass' if finding.passed else 'FAIL'} {finding.figure:.4g} ({finding.limit})"
             self.client.set_model_version_tag(self.name, version.version, _GATE + finding.gate, text)

@@ -91,7 +91,7 @@ class Outcome:
     """
 
     ending: Ending
-    said: str
+    overrides: str
     checks: list[Check]
     version: str = ""
     findings: list[Finding] = field(default_factory=list)
@@ -128,7 +128,7 @@ def find_reasons(plan: Plan) -> list[Check]:
     """Ask whatever the plan names for a reason, and say what it answers."""
     checks = check(plan.triggers, Registry(plan.uri, plan.name))
     for item in checks:
-        click.echo(f"{'reason' if item.holds else 'no reason'}: {item.said}")
+        click.echo(f"{'reason' if item.holds else 'no reason'}: {item.overrides}")
     return checks
 
 

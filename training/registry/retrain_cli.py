@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tilewise.datasets.core.console import one_line_errors
 from tilewise.datasets.quality.reviewed import DEFAULT as REVIEWED
-from tilewise.training.fit.callbacks import told_to_end
+from tilewise.training.fit.callbacks import interrupt_on_sigterm
 from tilewise.training.registry.gates import DEFAULT
 from tilewise.training.registry.reasons import SHIFT, Triggers
 from tilewise.training.registry.registry import NAME
@@ -33,7 +33,7 @@ _PATH = click.Path(path_type=Path)
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--because", default="", metavar="WHY", help="Why, for the history; alone, a reason in itself.")
 @click.option("--if-drift", "drift", metavar="URL", help="A service; if a band of what it is asked has drifted.")
-@click.option("--most-psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted.")
+@click.option("--max-psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted.")
 @click.option("--if-alert", "alert", metavar="URL", help="A Prometheus; if an alert with action: retrain fires there.")
 @click.option("--if-older", "days", type=click.FloatRange(0), metavar="DAYS", help="If the champion is older.")
 @click.option(
@@ -67,7 +67,7 @@ def command(report: Path, flow: bool, cron: str | None, **options: Any) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     plan = _plan(**options)
-    with told_to_end():
+    with interrupt_on_sigterm():
         if cron:
             from tilewise.training.registry.flow import serve
 
@@ -82,14 +82,14 @@ def command(report: Path, flow: bool, cron: str | None, **options: Any) -> None:
 def _plan(
     because: str,
     drift: str | None,
-    most_psi: float,
+    max_psi: float,
     alert: str | None,
     days: float | None,
     tiles: int | None,
     reviewed: Path,
     **rest: Any,
 ) -> Plan:
-    return Plan(Triggers(because, drift, most_psi, alert, days, tiles, reviewed), **rest)
+    return Plan(Triggers(because, drift, max_psi, alert, days, tiles, reviewed), **rest)
 
 
 def _run(plan: Plan, as_flow: bool) -> Outcome:
@@ -113,7 +113,7 @@ def _tell(outcome: Outcome, plan: Plan) -> None:
         for finding in outcome.findings:
             table.add_row(finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit)
         Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
-    click.echo(outcome.said)
+    click.echo(outcome.overrides)
     if outcome.ending is Ending.PASSED:
         words = ["tilewise", "promote", outcome.version, "--data", str(plan.data), "--approve"]
         click.echo(f"it serves nobody yet; promote it with: {shlex.join(words)} NAME")

@@ -83,12 +83,12 @@ def command_of(arguments: tuple[str, ...], search: Search) -> str:
     return shlex.join(["tilewise", "train", *arguments, *best])
 
 
-def _print_table(search: Search, most: int) -> None:
+def _print_table(search: Search, limit: int) -> None:
     ended = search.ended()
     if not ended:
         return
     table = Table("trial", METRIC, "epochs", "", "settings", title=f"{search.plan.study}: {len(ended)} trials ended")
-    for trial in ended[:most]:
+    for trial in ended[:limit]:
         state = "" if trial.state is TrialState.COMPLETE else "given up"
         row = [str(trial.number), f"{trial.value:.4f}", str(len(trial.intermediate_values)), state]
         table.add_row(*row, words(trial.params))

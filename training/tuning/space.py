@@ -117,12 +117,12 @@ def trial_options(settings: TuneSettings, arguments: Sequence[str]) -> list[str]
     Raises:
         TrainingError: an option is both said and searched.
     """
-    said = {name for name, _ in said_options(arguments)}
-    if twice := sorted(said & set(settings.space)):
+    overrides = {name for name, _ in said_options(arguments)}
+    if twice := sorted(overrides & set(settings.space)):
         raise TrainingError(f"--{twice[0]} is said and searched; leave it out here, or out of the search space")
     return [
         *arguments,
-        *(f"--{name}={as_text(value)}" for name, value in settings.settings.items() if name not in said),
+        *(f"--{name}={as_text(value)}" for name, value in settings.settings.items() if name not in overrides),
     ]
 
 
@@ -139,12 +139,12 @@ def tracking_of(arguments: Sequence[str]) -> Tracking:
     """
     options = said_options(arguments)
     files = [CONFIGS / "trainer.yaml", *(Path(value) for name, value in options if name == "config")]
-    said: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for path in files:
-        said |= _section(path, "tracking")
-    said |= {n.removeprefix("tracking."): yaml.safe_load(v) for n, v in options if n.startswith("tracking.")}
+        overrides |= _section(path, "tracking")
+    overrides |= {n.removeprefix("tracking."): yaml.safe_load(v) for n, v in options if n.startswith("tracking.")}
     try:
-        return Tracking(**{**said, "artifacts": Path(said.get("artifacts", Tracking.artifacts))})
+        return Tracking(**{**overrides, "artifacts": Path(overrides.get("artifacts", Tracking.artifacts))})
     except TypeError as error:
         raise TrainingError(f"tracking: {error}; `tilewise train run --help` lists its options") from error
 

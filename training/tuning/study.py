@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tilewise.datasets.core.errors import StoppedError, TrainingError
 from tilewise.training.cli import main as train
-from tilewise.training.fit.callbacks import told_to_end
+from tilewise.training.fit.callbacks import interrupt_on_sigterm
 from tilewise.training.settings import RunFolder
 from tilewise.training.tracking import Tracking, alive_run, experiment_id, run_id_of
 from tilewise.training.tuning.space import TuneSettings, Value, as_text, tracking_of, trial_options
@@ -146,8 +146,8 @@ class StudyRuns:
 
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-_MOST_FAILURES = 3  # one after the other: then it is not the trials' settings
-_MOST_ATTEMPTS = 3  # at a trial that kills the process that runs it
+_MAX_FAILURES = 3  # one after the other: then it is not the trials' settings
+_MAX_ATTEMPTS = 3  # at a trial that kills the process that runs it
 _CALLBACK = "--trainer.callbacks+=tilewise.training.tuning.study.ReportEpochs"
 _ASKED, _RUN, _FOLDER, _ATTEMPTS = "asked", "mlflow_run", "folder", "attempts"
 _LOCK = "tune.lock"
@@ -201,7 +201,7 @@ class Search:
         """
         status = "FAILED"
         try:
-            with told_to_end():
+            with interrupt_on_sigterm():
                 self._run_all()
             status = "FINISHED"
         except (KeyboardInterrupt, StoppedError):
@@ -216,7 +216,7 @@ class Search:
         failures = 0
         while (well := self._run_next()) is not None:
             failures = 0 if well else failures + 1
-            if failures == _MOST_FAILURES:
+            if failures == _MAX_FAILURES:
                 raise TrainingError(f"{failures} trials failed one after the other; their logs: {self.plan.folder}")
 
     def ended(self) -> list[FrozenTrial]:
@@ -314,7 +314,7 @@ class Search:
                     self.study.tell(trial.number, state=TrialState.FAIL)
             except Timeout:
                 continue
-            if attempt < _MOST_ATTEMPTS:
+            if attempt < _MAX_ATTEMPTS:
                 attributes = {_FOLDER: folder.root.name, _ATTEMPTS: attempt + 1}
                 self.study.enqueue_trial(trial.params, user_attrs=attributes)
                 self._tell(f"trial {trial.number}  was killed, and is taken up again")

@@ -98,9 +98,9 @@ def test_a_body_without_a_key_is_refused_before_it_is_read(guarded: Server) -> N
 def test_no_key_is_ever_logged(guarded: Server) -> None:
     ask(guarded, "/model", **{"x-api-key": KEY})
     ask(guarded, f"/model?key={OTHER_KEY}", authorization=f"Bearer {FILED_KEY}")
-    said = guarded.log.read_text()
-    assert said
-    assert not any(key in said for key in (KEY, OTHER_KEY, FILED_KEY))
+    overrides = guarded.log.read_text()
+    assert overrides
+    assert not any(key in overrides for key in (KEY, OTHER_KEY, FILED_KEY))
 
 
 def test_without_keys_everything_is_open(client: httpx.Client) -> None:

@@ -33,7 +33,7 @@ def test_a_body_that_trickles_is_refused_too(guarded: Server) -> None:
     assert answer.status in (0, 408)  # the answer may be lost to a client that goes on talking
 
 
-def run(app: Any, most_seconds: float = 5, grace: float = 5, receive: Receive | None = None) -> list[Message]:
+def run(app: Any, max_wait_seconds: float = 5, grace: float = 5, receive: Receive | None = None) -> list[Message]:
     """What `app` behind Deadlines sends."""
     sent: list[Message] = []
 
@@ -44,7 +44,7 @@ def run(app: Any, most_seconds: float = 5, grace: float = 5, receive: Receive | 
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    guard = Deadlines(app, grace=grace, least_rate=1000, most_seconds=most_seconds)
+    guard = Deadlines(app, grace=grace, min_rate=1000, max_wait_seconds=max_wait_seconds)
     asyncio.run(asyncio.wait_for(guard(scope, receive or nothing, send), 20))
     return sent
 
@@ -59,7 +59,7 @@ def test_work_that_does_not_end_is_stopped_and_answered_with_504() -> None:
             stopped.append(True)
             raise
 
-    start, body = run(endless, most_seconds=0.1)
+    start, body = run(endless, max_wait_seconds=0.1)
     assert start["status"] == 504
     assert b'"code":"timeout"' in body["body"]
     assert stopped
@@ -70,7 +70,7 @@ def test_an_answer_that_nobody_takes_ends_without_another() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await asyncio.sleep(60)
 
-    assert [message["type"] for message in run(begins, most_seconds=0.1)] == ["http.response.start"]
+    assert [message["type"] for message in run(begins, max_wait_seconds=0.1)] == ["http.response.start"]
 
 
 def test_a_timeout_of_the_work_itself_is_its_own() -> None:

@@ -31,7 +31,7 @@ from tilewise.datasets.acquire.synthetic import synthesise_scene, synthesise_til
 from tilewise.datasets.readers.eurosat import CLASSES
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-MOST_BYTES = 2 * 2**20
+MAX_BYTES = 2 * 2**20
 METHODS = {"get", "post", "delete", "put", "patch"}
 TILE = synthesise_tile("Forest", 3, 1)
 SAMPLES = [
@@ -53,8 +53,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     settings = {
         "TILEWISE_WORKERS": "1",
-        "TILEWISE_MOST_BYTES": str(MOST_BYTES),
-        "TILEWISE_MOST_SCENE_BYTES": str(2 * MOST_BYTES),
+        "TILEWISE_MAX_BYTES": str(MAX_BYTES),
+        "TILEWISE_MAX_SCENE_BYTES": str(2 * MAX_BYTES),
         "TILEWISE_CANDIDATE": str(model),
     }
     with (
@@ -122,9 +122,9 @@ def codes_in_the_sources() -> set[str]:
                 place = {"refuse": 1, "_refuse": 1, "error_body": 0}.get(name, 99)
                 found |= {a.value for a in node.args[place : place + 1] if isinstance(a, ast.Constant)}
             if isinstance(node, ast.Dict):
-                said = dict(zip([getattr(key, "value", None) for key in node.keys], node.values, strict=True))
-                if said.keys() == {"code", "message", "hint"} and isinstance(said["code"], ast.Constant):
-                    found.add(said["code"].value)
+                overrides = dict(zip([getattr(key, "value", None) for key in node.keys], node.values, strict=True))
+                if overrides.keys() == {"code", "message", "hint"} and isinstance(overrides["code"], ast.Constant):
+                    found.add(overrides["code"].value)
     return found
 
 
@@ -264,7 +264,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("post", "/classify", {"json": {}}, 415, "unsupported_type"),
     ("post", "/classify", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "bad_request"),
     ("post", "/classify", {"files": FORM, "headers": {"tilewise-api-version": "2"}}, 400, "api_version"),
-    ("post", "/classify", {"content": bytes(MOST_BYTES + 1), "headers": TIFF}, 413, "too_large"),
+    ("post", "/classify", {"content": bytes(MAX_BYTES + 1), "headers": TIFF}, 413, "too_large"),
     ("post", "/classify", {"content": jpeg(), "headers": TIFF}, 415, "unreadable_image"),
     ("post", "/classify", {"files": FORM, "data": {"level": "L3"}}, 422, "invalid"),
     ("post", "/classify", {"files": FORM, "data": {"bands": "B99"}}, 422, "unknown_band"),
@@ -275,7 +275,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("post", "/explain", {"files": FORM, "params": {"size": "99"}}, 422, "invalid"),
     ("post", "/scene", {"content": b"x", "headers": TIFF | {"accept": "text/html"}}, 406, "not_acceptable"),
     ("post", "/scene", {"content": jpeg(), "headers": TIFF}, 415, "unreadable_image"),
-    ("post", "/scene", {"content": bytes(2 * MOST_BYTES + 1), "headers": TIFF}, 413, "too_large"),
+    ("post", "/scene", {"content": bytes(2 * MAX_BYTES + 1), "headers": TIFF}, 413, "too_large"),
     ("post", "/scene", {"json": {}}, 415, "unsupported_type"),
     ("put", "/scene", {}, 405, "method"),
     ("get", "/tasks/none", {}, 404, "not_found"),

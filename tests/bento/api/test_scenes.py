@@ -26,13 +26,13 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.scene import NO_CLASS, classify_scene
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, positions
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import BAND_COUNT, DN
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading
 
 GEOJSON, MAP = "application/geo+json", "image/tiff"
-MOST_AT_ONCE, MOST_PIXELS, MOST_BYTES, MOST_TASKS = 12, 1024 * 1024, 40 * 2**20, 2
+MAX_AT_ONCE, MAX_PIXELS, MAX_BYTES, MAX_TASKS = 12, 1024 * 1024, 40 * 2**20, 2
 LONG, LONGER = 16 * 16, 32 * 32  # windows
 WAIT_S = 30
 ALICE, BOB = ({"Authorization": f"Bearer {name * 16}"} for name in ("a", "b"))
@@ -127,10 +127,10 @@ def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     settings = {
         "TILEWISE_WORKERS": "2",
         "TILEWISE_THREADS": "1",
-        "TILEWISE_MOST_WINDOWS_AT_ONCE": str(MOST_AT_ONCE),
-        "TILEWISE_MOST_PIXELS": str(MOST_PIXELS),
-        "TILEWISE_MOST_SCENE_BYTES": str(MOST_BYTES),
-        "TILEWISE_MOST_TASKS": str(MOST_TASKS),
+        "TILEWISE_MAX_WINDOWS_AT_ONCE": str(MAX_AT_ONCE),
+        "TILEWISE_MAX_PIXELS": str(MAX_PIXELS),
+        "TILEWISE_MAX_SCENE_BYTES": str(MAX_BYTES),
+        "TILEWISE_MAX_TASKS": str(MAX_TASKS),
         "TILEWISE_TASKS": str(tasks),
         "TILEWISE_TURNOVER": "1",  # so that requests meet either process
         "TILEWISE_API_KEYS": f"alice:{'a' * 16},bob:{'b' * 16}",
@@ -176,7 +176,7 @@ def test_windows_are_features_with_class_probabilities_and_place(service: Servic
     assert response.headers["content-type"] == GEOJSON
     told = response.json()
     with open_geotiff(file_of()) as dataset:
-        expected = classify_scene(engine, dataset, plan_reading(dataset, "scene", Statement()))
+        expected = classify_scene(engine, dataset, plan_reading(dataset, "scene", ReadOptions()))
     assert (told["type"], told["name"], told["bands"]) == ("FeatureCollection", "coast.tif", list(BAND_NAMES))
     assert told["model"]["sha256"] == engine.sha256
     assert len(told["features"]) == len(expected.windows) == 6
@@ -186,7 +186,7 @@ def test_windows_are_features_with_class_probabilities_and_place(service: Servic
         assert list(found["probabilities"].values()) == pytest.approx(window.probabilities.tolist(), abs=1e-5)
         assert found["class"] == CLASSES[window.class_index]
         assert found["probability"] == max(found["probabilities"].values())
-        assert (found["row"], found["column"], found["valid_share"]) == (window.row, window.column, 1)
+        assert (found["row"], found["column"], found["valid_fraction"]) == (window.row, window.column, 1)
         assert feature["geometry"]["type"] == "Polygon"
         ((west, north), *_) = feature["geometry"]["coordinates"][0]
         assert -9 < west < -8
@@ -201,7 +201,7 @@ def test_a_class_map_lies_on_the_scenes_own_grid(service: Service, engine: Engin
     assert response.headers["content-disposition"] == 'attachment; filename=".._a_b.classes.tif"'
     numbers, profile, tags, structure = class_map(response.content)
     with open_geotiff(file_of()) as dataset:
-        expected = classify_scene(engine, dataset, plan_reading(dataset, "scene", Statement()))
+        expected = classify_scene(engine, dataset, plan_reading(dataset, "scene", ReadOptions()))
         assert (profile["crs"], profile["transform"]) == (UTM, dataset.transform)
     np.testing.assert_array_equal(numbers, expected.class_map)
     assert json.loads(tags["CLASSES"]) == list(CLASSES)
@@ -210,8 +210,8 @@ def test_a_class_map_lies_on_the_scenes_own_grid(service: Service, engine: Engin
 
 def test_a_form_with_a_file_and_fields_does_as_well(service: Service) -> None:
     plain = geotiff(SMALL[positions(EUROSAT_MS_ORDER)])
-    said = {"bands": "eurosat", "level": "L1C", "offset": "0"}
-    form = service.client.post("/scene", files={"scene": ("coast.tif", plain)}, data=said, headers=ALICE)
+    overrides = {"bands": "eurosat", "level": "L1C", "offset": "0"}
+    form = service.client.post("/scene", files={"scene": ("coast.tif", plain)}, data=overrides, headers=ALICE)
     assert form.status_code == 200, form.text
     assert form.json()["name"] == "coast.tif"
     query = service.send(plain, "?bands=eurosat&level=L1C&offset=0")
@@ -223,8 +223,8 @@ def test_windows_with_too_little_data_have_no_class(service: Service) -> None:
     pixels[:, :40, :64] = 0
     told = service.send(file_of(pixels)).json()["features"][0]["properties"]
     assert {told[key] for key in ("class", "probability", "probabilities", "prediction_set", "outlier")} == {None}
-    assert told["valid_share"] == pytest.approx(24 / 64)
-    assert service.send(file_of(pixels), "?least_valid=0.3").json()["features"][0]["properties"]["class"]
+    assert told["valid_fraction"] == pytest.approx(24 / 64)
+    assert service.send(file_of(pixels), "?min_valid_fraction=0.3").json()["features"][0]["properties"]["class"]
     numbers, *_ = class_map(service.send(file_of(pixels), Accept=MAP).content)
     assert (numbers[:36, :64] == NO_CLASS).all()
 
@@ -262,7 +262,7 @@ def test_another_form_is_refused_with_those_there_are(service: Service) -> None:
         (file_of(crs=None), "", 422, "tile_shape", "coordinate reference system"),
         (geotiff(SMALL), "", 422, "bands_unknown", "no names"),
         (geotiff(SMALL[:3], names=("B04", "B03", "B02")), "", 422, "radiometry_unknown", "level"),
-        (file_of(), "?least_valid=2", 422, "invalid", "least_valid"),
+        (file_of(), "?min_valid_fraction=2", 422, "invalid", "min_valid_fraction"),
         (file_of(), "?least=1", 422, "invalid", "there is no parameter 'least'"),
         (
             file_of(np.ones((BAND_COUNT, 1040, 1040), np.uint16), compress="deflate"),
@@ -281,11 +281,11 @@ def test_another_form_is_refused_with_those_there_are(service: Service) -> None:
     ],
 )
 def test_what_cannot_be_classified_is_refused_at_once_and_not_kept(
-    service: Service, content: bytes, query: str, status: int, code: str, said: str
+    service: Service, content: bytes, query: str, status: int, code: str, overrides: str
 ) -> None:
     error = refusal(service.send(content, query, Prefer="respond-async"), status)
     assert error["code"] == code
-    assert said in error["message"] + error["hint"]
+    assert overrides in error["message"] + error["hint"]
     assert str(service.tasks) not in str(error)
     until(lambda: not service.kept())
 
@@ -303,10 +303,10 @@ def test_a_body_that_is_no_scene_is_refused(service: Service) -> None:
 
 def test_bytes_are_bounded_whether_they_are_announced_or_not(service: Service) -> None:
     def endless() -> Iterator[bytes]:
-        for _ in range(MOST_BYTES // 2**20 + 8):
+        for _ in range(MAX_BYTES // 2**20 + 8):
             yield bytes(2**20)
 
-    assert refusal(service.send(bytes(MOST_BYTES + 1)), 413)["code"] == "too_large"
+    assert refusal(service.send(bytes(MAX_BYTES + 1)), 413)["code"] == "too_large"
     headers = {"Content-Type": "image/tiff"} | ALICE
     try:
         response = service.client.post("/scene", content=endless(), headers=headers)
@@ -405,10 +405,10 @@ def slow_service(slow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = {
         "TILEWISE_WORKERS": "2",
         "TILEWISE_THREADS": "1",
-        "TILEWISE_MOST_TASKS": str(MOST_TASKS),
+        "TILEWISE_MAX_TASKS": str(MAX_TASKS),
         "TILEWISE_TASKS": str(home / "tasks"),
-        "TILEWISE_TASKS_BYTES": str(MOST_BYTES),
-        "TILEWISE_MOST_WINDOWS_AT_ONCE": str(LONG),
+        "TILEWISE_TASKS_BYTES": str(MAX_BYTES),
+        "TILEWISE_MAX_WINDOWS_AT_ONCE": str(LONG),
         "TILEWISE_TURNOVER": "1",
     }
     with (
@@ -432,7 +432,7 @@ def test_waiting_tasks_are_bounded_and_a_removed_one_stops(slow: Service) -> Non
     running = [slow.submit(long_file(LONGER)) for _ in range(2)]
     for place in running:
         slow.wait(place, "running")
-    waiting = [slow.submit(long_file(LONGER)) for _ in range(MOST_TASKS)]
+    waiting = [slow.submit(long_file(LONGER)) for _ in range(MAX_TASKS)]
     told = slow.get(waiting[1]).json()
     assert (told["status"], told["ahead"]) == ("waiting", 1)
     not_done = slow.get(f"{waiting[0]}/result")
@@ -448,7 +448,7 @@ def test_waiting_tasks_are_bounded_and_a_removed_one_stops(slow: Service) -> Non
 def test_bytes_on_disk_are_bounded(slow: Service) -> None:
     slow.submit(long_file())
     whole = slow.client.post(
-        "/scene", content=bytes(MOST_BYTES - 1000), headers={"Content-Type": "image/tiff", "Expect": "100-continue"}
+        "/scene", content=bytes(MAX_BYTES - 1000), headers={"Content-Type": "image/tiff", "Expect": "100-continue"}
     )
     assert refusal(whole, 503)["code"] == "storage_full"
     assert whole.headers["retry-after"].isdigit()
@@ -497,9 +497,9 @@ def test_the_work_of_a_killed_process_is_taken_up_by_another(slow: Service) -> N
 @pytest.mark.realdata
 def test_a_real_scene_is_answered_in_both_forms(service: Service, real_data: Path) -> None:
     content = (real_data / "scenes" / "lahinch_l1c" / "2017-09-18.tif").read_bytes()
-    said = "?scale=0.0001&offset=0&name=lahinch.tif"
-    told = service.send(content, said).json()
-    numbers, profile, *_ = class_map(service.send(content, said, Accept=MAP).content)
+    overrides = "?scale=0.0001&offset=0&name=lahinch.tif"
+    told = service.send(content, overrides).json()
+    numbers, profile, *_ = class_map(service.send(content, overrides, Accept=MAP).content)
     classes = {feature["properties"]["class"] for feature in told["features"]} - {None}
     assert classes == {CLASSES[index] for index in np.unique(numbers) if index != NO_CLASS}
     with open_geotiff(content) as dataset:

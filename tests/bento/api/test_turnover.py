@@ -10,14 +10,14 @@ import pytest
 from servers import Server, served
 
 
-def lives(server: Server, connections: int, most: int) -> list[int]:
+def lives(server: Server, connections: int, limit: int) -> list[int]:
     """Return after how many requests each of several connections is closed; `most` if none of them closes it."""
     found = []
     for _ in range(connections):
         with httpx.Client(trust_env=False, timeout=30) as client:
-            answers = (client.get(f"{server.url}/model") for _ in range(most))
+            answers = (client.get(f"{server.url}/model") for _ in range(limit))
             closed = (n for n, answer in enumerate(answers, start=1) if answer.headers.get("connection") == "close")
-            found.append(next(closed, most))
+            found.append(next(closed, limit))
     return found
 
 
@@ -31,14 +31,14 @@ def two_processes(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_where_several_processes_serve_each_connection_is_closed_at_the_latest_after_so_many_requests(
     two_processes: Server,
 ) -> None:
-    found = lives(two_processes, connections=12, most=9)
+    found = lives(two_processes, connections=12, limit=9)
     assert max(found) <= 8
     assert len(set(found)) > 1, "those that are opened together must not come back together"
 
 
 def test_a_single_process_keeps_its_connections(linear_model: Path, tmp_path: Path) -> None:
     with served(linear_model, tmp_path, TILEWISE_WORKERS="1", TILEWISE_TURNOVER="3") as server:
-        assert lives(server, connections=2, most=9) == [9, 9]
+        assert lives(server, connections=2, limit=9) == [9, 9]
 
 
 def test_a_request_of_many_tiles_counts_as_many(two_processes: Server) -> None:

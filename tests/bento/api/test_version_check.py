@@ -35,8 +35,8 @@ def test_requests_that_say_no_version_or_ours_are_served(headers: tuple[tuple[by
 
 
 @pytest.mark.parametrize("said", [b"2", b"0", b"", b"1.0", b"one"])
-def test_requests_that_say_another_version_are_refused_unread(said: bytes) -> None:
-    start, body = ask((b"tilewise-api-version", said))
+def test_requests_that_say_another_version_are_refused_unread(overrides: bytes) -> None:
+    start, body = ask((b"tilewise-api-version", overrides))
     assert start["status"] == 400
     assert b'"code":"api_version"' in body["body"]
     assert b"version 1" in body["body"]

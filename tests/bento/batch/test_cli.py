@@ -167,8 +167,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
 def test_what_a_scene_does_not_say_can_be_said(linear_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "plain.tif"
     path.write_bytes(geotiff(render("Forest", 1, 1) + np.uint16(1000)))
-    said = ("--bands", "l1c", "--level", "l1c", "--offset", "-1000", "--outputs", "windows", "--threads", "1")
-    done = batch(path, "--out", tmp_path / "out", *said, TILEWISE_MODEL=str(linear_model))
+    overrides = ("--bands", "l1c", "--level", "l1c", "--offset", "-1000", "--outputs", "windows", "--threads", "1")
+    done = batch(path, "--out", tmp_path / "out", *overrides, TILEWISE_MODEL=str(linear_model))
     assert done.returncode == 0, done.stderr
     assert list(results_in(tmp_path / "out")) == ["plain.windows.parquet"]
     (row,) = pq.read_table(tmp_path / "out" / "plain.windows.parquet").to_pylist()
@@ -238,15 +238,15 @@ def test_results_that_cannot_be_written_are_one_line_and_leave_nothing(
     ("arguments", "said"),
     [
         ((".",), "'--out'"),
-        ((".", "--out", "x", "--least-valid", "2"), "'--least-valid'"),
+        ((".", "--out", "x", "--min-valid", "2"), "'--min-valid'"),
         ((".", "--out", "x", "--outputs", "classes,maps"), "choose from classes, confidence"),
         ((".", "--out", "x", "--formats", "shp"), "choose from parquet, geojson, fgb"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_arguments_are_named(arguments: tuple[str, ...], overrides: str) -> None:
     done = batch(*arguments)
     assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+    assert overrides in " ".join(done.stderr.split())
 
 
 def test_more_processes_than_cores_are_refused(scenes: Path, linear_model: Path, tmp_path: Path) -> None:

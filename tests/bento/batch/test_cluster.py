@@ -82,8 +82,10 @@ def test_the_kubernetes_job_says_what_the_command_understands() -> None:
     job = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "tilewise.bento.batch"]
-    said = main.make_context("tilewise.bento.batch", words[3:]).params
-    assert (said["crew"], said["address"], said["as_json"]) == ("ray", "auto", True)
+    overrides = main.make_context("tilewise.bento.batch", words[3:]).params
+    assert (overrides["crew"], overrides["address"], overrides["as_json"]) == ("ray", "auto", True)
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     shared = {mount["mountPath"] for mount in workers["containers"][0]["volumeMounts"]}
-    assert all(str(Path(place).parent) in shared for place in (*said["scenes"], said["model"], str(said["out"])))
+    assert all(
+        str(Path(place).parent) in shared for place in (*overrides["scenes"], overrides["model"], str(overrides["out"]))
+    )

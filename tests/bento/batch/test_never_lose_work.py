@@ -291,15 +291,15 @@ def test_a_corrupt_block_is_no_data_counted_and_told_again(linear_model: Path, t
     assert (pixels[256:] != 255).all()
 
 
-@pytest.mark.parametrize("most_bytes", [3000, 20_000])
+@pytest.mark.parametrize("max_bytes", [3000, 20_000])
 def test_a_disk_that_takes_no_more_is_reported_and_nothing_half_written_is_left(
-    scenes: Path, linear_model: Path, tmp_path: Path, most_bytes: int
+    scenes: Path, linear_model: Path, tmp_path: Path, max_bytes: int
 ) -> None:
     """The limit meets a raw map, or a later file of the same scene."""
     out = tmp_path / "out"
     with Manifest(out):  # the manifest is there already: SQLite's own failure is another test
         pass
-    done = batch(scenes / "s0.tif", "--out", out, "--model", linear_model, most_bytes=most_bytes)
+    done = batch(scenes / "s0.tif", "--out", out, "--model", linear_model, max_bytes=max_bytes)
     assert done.returncode == 1
     assert len(errors(done)) >= 1
     assert "File too large" in errors(done)[0] or "could not be written whole" in errors(done)[0]
@@ -344,5 +344,5 @@ def test_windows_of_a_scene_are_skipped_and_counted(linear_model: Path, tmp_path
         pixels[:, :64, :64] = 0
         dataset.write(pixels)
     (outcome,) = classify_scenes(scene, tmp_path / "out", model=linear_model, options=MAPS)
-    assert (outcome.windows, outcome.skipped, outcome.skipped_share) == (3, 1, 0.25)
+    assert (outcome.windows, outcome.skipped, outcome.skipped_fraction) == (3, 1, 0.25)
     assert np.isclose(sum(outcome.area_ha.values()), 3 * 64**2 / 100)

@@ -16,7 +16,7 @@ from tiny_onnx import metadata
 
 from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, State
 from tilewise.bento.batch.report import write_reports
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.maps import MapWriter, class_layer, colours
 from tilewise.bento.results.quicklook import write_quicklook
 from tilewise.bento.results.writer import ModelFacts
@@ -51,11 +51,11 @@ class Page(HTMLParser):
 @pytest.fixture
 def quicklook(tmp_path: Path) -> SceneOutcome:
     """A scene with a picture in the folder of results."""
-    frame = Frame("pictured", Georeference(UTM, CORNER), 100, 128, datetime="2021-07-01T11:20:00Z")
-    writer = MapWriter(tmp_path, frame, class_layer(MODEL.metadata), {})
+    scene_info = SceneInfo("pictured", Georeference(UTM, CORNER), 100, 128, datetime="2021-07-01T11:20:00Z")
+    writer = MapWriter(tmp_path, scene_info, class_layer(MODEL.metadata), {})
     writer.add(np.repeat([[[0, 1, 2, 255]]], 100, axis=1).repeat(32, axis=2).astype(np.uint8))
     path = tmp_path / "pictured.quicklook.png"
-    write_quicklook(writer.finish()[0], frame, MODEL.metadata, {"Forest": 32.0}, path)
+    write_quicklook(writer.finish()[0], scene_info, MODEL.metadata, {"Forest": 32.0}, path)
     return SceneOutcome(
         "pictured", "/in/p.tif", State.DONE, "k", files=(ResultFile(path.name, path.stat().st_size, ""),)
     )
@@ -66,7 +66,7 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["model"]["sha256"] == "ab" * 32
     assert (summary["scenes"], summary["failed"], summary["windows"]) == (3, 1, 140)
-    assert summary["skipped_share"] == pytest.approx(10 / 150, abs=1e-4)
+    assert summary["skipped_fraction"] == pytest.approx(10 / 150, abs=1e-4)
     assert summary["seconds"] == 4.0
     assert summary["area_ha"] == {"Forest": 60.0, "<b>Sea</b>": 40.0, "=1+1": 0.0}
     assert [scene["state"] for scene in summary["results"]] == ["done", "failed", "done"]
@@ -75,7 +75,7 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
 def test_a_spreadsheet_gets_a_column_of_hectares_a_class_and_no_formula(tmp_path: Path) -> None:
     write_reports(tmp_path, [DONE, FAILED], MODEL)
     one, three = csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text()))
-    assert (one["name"], float(one["Forest_ha"]), one["skipped_share"]) == ("one", 60.0, "0.1")
+    assert (one["name"], float(one["Forest_ha"]), one["skipped_fraction"]) == ("one", 60.0, "0.1")
     assert three["error"].startswith("'=cmd")
     assert "'=1+1_ha" in one
 

@@ -79,9 +79,9 @@ def test_polygons_alone_leave_no_map(scenes: Path, linear_model: Path, tmp_path:
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_written(
-    scenes: Path, linear_model: Path, tmp_path: Path, options: RunOptions, said: str
+    scenes: Path, linear_model: Path, tmp_path: Path, options: RunOptions, overrides: str
 ) -> None:
-    with pytest.raises(TilewiseError, match=said):
+    with pytest.raises(TilewiseError, match=overrides):
         list(classify_scenes(scenes, tmp_path / "out", model=linear_model, options=options))
     assert not (tmp_path / "out").exists()
 

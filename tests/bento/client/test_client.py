@@ -45,8 +45,8 @@ def server(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     settings = {
         "TILEWISE_WORKERS": "1",
         "TILEWISE_API_KEYS": KEY,
-        "TILEWISE_MOST_WINDOWS_AT_ONCE": "4",
-        "TILEWISE_MOST_TILES": "70",
+        "TILEWISE_MAX_WINDOWS_AT_ONCE": "4",
+        "TILEWISE_MAX_TILES": "70",
     }
     with served(linear_model, tmp_path_factory.mktemp("bentoml"), **settings) as server:
         yield server
@@ -92,14 +92,14 @@ def test_files_are_answered_in_order_with_all_that_the_service_says(
     assert [result.class_name for result in results] == answers
     headers = {"Authorization": f"Bearer {KEY}"}
     parts = {"tiles": files[0].read_bytes()}
-    said = httpx.post(f"{server.url}/classify", files=parts, headers=headers, trust_env=False, timeout=30).json()
+    overrides = httpx.post(f"{server.url}/classify", files=parts, headers=headers, trust_env=False, timeout=30).json()
     first = results[0]
-    assert first.probabilities == pytest.approx(said["results"][0]["probabilities"], abs=1e-5)
+    assert first.probabilities == pytest.approx(overrides["results"][0]["probabilities"], abs=1e-5)
     assert first.probability == first.probabilities[answers[0]]
-    assert first.footprint == said["results"][0]["footprint"] == TILES[0].footprint
-    assert (first.bands, first.level, first.valid_share, first.error) == (BAND_NAMES, "L1C", 1, None)
+    assert first.footprint == overrides["results"][0]["footprint"] == TILES[0].footprint
+    assert (first.bands, first.level, first.valid_fraction, first.error) == (BAND_NAMES, "L1C", 1, None)
     assert first.model is not None
-    assert first.model.sha256 == said["model"]["sha256"]
+    assert first.model.sha256 == overrides["model"]["sha256"]
 
 
 def test_bytes_arrays_and_files_of_the_same_tile_are_answered_alike(
@@ -236,11 +236,11 @@ def test_a_long_list_becomes_several_requests_and_keeps_its_order(gate: Gate, an
 
 
 def test_a_list_is_cut_by_bytes_too(gate: Gate, files: list[Path]) -> None:
-    most = 3 * files[0].stat().st_size
-    with Client(gate.url, KEY, trust_env=False, bytes_per_request=most) as client:
+    limit = 3 * files[0].stat().st_size
+    with Client(gate.url, KEY, trust_env=False, bytes_per_request=limit) as client:
         client.classify(files)
     assert len(gate.lengths) > 2
-    assert max(gate.lengths) < most + 2000
+    assert max(gate.lengths) < limit + 2000
 
 
 def test_a_list_that_the_service_finds_too_long_is_cut_further(
@@ -263,7 +263,7 @@ def test_asyncio_keeps_several_requests_on_the_way_but_no_more_than_it_may(gate:
     assert [result.name for result in results] == names(30)
     assert [result.class_name for result in results] == answers * 3
     assert len(gate.lengths) == 6
-    assert gate.most_at_once == 3
+    assert gate.max_at_once == 3
 
 
 def test_asyncio_asks_all_that_can_be_asked(server: Server, files: list[Path], answers: list[str]) -> None:
@@ -388,9 +388,9 @@ def test_the_command_prints_tables_for_people_and_for_programs(
     assert "not a GeoTIFF" in last
     rows = list(csv.DictReader(io.StringIO(command(server.url, *map(str, files), "--form", "csv").stdout)))
     assert [row["class"] for row in rows] == answers
-    said = command(server.url, str(files[1]), "--form", "json")
-    assert said.returncode == 0
-    (result,) = json.loads(said.stdout)
+    overrides = command(server.url, str(files[1]), "--form", "json")
+    assert overrides.returncode == 0
+    (result,) = json.loads(overrides.stdout)
     assert result["class_name"] == answers[1]
 
 

@@ -34,8 +34,8 @@ MODEL = {"name": "m", "version": "1", "sha256": "0"}
 
 
 def response(status: int = 200, content: Any = None, **headers: str) -> httpx.Response:
-    said = {"tilewise-api-version": "1"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.Response(status, json={} if content is None else content, headers=said, request=REQUEST)
+    overrides = {"tilewise-api-version": "1"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, json={} if content is None else content, headers=overrides, request=REQUEST)
 
 
 def refusal(status: int, code: str = "busy", **headers: str) -> httpx.Response:
@@ -109,7 +109,7 @@ def test_a_slow_answer_is_not_asked_for_again() -> None:
 def test_the_service_says_how_long_to_wait_in_seconds_or_by_a_date_and_within_bounds() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=8), usegmt=True)
     never = format_datetime(datetime.now(UTC) - timedelta(seconds=8), usegmt=True)
-    for said, least, most in [
+    for overrides, minimum, limit in [
         ("4", 4, 5),
         (soon, 6.5, 10),
         ("3600", 30, 30),
@@ -118,8 +118,8 @@ def test_the_service_says_how_long_to_wait_in_seconds_or_by_a_date_and_within_bo
         ("soon", 0, 0.5),
         ("-1", 0, 0.5),
     ]:
-        pause = pause_before_retry(refusal(503, retry_after=said), 0, Patience())
-        assert least <= pause <= most, said
+        pause = pause_before_retry(refusal(503, retry_after=overrides), 0, Patience())
+        assert minimum <= pause <= limit, overrides
 
 
 def test_pauses_do_not_outgrow_their_bound_and_differ_between_clients() -> None:
@@ -142,11 +142,13 @@ def test_pauses_do_not_outgrow_their_bound_and_differ_between_clients() -> None:
         (httpx.TooManyRedirects("no", request=REQUEST), "not_tilewise", "check the URL"),
     ],
 )
-def test_an_answer_of_another_program_or_version_is_told_from_a_refusal(heard: Heard, code: str, said: str) -> None:
+def test_an_answer_of_another_program_or_version_is_told_from_a_refusal(
+    heard: Heard, code: str, overrides: str
+) -> None:
     with pytest.raises(ServiceError) as refused:
         drive(ask(CALL, PATIENCE), in_turn(heard))
     assert refused.value.code == code
-    assert said in str(refused.value)
+    assert overrides in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_results_of_another_form_are_no_results(content: dict[str, Any]) -> None
 
 def test_a_list_is_cut_by_tiles_and_by_bytes_and_its_order_kept() -> None:
     tiles = [bytes(10)] * 5 + [bytes(95)] + [bytes(200)] + [bytes(10)]
-    cut = list(portions(tiles, most_tiles=3, most_bytes=100))
+    cut = list(portions(tiles, max_tiles=3, max_bytes=100))
     assert [[len(content) for content in portion.contents] for portion in cut] == [
         [10] * 3,
         [10] * 2,
@@ -185,7 +187,7 @@ def test_a_list_is_cut_by_tiles_and_by_bytes_and_its_order_kept() -> None:
 def test_files_are_read_only_when_their_request_is_made(tmp_path: Path) -> None:
     here = tmp_path / "here.tif"
     here.write_bytes(b"1")
-    cut = portions([here, tmp_path / "gone.tif"], most_tiles=1, most_bytes=10)
+    cut = portions([here, tmp_path / "gone.tif"], max_tiles=1, max_bytes=10)
     assert next(cut) == Portion((str(here),), (b"1",))
     with pytest.raises(FileNotFoundError):
         next(cut)
@@ -193,7 +195,7 @@ def test_files_are_read_only_when_their_request_is_made(tmp_path: Path) -> None:
 
 def test_arrays_files_and_arrays_of_other_bands_go_in_requests_of_their_own() -> None:
     rgb, all_bands = np.ones((3, 64, 64), np.uint16), np.ones((2, 13, 64, 64), np.uint16)
-    cut = list(portions([rgb, rgb, all_bands, b"file", rgb], most_tiles=64, most_bytes=2**30))
+    cut = list(portions([rgb, rgb, all_bands, b"file", rgb], max_tiles=64, max_bytes=2**30))
     assert [portion.names for portion in cut] == [("0", "1"), ("2", "3"), ("4",), ("5",)]
 
 

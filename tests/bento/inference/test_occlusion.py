@@ -14,7 +14,7 @@ from servers import served
 from tiny_onnx import metadata, write_model
 
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.occlusion import LEAST_SCALE, Method, explain, paint, patch_starts
+from tilewise.bento.inference.occlusion import MIN_SCALE, Method, explain, paint, patch_starts
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, positions
 from tilewise.datasets.core.pictures import true_colour
@@ -161,7 +161,7 @@ def test_next_to_nothing_is_not_painted_as_if_it_were_much(eyes: Engine) -> None
     pixels = flat()
     pixels[positions(("B08",)), :, 32:] = 1002
     found = explain(eyes, tile_of(pixels), class_name="Built")
-    assert 0 < np.abs(found.heat).max() < LEAST_SCALE / 4
+    assert 0 < np.abs(found.heat).max() < MIN_SCALE / 4
     assert np.abs(redness(read_png(paint(found))[:, :256])).max() < 50
 
 
@@ -240,10 +240,10 @@ def test_a_tile_may_come_in_any_of_the_three_forms(service: httpx.Client, tmp_pa
         ("?colour=red", 422, "there is no parameter 'colour'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, status: int, said: str) -> None:
+def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, status: int, overrides: str) -> None:
     response = ask(service, query)
     assert response.status_code == status
-    assert said in response.json()["error"]["message"]
+    assert overrides in response.json()["error"]["message"]
 
 
 def test_one_sound_tile_is_explained_at_a_time(service: httpx.Client) -> None:

@@ -12,13 +12,13 @@ from geotiffs import geotiff, jpeg
 from rasterio.io import MemoryFile
 from servers import served
 
-from tilewise.bento.api.page import CLOUD_SHARE
+from tilewise.bento.api.page import CLOUD_FRACTION
 from tilewise.bento.inference.preview import LONGEST_SIDE
 from tilewise.datasets.acquire.synthetic import TAGS
 from tilewise.datasets.core.bands import BAND_NAMES, RGB_BANDS, positions
 from tilewise.datasets.core.tile import DN
 
-MOST_BYTES, MOST_PIXELS = 4 * 2**20, 700 * 700
+MAX_BYTES, MAX_PIXELS = 4 * 2**20, 700 * 700
 RED, GREEN, BLUE, ALPHA = range(4)
 WOOD, LIT, SNOW_AT_1600_NM = 900, 4500, 300  # DN
 LAHINCH = {"bands": ",".join((*BAND_NAMES, "_", "_")), "level": "L1C", "scale": "0.0001", "offset": "0"}
@@ -28,8 +28,8 @@ LAHINCH = {"bands": ",".join((*BAND_NAMES, "_", "_")), "level": "L1C", "scale": 
 def service(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     settings = {
         "TILEWISE_WORKERS": "1",
-        "TILEWISE_MOST_BYTES": str(MOST_BYTES),
-        "TILEWISE_MOST_PIXELS": str(MOST_PIXELS),
+        "TILEWISE_MAX_BYTES": str(MAX_BYTES),
+        "TILEWISE_MAX_PIXELS": str(MAX_PIXELS),
     }
     with (
         served(linear_model, tmp_path_factory.mktemp("bentoml"), **settings) as server,
@@ -38,8 +38,8 @@ def service(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield client
 
 
-def ask(service: httpx.Client, content: bytes, **said: str) -> httpx.Response:
-    return service.post("/preview", params=said, content=content, headers={"Content-Type": "image/tiff"})
+def ask(service: httpx.Client, content: bytes, **overrides: str) -> httpx.Response:
+    return service.post("/preview", params=overrides, content=content, headers={"Content-Type": "image/tiff"})
 
 
 def picture(response: httpx.Response) -> npt.NDArray[np.uint8]:
@@ -116,7 +116,7 @@ def test_no_data_is_transparent_and_black(service: httpx.Client) -> None:
 def test_a_file_without_any_data_is_all_transparent(service: httpx.Client) -> None:
     response = ask(service, file_of(even(0)))
     assert not picture(response).any()
-    assert CLOUD_SHARE not in response.headers
+    assert CLOUD_FRACTION not in response.headers
 
 
 def test_a_few_extreme_pixels_do_not_darken_the_rest(service: httpx.Client) -> None:
@@ -177,35 +177,35 @@ def test_a_form_is_taken_too(service: httpx.Client) -> None:
     ids=["dark", "bright", "quarter", "no data is none"],
 )
 def test_the_share_that_is_as_bright_as_cloud_is_told(service: httpx.Client, pixels: DN, share: float) -> None:
-    assert float(ask(service, file_of(pixels)).headers[CLOUD_SHARE]) == share
+    assert float(ask(service, file_of(pixels)).headers[CLOUD_FRACTION]) == share
 
 
 def test_snow_is_not_taken_for_cloud(service: httpx.Client) -> None:
     snow = even(LIT)
     snow[positions(("B11", "B12"))] = SNOW_AT_1600_NM
-    assert float(ask(service, file_of(snow)).headers[CLOUD_SHARE]) == 0
+    assert float(ask(service, file_of(snow)).headers[CLOUD_FRACTION]) == 0
 
 
 def test_cloud_is_measured_in_reflectance_whatever_the_numbers_are(service: httpx.Client) -> None:
     shifted = ask(service, geotiff(even(LIT), names=BAND_NAMES), offset="-4000")
-    assert float(shifted.headers[CLOUD_SHARE]) == 0
+    assert float(shifted.headers[CLOUD_FRACTION]) == 0
     floats = geotiff(even(LIT).astype(np.float32) / 10_000, names=BAND_NAMES)
-    assert float(ask(service, floats, scale="1", offset="0").headers[CLOUD_SHARE]) == 1
+    assert float(ask(service, floats, scale="1", offset="0").headers[CLOUD_FRACTION]) == 1
 
 
 def test_nothing_is_said_of_cloud_without_radiometry_or_its_bands(service: httpx.Client) -> None:
-    assert CLOUD_SHARE not in ask(service, geotiff(even(LIT), names=BAND_NAMES)).headers
+    assert CLOUD_FRACTION not in ask(service, geotiff(even(LIT), names=BAND_NAMES)).headers
     three = geotiff(even(LIT)[positions(RGB_BANDS)], names=RGB_BANDS, tags=TAGS)
-    assert CLOUD_SHARE not in ask(service, three).headers
+    assert CLOUD_FRACTION not in ask(service, three).headers
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("day", "least", "most"), [("09-18", 0, 0.02), ("09-26", 0, 0.02), ("10-18", 0.7, 1)])
 def test_cloud_is_told_from_a_clear_sky_over_lahinch(
-    service: httpx.Client, real_data: Path, day: str, least: float, most: float
+    service: httpx.Client, real_data: Path, day: str, minimum: float, limit: float
 ) -> None:
     content = (real_data / "scenes" / "lahinch_l1c" / f"2017-{day}.tif").read_bytes()
-    assert least <= float(ask(service, content, **LAHINCH).headers[CLOUD_SHARE]) <= most
+    assert minimum <= float(ask(service, content, **LAHINCH).headers[CLOUD_FRACTION]) <= limit
 
 
 # What is refused.
@@ -232,7 +232,7 @@ def test_parameters_that_make_no_sense_are_refused(service: httpx.Client, name: 
         (b"", 415, "unreadable_image"),
         (file_of(land())[:3000], 415, "unreadable_image"),
         (geotiff(np.ones((3, 701, 700), np.uint8), names=RGB_BANDS), 413, "too_large"),
-        (b"II*\x00" + bytes(MOST_BYTES), 413, "too_large"),
+        (b"II*\x00" + bytes(MAX_BYTES), 413, "too_large"),
     ],
     ids=["a JPEG", "nothing", "truncated", "too many pixels", "too many bytes"],
 )

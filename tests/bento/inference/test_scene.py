@@ -19,7 +19,7 @@ from tilewise.bento.inference.scene import NO_CLASS, SceneAnswer, check_ground_s
 from tilewise.datasets.acquire.synthetic import TAGS, render, scene_index, synthesise_scene
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import TileShapeError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading
 
@@ -43,9 +43,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return Scene(path, np.stack([render(labels[r][c], scene_index(r, c, COLUMNS), SEED) for r, c in places]))
 
 
-def classified(engine: Engine, source: Path | bytes, said: Statement | None = None, **options: Any) -> SceneAnswer:
+def classified(
+    engine: Engine, source: Path | bytes, overrides: ReadOptions | None = None, **options: Any
+) -> SceneAnswer:
     with open_geotiff(source) as dataset:
-        plan = plan_reading(dataset, "scene", said or Statement())
+        plan = plan_reading(dataset, "scene", overrides or ReadOptions())
         return classify_scene(engine, dataset, plan, **options)
 
 
@@ -129,7 +131,7 @@ def test_a_scene_smaller_than_a_tile_is_classified_with_the_rest_as_no_data(
     tile = np.zeros((1, 13, 64, 64), np.uint16)
     tile[0, :, : first.height, : first.width] = pixels[:, :64, :64]
     assert (first.height, first.width) == (min(height, 64), min(width, 64))
-    assert first.valid_share == 1
+    assert first.valid_fraction == 1
     assert first.class_index == engine.classify(tile).probabilities.argmax()
     assert answer.class_map.shape == (height, width)
     assert (answer.class_map != NO_CLASS).all()
@@ -144,20 +146,22 @@ def test_windows_with_too_little_data_are_skipped_and_stay_empty_in_the_map(engi
     pixels[:, :30, 64:128] = 0  # more than half is left
     answer = classified(engine, named(pixels))
     assert [window.probabilities is None for window in answer.windows] == [True, False, False]
-    assert [window.valid_share for window in answer.windows] == pytest.approx([24 / 64, 34 / 64, 1])
+    assert [window.valid_fraction for window in answer.windows] == pytest.approx([24 / 64, 34 / 64, 1])
     assert (answer.class_map[:, :64] == NO_CLASS).all()
     assert (answer.class_map[:30, 64:128] == NO_CLASS).all()
     assert (answer.class_map[30:, 64:] != NO_CLASS).all()
     assert answer.windows[0].class_index == NO_CLASS
 
 
-def test_the_least_share_of_data_is_the_callers_choice(engine: Engine) -> None:
+def test_the_min_share_of_data_is_the_callers_choice(engine: Engine) -> None:
     pixels = mosaic(64, 192)
     pixels[:, :40, :64] = 0
     pixels[:, :, 128:] = 0
     skipped = {
-        least: [w.probabilities is None for w in classified(engine, named(pixels), least_valid=least).windows]
-        for least in (0.0, 0.375, 0.4, 1.0)
+        minimum: [
+            w.probabilities is None for w in classified(engine, named(pixels), min_valid_fraction=minimum).windows
+        ]
+        for minimum in (0.0, 0.375, 0.4, 1.0)
     }
     assert skipped == {
         0.0: [False, False, True],  # a window without any data has no class
@@ -178,7 +182,7 @@ def test_nan_and_the_declared_no_data_value_leave_holes_in_the_map(engine: Engin
     pixels[2, 10:20, 10:20] = np.nan
     pixels[7, 40, 50] = -9999
     content = geotiff(pixels, names=BAND_NAMES, nodata=-9999)
-    answer = classified(engine, content, Statement(scale=0.0001, offset=0))
+    answer = classified(engine, content, ReadOptions(scale=0.0001, offset=0))
     hole = np.zeros((64, 64), bool)
     hole[10:20, 10:20] = hole[40, 50] = True
     np.testing.assert_array_equal(answer.class_map == NO_CLASS, hole)
@@ -219,10 +223,10 @@ def test_a_turned_scene_of_10_m_passes() -> None:
 
 
 @pytest.mark.parametrize(("size", "said"), [(20, "20 m"), (60, "60 m"), (7.9, "7.9 m"), (0.5, "0.5 m")])
-def test_pixels_of_another_size_are_refused_with_the_way_to_resample(size: float, said: str) -> None:
+def test_pixels_of_another_size_are_refused_with_the_way_to_resample(size: float, overrides: str) -> None:
     with opened(UTM, pixels_of(size)) as dataset, pytest.raises(TileShapeError) as caught:
         check_ground_size(dataset, "scene.tif")
-    assert f"scene.tif: its pixels measure {said}" in str(caught.value)
+    assert f"scene.tif: its pixels measure {overrides}" in str(caught.value)
     assert "gdalwarp -tr 10 10" in str(caught.value)
 
 
@@ -264,11 +268,11 @@ def test_a_scene_with_a_place_tells_it() -> None:
         (CRS.from_wkt('LOCAL_CS["a garden",UNIT["metre",1]]'), CORNER, "missing or lie nowhere on Earth"),
     ],
 )
-def test_a_scene_without_a_place_is_refused(crs: CRS | None, transform: Affine, said: str) -> None:
+def test_a_scene_without_a_place_is_refused(crs: CRS | None, transform: Affine, overrides: str) -> None:
     with opened(crs, transform) as dataset, pytest.raises(TileShapeError) as caught:
         place_of(dataset, "scene.tif")
     assert str(caught.value).startswith("scene.tif: ")
-    assert said in str(caught.value)
+    assert overrides in str(caught.value)
 
 
 # Real scenes.
@@ -280,7 +284,7 @@ def test_a_real_scene_with_holes_is_classified_in_place(engine: Engine, real_dat
     path = real_data / "scenes" / "lahinch_l1c" / f"{name}.tif"
     with open_geotiff(path) as dataset:
         check_ground_size(dataset, path.name)
-        plan = plan_reading(dataset, path.name, Statement(scale=0.0001, offset=0))
+        plan = plan_reading(dataset, path.name, ReadOptions(scale=0.0001, offset=0))
         answer = classify_scene(engine, dataset, plan)
         numbers = dataset.read(list(plan.indexes))
         place = place_of(dataset, path.name)
@@ -295,7 +299,7 @@ def test_a_real_scene_with_holes_is_classified_in_place(engine: Engine, real_dat
 @pytest.mark.realdata
 def test_a_real_scene_smaller_than_a_tile_is_one_window(engine: Engine, real_data: Path) -> None:
     path = real_data / "scenes" / "waterville_l1c" / "2017-09-21.tif"
-    answer = classified(engine, path, Statement(scale=0.0001, offset=0))
+    answer = classified(engine, path, ReadOptions(scale=0.0001, offset=0))
     (window,) = answer.windows
     assert (window.height, window.width) == (32, 39)
-    assert window.valid_share > 0.9
+    assert window.valid_fraction > 0.9

@@ -14,7 +14,7 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Upload, classify_uploads
 from tilewise.datasets.acquire.synthetic import TAGS, synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.eurosat import CLASSES
 
@@ -22,9 +22,9 @@ FOREST = synthesise_tile("Forest", 1, 2)
 LAKE = synthesise_tile("SeaLake", 1, 2)
 
 
-def answer(engine: Engine, content: bytes, said: Statement | None = None) -> dict[str, Any]:
+def answer(engine: Engine, content: bytes, overrides: ReadOptions | None = None) -> dict[str, Any]:
     """The JSON answer to one upload."""
-    (result,) = classify_uploads(engine, [Upload("tile.tif", content, said or Statement())])
+    (result,) = classify_uploads(engine, [Upload("tile.tif", content, overrides or ReadOptions())])
     back: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False))
     return back
 
@@ -58,7 +58,7 @@ def test_only_bad_uploads_give_only_errors(engine: Engine) -> None:
     assert [set(result) for result in results] == [{"name", "error"}] * 2
 
 
-def test_the_class_is_the_most_probable_one_and_all_classes_are_told(engine: Engine) -> None:
+def test_the_class_is_the_max_probable_one_and_all_classes_are_told(engine: Engine) -> None:
     result = answer(engine, tile_file(FOREST))
     shares = result["probabilities"]
     assert tuple(shares) == CLASSES
@@ -67,7 +67,7 @@ def test_the_class_is_the_most_probable_one_and_all_classes_are_told(engine: Eng
 
 
 def test_bands_that_the_file_lacks_are_not_claimed(engine: Engine) -> None:
-    result = answer(engine, tile_file(FOREST, L2A_BANDS), Statement(level=Level.L2A))
+    result = answer(engine, tile_file(FOREST, L2A_BANDS), ReadOptions(level=Level.L2A))
     assert result["bands"] == list(L2A_BANDS)
     assert result["level"] == "L2A"
 
@@ -76,7 +76,7 @@ def test_the_share_of_valid_pixels_is_told(engine: Engine) -> None:
     pixels = FOREST.pixels.copy()
     pixels[4, :16] = 0
     result = answer(engine, tile_file(Tile("t", pixels, BAND_NAMES, Level.L1C, FOREST.georeference)))
-    assert result["valid_share"] == 0.75
+    assert result["valid_fraction"] == 0.75
 
 
 def test_a_tile_without_a_place_is_answered_without_a_footprint(engine: Engine) -> None:
@@ -108,6 +108,6 @@ def test_a_tile_with_a_place_nowhere_on_earth_is_answered_and_harms_no_other(
 def test_a_float_tile_with_nan_is_answered_and_nan_counts_as_no_data(engine: Engine) -> None:
     pixels = FOREST.pixels.astype(np.float32)
     pixels[:, :, :32] = np.nan
-    said = Statement(scale=0.0001, offset=0)
-    result = answer(engine, geotiff(pixels, names=BAND_NAMES), said)
-    assert result["valid_share"] == 0.5
+    overrides = ReadOptions(scale=0.0001, offset=0)
+    result = answer(engine, geotiff(pixels, names=BAND_NAMES), overrides)
+    assert result["valid_fraction"] == 0.5

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tilewise.bento.inference.window_grid import make_lattice, starts
+from tilewise.bento.inference.window_grid import make_window_grid, starts
 
 
 @pytest.mark.parametrize("stride", [4, 16, 24, 32, 48, 63, 64])
@@ -27,22 +27,22 @@ def test_windows_of_any_stride_cover_every_pixel_and_stay_inside(length: int, st
 def test_strips_and_parts_hold_each_window_once_and_decide_each_pixel_once(
     height: int, width: int, stride: int, block: tuple[int, int]
 ) -> None:
-    lattice = make_lattice(height, width, 64, stride, block)
-    assert [row for strip in lattice.strips for row in strip] == list(range(len(lattice.rows)))
-    assert [column for part in lattice.parts for column in part] == list(range(len(lattice.columns)))
-    edges = [lattice.edges(strip) for strip in range(len(lattice.strips))]
+    window_grid = make_window_grid(height, width, 64, stride, block)
+    assert [row for strip in window_grid.strips for row in strip] == list(range(len(window_grid.rows)))
+    assert [column for part in window_grid.parts for column in part] == list(range(len(window_grid.columns)))
+    edges = [window_grid.edges(strip) for strip in range(len(window_grid.strips))]
     assert (edges[0][0], edges[-1][1]) == (0, height)
     assert all(before[1] == after[0] for before, after in pairwise(edges))
-    for strip in range(len(lattice.strips)):
-        first = lattice.first_needed(strip)
-        above = [lattice.rows[row] for rows in lattice.strips[:first] for row in rows]
+    for strip in range(len(window_grid.strips)):
+        first = window_grid.first_needed(strip)
+        above = [window_grid.rows[row] for rows in window_grid.strips[:first] for row in rows]
         assert all(row + 64 <= edges[strip][0] for row in above), "no window that reaches in is left out"
 
 
 def test_parts_follow_the_blocks_of_the_files_and_stay_small() -> None:
-    lattice = make_lattice(10_980, 10_980, 64, 64, (512, 512))
-    assert {edge % 512 for edge, _ in map(lattice.edges, range(len(lattice.strips)))} == {0}
-    assert {edge % 512 for edge, _ in map(lattice.part_edges, range(len(lattice.parts)))} == {0}
-    assert max(len(rows) for rows in lattice.strips) * max(len(columns) for columns in lattice.parts) <= 300
-    strips = make_lattice(10_980, 10_980, 64, 64, (1, 10_980))
+    window_grid = make_window_grid(10_980, 10_980, 64, 64, (512, 512))
+    assert {edge % 512 for edge, _ in map(window_grid.edges, range(len(window_grid.strips)))} == {0}
+    assert {edge % 512 for edge, _ in map(window_grid.part_edges, range(len(window_grid.parts)))} == {0}
+    assert max(len(rows) for rows in window_grid.strips) * max(len(columns) for columns in window_grid.parts) <= 300
+    strips = make_window_grid(10_980, 10_980, 64, 64, (1, 10_980))
     assert len(strips.parts) == 1, "rows that are stored whole are read whole"

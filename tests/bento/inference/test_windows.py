@@ -20,7 +20,7 @@ from tilewise.bento.inference.windows import Block, GridOptions, classify, strip
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.scenes import SceneOptions, find_scenes
@@ -83,7 +83,7 @@ def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(engine: En
     for window in (window for block in blocks for window in block.windows):
         tile = pixels[:, window.row : window.row + 64, window.column : window.column + 64]
         valid = (tile > 0).all(axis=0)
-        assert window.valid_share == pytest.approx(valid.mean())
+        assert window.valid_fraction == pytest.approx(valid.mean())
         if window.row % 64 or window.column % 64:
             continue
         inside = (slice(window.row, window.row + 64), slice(window.column, window.column + 64))
@@ -91,10 +91,10 @@ def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(engine: En
             assert window.probabilities is None
             continue
         seen += 1
-        said = engine.classify(tile[None])
-        assert (classes[inside][valid] == said.probabilities[0].argmax()).all()
-        np.testing.assert_allclose(confidence[inside][valid], said.probabilities[0].max(), atol=1e-5)
-        np.testing.assert_allclose(outlier[inside][valid], said.outlier_score[0], rtol=1e-5)
+        overrides = engine.classify(tile[None])
+        assert (classes[inside][valid] == overrides.probabilities[0].argmax()).all()
+        np.testing.assert_allclose(confidence[inside][valid], overrides.probabilities[0].max(), atol=1e-5)
+        np.testing.assert_allclose(outlier[inside][valid], overrides.outlier_score[0], rtol=1e-5)
         assert (classes[inside][~valid] == NO_CLASS).all()
         assert np.isnan(confidence[inside][~valid]).all()
     assert seen > 60
@@ -123,15 +123,15 @@ def test_threads_and_parting_change_nothing(engine: Engine, tall: tuple[Path, DN
         assert first.row == second.row
         for name in ("class_map", "confidence", "outlier", "probabilities"):
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-        assert [(w.row, w.column, w.valid_share) for w in first.windows] == [
-            (w.row, w.column, w.valid_share) for w in second.windows
+        assert [(w.row, w.column, w.valid_fraction) for w in first.windows] == [
+            (w.row, w.column, w.valid_fraction) for w in second.windows
         ]
 
 
 def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(engine: Engine, tmp_path: Path) -> None:
     pixels = mosaic(150, 170)
     pixels[:, 60:100, 60:90] = 0
-    grid = GridOptions(stride=24, least_valid=0.9, keep_probabilities=True)
+    grid = GridOptions(stride=24, min_valid_fraction=0.9, keep_probabilities=True)
     blocks = blocks_of(engine, scene_file(tmp_path, pixels), grid)
     t = np.sin(np.pi * (np.arange(64) + 0.5) / 64) ** 2
     total, weight = np.zeros((len(CLASSES), 150, 170)), np.zeros((150, 170))
@@ -139,8 +139,8 @@ def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(e
         for column in [*range(0, 106, 24), 106]:
             tile = pixels[:, row : row + 64, column : column + 64]
             if (tile > 0).all(axis=0).mean() >= 0.9:
-                said = engine.classify(tile[None]).probabilities[0]
-                total[:, row : row + 64, column : column + 64] += said[:, None, None] * np.outer(t, t)
+                overrides = engine.classify(tile[None]).probabilities[0]
+                total[:, row : row + 64, column : column + 64] += overrides[:, None, None] * np.outer(t, t)
                 weight[row : row + 64, column : column + 64] += np.outer(t, t)
     known = (pixels > 0).all(axis=0) & (weight > 0)
     assert 0 < known.sum() < known.size
@@ -193,19 +193,19 @@ def test_maps_on_cells_take_the_value_at_the_cells_middle(engine: Engine, tmp_pa
         (GridOptions(65), "say 4 to 64"),
         (GridOptions(32, cell=5), "does not divide"),
         (GridOptions(32, cell=0), "does not divide"),
-        (GridOptions(least_valid=2), "say 0 to 1"),
+        (GridOptions(min_valid_fraction=2), "say 0 to 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(
-    engine: Engine, tall: tuple[Path, DN], grid: GridOptions, said: str
+    engine: Engine, tall: tuple[Path, DN], grid: GridOptions, overrides: str
 ) -> None:
-    with pytest.raises(SceneError, match=said):
+    with pytest.raises(SceneError, match=overrides):
         blocks_of(engine, tall[0], grid)
 
 
 def test_progress_is_told_from_nothing_to_all(engine: Engine, tall: tuple[Path, DN]) -> None:
     told: list[tuple[str, int, int | None]] = []
-    blocks_of(engine, tall[0], progress=lambda *said: told.append(said))
+    blocks_of(engine, tall[0], progress=lambda *overrides: told.append(overrides))
     assert told[-1] == ("scene", 105, 105)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
@@ -275,8 +275,8 @@ def test_a_scene_of_which_nothing_can_be_decoded_is_an_error(engine: Engine, tmp
 def test_real_scenes_are_classified_on_their_own_or_on_a_warped_grid(
     engine: Engine, real_data: Path, grid: GridOptions
 ) -> None:
-    l1c = SceneOptions(Statement(scale=1e-4, offset=0))
-    l2a = SceneOptions(Statement(L2A_BANDS, Level.L2A, 1e-4, 0), warp=True)
+    l1c = SceneOptions(ReadOptions(scale=1e-4, offset=0))
+    l2a = SceneOptions(ReadOptions(L2A_BANDS, Level.L2A, 1e-4, 0), warp=True)
     for folder, options in {"lahinch_l1c": l1c, "waterville_l1c": l1c, "small_l2a": l2a}.items():
         for source in find_scenes([real_data / "scenes" / folder], options):
             with source.open() as scene:

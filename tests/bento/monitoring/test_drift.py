@@ -86,7 +86,7 @@ def champion(tmp_path: Path) -> Engine:
 
 
 def test_drift_is_told_of_bands_with_a_reference_and_enough_tiles(champion: Engine) -> None:
-    drift = Drift(lambda: champion, window=64, least=20)
+    drift = Drift(lambda: champion, window=64, minimum=20)
     rgb = np.zeros_like(LATER)
     rgb[:, positions(RGB_BANDS)] = LATER[:, positions(RGB_BANDS)]
     drift.look(answered(rgb[:19], RGB_BANDS))
@@ -105,7 +105,7 @@ def test_drift_is_told_of_bands_with_a_reference_and_enough_tiles(champion: Engi
 
 def test_a_model_without_histograms_is_served_without_drift(linear_model: Path) -> None:
     before = [told(band) for band in BAND_NAMES]
-    drift = Drift(lambda: Engine(linear_model, 1), window=64, least=1)
+    drift = Drift(lambda: Engine(linear_model, 1), window=64, minimum=1)
     drift.look(answered(LATER[:4]))
     drift.tell()
     drift.close()
@@ -115,7 +115,7 @@ def test_a_model_without_histograms_is_served_without_drift(linear_model: Path) 
 def test_processes_add_their_windows_up_and_forget_the_dead(champion: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()
-    drift = Drift(lambda: champion, window=1000, least=1, folder=folder)
+    drift = Drift(lambda: champion, window=1000, minimum=1, folder=folder)
     drift.look(answered(LATER[:10]))
     drift.tell()
     (mine,) = folder.glob("*.npy")
@@ -153,10 +153,10 @@ def test_a_forgotten_offset_is_seen_in_the_metrics_and_ordinary_tiles_are_not(se
         found = samples(service.url, "tilewise_drift")
         return {band: v for band in BAND_NAMES for at, v in found.items() if f'"{band}",measure="{measure}"' in at}
 
-    def told_of(pixels: npt.NDArray[np.uint16], least: float, most: float) -> bool:
+    def told_of(pixels: npt.NDArray[np.uint16], minimum: float, limit: float) -> bool:
         post(service.url, pixels[:20])
         values = all_bands("psi").values()
-        return len(values) == len(BAND_NAMES) and all(least <= value <= most for value in values)
+        return len(values) == len(BAND_NAMES) and all(minimum <= value <= limit for value in values)
 
     post(service.url, LATER[:5])
     assert not all_bands("psi")

@@ -85,9 +85,9 @@ def test_no_name_key_query_or_body_is_in_the_log(client: httpx.Client, server: S
     client.post("/classify?name=a-telling-query", content=b"a telling body", headers={"Content-Type": "image/tiff"})
     client.get("/model", headers={"X-Request-ID": "the-end"})
     until_logged(server, "the-end")
-    said = server.log.read_text()
-    assert "telling" not in said
-    assert KEY not in said
+    overrides = server.log.read_text()
+    assert "telling" not in overrides
+    assert KEY not in overrides
 
 
 def test_probes_and_scrapes_are_not_logged(client: httpx.Client, server: Server) -> None:

@@ -23,7 +23,7 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Batch, Upload, classify_batch
 from tilewise.bento.monitoring import prediction_log
 from tilewise.bento.monitoring.prediction_log import SCHEMA, Keeping, PredictionLog, bbox_of, is_chosen, make_room
-from tilewise.bento.request_context import Notes
+from tilewise.bento.request_context import RequestContext
 from tilewise.bento.settings import Settings
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, RGB_BANDS, positions
@@ -40,8 +40,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def batch_of(engine: Engine, *tiles: Tile, request_id: str = "r-1") -> Batch:
-    notes = Notes(request_id)
-    return classify_batch(engine, [Upload(tile.name, tile, engine=engine, notes=notes) for tile in tiles])
+    request_context = RequestContext(request_id)
+    return classify_batch(
+        engine, [Upload(tile.name, tile, engine=engine, request_context=request_context) for tile in tiles]
+    )
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -81,7 +83,7 @@ def test_a_row_holds_what_an_audit_and_a_retraining_need(engine: Engine, tmp_pat
     assert row["band_mean"] == pytest.approx(FOREST.pixels.mean(axis=(1, 2)).tolist(), rel=1e-5)
     assert row["band_std"] == pytest.approx(FOREST.pixels.std(axis=(1, 2)).tolist(), rel=1e-4)
     assert row["embedding"] == pytest.approx(FOREST.pixels.mean(axis=(1, 2)).tolist(), rel=2e-3)
-    assert row["valid_share"] == 1
+    assert row["valid_fraction"] == 1
     (ring,) = FOREST.footprint["coordinates"]  # type: ignore[index]
     west, south = np.min(ring, axis=0)
     assert (row["bbox"]["xmin"], row["bbox"]["ymin"]) == (west, south)
@@ -112,7 +114,7 @@ def test_a_tile_of_few_bands_is_kept_with_those(engine: Engine, tmp_path: Path) 
     assert row["band_std"] == pytest.approx(pixels[1:4, :, 16:].std(axis=(1, 2)).tolist(), rel=1e-4)
     assert len(row["tile"]) == 3 * 64 * 64 * 2
     assert (row["bbox"], row["crs"], row["transform"]) == (None, None, None)
-    assert (row["level"], row["valid_share"]) == (None, 0.75)
+    assert (row["level"], row["valid_fraction"]) == (None, 0.75)
 
 
 def test_a_band_without_data_has_no_features() -> None:
@@ -124,9 +126,9 @@ def test_a_band_without_data_has_no_features() -> None:
 
 
 def test_refused_tiles_are_not_kept(engine: Engine, tmp_path: Path) -> None:
-    notes = Notes("r-2")
-    bad = Upload("bad", b"no tile", engine=engine, notes=notes)
-    good = Upload("good", FOREST, engine=engine, notes=notes)
+    request_context = RequestContext("r-2")
+    bad = Upload("bad", b"no tile", engine=engine, request_context=request_context)
+    good = Upload("good", FOREST, engine=engine, request_context=request_context)
     assert len(logged(tmp_path, engine, classify_batch(engine, [bad, good, bad]))) == 1
 
 
@@ -171,7 +173,7 @@ def test_a_file_is_closed_when_it_is_full_or_old(engine: Engine, tmp_path: Path)
 def test_a_file_with_tiles_is_closed_before_it_takes_much_memory(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction_log, "MOST_HELD", 3 * FOREST.pixels.nbytes)
+    monkeypatch.setattr(prediction_log, "MAX_HELD", 3 * FOREST.pixels.nbytes)
     logged(tmp_path, engine, batch_of(engine, *[FOREST] * 7), keeping=Keeping(tiles=True))
     assert sorted(pq.read_metadata(path).num_rows for path in tmp_path.glob("*.parquet")) == [1, 3, 3]
 
@@ -189,7 +191,7 @@ def test_the_oldest_files_make_room(tmp_path: Path) -> None:
 
 
 def test_the_folder_stays_within_its_bytes(engine: Engine, tmp_path: Path) -> None:
-    keeping = Keeping(rows=2, tiles=True, most_bytes=250_000)
+    keeping = Keeping(rows=2, tiles=True, max_bytes=250_000)
     pixels = np.random.default_rng(0).integers(1, 9999, FOREST.pixels.shape).astype(np.uint16)
     noise = Tile("noise", pixels, BAND_NAMES, None)
     logged(tmp_path, engine, batch_of(engine, *[noise] * 12), keeping=keeping)
@@ -214,7 +216,7 @@ def test_what_a_killed_process_left_is_cleared_away(engine: Engine, tmp_path: Pa
 def test_where_the_writer_cannot_keep_up_tiles_are_dropped_and_counted(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction_log, "MOST_WAITING", 3)
+    monkeypatch.setattr(prediction_log, "MAX_WAITING", 3)
     may_write = threading.Event()
     write = pq.write_table
     monkeypatch.setattr(pq, "write_table", lambda *a, **k: may_write.wait(20) and write(*a, **k))

@@ -146,9 +146,9 @@ def test_a_collector_is_named_with_or_without_a_path() -> None:
 
 
 @pytest.mark.parametrize("said", ["127.0.0.1:4318", "1", "grpc://127.0.0.1:4317", "http://"])
-def test_what_is_no_collector_is_refused_in_one_line(said: str) -> None:
+def test_what_is_no_collector_is_refused_in_one_line(overrides: str) -> None:
     with pytest.raises(TilewiseError, match="TILEWISE_TRACE is the URL of a collector"):
-        traces_url(said)
+        traces_url(overrides)
 
 
 def test_where_the_exporter_is_not_installed_the_way_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

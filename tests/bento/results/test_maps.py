@@ -14,7 +14,7 @@ from geotiffs import CORNER, UTM
 from tiny_onnx import metadata
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.maps import (
     NO_SHARE,
     STEPS,
@@ -31,7 +31,7 @@ from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.eurosat import CLASSES
 
 MODEL = metadata(CLASSES)
-FRAME = Frame("scene", Georeference(UTM, CORNER), 1100, 700)
+FRAME = SceneInfo("scene", Georeference(UTM, CORNER), 1100, 700)
 
 
 def blocks(height: int, width: int, dtype: str, bands: int = 1) -> npt.NDArray[Any]:
@@ -43,9 +43,11 @@ def blocks(height: int, width: int, dtype: str, bands: int = 1) -> npt.NDArray[A
     return pixels
 
 
-def write(folder: Path, layer: Layer, pixels: npt.NDArray[Any], step: int = 64, frame: Frame = FRAME) -> Path:
+def write(folder: Path, layer: Layer, pixels: npt.NDArray[Any], step: int = 64, scene_info: SceneInfo = FRAME) -> Path:
     folder.mkdir(exist_ok=True)
-    writer = MapWriter(folder, replace(frame, height=pixels.shape[1], width=pixels.shape[2]), layer, {"MODEL": "m"})
+    writer = MapWriter(
+        folder, replace(scene_info, height=pixels.shape[1], width=pixels.shape[2]), layer, {"MODEL": "m"}
+    )
     for row in range(0, pixels.shape[1], step):
         writer.add(pixels[:, row : row + step])
     return writer.finish()[0]

@@ -13,7 +13,7 @@ from rasterio.warp import transform_bounds
 from stac_rules import SCHEMAS
 from tiny_onnx import metadata
 
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.stac import write_item
 from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.eurosat import CLASSES
@@ -30,16 +30,16 @@ FILES = [
     "scene.windows.fgb",
     "scene.windows.parquet",
 ]
-FRAME = Frame(
+FRAME = SceneInfo(
     "scene", Georeference(UTM, CORNER), 1000, 700, ("/data/in/scene.tif",), "2021-07-01T11:20:00Z", "sentinel-2a"
 )
 
 
-def item(folder: Path, frame: Frame = FRAME, model: ModelMetadata | None = None) -> dict[str, Any]:
-    files = [folder / name.replace("scene", frame.name, 1) for name in FILES]
+def item(folder: Path, scene_info: SceneInfo = FRAME, model: ModelMetadata | None = None) -> dict[str, Any]:
+    files = [folder / name.replace("scene", scene_info.name, 1) for name in FILES]
     known = model or metadata(CLASSES)
     path = folder / "s.json"
-    written = write_item(path, frame, known, files, Path("/data/m.onnx"), "ab" * 32, Path("/data/out"))
+    written = write_item(path, scene_info, known, files, Path("/data/m.onnx"), "ab" * 32, Path("/data/out"))
     content: dict[str, Any] = json.loads(written.read_text())
     return content
 
@@ -64,14 +64,14 @@ def validate(content: dict[str, Any], validator: Any) -> list[str]:
     "frame",
     [
         FRAME,
-        Frame("undated", FRAME.place, 50, 60),
-        Frame("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128),
-        Frame("own", Georeference(CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=9 +datum=WGS84"), CORNER), 10, 10),
+        SceneInfo("undated", FRAME.place, 50, 60),
+        SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128),
+        SceneInfo("own", Georeference(CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=9 +datum=WGS84"), CORNER), 10, 10),
     ],
-    ids=lambda frame: frame.name,
+    ids=lambda scene_info: scene_info.name,
 )
-def test_an_item_is_valid_with_its_three_extensions(tmp_path: Path, offline: Any, frame: Frame) -> None:
-    content = item(tmp_path, frame)
+def test_an_item_is_valid_with_its_three_extensions(tmp_path: Path, offline: Any, scene_info: SceneInfo) -> None:
+    content = item(tmp_path, scene_info)
     assert len(content["stac_extensions"]) == 3
     assert len(validate(content, offline)) == 4  # STAC itself and each extension
 
@@ -114,7 +114,7 @@ def test_an_item_lies_where_its_scene_lies(tmp_path: Path) -> None:
 
 def test_a_box_across_the_antimeridian_begins_in_the_east(tmp_path: Path) -> None:
     west, _, east, _ = item(
-        tmp_path, Frame("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
+        tmp_path, SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
     )["bbox"]
     assert 179 < west <= 180
     assert -180 <= east < -179

@@ -15,7 +15,7 @@ from rasterio.warp import transform_bounds
 from tiny_onnx import metadata
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.window_grid import Frame
+from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import WindowAnswer
 from tilewise.bento.results.maps import MapWriter, class_layer
 from tilewise.bento.results.tables import (
@@ -39,8 +39,8 @@ CALIBRATED = PLAIN.model_copy(
         "outliers": Outliers(method="distance", threshold=1.0, false_alarms=0.05),
     }
 )
-FRAME = Frame("scene", Georeference(UTM, CORNER), 100, 128)
-ACROSS_180 = Frame("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
+FRAME = SceneInfo("scene", Georeference(UTM, CORNER), 100, 128)
+ACROSS_180 = SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
 HOLED = {
     "type": "MultiPolygon",
     "coordinates": [
@@ -60,16 +60,16 @@ def windows() -> list[WindowAnswer]:
     ]
 
 
-def write_windows(path: Path, model: ModelMetadata = PLAIN, frame: Frame = FRAME) -> Path:
-    table = WindowsTable(path, frame, model, coverage=0.9)
+def write_windows(path: Path, model: ModelMetadata = PLAIN, scene_info: SceneInfo = FRAME) -> Path:
+    table = WindowsTable(path, scene_info, model, coverage=0.9)
     for window in windows():  # one by one, as strips come
         table.add([window])
     table.add([])
     return table.finish()
 
 
-def write_class_map(folder: Path, pixels: Any, frame: Frame = FRAME) -> Path:
-    writer = MapWriter(folder, frame, class_layer(PLAIN), {})
+def write_class_map(folder: Path, pixels: Any, scene_info: SceneInfo = FRAME) -> Path:
+    writer = MapWriter(folder, scene_info, class_layer(PLAIN), {})
     writer.add(np.asarray(pixels, np.uint8)[None])
     return writer.finish()[0]
 
@@ -122,7 +122,7 @@ def test_the_table_is_geoparquet_with_the_box_of_all_outlines(tmp_path: Path) ->
 
 
 def test_windows_across_the_antimeridian_are_outlined_in_two_parts(tmp_path: Path) -> None:
-    path = write_windows(tmp_path / "w.parquet", frame=ACROSS_180)
+    path = write_windows(tmp_path / "w.parquet", scene_info=ACROSS_180)
     found = [from_wkb(wkb) for wkb in pq.read_table(path)["geometry"].to_pylist()]
     assert [outline["type"] for outline in found] == ["MultiPolygon", "Polygon", "MultiPolygon", "Polygon"]
     for outline in found:

@@ -36,7 +36,7 @@ async def settle() -> None:
 
 def test_requests_wait_until_their_bytes_fit_and_then_come_in_in_order() -> None:
     async def scenario() -> None:
-        admission = Admission(most_bytes=100, most_waiting=10, most_seconds=5)
+        admission = Admission(max_bytes=100, max_waiting=10, max_wait_seconds=5)
         first, second = Guest(admission, 60), Guest(admission, 60)
         third = Guest(admission, 10)
         await settle()
@@ -52,7 +52,7 @@ def test_requests_wait_until_their_bytes_fit_and_then_come_in_in_order() -> None
 
 def test_a_request_larger_than_everything_comes_in_alone() -> None:
     async def scenario() -> None:
-        admission = Admission(most_bytes=100, most_waiting=10, most_seconds=5)
+        admission = Admission(max_bytes=100, max_waiting=10, max_wait_seconds=5)
         small, huge = Guest(admission, 1), Guest(admission, 10_000)
         await settle()
         assert not huge.inside
@@ -66,7 +66,7 @@ def test_a_request_larger_than_everything_comes_in_alone() -> None:
 
 def test_beyond_those_who_may_wait_a_request_is_turned_away_at_once() -> None:
     async def scenario() -> None:
-        admission = Admission(most_bytes=10, most_waiting=1, most_seconds=5)
+        admission = Admission(max_bytes=10, max_waiting=1, max_wait_seconds=5)
         inside, waiting = Guest(admission, 10), Guest(admission, 10)
         await settle()
         with pytest.raises(OverloadedError) as refused:
@@ -81,7 +81,7 @@ def test_beyond_those_who_may_wait_a_request_is_turned_away_at_once() -> None:
 
 def test_waiting_too_long_ends_in_a_refusal_and_leaves_no_trace() -> None:
     async def scenario() -> None:
-        admission = Admission(most_bytes=10, most_waiting=5, most_seconds=0.05)
+        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=0.05)
         inside = Guest(admission, 10)
         await settle()
         with pytest.raises(OverloadedError):
@@ -96,7 +96,7 @@ def test_waiting_too_long_ends_in_a_refusal_and_leaves_no_trace() -> None:
 
 def test_a_request_that_leaves_while_it_waits_makes_way_for_the_next() -> None:
     async def scenario() -> None:
-        admission = Admission(most_bytes=10, most_waiting=5, most_seconds=5)
+        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=5)
         inside, large, small = Guest(admission, 6), Guest(admission, 8), Guest(admission, 4)
         await settle()
         assert not small.inside
@@ -111,7 +111,7 @@ def test_a_request_that_leaves_while_it_waits_makes_way_for_the_next() -> None:
 
 def test_a_request_cancelled_at_the_moment_it_is_let_in_gives_its_room_back() -> None:
     async def scenario() -> None:
-        admission = Admission(most_bytes=10, most_waiting=5, most_seconds=5)
+        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=5)
         inside, waiting = Guest(admission, 10), Guest(admission, 10)
         await settle()
         inside._leave.set()
@@ -127,7 +127,7 @@ def test_a_request_cancelled_at_the_moment_it_is_let_in_gives_its_room_back() ->
 
 def test_a_request_that_fails_gives_its_room_back() -> None:
     async def scenario() -> None:
-        admission = Admission(most_bytes=10, most_waiting=5, most_seconds=5)
+        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=5)
         for _ in range(3):
             with pytest.raises(ValueError, match="bad"):
                 async with admission.room(10):
@@ -140,7 +140,7 @@ def test_how_many_wait_is_told_as_they_come_and_go() -> None:
     told: list[int] = []
 
     async def scenario() -> None:
-        admission = Admission(most_bytes=100, most_waiting=10, most_seconds=5, observe=told.append)
+        admission = Admission(max_bytes=100, max_waiting=10, max_wait_seconds=5, observe=told.append)
         first, *others = Guest(admission, 100), Guest(admission, 50), Guest(admission, 50)
         await settle()
         await first.leave()

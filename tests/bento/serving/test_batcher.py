@@ -30,8 +30,8 @@ class Worker:
 
 
 @contextmanager
-def batcher_of(worker: Worker, most: int = 8, **options: Callable[..., None]) -> Iterator[Batcher[int, int]]:
-    batcher = Batcher(worker, most, **options)
+def batcher_of(worker: Worker, limit: int = 8, **options: Callable[..., None]) -> Iterator[Batcher[int, int]]:
+    batcher = Batcher(worker, limit, **options)
     try:
         yield batcher
     finally:
@@ -84,7 +84,7 @@ def test_a_large_order_is_worked_on_in_several_batches_and_answered_in_order() -
     worker = Worker()
 
     async def scenario() -> None:
-        with batcher_of(worker, most=8) as batcher:
+        with batcher_of(worker, limit=8) as batcher:
             assert await batcher.submit(list(range(20))) == [2 * n for n in range(20)]
 
     run(scenario)
@@ -95,7 +95,7 @@ def test_a_batch_that_fails_fails_its_callers_and_nobody_else() -> None:
     worker = Worker()
 
     async def scenario() -> None:
-        with batcher_of(worker, most=4) as batcher:
+        with batcher_of(worker, limit=4) as batcher:
             with pytest.raises(ValueError, match="poisoned"):
                 await batcher.submit([1, 2, 3, 666, 5, 6, 7])
             assert batcher.waiting == 0
@@ -165,7 +165,7 @@ def test_unhurried_work_lets_jobs_go_first_but_is_not_put_off_for_ever() -> None
             assert await batcher.submit([number]) == [2 * number]
 
     async def scenario() -> None:
-        with batcher_of(worker, most=1) as batcher:
+        with batcher_of(worker, limit=1) as batcher:
             worker.go.clear()
             jobs = [asyncio.create_task(batcher.submit([number])) for number in range(3)]
             await until(lambda: len(worker.batches) == 1)
@@ -216,7 +216,7 @@ def test_many_callers_at_once_all_get_their_own_results() -> None:
     worker = Worker()
 
     async def scenario() -> None:
-        with batcher_of(worker, most=16) as batcher:
+        with batcher_of(worker, limit=16) as batcher:
             found = await asyncio.gather(*(batcher.submit([n, n + 1]) for n in range(500)))
             assert found == [[2 * n, 2 * n + 2] for n in range(500)]
 

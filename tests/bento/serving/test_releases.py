@@ -75,8 +75,8 @@ def test_the_metrics_say_which_model_holds_its_place_and_when_it_was_made(tmp_pa
 
 
 def test_a_time_without_a_zone_is_taken_as_utc() -> None:
-    said = metadata().model_copy(update={"created": "1970-01-01T00:01:00"})
-    assert created_at(said) == 60
+    overrides = metadata().model_copy(update={"created": "1970-01-01T00:01:00"})
+    assert created_at(overrides) == 60
 
 
 def test_a_broken_replacement_is_refused_and_the_old_model_stays(tmp_path: Path) -> None:

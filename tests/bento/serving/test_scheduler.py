@@ -8,7 +8,7 @@ import pytest
 
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.serving.batcher import Batcher, ClosedError
-from tilewise.bento.serving.scheduler import TurnTakingEngine
+from tilewise.bento.serving.scheduler import ScheduledEngine
 from tilewise.datasets.acquire.synthetic import render
 from tilewise.datasets.readers.eurosat import CLASSES
 
@@ -24,7 +24,7 @@ def batcher() -> Iterator[Batcher[int, int]]:
 
 @pytest.mark.parametrize("count", [0, 1, 5, 150])
 def test_answers_are_those_of_the_engine(engine: Engine, batcher: Batcher[int, int], count: int) -> None:
-    found = TurnTakingEngine(engine, batcher, lambda: None).classify(TILES[:count])
+    found = ScheduledEngine(engine, batcher, lambda: None).classify(TILES[:count])
     expected = engine.classify(TILES[:count])
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
     np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-5)
@@ -32,7 +32,7 @@ def test_answers_are_those_of_the_engine(engine: Engine, batcher: Batcher[int, i
 
 
 def test_it_says_of_the_model_what_the_engine_says(engine: Engine, batcher: Batcher[int, int]) -> None:
-    turns = TurnTakingEngine(engine, batcher, lambda: None)
+    turns = ScheduledEngine(engine, batcher, lambda: None)
     assert (turns.metadata, turns.identity, turns.path) == (engine.metadata, engine.identity, engine.path)
 
 
@@ -45,7 +45,7 @@ def test_the_work_ends_at_the_portion_at_which_it_is_told_to(engine: Engine, bat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        TurnTakingEngine(engine, batcher, check).classify(TILES)
+        ScheduledEngine(engine, batcher, check).classify(TILES)
     assert len(portions) == 3
 
 
@@ -56,7 +56,7 @@ def test_the_work_ends_when_the_batcher_closes(engine: Engine) -> None:
     def work() -> None:
         try:
             while True:
-                TurnTakingEngine(engine, batcher, begun.set).classify(TILES)
+                ScheduledEngine(engine, batcher, begun.set).classify(TILES)
         except ClosedError as error:
             caught.append(error)
 

@@ -128,7 +128,7 @@ def test_the_folder_is_the_users_own(ledger: Ledger) -> None:
 
 
 def test_bytes_and_waiting_tasks_are_bounded(tmp_path: Path) -> None:
-    ledger = ledger_in(tmp_path, most_waiting=2, most_bytes=100)
+    ledger = ledger_in(tmp_path, max_waiting=2, max_bytes=100)
     with pytest.raises(FullError) as caught:
         ledger.hold(ME, 101)
     assert not caught.value.tasks
@@ -270,7 +270,7 @@ def ask(ledger: Ledger, what: str) -> str:
 
 def test_a_runner_does_tasks_and_tells_why_one_failed(ledger: Ledger) -> None:
     good, bad, broken = (ask(ledger, what) for what in ("well", "fail", "break"))
-    runner = TaskRunner(ledger, Worker(), most_seconds=10)
+    runner = TaskRunner(ledger, Worker(), max_wait_seconds=10)
     try:
         until(lambda: state_of(ledger, broken) is State.FAILED)
         assert ledger.result(good, "a.result").read_bytes() == b"well done"
@@ -285,7 +285,7 @@ def test_a_runner_does_tasks_and_tells_why_one_failed(ledger: Ledger) -> None:
 def test_a_task_that_is_removed_or_takes_too_long_is_stopped(tmp_path: Path) -> None:
     ledger = ledger_in(tmp_path)
     removed = ask(ledger, "long")
-    runner = TaskRunner(ledger, Worker(), most_seconds=0.3)
+    runner = TaskRunner(ledger, Worker(), max_wait_seconds=0.3)
     try:
         until(lambda: state_of(ledger, removed) is State.RUNNING)
         slow = ask(ledger, "long")
@@ -302,7 +302,7 @@ def test_a_task_that_is_removed_or_takes_too_long_is_stopped(tmp_path: Path) -> 
 
 def test_a_runner_that_closes_leaves_its_task_to_the_next_one(ledger: Ledger, tmp_path: Path) -> None:
     task_id = ask(ledger, "long")
-    runner = TaskRunner(ledger, Worker(), most_seconds=60)
+    runner = TaskRunner(ledger, Worker(), max_wait_seconds=60)
     until(lambda: state_of(ledger, task_id) is State.RUNNING)
     runner.close()
     assert state_of(ledger, task_id) is State.WAITING
@@ -324,7 +324,7 @@ def test_who_is_told_to_stop_is_told_by_an_error(ledger: Ledger) -> None:
         raise StoppedError
 
     ask(ledger, "well")
-    runner = TaskRunner(ledger, work, most_seconds=60)
+    runner = TaskRunner(ledger, work, max_wait_seconds=60)
     try:
         until(lambda: bool(told))
     finally:

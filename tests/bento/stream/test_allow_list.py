@@ -25,8 +25,8 @@ def places(archive: Path) -> Places:
 
 
 def test_paths_below_an_allowed_folder_are_read(places: Places, archive: Path) -> None:
-    for said in (str(archive / "a.tif"), "a.tif", f"file://{archive}/a.tif", f"{archive}/sub/../a.tif"):
-        assert places.admit(said) == archive / "a.tif"
+    for overrides in (str(archive / "a.tif"), "a.tif", f"file://{archive}/a.tif", f"{archive}/sub/../a.tif"):
+        assert places.admit(overrides) == archive / "a.tif"
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_paths_below_an_allowed_folder_are_read(places: Places, archive: Path) -
         "\ud800.tif",
     ],
 )
-def test_other_paths_are_refused(places: Places, archive: Path, said: str) -> None:
+def test_other_paths_are_refused(places: Places, archive: Path, overrides: str) -> None:
     with pytest.raises(NoticeError):
-        places.admit(said.replace("{archive}", str(archive)))
+        places.admit(overrides.replace("{archive}", str(archive)))
 
 
 def test_links_that_lead_out_are_refused(places: Places, archive: Path) -> None:
@@ -96,9 +96,9 @@ def test_addresses_with_an_allowed_beginning_are_read_as_the_operator_says(place
         "//cogs.example/s2/a.json",
     ],
 )
-def test_other_addresses_are_refused(places: Places, said: str) -> None:
+def test_other_addresses_are_refused(places: Places, overrides: str) -> None:
     with pytest.raises(NoticeError):
-        places.admit(said)
+        places.admit(overrides)
 
 
 def test_refusals_tell_no_keys(places: Places) -> None:
@@ -118,6 +118,6 @@ def test_refusals_tell_no_keys(places: Places) -> None:
         (["https://host/a/?x=1"], "without a query"),
     ],
 )
-def test_an_operator_is_told_what_cannot_be_allowed(said: list[str], why: str) -> None:
+def test_an_operator_is_told_what_cannot_be_allowed(overrides: list[str], why: str) -> None:
     with pytest.raises(TilewiseError, match=why):
-        Places.parse(said)
+        Places.parse(overrides)

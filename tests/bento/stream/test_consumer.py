@@ -26,16 +26,16 @@ from tilewise.bento.stream.allow_list import Places
 from tilewise.bento.stream.cli import receives_of
 from tilewise.bento.stream.consumer import REGISTRY, Consumer, ConsumerOptions, Fate
 from tilewise.bento.stream.queue import Queue
-from tilewise.bento.stream.worker import Desk, DeskOptions
+from tilewise.bento.stream.worker import SceneWorker, SceneWorkerOptions
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import QueueError, TilewiseError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.readers.geotiff import read_tile
 
 boto3 = pytest.importorskip("boto3")
 REGION = "eu-central-1"
 RECEIVES = 3
-MAPS = DeskOptions(GridOptions(), OutputOptions((Output.CLASSES, Output.STAC)), threads=1, most_pixels=10**6)
+MAPS = SceneWorkerOptions(GridOptions(), OutputOptions((Output.CLASSES, Output.STAC)), threads=1, max_pixels=10**6)
 
 
 @pytest.fixture(scope="module")
@@ -114,21 +114,23 @@ class Desks:
     def left(self, *names: str) -> int:
         """How many notices are in the queue, in work or not, or as `names` count them."""
         names = names or ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
-        said = self.sqs.get_queue_attributes(QueueUrl=self.url("notices"), AttributeNames=list(names))["Attributes"]
-        return sum(int(said[name]) for name in names)
+        overrides = self.sqs.get_queue_attributes(QueueUrl=self.url("notices"), AttributeNames=list(names))[
+            "Attributes"
+        ]
+        return sum(int(overrides[name]) for name in names)
 
-    def consumer(self, desk: DeskOptions = MAPS, **options: Any) -> Consumer:
+    def consumer(self, worker: SceneWorkerOptions = MAPS, **options: Any) -> Consumer:
         places = options.pop("places", Places.parse([str(self.archive)]))
-        usual = ConsumerOptions(places, wait=0, receives=RECEIVES, retry_seconds=0, least_free=0, idle=0)
+        usual = ConsumerOptions(places, wait=0, receives=RECEIVES, retry_seconds=0, min_free=0, idle=0)
         queue = Queue(self.url("notices"), results=options.pop("results", self.url("results")))
-        return Consumer(queue, Desk(self.out, self.engine, desk), self.out, replace(usual, **options))
+        return Consumer(queue, SceneWorker(self.out, self.engine, worker), self.out, replace(usual, **options))
 
     def command(self, *more: object) -> list[str]:
         """The command line, on these queues."""
-        said = ("--queue", f"{self.name}-notices", "--allow", self.archive, "--out", self.out)
-        said += ("--results", f"{self.name}-results", "--model", self.engine.path, "--outputs", "classes")
+        overrides = ("--queue", f"{self.name}-notices", "--allow", self.archive, "--out", self.out)
+        overrides += ("--results", f"{self.name}-results", "--model", self.engine.path, "--outputs", "classes")
         more = ("--wait", 0, "--retry-seconds", 0, "--log", "json", *more)
-        return [sys.executable, "-m", "tilewise.bento.stream", *map(str, said), *map(str, more)]
+        return [sys.executable, "-m", "tilewise.bento.stream", *map(str, overrides), *map(str, more)]
 
     @contextmanager
     def started(self, *more: object) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
@@ -210,7 +212,7 @@ def test_a_tile_is_answered_in_its_result(desks: Desks) -> None:
     kinds = OutputOptions((Output.CLASSES, Output.WINDOWS))
     assert desks.consumer(replace(MAPS, outputs=kinds)).run() == {Fate.DONE: 1}
     (result,) = desks.results()
-    answers = desks.engine.classify(read_tile(desks.archive / "tile.tif", Statement()).pixels[None])
+    answers = desks.engine.classify(read_tile(desks.archive / "tile.tif", ReadOptions()).pixels[None])
     shares = dict(zip(desks.engine.metadata.classes, answers.probabilities[0], strict=True))
     assert result["tile"]["probabilities"] == pytest.approx(shares, abs=1e-5)
     assert result["tile"]["class"] == max(shares, key=shares.__getitem__)
@@ -311,7 +313,7 @@ def test_a_scene_that_cannot_be_read_is_tried_several_times_and_then_buried(desk
 
 def test_too_large_a_scene_is_refused_at_once(desks: Desks) -> None:
     desks.send({"scene": "small.tif"})
-    assert desks.consumer(replace(MAPS, most_pixels=1000)).run() == {Fate.BURIED: 1}
+    assert desks.consumer(replace(MAPS, max_pixels=1000)).run() == {Fate.BURIED: 1}
     ((_, reason),) = desks.buried()
     assert "16,384 pixels, more than 1,000" in reason
 
@@ -327,10 +329,10 @@ def test_a_notice_that_consumers_die_of_is_buried(desks: Desks) -> None:
 
 def test_a_scene_that_takes_too_long_is_given_up(desks: Desks) -> None:
     desks.send({"scene": "large.tif"})
-    fates = desks.consumer(most_seconds=0.0).run()
+    fates = desks.consumer(max_wait_seconds=0.0).run()
     assert fates == {Fate.RETRIED: RECEIVES - 1, Fate.BURIED: 1}
     ((_, reason),) = desks.buried()
-    assert "allow more by --most-seconds" in reason
+    assert "allow more by --max-seconds" in reason
 
 
 def test_odd_words_of_a_sender_hold_up_nobody(desks: Desks) -> None:
@@ -351,15 +353,15 @@ def test_no_more_notices_are_taken_than_are_worked_on(desks: Desks) -> None:
     asked: list[int] = []
     receive = queue.receive
     queue.receive = lambda count, *rest: (asked.append(count), receive(count, *rest))[1]  # type: ignore[method-assign,func-returns-value]
-    usual = ConsumerOptions(Places.parse([str(desks.archive)]), in_flight=1, wait=0, least_free=0, idle=0)
-    fates = Consumer(queue, Desk(desks.out, desks.engine, MAPS), desks.out, usual).run()
+    usual = ConsumerOptions(Places.parse([str(desks.archive)]), in_flight=1, wait=0, min_free=0, idle=0)
+    fates = Consumer(queue, SceneWorker(desks.out, desks.engine, MAPS), desks.out, usual).run()
     assert fates.total() == 4
     assert set(asked) == {1}
 
 
 def test_a_full_disk_stops_the_taking_and_loses_nothing(desks: Desks) -> None:
     desks.send({"scene": "small.tif"})
-    assert desks.consumer(least_free=2**60, idle=0.1).run() == {}
+    assert desks.consumer(min_free=2**60, idle=0.1).run() == {}
     assert desks.left() == 1
     assert REGISTRY.get_sample_value("tilewise_stream_paused") == 1
     assert desks.consumer().run() == {Fate.DONE: 1}
@@ -401,7 +403,7 @@ def in_mid_scene(desks: Desks) -> bool:
     return any(desks.out.glob("large-*/.staging-*/scene-*/*"))
 
 
-SLOWLY = ("--stride", 4, "--in-flight", 1, "--most-seconds", 600)
+SLOWLY = ("--stride", 4, "--in-flight", 1, "--max-seconds", 600)
 
 
 def test_after_kill_9_in_mid_scene_another_consumer_ends_the_work(desks: Desks) -> None:

@@ -14,7 +14,7 @@ NOTICE = Message("1", "{}", "receipt", 1, 0.0)
 def test_a_scene_that_is_done_is_not_given_up_while_its_result_waits() -> None:
     stopping = threading.Event()
     lease = Lease(NOTICE, -1.0, 3600.0, stopping)
-    with pytest.raises(TilewiseError, match="allow more by --most-seconds"):
+    with pytest.raises(TilewiseError, match="allow more by --max-seconds"):
         lease.check()
     lease.keep()
     lease.check()

@@ -7,7 +7,7 @@ import pytest
 
 from tilewise.bento.stream.notices import parse_notice
 from tilewise.datasets.core.errors import NoticeError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 
 ITEM = {"type": "Feature", "id": "S2A_1", "assets": {"B02": {"href": "B02.tif"}}}
 
@@ -27,9 +27,9 @@ def test_the_three_forms_are_understood() -> None:
 
 def test_what_files_do_not_say_comes_from_the_notice_and_else_from_the_operator() -> None:
     notice = parse_notice(json.dumps({"scene": "a", "bands": "rgb", "level": "l2a", "offset": 0}))
-    assert notice.said.bands == ("B04", "B03", "B02")
-    filled = notice.fill(Statement(bands=("B02",), scale=0.0001, offset=-1000))
-    assert filled == Statement(("B04", "B03", "B02"), Level.L2A, 0.0001, 0.0)
+    assert notice.overrides.bands == ("B04", "B03", "B02")
+    filled = notice.fill(ReadOptions(bands=("B02",), scale=0.0001, offset=-1000))
+    assert filled == ReadOptions(("B04", "B03", "B02"), Level.L2A, 0.0001, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_sns_inside_sns_is_not_unwrapped_without_end() -> None:
 
 def test_long_messages_are_refused_unread() -> None:
     with pytest.raises(NoticeError, match="longer than 100 bytes"):
-        parse_notice(json.dumps({"scene": "ü" * 60}, ensure_ascii=False), most_bytes=100)
+        parse_notice(json.dumps({"scene": "ü" * 60}, ensure_ascii=False), max_bytes=100)

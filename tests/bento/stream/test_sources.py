@@ -10,7 +10,7 @@ from tilewise.bento.stream.allow_list import Places
 from tilewise.bento.stream.notices import Notice, scene_of
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import NoticeError, SceneError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.scenes import SceneOptions
 from tilewise.datasets.scenes.search import Kind
 
@@ -48,9 +48,12 @@ def test_a_file_and_a_folder_of_one_scene_are_read(places: Places, archive: Path
 
 
 def test_a_scene_has_the_same_folder_however_it_is_named(places: Places, archive: Path) -> None:
-    told = [scene_of(Notice(said), places, OPTIONS) for said in ("a/a.tif", str(archive / "b" / ".." / "a" / "a.tif"))]
+    told = [
+        scene_of(Notice(overrides), places, OPTIONS)
+        for overrides in ("a/a.tif", str(archive / "b" / ".." / "a" / "a.tif"))
+    ]
     assert told[0] == told[1]
-    other = scene_of(Notice("a/a.tif", said=Statement(offset=-1000)), places, OPTIONS)
+    other = scene_of(Notice("a/a.tif", overrides=ReadOptions(offset=-1000)), places, OPTIONS)
     assert other.folder != told[0].folder, "it is read in another way"
 
 

@@ -12,7 +12,7 @@ from rasterio.windows import Window
 from sklearn.ensemble import RandomForestClassifier
 
 from tilewise.datasets.acquire.synthetic import (
-    MOST_TILES,
+    MAX_TILES,
     SYNTHETIC_TAG,
     render,
     scene_index,
@@ -23,7 +23,7 @@ from tilewise.datasets.acquire.synthetic import (
 )
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, positions
 from tilewise.datasets.core.errors import NoTilesError, TilewiseError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.eurosat import CLASSES, read_ms
 from tilewise.datasets.readers.geotiff import read_tile
@@ -68,7 +68,7 @@ def test_two_runs_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
 def test_a_tile_depends_on_neither_the_others_nor_their_order(folder: Path) -> None:
     backwards = {(label, n): synthesise_tile(label, n, SEED) for n in (3, 1) for label in reversed(CLASSES)}
     for (label, n), tile in backwards.items():
-        written = read_tile(folder / label / f"{label}_{n}.tif", Statement())
+        written = read_tile(folder / label / f"{label}_{n}.tif", ReadOptions())
         assert np.array_equal(written.pixels, tile.pixels)
 
 
@@ -99,7 +99,7 @@ def test_a_written_tile_reads_back_the_same_without_being_told_anything(tmp_path
     tile = synthesise_tile("Highway", 5, SEED)
     path = tmp_path / "new" / "tile.tif"
     write_tile(tile, path)
-    back = read_tile(path, Statement())
+    back = read_tile(path, ReadOptions())
     assert np.array_equal(back.pixels, tile.pixels)
     assert (back.bands, back.level, back.georeference) == (BAND_NAMES, Level.L1C, tile.georeference)
     assert np.array_equal(read_ms(path).pixels, tile.pixels)
@@ -110,7 +110,7 @@ def test_every_pixel_is_data(pixels: dict[str, DN]) -> None:
     for tiles in pixels.values():
         assert (tiles.dtype, tiles.shape[1:]) == (np.uint16, (13, 64, 64))
         assert tiles.min() >= 1
-    assert synthesise_tile("SeaLake", 1, SEED).valid_share == 1
+    assert synthesise_tile("SeaLake", 1, SEED).valid_fraction == 1
 
 
 def test_everything_says_that_it_is_synthetic(folder: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_an_interrupted_run_leaves_whole_files_alone_and_can_be_repeated(tmp_pat
         synthesise(tmp_path, 1, SEED, interrupt)
     source = find_source(tmp_path)
     assert source.synthetic
-    assert all(source.read(file.path).valid_share == 1 for file in source.files())
+    assert all(source.read(file.path).valid_fraction == 1 for file in source.files())
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4 + 1
     synthesise(tmp_path, 1, SEED)
     assert len(source.files()) == len(CLASSES)
@@ -287,7 +287,7 @@ def test_a_scene_is_the_same_every_time_and_repeats_no_tile_of_a_data_set(tmp_pa
     one, other = tmp_path / "one.tif", tmp_path / "other.tif"
     assert synthesise_scene(one, SEED, 2, 3) == synthesise_scene(other, SEED, 2, 3)
     assert one.read_bytes() == other.read_bytes()
-    assert scene_index(0, 0, 3) > MOST_TILES
+    assert scene_index(0, 0, 3) > MAX_TILES
     assert synthesise_scene(one, SEED + 1, 2, 3) != synthesise_scene(other, SEED, 2, 3)
 
 
@@ -299,13 +299,13 @@ def test_an_unknown_class_is_refused_with_those_that_exist() -> None:
         synthesise_tile("Glacier", 1, SEED)
 
 
-@pytest.mark.parametrize("index", [-1, 0, MOST_TILES + 1])
+@pytest.mark.parametrize("index", [-1, 0, MAX_TILES + 1])
 def test_numbers_out_of_range_are_refused(index: int) -> None:
-    with pytest.raises(NoTilesError, match=str(MOST_TILES)):
+    with pytest.raises(NoTilesError, match=str(MAX_TILES)):
         synthesise_tile("Forest", index, SEED)
 
 
-@pytest.mark.parametrize(("tiles", "seed"), [(0, SEED), (MOST_TILES + 1, SEED), (1, -1)])
+@pytest.mark.parametrize(("tiles", "seed"), [(0, SEED), (MAX_TILES + 1, SEED), (1, -1)])
 def test_a_run_that_cannot_be_made_writes_nothing(tmp_path: Path, tiles: int, seed: int) -> None:
     with pytest.raises(TilewiseError):
         synthesise(tmp_path, tiles, seed)

@@ -129,10 +129,10 @@ def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
     ],
     ids=["members", "bytes", "ratio"],
 )
-def test_more_than_the_limits_is_refused(tmp_path: Path, body: bytes, limits: UnpackLimits, said: str) -> None:
+def test_more_than_the_limits_is_refused(tmp_path: Path, body: bytes, limits: UnpackLimits, overrides: str) -> None:
     error = refuse(body, tmp_path, limits)
     assert isinstance(error, UnsafeArchiveError)
-    assert said in str(error)
+    assert overrides in str(error)
 
 
 def test_header_that_lies_about_the_size_gains_nothing(tmp_path: Path) -> None:
@@ -170,10 +170,10 @@ def test_unpacking_stops_at_what_is_declared(tmp_path: Path, monkeypatch: pytest
     ],
     ids=["html", "cut", "damaged", "another", "bzip2", "encrypted"],
 )
-def test_broken_or_foreign_zip_is_one_line(tmp_path: Path, body: bytes, said: str) -> None:
+def test_broken_or_foreign_zip_is_one_line(tmp_path: Path, body: bytes, overrides: str) -> None:
     error = refuse(body, tmp_path)
     assert isinstance(error, BrokenZipError)
-    assert said in str(error)
+    assert overrides in str(error)
 
 
 def test_too_little_space_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ from tilewise.datasets.core.errors import UnknownBandError
         ("SWIR2", "B12"),
     ],
 )
-def test_a_band_is_found_by_its_aliases_in_any_case(said: str, name: str) -> None:
-    assert find_band(said).name == name
+def test_a_band_is_found_by_its_aliases_in_any_case(overrides: str, name: str) -> None:
+    assert find_band(overrides).name == name
 
 
 def test_no_two_bands_share_a_name() -> None:
@@ -34,10 +34,10 @@ def test_no_two_bands_share_a_name() -> None:
 
 
 @pytest.mark.parametrize("said", ["B13", "B8B", "", "1", "panchromatic", "B02;B03"])
-def test_an_unknown_band_is_refused_with_a_list_of_those_that_exist(said: str) -> None:
+def test_an_unknown_band_is_refused_with_a_list_of_those_that_exist(overrides: str) -> None:
     with pytest.raises(UnknownBandError) as refused:
-        find_band(said)
-    assert repr(said) in str(refused.value)
+        find_band(overrides)
+    assert repr(overrides) in str(refused.value)
     assert all(name in str(refused.value) for name in BAND_NAMES)
 
 
@@ -66,15 +66,15 @@ def test_a_list_of_bands_keeps_its_order_and_what_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("said", ["B02,B02", "B4,red", "B8A,_,nir08"])
-def test_a_band_named_twice_is_refused(said: str) -> None:
+def test_a_band_named_twice_is_refused(overrides: str) -> None:
     with pytest.raises(UnknownBandError, match="twice"):
-        parse_bands(said)
+        parse_bands(overrides)
 
 
 @pytest.mark.parametrize("said", ["rgb,B08", "B02,", "B02 B03"])
-def test_a_list_with_a_word_that_is_no_band_is_refused(said: str) -> None:
+def test_a_list_with_a_word_that_is_no_band_is_refused(overrides: str) -> None:
     with pytest.raises(UnknownBandError, match="is called"):
-        parse_bands(said)
+        parse_bands(overrides)
 
 
 @pytest.mark.parametrize(

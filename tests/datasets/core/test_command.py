@@ -7,9 +7,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tilewise.datasets.core.console import make_statement, one_line_errors, statement_options
+from tilewise.datasets.core.console import make_read_options, one_line_errors, read_options
 from tilewise.datasets.core.errors import RadiometryUnknownError, TilewiseError, UnknownBandError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 
 
 def run_and_raise(error: BaseException) -> Result:
@@ -24,10 +24,10 @@ def run_and_raise(error: BaseException) -> Result:
 
 def run_statement(*arguments: str) -> Result:
     @click.command()
-    @statement_options
+    @read_options
     @one_line_errors
-    def command(**said: Any) -> None:
-        click.echo(repr(make_statement(**said)))
+    def command(**overrides: Any) -> None:
+        click.echo(repr(make_read_options(**overrides)))
 
     return CliRunner().invoke(command, arguments)
 
@@ -55,18 +55,18 @@ def test_a_bug_is_not_hidden() -> None:
 
 
 def test_nothing_said_is_nothing_stated() -> None:
-    assert run_statement().stdout.strip() == repr(Statement())
+    assert run_statement().stdout.strip() == repr(ReadOptions())
 
 
 def test_the_options_make_a_statement() -> None:
     result = run_statement("--bands", "red,_,B8A", "--level", "l2a", "--scale", "0.0001", "--offset", "-1000")
-    assert result.stdout.strip() == repr(Statement(("B04", "_", "B8A"), Level.L2A, 1e-4, -1000.0))
-    assert run_statement("--bands", "rgb").stdout.strip() == repr(Statement(("B04", "B03", "B02")))
+    assert result.stdout.strip() == repr(ReadOptions(("B04", "_", "B8A"), Level.L2A, 1e-4, -1000.0))
+    assert run_statement("--bands", "rgb").stdout.strip() == repr(ReadOptions(("B04", "B03", "B02")))
 
 
 def test_an_offset_of_0_is_said_and_not_left_out() -> None:
-    assert make_statement(None, None, None, 0.0).offset == 0.0
-    assert make_statement("", "", None, None) == Statement()
+    assert make_read_options(None, None, None, 0.0).offset == 0.0
+    assert make_read_options("", "", None, None) == ReadOptions()
 
 
 def test_an_unknown_band_is_one_line() -> None:
@@ -75,7 +75,7 @@ def test_an_unknown_band_is_one_line() -> None:
     assert result.stderr.startswith("error: no Sentinel-2 band is called 'B99'; the bands are B01, B02")
     assert result.stderr.count("\n") == 1
     with pytest.raises(UnknownBandError):
-        make_statement("B99", None, None, None)
+        make_read_options("B99", None, None, None)
 
 
 @pytest.mark.parametrize("scale", ["0", "-0.0001", "nan", "inf"])
@@ -87,7 +87,7 @@ def test_a_scale_that_cannot_be_is_one_line(scale: str) -> None:
 
 def test_an_offset_that_is_no_number_is_refused() -> None:
     with pytest.raises(RadiometryUnknownError, match="the offset must be a number, not nan"):
-        make_statement(None, None, None, float("nan"))
+        make_read_options(None, None, None, float("nan"))
 
 
 @pytest.mark.parametrize("arguments", [("--level", "L3"), ("--scale", "much"), ("--nonsense",)])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tilewise.datasets.core.errors import RadiometryUnknownError
-from tilewise.datasets.core.radiometry import FileFacts, Level, Radiometry, Statement, decide_radiometry
+from tilewise.datasets.core.radiometry import FileFacts, Level, Radiometry, ReadOptions, decide_radiometry
 
-NOTHING = Statement()
+NOTHING = ReadOptions()
 PRODUCT = "S2A_MSI{level}_20221005T115411_N{baseline}_R023_T29UNU_20221005T164454.SAFE"
 
 
@@ -77,7 +77,7 @@ def test_a_gdal_scale_without_the_offset_that_the_tags_tell_is_a_contradiction()
     contradiction = facts(product(baseline="0509"), scale=1e-4, offset=0.0)
     with pytest.raises(RadiometryUnknownError, match="do not tell the offset"):
         decide_radiometry(contradiction, NOTHING)
-    assert decide_radiometry(contradiction, Statement(offset=0)).offset == 0
+    assert decide_radiometry(contradiction, ReadOptions(offset=0)).offset == 0
     agreed = facts(product(baseline="0301"), scale=1e-4, offset=0.0)
     assert decide_radiometry(agreed, NOTHING).offset == 0
 
@@ -94,13 +94,13 @@ def test_the_cirrus_band_means_level_1c() -> None:
 
 def test_the_user_wins_over_everything_in_the_file() -> None:
     full = facts(product("L2A", "0509"), bands=("B10",), tags={"BOA_ADD_OFFSET": "-1000"}, scale=1e-4, offset=-0.1)
-    said = Statement(level=Level.L2A, scale=1.0, offset=7.0)
-    assert decide_radiometry(full, said) == Radiometry(Level.L2A, 1.0, 7.0)
+    overrides = ReadOptions(level=Level.L2A, scale=1.0, offset=7.0)
+    assert decide_radiometry(full, overrides) == Radiometry(Level.L2A, 1.0, 7.0)
 
 
 def test_the_user_may_say_only_what_is_missing() -> None:
-    said = Statement(offset=0.0)
-    assert decide_radiometry(facts("S2B_MSIL2A_x.tif"), said) == Radiometry(Level.L2A, 1e-4, 0)
+    overrides = ReadOptions(offset=0.0)
+    assert decide_radiometry(facts("S2B_MSIL2A_x.tif"), overrides) == Radiometry(Level.L2A, 1e-4, 0)
 
 
 def test_an_unknown_radiometry_names_all_that_is_missing_and_how_to_say_it() -> None:
@@ -123,7 +123,7 @@ def test_only_16_bit_integers_are_taken_to_be_esas_numbers(dtype: str) -> None:
     tags = {"PROCESSING_LEVEL": "L2A", "BOA_ADD_OFFSET": "0"}
     with pytest.raises(RadiometryUnknownError, match="do not tell the scale;"):
         decide_radiometry(facts(dtype=dtype, tags=tags), NOTHING)
-    assert decide_radiometry(facts(dtype=dtype, tags=tags), Statement(scale=1.0)).scale == 1.0
+    assert decide_radiometry(facts(dtype=dtype, tags=tags), ReadOptions(scale=1.0)).scale == 1.0
     assert decide_radiometry(facts(dtype="int16", tags=tags), NOTHING).scale == 1e-4
 
 

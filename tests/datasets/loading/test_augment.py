@@ -109,7 +109,7 @@ def test_noise_differs_from_pixel_to_pixel() -> None:
 
 def test_only_the_asked_share_of_tiles_gets_noise() -> None:
     tiles = flat(2000)
-    noisy = (Noise(RadiometryOptions(noise=0.01, noise_share=0.3))(tiles, draws(2000)) != tiles).flatten(1).any(1)
+    noisy = (Noise(RadiometryOptions(noise=0.01, noise_fraction=0.3))(tiles, draws(2000)) != tiles).flatten(1).any(1)
     assert noisy.float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 

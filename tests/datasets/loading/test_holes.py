@@ -8,11 +8,11 @@ from tilewise.datasets.loading.augment import HoleOptions, Holes, Stripes
 from tilewise.datasets.loading.draws import Draws
 
 
-def pierced(share: float, most: float, count: int = 400) -> torch.Tensor:
-    return Holes(HoleOptions(share, most))(torch.full((count, 13, 16, 16), 900.0), Draws(torch.arange(count), 0))
+def pierced(share: float, limit: float, count: int = 400) -> torch.Tensor:
+    return Holes(HoleOptions(share, limit))(torch.full((count, 13, 16, 16), 900.0), Draws(torch.arange(count), 0))
 
 
-def test_about_the_asked_share_of_tiles_loses_less_than_the_most_in_all_bands_alike() -> None:
+def test_about_the_asked_share_of_tiles_loses_less_than_the_max_in_all_bands_alike() -> None:
     gone = pierced(0.5, 0.4) == 0
     assert torch.equal(gone.any(dim=1), gone.all(dim=1))
     lost = gone[:, 0].float().mean(dim=(1, 2))

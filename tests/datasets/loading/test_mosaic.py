@@ -96,9 +96,9 @@ def test_pieces_are_mirrored_by_chance() -> None:
         ({"bands": ("B99",)}, "B99"),
     ],
 )
-def test_what_makes_no_mosaics_is_refused(said: dict[str, object], message: str) -> None:
+def test_what_makes_no_mosaics_is_refused(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(TilewiseError, match=message):
-        MosaicOptions(**said)  # type: ignore[arg-type]
+        MosaicOptions(**overrides)  # type: ignore[arg-type]
 
 
 def test_a_class_that_is_none_is_refused_by_name() -> None:

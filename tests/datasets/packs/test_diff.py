@@ -63,7 +63,7 @@ def test_class_balance_is_counted_and_its_shift_measured(found: PackDiff) -> Non
 def test_the_band_that_changed_is_the_one_that_drifts_most(found: PackDiff) -> None:
     bands = {band.band: band for band in found.bands}
     assert list(bands) == list(BAND_NAMES)
-    assert found.most_drift[0] == "B05"
+    assert found.max_drift[0] == "B05"
     assert bands["B05"].after["mean"] > bands["B05"].before["mean"] + 1000
     for name in BAND_NAMES:
         if name != "B05":
@@ -74,7 +74,7 @@ def test_a_version_and_itself_differ_in_nothing(packs: tuple[str, str]) -> None:
     same = compare(*map(open_version, (packs[0], packs[0])))
     assert same.is_empty
     assert in_words(same) == ["the same tiles, classes, splits and pixels"]
-    assert same.most_drift[1] == pytest.approx(0)
+    assert same.max_drift[1] == pytest.approx(0)
 
 
 def test_a_band_that_one_version_lacks_has_no_distance(packs: tuple[str, str], tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_band_that_one_version_lacks_has_no_distance(packs: tuple[str, str], t
 
 
 def test_the_command_writes_a_report_and_fails_where_drift_is_too_large(packs: tuple[str, str], tmp_path: Path) -> None:
-    words = ["diff", *packs, "--out", str(tmp_path), "--most-psi", "0.25"]
+    words = ["diff", *packs, "--out", str(tmp_path), "--max-psi", "0.25"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1
     assert "error: the class balance has a PSI of 0.536, above 0.25; look at the new tiles" in done.stderr

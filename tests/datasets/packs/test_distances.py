@@ -38,6 +38,6 @@ def test_groups_hold_about_as_much_each_and_every_bin_belongs_to_one() -> None:
 
 
 def test_an_empty_group_counts_as_little_but_not_as_nothing() -> None:
-    found = shares(np.array([0, 100]), least=1e-4)
+    found = shares(np.array([0, 100]), minimum=1e-4)
     assert found[0] == pytest.approx(1e-4, rel=1e-3)
     assert found.sum() == pytest.approx(1)

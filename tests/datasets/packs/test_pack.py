@@ -109,8 +109,8 @@ def test_missing_statistics_are_detected(copy: Path, text: str | None) -> None:
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
 def test_a_pack_of_another_version_is_refused(copy: Path, version: object) -> None:
-    said = json.loads((copy / CARD).read_text())
-    (copy / CARD).write_text(json.dumps({**said, "version": version}))
+    overrides = json.loads((copy / CARD).read_text())
+    (copy / CARD).write_text(json.dumps({**overrides, "version": version}))
     with pytest.raises(PackError, match=f"a pack of version {version}, this is version 1; pack again"):
         Pack(copy)
 

@@ -223,10 +223,10 @@ def test_a_split_that_does_not_fit_the_tiles_leaves_nothing(root: Path, tmp_path
 # Full disks, real ones.
 
 
-def run_pack(root: Path, out: Path, most_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+def run_pack(root: Path, out: Path, max_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
-        if most_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        if max_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
     command = [sys.executable, "-m", "tilewise", "data", "pack", str(root), "--out", str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, preexec_fn=limit)
@@ -238,10 +238,10 @@ def assert_out_of_space(done: subprocess.CompletedProcess[str], out: Path) -> No
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("most_bytes", [0, 4096, 3 * TILE_BYTES, 10 * TILE_BYTES - 1])
-def test_a_file_size_limit_ends_packing_with_one_line(root: Path, old: Path, most_bytes: int) -> None:
+@pytest.mark.parametrize("max_bytes", [0, 4096, 3 * TILE_BYTES, 10 * TILE_BYTES - 1])
+def test_a_file_size_limit_ends_packing_with_one_line(root: Path, old: Path, max_bytes: int) -> None:
     before = content(old)
-    assert_out_of_space(run_pack(root, old, most_bytes), old)
+    assert_out_of_space(run_pack(root, old, max_bytes), old)
     assert content(old) == before
     assert [path.name for path in old.parent.iterdir()] == ["pack"]
 

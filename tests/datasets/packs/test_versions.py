@@ -175,9 +175,11 @@ def test_diff_takes_what_is_packed_now_for_the_second_version(repository: Reposi
         ("v1", "data/elsewhere", "v1: it has no data/elsewhere/pack.json"),
     ],
 )
-def test_a_version_that_cannot_be_had_is_one_line(repository: Repository, said: str, pack: str, message: str) -> None:
+def test_a_version_that_cannot_be_had_is_one_line(
+    repository: Repository, overrides: str, pack: str, message: str
+) -> None:
     with pytest.raises(VersionError, match=message):
-        open_version(said, Path(pack), repository.root)
+        open_version(overrides, Path(pack), repository.root)
 
 
 def test_outside_of_a_repository_only_packs_are_versions(pack_folder: Path, tmp_path: Path) -> None:

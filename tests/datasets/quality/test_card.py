@@ -28,9 +28,9 @@ def card_of(pack: Path, out: Path) -> tuple[int, str, str]:
 def synthetic(pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The card of the synthetic pack."""
     out = tmp_path_factory.mktemp("card") / "new" / "card.md"
-    status, said, text = card_of(pack_folder, out)
+    status, overrides, text = card_of(pack_folder, out)
     assert status == 0
-    assert f"the card is {out}; validation passed" in said
+    assert f"the card is {out}; validation passed" in overrides
     return text
 
 
@@ -79,9 +79,9 @@ def test_names_of_folders_are_no_markup(tmp_path: Path) -> None:
 
 def test_a_pack_from_before_licences_were_kept_has_a_card_that_says_so(pack_folder: Path, tmp_path: Path) -> None:
     old = shutil.copytree(pack_folder, tmp_path / "old")
-    said = json.loads((old / CARD).read_text())
-    del said["origins"]
-    (old / CARD).write_text(json.dumps(said))
+    overrides = json.loads((old / CARD).read_text())
+    del overrides["origins"]
+    (old / CARD).write_text(json.dumps(overrides))
     status, _, text = card_of(old, tmp_path / "card.md")
     assert status == 0
     assert "made before folders' licences were kept; pack again" in text
@@ -91,17 +91,17 @@ def test_the_card_of_a_damaged_pack_says_that_validation_failed(pack_folder: Pat
     damaged = shutil.copytree(pack_folder, tmp_path / "damaged")
     with (damaged / PLANES).open("r+b") as planes:
         planes.write(b"\xff\x7f")
-    status, said, text = card_of(damaged, tmp_path / "card.md")
-    assert (status, "validation failed" in said) == (0, True)
+    status, overrides, text = card_of(damaged, tmp_path / "card.md")
+    assert (status, "validation failed" in overrides) == (0, True)
     assert "| error | pack | 1 | the pixels are not those that were packed |" in text
 
 
 def test_without_a_whole_pack_there_is_no_card(pack_folder: Path, tmp_path: Path) -> None:
-    status, said, text = card_of(tmp_path, tmp_path / "card.md")
+    status, overrides, text = card_of(tmp_path, tmp_path / "card.md")
     assert (status, text) == (1, "")
-    assert "no pack is here; `tilewise data pack` makes one" in said
+    assert "no pack is here; `tilewise data pack` makes one" in overrides
     lacking = shutil.copytree(pack_folder, tmp_path / "lacking")
     pq.write_table(pq.read_table(lacking / INDEX).drop_columns(["crs"]), lacking / INDEX)
-    status, said, text = card_of(lacking, tmp_path / "card.md")
+    status, overrides, text = card_of(lacking, tmp_path / "card.md")
     assert (status, text) == (1, "")
-    assert "index.parquet: has no crs; pack again" in said
+    assert "index.parquet: has no crs; pack again" in overrides

@@ -18,12 +18,12 @@ from tiny_onnx import calibrated, write_model
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Upload, classify_batch
 from tilewise.bento.monitoring.prediction_log import Keeping, PredictionLog
-from tilewise.bento.request_context import Notes
+from tilewise.bento.request_context import RequestContext
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.cli import main
 from tilewise.datasets.core.bands import RGB_BANDS
 from tilewise.datasets.core.errors import ReviewError
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile, place_bands
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.quality.review import choose, write_review
@@ -69,8 +69,12 @@ def keep(engine: Engine) -> Write:
     def write(folder: Path, tiles: list[Tile], keeping: Keeping | None = None) -> Path:
         folder.mkdir(exist_ok=True)
         log = PredictionLog(folder, keeping or Keeping(names=True, tiles=True))
-        notes = Notes("r-1")
-        log.look(classify_batch(engine, [Upload(tile.name, tile, engine=engine, notes=notes) for tile in tiles]))
+        request_context = RequestContext("r-1")
+        log.look(
+            classify_batch(
+                engine, [Upload(tile.name, tile, engine=engine, request_context=request_context) for tile in tiles]
+            )
+        )
         log.close()
         return folder
 
@@ -114,7 +118,7 @@ def test_strange_and_undecided_tiles_come_first_in_turn(log: Path, in_folder: Pa
 
 
 def test_the_page_holds_pictures_and_choices_and_asks_nobody(log: Path, in_folder: Path) -> None:
-    do("review", log, "--most", "3")
+    do("review", log, "--limit", "3")
     page = (in_folder / "artifacts/review/review.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert page.count('type="radio"') == 3 * (len(CLASSES) + 1)
@@ -126,7 +130,7 @@ def test_the_page_holds_pictures_and_choices_and_asks_nobody(log: Path, in_folde
 def test_a_tile_under_review_is_the_one_that_was_sent(log: Path, served: list[Tile], in_folder: Path) -> None:
     do("review", log)
     name = next(tile.name for tile in read_log(log).tiles if tile.file == HOSTILE)
-    kept = read_tile(in_folder / f"artifacts/review/tiles/{name}.tif", Statement())
+    kept = read_tile(in_folder / f"artifacts/review/tiles/{name}.tif", ReadOptions())
     assert np.array_equal(kept.pixels, served[0].pixels)
     assert (kept.bands, kept.level, kept.georeference) == (served[0].bands, served[0].level, served[0].georeference)
     row = next(row for row in rows_of(in_folder / "artifacts/review/review.csv") if row["name"] == name)
@@ -140,7 +144,7 @@ def test_a_tile_of_unknown_level_is_shown_only_once_somebody_says_it(keep: Write
     assert "say theirs with --level" in do("review", log, fails=True).stderr
     assert "1 tiles to label" in do("review", log, "--level", "L2A").output
     (path,) = (in_folder / "artifacts/review/tiles").iterdir()
-    assert read_tile(path, Statement()).level == "L2A"
+    assert read_tile(path, ReadOptions()).level == "L2A"
 
 
 def test_scores_of_two_models_are_compared_by_their_ranks(log: Path) -> None:
@@ -254,7 +258,7 @@ def test_a_folder_without_a_label_yet_is_no_error(in_folder: Path) -> None:
 def test_a_decision_that_fits_nothing_is_refused_before_anything_is_written(
     row: str, message: str, log: Path, in_folder: Path
 ) -> None:
-    do("review", log, "--most", "1")
+    do("review", log, "--limit", "1")
     name = rows_of(in_folder / "artifacts/review/review.csv")[0]["name"]
     (in_folder / "d.csv").write_text("name,label,reviewer,why\n" + row.format(name=name) + "\n")
     assert message in do("label", in_folder / "d.csv", fails=True).stderr
@@ -262,7 +266,7 @@ def test_a_decision_that_fits_nothing_is_refused_before_anything_is_written(
 
 
 def test_a_new_class_is_taken_once_it_is_meant(log: Path, in_folder: Path) -> None:
-    do("review", log, "--most", "1")
+    do("review", log, "--limit", "1")
     name = rows_of(in_folder / "artifacts/review/review.csv")[0]["name"]
     do("label", decide(in_folder / "d.csv", (name, "Snow")), "--new-class", "Snow")
     assert (in_folder / f"data/reviewed/Snow/{name}.tif").is_file()
@@ -311,7 +315,7 @@ def test_tiles_that_the_service_deletes_meanwhile_are_not_laid_out(
 
 
 def test_what_is_chosen_on_the_page_is_saved_for_the_next_pack(log: Path, in_folder: Path) -> None:
-    do("review", log, "--most", "2")
+    do("review", log, "--limit", "2")
     first, second = (row["name"] for row in rows_of(in_folder / "artifacts/review/review.csv"))
     with opened_browser() as browser:
         page = browser.new_page()

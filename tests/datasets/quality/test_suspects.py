@@ -52,7 +52,7 @@ def test_answers_of_several_runs_are_joined(pack: Pack, tmp_path: Path) -> None:
 def test_the_page_shows_each_suspect_with_the_command_that_decides(pack_folder: Path, tmp_path: Path) -> None:
     predictions = answers(Pack(pack_folder), tmp_path / "p.csv")
     done = CliRunner().invoke(
-        main, ["suspects", str(pack_folder), "--predictions", str(predictions), "--out", str(tmp_path), "--most", "2"]
+        main, ["suspects", str(pack_folder), "--predictions", str(predictions), "--out", str(tmp_path), "--limit", "2"]
     )
     assert done.exit_code == 0, done.output
     assert "3 doubtful labels; look at" in done.stdout

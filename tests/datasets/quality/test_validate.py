@@ -15,7 +15,7 @@ from rasters import noise, write_folder, write_l1c, write_tiff
 
 from tilewise.datasets.cli import main
 from tilewise.datasets.core.bands import BAND_NAMES
-from tilewise.datasets.core.radiometry import Statement
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.packs.pack import INDEX, PLANES
 from tilewise.datasets.packs.packing import write_pack
 from tilewise.datasets.packs.splits import Method, SplitPlan
@@ -92,8 +92,8 @@ def test_tiles_that_nobody_described_are_errors_that_say_what_to_say(tmp_path: P
         write_tiff(tmp_path / label / f"{label}_{seed}.tif", noise(seed, bands=3), tags={})
     report = check(tmp_path)
     assert any("3 bands have no names" in finding.message for finding in report.findings)
-    told = Statement(("B04", "B03", "B02"), scale=1e-4, offset=0.0)
-    still = validate([find_source(tmp_path, said=told)], SplitPlan())
+    told = ReadOptions(("B04", "B03", "B02"), scale=1e-4, offset=0.0)
+    still = validate([find_source(tmp_path, overrides=told)], SplitPlan())
     assert any("do not tell the level" in finding.message for finding in still.findings)
 
 
@@ -104,7 +104,7 @@ def test_tiles_without_data_are_errors(root: Path) -> None:
     found = only(check(root), severity=ERROR, check="no data")
     assert found.examples == ["A_1"]
     assert "more than 50%" in found.message
-    assert check(root, limits=Limits(most_no_data=0.52)).findings == []
+    assert check(root, limits=Limits(max_no_data=0.52)).findings == []
 
 
 def test_tiles_brighter_than_any_land_are_a_warning(root: Path) -> None:
@@ -180,7 +180,7 @@ def test_classes_of_very_different_size_are_a_warning(tmp_path: Path) -> None:
     root = write_folder(tmp_path, {f"A/A_{n}": n for n in range(22)} | {f"B/B_{n}": 50 + n for n in range(2)})
     found = only(check(root), severity=WARNING, check="balance")
     assert found.message == "A has 11.0 times the tiles of B"
-    assert check(root, limits=Limits(most_imbalance=11)).findings == []
+    assert check(root, limits=Limits(max_imbalance=11)).findings == []
 
 
 def test_a_single_class_is_an_error(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_an_rgb_file_has_red_green_and_blue_and_no_other_band(tmp_path: Path) ->
 def test_a_black_rgb_pixel_is_data(tmp_path: Path) -> None:
     tile = read_rgb(write_jpeg(tmp_path / "Night_1.jpg", np.zeros((3, 64, 64), np.uint8)))
     assert (tile.pixels[positions(tile.bands)] == 1).all()
-    assert tile.valid_share == 1
+    assert tile.valid_fraction == 1
 
 
 def test_only_a_jpeg_is_an_rgb_tile(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_a_truncated_jpeg_is_refused_and_not_filled_with_grey(tmp_path: Path, sh
 @pytest.mark.parametrize(
     ("shape", "said"), [((3, 63, 64), "64 × 63 pixels of 3"), ((1, 64, 64), "64 × 64 pixels of 1")]
 )
-def test_an_rgb_tile_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...], said: str) -> None:
-    with pytest.raises(TileShapeError, match=said):
+def test_an_rgb_tile_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...], overrides: str) -> None:
+    with pytest.raises(TileShapeError, match=overrides):
         read_rgb(write_jpeg(tmp_path / "a.jpg", np.ones(shape, np.uint8)))
 
 
@@ -114,7 +114,7 @@ def test_real_multispectral_tiles_have_their_bands_in_their_places(pairs: list[t
     assert 300 < mean["B09"] < 1500
     alike = np.corrcoef(pixels[:, 7].ravel(), pixels[:, 8].ravel())[0, 1]
     assert alike > 0.95
-    assert all(tile.georeference is not None and tile.valid_share == 1 for tile, _ in pairs)
+    assert all(tile.georeference is not None and tile.valid_fraction == 1 for tile, _ in pairs)
 
 
 @pytest.mark.realdata

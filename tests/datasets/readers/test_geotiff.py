@@ -25,15 +25,15 @@ from tilewise.datasets.core.errors import (
     TilewiseError,
     UnreadableImageError,
 )
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading, read_dn, read_tile
 
-NOTHING = Statement()
-TOLD = Statement(bands=RGB_BANDS, level=Level.L2A, scale=1e-4, offset=0.0)
+NOTHING = ReadOptions()
+TOLD = ReadOptions(bands=RGB_BANDS, level=Level.L2A, scale=1e-4, offset=0.0)
 
 
-def read(path: Path, said: Statement = NOTHING) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    return read_tile(path, said).pixels
+def read(path: Path, overrides: ReadOptions = NOTHING) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    return read_tile(path, overrides).pixels
 
 
 def patch_tag(content: bytes, tag: int, value: int) -> bytes:
@@ -78,7 +78,7 @@ def test_extra_bands_of_an_export_are_left_out(tmp_path: Path) -> None:
 def test_bands_without_names_must_be_said(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", noise(bands=3))
     with pytest.raises(BandsUnknownError, match=r"a.tif: its 3 bands have no names.*--bands"):
-        read(path, Statement(level=Level.L2A))
+        read(path, ReadOptions(level=Level.L2A))
     tile = read_tile(path, TOLD)
     assert tile.bands == ("B02", "B03", "B04")
     assert np.array_equal(tile.pixels[[3, 2, 1]], noise(bands=3))
@@ -86,7 +86,7 @@ def test_bands_without_names_must_be_said(tmp_path: Path) -> None:
 
 def test_a_band_that_is_said_to_be_left_out_is_left_out(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", noise(bands=4))
-    tile = read_tile(path, Statement(("_", "B08", "_", "B02"), Level.L2A, 1e-4, 0.0))
+    tile = read_tile(path, ReadOptions(("_", "B08", "_", "B02"), Level.L2A, 1e-4, 0.0))
     assert tile.bands == ("B02", "B08")
     assert np.array_equal(tile.pixels[[7, 1]], noise(bands=4)[[1, 3]])
 
@@ -94,7 +94,7 @@ def test_a_band_that_is_said_to_be_left_out_is_left_out(tmp_path: Path) -> None:
 def test_a_list_that_leaves_every_band_out_is_refused(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", noise(bands=2))
     with pytest.raises(BandsUnknownError, match="leaves every band out"):
-        read(path, Statement(("_", "_"), Level.L2A, 1e-4, 0.0))
+        read(path, ReadOptions(("_", "_"), Level.L2A, 1e-4, 0.0))
 
 
 @pytest.mark.parametrize("count", [2, 4, 13])
@@ -107,8 +107,8 @@ def test_a_list_of_another_length_than_the_file_is_refused(tmp_path: Path, count
 def test_a_list_that_contradicts_the_names_in_the_file_is_refused(tmp_path: Path) -> None:
     path = write_l1c(tmp_path / "a.tif")
     with pytest.raises(BandsUnknownError, match="B09, B10, B11, B12, B8A stand elsewhere"):
-        read(path, Statement(bands=EUROSAT_MS_ORDER))
-    assert np.array_equal(read(path, Statement(bands=BAND_NAMES)), noise())
+        read(path, ReadOptions(bands=EUROSAT_MS_ORDER))
+    assert np.array_equal(read(path, ReadOptions(bands=BAND_NAMES)), noise())
 
 
 def test_two_bands_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_bands_of_different_scales_are_refused_unless_the_user_says_one(tmp_path
     path = write_tiff(tmp_path / "a.tif", noise(bands=3), names, tags, scaling=scaling)
     with pytest.raises(RadiometryUnknownError, match="different scales"):
         read(path)
-    assert np.array_equal(read(path, Statement(scale=1e-4, offset=0.0))[1:3], noise(bands=3)[:2])
+    assert np.array_equal(read(path, ReadOptions(scale=1e-4, offset=0.0))[1:3], noise(bands=3)[:2])
 
 
 def test_a_file_that_says_nothing_needs_to_be_told(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_nan_0_and_the_declared_value_are_no_data(tmp_path: Path) -> None:
     tile = read_tile(write_tiff(tmp_path / "a.tif", pixels, ("B02", "B8A"), tags, nodata=-9999), NOTHING)
     assert tile.pixels[1, 0, :5].tolist() == [0, 0, 0, 0, 2500]
     assert (tile.pixels[8] == 2500).all()
-    assert tile.valid_share == 1 - 4 / 64**2
+    assert tile.valid_fraction == 1 - 4 / 64**2
 
 
 def test_a_declared_no_data_value_of_nan_changes_nothing(tmp_path: Path) -> None:
@@ -347,9 +347,9 @@ def test_a_side_car_file_is_not_honoured(tmp_path: Path) -> None:
         f'<PAMRasterBand band="{index}"><Description>{name}</Description><Scale>5</Scale></PAMRasterBand>'
         for index, name in enumerate(RGB_BANDS, start=1)
     )
-    said = '<Metadata><MDI key="PROCESSING_LEVEL">L2A</MDI></Metadata>'
-    said += "<SRS>EPSG:32632</SRS><GeoTransform>5e5,10,0,5e6,0,-10</GeoTransform>"
-    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{said}{bands}</PAMDataset>")
+    overrides = '<Metadata><MDI key="PROCESSING_LEVEL">L2A</MDI></Metadata>'
+    overrides += "<SRS>EPSG:32632</SRS><GeoTransform>5e5,10,0,5e6,0,-10</GeoTransform>"
+    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{overrides}{bands}</PAMDataset>")
     with rasterio.open(path) as dataset:
         assert dataset.descriptions == RGB_BANDS  # GDAL itself would believe it
 

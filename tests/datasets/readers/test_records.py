@@ -25,12 +25,12 @@ def test_a_record_describes_its_tile(tmp_path: Path) -> None:
     assert (record.name, record.label, record.source) == ("River_7", "River", "geotiff")
     assert (record.level, record.bands) == ("L1C", ("B02", "B8A"))
     assert (record.crs, record.bounds) == ("EPSG:32632", (500_000, 5_499_360, 500_640, 5_500_000))
-    assert (record.valid_share, record.low, record.high) == (0.5, 100, 9000)
+    assert (record.valid_fraction, record.low, record.high) == (0.5, 100, 9000)
 
 
 def test_a_tile_without_data_has_no_extremes(tmp_path: Path) -> None:
     record = record_of(write_tiff(tmp_path / "A" / "a.tif", np.zeros((3, 64, 64), np.uint16), ("B02", "B03", "B04")))
-    assert (record.valid_share, record.low, record.high) == (0, 0, 0)
+    assert (record.valid_fraction, record.low, record.high) == (0, 0, 0)
     assert (record.crs, record.bounds) == ("", None)
 
 

@@ -10,7 +10,7 @@ from rasters import noise, write_folder, write_jpeg, write_l1c, write_tiff
 
 from tilewise.datasets.core.bands import RGB_BANDS
 from tilewise.datasets.core.errors import BandsUnknownError, NoTilesError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.readers.sources import Card, Format, find_source, find_sources
 
 
@@ -59,8 +59,8 @@ def test_geotiffs_are_read_with_what_the_user_says(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "A" / "a.tif", noise(bands=3), tags={})
     with pytest.raises(BandsUnknownError, match="a: its 3 bands"):
         find_source(tmp_path).read(path)
-    said = Statement(RGB_BANDS, Level.L2A, 1e-4, 0.0)
-    assert find_source(tmp_path, said=said).read(path).bands == ("B02", "B03", "B04")
+    overrides = ReadOptions(RGB_BANDS, Level.L2A, 1e-4, 0.0)
+    assert find_source(tmp_path, overrides=overrides).read(path).bands == ("B02", "B03", "B04")
 
 
 def test_an_empty_folder_has_no_tiles_and_says_what_is_wanted(tmp_path: Path) -> None:

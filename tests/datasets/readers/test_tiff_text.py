@@ -13,7 +13,7 @@ from hostile.sound import sound_files
 from rasterio.enums import Resampling
 
 from tilewise.datasets.core.errors import UnreadableImageError
-from tilewise.datasets.readers.geotiff import MOST_DIRECTORIES, MOST_TEXT_BYTES, count_text, open_geotiff
+from tilewise.datasets.readers.geotiff import MAX_DIRECTORIES, MAX_TEXT_BYTES, count_text, open_geotiff
 
 FILES = sound_files()
 SOUND = tiffs.parse(FILES[1])
@@ -75,7 +75,7 @@ def test_text_is_summed_over_all_directories_and_sub_directories() -> None:
 
 def test_circles_come_to_an_end() -> None:
     assert count(tiffs.build(SOUND, list(SOUND.entries), None))[0] == 1
-    assert count(chained(10_000))[0] == MOST_DIRECTORIES + 1
+    assert count(chained(10_000))[0] == MAX_DIRECTORIES + 1
 
 
 @pytest.mark.parametrize("content", [b"", b"II*\0", b"not a TIFF at all", b"II*\0" + b"\xff" * 60, FILES[0][:100]])
@@ -98,7 +98,7 @@ def test_a_file_whose_chain_ends_in_nonsense_is_read_as_before() -> None:
 
 def test_much_text_and_many_directories_are_refused_at_once_from_bytes_and_from_files(tmp_path: Path) -> None:
     began = time.monotonic()
-    for content in (with_text(MOST_TEXT_BYTES), chained(MOST_DIRECTORIES), chained(20, MOST_TEXT_BYTES // 10)):
+    for content in (with_text(MAX_TEXT_BYTES), chained(MAX_DIRECTORIES), chained(20, MAX_TEXT_BYTES // 10)):
         path = tmp_path / "tile.tif"
         path.write_bytes(content)
         for source in (content, path):

@@ -9,11 +9,11 @@ from scene_files import native, smooth, write_band
 
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import RadiometryUnknownError, SceneError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
 from tilewise.datasets.scenes.band_files import parse_name
 
-DN_L2A = Statement(level=Level.L2A, scale=1e-4, offset=0)
+DN_L2A = ReadOptions(level=Level.L2A, scale=1e-4, offset=0)
 
 
 @pytest.mark.parametrize(

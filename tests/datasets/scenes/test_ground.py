@@ -19,10 +19,10 @@ def test_windows_lie_on_the_grid_of_the_finest_files() -> None:
 
 
 @pytest.mark.parametrize(("found", "said"), [(grid(20), "measure 20 m"), (grid(1e-4, 4326, 100, 9, 45), "in degrees")])
-def test_another_ground_size_is_refused_unless_warping_is_asked_for(found: Grid, said: str) -> None:
+def test_another_ground_size_is_refused_unless_warping_is_asked_for(found: Grid, overrides: str) -> None:
     with pytest.raises(TileShapeError) as caught:
         grid_for_windows([found], "scene", warp=False)
-    assert said in str(caught.value)
+    assert overrides in str(caught.value)
     assert "; let it be warped on the fly (--warp), or " in str(caught.value)
     assert "gdalwarp" in str(caught.value)
     warped = grid_for_windows([found], "scene", warp=True)
@@ -45,6 +45,6 @@ def test_south_of_the_equator_the_zone_is_a_southern_one() -> None:
         (grid(100_000, 32632, 400, 0, 9_000_000), "cut it into parts|no zone"),
     ],
 )
-def test_what_utm_cannot_hold_is_refused(found: Grid, said: str) -> None:
-    with pytest.raises(TileShapeError, match=said):
+def test_what_utm_cannot_hold_is_refused(found: Grid, overrides: str) -> None:
+    with pytest.raises(TileShapeError, match=overrides):
         utm_grid(found, "scene")

@@ -30,6 +30,6 @@ def test_anything_else_is_refused_with_what_can_be_said(text: str) -> None:
 
 
 def test_the_options_of_a_command_line_become_one_object_that_tells_readings_apart() -> None:
-    said = make_scene_options(bands="l2a", level="l2a", scale=0.0001, offset=0, clouds="scl", warp=True)
-    assert said == make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl", warp=True)
-    assert repr(said) != repr(make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl"))
+    overrides = make_scene_options(bands="l2a", level="l2a", scale=0.0001, offset=0, clouds="scl", warp=True)
+    assert overrides == make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl", warp=True)
+    assert repr(overrides) != repr(make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl"))

@@ -8,29 +8,29 @@ from rasterio.windows import Window
 
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import BandsUnknownError, RadiometryUnknownError, TileShapeError, TilewiseError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes import SceneOptions, find_scenes, parse_clouds
 
 pytestmark = pytest.mark.realdata
-DN_L1C = Statement(scale=1e-4, offset=0)
-DN_L2A = Statement(L2A_BANDS, Level.L2A, 1e-4, 0)
+DN_L1C = ReadOptions(scale=1e-4, offset=0)
+DN_L2A = ReadOptions(L2A_BANDS, Level.L2A, 1e-4, 0)
 
 
 @pytest.mark.parametrize(
     ("folder", "said", "error", "way"),
     [
-        ("lahinch_l1c", Statement(), RadiometryUnknownError, "offset"),
-        ("waterville_l1c", Statement(), RadiometryUnknownError, "offset"),
-        ("boadella_l2a", Statement(), BandsUnknownError, "--bands"),
+        ("lahinch_l1c", ReadOptions(), RadiometryUnknownError, "offset"),
+        ("waterville_l1c", ReadOptions(), RadiometryUnknownError, "offset"),
+        ("boadella_l2a", ReadOptions(), BandsUnknownError, "--bands"),
         ("boadella_l2a", DN_L2A, TileShapeError, "in degrees.*--warp"),
         ("small_l2a", DN_L2A, TileShapeError, "in degrees.*--warp"),
-        ("safe_l2a", Statement(), TileShapeError, "measure 60 m.*--warp"),
+        ("safe_l2a", ReadOptions(), TileShapeError, "measure 60 m.*--warp"),
     ],
 )
 def test_without_the_right_options_each_kind_says_which_are_missing(
-    real_data: Path, folder: str, said: Statement, error: type[TilewiseError], way: str
+    real_data: Path, folder: str, overrides: ReadOptions, error: type[TilewiseError], way: str
 ) -> None:
-    found = find_scenes([real_data / "scenes" / folder], SceneOptions(said))
+    found = find_scenes([real_data / "scenes" / folder], SceneOptions(overrides))
     assert found
     for source in found:
         with pytest.raises(error, match=way), source.open():
@@ -71,13 +71,13 @@ def test_all_small_scenes_in_degrees_are_warped(real_data: Path) -> None:
 
 @pytest.mark.parametrize(("clouds", "least", "most"), [("qa60", 0, 0), ("probability:90", 0, 0.05), ("none", 0.9, 1)])
 def test_a_fully_cloudy_scene_is_no_data_by_either_mask(
-    real_data: Path, clouds: str, least: float, most: float
+    real_data: Path, clouds: str, minimum: float, limit: float
 ) -> None:
     path = real_data / "scenes" / "lahinch_l1c" / "2017-10-18.tif"
     (source,) = find_scenes([path], SceneOptions(DN_L1C, parse_clouds(clouds)))
     with source.open() as scene:
         share = (scene.read(Window(0, 0, scene.width, scene.height)) > 0).mean()
-    assert least <= share <= most
+    assert minimum <= share <= limit
 
 
 def test_the_product_s_offset_is_taken_off_and_its_clouds_are_cut_out(real_data: Path) -> None:

@@ -9,7 +9,7 @@ from scene_files import smooth, write_band, write_safe
 
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import SceneError, TileShapeError, UnreadableImageError
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
 
@@ -49,7 +49,7 @@ def test_what_a_product_says_of_itself_is_told(tmp_path: Path) -> None:
 
 def test_what_is_said_for_other_files_does_not_overrule_a_product(tmp_path: Path) -> None:
     folder = write_safe(tmp_path, "2A", PIXELS, OFFSETS)
-    np.testing.assert_array_equal(read(folder), read(folder, SceneOptions(Statement(None, Level.L1C, 1.0, 0))))
+    np.testing.assert_array_equal(read(folder), read(folder, SceneOptions(ReadOptions(None, Level.L1C, 1.0, 0))))
 
 
 def test_a_product_is_found_by_its_folder_by_its_metadata_and_in_folders_above(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def test_patterns_files_and_lists_name_scenes_and_each_is_taken_once(folder: Pat
         ("notes.md", "neither a GeoTIFF, a SAFE product"),
     ],
 )
-def test_what_cannot_be_understood_is_reported_and_the_others_go_on(folder: Path, place: str, said: str) -> None:
+def test_what_cannot_be_understood_is_reported_and_the_others_go_on(folder: Path, place: str, overrides: str) -> None:
     odd, sound = find_scenes([folder / place, folder / "north" / "a.tif"])
-    with pytest.raises(SceneError, match=said), odd.open():
+    with pytest.raises(SceneError, match=overrides), odd.open():
         pass
     with sound.open() as scene:
         assert scene.height == 64

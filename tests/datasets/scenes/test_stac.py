@@ -19,18 +19,18 @@ from tilewise.datasets.core.errors import (
     SceneError,
     UnreadableImageError,
 )
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
 
 PIXELS = smooth(13, 120)
 BANDS = {"blue": "B02", "red": "B04", "nir08": "B8A", "coastal": "B01"}
 RASTER = {"scale": 0.0001, "offset": -0.1, "nodata": 0}
-SAID = SceneOptions(Statement(level=Level.L2A))
+SAID = SceneOptions(ReadOptions(level=Level.L2A))
 
 
 def asset(key: str, **more: Any) -> dict[str, Any]:
-    said = {"eo:bands": [{"name": key, "common_name": key}], "raster:bands": [RASTER], "roles": ["data"]}
-    return {"href": f"./{key}.tif", "type": "image/tiff; application=geotiff", **said, **more}
+    overrides = {"eo:bands": [{"name": key, "common_name": key}], "raster:bands": [RASTER], "roles": ["data"]}
+    return {"href": f"./{key}.tif", "type": "image/tiff; application=geotiff", **overrides, **more}
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_an_offset_that_is_both_applied_and_declared_is_not_guessed_at(folder: P
         found.open(),
     ):
         pass
-    (found,) = find_scenes([contradicting], SceneOptions(Statement(level=Level.L2A, offset=-1000)))
+    (found,) = find_scenes([contradicting], SceneOptions(ReadOptions(level=Level.L2A, offset=-1000)))
     check(found)
     plain = {key: asset(key, **{"raster:bands": [{"scale": 0.0001, "offset": 0}]}) for key in BANDS}
     told = {"s2:processing_baseline": "05.09", **applied}
@@ -150,7 +150,7 @@ def test_an_asset_of_several_bands_is_read_by_their_places(tmp_path: Path) -> No
 
 
 def test_clouds_come_from_the_items_mask(server: FileServer) -> None:
-    (found,) = find_scenes([f"{server.url}/item.json"], SceneOptions(SAID.said, parse_clouds("scl")))
+    (found,) = find_scenes([f"{server.url}/item.json"], SceneOptions(SAID.overrides, parse_clouds("scl")))
     with found.open() as scene:
         got = scene.read(Window(0, 0, 120, 120))
     assert not got[:, :60].any()
@@ -195,10 +195,10 @@ def test_a_server_that_fails_is_an_error_and_no_hole_in_the_map(server: FileServ
         ('{"type": "FeatureCollection", "features": [{"type": "Feature", "assets": 3}]}', "no item is in it"),
     ],
 )
-def test_json_that_tells_of_no_scene_is_reported(tmp_path: Path, content: str, said: str) -> None:
+def test_json_that_tells_of_no_scene_is_reported(tmp_path: Path, content: str, overrides: str) -> None:
     (tmp_path / "x.json").write_text(content)
     (found,) = find_scenes([tmp_path / "x.json"])
-    with pytest.raises(SceneError, match=said), found.open():
+    with pytest.raises(SceneError, match=overrides), found.open():
         pass
 
 
@@ -210,9 +210,9 @@ def test_json_that_tells_of_no_scene_is_reported(tmp_path: Path, content: str, s
         ("/vsicurl/x.tif", "no such file"),
     ],
 )
-def test_other_addresses_than_paths_and_http_are_refused(folder: Path, href: str, said: str) -> None:
+def test_other_addresses_than_paths_and_http_are_refused(folder: Path, href: str, overrides: str) -> None:
     (found,) = find_scenes([write_json(folder / "x.json", stac_item({"blue": asset("blue", href=href)}))], SAID)
-    with pytest.raises((SceneError, UnreadableImageError), match=said), found.open():
+    with pytest.raises((SceneError, UnreadableImageError), match=overrides), found.open():
         pass
 
 

@@ -19,7 +19,7 @@ from tilewise.datasets.core.errors import (
     TilewiseError,
     UnreadableImageError,
 )
-from tilewise.datasets.core.radiometry import Level, Statement
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.scenes import BrokenBlock, SceneOptions, SceneSource, find_scenes, parse_clouds
 from tilewise.datasets.scenes.band_files import date_in, platform_in
@@ -27,8 +27,10 @@ from tilewise.datasets.scenes.band_files import date_in, platform_in
 PLACE = (600_000, 5_000_000)
 
 
-def source(path: Path, said: Statement | None = None, clouds: str = "none", *, warp: bool = False) -> SceneSource:
-    (found,) = find_scenes([path], SceneOptions(said or Statement(), parse_clouds(clouds), warp))
+def source(
+    path: Path, overrides: ReadOptions | None = None, clouds: str = "none", *, warp: bool = False
+) -> SceneSource:
+    (found,) = find_scenes([path], SceneOptions(overrides or ReadOptions(), parse_clouds(clouds), warp))
     return found
 
 
@@ -53,23 +55,25 @@ def test_a_window_is_the_same_part_of_the_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "factor", "said"),
     [
-        ("int16", 1, Statement(level=Level.L1C, scale=1e-4, offset=0)),
-        ("float32", 1e-4, Statement(level=Level.L1C, scale=1.0, offset=0)),
-        ("uint16", 1, Statement()),
+        ("int16", 1, ReadOptions(level=Level.L1C, scale=1e-4, offset=0)),
+        ("float32", 1e-4, ReadOptions(level=Level.L1C, scale=1.0, offset=0)),
+        ("uint16", 1, ReadOptions()),
     ],
 )
-def test_any_number_type_comes_to_the_same_dn(tmp_path: Path, dtype: str, factor: float, said: Statement) -> None:
+def test_any_number_type_comes_to_the_same_dn(
+    tmp_path: Path, dtype: str, factor: float, overrides: ReadOptions
+) -> None:
     pixels = noise(2)
-    tags = L1C_TAGS if said.scale is None else {}
+    tags = L1C_TAGS if overrides.scale is None else {}
     path = write_tiff(tmp_path / "s.tif", (pixels * factor).astype(dtype), BAND_NAMES, tags, corner=PLACE)
-    np.testing.assert_array_equal(pixels_of(source(path, said)), pixels)
+    np.testing.assert_array_equal(pixels_of(source(path, overrides)), pixels)
 
 
 def test_nan_is_no_data(tmp_path: Path) -> None:
     pixels = noise(2).astype(np.float32)
     pixels[3, 10:20] = np.nan
     path = write_tiff(tmp_path / "s.tif", pixels, BAND_NAMES, {}, corner=PLACE)
-    found = pixels_of(source(path, Statement(scale=1e-4, offset=0)))
+    found = pixels_of(source(path, ReadOptions(scale=1e-4, offset=0)))
     assert not found[3, 10:20].any()
     assert (found[4] > 0).all()
 
@@ -123,8 +127,10 @@ def with_mask(tmp_path: Path, name: str, values: list[int]) -> Path:
         ("SCL", [4, 8, 9, 4], "none", [1, 1, 1, 1]),
     ],
 )
-def test_clouds_are_no_data_by_option(tmp_path: Path, name: str, values: list[int], said: str, kept: list[int]) -> None:
-    found = pixels_of(source(with_mask(tmp_path, name, values), clouds=said))
+def test_clouds_are_no_data_by_option(
+    tmp_path: Path, name: str, values: list[int], overrides: str, kept: list[int]
+) -> None:
+    found = pixels_of(source(with_mask(tmp_path, name, values), clouds=overrides))
     assert [int(found[:, :, 16 * n : 16 * n + 16].all()) for n in range(len(values))] == kept
     assert [int(found[:, :, 16 * n : 16 * n + 16].any()) for n in range(len(values))] == kept
 
@@ -204,8 +210,8 @@ def test_a_jpeg_2000_called_tif_and_nonsense_are_told_apart(tmp_path: Path) -> N
 def test_a_fingerprint_changes_with_the_bytes_and_with_how_they_are_read(tmp_path: Path, quick: bool) -> None:
     path = write_tiff(tmp_path / "s.tif", smooth(13, 64), BAND_NAMES, corner=PLACE)
 
-    def fingerprint(**said: object) -> str:
-        (found,) = find_scenes([path], SceneOptions(Statement(**said), quick_fingerprint=quick))  # type: ignore[arg-type]
+    def fingerprint(**overrides: object) -> str:
+        (found,) = find_scenes([path], SceneOptions(ReadOptions(**overrides), quick_fingerprint=quick))  # type: ignore[arg-type]
         return found.fingerprint()
 
     first = fingerprint()
@@ -218,7 +224,7 @@ def test_a_fingerprint_changes_with_the_bytes_and_with_how_they_are_read(tmp_pat
 def test_bands_that_l2a_lacks_stay_empty(tmp_path: Path) -> None:
     pixels = noise(3)[positions(L2A_BANDS)]
     path = write_tiff(tmp_path / "s.tif", pixels, (), {}, corner=PLACE)
-    found = source(path, Statement(L2A_BANDS, Level.L2A, 1e-4, 0))
+    found = source(path, ReadOptions(L2A_BANDS, Level.L2A, 1e-4, 0))
     with found.open() as scene:
         assert scene.bands == L2A_BANDS
         assert scene.level is Level.L2A

@@ -27,8 +27,8 @@ def whole(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-def step(name: str, *constants: np.ndarray, **said: Any) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
-    return name, constants, said
+def step(name: str, *constants: np.ndarray, **overrides: Any) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
+    return name, constants, overrides
 
 
 SCALES, ZEROS = np.float32([0.02, 0.03, 0.05]), np.array([128, 120, 0], np.uint8)
@@ -71,11 +71,11 @@ CHAINS = {
 def chained(steps: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]) -> onnx.ModelProto:
     """Return a graph of operators one after the other, from `tiles` float (n, 3, 8, 8) to `logits`."""
     nodes, constants, before = [], [], INPUT
-    for place, (name, inputs, said) in enumerate(steps):
+    for place, (name, inputs, overrides) in enumerate(steps):
         after = "logits" if place == len(steps) - 1 else f"after{place}"
         names = [f"c{place}_{n}" for n in range(len(inputs))]
         constants += [numpy_helper.from_array(np.asarray(value), key) for key, value in zip(names, inputs, strict=True)]
-        nodes.append(helper.make_node(name, [before, *names], [after], **said))
+        nodes.append(helper.make_node(name, [before, *names], [after], **overrides))
         before = after
     shape = ["n", 3, 8, 8]
     tiles = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from tilewise.models.export.quantise import Entrance, find_entrance, fold
+from tilewise.models.export.quantise import InputStage, find_input_stage, fold
 from tilewise.models.model_file import MIDDLE, STEPS
 from tilewise.models.network.preprocess import Preprocess
 
@@ -43,8 +43,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     return exported(tmp_path_factory.mktemp("entrance"), STD)
 
 
-def entrance_of(graph: onnx.ModelProto) -> Entrance:
-    found = find_entrance(graph.graph)
+def entrance_of(graph: onnx.ModelProto) -> InputStage:
+    found = find_input_stage(graph.graph)
     assert found is not None
     return found
 
@@ -54,7 +54,7 @@ def run(graph: onnx.ModelProto, tiles: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(None, {session.get_inputs()[0].name: tiles})[0])
 
 
-def with_eight_bits(graph: onnx.ModelProto, entrance: Entrance) -> onnx.ModelProto:
+def with_eight_bits(graph: onnx.ModelProto, input_stage: InputStage) -> onnx.ModelProto:
     """Put QuantizeLinear and DequantizeLinear behind the entrance, as onnxruntime's quantiser does."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
@@ -62,7 +62,7 @@ def with_eight_bits(graph: onnx.ModelProto, entrance: Entrance) -> onnx.ModelPro
     place = next(n for n, node in enumerate(nodes) if node.op_type == "Conv")
     nodes[place].input[0] = "seen"
     pair = [
-        helper.make_node("QuantizeLinear", [entrance.result, "scale", "zero"], ["bits"]),
+        helper.make_node("QuantizeLinear", [input_stage.result, "scale", "zero"], ["bits"]),
         helper.make_node("DequantizeLinear", ["bits", "scale", "zero"], ["seen"]),
     ]
     for node in reversed(pair):
@@ -73,10 +73,10 @@ def with_eight_bits(graph: onnx.ModelProto, entrance: Entrance) -> onnx.ModelPro
 
 
 def test_the_steps_found_are_those_that_the_network_was_trained_with(graph: onnx.ModelProto) -> None:
-    entrance = entrance_of(graph)
-    assert entrance.step[3] == pytest.approx(STD[3] / STEPS, rel=1e-5)
-    assert entrance.step[0] == pytest.approx(MEAN[0] / MIDDLE, rel=1e-5)  # wider, so that DN 0 has a number
-    assert entrance.zero[0] == 0
+    input_stage = entrance_of(graph)
+    assert input_stage.step[3] == pytest.approx(STD[3] / STEPS, rel=1e-5)
+    assert input_stage.step[0] == pytest.approx(MEAN[0] / MIDDLE, rel=1e-5)  # wider, so that DN 0 has a number
+    assert input_stage.zero[0] == 0
 
 
 def test_one_step_gives_what_the_float_passes_gave_for_holes_absent_bands_and_bright_pixels(
@@ -86,10 +86,10 @@ def test_one_step_gives_what_the_float_passes_gave_for_holes_absent_bands_and_br
     tiles[0, 10] = 0
     tiles[1, :, 10:30] = 0
     tiles[1, :, 40:] = 60_000
-    entrance = entrance_of(graph)
-    before = with_eight_bits(graph, entrance)
-    after = with_eight_bits(graph, entrance)
-    fold(after.graph, entrance)
+    input_stage = entrance_of(graph)
+    before = with_eight_bits(graph, input_stage)
+    after = with_eight_bits(graph, input_stage)
+    fold(after.graph, input_stage)
     assert not {"Mul", "Add", "Clip", "Max"} & {node.op_type for node in after.graph.node}
     difference = np.abs(run(after, tiles) - run(before, tiles))
     assert difference.max() <= 1 / STEPS + 1e-6  # a number half-way between two steps may fall to either
@@ -98,4 +98,4 @@ def test_one_step_gives_what_the_float_passes_gave_for_holes_absent_bands_and_br
 
 
 def test_a_band_that_training_never_saw_leaves_the_entrance_as_it_is(tmp_path: Path) -> None:
-    assert find_entrance(exported(tmp_path, [*STD[:12], 0]).graph) is None
+    assert find_input_stage(exported(tmp_path, [*STD[:12], 0]).graph) is None

@@ -73,10 +73,12 @@ def test_sets_of_a_model_without_skill_are_large_and_cover(report: dict) -> None
 
 
 def test_faults_are_compared_by_every_score(report: dict) -> None:
-    strangers = rows(report, "strangers")
-    assert {"known: geotiff", "geotiff: an offset of +1000 left in"} <= set(strangers)
-    assert all(name in strangers["known: geotiff"] for name in ("the file's score %", "kNN %", "energy %", "softmax %"))
-    assert np.isfinite([row["kNN %"] for row in strangers.values()]).all()
+    unknown_tiles = rows(report, "strangers")
+    assert {"known: geotiff", "geotiff: an offset of +1000 left in"} <= set(unknown_tiles)
+    assert all(
+        name in unknown_tiles["known: geotiff"] for name in ("the file's score %", "kNN %", "energy %", "softmax %")
+    )
+    assert np.isfinite([row["kNN %"] for row in unknown_tiles.values()]).all()
 
 
 @pytest.mark.parametrize(

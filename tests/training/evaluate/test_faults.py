@@ -19,7 +19,7 @@ def test_no_fault_makes_data_of_holes(tiles: DN) -> None:
         assert (fault.make(tiles)[:, :, :2] == 0).all()
 
 
-def test_the_offset_is_added_and_the_scale_leaves_the_least_dn(tiles: DN) -> None:
+def test_the_offset_is_added_and_the_scale_leaves_the_min_dn(tiles: DN) -> None:
     np.testing.assert_array_equal(offset_left_in(tiles)[:, :, 2:], tiles[:, :, 2:] + 1000)
     assert (unit_scale(tiles)[:, :, 2:] == 1).all()
 

@@ -15,7 +15,7 @@ from tilewise.training.evaluate import quantisation
 from tilewise.training.evaluate.quantisation import calibration_tiles, compare, export_int8
 from tilewise.training.settings import Quantisation
 
-LENIENT = Quantisation(tiles=64, most_lost=0.2)
+LENIENT = Quantisation(tiles=64, max_lost=0.2)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_file_that_loses_too_much_is_refused_and_the_old_one_goes(
     model: Path, pack: Pack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copyfile(model, int8_of(model))
-    files, _ = export_int8(model, pack, Quantisation(tiles=64, most_lost=-1.0))
+    files, _ = export_int8(model, pack, Quantisation(tiles=64, max_lost=-1.0))
     assert files == []
     assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
     output = capsys.readouterr().out

@@ -74,8 +74,8 @@ def test_a_teacher_answers_to_whole_tiles_where_the_student_sees_damaged_ones(tm
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]  # no trainer is there to log to
     damaged = tiles() * (torch.arange(64) % 3 > 0)
     loss = task.training_step({"tiles": damaged, "whole": tiles(), "targets": torch.eye(3)[[0, 1, 2, 0, 1]]}, 0)
-    said = task(damaged)[0].log_softmax(1)
-    possible = [-(teacher(way(tiles()))[0].softmax(1) * said).sum(1).mean() for way in SYMMETRIES]
+    overrides = task(damaged)[0].log_softmax(1)
+    possible = [-(teacher(way(tiles()))[0].softmax(1) * overrides).sum(1).mean() for way in SYMMETRIES]
     assert min((loss - each).abs() for each in possible) < 1e-6
 
 

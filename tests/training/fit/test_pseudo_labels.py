@@ -101,7 +101,7 @@ def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file:
         (("River", "Forest", "River", "Forest"), "River", 2),
     ],
 )
-def test_the_label_is_what_most_say_and_of_equals_what_the_tile_as_it_is_does(
+def test_the_label_is_what_max_say_and_of_equals_what_the_tile_as_it_is_does(
     answers: tuple[str, ...], label: str, agreeing: int
 ) -> None:
     assert vote(answers, PARCELS) == Guess(label, agreeing)
@@ -150,8 +150,8 @@ def test_guessed_tiles_train_though_no_list_names_them(
 def test_classes_that_are_none_are_refused_before_any_tile_is_looked_at(
     array: Path, model_file: Path, pack_folder: Path, tmp_path: Path
 ) -> None:
-    said = [str(array), "--model", str(model_file), "--out", str(tmp_path / "guessed"), "--labelled"]
-    told = CliRunner().invoke(main, [*said, str(pack_folder), "--parcels", "Forest,Wheat"])
+    overrides = [str(array), "--model", str(model_file), "--out", str(tmp_path / "guessed"), "--labelled"]
+    told = CliRunner().invoke(main, [*overrides, str(pack_folder), "--parcels", "Forest,Wheat"])
     assert told.exit_code == 1
     assert "--parcels: no class is called Wheat; they are AnnualCrop," in told.output
     for label in ("Forest", "River"):
@@ -159,7 +159,7 @@ def test_classes_that_are_none_are_refused_before_any_tile_is_looked_at(
             tile = synthesise_tile(label, number, 0)
             write_tile(tile, tmp_path / "two" / label / f"{tile.name}.tif")
     write_pack([find_source(tmp_path / "two")], tmp_path / "pack", SplitPlan(Method.RANDOM))
-    told = CliRunner().invoke(main, [*said, str(tmp_path / "pack")])
+    told = CliRunner().invoke(main, [*overrides, str(tmp_path / "pack")])
     assert told.exit_code == 1
     assert "its classes are not those of" in told.output
     assert not (tmp_path / "guessed").exists()

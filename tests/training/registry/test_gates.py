@@ -89,7 +89,7 @@ def test_recall_is_judged_for_classes_with_enough_tiles_only(judged: Path, make_
 
 
 def test_prediction_sets_must_be_there_and_cover(judged: Path, make_model: MakeModel) -> None:
-    asked = {"asked": 0.9, "most_below": 0.1}
+    asked = {"asked": 0.9, "max_below": 0.1}
     assert judge(judged, make_model(), coverage=asked)["coverage"].passed
     assert not judge(judged, make_model(prediction_sets=None), coverage=asked)["coverage"].passed
     hopeful = PredictionSets(method="none", thresholds={0.9: 0.999})
@@ -123,7 +123,7 @@ def test_robustness_is_measured_for_each_disturbance_and_against_the_champion(
 
 
 def test_zones_are_judged_against_all(judged: Path, make_model: MakeModel) -> None:
-    found = judge(judged, make_model(), zones={"tiles": 10, "most_below": 0.0})
+    found = judge(judged, make_model(), zones={"tiles": 10, "max_below": 0.0})
     assert len(found) > 1
     assert any(finding.passed for finding in found.values())
     assert any(not finding.passed for finding in found.values())
@@ -144,8 +144,8 @@ def test_the_int8_file_is_judged_where_there_is_one(judged: Path, make_model: Ma
     shutil.copyfile(make_model(noise=1.5), int8_of(candidate))
     assert not judge(judged, candidate, int8=0.01)["int8"].passed, "it was made from another file"
     opened = open_model(int8_of(candidate))
-    said = opened.metadata.model_copy(update={"quantised_from": open_model(candidate).sha256})
-    rewrite_metadata(int8_of(candidate), said)
+    overrides = opened.metadata.model_copy(update={"quantised_from": open_model(candidate).sha256})
+    rewrite_metadata(int8_of(candidate), overrides)
     lossy = judge(judged, candidate, int8=0.01)["int8"]
     assert not lossy.passed
     assert lossy.figure > 0.01
@@ -168,7 +168,7 @@ def test_a_real_service_keeps_its_contract(judged: Path, make_model: MakeModel) 
 
 def test_too_few_tiles_decide_nothing(judged: Path, make_model: MakeModel) -> None:
     with pytest.raises(TrainingError, match="120 tiles in the split 'test', 1000 are the least"):
-        judge(judged, make_model(), least_tiles=1000, megabytes=1)
+        judge(judged, make_model(), min_tiles=1000, megabytes=1)
 
 
 def test_a_model_of_other_classes_is_refused(judged: Path, tmp_path: Path) -> None:

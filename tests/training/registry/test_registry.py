@@ -142,7 +142,7 @@ def test_without_a_champion_there_is_nothing_to_roll_back(registry: Registry) ->
 
 def test_a_version_is_found_by_number_semantic_version_or_alias(registry: Registry, models: list[ModelFile]) -> None:
     registry.register(models[0], "Ada", "", semver="7.0.0")
-    assert {str(registry.find(said).version) for said in ("1", "7.0.0", "candidate", None)} == {"1"}
+    assert {str(registry.find(overrides).version) for overrides in ("1", "7.0.0", "candidate", None)} == {"1"}
     with pytest.raises(TrainingError, match="no version '8'"):
         registry.find("8")
 

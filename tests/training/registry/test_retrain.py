@@ -157,11 +157,11 @@ def test_sigterm_ends_the_pipeline_too(project: Path, registry: Registry, judged
         until(lambda: (project / "pid").is_file() and (project / "pid").read_text() != "", "the stage runs", 100)
         stage_pid = int((project / "pid").read_text())
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, overrides = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 143
-    assert "stopped by SIGTERM; the same command goes on" in said
+    assert "stopped by SIGTERM; the same command goes on" in overrides
     until(lambda: not _is_alive(stage_pid), "the stage is gone", 30)
 
 
@@ -185,7 +185,9 @@ def test_tiles_labelled_since_the_champion_are_a_reason(
     registry.promote(registry.register(open_model(make_model()), "Ada", ""), "Ada", "")
     time.sleep(1.1)
     _label(project, "after")
-    assert [item.said for item in check(triggers, registry)][1].startswith("1 tiles were labelled since the champion")
+    assert [item.overrides for item in check(triggers, registry)][1].startswith(
+        "1 tiles were labelled since the champion"
+    )
     assert [item.holds for item in check(replace(triggers, tiles=1), registry)] == [False, True]
     assert [item.holds for item in check(replace(triggers, days=0), registry)] == [True, False]
 
@@ -219,9 +221,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_drift_of_a_real_service_is_a_reason(service: str, registry: Registry) -> None:
     (before,) = check(Triggers(drift=service), registry)
     assert not before.holds
-    assert "tells no drift" in before.said
+    assert "tells no drift" in before.overrides
     until(lambda: _asked(service) and check(Triggers(drift=service), registry)[0].holds, "drift is a reason")
-    assert not check(Triggers(drift=service, most_psi=1000), registry)[0].holds
+    assert not check(Triggers(drift=service, max_psi=1000), registry)[0].holds
 
 
 def _asked(service: str) -> bool:
@@ -239,7 +241,7 @@ def test_an_alert_of_a_real_prometheus_that_asks_for_it_is_a_reason(
     with monitoring(tmp_path / "watch", [service.removeprefix("http://")], hold="1s") as watch:
         triggers = Triggers(alert=watch.prometheus)
         # Another alert may be first: the same service has been asked with drifting tiles.
-        until(lambda: "TilewiseModelOld" in check(triggers, registry)[0].said, "the old model's alert fires")
+        until(lambda: "TilewiseModelOld" in check(triggers, registry)[0].overrides, "the old model's alert fires")
         assert check(triggers, registry)[0].holds
 
 

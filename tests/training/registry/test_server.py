@@ -187,7 +187,7 @@ def test_versions_go_from_candidate_to_champion_and_back_and_the_history_tells(
 def with_int8(model: Path) -> Path:
     """Put a file beside `model` that says it is its INT8 form, and answers the same."""
     opened = open_model(model)
-    said = opened.metadata.model_copy(update={"precision": "int8", "quantised_from": opened.sha256})
+    overrides = opened.metadata.model_copy(update={"precision": "int8", "quantised_from": opened.sha256})
     shutil.copyfile(model, int8_of(model))
-    rewrite_metadata(int8_of(model), said)
+    rewrite_metadata(int8_of(model), overrides)
     return model
