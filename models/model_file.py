@@ -26,10 +26,6 @@ from tilewise.datasets.core.errors import ModelFileError
 from tilewise.datasets.core.radiometry import QUANTIFICATION
 from tilewise.datasets.core.tile import BAND_COUNT, NO_DATA, TILE_SIZE
 
-STEPS = 24  # in one standard deviation
-MIDDLE = 128  # the number that stands for the mean
-
-
 _CPU_INFO = Path("/proc/cpuinfo")
 # Dot products of bytes, as Linux calls them: x86 (VNNI, AMX) and Arm (DotProd, I8MM).
 _INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})

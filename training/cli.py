@@ -168,12 +168,15 @@ def main(arguments: list[str] | None = None) -> None:
 def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str], prog: str, description: str) -> None:
     """Build task, data and trainer as `words` say, a subcommand first, and do what they ask for."""
     _quieten()
-    sys.argv[1:] = words
     names = cli.subcommands()
+    # Lightning starts further processes by this process's words; a lone subcommand is not among them.
+    before = prog.split()[1:] if prog.startswith("tilewise") else prog.split()[3:]
+    sys.argv[1:] = [*before, *(words if len(names) > 1 else words[1:])]
     own = {"description": description} if len(names) == 1 else {}  # else each says what its method does
     cli(
         task,
         TileDataModule,
+        args=words,
         trainer_class=Trainer,
         # The data module itself parts batches among processes; Lightning's sampler would repeat tiles.
         trainer_defaults={"use_distributed_sampler": False},
@@ -247,6 +250,7 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     advice = (
         ".*does not have many workers.*",
+        ".*LightningCLI's args parameter.*",
         ".*isinstance.treespec.*",
         ".*Checkpoint directory.*exists.*",
         ".*smaller than the logging interval.*",
@@ -255,7 +259,6 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-_NAME = "pretrain"
 _DESCRIPTION = (
     "Train a network to say what is hidden in tiles, without labels. The options are those of `tilewise train fit` "
     "(configs/experiments/masked.yaml has some that work); the best checkpoint is what its --model.start_from takes."
@@ -273,11 +276,6 @@ class PretrainingCLI(TrainingCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the trainer's one method that pretrains, with the parameters that are no options."""
         return {"fit": TrainingCLI.subcommands()["fit"]}
-
-    def before_instantiate_classes(self) -> None:
-        """Settle the run's folder, and what Lightning calls further processes with: this command, not `fit`."""
-        super().before_instantiate_classes()
-        sys.argv[1] = _NAME
 
     def after_fit(self) -> None:
         """Say what may start from it: the best checkpoint, or where nothing was validated the last."""
@@ -313,7 +311,8 @@ def train(context: click.Context, arguments: tuple[str, ...]) -> None:
     if arguments and arguments[0] in TRAIN_COMMANDS:
         command: click.Command = resolve_name(TRAIN_COMMANDS[arguments[0]])
         command(list(arguments[1:]), prog_name=f"{prog} {arguments[0]}")
-    main(list(arguments))
+    else:
+        main(list(arguments))
 
 
 @click.command(context_settings=_PASSED_ON)

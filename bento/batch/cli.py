@@ -83,6 +83,7 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--min-valid",
+            "min_valid_fraction",
             default=0.5,
             show_default=True,
             type=click.FloatRange(0, 1),

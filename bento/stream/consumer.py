@@ -92,7 +92,7 @@ class ConsumerOptions:
         wait: seconds that one question for notices waits for an answer (0-20).
         receives: times that a notice may be received before it goes to the dead letters.
         retry_seconds: after which a scene that failed is tried again; doubled each time.
-        max_wait_seconds: that a scene may take.
+        max_seconds: that a scene may take.
         max_bytes: of a message.
         min_free: bytes of the disk without which no notice is taken.
         grace: seconds that scenes in work have when the consumer is told to end; then they are given back.
@@ -106,7 +106,7 @@ class ConsumerOptions:
     wait: int = 5
     receives: int = 5
     retry_seconds: int = 30
-    max_wait_seconds: float = 3600.0
+    max_seconds: float = 3600.0
     max_bytes: int = MAX_BYTES
     min_free: int = 2**30
     grace: float = 20.0
@@ -137,7 +137,7 @@ class Consumer:
         self._returning = threading.Event()
         self._stops = self._failures = 0
         self._paused = False  # for want of room on the disk
-        self._leases = Leases(queue, options.lease, options.max_wait_seconds, self._returning)
+        self._leases = Leases(queue, options.lease, options.max_seconds, self._returning)
         self._running: set[Future[Fate]] = set()
         self._fates: collections.Counter[Fate] = collections.Counter()
 

@@ -30,14 +30,14 @@ class Lease:
 
     Args:
         message: it.
-        max_wait_seconds: that it may be worked on.
+        max_seconds: that it may be worked on.
         longest: seconds that it may be held at all.
         stopping: set when whatever is in work is to be given back.
     """
 
-    def __init__(self, message: Message, max_wait_seconds: float, longest: float, stopping: threading.Event) -> None:
+    def __init__(self, message: Message, max_seconds: float, longest: float, stopping: threading.Event) -> None:
         self.message = message
-        self._began, self._limit, self._longest, self._stopping = time.monotonic(), max_wait_seconds, longest, stopping
+        self._began, self._limit, self._longest, self._stopping = time.monotonic(), max_seconds, longest, stopping
 
     @property
     def is_overdue(self) -> bool:
@@ -67,14 +67,14 @@ class Leases:
     Args:
         queue: that they came from.
         seconds: of a lease.
-        max_wait_seconds: that a message may be held; no more than SQS allows.
+        max_seconds: that a message may be held; no more than SQS allows.
         stopping: set when whatever is in work is to be given back.
     """
 
-    def __init__(self, queue: Hides, seconds: int, max_wait_seconds: float, stopping: threading.Event) -> None:
+    def __init__(self, queue: Hides, seconds: int, max_seconds: float, stopping: threading.Event) -> None:
         self._queue, self._seconds, self._stopping = queue, seconds, stopping
         self._longest = LONGEST_HIDDEN - seconds
-        self._limit = min(max_wait_seconds, self._longest)
+        self._limit = min(max_seconds, self._longest)
         self._held: dict[str, Lease] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)

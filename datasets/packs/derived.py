@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tilewise.datasets.core.errors import PackError
 from tilewise.datasets.core.tile import BAND_COUNT, TILE_SIZE
@@ -54,6 +52,9 @@ def without_classes(pack: Pack, left_out: tuple[str, ...], out: Path, splits: tu
 
 
 def _write_index(pack: Pack, classes: tuple[str, ...], folder: Path, splits: tuple[str, ...]) -> PackSummary:
+    import pyarrow.compute as pc  # a machine that only fits may have no pyarrow
+    import pyarrow.parquet as pq
+
     names = np.array(pack.summary.classes)[pack.labels]
     kept = np.flatnonzero(np.isin(names, classes) & np.isin(pack.splits, splits))
     table = pack.index.take(kept)

@@ -20,7 +20,8 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.tile import DN
-from tilewise.models.model_file import INPUT, INT8, METADATA_KEY, MIDDLE, STEPS, ModelMetadata, open_model
+from tilewise.models.model_file import INPUT, INT8, METADATA_KEY, ModelMetadata, open_model
+from tilewise.models.network.preprocess import MIDDLE, STEPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tilewise.models.model_file import MIDDLE, STEPS
-
 LINES = slice(3, None, 7)
 
 
@@ -19,6 +17,8 @@ def sample(tiles: Tensor) -> Tensor:
     return tiles[:, :, LINES].to(torch.float32)
 
 
+STEPS = 24  # in one standard deviation
+MIDDLE = 128  # the number that stands for the mean
 LOWEST, HIGHEST = -MIDDLE / STEPS, (255 - MIDDLE) / STEPS  # in standard deviations: what eight bits hold
 
 

@@ -21,7 +21,7 @@ USUAL = (
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "tilewise.bento.batch", *map(str, arguments)]
+    return [sys.executable, "-m", "tilewise", "batch", *map(str, arguments)]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ def home(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_build(model: Path, home: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
-    command = [sys.executable, "-m", "tilewise.bento.build", "--model", str(model), *options]
+    command = [sys.executable, "-m", "tilewise", "build", "--model", str(model), *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -67,10 +67,10 @@ def test_the_bento_holds_the_code_the_model_and_pins_but_neither_torch_nor_train
 ) -> None:
     bento = home / "bentos/tilewise/1.2.3"
     source = bento / "src"
-    assert (source / "models/pretrained/model.onnx").read_bytes() == linear_model.read_bytes()
-    assert (source / "bento/service.py").is_file()
-    assert not (source / "training").exists()
-    assert not (source / "models/network/backbones.py").exists()
+    assert (source / "tilewise/models/pretrained/model.onnx").read_bytes() == linear_model.read_bytes()
+    assert (source / "tilewise/bento/service.py").is_file()
+    assert not (source / "tilewise/training").exists()
+    assert not (source / "tilewise/models/network/backbones.py").exists()
     pins = (bento / "env/python/requirements.txt").read_text().splitlines()
     names = {line.partition("==")[0] for line in pins if line}
     assert {"onnxruntime", "rasterio", "bentoml", "starlette"} <= names

@@ -163,7 +163,8 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "datasets",
+        "tilewise",
+        "data",
         "synth",
         "--tiles",
         "20000",

@@ -80,7 +80,7 @@ def test_mistakes_are_one_line_with_a_way_out(
     model: Path, tile: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TILEWISE_MODEL", raising=False)
-    monkeypatch.setattr("tilewise.models.cli.PRETRAINED", in_folder)
+    monkeypatch.setattr("tilewise.models.cli.PRETRAINED_MODEL", in_folder / "none.onnx")
     out = in_folder / "why.html"
     for arguments, told in (
         ((tile, "--model", model, "--out", in_folder / "why.pdf"), "ends in .html or .png"),

@@ -53,7 +53,7 @@ def test_products_of_bytes_are_made_slower_only_where_the_processor_would_get_th
     model_file: Path, monkeypatch: pytest.MonkeyPatch, slower: bool
 ) -> None:
     known = frozenset() if slower else frozenset({"avx512_vnni"})
-    monkeypatch.setattr(model_file, "int8_instructions", lambda: known)
+    monkeypatch.setattr("tilewise.models.model_file.int8_instructions", lambda: known)
     options = ort.SessionOptions()
     open_model(model_file, options)
     if slower:

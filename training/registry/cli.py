@@ -283,7 +283,7 @@ def build_bento(model: Path, version: str) -> str:
         TrainingError: it cannot be built.
     """
     # A bento of a promotion that came to nothing, or of a version that was rolled back, is taken as it is.
-    command = [sys.executable, "-m", "tilewise.bento.build", "--model", str(model), "--version", version, "--keep"]
+    command = [sys.executable, "-m", "tilewise", "build", "--model", str(model), "--version", version, "--keep"]
     done = subprocess.run(command, cwd=checkout(), capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
     if done.returncode != 0:
         raise TrainingError(f"the bento cannot be built, so nothing was promoted: {done.stderr.strip()}")

@@ -81,8 +81,8 @@ def test_a_cluster_that_loses_a_node_makes_the_same_files(
 def test_the_kubernetes_job_says_what_the_command_understands() -> None:
     job = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
     words = shlex.split(job["spec"]["entrypoint"])
-    assert words[:3] == ["python", "-m", "tilewise.bento.batch"]
-    overrides = main.make_context("tilewise.bento.batch", words[3:]).params
+    assert words[:2] == ["tilewise", "batch"]
+    overrides = main.make_context("tilewise batch", words[2:]).params
     assert (overrides["crew"], overrides["address"], overrides["as_json"]) == ("ray", "auto", True)
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     shared = {mount["mountPath"] for mount in workers["containers"][0]["volumeMounts"]}

@@ -365,7 +365,7 @@ def test_the_client_needs_neither_the_service_nor_what_it_needs() -> None:
 
 def command(*words: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "tilewise.bento.client.client", *words],
+        [sys.executable, "-m", "tilewise", "classify", *words],
         cwd=ROOT,
         env=os.environ | {"TILEWISE_API_KEY": key, "NO_PROXY": "127.0.0.1"},
         capture_output=True,

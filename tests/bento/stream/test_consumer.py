@@ -130,7 +130,7 @@ class Desks:
         overrides = ("--queue", f"{self.name}-notices", "--allow", self.archive, "--out", self.out)
         overrides += ("--results", f"{self.name}-results", "--model", self.engine.path, "--outputs", "classes")
         more = ("--wait", 0, "--retry-seconds", 0, "--log", "json", *more)
-        return [sys.executable, "-m", "tilewise.bento.stream", *map(str, overrides), *map(str, more)]
+        return [sys.executable, "-m", "tilewise", "stream", *map(str, overrides), *map(str, more)]
 
     @contextmanager
     def started(self, *more: object) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
@@ -329,7 +329,7 @@ def test_a_notice_that_consumers_die_of_is_buried(desks: Desks) -> None:
 
 def test_a_scene_that_takes_too_long_is_given_up(desks: Desks) -> None:
     desks.send({"scene": "large.tif"})
-    fates = desks.consumer(max_wait_seconds=0.0).run()
+    fates = desks.consumer(max_seconds=0.0).run()
     assert fates == {Fate.RETRIED: RECEIVES - 1, Fate.BURIED: 1}
     ((_, reason),) = desks.buried()
     assert "allow more by --max-seconds" in reason
