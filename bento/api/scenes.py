@@ -24,7 +24,7 @@ from tilewise.bento.errors import status_of_code
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.request_context import note_asked
 from tilewise.bento.serving.runtime import Serving, serving_of
-from tilewise.bento.serving.scene_answers import FORMS, MAP, SceneQuestion, answer_scene, count_windows, tell
+from tilewise.bento.serving.scene_answers import FORMS, MAP, SceneRequest, answer_scene, count_windows, serialise
 from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError, file_of
 from tilewise.bento.serving.task_store import FullError, Ledger, State, Task, owner_of
 
@@ -158,7 +158,7 @@ async def remove_task(request: Request) -> Response:
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-async def _submit(request: Request, serving: Serving, task_id: str, question: SceneQuestion, windows: int) -> Response:
+async def _submit(request: Request, serving: Serving, task_id: str, question: SceneRequest, windows: int) -> Response:
     scenes, owner = serving.scenes, _owner_of(request)
     await asyncio.to_thread(scenes.ledger.submit, task_id, question.to_json(), windows)
     scenes.runner.wake()
@@ -170,9 +170,9 @@ async def _submit(request: Request, serving: Serving, task_id: str, question: Sc
     return answer(await _describe(scenes.ledger, task), HTTPStatus.ACCEPTED, **headers)
 
 
-async def _answer_now(request: Request, serving: Serving, task_id: str, question: SceneQuestion, form: str) -> Response:
+async def _answer_now(request: Request, serving: Serving, task_id: str, question: SceneRequest, form: str) -> Response:
     def work(scheduled: Engine) -> bytes:
-        return tell(answer_scene(scheduled, serving.scenes.ledger.source(task_id), question, lambda _: None), form)
+        return serialise(answer_scene(scheduled, serving.scenes.ledger.source(task_id), question, lambda _: None), form)
 
     engine = serving.engine
     content = await serving.scenes.answer(request, lambda make: work(make(engine)))
@@ -256,9 +256,9 @@ def _prefers_a_task(request: Request) -> bool:
     return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
 
 
-def _question_of(overrides: Mapping[str, str], best_coverage: float) -> SceneQuestion:
+def _question_of(overrides: Mapping[str, str], best_coverage: float) -> SceneRequest:
     read_options, coverage = parameters(overrides, _PARAMETERS, best_coverage)
-    return SceneQuestion(
+    return SceneRequest(
         overrides["name"], read_options, _share_of(overrides, "min_valid_fraction", _MIN_VALID_FRACTION), coverage
     )
 

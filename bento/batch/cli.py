@@ -12,7 +12,7 @@ import click
 
 from tilewise.bento.batch.console import Show, shown
 from tilewise.bento.batch.manifest import SceneOutcome
-from tilewise.bento.batch.run import Crew, Run, RunOptions, find, watch_scenes
+from tilewise.bento.batch.run import Backend, Run, RunOptions, find, watch_scenes
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.inference.windows import MIN_STRIDE, GridOptions
 from tilewise.bento.results.tables import VectorFormat
@@ -129,9 +129,9 @@ def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--engine",
             "crew",
-            default=Crew.LOCAL.value,
+            default=Backend.LOCAL.value,
             show_default=True,
-            type=click.Choice([crew.value for crew in Crew]),
+            type=click.Choice([crew.value for crew in Backend]),
             help="Who works: this machine, or a Ray cluster.",
         ),
         click.option("--address", help="Of the Ray cluster, e.g. ray://head:10001; default: the one that runs here."),
@@ -177,7 +177,7 @@ def main(
     \b
     For each scene NAME these files are written into the folder of results:
       NAME.classes.tif       class of every pixel, on the scene's grid      (classes)
-      NAME.confidence.tif    probability of that class                      (confidence)
+      NAME.probability.tif   probability of that class                      (probability)
       NAME.outlier.tif       how unlike the training data                   (outlier)
       NAME.probabilities.tif probability of every class                     (probabilities)
       NAME.windows.parquet   every window with outline and probabilities    (windows)
@@ -228,7 +228,7 @@ def _run_options(
         reading=make_scene_options(**reading),
         grid=GridOptions(stride, min_valid_fraction, cell),
         outputs=OutputOptions(outputs, formats, coverage),
-        crew=Crew(crew),
+        backend=Backend(crew),
         precision=Precision(precision),
         jobs=jobs,
         threads=threads,
@@ -253,7 +253,7 @@ def _work(run: Run, batches: Any, show: Show, out: Path) -> int:
 
 def status_of(outcomes: Sequence[SceneOutcome]) -> int:
     """Return the exit status of a run."""
-    return 0 if all(outcome.is_sound for outcome in outcomes) else 1
+    return 0 if all(outcome.is_complete for outcome in outcomes) else 1
 
 
 def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
@@ -261,7 +261,7 @@ def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
     failures = 0
     for task, overrides in run.preview(sources):
         failures += overrides.startswith("would fail")
-        click.echo(_json_line(task.place, overrides) if as_json else f"{task.place}: {overrides}")
+        click.echo(_json_line(task.location, overrides) if as_json else f"{task.location}: {overrides}")
     return 1 if failures else 0
 
 

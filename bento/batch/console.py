@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from tilewise.bento.batch.manifest import SceneOutcome, State
-from tilewise.bento.batch.run import Standing
+from tilewise.bento.batch.manifest import SceneOutcome, SceneState
+from tilewise.bento.batch.run import RunProgress
 
 _SECONDS_BETWEEN_LINES = 5.0
 _MAX_ROWS = 40  # of the table of scenes; the summary has them all
@@ -26,7 +26,7 @@ _MAX_ROWS = 40  # of the table of scenes; the summary has them all
 class Show(Protocol):
     """Something that tells of a run."""
 
-    def standing(self, standing: Standing) -> None:
+    def standing(self, standing: RunProgress) -> None:
         """Tell how far the run is."""
 
     def scene(self, outcome: SceneOutcome) -> None:
@@ -55,7 +55,7 @@ class Lines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def standing(self, standing: Standing) -> None:
+    def standing(self, standing: RunProgress) -> None:
         """See `Show`."""
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES:
@@ -67,7 +67,7 @@ class Lines:
         if outcome.error:
             click.echo(f"error: {outcome.error}", err=True)
             return
-        told = {State.KEPT: "done already"}.get(outcome.state, f"{outcome.windows:,} windows, {outcome.seconds:.1f} s")
+        told = {SceneState.KEPT: "done already"}.get(outcome.state, f"{outcome.windows:,} windows, {outcome.seconds:.1f} s")
         click.echo(f"{outcome.name}: {told}", err=True)
         if outcome.broken:
             click.echo(f"error: {broken(outcome)}", err=True)
@@ -84,13 +84,13 @@ class Bars:
         self._bars = bars
         self._task = bars.add_task("scenes", total=1.0, overrides="")
 
-    def standing(self, standing: Standing) -> None:
+    def standing(self, standing: RunProgress) -> None:
         """See `Show`."""
-        self._bars.update(self._task, completed=standing.share, overrides=describe(standing))
+        self._bars.update(self._task, completed=standing.fraction, overrides=describe(standing))
 
     def scene(self, outcome: SceneOutcome) -> None:
         """See `Show`."""
-        if not outcome.is_sound:
+        if not outcome.is_complete:
             self._bars.console.print(f"[red]error[/red]: {escape(outcome.error or broken(outcome))}")
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
@@ -105,7 +105,7 @@ class JsonLines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def standing(self, standing: Standing) -> None:
+    def standing(self, standing: RunProgress) -> None:
         """See `Show`."""
         now = time.monotonic()
         if now - self._last < 1:
@@ -116,7 +116,7 @@ class JsonLines:
             "progress",
             done=standing.done,
             total=standing.total,
-            share=round(standing.share, 4),
+            share=round(standing.fraction, 4),
             windows=standing.windows,
             windows_per_second=round(standing.windows_per_second, 1),
             seconds=round(standing.seconds, 1),
@@ -129,19 +129,19 @@ class JsonLines:
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
         """See `Show`."""
-        unsound = sum(not outcome.is_sound for outcome in outcomes)
+        unsound = sum(not outcome.is_complete for outcome in outcomes)
         self._say("end", scenes=len(outcomes), unsound=unsound, out=out, model=model)
 
     def _say(self, event: str, **content: Any) -> None:
         click.echo(json.dumps({"event": event, **content}, ensure_ascii=False))
 
 
-def describe(standing: Standing) -> str:
+def describe(standing: RunProgress) -> str:
     """Return how far a run is, in words."""
     left = standing.seconds_left
-    soon = f", {_duration(left)} left" if left is not None and standing.share < 1 else ""
+    soon = f", {_duration(left)} left" if left is not None and standing.fraction < 1 else ""
     return (
-        f"{standing.done:,} of {standing.total:,} scenes ({100 * standing.share:.0f} %), "
+        f"{standing.done:,} of {standing.total:,} scenes ({100 * standing.fraction:.0f} %), "
         f"{standing.windows_per_second:,.0f} windows/s{soon}"
     )
 
@@ -162,14 +162,14 @@ def print_outcomes(outcomes: list[SceneOutcome], out: str, model: str) -> None:
     Console().print(table)
     if len(outcomes) > _MAX_ROWS:
         click.echo(f"… and {len(outcomes) - _MAX_ROWS:,} more, which summary.csv names")
-    good = sum(outcome.state is not State.FAILED for outcome in outcomes)
+    good = sum(outcome.state is not SceneState.FAILED for outcome in outcomes)
     click.echo(f"{good} of {len(outcomes)} scenes are in {out}, by {model}")
 
 
 def _state(outcome: SceneOutcome) -> str:
-    if outcome.state is State.FAILED:
+    if outcome.state is SceneState.FAILED:
         return "failed"
-    told = "done before" if outcome.state is State.KEPT else "done"
+    told = "done before" if outcome.state is SceneState.KEPT else "done"
     return f"{told}, {outcome.broken} blocks broken" if outcome.broken else told
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import onnxruntime as ort
 
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.models.model_file import MIN_GAIN, ModelFile, gain, int8_instructions, int8_of, is_int8, open_model
+from tilewise.models.model_file import (
+    MIN_GAIN,
+    ModelFile,
+    gain,
+    int8_instructions,
+    int8_of,
+    is_int8,
+    open_model,
+)
 
 _LOG = logging.getLogger("tilewise")
 

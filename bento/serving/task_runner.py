@@ -24,7 +24,7 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.serving.admission import Admission
 from tilewise.bento.serving.batcher import Batcher, ClosedError
 from tilewise.bento.serving.releases import Releases
-from tilewise.bento.serving.scene_answers import FORMS, SceneQuestion, answer_scene
+from tilewise.bento.serving.scene_answers import FORMS, SceneRequest, answer_scene
 from tilewise.bento.serving.scheduler import ScheduledEngine
 from tilewise.bento.serving.task_store import Ledger, Limits, Task
 from tilewise.bento.settings import Settings
@@ -231,9 +231,9 @@ class Scenes:
 
         def work(task: Task, report: Callable[[Share], None]) -> Mapping[str, bytes]:
             engine = ScheduledEngine(releases.champion, batcher, lambda: report(None))
-            scene = answer_scene(engine, ledger.source(task.id), SceneQuestion.from_json(task.asked), report)
+            scene = answer_scene(engine, ledger.source(task.id), SceneRequest.from_json(task.asked), report)
             metrics.SCENES.labels("task").inc()
-            return {file_of(form): tell(scene) for form, tell in FORMS.items()}
+            return {file_of(form): serialise(scene) for form, serialise in FORMS.items()}
 
         runner = TaskRunner(ledger, work, settings.task_seconds)
         room = Admission(_MAX_AT_ONCE, _MAX_WAITING, settings.max_wait_seconds)

@@ -16,7 +16,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
-from tilewise.bento.batch.manifest import SceneOutcome, State
+from tilewise.bento.batch.manifest import SceneOutcome, SceneState
 from tilewise.bento.stream.allow_list import Places
 from tilewise.bento.stream.leases import Lease, Leases, StopWork
 from tilewise.bento.stream.notices import MAX_BYTES, Told, parse_notice, scene_of
@@ -239,7 +239,7 @@ class Consumer:
         told = scene_of(notice, self._options.places, self._options.reading)
         outcome = self._classified(told, lease)
         self._publish(self._worker.result(told, outcome, notice.id), lease)
-        fate = Fate.KEPT if outcome.state is State.KEPT else Fate.DONE
+        fate = Fate.KEPT if outcome.state is SceneState.KEPT else Fate.DONE
         shown = {"scene": told.place, "folder": told.folder, "windows": outcome.windows, "outliers": outcome.outliers}
         return Verdict(fate, told=shown)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tilewise.bento.batch.manifest import Manifest, SceneOutcome, State
-from tilewise.bento.batch.worker import Task, WorkPlan, perform
+from tilewise.bento.batch.manifest import Manifest, SceneOutcome, SceneState
+from tilewise.bento.batch.worker import SceneTask, WorkPlan, process_scene
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.results.stac import SUFFIX
@@ -76,11 +76,11 @@ class SceneWorker:
         self._measure(told)
         check()
         with Manifest(self._out / told.folder) as manifest:
-            task = Task(told.source, told.source.name, told.place, manifest.known_as(told.source.name))
-            done = perform(task, self._plan(manifest), self._engine, lambda *_: check())
-            if done.outcome.state is State.FAILED:
+            task = SceneTask(told.source, told.source.name, told.place, manifest.known_as(told.source.name))
+            done = process_scene(task, self._plan(manifest), self._engine, lambda *_: check())
+            if done.outcome.state is SceneState.FAILED:
                 raise TilewiseError(done.outcome.error or told.place)
-            if done.outcome.state is State.DONE:
+            if done.outcome.state is SceneState.DONE:
                 manifest.enter(done.outcome, done.staged)
         return done.outcome
 

@@ -11,7 +11,7 @@ OF_THE_RUN = {"manifest.sqlite", "summary.json", "summary.csv", "report.html"}
 USUAL = (
     ".classes.tif",
     ".classes.tif.aux.xml",
-    ".confidence.tif",
+    ".probability.tif",
     ".outlier.tif",
     ".polygons.parquet",
     ".quicklook.png",

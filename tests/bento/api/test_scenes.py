@@ -22,14 +22,14 @@ from rasterio.io import MemoryFile
 from servers import served
 from tiny_onnx import metadata, write_model
 
+from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.scene import NO_CLASS, classify_scene
+from tilewise.bento.serving.scene_answers import ClassifiedScene, SceneRequest, answer_scene
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, positions
-from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import BAND_COUNT, DN
 from tilewise.datasets.readers.eurosat import CLASSES
-from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading
+from tilewise.datasets.readers.geotiff import open_geotiff
 
 GEOJSON, MAP = "application/geo+json", "image/tiff"
 MAX_AT_ONCE, MAX_PIXELS, MAX_BYTES, MAX_TASKS = 12, 1024 * 1024, 40 * 2**20, 2
@@ -155,6 +155,12 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def classified(engine: Engine, folder: Path) -> ClassifiedScene:
+    """SMALL as this process classifies it."""
+    (folder / "scene.tif").write_bytes(file_of())
+    return answer_scene(engine, folder / "scene.tif", SceneRequest("scene"), lambda _: None)
+
+
 def refusal(response: httpx.Response, status: int) -> dict[str, str]:
     assert response.status_code == status, response.text
     error: dict[str, str] = response.json()["error"]
@@ -170,13 +176,14 @@ def class_map(content: bytes) -> Any:
 # Answers on the connection.
 
 
-def test_windows_are_features_with_class_probabilities_and_place(service: Service, engine: Engine) -> None:
+def test_windows_are_features_with_class_probabilities_and_place(
+    service: Service, engine: Engine, tmp_path: Path
+) -> None:
     response = service.send(query="?name=coast.tif")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == GEOJSON
     told = response.json()
-    with open_geotiff(file_of()) as dataset:
-        expected = classify_scene(engine, dataset, plan_reading(dataset, "scene", ReadOptions()))
+    expected = classified(engine, tmp_path)
     assert (told["type"], told["name"], told["bands"]) == ("FeatureCollection", "coast.tif", list(BAND_NAMES))
     assert told["model"]["sha256"] == engine.sha256
     assert len(told["features"]) == len(expected.windows) == 6
@@ -194,15 +201,14 @@ def test_windows_are_features_with_class_probabilities_and_place(service: Servic
     assert len({feature["properties"]["class"] for feature in told["features"]}) > 2
 
 
-def test_a_class_map_lies_on_the_scenes_own_grid(service: Service, engine: Engine) -> None:
+def test_a_class_map_lies_on_the_scenes_own_grid(service: Service, engine: Engine, tmp_path: Path) -> None:
     response = service.send(query="?name=../a%20b.tif", Accept="image/tiff")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == MAP
     assert response.headers["content-disposition"] == 'attachment; filename=".._a_b.classes.tif"'
     numbers, profile, tags, structure = class_map(response.content)
-    with open_geotiff(file_of()) as dataset:
-        expected = classify_scene(engine, dataset, plan_reading(dataset, "scene", ReadOptions()))
-        assert (profile["crs"], profile["transform"]) == (UTM, dataset.transform)
+    expected = classified(engine, tmp_path)
+    assert (profile["crs"], profile["transform"]) == (UTM, expected.georeference.transform)
     np.testing.assert_array_equal(numbers, expected.class_map)
     assert json.loads(tags["CLASSES"]) == list(CLASSES)
     assert structure["LAYOUT"] == "COG"

@@ -228,7 +228,7 @@ def test_a_tile_may_come_in_any_of_the_three_forms(service: httpx.Client, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "said"),
+    ("query", "status", "message"),
     [
         ("?method=gradient", 422, "method is occlusion or embedding"),
         ("?class=Forest", 422, "class is one of Bare, Built, Wet"),
@@ -240,10 +240,10 @@ def test_a_tile_may_come_in_any_of_the_three_forms(service: httpx.Client, tmp_pa
         ("?colour=red", 422, "there is no parameter 'colour'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, status: int, overrides: str) -> None:
+def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, status: int, message: str) -> None:
     response = ask(service, query)
     assert response.status_code == status
-    assert overrides in response.json()["error"]["message"]
+    assert message in response.json()["error"]["message"]
 
 
 def test_one_sound_tile_is_explained_at_a_time(service: httpx.Client) -> None:

@@ -38,8 +38,8 @@ def service(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield client
 
 
-def ask(service: httpx.Client, content: bytes, **overrides: str) -> httpx.Response:
-    return service.post("/preview", params=overrides, content=content, headers={"Content-Type": "image/tiff"})
+def ask(service: httpx.Client, content: bytes, **query: str) -> httpx.Response:
+    return service.post("/preview", params=query, content=content, headers={"Content-Type": "image/tiff"})
 
 
 def picture(response: httpx.Response) -> npt.NDArray[np.uint8]:
