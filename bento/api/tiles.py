@@ -16,7 +16,7 @@ from tilewise.bento.api.bodies import announced_bytes, read_tiles
 from tilewise.bento.api.replies import answer, negotiate
 from tilewise.bento.errors import status_of_code
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint, patch_starts
+from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint
 from tilewise.bento.inference.uploads import Upload
 from tilewise.bento.request_context import note_answered, note_asked
 from tilewise.bento.serving.runtime import serving_of
@@ -24,6 +24,7 @@ from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError
 from tilewise.datasets.core.errors import NoDataError
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.geotiff import read_tile
+from tilewise.models.occlusion import patch_starts
 
 
 async def classify(request: Request) -> Response:
