@@ -320,7 +320,7 @@ def watch_scenes(
     idle: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[list[SceneSource]]:
-    """Yield scenes that are new or have changed, once nobody writes them any more.
+    """Yield scenes that are new or have changed, once they are no longer being written.
 
     A scene is yielded when its files look the same in two consecutive looks: one that is still being written
     is left alone.

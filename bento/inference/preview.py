@@ -31,8 +31,8 @@ PERCENTILES = (2, 98)
 MIN_CONTRAST = 0.4
 _FLAT = 0.25  # of a band's brightest value: a picture that varies less is a flat surface, and looks like one
 
-# Braaten, Cohen & Yang 2015, https://doi.org/10.1016/j.rse.2015.08.006, with reflectances of Sentinel-2:
-# cloud is bright in green, and above 0.39 or not greener than red; what is as dark as 0.1 at 1.6 µm is snow or ice.
+# Braaten, Cohen & Yang 2015, https://doi.org/10.1016/j.rse.2015.08.006, on reflectances of Sentinel-2: cloud
+# is bright in green, and above 0.39 or not greener than red; snow and ice are as dark as 0.1 at 1.6 µm.
 CLOUD_BANDS = ("B03", "B04", "B11")
 _MAYBE_CLOUD, _SURELY_CLOUD, _DARK_AS_SNOW = 0.175, 0.39, 0.1
 

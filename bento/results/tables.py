@@ -152,11 +152,11 @@ def _write_geojson(table: Path, path: Path) -> None:
         separator = "\n"
         for batch in _batches(table):
             rows = batch.to_pylist()
-            for row, geometry in zip(
-                rows, shapely.from_wkb([row.pop(GEOMETRY) for row in rows]), strict=True
-            ):
-                feature = {"type": "Feature", "properties": row, "geometry": _geojson_of(geometry)}
-                file.write(separator + json.dumps(feature, ensure_ascii=False))
+            outlines = shapely.to_geojson(shapely.from_wkb([row.pop(GEOMETRY) for row in rows]))
+            for row, outline in zip(rows, outlines, strict=True):
+                properties = json.dumps(row, ensure_ascii=False)
+                feature = f'{{"type": "Feature", "properties": {properties}, "geometry": {outline or "null"}}}'
+                file.write(separator + feature)
                 separator = ",\n"
         file.write("\n]}\n")
 
@@ -332,7 +332,7 @@ def score_of(window: WindowAnswer) -> float | None:
 
 
 def window_outlines(windows: Sequence[WindowAnswer], georeference: Georeference) -> Geometries:
-    """Return the outlines of windows in EPSG:4326, None where one lies nowhere on Earth.
+    """Return the outlines of windows in EPSG:4326, None where one has no longitude and latitude.
 
     All corners are transformed at once, which is 20 times as fast as one window at a time.
 

@@ -104,13 +104,13 @@ def test_maps_lie_on_the_scenes_grid_and_the_table_tells_the_same_classes(
     with rasterio.open(out / "north-scene.classes.tif") as found:
         pixels = found.read(1)
     with rasterio.open(out / "north-scene.probability.tif") as found:
-        shares = found.read(1) * found.scales[0]
+        probabilities = found.read(1) * found.scales[0]
     rows = pq.read_table(out / "north-scene.windows.parquet").to_pylist()
     assert len(rows) == 6
     for row in rows:
         window = np.s_[row["row"] : row["row"] + 64, row["column"] : row["column"] + 64]
         assert (pixels[window] == CLASSES.index(row["class"])).all()
-        assert shares[window] == pytest.approx(row["probability"], abs=0.003)
+        assert probabilities[window] == pytest.approx(row["probability"], abs=0.003)
 
 
 def test_polygons_and_summary_tell_the_areas_of_the_map(first_run: Run) -> None:
@@ -118,8 +118,8 @@ def test_polygons_and_summary_tell_the_areas_of_the_map(first_run: Run) -> None:
     with rasterio.open(out / "north-scene.classes.tif") as dataset:
         counts = np.bincount(dataset.read(1).ravel(), minlength=len(CLASSES)) / 100
     summary = json.loads((out / "summary.json").read_text())
-    (told,) = [scene for scene in summary["results"] if scene["name"] == "north-scene"]
-    assert told["area_ha"] == pytest.approx({name: n for name, n in zip(CLASSES, counts, strict=False) if n})
+    (scene,) = [scene for scene in summary["results"] if scene["name"] == "north-scene"]
+    assert scene["area_ha"] == pytest.approx({name: n for name, n in zip(CLASSES, counts, strict=False) if n})
     rows = pq.read_table(out / "north-scene.polygons.parquet").to_pylist()
     assert sum(row["area_ha"] for row in rows) == pytest.approx(counts.sum())
 
@@ -165,7 +165,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-# What can be said.
+# Options.
 
 
 def test_what_a_scene_does_not_say_can_be_said(linear_model: Path, tmp_path: Path) -> None:
@@ -196,11 +196,11 @@ def test_programs_are_told_in_json(scenes: Path, linear_model: Path, tmp_path: P
         scenes / "north", scenes / "photo.tiff", "--out", tmp_path, "--model", linear_model, "--json"
     )
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    told = {event["name"]: event for event in events if event["event"] == "scene"}
-    assert told["scene"]["state"] == "done"
-    assert {file["name"] for file in told["scene"]["files"]} == set(results_of("scene"))
-    assert told["photo"]["state"] == "failed"
-    assert "JPEG" in told["photo"]["error"]
+    outcomes = {event["name"]: event for event in events if event["event"] == "scene"}
+    assert outcomes["scene"]["state"] == "done"
+    assert {file["name"] for file in outcomes["scene"]["files"]} == set(results_of("scene"))
+    assert outcomes["photo"]["state"] == "failed"
+    assert "JPEG" in outcomes["photo"]["error"]
     assert events[-1] == {
         "event": "end",
         "scenes": 2,
@@ -229,7 +229,7 @@ def test_a_terminal_sees_a_bar_with_the_rate(scenes: Path, linear_model: Path, t
     assert b"windows/s" in seen
 
 
-# What cannot work, said in one line.
+# Errors of one line.
 
 
 def test_an_empty_folder_is_an_error(linear_model: Path, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def started(*arguments: object, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(timeout=30)
 
 
-def told(log: Path) -> list[dict[str, object]]:
-    """The events that were told, without the half line that a kill may leave."""
+def events_in(log: Path) -> list[dict[str, object]]:
+    """The events in a log, without the half line that a kill may leave."""
     events = []
     for line in log.read_text().splitlines():
         with suppress(ValueError):
@@ -129,7 +129,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     done = batch(*run)
     assert done.returncode == 0, done.stderr
     assert results_in(out) == undisturbed
-    finished = Counter(event["name"] for event in told(log) if event.get("state") == "done")
+    finished = Counter(event["name"] for event in events_in(log) if event.get("state") == "done")
     assert all(count == 1 for count in finished.values()), f"done more than once: {finished}"
     assert not list(out.glob(".*"))
 
@@ -140,9 +140,9 @@ def test_a_run_killed_after_one_scene_does_only_the_others(
     out, log = tmp_path / "out", tmp_path / "log"
     run = (scenes, "--out", out, "--model", linear_model)
     with started(*run, log=log) as process:
-        wait_until(lambda: any(event["event"] == "scene" for event in told(log)))
+        wait_until(lambda: any(event["event"] == "scene" for event in events_in(log)))
         process.kill()
-    before = {event["name"] for event in told(log) if event["event"] == "scene"}
+    before = {event["name"] for event in events_in(log) if event["event"] == "scene"}
     again = batch(*run, "--json")
     states = {
         event["name"]: event["state"]
@@ -179,7 +179,7 @@ def test_a_scene_that_kills_every_worker_is_reported_and_leaves_nothing(
                     os.kill(child, signal.SIGKILL)
             time.sleep(0.05)
         assert process.returncode == 1
-    (scene,) = [event for event in told(log) if event["event"] == "scene"]
+    (scene,) = [event for event in events_in(log) if event["event"] == "scene"]
     assert scene["state"] == "failed"
     assert "was killed 2 times; give it more memory" in str(scene["error"])
     assert names(out) == ["manifest.sqlite", "report.html", "summary.csv", "summary.json"]
@@ -190,7 +190,7 @@ def test_ctrl_c_ends_a_run_in_a_line_and_the_next_goes_on(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     with started(scenes, "--out", out, "--model", linear_model, log=log) as process:
-        wait_until(lambda: any(event["event"] == "scene" for event in told(log)))
+        wait_until(lambda: any(event["event"] == "scene" for event in events_in(log)))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
     assert log.read_text().splitlines()[-1] == "stopped"
@@ -205,8 +205,8 @@ def test_ctrl_c_ends_a_run_in_a_line_and_the_next_goes_on(
 def test_a_result_that_was_damaged_is_made_again(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
     first = {o.name: o for o in classify_scenes(scenes, tmp_path, model=linear_model, options=MAPS)}
     path = tmp_path / "s1.classes.tif"
-    sound = path.read_bytes()
-    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     (tmp_path / "s2.classes.tif").unlink()
     again = {o.name: o.state for o in classify_scenes(scenes, tmp_path, model=linear_model, options=MAPS)}
     assert again == {
@@ -215,7 +215,7 @@ def test_a_result_that_was_damaged_is_made_again(scenes: Path, linear_model: Pat
         "s2": SceneState.DONE,
         "s3": SceneState.KEPT,
     }
-    assert path.read_bytes() == sound
+    assert path.read_bytes() == intact
     assert first.keys() == again.keys()
 
 

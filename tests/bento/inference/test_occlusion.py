@@ -215,8 +215,8 @@ def test_the_numbers_are_those_of_the_tile(service: httpx.Client, eyes: Engine) 
     np.testing.assert_allclose(content["grid"], expected.grid, atol=2e-6)
     assert content["bands"] == pytest.approx(expected.bands, abs=2e-6)
     assert content["starts"] == [0, 8, 16, 24, 32, 40, 48]
-    told = {key: content[key] for key in ("name", "class", "method", "size", "stride")}
-    assert told == {"name": "wood.tif", "class": "Built", "method": "occlusion", "size": 16, "stride": 8}
+    facts = {key: content[key] for key in ("name", "class", "method", "size", "stride")}
+    assert facts == {"name": "wood.tif", "class": "Built", "method": "occlusion", "size": 16, "stride": 8}
     assert content["model"]["sha256"] == eyes.sha256
 
 

@@ -167,7 +167,7 @@ def test_a_form_is_taken_too(service: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "share"),
+    ("pixels", "fraction"),
     [
         (even(WOOD), 0.0),
         (even(LIT), 1.0),
@@ -177,9 +177,9 @@ def test_a_form_is_taken_too(service: httpx.Client) -> None:
     ids=["dark", "bright", "quarter", "no data is none"],
 )
 def test_the_share_that_is_as_bright_as_cloud_is_told(
-    service: httpx.Client, pixels: DN, share: float
+    service: httpx.Client, pixels: DN, fraction: float
 ) -> None:
-    assert float(ask(service, file_of(pixels)).headers[CLOUD_FRACTION]) == share
+    assert float(ask(service, file_of(pixels)).headers[CLOUD_FRACTION]) == fraction
 
 
 def test_snow_is_not_taken_for_cloud(service: httpx.Client) -> None:

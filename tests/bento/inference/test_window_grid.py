@@ -1,4 +1,4 @@
-"""Where windows lie: everything is covered, and strips and parts share the windows among themselves."""
+"""The window grid: every pixel is covered, and every window is in one strip and one part."""
 
 from itertools import pairwise
 

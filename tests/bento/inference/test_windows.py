@@ -170,9 +170,9 @@ def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(
 def test_overlap_leaves_no_seams(engine: Engine, tmp_path: Path) -> None:
     """Where land changes slowly, so does the answer: no step between pixels is near that between windows."""
     first, second = (render(kind, 3, seed=4).mean(axis=(1, 2)) for kind in ("Forest", "AnnualCrop"))
-    share = np.linspace(0, 1, 640)
+    fraction = np.linspace(0, 1, 640)
     pixels = (
-        (first[:, None] * (1 - share) + second[:, None] * share)[:, None]
+        (first[:, None] * (1 - fraction) + second[:, None] * fraction)[:, None]
         .repeat(130, axis=1)
         .astype(np.uint16)
     )
@@ -223,10 +223,10 @@ def test_options_that_cannot_be_are_refused(
 
 
 def test_progress_is_told_from_nothing_to_all(engine: Engine, tall: tuple[Path, DN]) -> None:
-    told: list[tuple[str, int, int | None]] = []
-    blocks_of(engine, tall[0], progress=lambda *progress: told.append(progress))
-    assert told[-1] == ("scene", 105, 105)
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    reports: list[tuple[str, int, int | None]] = []
+    blocks_of(engine, tall[0], progress=lambda *progress: reports.append(progress))
+    assert reports[-1] == ("scene", 105, 105)
+    assert [done for _, done, _ in reports] == sorted(done for _, done, _ in reports)
 
 
 def test_whoever_stops_taking_blocks_stops_the_work(
@@ -260,13 +260,13 @@ def test_an_error_in_a_thread_reaches_whoever_takes_the_blocks(engine: Engine, t
 
 def damaged(path: Path, every: bool) -> None:
     with rasterio.open(path) as dataset:
-        places = [(x, y) for x in range(2) for y in range(2)] if every else [(1, 0)]
+        positions = [(x, y) for x in range(2) for y in range(2)] if every else [(1, 0)]
         spans = [
             [
                 int(dataset.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1))
                 for what in ("OFFSET", "SIZE")
             ]
-            for x, y in places
+            for x, y in positions
         ]
     content = bytearray(path.read_bytes())
     for first, size in spans:

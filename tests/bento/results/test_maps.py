@@ -93,19 +93,19 @@ def test_overviews_of_classes_hold_no_class_that_lies_between_two(tmp_path: Path
 
 
 def test_probabilities_are_kept_in_steps_that_gdal_scales_back(tmp_path: Path) -> None:
-    shares = (
+    probabilities = (
         np.random.default_rng(0)
         .dirichlet(np.ones(len(CLASSES)), (64, 80))
         .astype(np.float32)
         .transpose(2, 0, 1)
     )
-    shares[:, :5] = np.nan
-    with rasterio.open(write(tmp_path, probabilities_spec(MODEL), to_steps(shares))) as dataset:
+    probabilities[:, :5] = np.nan
+    with rasterio.open(write(tmp_path, probabilities_spec(MODEL), to_steps(probabilities))) as dataset:
         assert dataset.descriptions == CLASSES
         assert dataset.scales == (1 / STEPS,) * len(CLASSES)
         found = dataset.read(masked=True) * dataset.scales[0]
     assert found.mask[:, :5].all()
-    assert np.abs(found[:, 5:] - shares[:, 5:]).max() <= 0.5 / STEPS + 1e-6
+    assert np.abs(found[:, 5:] - probabilities[:, 5:]).max() <= 0.5 / STEPS + 1e-6
 
 
 def test_no_probability_is_not_a_probability_of_0() -> None:

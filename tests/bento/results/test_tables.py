@@ -55,10 +55,10 @@ def from_wkb(wkb: bytes) -> dict[str, Any]:
 def windows() -> list[WindowAnswer]:
     """Four windows, the second of which was skipped."""
     answers = np.random.default_rng(1).dirichlet(np.ones(len(CLASSES)), 4).astype(np.float32)
-    places = [(0, 0), (0, 64), (36, 0), (36, 64)]
+    positions = [(0, 0), (0, 64), (36, 0), (36, 64)]
     return [
         WindowAnswer(row, column, 64, 64, 0.2 if n == 1 else 1.0, None if n == 1 else answers[n])
-        for n, (row, column) in enumerate(places)
+        for n, (row, column) in enumerate(positions)
     ]
 
 
@@ -83,18 +83,18 @@ def test_every_window_has_its_place_class_and_probabilities(tmp_path: Path) -> N
     rows = pq.read_table(write_windows(tmp_path / "w.parquet")).to_pylist()
     assert [(row["row"], row["column"]) for row in rows] == [(w.row, w.column) for w in windows()]
     for row, window in zip(rows, windows(), strict=True):
-        shares = [row[f"p_{name}"] for name in CLASSES]
+        probabilities = [row[f"p_{name}"] for name in CLASSES]
         left, top = CORNER @ (window.column, window.row)
         xs, ys = zip(*from_wkb(row["geometry"])["coordinates"][0], strict=True)
         expected = transform_bounds(UTM, "EPSG:4326", left, top - 640, left + 640, top)
         assert (min(xs), min(ys), max(xs), max(ys)) == pytest.approx(expected, abs=1e-5)
         if window.probabilities is None:
-            assert (row["class"], row["probability"], set(shares)) == (None, None, {None})
+            assert (row["class"], row["probability"], set(probabilities)) == (None, None, {None})
         else:
-            assert shares == pytest.approx(window.probabilities)
+            assert probabilities == pytest.approx(window.probabilities)
             assert (row["class"], row["probability"]) == (
-                CLASSES[int(np.argmax(shares))],
-                pytest.approx(max(shares)),
+                CLASSES[int(np.argmax(probabilities))],
+                pytest.approx(max(probabilities)),
             )
 
 
@@ -104,9 +104,11 @@ def test_a_calibrated_model_gives_prediction_sets_likeliest_class_first(tmp_path
         if row["class"] is None:
             assert row["prediction_set"] is None
             continue
-        shares = {name: row[f"p_{name}"] for name in CLASSES}
-        assert set(row["prediction_set"]) == {name for name, share in shares.items() if share >= 0.2}
-        assert row["prediction_set"] == sorted(row["prediction_set"], key=lambda name: -shares[name])
+        probabilities = {name: row[f"p_{name}"] for name in CLASSES}
+        assert set(row["prediction_set"]) == {
+            name for name, probability in probabilities.items() if probability >= 0.2
+        }
+        assert row["prediction_set"] == sorted(row["prediction_set"], key=lambda name: -probabilities[name])
 
 
 def test_a_model_that_is_not_calibrated_promises_nothing(tmp_path: Path) -> None:

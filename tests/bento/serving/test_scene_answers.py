@@ -38,8 +38,10 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     path = tmp_path_factory.mktemp("scene") / "scene.tif"
     labels = synthesise_scene(path, SEED, ROWS, COLUMNS)
-    places = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
-    return Scene(path, np.stack([render(labels[r][c], scene_index(r, c, COLUMNS), SEED) for r, c in places]))
+    positions = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
+    return Scene(
+        path, np.stack([render(labels[r][c], scene_index(r, c, COLUMNS), SEED) for r, c in positions])
+    )
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_windows_cover_every_pixel_and_stay_inside(length: int) -> None:
     assert len(found) == -(-length // 64), "no more windows than are needed"
 
 
-# Classes and their places.
+# Classes and their positions.
 
 
 def test_a_scene_is_classified_as_its_tiles_are(engine: Engine, upload: Path, scene: Scene) -> None:
@@ -112,10 +114,10 @@ def test_a_scene_is_classified_as_its_tiles_are(engine: Engine, upload: Path, sc
 def test_windows_are_told_in_reading_order_with_their_places(
     engine: Engine, upload: Path, scene: Scene
 ) -> None:
-    places = [
+    positions = [
         (window.row, window.column) for window in classified(engine, upload, scene.path.read_bytes()).windows
     ]
-    assert places == [(row * 64, column * 64) for row in range(ROWS) for column in range(COLUMNS)]
+    assert positions == [(row * 64, column * 64) for row in range(ROWS) for column in range(COLUMNS)]
 
 
 def test_the_last_windows_are_moved_inwards_and_fill_only_what_is_left(engine: Engine, upload: Path) -> None:
@@ -298,7 +300,7 @@ def test_a_scene_of_too_many_pixels_is_refused_by_its_header(upload: Path) -> No
 def test_a_block_that_cannot_be_decoded_is_an_error_and_no_hole(
     engine: Engine, upload: Path, blocks: dict[str, Any]
 ) -> None:
-    """Batch inference goes on without the block and counts it; the service has no place to say so."""
+    """Batch inference goes on without the block and counts it; a response of the service cannot."""
     content = bytearray(named(mosaic(256, 256), compress="deflate", interleave="pixel", **blocks))
     upload.write_bytes(content)
     with open_geotiff(upload) as dataset:
