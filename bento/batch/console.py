@@ -67,7 +67,8 @@ class Lines:
         if outcome.error:
             click.echo(f"error: {outcome.error}", err=True)
             return
-        told = {SceneState.KEPT: "done already"}.get(outcome.state, f"{outcome.windows:,} windows, {outcome.seconds:.1f} s")
+        summary = "done already" if outcome.state is SceneState.KEPT else None
+        told = summary or f"{outcome.windows:,} windows, {outcome.seconds:.1f} s"
         click.echo(f"{outcome.name}: {told}", err=True)
         if outcome.broken:
             click.echo(f"error: {broken(outcome)}", err=True)
