@@ -125,7 +125,7 @@ def limit_body(request: Request, max_bytes: int) -> Request:
 
 
 def _check_charset(request: Request) -> None:
-    """Refuse a form in a charset other than UTF-8: Python has codecs that raise any error, or take minutes."""
+    """Refuse a form in a charset other than UTF-8: Python has codecs that raise anything, or take minutes."""
     _, options = parse_options_header(request.headers.get("content-type"))
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8", b"us-ascii"):
         raise HTTPException(400, "the charset of the body is not UTF-8; omit the charset")
@@ -214,7 +214,7 @@ def parse_npy(content: bytes, options: ReadOptions, max_tiles: int) -> list[Tile
 
 
 def _load_npy(content: bytes) -> np.ndarray:
-    """Return the array. Only its length is trusted: no pickle, a short header, no allocation by the header."""
+    """Return the array. Only its length is trusted: no pickle, short headers, no allocation by a header."""
     if not content.startswith(_NPY_MAGIC):
         raise HTTPException(400, "not a .npy file; numpy.save writes one")
     try:

@@ -24,7 +24,7 @@ class ReadParameters(BaseModel):
 
     bands: str = Field(
         description="Bands in the file's order, as names (`B04,B03,B02`) or as one of `l1c`, `l2a`, `10m`, "
-        "`rgb`, `eurosat`; `-` leaves one out. For arrays, and files whose bands have no names.",
+        "`rgb`, `eurosat`; `_` leaves one out. For arrays, and files whose bands have no names.",
         examples=["eurosat"],
     )
     level: Level = Field(description="Processing level, for files that do not state it.")

@@ -102,7 +102,7 @@ async def classify(request: Request) -> Response:
     openapi_extra=operation("curl {url}/model"),
 )
 async def describe_model(request: Request) -> Response:
-    """Classes, bands, metrics, licence and hash of the model file; likewise of a candidate, if there is one."""
+    """Classes, bands, metrics, licence and hash of the model file; likewise of a candidate, if it has one."""
     releases = serving_of(request).releases
     content = _describe_engine(releases.champion)
     if releases.candidate:

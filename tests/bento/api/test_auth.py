@@ -1,4 +1,4 @@
-"""API keys: who is let in, who is not, and what is open to all."""
+"""API keys: which callers are admitted, which are not, and which paths are open to all."""
 
 import os
 import subprocess
@@ -108,9 +108,9 @@ def test_a_body_without_a_key_is_refused_before_it_is_read(guarded: Server) -> N
 def test_no_key_is_ever_logged(guarded: Server) -> None:
     ask(guarded, "/model", **{"x-api-key": KEY})
     ask(guarded, f"/model?key={OTHER_KEY}", authorization=f"Bearer {FILED_KEY}")
-    overrides = guarded.log.read_text()
-    assert overrides
-    assert not any(key in overrides for key in (KEY, OTHER_KEY, FILED_KEY))
+    log = guarded.log.read_text()
+    assert log
+    assert not any(key in log for key in (KEY, OTHER_KEY, FILED_KEY))
 
 
 def test_without_keys_everything_is_open(client: httpx.Client) -> None:
@@ -120,7 +120,7 @@ def test_without_keys_everything_is_open(client: httpx.Client) -> None:
 
 def test_callers_have_the_names_that_they_were_given_or_one_of_their_keys_hash() -> None:
     named, plain = parse_keys([f"alice:{KEY}", OTHER_KEY])
-    keys = KeyCheck(None, [named, plain])  # type: ignore[arg-type] - only asked whose key it is
+    keys = KeyCheck(None, [named, plain])  # type: ignore[arg-type] - serves nothing
     assert keys.caller_of({"x-api-key": KEY}) == "alice"
     name = keys.caller_of({"x-api-key": OTHER_KEY})
     assert name is not None

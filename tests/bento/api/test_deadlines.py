@@ -1,4 +1,4 @@
-"""How long a request may take: bodies that hardly come, and work that does not end."""
+"""How long a request may take: slow bodies, and work that does not end."""
 
 import asyncio
 from typing import Any

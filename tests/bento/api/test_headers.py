@@ -1,4 +1,4 @@
-"""Headers of every answer: what browsers may do with it, and which pages may ask."""
+"""Headers of every response: what browsers may do with it, and which other origins may send requests."""
 
 import httpx
 import pytest

@@ -219,8 +219,8 @@ def test_a_class_map_lies_on_the_scenes_own_grid(service: Service, engine: Engin
 
 def test_a_form_with_a_file_and_fields_does_as_well(service: Service) -> None:
     plain = geotiff(SMALL[positions(EUROSAT_MS_ORDER)])
-    overrides = {"bands": "eurosat", "level": "L1C", "offset": "0"}
-    form = service.client.post("/scene", files={"scene": ("coast.tif", plain)}, data=overrides, headers=ALICE)
+    fields = {"bands": "eurosat", "level": "L1C", "offset": "0"}
+    form = service.client.post("/scene", files={"scene": ("coast.tif", plain)}, data=fields, headers=ALICE)
     assert form.status_code == 200, form.text
     assert form.json()["name"] == "coast.tif"
     query = service.send(plain, "?bands=eurosat&level=L1C&offset=0")
@@ -517,9 +517,9 @@ def test_the_work_of_a_killed_process_is_taken_up_by_another(slow: Service) -> N
 @pytest.mark.realdata
 def test_a_real_scene_is_answered_in_both_forms(service: Service, real_data: Path) -> None:
     content = (real_data / "scenes" / "lahinch_l1c" / "2017-09-18.tif").read_bytes()
-    overrides = "?scale=0.0001&offset=0&name=lahinch.tif"
-    told = service.send(content, overrides).json()
-    numbers, profile, *_ = class_map(service.send(content, overrides, Accept=MAP).content)
+    query = "?scale=0.0001&offset=0&name=lahinch.tif"
+    told = service.send(content, query).json()
+    numbers, profile, *_ = class_map(service.send(content, query, Accept=MAP).content)
     classes = {feature["properties"]["class"] for feature in told["features"]} - {None}
     assert classes == {CLASSES[index] for index in np.unique(numbers) if index != NO_CLASS}
     with open_geotiff(content) as dataset:

@@ -1,4 +1,4 @@
-"""Connections are handed over after a number of requests, politely, and not all at once."""
+"""Connections are closed after a random number of requests, so that they spread over the processes."""
 
 import io
 from collections.abc import Iterator
