@@ -242,7 +242,7 @@ def test_a_tile_may_come_in_any_of_the_three_forms(service: httpx.Client, tmp_pa
         ("?size=-1", 422, "size is a whole number"),
         ("?size=%C2%B2", 422, "size is a whole number"),
         ("?size=4&stride=1", 422, "patches"),
-        ("?colour=red", 422, "there is no parameter 'colour'"),
+        ("?colour=red", 422, "unknown parameter 'colour'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, status: int, message: str) -> None:
