@@ -28,7 +28,7 @@ DOCUMENT = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("metrics")
-    settings = {"TILEWISE_WORKERS": "2", "TILEWISE_DRIFT_LEAST": "5", "TILEWISE_PREDICTIONS": str(home / "log")}
+    settings = {"TILEWISE_WORKERS": "2", "TILEWISE_DRIFT_MIN_TILES": "5", "TILEWISE_PREDICTIONS": str(home / "log")}
     with served(watched_model(home / "model.onnx", tiles(20, seed=1)), home, **settings) as server:
         yield server
 

@@ -45,7 +45,7 @@ def server(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     settings = {
         "TILEWISE_WORKERS": "1",
         "TILEWISE_API_KEYS": KEY,
-        "TILEWISE_MAX_WINDOWS_AT_ONCE": "4",
+        "TILEWISE_MAX_SYNC_WINDOWS": "4",
         "TILEWISE_MAX_TILES": "70",
     }
     with served(linear_model, tmp_path_factory.mktemp("bentoml"), **settings) as server:

@@ -134,7 +134,7 @@ def test_processes_add_their_windows_up_and_forget_the_dead(champion: Engine, tm
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("drift")
-    settings = {"TILEWISE_WORKERS": "2", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_LEAST": "50"}
+    settings = {"TILEWISE_WORKERS": "2", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_MIN_TILES": "50"}
     with served(watched_model(home / "model.onnx", TRAINING), home, **settings) as server:
         yield server
 

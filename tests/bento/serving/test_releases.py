@@ -208,7 +208,7 @@ def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
     champion, candidate = model(tmp_path / "a.onnx", "1"), model(tmp_path / "b.onnx", "2", answer=1)
     settings = {"TILEWISE_CANDIDATE": str(candidate), "TILEWISE_WORKERS": "1"}
     files = [("tiles", ("t.tif", TILE))] * 2
-    shadow = {**settings, "TILEWISE_CANDIDATE_MODE": "shadow", "TILEWISE_CANDIDATE_SHARE": "1"}
+    shadow = {**settings, "TILEWISE_CANDIDATE_MODE": "shadow", "TILEWISE_CANDIDATE_FRACTION": "1"}
     with (
         served(champion, tmp_path, **shadow) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
@@ -217,7 +217,7 @@ def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
             assert client.post("/classify", files=files).json()["model"]["version"] == "1"
         until(lambda: 'tilewise_shadow_tiles_total{agrees="no",candidate="2"} 6.0' in client.get("/metrics").text)
         assert client.get("/model").json()["candidate"]["mode"] == "shadow"
-    canary = {**settings, "TILEWISE_CANDIDATE_MODE": "canary", "TILEWISE_CANDIDATE_SHARE": "0.5"}
+    canary = {**settings, "TILEWISE_CANDIDATE_MODE": "canary", "TILEWISE_CANDIDATE_FRACTION": "0.5"}
     with (
         served(champion, tmp_path, **canary) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
