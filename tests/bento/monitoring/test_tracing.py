@@ -145,7 +145,7 @@ def test_a_collector_is_named_with_or_without_a_path() -> None:
     assert traces_url("https://traces.example/otlp/v1/traces") == "https://traces.example/otlp/v1/traces"
 
 
-@pytest.mark.parametrize("said", ["127.0.0.1:4318", "1", "grpc://127.0.0.1:4317", "http://"])
+@pytest.mark.parametrize("overrides", ["127.0.0.1:4318", "1", "grpc://127.0.0.1:4317", "http://"])
 def test_what_is_no_collector_is_refused_in_one_line(overrides: str) -> None:
     with pytest.raises(TilewiseError, match="TILEWISE_TRACE is the URL of a collector"):
         traces_url(overrides)

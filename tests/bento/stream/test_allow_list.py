@@ -30,7 +30,7 @@ def test_paths_below_an_allowed_folder_are_read(places: Places, archive: Path) -
 
 
 @pytest.mark.parametrize(
-    "said",
+    "overrides",
     [
         "/etc/passwd",
         "../secret.tif",
@@ -71,7 +71,7 @@ def test_addresses_with_an_allowed_beginning_are_read_as_the_operator_says(place
 
 
 @pytest.mark.parametrize(
-    "said",
+    "overrides",
     [
         "https://cogs.example/s2",
         "https://cogs.example/s2x/a.json",
@@ -109,7 +109,7 @@ def test_refusals_tell_no_keys(places: Places) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("overrides", "why"),
     [
         ([], "no place is allowed"),
         (["/no/such/folder"], "there is no such folder"),
