@@ -174,7 +174,7 @@ def timed_inference(model: str, tiles: int, stages: list[TimedStage] | None = No
 
 
 def initialise_counters() -> None:
-    """Create the series that alerts watch with value 0: Prometheus sees no increase in a series that begins with 1."""
+    """Create the series that alerts watch at 0: Prometheus sees no increase in one that begins with 1."""
     for code in SERIOUS:
         ERRORS.labels(code)
     for role in ("champion", "candidate"):

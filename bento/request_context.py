@@ -1,4 +1,4 @@
-"""Request context: what the service records of a request while it serves it, for the log, traces and predictions."""
+"""Request context: what is recorded of a request in progress, for the log, traces and predictions."""
 
 import time
 from collections import Counter

@@ -29,18 +29,18 @@ class Settings(BaseSettings):
 
     model: str | None = Field(
         default=None,
-        description="model file, or models:/NAME@ALIAS in MLflow's registry; default: the newest exported one, else the "
-        "pretrained one",
+        description="model file, or models:/NAME@ALIAS in MLflow's registry; default: the newest exported, "
+        "else the pretrained one",
     )
     precision: Literal["auto", "fp32", "int8"] = Field(
         default="auto",
-        description="auto: the INT8 file beside the model's where the processor gains by it; fp32: never; int8: wherever "
-        "there is one",
+        description="auto: the INT8 file beside the model's if it is faster on this processor; fp32: never; "
+        "int8: wherever there is one",
     )
     candidate: str | None = Field(default=None, description="a second model to try out, named like the model")
     candidate_mode: Literal["off", "shadow", "canary"] = Field(
         default="shadow",
-        description="shadow: the candidate classifies live tiles for comparison only; canary: it answers requests",
+        description="shadow: the candidate classifies tiles for comparison only; canary: it answers requests",
     )
     candidate_fraction: Fraction = Field(
         default=0.1, description="fraction of requests that the candidate gets"
@@ -65,8 +65,8 @@ class Settings(BaseSettings):
     max_wait_seconds: Count = Field(default=30, description="seconds that a request may wait")
     turnover: Count = Field(
         default=64,
-        description="requests after which a connection is closed, so that processes share connections evenly; large "
-        "requests count as several",
+        description="requests after which a connection is closed, so that processes share them evenly; "
+        "large requests count as several",
     )
     api_keys: str | None = Field(
         default=None,

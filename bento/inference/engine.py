@@ -115,7 +115,8 @@ class Engine:
         size = self.metadata.tile_size
         if tiles.dtype != np.uint16 or tiles.shape[1:] != (BAND_COUNT, size, size):
             raise TileShapeError(
-                f"tiles of {tiles.dtype} {tiles.shape}; the model takes uint16 (n, {BAND_COUNT}, {size}, {size})"
+                f"tiles of {tiles.dtype} {tiles.shape}; "
+                f"the model takes uint16 (n, {BAND_COUNT}, {size}, {size})"
             )
         starts = range(0, len(tiles), self._run_size) if len(tiles) else range(1)
         parts = [

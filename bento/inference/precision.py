@@ -1,4 +1,4 @@
-"""Precision: whether a model is served from its fp32 file, or from the INT8 file beside it if that is faster here."""
+"""Precision: whether to serve a model from its fp32 file, or from the INT8 file beside it."""
 
 import logging
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Uploads: read and classify uploaded tiles in batches. An invalid tile gets its own error and affects no other."""
+"""Uploads: read and classify uploaded tiles in batches; an invalid tile gets its own error, and no other."""
 
 import logging
 from collections.abc import Sequence
@@ -88,8 +88,12 @@ class Batch:
     @property
     def classified(self) -> list[tuple[int, Tile, Answer]]:
         """Index, tile and answer of each upload that was classified."""
-        found = ((index, self.outcomes[index], self.results[index]) for index in sorted(self.embeddings))
-        return [(index, tile, answer) for index, tile, answer in found if isinstance(tile, Tile)]  # type: ignore[misc]
+        classified = []
+        for index in sorted(self.embeddings):
+            tile, answer = self.outcomes[index], self.results[index]
+            if isinstance(tile, Tile) and isinstance(answer, dict):
+                classified.append((index, tile, answer))
+        return classified
 
 
 def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
@@ -187,7 +191,7 @@ def describe(engine: TileClassifier, tile: Tile, answers: Answers, row: int, cov
 
 
 def describe_set(engine: TileClassifier, probabilities: Sequence[float], coverage: float) -> Answer | None:
-    """Return the prediction set at `coverage` (0-1), likeliest class first; None if the model is not calibrated."""
+    """Return the prediction set at `coverage` (0-1), likeliest class first; None without calibration."""
     classes = engine.metadata.prediction_set(probabilities, coverage)
     return None if classes is None else {"coverage": coverage, "classes": classes}
 

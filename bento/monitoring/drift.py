@@ -51,7 +51,7 @@ class Reference:
         return cls(metadata.histogram_edges, valid if bins > 1 else {})
 
     def measure(self, band: str, counts: Counts) -> dict[str, float]:
-        """Return the distance of `counts`, between the same edges, from the reference of `band`, by each measure."""
+        """Return the distance of `counts` (same edges) from the reference of `band`, by each measure."""
         return distances(counts, self.counts[band], self.edges)
 
 

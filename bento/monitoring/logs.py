@@ -1,4 +1,4 @@
-"""Logs: a request ID for every response, one line on stderr for every request, and errors with their traceback.
+"""Logs: an ID for every response, a line on stderr for every request, and errors with their traceback.
 
 Of what a client sends, only the request ID, the method and an unknown path are logged: no file names, keys,
 queries or bodies.
@@ -58,7 +58,7 @@ def configure(style: LogStyle) -> None:
 
 @cache
 def get_logger() -> BoundLogger:
-    """Return the package's logger, whose methods take fields by keyword: `get_logger().info("message", key=value)`."""
+    """Return the package's logger, with fields by keyword: `get_logger().info("message", key=value)`."""
     processors: list[Processor] = [
         structlog.stdlib.filter_by_level,
         structlog.processors.format_exc_info,  # here, where the exception is still being handled
@@ -71,7 +71,7 @@ def get_logger() -> BoundLogger:
 
 
 def formatter(style: LogStyle) -> logging.Formatter:
-    """Return the formatter of log records, of the standard library's loggers and of `get_logger`, in `style`."""
+    """Return the formatter of log records in `style`, for `get_logger` and the standard library's loggers."""
     render = [ProcessorFormatter.remove_processors_meta, *_renderers(style)]
     return ProcessorFormatter(processors=render, foreign_pre_chain=[structlog.processors.format_exc_info])
 
@@ -93,7 +93,7 @@ def _order_keys(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _render_text(_: Any, __: str, line: EventDict) -> str:
-    """Return a line for people: JSON values keep control codes away from a terminal; a traceback follows below."""
+    """Return a line for people; JSON values keep control codes away from a terminal."""
     traceback = line.pop("traceback", None)
     start = f"{line.pop('time')} {line.pop('level').upper()} {line.pop('message')}"
     fields = [f"{name}={json.dumps(value, default=str)}" for name, value in line.items()]
@@ -107,7 +107,7 @@ _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 def request_id_of(scope: Scope) -> str:
-    """Return the ID in the request's header `X-Request-ID` if it is valid, else a new one of 32 hexadecimal digits."""
+    """Return the ID in the header `X-Request-ID` if it is valid, else a new one of 32 hexadecimal digits."""
     for name, value in scope["headers"]:
         if name == HEADER and _VALID_ID.fullmatch(value):
             return str(value, "ascii")
@@ -115,7 +115,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 class RequestLog:
-    """ASGI middleware, the outermost of ours: give a request its ID and its log line, and an exception a response.
+    """ASGI middleware, the outermost: give each request an ID and a log line, and exceptions a response.
 
     Args:
         app: the application inside.
@@ -169,7 +169,7 @@ class RequestLog:
 
 
 def _line_logger(style: LogStyle, stream: TextIO) -> Any:
-    """Return a logger that writes a line to `stream` for each request; it is cached, since it is called for each."""
+    """Return a logger of requests that writes lines to `stream`; bound once, since every request uses it."""
     processors = _renderers(style) if style is LogStyle.JSON else [*_renderers(style)[:-1], _render_request]
     return structlog.wrap_logger(
         structlog.WriteLogger(stream),
@@ -184,8 +184,8 @@ def _render_request(_: Any, __: str, line: EventDict) -> str:
     errors = " ".join(f"{count}×{code}" for code, count in line["errors"].items())
     path = re.sub(r"[^!-~]", "?", line["path"])  # keeps line breaks and control codes out
     return (
-        f"{line['time']} {line['status']} {line['method']} {path} {line['tiles']} tiles {line['bytes']} bytes "
-        f"{line['seconds'] * 1000:.1f} ms {line['request_id']} {errors}"
+        f"{line['time']} {line['status']} {line['method']} {path} {line['tiles']} tiles "
+        f"{line['bytes']} bytes {line['seconds'] * 1000:.1f} ms {line['request_id']} {errors}"
     ).rstrip()
 
 
@@ -221,13 +221,13 @@ class _Exchange:
 
 
 def route_of(scope: Scope) -> str:
-    """Return the path of the route that serves a request, with the names of parameters; `other` if there is none."""
+    """Return the path of the route of a request, with the names of its parameters; `other` if none."""
     path: str = getattr(scope.get("route"), "path", "")
     return OTHER if not path or ":path}" in path else path
 
 
 def shown_path(scope: Scope) -> str:
-    """Return the path to log: the route's, since the ID of a task gives access to it; that of unknown routes, cut."""
+    """Return the path to log: the route's (the ID of a task is secret), or that of an unknown route, cut."""
     path = route_of(scope)
     return str(scope["path"])[:_MAX_PATH] if path == OTHER else path
 

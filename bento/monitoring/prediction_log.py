@@ -1,7 +1,7 @@
-"""Prediction log: answers and embeddings of live tiles, kept as Parquet for audits and retraining. Off by default.
+"""Prediction log: answers and embeddings of live tiles, kept as Parquet for audits and retraining.
 
-The log never delays a request: tiles wait in a short queue for a thread that writes them; where it cannot
-keep up, they are dropped and counted. A file appears under its name only when it is complete.
+Off by default. No request waits for it: tiles wait in a short queue for a thread that writes them; where it
+cannot keep up, they are dropped and counted. A file appears under its name only when it is complete.
 """
 
 import contextlib

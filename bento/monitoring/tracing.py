@@ -1,4 +1,4 @@
-"""Traces: where the time of a request goes, sent to an OpenTelemetry collector. Off unless TILEWISE_TRACE names one.
+"""Traces: where the time of a request goes, sent to the OpenTelemetry collector that TILEWISE_TRACE names.
 
 A request is a span with its stages as children: `receive`, `wait`, `read`, `infer`, `describe`, `write`. A
 batch holds tiles of several requests, so each of these requests gets the stages of the batch. BentoML's own

@@ -118,7 +118,7 @@ class AliasSource:
 
 
 def source_of(model: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
-    """Return the source for the value of a setting: an MLflow URI, a path, or None for the default model file."""
+    """Return the source of a setting's value: an MLflow URI, a path, or None for the default model file."""
     if model and model.startswith(REGISTRY_PREFIX):
         return AliasSource(model, precision)
     return FileSource(Path(model) if model else None, precision)
@@ -169,7 +169,7 @@ def _one_model(folder: Path, uri: str) -> Path:
 
 
 def _check_registered(path: Path, registered: str | None, uri: str) -> None:
-    """Refuse a model file whose SHA-256 is not the one that its version was registered with, if it has one."""
+    """Refuse a model file whose SHA-256 differs from the registered one, if there is one."""
     if registered and _sha256(path, state(path)) != registered:
         raise ModelFileError(
             f"{uri}: the downloaded file {path} is not the registered one (its SHA-256 differs); "
@@ -291,7 +291,7 @@ class Releases:
         return self._candidate.engine if self._candidate else None
 
     def route(self, key: str) -> Engine:
-        """Return the model for a request: the canary or the champion, always the same one for the same `key`."""
+        """Return the model for a request, canary or champion: always the same one for the same `key`."""
         return self.canary(key) or self.champion
 
     def canary(self, key: str) -> Engine | None:
@@ -303,7 +303,7 @@ class Releases:
         return self.candidate if self.mode is Mode.SHADOW and self.is_chosen(key) else None
 
     def is_chosen(self, key: str) -> bool:
-        """Return whether `key` falls into the candidate's fraction; by its hash, so equally in every process."""
+        """Return whether `key` falls into the candidate's fraction, by its hash: equally in every process."""
         drawn = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
         return drawn < self.fraction
 

@@ -1,4 +1,4 @@
-"""Runtime of one serving process: what its routes share, as `app.state.serving`, and the observers of its batches."""
+"""Runtime of a serving process: what its routes share (`app.state.serving`), and observers of its batches."""
 
 import logging
 import os
@@ -163,7 +163,7 @@ def serving_of(request: Request) -> Serving:
 
 
 def max_coverage(engine: Engine) -> float | None:
-    """Return the highest coverage (0-1) that the model is calibrated for; None if it has no prediction sets."""
+    """Return the highest calibrated coverage (0-1) of a model; None if it has no prediction sets."""
     sets = engine.metadata.prediction_sets
     return max(sets.thresholds) if sets else None
 
@@ -272,5 +272,5 @@ def _compare_group(shadow: Engine, classified: list[tuple[Tile, Answer]]) -> Non
 
 
 def total_variation(one: dict[str, float], other: dict[str, float]) -> float:
-    """Return half the sum of absolute differences of two distributions over classes (0-1); classes may differ."""
+    """Return the total variation distance of two distributions over classes (0-1); classes may differ."""
     return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in one.keys() | other.keys()) / 2

@@ -51,7 +51,7 @@ class ScheduledEngine:
         return self._engine.path
 
     def classify(self, tiles: DN) -> Answers:
-        """Classify uint16 (n, 13, 64, 64); see `Engine.classify`. Not to be called in the batcher's own thread."""
+        """Classify uint16 (n, 13, 64, 64); see `Engine.classify`. Never call it in the batcher's thread."""
         parts: list[Answers] = []
         start = 0
         while start < len(tiles) or not parts:

@@ -155,8 +155,8 @@ _REPORT_S = 0.3
 
 Progress = float | None
 Work = Callable[[StoredTask, Callable[[Progress], None]], Mapping[str, bytes]]
-"""Called with a task and a function to call often, with the fraction that is done (0-1) or None if it is unchanged;
-that function may raise to stop the work. Returns the results by file name."""
+"""Called with a task and a function to report progress to, often: the fraction that is done (0-1), or None if
+unchanged. That function may raise to stop the work. Returns the results by file name."""
 
 
 class TaskRunner:

@@ -1,4 +1,4 @@
-"""StoredTask store: the scenes that the service holds, which wait, run or are done, and how many bytes they take.
+"""Task store: the scenes that the service holds, which wait, run or are done, and the bytes that they take.
 
 All processes of a service share one folder with an SQLite database and the files of each task, so that any of
 them can report on, process and remove what another accepted. Every scene has an entry from its first byte to
@@ -29,7 +29,8 @@ _SOURCE = "scene.tif"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, alive REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS tasks (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, state TEXT NOT NULL, worker TEXT, question TEXT NOT NULL DEFAULT '{}',
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, state TEXT NOT NULL, worker TEXT,
+    question TEXT NOT NULL DEFAULT '{}',
     windows INTEGER NOT NULL DEFAULT 0, progress REAL NOT NULL DEFAULT 0, bytes INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, finished REAL, error TEXT);
 CREATE INDEX IF NOT EXISTS by_state ON tasks (state, created);
@@ -165,7 +166,8 @@ class TaskStore:
             if waiting >= self.limits.max_waiting:
                 raise FullError(tasks=True)
             database.execute(
-                "UPDATE tasks SET state = ?, worker = NULL, question = ?, windows = ?, bytes = ? WHERE id = ?",
+                "UPDATE tasks SET state = ?, worker = NULL, question = ?, windows = ?, bytes = ? "
+                "WHERE id = ?",
                 (TaskState.WAITING, json.dumps(question), windows, size, task_id),
             )
 
@@ -185,7 +187,8 @@ class TaskStore:
         """Return a task of `owner`, or None."""
         with self._changing() as database:
             row = database.execute(
-                f"SELECT {_COLUMNS} FROM tasks WHERE id = ? AND owner = ? AND state != ?",  # noqa: S608 - constant
+                f"SELECT {_COLUMNS} FROM tasks "  # noqa: S608 - constant
+                "WHERE id = ? AND owner = ? AND state != ?",
                 (task_id, owner, TaskState.HELD),
             ).fetchone()
         return _task(row) if row else None
@@ -200,7 +203,7 @@ class TaskStore:
         return int(count)
 
     def remove(self, task_id: str, owner: str) -> bool:
-        """Delete a task of `owner` with its files, whereupon a process that runs it stops; False: there is none."""
+        """Delete a task of `owner` and its files; a process that runs it stops. False: there is none."""
         with self._changing() as database:
             cursor = database.execute(
                 "DELETE FROM tasks WHERE id = ? AND owner = ? AND state NOT IN (?, ?)",
@@ -225,7 +228,8 @@ class TaskStore:
         """Make the task that has waited longest RUNNING in this process and return it; None if none waits."""
         with self._changing() as database:
             row = database.execute(
-                f"SELECT {_COLUMNS} FROM tasks WHERE state = ? ORDER BY created LIMIT 1",  # noqa: S608 - constant
+                f"SELECT {_COLUMNS} FROM tasks "  # noqa: S608 - constant
+                "WHERE state = ? ORDER BY created LIMIT 1",
                 (TaskState.WAITING,),
             ).fetchone()
             if row is None:
@@ -299,7 +303,8 @@ class TaskStore:
     def _change_own(self, task_id: str, change: str, *values: object) -> bool:
         with self._changing() as database:
             cursor = database.execute(
-                f"UPDATE tasks SET {change} WHERE id = ? AND state = ? AND worker = ?",  # noqa: S608 - constant
+                f"UPDATE tasks SET {change} "  # noqa: S608 - constant
+                "WHERE id = ? AND state = ? AND worker = ?",
                 (*values, task_id, TaskState.RUNNING, self.worker),
             )
             return cursor.rowcount > 0

@@ -1,4 +1,4 @@
-"""Streaming: from notices of new scenes in a queue to maps and results; `tilewise stream`, or `Consumer` from Python."""
+"""Streaming: from notices of new scenes in a queue to maps and results (`tilewise stream`, or `Consumer`)."""
 
 from tilewise.bento.stream.allow_list import AllowList
 from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, NoticeStatus

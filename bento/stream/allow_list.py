@@ -43,14 +43,15 @@ class AllowList:
         """
         if not entries:
             raise TilewiseError(
-                "the allow-list is empty, so every notice would be refused; name folders or addresses by --allow"
+                "the allow-list is empty, so every notice would be refused; "
+                "name folders or addresses by --allow"
             )
         addresses = [text for text in entries if "://" in text]
         folders = [_folder(text) for text in entries if text not in addresses]
         return cls(tuple(folders), tuple(_mapping(text) for text in addresses))
 
     def resolve(self, location: str) -> str | Path:
-        """Return what to read for a path or an address in a notice: a path without links, or an http(s) address.
+        """Return what to read for a path or address in a notice: a resolved path, or an http(s) address.
 
         Raises:
             NoticeError: it is neither, or is not allowed.

@@ -1,4 +1,4 @@
-"""Consumer: receive notices, have their scenes classified, publish results; lose nothing, take no more than it can do.
+"""Consumer: receive notices, classify their scenes, publish results; lose none, take no more than it can do.
 
 A notice is deleted only when its result is published. Whatever happens before, it returns to the queue, for
 this consumer or another.
@@ -165,7 +165,7 @@ class Consumer:
         self._statuses: collections.Counter[NoticeStatus] = collections.Counter()
 
     def stop(self) -> None:
-        """Receive no more notices and end; a second call releases those in work. Signal handlers may call it."""
+        """Receive no more notices and end; a second call releases those in work. Safe in signal handlers."""
         self._stops += 1  # nothing else: the interrupted code may hold a lock
 
     def run(self) -> collections.Counter[NoticeStatus]:
@@ -335,8 +335,8 @@ class Consumer:
             WINDOWS.inc(conclusion.scene["windows"])
             SCENE_SECONDS.observe(seconds)
             BEHIND_SECONDS.observe(max(time.time() - message.sent, 0.0))
-        fields: dict[str, Any] = {"notice": message.id, "status": conclusion.status.value, "receives": message.receives}
-        fields |= {**conclusion.scene, "seconds": round(seconds, 3)}
+        fields: dict[str, Any] = {"notice": message.id, "status": conclusion.status.value}
+        fields |= {"receives": message.receives, **conclusion.scene, "seconds": round(seconds, 3)}
         if conclusion.reason:
             fields["reason"] = conclusion.reason[:_MAX_REASON]
         failed = conclusion.status in (NoticeStatus.DEAD_LETTERED, NoticeStatus.RETRIED)

@@ -1,4 +1,4 @@
-"""Leases: keep messages in work hidden from other consumers, by a thread that renews their visibility timeouts."""
+"""Leases: hide messages in work from other consumers; a thread renews their visibility timeouts."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ class HidesMessages(Protocol):
 
 
 class StopWork(BaseException):
-    """The consumer stops, and the scene in work must be released. Not an Exception, so that no handler swallows it."""
+    """The consumer stops, and the work must be released. Not an Exception, so that no handler swallows it."""
 
 
 class Lease:

@@ -174,7 +174,8 @@ def scene_of(notice: Notice, allowed: AllowList, options: SceneOptions) -> Scene
 def _job_of_files(path: Path, options: SceneOptions) -> SceneJob:
     if not _is_scene(path):
         raise NoticeError(
-            f"{path}: not a scene; send a GeoTIFF, a SAFE product, a folder of one scene's band files or a STAC item"
+            f"{path}: not a scene; send a GeoTIFF, a SAFE product, a folder of one scene's band files, "
+            "or a STAC item"
         )
     sources = find([path], options)
     if len(sources) != 1:

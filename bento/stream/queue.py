@@ -78,7 +78,7 @@ class Queue:
         self._sns = _client("sns", self._topic.split(":")[3] or None) if self._topic else None
 
     def receive(self, count: int, seconds: int, lease: int) -> list[Message]:
-        """Wait up to `seconds` for messages, and return at most `count`, hidden from others for `lease` seconds.
+        """Wait up to `seconds` for at most `count` messages, hidden from others for `lease` seconds.
 
         Raises:
             QueueError: the queue does not answer.

@@ -1,4 +1,4 @@
-"""Scene worker: classify one scene after another, each into a folder of its own, as `tilewise.bento.batch` does.
+"""Scene worker: classify scenes one by one, each into a folder of its own, as `tilewise.bento.batch` does.
 
 The name of a scene's folder depends on the scene only; the folder has a manifest, and is locked while it is
 written. So several consumers may share the folder of results, a notice that comes twice changes nothing, and
@@ -63,7 +63,7 @@ class SceneWorker:
         out.mkdir(parents=True, exist_ok=True)
 
     def classify(self, job: SceneJob, check: Callable[[], None]) -> SceneOutcome:
-        """Classify a scene into its folder, unless the results of this model and these options are there already.
+        """Classify a scene into its folder, unless results of this model and these options are there.
 
         Args:
             job: the scene.
@@ -127,7 +127,8 @@ class SceneWorker:
             pixels = scene.width * scene.height
         if pixels > self._options.max_pixels:
             raise SceneTooLargeError(
-                f"{job.location}: {pixels:,} pixels, more than {self._options.max_pixels:,}; allow more by --max-pixels"
+                f"{job.location}: {pixels:,} pixels, more than {self._options.max_pixels:,}; "
+                "allow more by --max-pixels"
             )
 
     def _plan(self, manifest: Manifest) -> WorkPlan:

@@ -1,4 +1,4 @@
-"""Which file is served: INT8 where the processor gains by it, fp32 where not, and never a file of another model."""
+"""Which file is served: INT8 if it is faster on the processor, else fp32; never a file of another model."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ def model(skilled_model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
-    """Let the processor be one whose instructions nobody knows, and the measurement find what the test says."""
+    """Simulate a processor of unknown instructions, and what the measurement finds."""
 
     def set_gain(times: float) -> None:
         monkeypatch.setattr(precision, "int8_instructions", frozenset)

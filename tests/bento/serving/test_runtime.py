@@ -1,4 +1,4 @@
-"""What routes share: which model answers, what becomes of a candidate that fails, and how answers are compared."""
+"""Which model answers, what becomes of a candidate that fails, and how its answers are compared."""
 
 import asyncio
 from collections.abc import Iterator

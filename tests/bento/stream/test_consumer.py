@@ -1,4 +1,4 @@
-"""Notices through a real SQS and SNS server on loopback: nothing lost, nothing doubled, nothing read elsewhere."""
+"""Notices through a real SQS and SNS server on loopback: none lost, none doubled, nothing read elsewhere."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ from tilewise.bento.results.writer import Output, OutputOptions
 from tilewise.bento.stream.allow_list import AllowList
 from tilewise.bento.stream.cli import receives_of
 from tilewise.bento.stream.consumer import REGISTRY, Consumer, ConsumerOptions, NoticeStatus
-from tilewise.bento.stream.queue import Queue
+from tilewise.bento.stream.queue import Message, Queue
 from tilewise.bento.stream.worker import SceneWorker, SceneWorkerOptions
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import QueueError, TilewiseError
@@ -42,7 +42,7 @@ MAPS = SceneWorkerOptions(
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that speaks SQS, SNS and S3, which every program for AWS in this process finds."""
+    """The address of a server of SQS, SNS and S3, which every program for AWS in this process finds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -395,13 +395,18 @@ def test_odd_words_of_a_sender_hold_up_nobody(desks: Desks) -> None:
 def test_no_more_notices_are_taken_than_are_worked_on(desks: Desks) -> None:
     desks.send(*[{"scene": "small.tif"}] * 4)
     queue = Queue(desks.url("notices"))
-    asked: list[int] = []
+    requested: list[int] = []
     receive = queue.receive
-    queue.receive = lambda count, *rest: (asked.append(count), receive(count, *rest))[1]  # type: ignore[method-assign,func-returns-value]
+
+    def count_requested(count: int, *rest: int) -> list[Message]:
+        requested.append(count)
+        return receive(count, *rest)
+
+    queue.receive = count_requested  # type: ignore[method-assign,assignment]
     usual = ConsumerOptions(AllowList.parse([str(desks.archive)]), in_flight=1, wait=0, min_free=0, idle=0)
     statuses = Consumer(queue, SceneWorker(desks.out, desks.engine, MAPS), desks.out, usual).run()
     assert statuses.total() == 4
-    assert set(asked) == {1}
+    assert set(requested) == {1}
 
 
 def test_a_full_disk_stops_the_taking_and_loses_nothing(desks: Desks) -> None:
