@@ -169,6 +169,19 @@ def test_a_version_can_be_named_by_its_number(tracking: MlflowClient) -> None:
     assert Releases(AliasSource("models:/tilewise/2")).champion.metadata.version == "2"
 
 
+def test_a_version_whose_file_is_not_the_registered_one_is_not_served(tracking: MlflowClient) -> None:
+    releases = Releases(AliasSource("models:/tilewise@champion"))
+    sha256 = releases.champion.sha256
+    tracking.set_model_version_tag("tilewise", "1", "sha256", sha256)
+    try:
+        assert AliasSource("models:/tilewise/1").find().path.is_file()
+        tracking.set_model_version_tag("tilewise", "1", "sha256", "0" * 64)
+        with pytest.raises(ModelFileError, match="is not the registered one"):
+            AliasSource("models:/tilewise/1").find()
+    finally:
+        tracking.delete_model_version_tag("tilewise", "1", "sha256")
+
+
 @pytest.mark.parametrize("uri", ["models:/tilewise@nobody", "models:/unknown@champion", "models:/tilewise"])
 def test_a_name_that_the_registry_does_not_know_is_one_line(tracking: MlflowClient, uri: str) -> None:
     with pytest.raises(ModelFileError) as refused:
