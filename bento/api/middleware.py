@@ -49,7 +49,7 @@ def outer_middleware(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
     found.append((Deadlines, limits))
     keys = read_keys(settings.api_keys, settings.api_keys_file)
     if keys:
-        found.append((KeyCheck, {"keys": keys, "open_metrics": bool(settings.open_metrics)}))
+        found.append((KeyCheck, {"keys": keys, "open_metrics": settings.open_metrics}))
     return found
 
 

@@ -32,12 +32,12 @@ from tilewise.bento.api.schemas import (
     query,
     schema_reference,
 )
-from tilewise.bento.inference.engine import Engine
-from tilewise.bento.request_context import note_asked
+from tilewise.bento.inference.engine import TileClassifier
+from tilewise.bento.request_context import note_requested
 from tilewise.bento.serving.runtime import Serving, serving_of
 from tilewise.bento.serving.scene_answers import FORMS, MAP, SceneRequest, answer_scene, count_windows, serialise
 from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError, file_of
-from tilewise.bento.serving.task_store import FullError, Ledger, State, Task, owner_of
+from tilewise.bento.serving.task_store import FullError, StoredTask, TaskState, TaskStore, owner_of
 
 router = APIRouter(tags=["scenes"])
 
@@ -92,7 +92,7 @@ async def classify_scene(request: Request) -> Response:
     """
     serving, media_type = serving_of(request), _choose_media_type(request)
     size = announced_bytes(request, serving.settings.max_scene_bytes)
-    ledger = serving.scenes.ledger
+    ledger = serving.scenes.store
     try:
         async with _reserved(ledger, _owner_of(request), size) as task_id:
             parameters = await spool(request, ledger.source(task_id), serving.settings.max_scene_bytes)
@@ -104,7 +104,7 @@ async def classify_scene(request: Request) -> Response:
                 serving.engine.metadata.tile_size,
                 serving.settings.max_pixels,
             )
-            note_asked(windows, serving.engine.metadata.version)
+            note_requested(windows, serving.engine.metadata.version)
             if windows > serving.settings.max_sync_windows or _prefers_task(request):
                 return await _submit(request, serving, task_id, question, windows)
             return await _answer_now(request, serving, task_id, question, media_type)
@@ -127,9 +127,9 @@ async def classify_scene(request: Request) -> Response:
 )
 async def show_task(request: Request) -> Response:
     """Only the caller who sent the scene can see it, with the same API key."""
-    ledger = serving_of(request).scenes.ledger
+    ledger = serving_of(request).scenes.store
     task = await _find_task(request)
-    retry = {"Retry-After": _SOON} if task.state in (State.WAITING, State.RUNNING) else {}
+    retry = {"Retry-After": _SOON} if task.state in (TaskState.WAITING, TaskState.RUNNING) else {}
     return reply(await _describe_task(ledger, task), HTTPStatus.OK, **retry)
 
 
@@ -146,13 +146,13 @@ async def show_task(request: Request) -> Response:
 async def show_result(request: Request) -> Response:
     """The header `Accept` chooses the response, as in `POST /scene`. If the task failed, it is the error."""
     media_type, task = _choose_media_type(request), await _find_task(request)
-    if task.state is State.FAILED and task.error:
+    if task.state is TaskState.FAILED and task.error:
         return refuse(status_of_code(task.error["code"]), **task.error)
-    if task.state is not State.DONE:
+    if task.state is not TaskState.DONE:
         message, hint = f"the task is {task.state}", f"GET /tasks/{task.id} returns its progress"
         return refuse(HTTPStatus.CONFLICT, "not_done", message, hint, **{"Retry-After": _SOON})
-    path = serving_of(request).scenes.ledger.result(task.id, file_of(media_type))
-    return FileResponse(path, media_type=media_type, headers=_result_headers(media_type, task.asked["name"]))
+    path = serving_of(request).scenes.store.result(task.id, file_of(media_type))
+    return FileResponse(path, media_type=media_type, headers=_result_headers(media_type, task.question["name"]))
 
 
 @router.delete(
@@ -168,7 +168,7 @@ async def show_result(request: Request) -> Response:
 async def remove_task(request: Request) -> Response:
     """Only the caller who sent the scene can delete it, with the same API key."""
     task = await _find_task(request)
-    ledger = serving_of(request).scenes.ledger
+    ledger = serving_of(request).scenes.store
     await asyncio.to_thread(ledger.remove, task.id, task.owner)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -253,21 +253,21 @@ async def _submit(
     request: Request, serving: Serving, task_id: str, question: SceneRequest, windows: int
 ) -> Response:
     scenes, owner = serving.scenes, _owner_of(request)
-    await asyncio.to_thread(scenes.ledger.submit, task_id, question.to_json(), windows)
+    await asyncio.to_thread(scenes.store.submit, task_id, question.to_json(), windows)
     scenes.runner.wake()
-    task = await asyncio.to_thread(scenes.ledger.find, task_id, owner)
+    task = await asyncio.to_thread(scenes.store.find, task_id, owner)
     assert task is not None  # noqa: S101 - no one else knows its ID yet
     fields = {"Location": f"/tasks/{task_id}", "Retry-After": _SOON}
     if _prefers_task(request):
         fields["Preference-Applied"] = "respond-async"
-    return reply(await _describe_task(scenes.ledger, task), HTTPStatus.ACCEPTED, **fields)
+    return reply(await _describe_task(scenes.store, task), HTTPStatus.ACCEPTED, **fields)
 
 
 async def _answer_now(
     request: Request, serving: Serving, task_id: str, question: SceneRequest, media_type: str
 ) -> Response:
-    def work(scheduled: Engine) -> bytes:
-        source = serving.scenes.ledger.source(task_id)
+    def work(scheduled: TileClassifier) -> bytes:
+        source = serving.scenes.store.source(task_id)
         return serialise(answer_scene(scheduled, source, question, lambda _: None), media_type)
 
     engine = serving.engine
@@ -277,36 +277,36 @@ async def _answer_now(
 
 
 @asynccontextmanager
-async def _reserved(ledger: Ledger, owner: str, size: int) -> AsyncIterator[str]:
+async def _reserved(ledger: TaskStore, owner: str, size: int) -> AsyncIterator[str]:
     """Reserve space for a scene of `size` bytes during the block, or until it becomes a task."""
     task_id = await asyncio.to_thread(ledger.hold, owner, size)
     try:
         yield task_id
     finally:
         # Shielded: where the request is cancelled, the file would otherwise stay until the process ends.
-        await asyncio.shield(asyncio.to_thread(ledger.let_go, task_id))
+        await asyncio.shield(asyncio.to_thread(ledger.release, task_id))
 
 
-async def _find_task(request: Request) -> Task:
+async def _find_task(request: Request) -> StoredTask:
     """Return the task in the path, if it is the caller's.
 
     Raises:
         HTTPException: the caller has no such task, or its result was deleted.
     """
-    ledger = serving_of(request).scenes.ledger
+    ledger = serving_of(request).scenes.store
     task = await asyncio.to_thread(ledger.find, request.path_params["task_id"], _owner_of(request))
     if task is None:
         raise HTTPException(404, "this caller has no such task; POST /scene makes one")
-    if task.state is State.EXPIRED:
+    if task.state is TaskState.EXPIRED:
         raise HTTPException(
             410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again"
         )
     return task
 
 
-async def _describe_task(ledger: Ledger, task: Task) -> dict[str, Any]:
+async def _describe_task(ledger: TaskStore, task: StoredTask) -> dict[str, Any]:
     path = f"/tasks/{task.id}"
-    waiting = task.state is State.WAITING
+    waiting = task.state is TaskState.WAITING
     expires = task.finished + ledger.limits.kept if task.finished else None
     return {
         "id": task.id,

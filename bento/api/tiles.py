@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -32,10 +32,10 @@ from tilewise.bento.api.schemas import (
     operation,
     query,
 )
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint
 from tilewise.bento.inference.uploads import Upload
-from tilewise.bento.request_context import note_answered, note_asked
+from tilewise.bento.request_context import note_answered, note_requested
 from tilewise.bento.serving.runtime import serving_of
 from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError
 from tilewise.datasets.core.errors import NoDataError
@@ -84,8 +84,7 @@ async def classify(request: Request) -> Response:
     serving = serving_of(request)
     async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
         batch = await read_tiles(request, serving.settings, serving.best_coverage)
-        engine, uploads = serving.assign(batch.uploads, sticky_key(request))
-        results = await serving.batcher.submit(uploads)
+        engine, results = await serving.classify(batch.uploads, sticky_key(request))
     note_answered()
     if batch.single and "error" in results[0]:
         return reply({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
@@ -108,11 +107,11 @@ async def describe_model(request: Request) -> Response:
     content = _describe_engine(releases.champion)
     if releases.candidate:
         card = _describe_engine(releases.candidate)
-        content["candidate"] = {**card, "mode": releases.mode, "fraction": releases.share}
+        content["candidate"] = {**card, "mode": releases.mode, "fraction": releases.fraction}
     return reply(content)
 
 
-def _describe_engine(engine: Engine) -> dict[str, Any]:
+def _describe_engine(engine: TileClassifier) -> dict[str, Any]:
     card = engine.metadata.model_dump(mode="json", exclude={"histograms", "histogram_edges"})
     return {**card, "sha256": engine.sha256}
 
@@ -175,12 +174,12 @@ async def explain_tile(request: Request) -> Response:
     engine = serving.releases.route(sticky_key(request))
     options = _parse_options(request.query_params, engine)
     async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
-        single = replace(serving.settings, max_tiles=1)
+        single = serving.settings.model_copy(update={"max_tiles": 1})
         batch = await read_tiles(_without_parameters(request), single, serving.best_coverage)
         tile = await asyncio.to_thread(_read_only_tile, batch.uploads, engine.metadata.tile_size)
-    note_asked(1, engine.metadata.version)
+    note_requested(1, engine.metadata.version)
 
-    def work(scheduled: Engine) -> bytes:
+    def work(scheduled: TileClassifier) -> bytes:
         found = explain(scheduled, tile, options.method, options.size, options.stride, options.class_name)
         return (
             paint(found) if media_type == _PNG else json.dumps(_describe_explanation(engine, found)).encode()
@@ -206,7 +205,7 @@ def _read_only_tile(uploads: list[Upload], size: int) -> Tile:
     return tile
 
 
-def _describe_explanation(engine: Engine, found: Explanation) -> dict[str, Any]:
+def _describe_explanation(engine: TileClassifier, found: Explanation) -> dict[str, Any]:
     return {
         "model": engine.identity,
         "name": found.tile.name,
@@ -221,7 +220,7 @@ def _describe_explanation(engine: Engine, found: Explanation) -> dict[str, Any]:
     }
 
 
-def _parse_options(parameters: Mapping[str, str], engine: Engine) -> ExplainOptions:
+def _parse_options(parameters: Mapping[str, str], engine: TileClassifier) -> ExplainOptions:
     """Return the options in the query; raises HTTPException where one is not valid."""
     tile, classes = engine.metadata.tile_size, engine.metadata.classes
     method, class_name = parameters.get("method") or Method.OCCLUSION, parameters.get("class") or None

@@ -18,7 +18,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from tilewise.bento.inference.blending import NO_CLASS, Maps, Painter, StripAnswers
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.window_grid import WindowGrid, make_window_grid
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
@@ -165,7 +165,7 @@ class SceneClassification:
     height: int
     width: int
     strips: range
-    _engine: Engine
+    _engine: TileClassifier
     _scene: ReadableScene
     _window_grid: WindowGrid
     _grid: GridOptions
@@ -303,7 +303,7 @@ class SceneClassification:
 
 
 def classify(
-    engine: Engine,
+    engine: TileClassifier,
     scene: ReadableScene,
     grid: GridOptions | None = None,
     progress: Report = silent,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rasterio.io import DatasetReader
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.window_grid import SceneInfo, make_window_grid
 from tilewise.bento.inference.windows import GridOptions, WindowAnswer, classify
 from tilewise.bento.results.maps import MapWriter, class_spec, model_tags
@@ -94,7 +94,7 @@ class ClassifiedScene:
     """
 
     request: SceneRequest
-    engine: Engine
+    engine: TileClassifier
     bands: tuple[str, ...]
     level: Level | None
     georeference: Georeference
@@ -118,7 +118,7 @@ def count_windows(path: Path, request: SceneRequest, tile_size: int, max_pixels:
 
 
 def answer_scene(
-    engine: Engine, path: Path, request: SceneRequest, report: Callable[[float], None]
+    engine: TileClassifier, path: Path, request: SceneRequest, report: Callable[[float], None]
 ) -> ClassifiedScene:
     """Classify the scene at `path`.
 

@@ -17,19 +17,18 @@ from tilewise.bento.batch.worker import NETWORK_THREADS
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick
 from tilewise.bento.inference.windows import GridOptions
-from tilewise.bento.monitoring.logs import LogStyle, configure
+from tilewise.bento.monitoring.logs import LogStyle, configure, get_logger
 from tilewise.bento.results.writer import OutputOptions
-from tilewise.bento.settings import find_model
-from tilewise.bento.stream.allow_list import Places
-from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, Fate, serve
+from tilewise.bento.stream.allow_list import AllowList
+from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, NoticeStatus, serve
 from tilewise.bento.stream.notices import MAX_BYTES
-from tilewise.bento.stream.queue import LONGEST_HIDDEN, Queue
+from tilewise.bento.stream.queue import MAX_HIDDEN_S, Queue
 from tilewise.bento.stream.worker import SceneWorker, SceneWorkerOptions
 from tilewise.datasets.core.console import one_line_errors, with_options
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.scenes import SceneOptions
 from tilewise.datasets.scenes.options import make_scene_options, scene_options
-from tilewise.models.model_file import usable_cores
+from tilewise.models.model_file import find_model, usable_cores
 
 _LOG = logging.getLogger("tilewise")
 _USUAL_RECEIVES = 5
@@ -76,7 +75,7 @@ def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--lease",
             default=120,
             show_default=True,
-            type=click.IntRange(3, LONGEST_HIDDEN // 2),
+            type=click.IntRange(3, MAX_HIDDEN_S // 2),
             help="Seconds that a notice in work is hidden from other consumers; renewed every third of it.",
         ),
         click.option(
@@ -89,7 +88,7 @@ def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--retry-seconds",
             default=30,
             show_default=True,
-            type=click.IntRange(0, LONGEST_HIDDEN),
+            type=click.IntRange(0, MAX_HIDDEN_S),
             help="After which a scene that failed is tried again; doubled each time.",
         ),
         click.option(
@@ -123,7 +122,7 @@ def bound_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--max-seconds",
             default=3600.0,
             show_default=True,
-            type=click.FloatRange(1, LONGEST_HIDDEN),
+            type=click.FloatRange(1, MAX_HIDDEN_S),
             help="That a scene may take.",
         ),
         click.option(
@@ -212,8 +211,8 @@ def main(
     2 the command is wrong; 130 ended by Ctrl-C.
     """
     _log_as(log)
-    places, waiting = Places.parse(allow), Queue(queue, dead_letters, results)
-    engine = Engine(pick(find_model(Path(model) if model else None), Precision(precision)), NETWORK_THREADS)
+    places, waiting = AllowList.parse(allow), Queue(queue, dead_letters, results)
+    engine = Engine(pick(find_model(model), Precision(precision)), NETWORK_THREADS)
     consumer = _consumer(waiting, engine, out, places, **overrides)
     if metrics:
         serve(metrics)
@@ -230,7 +229,7 @@ def _consumer(
     queue: Queue,
     engine: Engine,
     out: Path,
-    places: Places,
+    places: AllowList,
     *,
     outputs: tuple[Any, ...],
     formats: tuple[Any, ...],
@@ -278,13 +277,13 @@ def _run(consumer: Consumer, queue: Queue, engine: Engine) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     fields = {"queue": queue.url, "dead_letters": queue.dead_letters, "model": engine.identity, "process": os.getpid()}
-    _LOG.info("the consumer begins", extra={"fields": fields})
-    fates = consumer.run()
-    _LOG.info("the consumer ends", extra={"fields": {fate.value: fates[fate] for fate in Fate}})
-    return _status(ended_by, fates)
+    get_logger().info("the consumer begins", **fields)
+    statuses = consumer.run()
+    get_logger().info("the consumer ends", **{status.value: statuses[status] for status in NoticeStatus})
+    return _status(ended_by, statuses)
 
 
-def _status(ended_by: list[int], fates: Counter[Fate]) -> int:
+def _status(ended_by: list[int], statuses: Counter[NoticeStatus]) -> int:
     if ended_by:
         return 130 if ended_by[0] == signal.SIGINT else 0
-    return 1 if fates[Fate.BURIED] else 0
+    return 1 if statuses[NoticeStatus.DEAD_LETTERED] else 0

@@ -1,12 +1,9 @@
-"""Settings from the environment, and which model is used when none is named."""
-
-import os
-from pathlib import Path
+"""Settings from the environment."""
 
 import pytest
 
-from tilewise.bento.settings import Settings, find_model
-from tilewise.datasets.core.errors import ModelFileError, TilewiseError
+from tilewise.bento.settings import Settings, allowed_values
+from tilewise.datasets.core.errors import TilewiseError
 
 NAMES = ("TILEWISE_MODEL", "TILEWISE_WORKERS", "TILEWISE_THREADS", "TILEWISE_MAX_TILES", "TILEWISE_MAX_BYTES")
 
@@ -17,15 +14,17 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def exported(path: Path, age: float) -> Path:
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"")
-    os.utime(path, (1_700_000_000 - age, 1_700_000_000 - age))
-    return path
-
-
 def test_without_an_environment_the_defaults_hold() -> None:
-    assert Settings.from_environment() == Settings()
+    settings = Settings.from_environment()
+    assert settings.model_dump() == {name: field.default for name, field in Settings.model_fields.items()}
+
+
+def test_every_setting_says_what_it_is_and_what_it_allows() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert allowed_values(field), name
+    assert allowed_values(Settings.model_fields["log"]) == "json, text or off"
+    assert allowed_values(Settings.model_fields["drift_window"]) == "a whole number of 0 or more"
 
 
 def test_every_setting_can_be_set_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +42,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, na
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "least"),
+    ("name", "value", "minimum"),
     [
         ("TILEWISE_THREADS", "many", 0),
         ("TILEWISE_THREADS", "-1", 0),
@@ -68,34 +67,33 @@ def test_processes_and_threads_together_never_exceed_the_cores(monkeypatch: pyte
                 assert settings.processes * settings.network_threads <= cores
 
 
-def test_a_model_that_was_named_is_used_whatever_else_lies_there(in_folder: Path) -> None:
-    exported(in_folder / "artifacts" / "run" / "model.onnx", age=0)
-    assert find_model(Path("mine.onnx")) == Path("mine.onnx")
-
-
-def test_the_newest_exported_model_is_used_when_none_is_named(in_folder: Path) -> None:
-    exported(in_folder / "artifacts" / "a" / "model.onnx", age=300)
-    newest = exported(in_folder / "artifacts" / "b" / "deep" / "model.onnx", age=100)
-    exported(in_folder / "artifacts" / "c" / "model.onnx", age=200)
-    exported(in_folder / "artifacts" / "d" / "other.onnx", age=0)
-    assert find_model(None).resolve() == newest.resolve()
-
-
-def test_where_nothing_was_exported_the_weights_that_ship_are_used(in_folder: Path) -> None:
-    shipped = find_model(None)
-    assert shipped.parts[-3:] == ("models", "pretrained", "model.onnx")
-    assert shipped.is_file()
-
-
-def test_without_any_model_the_error_names_the_ways_to_get_one(
-    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("TILEWISE_PRECISION", "int4", "auto, fp32 or int8"),
+        ("TILEWISE_CANDIDATE_MODE", "Shadow", "off, shadow or canary"),
+        ("TILEWISE_CANDIDATE_FRACTION", "1.5", "a number from 0 to 1"),
+        ("TILEWISE_PREDICTIONS_FRACTION", "nan", "a number from 0 to 1"),
+        ("TILEWISE_PREDICTIONS_FRACTION", "half", "a number from 0 to 1"),
+        ("TILEWISE_OPEN_METRICS", "perhaps", "1 or 0"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_one_line_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
 ) -> None:
-    monkeypatch.setattr(
-        "tilewise.bento.settings.PRETRAINED_MODEL", in_folder / "none.onnx"
-    )  # an installation without weights
-    with pytest.raises(ModelFileError) as caught:
-        find_model(None)
-    message = str(caught.value)
-    assert "\n" not in message
-    for way in ("TILEWISE_MODEL", "artifacts", "`tilewise train`", "`make demo`"):
-        assert way in message
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TilewiseError) as caught:
+        Settings.from_environment()
+    assert str(caught.value) == f"{name} is {allowed}, not '{value}'"
+
+
+def test_no_key_is_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEWISE_API_KEYS", "alice:0123456789abcdef")
+    settings = Settings.from_environment()
+    assert settings.api_keys == "alice:0123456789abcdef"
+    assert "0123456789abcdef" not in f"{settings} {settings!r}"
+
+
+def test_settings_are_read_once_and_not_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().max_tiles = 3  # type: ignore[misc]
