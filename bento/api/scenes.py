@@ -227,9 +227,7 @@ async def _spool_form(body: Request, path: Path) -> dict[str, str]:
     async with body.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as parts:
         part = parts.get(FIELD)
         if not isinstance(part, UploadFile):
-            raise HTTPException(
-                400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one"
-            )
+            raise HTTPException(400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one")
         await asyncio.to_thread(_copy, part, path)
         fields = {name: value for name, value in parts.items() if isinstance(value, str)}
         return {"name": part.filename or DEFAULT_NAME, **fields}
@@ -249,9 +247,7 @@ def _with_name(parameters: Mapping[str, str]) -> dict[str, str]:
 # Responses and tasks.
 
 
-async def _submit(
-    request: Request, serving: Serving, task_id: str, question: SceneRequest, windows: int
-) -> Response:
+async def _submit(request: Request, serving: Serving, task_id: str, question: SceneRequest, windows: int) -> Response:
     scenes, owner = serving.scenes, _owner_of(request)
     await asyncio.to_thread(scenes.store.submit, task_id, question.to_json(), windows)
     scenes.runner.wake()
@@ -298,9 +294,7 @@ async def _find_task(request: Request) -> StoredTask:
     if task is None:
         raise HTTPException(404, "this caller has no such task; POST /scene makes one")
     if task.state is TaskState.EXPIRED:
-        raise HTTPException(
-            410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again"
-        )
+        raise HTTPException(410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again")
     return task
 
 
@@ -370,9 +364,7 @@ def _parse_fraction(parameters: Mapping[str, str], name: str, default: float) ->
 def _refuse_full(error: FullError) -> Response:
     if error.tasks:
         message, hint = "the queue of scenes is full", f"try again in {_LATER} s"
-        return refuse(
-            HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER}
-        )
+        return refuse(HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER})
     message = "there is no disk space for another scene"
     hint = f"try again in {_LATER} s, or DELETE the tasks whose results you have"
     fields = {"Retry-After": _LATER, "Connection": "close"}  # the body may be unread
