@@ -18,8 +18,8 @@ from pathlib import Path
 from tilewise.bento.batch import Crew, RunOptions, SceneOutcome, State, classify_scenes
 from tilewise.bento.batch.cluster import BLOCK_STRIPS
 from tilewise.bento.batch.manifest import Manifest, ResultFile
-from tilewise.bento.settings import find_model
 from tilewise.datasets.acquire.synthetic import synthesise_scene
+from tilewise.models.model_file import find_model
 
 SIDE, TILE, DAY = 10_980, 64, 86_400
 CORES = 16  # of a simulated node

@@ -23,12 +23,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.settings import find_model
 from tilewise.datasets.core.console import one_line_errors
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.files import sha256_of
 from tilewise.datasets.core.locations import PACKAGE, PRETRAINED_MODEL
-from tilewise.models.model_file import int8_of
+from tilewise.models.model_file import find_model, int8_of
 
 BENTOFILE = "bentofile.yaml"
 REQUIREMENTS = "requirements.txt"

@@ -2,11 +2,9 @@
 
 import os
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from tilewise.datasets.core.errors import ModelFileError, TilewiseError
-from tilewise.datasets.core.locations import MODEL_NAME, PRETRAINED_MODEL, RUNS
+from tilewise.datasets.core.errors import TilewiseError
 from tilewise.models.model_file import usable_cores
 
 _CHOICES = {
@@ -171,22 +169,3 @@ def _share(name: str, text: str) -> float:
     if not 0 <= share <= 1:
         raise TilewiseError(f"{name} is a share from 0 to 1, not {text!r}")
     return share
-
-
-def find_model(overrides: Path | None) -> Path:
-    """Return the model to use: the one that was said, else the newest exported one, else the one packed with the code.
-
-    Raises:
-        ModelFileError: none was said, none was ever exported, none is packed.
-    """
-    if overrides is not None:
-        return overrides
-    exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
-    if exported:
-        return exported[-1]
-    if PRETRAINED_MODEL.is_file():
-        return PRETRAINED_MODEL
-    raise ModelFileError(
-        f"no model: TILEWISE_MODEL is not set and {RUNS} holds no {MODEL_NAME}; "
-        "`tilewise train` makes one, `make demo` a small one in a minute"
-    )

@@ -14,14 +14,13 @@ import numpy.typing as npt
 
 from tilewise.datasets.core.console import Report, make_read_options, one_line_errors, read_options, shown, silent
 from tilewise.datasets.core.errors import ModelFileError, NoTilesError, TilewiseError, UnreadableImageError
-from tilewise.datasets.core.locations import PRETRAINED_MODEL, RUNS
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.splits import SPLITS
 from tilewise.datasets.quality.suspects import write_predictions
 from tilewise.datasets.readers.sources import Format, find_source
-from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, int8_of, open_model
+from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, find_model, int8_of, open_model
 
 if TYPE_CHECKING:
     from tilewise.models.explain.attribution import Explanation
@@ -259,27 +258,6 @@ def card(model: Path, assessments: tuple[Path, ...], append: tuple[Path, ...], o
     target = out or model.with_name("README.md")
     write_card(open_model(model), assessments, target, append)
     click.echo(f"the card is {target}")
-
-
-def find_model(overrides: str | None) -> Path:
-    """Return the model file to use: the one that was said, else the newest exported one, else the one that ships.
-
-    Raises:
-        ModelFileError: it is in a registry, or there is none.
-    """
-    if overrides and overrides.startswith("models:/"):
-        raise ModelFileError(
-            f"{overrides}: explanations need a model file; `mlflow artifacts download -u {overrides} -d FOLDER` fetches it"
-        )
-    if overrides:
-        return Path(overrides)
-    exported = sorted(RUNS.rglob("model.onnx"), key=lambda path: path.stat().st_mtime)
-    known = [*exported[-1:], *([PRETRAINED_MODEL] if PRETRAINED_MODEL.is_file() else [])]
-    if not known:
-        raise ModelFileError(
-            f"no model: {RUNS} holds none; `tilewise train` makes one, `make demo` a small one, --model names one"
-        )
-    return known[0]
 
 
 def read(path: Path, overrides: ReadOptions) -> Tile:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import ModelFileError
+from tilewise.datasets.core.locations import MODEL_NAME, PRETRAINED_MODEL, RUNS
 from tilewise.datasets.core.radiometry import QUANTIFICATION
 from tilewise.datasets.core.tile import BAND_COUNT, NO_DATA, TILE_SIZE
 
@@ -56,6 +57,37 @@ def _quota(cores: int) -> int:
         return cores if quota == "max" else math.ceil(int(quota) / int(period))
     except (OSError, ValueError):
         return cores
+
+
+REGISTRY_PREFIX = "models:/"
+"""Prefix of a model in MLflow's registry: `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+
+
+def find_model(given: str | Path | None) -> Path:
+    """Return the path of the model file to use.
+
+    Args:
+        given: the path that the user named; None or empty: the newest file that training exported, or else the
+            pretrained file that ships with the package.
+
+    Raises:
+        ModelFileError: `given` is in a registry, which has no path here; or nothing is given, exported or shipped.
+    """
+    if str(given or "").startswith(REGISTRY_PREFIX):
+        raise ModelFileError(
+            f"{given}: a model file is needed; `mlflow artifacts download -u {given} -d FOLDER` fetches it"
+        )
+    if given:
+        return Path(given)
+    exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
+    if exported:
+        return exported[-1]
+    if PRETRAINED_MODEL.is_file():
+        return PRETRAINED_MODEL
+    raise ModelFileError(
+        f"no model: none is named by --model or TILEWISE_MODEL and {RUNS} holds no {MODEL_NAME}; "
+        "`tilewise train` makes one, `make demo` a small one in a minute"
+    )
 
 
 FP32, INT8 = "fp32", "int8"

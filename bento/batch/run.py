@@ -19,10 +19,9 @@ from tilewise.bento.inference.precision import Precision, pick
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.results.maps import MAP_SUFFIXES
 from tilewise.bento.results.writer import ModelFacts, Output, OutputOptions
-from tilewise.bento.settings import find_model
 from tilewise.datasets.core.errors import NoTilesError, TilewiseError
 from tilewise.datasets.scenes import SceneOptions, SceneSource, find_scenes
-from tilewise.models.model_file import usable_cores
+from tilewise.models.model_file import find_model, usable_cores
 
 Signature = tuple[tuple[str, int, int], ...]
 """Path, bytes and time of change of every file of a scene."""
@@ -223,7 +222,7 @@ class Run:
 
     def __init__(self, out: Path, model: str | Path | None, options: RunOptions, watch: Watch = unwatched) -> None:
         self._threads = options.threads_each()
-        chosen = pick(find_model(Path(model) if model else None), options.precision)
+        chosen = pick(find_model(model), options.precision)
         self._engine = Engine(chosen, NETWORK_THREADS)
         options.outputs.check(self._engine.metadata)
         options.grid.check(self._engine.metadata.tile_size)

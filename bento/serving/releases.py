@@ -20,16 +20,13 @@ from typing import TYPE_CHECKING, Protocol
 from tilewise.bento import metrics
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick, state
-from tilewise.bento.settings import find_model
 from tilewise.datasets.core.errors import ModelFileError
 from tilewise.datasets.core.locations import MODEL_NAME
-from tilewise.models.model_file import ModelMetadata, int8_of
+from tilewise.models.model_file import REGISTRY_PREFIX, ModelMetadata, find_model, int8_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
-
-ALIAS_PREFIX = "models:/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +108,20 @@ class AliasSource:
 
 def source_of(overrides: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
     """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model."""
-    if overrides and overrides.startswith(ALIAS_PREFIX):
+    if overrides and overrides.startswith(REGISTRY_PREFIX):
         return AliasSource(overrides, precision)
     return FileSource(Path(overrides) if overrides else None, precision)
 
 
 def _version(client: "MlflowClient", uri: str) -> "ModelVersion":
-    name, at, alias = uri.removeprefix(ALIAS_PREFIX).partition("@")
+    name, at, alias = uri.removeprefix(REGISTRY_PREFIX).partition("@")
     if at:
         return client.get_model_version_by_alias(name, alias)
     name, slash, number = name.rpartition("/")
     if not slash:
-        raise ModelFileError(f"{uri}: names no version; say {ALIAS_PREFIX}NAME@ALIAS or {ALIAS_PREFIX}NAME/VERSION")
+        raise ModelFileError(
+            f"{uri}: names no version; say {REGISTRY_PREFIX}NAME@ALIAS or {REGISTRY_PREFIX}NAME/VERSION"
+        )
     return client.get_model_version(name, number)
 
 

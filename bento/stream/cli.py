@@ -19,7 +19,6 @@ from tilewise.bento.inference.precision import Precision, pick
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.monitoring.logs import LogStyle, configure
 from tilewise.bento.results.writer import OutputOptions
-from tilewise.bento.settings import find_model
 from tilewise.bento.stream.allow_list import Places
 from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, Fate, serve
 from tilewise.bento.stream.notices import MAX_BYTES
@@ -29,7 +28,7 @@ from tilewise.datasets.core.console import one_line_errors, with_options
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.scenes import SceneOptions
 from tilewise.datasets.scenes.options import make_scene_options, scene_options
-from tilewise.models.model_file import usable_cores
+from tilewise.models.model_file import find_model, usable_cores
 
 _LOG = logging.getLogger("tilewise")
 _USUAL_RECEIVES = 5
@@ -213,7 +212,7 @@ def main(
     """
     _log_as(log)
     places, waiting = Places.parse(allow), Queue(queue, dead_letters, results)
-    engine = Engine(pick(find_model(Path(model) if model else None), Precision(precision)), NETWORK_THREADS)
+    engine = Engine(pick(find_model(model), Precision(precision)), NETWORK_THREADS)
     consumer = _consumer(waiting, engine, out, places, **overrides)
     if metrics:
         serve(metrics)

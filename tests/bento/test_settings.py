@@ -1,12 +1,9 @@
-"""Settings from the environment, and which model is used when none is named."""
-
-import os
-from pathlib import Path
+"""Settings from the environment."""
 
 import pytest
 
-from tilewise.bento.settings import Settings, find_model
-from tilewise.datasets.core.errors import ModelFileError, TilewiseError
+from tilewise.bento.settings import Settings
+from tilewise.datasets.core.errors import TilewiseError
 
 NAMES = ("TILEWISE_MODEL", "TILEWISE_WORKERS", "TILEWISE_THREADS", "TILEWISE_MAX_TILES", "TILEWISE_MAX_BYTES")
 
@@ -15,13 +12,6 @@ NAMES = ("TILEWISE_MODEL", "TILEWISE_WORKERS", "TILEWISE_THREADS", "TILEWISE_MAX
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-
-
-def exported(path: Path, age: float) -> Path:
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"")
-    os.utime(path, (1_700_000_000 - age, 1_700_000_000 - age))
-    return path
 
 
 def test_without_an_environment_the_defaults_hold() -> None:
@@ -43,7 +33,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, na
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "least"),
+    ("name", "value", "minimum"),
     [
         ("TILEWISE_THREADS", "many", 0),
         ("TILEWISE_THREADS", "-1", 0),
@@ -66,36 +56,3 @@ def test_processes_and_threads_together_never_exceed_the_cores(monkeypatch: pyte
         for settings in (Settings(), Settings(workers=1), Settings(workers=2)):
             if settings.processes <= cores:
                 assert settings.processes * settings.network_threads <= cores
-
-
-def test_a_model_that_was_named_is_used_whatever_else_lies_there(in_folder: Path) -> None:
-    exported(in_folder / "artifacts" / "run" / "model.onnx", age=0)
-    assert find_model(Path("mine.onnx")) == Path("mine.onnx")
-
-
-def test_the_newest_exported_model_is_used_when_none_is_named(in_folder: Path) -> None:
-    exported(in_folder / "artifacts" / "a" / "model.onnx", age=300)
-    newest = exported(in_folder / "artifacts" / "b" / "deep" / "model.onnx", age=100)
-    exported(in_folder / "artifacts" / "c" / "model.onnx", age=200)
-    exported(in_folder / "artifacts" / "d" / "other.onnx", age=0)
-    assert find_model(None).resolve() == newest.resolve()
-
-
-def test_where_nothing_was_exported_the_weights_that_ship_are_used(in_folder: Path) -> None:
-    shipped = find_model(None)
-    assert shipped.parts[-3:] == ("models", "pretrained", "model.onnx")
-    assert shipped.is_file()
-
-
-def test_without_any_model_the_error_names_the_ways_to_get_one(
-    in_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "tilewise.bento.settings.PRETRAINED_MODEL", in_folder / "none.onnx"
-    )  # an installation without weights
-    with pytest.raises(ModelFileError) as caught:
-        find_model(None)
-    message = str(caught.value)
-    assert "\n" not in message
-    for way in ("TILEWISE_MODEL", "artifacts", "`tilewise train`", "`make demo`"):
-        assert way in message
