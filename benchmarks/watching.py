@@ -76,7 +76,7 @@ def bare_drift(model: Path, tiles: int = 2000) -> float:
     engine = Engine(model, threads=1)
     drift = Drift(lambda: engine, 4096, 256)
     batch = Batch([], [synthesise_tile("Forest", 1, 1)], [])
-    look = timeit.repeat(lambda: drift.look(batch), time.process_time, repeat=7, number=tiles)
+    look = timeit.repeat(lambda: drift.observe(batch), time.process_time, repeat=7, number=tiles)
     return min(look) / tiles * 1e6
 
 

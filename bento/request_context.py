@@ -1,4 +1,4 @@
-"""What is noted of a request while it is served, for those who look on: the log, the trace, the prediction log."""
+"""Request context: what is recorded of a request in progress, for the log, traces and predictions."""
 
 import time
 from collections import Counter
@@ -9,16 +9,17 @@ from typing import Any
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """Of one request.
+    """What is known of one request so far.
 
     Attributes:
-        request_id: the caller's, or our own.
-        tiles: that it asks about.
-        model: version of the model that answers it; empty where none does.
-        codes: of the errors in its answer, with how many.
-        began, submitted, answered: when the request came, its tiles began to wait for a batch, and all had been
-            answered: nanoseconds of `time.perf_counter_ns`; 0: not (yet).
-        span: of the request in a trace (opentelemetry's `Span`); None where nothing is traced.
+        request_id: from the header `X-Request-ID`, or generated.
+        tiles: number of tiles (or windows of a scene) in the request.
+        model: version of the model that answers; empty if none does.
+        codes: error codes in the response, with their counts.
+        began: when the request arrived, in nanoseconds of `time.perf_counter_ns`.
+        submitted: when its tiles were queued for a batch; 0: not yet.
+        answered: when the last of its tiles was answered; 0: not yet.
+        span: OpenTelemetry `Span` of the request; None if it is not traced.
     """
 
     request_id: str
@@ -31,35 +32,42 @@ class RequestContext:
     span: Any = None
 
 
-_CONTEXT: ContextVar[RequestContext | None] = ContextVar("notes", default=None)
+_CONTEXT: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
 
 
 def begin(request_context: RequestContext) -> None:
-    """Make `notes` those of the request that the running task serves."""
+    """Make `request_context` the one of the request that the running task serves."""
     _CONTEXT.set(request_context)
 
 
 def current() -> RequestContext | None:
-    """Return the notes of the request that is being served, or None outside of any."""
+    """Return the context of the request being served, or None outside of any request."""
     return _CONTEXT.get()
 
 
-def note_asked(tiles: int, model: str) -> None:
-    """Note how many tiles (or windows) the request asks about, and the version of the model that answers it."""
+def note_requested(tiles: int, model: str) -> None:
+    """Record the number of tiles (or windows) in the request and the version of the model that answers it."""
     request_context = _CONTEXT.get()
     if request_context is not None:
         request_context.tiles, request_context.model = tiles, model
 
 
+def note_submitted() -> None:
+    """Record that the request's tiles are queued for a batch."""
+    request_context = _CONTEXT.get()
+    if request_context is not None:
+        request_context.submitted = time.perf_counter_ns()
+
+
 def note_answered() -> None:
-    """Note that all tiles of the request have been answered."""
+    """Record that all tiles of the request are answered."""
     request_context = _CONTEXT.get()
     if request_context is not None:
         request_context.answered = time.perf_counter_ns()
 
 
 def note_code(code: str) -> None:
-    """Note that the request's answer holds an error."""
+    """Record an error code in the request's response."""
     request_context = _CONTEXT.get()
     if request_context is not None:
         request_context.codes[code] += 1

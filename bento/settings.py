@@ -1,126 +1,147 @@
-"""What can be set from outside, in one place: environment variables that begin with TILEWISE_."""
+"""Settings: the environment variables TILEWISE_…, with their meaning, default and allowed values."""
 
-import os
-from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.models.model_file import usable_cores
 
-_CHOICES = {
-    "TILEWISE_CANDIDATE_MODE": ("off", "shadow", "canary"),
-    "TILEWISE_LOG": ("json", "text", "off"),
-    "TILEWISE_PRECISION": ("auto", "fp32", "int8"),
-}
-_MAY_BE_ZERO = ("TILEWISE_RELOAD_SECONDS", "TILEWISE_DRIFT_WINDOW")
+_PREFIX = "TILEWISE_"
 _MAX_PROCESSES = 8  # each takes about 200 MB
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 
-@dataclass(frozen=True)
-class Settings:
-    """The service's settings; each is set by the environment variable of its name, in capitals, behind TILEWISE_.
 
-    Attributes:
-        model: path of the model file, or `models:/NAME@ALIAS` in MLflow's registry; None: the newest exported one.
-        precision: `auto` serves the INT8 file beside the model's where the processor gains by it, `fp32` never,
-            `int8` wherever there is one.
-        candidate: a second model, likewise; None: there is none.
-        candidate_mode: what it does: `shadow` answers in secret and is compared, `canary` answers requests.
-        candidate_fraction: share of requests (0-1) that it shadows or answers.
-        reload_seconds: seconds between looks for a new model under the same name; 0: never.
-        workers: processes that serve; 0: one for each core, eight at most.
-        threads: of the network in each process; 0: the cores shared out among the processes.
-        max_tiles: tiles in one request.
-        max_bytes: bytes in one request's body.
-        max_batch_size: tiles that the network takes at once.
-        room: bytes of requests that each process holds at once; further ones wait, unread.
-        max_waiting: requests that may wait in each process; those beyond get 503.
-        max_wait_seconds: that a request may wait for room.
-        turnover: requests, large ones counting as several, after which a connection is closed at the latest, so that
-            processes share connections evenly.
-        api_keys: keys of callers, `KEY` or `name:KEY`, separated by commas; None: nobody needs one.
-        api_keys_file: a file of further keys, one a line.
-        open_metrics: 1: `/metrics` needs no key.
-        cors_origins: of web pages that may ask, separated by commas, e.g. `https://maps.example`; None: no others.
-        max_connections: open at once in each process.
-        head_seconds: that a connection may take for a request's line and headers.
-        body_seconds: that any body may take.
-        body_rate: bytes per second at which a body must come beyond that.
-        request_seconds: for everything, until the answer is taken.
-        max_pixels: of a scene.
-        max_scene_bytes: in the body that brings a scene.
-        max_sync_windows: of a scene that is answered on its connection; those with more become tasks.
-        max_tasks: scenes that wait to be worked on, in all processes together.
-        tasks: the folder of the scenes that are worked on and of their results; None: a temporary one, which goes with
-            the service.
-        tasks_bytes: of all that is in it.
-        tasks_kept: seconds that a result can be had.
-        task_seconds: that a task may run.
-        log: of requests, on stderr: `json`, `text` or `off`; None: `json`, but `off` where stderr is a terminal.
-        trace: URL of an OTLP collector that gets a trace of each request; None: nothing is traced.
-        drift_window: latest tiles of each band that are compared with the training data; 0: none.
-        drift_min_tiles: tiles of a band before its drift is told.
-        predictions: folder that answers are kept in, for audits and retraining; None: none are.
-        predictions_fraction: share of requests (0-1) whose answers are kept.
-        predictions_names: 1: with the tiles' file names.
-        predictions_tiles: 1: with the tiles themselves.
-        predictions_rows: tiles in a file of the folder.
-        predictions_minutes: after which a file is closed that has fewer.
-        predictions_bytes: of the folder; beyond it, the oldest files are deleted.
+class Settings(BaseSettings):
+    """Settings of the service. The environment variable of each is TILEWISE_ and its name in capitals.
+
+    An empty variable counts as not set. `Settings.model_fields` has every description and default.
     """
 
-    model: str | None = None
-    precision: str = "auto"
-    candidate: str | None = None
-    candidate_mode: str = "shadow"
-    candidate_fraction: float = 0.1
-    reload_seconds: int = 15
-    workers: int = 0
-    threads: int = 0
-    max_tiles: int = 256
-    max_bytes: int = 64 * 2**20
-    max_batch_size: int = 64
-    room: int = 128 * 2**20
-    max_waiting: int = 1024
-    max_wait_seconds: int = 30
-    turnover: int = 64
-    api_keys: str | None = field(default=None, repr=False)
-    api_keys_file: str | None = None
-    open_metrics: int = 0
-    cors_origins: str | None = None
-    max_connections: int = 1000
-    head_seconds: int = 10
-    body_seconds: int = 10
-    body_rate: int = 32 * 2**10
-    request_seconds: int = 60
-    max_pixels: int = 4096 * 4096
-    max_scene_bytes: int = 512 * 2**20
-    max_sync_windows: int = 256
-    max_tasks: int = 32
-    tasks: str | None = None
-    tasks_bytes: int = 4 * 2**30
-    tasks_kept: int = 3600
-    task_seconds: int = 3600
-    log: str | None = None
-    trace: str | None = None
-    drift_window: int = 4096
-    drift_min_tiles: int = 256
-    predictions: str | None = None
-    predictions_fraction: float = 1.0
-    predictions_names: int = 0
-    predictions_tiles: int = 0
-    predictions_rows: int = 10_000
-    predictions_minutes: int = 10
-    predictions_bytes: int = 2**30
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="ignore", protected_namespaces=()
+    )
+
+    model: str | None = Field(
+        default=None,
+        description="model file, or models:/NAME@ALIAS in MLflow's registry; default: the newest exported, "
+        "else the pretrained one",
+    )
+    precision: Literal["auto", "fp32", "int8"] = Field(
+        default="auto",
+        description="auto: the INT8 file beside the model's if it is faster on this processor; fp32: never; "
+        "int8: wherever there is one",
+    )
+    candidate: str | None = Field(default=None, description="a second model to try out, named like the model")
+    candidate_mode: Literal["off", "shadow", "canary"] = Field(
+        default="shadow",
+        description="shadow: the candidate classifies tiles for comparison only; canary: it answers requests",
+    )
+    candidate_fraction: Fraction = Field(
+        default=0.1, description="fraction of requests that the candidate gets"
+    )
+    reload_seconds: CountOrZero = Field(
+        default=15, description="seconds between polls for a new model; 0: never"
+    )
+    workers: CountOrZero = Field(default=0, description="processes; 0: one for each core, at most 8")
+    threads: CountOrZero = Field(
+        default=0, description="threads of the network in each process; 0: the cores divided by the processes"
+    )
+    max_tiles: Count = Field(default=256, description="tiles in a request")
+    max_bytes: Count = Field(default=64 * 2**20, description="bytes in the body of a request")
+    max_batch_size: Count = Field(default=64, description="tiles in a batch of the network")
+    room: Count = Field(
+        default=128 * 2**20,
+        description="bytes of request bodies that each process holds; further requests wait, unread",
+    )
+    max_waiting: Count = Field(
+        default=1024, description="requests that may wait in each process; more are rejected with status 503"
+    )
+    max_wait_seconds: Count = Field(default=30, description="seconds that a request may wait")
+    turnover: Count = Field(
+        default=64,
+        description="requests after which a connection is closed, so that processes share them evenly; "
+        "large requests count as several",
+    )
+    api_keys: str | None = Field(
+        default=None,
+        repr=False,
+        description="API keys of callers, KEY or NAME:KEY, separated by commas; default: none needed",
+    )
+    api_keys_file: str | None = Field(default=None, description="file of further API keys, one a line")
+    open_metrics: bool = Field(default=False, description="1: /metrics needs no API key")
+    cors_origins: str | None = Field(
+        default=None,
+        description="origins of web pages that may call the service, separated by commas; default: none",
+    )
+    max_connections: Count = Field(default=1000, description="open connections in each process")
+    head_seconds: Count = Field(
+        default=10, description="seconds in which the request line and headers must arrive"
+    )
+    body_seconds: Count = Field(default=10, description="seconds in which any body may arrive")
+    body_rate: Count = Field(
+        default=32 * 2**10, description="bytes a second at which a body must arrive after that time"
+    )
+    request_seconds: Count = Field(
+        default=60, description="seconds for the whole request, until its response is taken"
+    )
+    max_pixels: Count = Field(default=4096 * 4096, description="pixels of a scene")
+    max_scene_bytes: Count = Field(default=512 * 2**20, description="bytes in the body with a scene")
+    max_sync_windows: Count = Field(
+        default=256,
+        description="windows of a scene that is answered in the response; larger scenes become tasks",
+    )
+    max_tasks: Count = Field(default=32, description="tasks that wait, in all processes together")
+    tasks: str | None = Field(
+        default=None,
+        description="folder of tasks and their results; default: a temporary one, deleted at the end",
+    )
+    tasks_bytes: Count = Field(default=4 * 2**30, description="bytes in the folder of tasks")
+    tasks_kept: Count = Field(default=3600, description="seconds that the result of a task is kept")
+    task_seconds: Count = Field(default=3600, description="seconds that a task may run")
+    log: Literal["json", "text", "off"] | None = Field(
+        default=None,
+        description="format of the request log on stderr; default: json, but off if stderr is a terminal",
+    )
+    trace: str | None = Field(
+        default=None, description="URL of an OTLP collector of traces; default: no traces"
+    )
+    drift_window: CountOrZero = Field(
+        default=4096, description="latest tiles of each band to compare with the training data; 0: none"
+    )
+    drift_min_tiles: Count = Field(
+        default=256, description="tiles of a band that are needed to report its drift"
+    )
+    predictions: str | None = Field(
+        default=None,
+        description="folder in which answers are kept, for audits and retraining; default: not kept",
+    )
+    predictions_fraction: Fraction = Field(
+        default=1.0, description="fraction of requests whose answers are kept"
+    )
+    predictions_names: bool = Field(default=False, description="1: keep the file names of tiles")
+    predictions_tiles: bool = Field(default=False, description="1: keep the tiles")
+    predictions_rows: Count = Field(default=10_000, description="tiles in a file of kept answers")
+    predictions_minutes: Count = Field(
+        default=10, description="minutes after which a file with fewer tiles is closed"
+    )
+    predictions_bytes: Count = Field(
+        default=2**30, description="bytes in the folder of kept answers; beyond, the oldest files are deleted"
+    )
 
     @property
     def processes(self) -> int:
-        """How many processes serve."""
+        """Number of processes that serve."""
         return self.workers or min(usable_cores(), _MAX_PROCESSES)
 
     @property
     def network_threads(self) -> int:
-        """How many threads the network has in each process: with the processes, no more than there are cores."""
+        """Threads of the network in each process; times the processes, no more than there are cores."""
         return self.threads or max(1, usable_cores() // self.processes)
 
     @classmethod
@@ -128,44 +149,38 @@ class Settings:
         """Read the settings from the environment.
 
         Raises:
-            TilewiseError: one of them is not a number, or too small.
+            TilewiseError: a variable has a value that is not allowed; the message is one line that names it.
         """
-        overrides = {}
-        for item in fields(cls):
-            name = f"TILEWISE_{item.name.upper()}"
-            text = os.environ.get(name)
-            if text:
-                overrides[item.name] = _parse(name, text, item.default)
-        return cls(**overrides)
+        try:
+            return cls()
+        except ValidationError as error:
+            first: Any = error.errors()[0]
+            name = str(first["loc"][0]).lower()
+            allowed = allowed_values(cls.model_fields[name])
+            raise TilewiseError(f"{cls.variable(name)} is {allowed}, not {first['input']!r}") from None
+
+    @staticmethod
+    def variable(name: str) -> str:
+        """Return the environment variable of the setting `name`."""
+        return _PREFIX + name.upper()
 
 
-def _parse(name: str, text: str, default: Any) -> Any:
-    """Return a setting's value, of the type that its default has."""
-    if isinstance(default, float):
-        return _share(name, text)
-    if isinstance(default, int):
-        return _whole_number(name, text, minimum=0 if default == 0 or name in _MAY_BE_ZERO else 1)
-    choices = _CHOICES.get(name, ())
-    if choices and text not in choices:
-        raise TilewiseError(f"{name} is {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
-    return text
+def allowed_values(field: FieldInfo) -> str:
+    """Return the values that a setting allows, in words, such as `a whole number of 1 or more`."""
+    choices = _choices(field.annotation)
+    if choices:
+        return f"{', '.join(choices[:-1])} or {choices[-1]}"
+    if field.annotation is bool:
+        return "1 or 0"
+    bounds = {type(item).__name__: item for item in field.metadata}
+    minimum = bounds["Ge"].ge if "Ge" in bounds else None
+    if field.annotation is float:
+        return f"a number from {minimum} to {bounds['Le'].le}"
+    return f"a whole number of {minimum} or more" if field.annotation is int else "a text"
 
 
-def _whole_number(name: str, text: str, minimum: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = minimum - 1
-    if number < minimum:
-        raise TilewiseError(f"{name} is a whole number of {minimum} or more, not {text!r}")
-    return number
-
-
-def _share(name: str, text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise TilewiseError(f"{name} is a share from 0 to 1, not {text!r}")
-    return share
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """Return the choices of a Literal, or of a Literal that may be None."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((found for part in get_args(annotation) if (found := _choices(part))), ())

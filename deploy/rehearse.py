@@ -151,7 +151,7 @@ def open_site(stage: Stage, champion: str, candidate: str, balancer: str, regist
     """Serve the champion, with a balancer and callers before it, and all that watches it."""
     stage.step("serve: the service follows models:/tilewise@champion, watched by Prometheus")
     follows = {"TILEWISE_RELOAD_SECONDS": "1", "TILEWISE_WORKERS": "1", "TILEWISE_OPEN_METRICS": "1"}
-    drift = {"TILEWISE_DRIFT_WINDOW": "1024", "TILEWISE_DRIFT_LEAST": "128"}
+    drift = {"TILEWISE_DRIFT_WINDOW": "1024", "TILEWISE_DRIFT_MIN_TILES": "128"}
     command, settings = service(champion, stage.folder / "bentoml", "models:/tilewise@champion", **follows, **drift)
     with ExitStack() as stack:
         environment = stage.environment() | settings

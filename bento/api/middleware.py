@@ -184,7 +184,7 @@ def guards(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
     found.append((Deadlines, limits))
     keys = read_keys(settings.api_keys, settings.api_keys_file)
     if keys:
-        found.append((Keys, {"keys": keys, "open_metrics": bool(settings.open_metrics)}))
+        found.append((Keys, {"keys": keys, "open_metrics": settings.open_metrics}))
     return found
 
 

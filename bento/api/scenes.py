@@ -21,12 +21,12 @@ from tilewise.bento import metrics
 from tilewise.bento.api.bodies import SAID, announced_bytes, limited, parameters
 from tilewise.bento.api.replies import answer, negotiate, refuse
 from tilewise.bento.errors import status_of_code
-from tilewise.bento.inference.engine import Engine
-from tilewise.bento.request_context import note_asked
+from tilewise.bento.inference.engine import TileClassifier
+from tilewise.bento.request_context import note_requested
 from tilewise.bento.serving.runtime import Serving, serving_of
 from tilewise.bento.serving.scene_answers import FORMS, MAP, SceneQuestion, answer_scene, count_windows, tell
 from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError, file_of
-from tilewise.bento.serving.task_store import FullError, Ledger, State, Task, owner_of
+from tilewise.bento.serving.task_store import FullError, StoredTask, TaskState, TaskStore, owner_of
 
 FIELD = "scene"
 NAME = "scene"
@@ -106,7 +106,7 @@ async def classify_scene(request: Request) -> Response:
     """POST /scene: a GeoTIFF larger than a tile; its windows or its class map, or 202 with a task."""
     serving, form = serving_of(request), _form_of(request)
     size = announced_bytes(request, serving.settings.max_scene_bytes)
-    ledger = serving.scenes.ledger
+    ledger = serving.scenes.store
     try:
         async with _held(ledger, _owner_of(request), size) as task_id:
             overrides = await spool(request, ledger.source(task_id), serving.settings.max_scene_bytes)
@@ -118,7 +118,7 @@ async def classify_scene(request: Request) -> Response:
                 serving.engine.metadata.tile_size,
                 serving.settings.max_pixels,
             )
-            note_asked(windows, serving.engine.metadata.version)
+            note_requested(windows, serving.engine.metadata.version)
             if windows > serving.settings.max_sync_windows or _prefers_a_task(request):
                 return await _submit(request, serving, task_id, question, windows)
             return await _answer_now(request, serving, task_id, question, form)
@@ -132,47 +132,47 @@ async def classify_scene(request: Request) -> Response:
 
 async def show_task(request: Request) -> Response:
     """GET /tasks/{id}: how far it is."""
-    ledger = serving_of(request).scenes.ledger
+    ledger = serving_of(request).scenes.store
     task = await _task_of(request)
-    headers = {"Retry-After": _SOON} if task.state in (State.WAITING, State.RUNNING) else {}
+    headers = {"Retry-After": _SOON} if task.state in (TaskState.WAITING, TaskState.RUNNING) else {}
     return answer(await _describe(ledger, task), HTTPStatus.OK, **headers)
 
 
 async def show_result(request: Request) -> Response:
     """GET /tasks/{id}/result: its windows or its class map."""
     form, task = _form_of(request), await _task_of(request)
-    if task.state is State.FAILED and task.error:
+    if task.state is TaskState.FAILED and task.error:
         return refuse(status_of_code(task.error["code"]), **task.error)
-    if task.state is not State.DONE:
+    if task.state is not TaskState.DONE:
         message, hint = f"the task is {task.state}", f"GET /tasks/{task.id} says how far it is"
         return refuse(HTTPStatus.CONFLICT, "not_done", message, hint, **{"Retry-After": _SOON})
-    path = serving_of(request).scenes.ledger.result(task.id, file_of(form))
-    return FileResponse(path, media_type=form, headers=_headers_of(form, task.asked["name"]))
+    path = serving_of(request).scenes.store.result(task.id, file_of(form))
+    return FileResponse(path, media_type=form, headers=_headers_of(form, task.question["name"]))
 
 
 async def remove_task(request: Request) -> Response:
     """DELETE /tasks/{id}: stop it, and delete its scene and its results."""
     task = await _task_of(request)
-    ledger = serving_of(request).scenes.ledger
+    ledger = serving_of(request).scenes.store
     await asyncio.to_thread(ledger.remove, task.id, task.owner)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
 async def _submit(request: Request, serving: Serving, task_id: str, question: SceneQuestion, windows: int) -> Response:
     scenes, owner = serving.scenes, _owner_of(request)
-    await asyncio.to_thread(scenes.ledger.submit, task_id, question.to_json(), windows)
+    await asyncio.to_thread(scenes.store.submit, task_id, question.to_json(), windows)
     scenes.runner.wake()
-    task = await asyncio.to_thread(scenes.ledger.find, task_id, owner)
+    task = await asyncio.to_thread(scenes.store.find, task_id, owner)
     assert task is not None  # noqa: S101 - nobody else knows its id yet
     headers = {"Location": f"/tasks/{task_id}", "Retry-After": _SOON}
     if _prefers_a_task(request):
         headers["Preference-Applied"] = "respond-async"
-    return answer(await _describe(scenes.ledger, task), HTTPStatus.ACCEPTED, **headers)
+    return answer(await _describe(scenes.store, task), HTTPStatus.ACCEPTED, **headers)
 
 
 async def _answer_now(request: Request, serving: Serving, task_id: str, question: SceneQuestion, form: str) -> Response:
-    def work(scheduled: Engine) -> bytes:
-        return tell(answer_scene(scheduled, serving.scenes.ledger.source(task_id), question, lambda _: None), form)
+    def work(scheduled: TileClassifier) -> bytes:
+        return tell(answer_scene(scheduled, serving.scenes.store.source(task_id), question, lambda _: None), form)
 
     engine = serving.engine
     content = await serving.scenes.answer(request, lambda make: work(make(engine)))
@@ -181,34 +181,34 @@ async def _answer_now(request: Request, serving: Serving, task_id: str, question
 
 
 @asynccontextmanager
-async def _held(ledger: Ledger, owner: str, size: int) -> AsyncIterator[str]:
+async def _held(ledger: TaskStore, owner: str, size: int) -> AsyncIterator[str]:
     """Hold room for a scene of `size` bytes for the length of the block, or until it becomes a task."""
     task_id = await asyncio.to_thread(ledger.hold, owner, size)
     try:
         yield task_id
     finally:
         # Not to be cut short where the request was: the file would stay until the process ends.
-        await asyncio.shield(asyncio.to_thread(ledger.let_go, task_id))
+        await asyncio.shield(asyncio.to_thread(ledger.release, task_id))
 
 
-async def _task_of(request: Request) -> Task:
+async def _task_of(request: Request) -> StoredTask:
     """Return the task that the path names, if it is the caller's.
 
     Raises:
         HTTPException: there is none, or none any more.
     """
-    ledger = serving_of(request).scenes.ledger
+    ledger = serving_of(request).scenes.store
     task = await asyncio.to_thread(ledger.find, request.path_params["task_id"], _owner_of(request))
     if task is None:
         raise HTTPException(404, "there is no such task for this caller; POST /scene makes one")
-    if task.state is State.EXPIRED:
+    if task.state is TaskState.EXPIRED:
         raise HTTPException(410, f"its results were kept for {ledger.limits.kept:.0f} s; send the scene again")
     return task
 
 
-async def _describe(ledger: Ledger, task: Task) -> dict[str, Any]:
+async def _describe(ledger: TaskStore, task: StoredTask) -> dict[str, Any]:
     here = f"/tasks/{task.id}"
-    waits = task.state is State.WAITING
+    waits = task.state is TaskState.WAITING
     expires = task.finished + ledger.limits.kept if task.finished else None
     return {
         "id": task.id,

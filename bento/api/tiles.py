@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,10 +15,10 @@ from starlette.routing import Route
 from tilewise.bento.api.bodies import announced_bytes, read_tiles
 from tilewise.bento.api.replies import answer, negotiate
 from tilewise.bento.errors import status_of_code
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.engine import Engine, TileClassifier
 from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint, patch_starts
 from tilewise.bento.inference.uploads import Upload
-from tilewise.bento.request_context import note_answered, note_asked
+from tilewise.bento.request_context import note_answered, note_requested
 from tilewise.bento.serving.runtime import serving_of
 from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError
 from tilewise.datasets.core.errors import NoDataError
@@ -31,8 +31,7 @@ async def classify(request: Request) -> Response:
     serving = serving_of(request)
     async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
         asked = await read_tiles(request, serving.settings, serving.best_coverage)
-        engine, uploads = serving.assign(asked.uploads, sticky_key(request))
-        results = await serving.batcher.submit(uploads)
+        engine, results = await serving.classify(asked.uploads, sticky_key(request))
     note_answered()
     if asked.single and "error" in results[0]:
         return answer({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
@@ -44,7 +43,7 @@ async def describe_model(request: Request) -> Response:
     releases = serving_of(request).releases
     content = _card(releases.champion)
     if releases.candidate:
-        content["candidate"] = {**_card(releases.candidate), "mode": releases.mode, "share": releases.share}
+        content["candidate"] = {**_card(releases.candidate), "mode": releases.mode, "share": releases.fraction}
     return answer(content)
 
 
@@ -94,12 +93,12 @@ async def explain_tile(request: Request) -> Response:
     engine = serving.releases.route(sticky_key(request))
     wish = _wish_of(request.query_params, engine)
     async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
-        alone = replace(serving.settings, max_tiles=1)
+        alone = serving.settings.model_copy(update={"max_tiles": 1})
         asked = await read_tiles(_without(request, _PARAMETERS), alone, serving.best_coverage)
         tile = await asyncio.to_thread(_read, asked.uploads, engine.metadata.tile_size)
-    note_asked(1, engine.metadata.version)
+    note_requested(1, engine.metadata.version)
 
-    def work(scheduled: Engine) -> bytes:
+    def work(scheduled: TileClassifier) -> bytes:
         found = explain(scheduled, tile, wish.method, wish.size, wish.stride, wish.class_name)
         return paint(found) if form == PNG else json.dumps(_describe(engine, found)).encode()
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from tilewise.bento.inference.engine import Answers, Engine
+from tilewise.bento.inference.engine import Answers, TileClassifier
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.pictures import Picture, cover, heat_over
 from tilewise.datasets.core.tile import DN, NO_DATA, Tile
@@ -58,7 +58,7 @@ class Explanation:
 
 
 def explain(
-    engine: Engine,
+    engine: TileClassifier,
     tile: Tile,
     method: Method = Method.OCCLUSION,
     size: int = 8,

@@ -1,4 +1,4 @@
-"""Which of a model's two files is served: fp32, or the INT8 file beside it where this processor gains by it."""
+"""Precision: whether to serve a model from its fp32 file, or from the INT8 file beside it."""
 
 import logging
 from enum import StrEnum
@@ -8,16 +8,24 @@ from pathlib import Path
 import onnxruntime as ort
 
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.models.model_file import MIN_GAIN, ModelFile, gain, int8_instructions, int8_of, is_int8, open_model
+from tilewise.models.model_file import (
+    MIN_GAIN,
+    ModelFile,
+    gain,
+    int8_instructions,
+    int8_of,
+    is_int8,
+    open_model,
+)
 
 _LOG = logging.getLogger("tilewise")
 
 
 class Precision(StrEnum):
-    """What an operator may ask for.
+    """Requested precision.
 
-    `auto`: INT8 where the processor has instructions for it, or a measurement says that it gains; `fp32`: the file that
-    was named and no other; `int8`: INT8 wherever a model has it.
+    `auto`: INT8 if the processor has instructions for it, or if INT8 is measured to be faster; `fp32`: only
+    the file that was named; `int8`: the INT8 file of every model that has one.
     """
 
     AUTO = "auto"
@@ -26,28 +34,30 @@ class Precision(StrEnum):
 
 
 def pick(path: Path, precision: Precision = Precision.AUTO) -> Path:
-    """Return the file to serve for the model file `path`: itself, or its INT8 file.
+    """Return the file to serve for the model file `path`: the file itself, or its INT8 file.
 
-    An INT8 file that cannot be opened, or was made from another fp32 file, is done without, and the log says so.
+    An INT8 file that cannot be opened, or was made from another fp32 file, is ignored with a warning in the
+    log.
 
     Raises:
-        ModelFileError: `path` has an INT8 file and is itself no model file.
+        ModelFileError: `path` has an INT8 file and is itself not a valid model file.
     """
     sibling = int8_of(path)
     if precision is Precision.FP32 or is_int8(path):
         return path
     if not sibling.is_file():
         if precision is Precision.INT8:
-            _LOG.warning("%s has no INT8 file beside it; it is served as it is", path)
+            _LOG.warning("%s has no INT8 file beside it; serving fp32", path)
         return path
     return _pick(path, sibling, precision, state(path), state(sibling))
 
 
 def settled(found: Path, precision: Precision) -> Precision:
-    """Return what further processes are to be told, so that none measures again and comes to another view.
+    """Return the precision to pass to child processes, so that none measures again with another outcome.
 
     Args:
-        found: what `pick` returned for `precision` in this process.
+        found: the file that `pick` returned in this process.
+        precision: that it was picked for.
     """
     if precision is not Precision.AUTO or int8_instructions():
         return precision
@@ -57,7 +67,7 @@ def settled(found: Path, precision: Precision) -> Precision:
 
 
 def state(path: Path) -> str:
-    """Return what changes when a file is replaced; empty where there is none."""
+    """Return a text that changes when the file at `path` is replaced; empty if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -67,7 +77,7 @@ def state(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _pick(path: Path, sibling: Path, precision: Precision, *_: str) -> Path:
-    """Decide once for each pair of files: sources are looked at every few seconds."""
+    """Decide once for each pair of files: model sources are polled every few seconds."""
     fp32 = _open(path)
     try:
         int8 = _open(sibling)
@@ -75,20 +85,20 @@ def _pick(path: Path, sibling: Path, precision: Precision, *_: str) -> Path:
         _LOG.warning("%s is served in fp32: %s", path, error)
         return path
     if int8.metadata.quantised_from != fp32.sha256:
-        _LOG.warning("%s is served in fp32: %s was made from another file; export again", path, sibling)
+        _LOG.warning("%s is served in fp32: %s was made from another file; export it again", path, sibling)
         return path
     return sibling if precision is Precision.INT8 or _gains(fp32, int8) else path
 
 
 def _gains(fp32: ModelFile, int8: ModelFile) -> bool:
-    """Whether INT8 is worth it on this processor: by what Linux says of it, else by a measurement."""
+    """Return whether INT8 is faster on this processor: by its instructions, else by a measurement."""
     if int8_instructions():
         return True
     faster = gain(fp32.session, int8.session)
     if faster < MIN_GAIN:
         _LOG.warning(
-            "%s is served in fp32: this processor gains nothing by INT8 (%.2f times as fast); "
-            "TILEWISE_PRECISION=int8 asks for it all the same",
+            "%s is served in fp32: INT8 is no faster on this processor (%.2f times as fast); "
+            "TILEWISE_PRECISION=int8 serves it nevertheless",
             fp32.path,
             faster,
         )

@@ -15,7 +15,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from tilewise.bento.inference.blending import NO_CLASS
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.window_grid import starts
 from tilewise.bento.inference.windows import GridOptions, WindowAnswer, classify
 from tilewise.datasets.core.console import Report, silent
@@ -60,7 +60,7 @@ def check_ground_size(dataset: DatasetReader, name: str) -> None:
 
 
 def classify_scene(
-    engine: Engine,
+    engine: TileClassifier,
     dataset: DatasetReader,
     plan: ReadingPlan,
     min_valid_fraction: float = 0.5,

@@ -1,4 +1,4 @@
-"""Uploaded tiles: read, classified, answered one by one. A bad tile gets its own error and harms no other."""
+"""Uploads: read and classify uploaded tiles in batches; an invalid tile gets its own error, and no other."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tilewise.bento import metrics
 from tilewise.bento.errors import body_of, error_body
-from tilewise.bento.inference.engine import Answers, Engine
+from tilewise.bento.inference.engine import Answers, Engine, TileClassifier
 from tilewise.bento.request_context import RequestContext
 from tilewise.datasets.core.errors import NoDataError, TilewiseError
 from tilewise.datasets.core.radiometry import ReadOptions
@@ -23,18 +23,22 @@ _LOG = logging.getLogger("tilewise")
 Answer = dict[str, Any]
 
 
+class InferenceError(Exception):
+    """The model failed on a batch of valid tiles: a fault of the service, not of the request."""
+
+
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A tile as it came.
+    """An uploaded tile.
 
     Attributes:
-        name: the upload's file name.
-        content: a GeoTIFF's bytes, or a tile that needs no reading.
-        said: what the request says of it.
-        coverage: asked of its prediction set (0-1).
-        engine: the model that answers it; None: the one that `classify_uploads` is given.
-        shadow: a model that answers it too, in secret, to be compared.
-        notes: of the request that it came with.
+        name: file name of the upload.
+        content: bytes of a GeoTIFF, or a tile that is read already.
+        overrides: bands and radiometry given by the request, which the file does not state.
+        coverage: requested coverage of the prediction set (0-1).
+        engine: the model that classifies it; None: the default one of `classify_batch`.
+        shadow: a second model that classifies it for comparison only.
+        request_context: of the request that it belongs to.
     """
 
     name: str
@@ -47,77 +51,138 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFailure:
+    """The result of an upload whose model failed: there is no answer, and the upload is not at fault."""
+
+    model: str
+    error: Exception
+
+    def __str__(self) -> str:
+        return f"model version {self.model} failed: {type(self.error).__name__}"
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """What became of a batch, for those who look on.
+    """A batch of uploads and its results, as observers of batches see it.
 
     Attributes:
-        uploads: as they came.
-        outcomes: the tile that each was read to, or its refusal.
-        results: JSON-ready, one for each upload.
-        embeddings: float32 (features,) of each upload that was answered.
-        stages: what was done when.
+        uploads: in the order in which they were submitted.
+        outcomes: of reading each upload: the tile, or the error `{"name", "error"}`.
+        results: one for each upload: a JSON-ready answer or error, or `ModelFailure`.
+        embeddings: float32 (features,), by the index of each upload that was classified.
+        stages: with their times.
     """
 
     uploads: Sequence[Upload]
     outcomes: Sequence[Tile | Answer]
-    results: list[Answer]
+    results: list[Answer | ModelFailure]
     embeddings: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
-    stages: list[metrics.Stage] = field(default_factory=list)
+    stages: list[metrics.TimedStage] = field(default_factory=list)
 
     @property
     def requests(self) -> list[RequestContext]:
-        """The notes of the requests that it holds tiles of."""
-        return list(
-            dict.fromkeys(upload.request_context for upload in self.uploads if upload.request_context is not None)
-        )
+        """Contexts of the requests that the uploads belong to, each once."""
+        contexts = (upload.request_context for upload in self.uploads)
+        return list(dict.fromkeys(context for context in contexts if context is not None))
+
+    @property
+    def classified(self) -> list[tuple[int, Tile, Answer]]:
+        """Index, tile and answer of each upload that was classified."""
+        classified = []
+        for index in sorted(self.embeddings):
+            tile, answer = self.outcomes[index], self.results[index]
+            if isinstance(tile, Tile) and isinstance(answer, dict):
+                classified.append((index, tile, answer))
+        return classified
 
 
 def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
-    """Return one JSON-ready result for each upload, in order: an answer, or `{"name", "error"}`."""
-    return classify_batch(engine, uploads).results
+    """Return one JSON-ready result for each upload, in order: an answer, or `{"name", "error"}`.
+
+    Raises:
+        InferenceError: the model failed.
+    """
+    return successes(classify_batch(engine, uploads).results)
+
+
+def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
+    """Return the results unchanged if no model failed.
+
+    Raises:
+        InferenceError: one did.
+    """
+    for result in results:
+        if isinstance(result, ModelFailure):
+            raise InferenceError(str(result)) from result.error
+    return list(results)  # type: ignore[arg-type]
 
 
 def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:
-    """Read and answer uploads, each by its own model or by `engine`."""
-    stages: list[metrics.Stage] = []
+    """Read and classify uploads, each by its own model or else by `engine`.
+
+    A model that fails affects only its own uploads: their results are `ModelFailure`.
+    """
+    stages: list[metrics.TimedStage] = []
     with metrics.timed("read", len(uploads), stages), closed_world():
         outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
-    results: list[Answer] = [outcome if isinstance(outcome, dict) else {} for outcome in outcomes]
+    results: list[Answer | ModelFailure] = [
+        outcome if isinstance(outcome, dict) else {} for outcome in outcomes
+    ]
     batch = Batch(uploads, outcomes, results, stages=stages)
     groups: dict[Engine, list[int]] = {}
-    for place, (upload, outcome) in enumerate(zip(uploads, outcomes, strict=True)):
+    for index, (upload, outcome) in enumerate(zip(uploads, outcomes, strict=True)):
         if isinstance(outcome, Tile):
-            groups.setdefault(upload.engine or engine, []).append(place)
-    for answering, places in groups.items():
-        _answer_group(answering, batch, places)
+            groups.setdefault(upload.engine or engine, []).append(index)
+    for model, indices in groups.items():
+        _classify_group(model, batch, indices)
     return batch
 
 
-def _answer_group(engine: Engine, batch: Batch, places: list[int]) -> None:
-    """Write the answers of `engine` to the uploads at `places` into the batch."""
-    tiles = [outcome for place in places if isinstance(outcome := batch.outcomes[place], Tile)]
+def _classify_group(engine: Engine, batch: Batch, indices: list[int]) -> None:
+    """Classify the uploads at `indices` by `engine`; if it fails, mark them and no others."""
+    try:
+        results, embeddings = _answer_group(engine, batch, indices)
+    except Exception as error:  # onnxruntime's own exceptions share no base but Exception
+        version = engine.metadata.version
+        _LOG.exception("model version %s failed on a batch of %d tiles", version, len(indices))
+        failure = ModelFailure(version, error)
+        for index in indices:
+            batch.results[index] = failure
+        return
+    for index, result in zip(indices, results, strict=True):
+        batch.results[index] = result
+    batch.embeddings.update(zip(indices, embeddings, strict=True))
+
+
+def _answer_group(
+    engine: Engine, batch: Batch, indices: list[int]
+) -> tuple[list[Answer], npt.NDArray[np.float32]]:
+    """Return the answers and embeddings of the uploads at `indices`."""
+    tiles = [tile for index in indices if isinstance(tile := batch.outcomes[index], Tile)]
     with metrics.timed_inference(engine.metadata.version, len(tiles), batch.stages):
         answers = engine.classify(np.stack([tile.pixels for tile in tiles]))
     with metrics.timed("describe", len(tiles), batch.stages):
-        for index, (place, tile) in enumerate(zip(places, tiles, strict=True)):
-            batch.results[place] = describe(engine, tile, answers, index, batch.uploads[place].coverage)
-            batch.embeddings[place] = answers.embedding[index]
+        results = [
+            describe(engine, tile, answers, row, batch.uploads[index].coverage)
+            for row, (index, tile) in enumerate(zip(indices, tiles, strict=True))
+        ]
+        for result in results:
+            count(engine, result)
+    return results, answers.embedding
 
 
-def describe(engine: Engine, tile: Tile, answers: Answers, index: int, coverage: float) -> Answer:
-    """Return the answer to one tile, the `index`-th of `answers`, JSON-ready."""
-    metadata = engine.metadata
-    probabilities = answers.probabilities[index]
-    shares = {name: round(float(p), _DIGITS) for name, p in zip(metadata.classes, probabilities, strict=True)}
-    answer = metadata.classes[int(probabilities.argmax())]
-    outlier = describe_outlier(engine, float(answers.outlier_score[index]))
-    count(engine, answer, float(probabilities.max()), outlier)
+def describe(engine: TileClassifier, tile: Tile, answers: Answers, row: int, coverage: float) -> Answer:
+    """Return row `row` of `answers`, which is of `tile`, as a JSON-ready answer."""
+    classes, probabilities = engine.metadata.classes, answers.probabilities[row]
     return {
         "name": tile.name,
-        "class": answer,
-        "probabilities": shares,
+        "class": classes[int(probabilities.argmax())],
+        "probabilities": {
+            name: round(float(probability), _DIGITS)
+            for name, probability in zip(classes, probabilities, strict=True)
+        },
         "prediction_set": describe_set(engine, probabilities, coverage),
-        "outlier": outlier,
+        "outlier": describe_outlier(engine, float(answers.outlier_score[row])),
         "valid_fraction": round(tile.valid_fraction, _DIGITS),
         "bands": list(tile.bands),
         "level": tile.level,
@@ -125,33 +190,29 @@ def describe(engine: Engine, tile: Tile, answers: Answers, index: int, coverage:
     }
 
 
-def describe_set(engine: Engine, probabilities: Sequence[float], coverage: float) -> Answer | None:
-    """Return the prediction set at `coverage`, likeliest class first, or None where the model has none."""
-    sets = engine.metadata.prediction_sets
-    if sets is None:
-        return None
-    threshold = sets.threshold(coverage)
-    ranked = sorted(zip(probabilities, engine.metadata.classes, strict=True), reverse=True)
-    return {"coverage": coverage, "classes": [name for share, name in ranked if share >= threshold]}
+def describe_set(engine: TileClassifier, probabilities: Sequence[float], coverage: float) -> Answer | None:
+    """Return the prediction set at `coverage` (0-1), likeliest class first; None without calibration."""
+    classes = engine.metadata.prediction_set(probabilities, coverage)
+    return None if classes is None else {"coverage": coverage, "classes": classes}
 
 
-def describe_outlier(engine: Engine, score: float) -> Answer | None:
-    """Return the outlier score and whether it is flagged, or None where the model has no threshold."""
+def describe_outlier(engine: TileClassifier, score: float) -> Answer | None:
+    """Return the outlier score and whether it is above the threshold; None if the model has no threshold."""
     outliers = engine.metadata.outliers
     return {"score": round(score, _DIGITS), "flag": score > outliers.threshold} if outliers else None
 
 
-def count(engine: Engine, answer: str, confidence: float, outlier: Answer | None) -> None:
-    """Count an answered tile in the metrics."""
-    version = engine.metadata.version
-    metrics.TILES.labels(answer, version).inc()
-    metrics.CONFIDENCE.labels(version).observe(confidence)
-    if outlier and engine.metadata.outliers:
-        metrics.OUTLIER.labels(version).observe(outlier["score"] / engine.metadata.outliers.threshold)
+def count(engine: Engine, answer: Answer) -> None:
+    """Count a classified tile in the metrics."""
+    version, outliers = engine.metadata.version, engine.metadata.outliers
+    metrics.TILES.labels(answer["class"], version).inc()
+    metrics.CONFIDENCE.labels(version).observe(answer["probabilities"][answer["class"]])
+    if answer["outlier"] and outliers:
+        metrics.OUTLIER.labels(version).observe(answer["outlier"]["score"] / outliers.threshold)
 
 
 def _read(upload: Upload, size: int) -> Tile | Answer:
-    """Return the tile, or the JSON-ready refusal."""
+    """Return the tile, or a JSON-ready error."""
     try:
         tile = upload.content if isinstance(upload.content, Tile) else _read_bytes(upload, size)
         if tile.valid_fraction == 0:
@@ -159,8 +220,8 @@ def _read(upload: Upload, size: int) -> Tile | Answer:
             raise NoDataError(f"{upload.name}: no pixel holds data in all of {bands}; nothing to classify")
     except TilewiseError as error:
         body = body_of(error, upload.name)
-    except Exception:  # one tile that trips a library over must not take its neighbours along
-        _LOG.exception("a tile could not be read for a reason that nobody thought of")
+    except Exception:  # a tile on which a library fails must not fail the other tiles
+        _LOG.exception("a tile could not be read, for an unexpected reason")
         body = error_body("internal", f"{upload.name}: could not be read")
     else:
         return tile
@@ -171,5 +232,5 @@ def _read(upload: Upload, size: int) -> Tile | Answer:
 
 
 def _read_bytes(upload: Upload, size: int) -> Tile:
-    assert isinstance(upload.content, bytes)  # noqa: S101 - told apart by the caller
+    assert isinstance(upload.content, bytes)  # noqa: S101 - the caller checks
     return read_tile(upload.content, upload.overrides, upload.name, size)

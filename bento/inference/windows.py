@@ -18,7 +18,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from tilewise.bento.inference.blending import NO_CLASS, Maps, Painter, StripAnswers
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.window_grid import WindowGrid, make_window_grid
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.console import Report, silent
@@ -157,7 +157,7 @@ class SceneAnswer:
     height: int
     width: int
     strips: range
-    _engine: Engine
+    _engine: TileClassifier
     _scene: ReadableScene
     _window_grid: WindowGrid
     _grid: GridOptions
@@ -285,7 +285,7 @@ class SceneAnswer:
 
 
 def classify(
-    engine: Engine,
+    engine: TileClassifier,
     scene: ReadableScene,
     grid: GridOptions | None = None,
     progress: Report = silent,

@@ -1,7 +1,7 @@
-"""Logs: a request id for every answer, one line on stderr for every request, and errors with their traceback.
+"""Logs: an ID for every response, a line on stderr for every request, and errors with their traceback.
 
-Nothing that a client sent is logged but its request id, the method, and a path that the service does not know: no file
-names, keys, queries or bodies.
+Of what a client sends, only the request ID, the method and an unknown path are logged: no file names, keys,
+queries or bodies.
 """
 
 import json
@@ -10,98 +10,122 @@ import re
 import secrets
 import sys
 import time
-from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any, TextIO
 
+import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.stdlib import BoundLogger, ProcessorFormatter
+from structlog.typing import EventDict, Processor
 
 from tilewise.bento import metrics
 from tilewise.bento.errors import INTERNAL, error_body
 from tilewise.bento.request_context import RequestContext, begin
 
-HEADER = b"x-request-id"
-_SOUND = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-
-
-def request_id_of(scope: Scope) -> str:
-    """Return the id in the request's header `X-Request-ID`, or a new one of 32 hexadecimal digits."""
-    for name, value in scope["headers"]:
-        if name == HEADER and _SOUND.fullmatch(value):
-            return str(value, "ascii")
-    return secrets.token_hex(16)
-
-
 QUIET_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
-"""Asked every few seconds by machines: logged only where they fail."""
+"""Requested by machines every few seconds: logged only if they fail."""
 OTHER = "other"
-_LONGEST_PATH = 200
-_GONE = 499  # nginx's status for a client that left before it was answered
-_LOG = logging.getLogger("tilewise")
+_MAX_PATH = 200  # characters
+_CLIENT_GONE = 499  # nginx's status for a client that disconnected before the response
+_NAME = "tilewise"
 
 
 class LogStyle(StrEnum):
-    """How requests are logged; what goes wrong is logged in any style."""
+    """Format of the request log; errors are logged in any style."""
 
     JSON = "json"
     TEXT = "text"
     OFF = "off"
 
 
-def style_of(overrides: str | None, stream: TextIO) -> LogStyle:
-    """Return how to log where `said` is the setting: JSON, but to people at a terminal only what goes wrong."""
-    if overrides:
-        return LogStyle(overrides)
+def style_of(setting: str | None, stream: TextIO) -> LogStyle:
+    """Return the style that the setting names; by default JSON, but off if `stream` is a terminal."""
+    if setting:
+        return LogStyle(setting)
     return LogStyle.OFF if stream.isatty() else LogStyle.JSON
 
 
 def configure(style: LogStyle) -> None:
-    """Let all that the project's modules log go to stderr in `style`."""
+    """Let everything that the package logs go to stderr in `style`."""
     handler = logging.StreamHandler(sys.stderr)
-    if style is LogStyle.JSON:
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(TextFormatter("%(asctime)s %(levelname)s %(message)s"))
-    _LOG.handlers = [handler]
-    _LOG.setLevel(logging.INFO)
-    _LOG.propagate = False
+    handler.setFormatter(formatter(style))
+    log = logging.getLogger(_NAME)
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
-class JsonFormatter(logging.Formatter):
-    """Makes one line of JSON of a record; what stands in its `extra={"fields": {…}}` comes along."""
+@cache
+def get_logger() -> BoundLogger:
+    """Return the package's logger, with fields by keyword: `get_logger().info("message", key=value)`."""
+    processors: list[Processor] = [
+        structlog.stdlib.filter_by_level,
+        structlog.processors.format_exc_info,  # here, where the exception is still being handled
+        ProcessorFormatter.wrap_for_formatter,
+    ]
+    logger: BoundLogger = structlog.wrap_logger(
+        logging.getLogger(_NAME), processors, wrapper_class=BoundLogger, cache_logger_on_first_use=True
+    )
+    return logger.bind()
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line = {"time": timestamp(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+
+def formatter(style: LogStyle) -> logging.Formatter:
+    """Return the formatter of log records in `style`, for `get_logger` and the standard library's loggers."""
+    render = [ProcessorFormatter.remove_processors_meta, *_renderers(style)]
+    return ProcessorFormatter(processors=render, foreign_pre_chain=[structlog.processors.format_exc_info])
 
 
-class TextFormatter(logging.Formatter):
-    """Makes a line for people of a record; what stands in its `extra={"fields": {…}}` comes behind it."""
+def _renderers(style: LogStyle) -> list[Processor]:
+    """Return the processors that make a line of an event."""
+    add_time = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+    render: Processor = (
+        structlog.processors.JSONRenderer(default=str) if style is LogStyle.JSON else _render_text
+    )
+    return [structlog.stdlib.add_log_level, add_time, _order_keys, render]
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the line; a traceback comes after it."""
-        fields = getattr(record, "fields", {})
-        told = [
-            f"{name}={json.dumps(value, default=str)}" for name, value in fields.items()
-        ]  # a terminal's codes stay out
-        return " ".join([super().formatMessage(record), *told])
+
+def _order_keys(_: Any, __: str, event: EventDict) -> EventDict:
+    """Put time, level and message first, and call the traceback so."""
+    line = {"time": event.pop("time"), "level": event.pop("level"), "message": event.pop("event")}
+    traceback = event.pop("exception", None)
+    return {**line, **event, **({"traceback": traceback} if traceback else {})}
+
+
+def _render_text(_: Any, __: str, line: EventDict) -> str:
+    """Return a line for people; JSON values keep control codes away from a terminal."""
+    traceback = line.pop("traceback", None)
+    start = f"{line.pop('time')} {line.pop('level').upper()} {line.pop('message')}"
+    fields = [f"{name}={json.dumps(value, default=str)}" for name, value in line.items()]
+    return " ".join([start, *fields]) + (f"\n{traceback}" if traceback else "")
+
+
+# The log of requests.
+
+HEADER = b"x-request-id"
+_VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the ID in the header `X-Request-ID` if it is valid, else a new one of 32 hexadecimal digits."""
+    for name, value in scope["headers"]:
+        if name == HEADER and _VALID_ID.fullmatch(value):
+            return str(value, "ascii")
+    return secrets.token_hex(16)
 
 
 class RequestLog:
-    """ASGI middleware, the outermost of ours: gives a request its id and its line, and an error its form.
+    """ASGI middleware, the outermost: give each request an ID and a log line, and exceptions a response.
 
     Args:
+        app: the application inside.
         style: of the lines.
-        stream: that they are written to; None: stderr.
+        stream: to write the lines to; None: stderr.
     """
 
     def __init__(self, app: ASGIApp, style: LogStyle, stream: TextIO | None = None) -> None:
         self._app, self._style = app, style
-        self._stream = stream or sys.stderr
+        self._log = _line_logger(style, stream or sys.stderr)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -112,68 +136,81 @@ class RequestLog:
         exchange = _Exchange(receive, send, request_context.request_id)
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except Exception:  # whatever it was: the client gets the one form of an error, the log the rest
+        except Exception:  # whatever it is: the client gets an error body, the log gets the rest
             await self._on_error(scope, exchange, request_context)
         finally:
             self._record(scope, exchange, request_context)
 
     async def _on_error(self, scope: Scope, exchange: "_Exchange", request_context: RequestContext) -> None:
-        fields = {"request_id": request_context.request_id, "path": shown_path(scope)}
-        _LOG.exception("a request failed (request id %s)", request_context.request_id, extra={"fields": fields})
+        request_id = request_context.request_id
+        get_logger().exception("a request failed", request_id=request_id, path=shown_path(scope))
         if not exchange.status:
             request_context.codes["internal"] += 1
             metrics.ERRORS.labels("internal").inc()
             await exchange.send_json(500, error_body(**INTERNAL))
-        elif not exchange.whole:
-            raise ConnectionAbortedError("the answer had begun; it cannot be mended")
+        elif not exchange.complete:
+            raise ConnectionAbortedError("the response had begun; it cannot be completed")
 
     def _record(self, scope: Scope, exchange: "_Exchange", request_context: RequestContext) -> None:
+        """Count the request in the metrics, and log it."""
         ended = time.perf_counter_ns()
-        status = exchange.status or _GONE
-        path = route_of(scope)
+        status, path = exchange.status or _CLIENT_GONE, route_of(scope)
         if path in QUIET_PATHS and status < 500:
             return
-        metrics.requests_of(path, status, request_context.model).inc()
         seconds = (ended - request_context.began) / 1e9
-        metrics.request_seconds_of(path, request_context.model).observe(seconds)
-        if request_context.answered and request_context.tiles:
-            metrics.seconds_of("receive").observe(
-                (request_context.submitted - request_context.began) / 1e9 / request_context.tiles
-            )
-            metrics.seconds_of("write").observe((ended - request_context.answered) / 1e9 / request_context.tiles)
+        _observe(path, status, seconds, ended, request_context)
         if self._style is LogStyle.OFF:
             return
-        line = _line(scope, exchange, request_context, status, seconds)
-        text = json.dumps(line) if self._style is LogStyle.JSON else _as_text(line)
+        fields = _fields(scope, exchange, request_context, status, seconds)
         try:
-            self._stream.write(text + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):  # nobody reads any more: no reason to refuse service
+            getattr(self._log, _level(status))("request", **fields)
+        except (OSError, ValueError):  # a closed stream is no reason to refuse service
             self._style = LogStyle.OFF
 
 
-class _Exchange:
-    """What goes in and out of one request."""
+def _line_logger(style: LogStyle, stream: TextIO) -> Any:
+    """Return a logger of requests that writes lines to `stream`; bound once, since every request uses it."""
+    processors = _renderers(style) if style is LogStyle.JSON else [*_renderers(style)[:-1], _render_request]
+    return structlog.wrap_logger(
+        structlog.WriteLogger(stream),
+        processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    ).bind()
 
-    __slots__ = ("_id", "_receive", "_send", "status", "taken", "whole")
+
+def _render_request(_: Any, __: str, line: EventDict) -> str:
+    """Return the line of a request for people."""
+    errors = " ".join(f"{count}×{code}" for code, count in line["errors"].items())
+    path = re.sub(r"[^!-~]", "?", line["path"])  # keeps line breaks and control codes out
+    return (
+        f"{line['time']} {line['status']} {line['method']} {path} {line['tiles']} tiles "
+        f"{line['bytes']} bytes {line['seconds'] * 1000:.1f} ms {line['request_id']} {errors}"
+    ).rstrip()
+
+
+class _Exchange:
+    """Counts what goes in and out of one request."""
+
+    __slots__ = ("_id", "_receive", "_send", "complete", "received", "status")
 
     def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
         self._receive, self._send, self._id = receive, send, request_id.encode()
-        self.taken = 0
+        self.received = 0  # bytes
         self.status = 0
-        self.whole = False
+        self.complete = False
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self.taken += len(message.get("body", b""))
+        self.received += len(message.get("body", b""))
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id)]
+            message["headers"] = [*message.get("headers", ()), (HEADER, self._id)]
         elif message["type"] == "http.response.body":
-            self.whole = not message.get("more_body", False)
+            self.complete = not message.get("more_body", False)
         await self._send(message)
 
     async def send_json(self, status: int, content: dict[str, Any]) -> None:
@@ -184,53 +221,47 @@ class _Exchange:
 
 
 def route_of(scope: Scope) -> str:
-    """Return the path of the route that serves a request, without its parameters' values; `other` where none does."""
+    """Return the path of the route of a request, with the names of its parameters; `other` if none."""
     path: str = getattr(scope.get("route"), "path", "")
     return OTHER if not path or ":path}" in path else path
 
 
 def shown_path(scope: Scope) -> str:
-    """Return the path as the log shows it: a task's id opens the task, so a known route shows its pattern."""
+    """Return the path to log: the route's (the ID of a task is secret), or that of an unknown route, cut."""
     path = route_of(scope)
-    return str(scope["path"])[:_LONGEST_PATH] if path == OTHER else path
+    return str(scope["path"])[:_MAX_PATH] if path == OTHER else path
 
 
-def timestamp(seconds: float) -> str:
-    """Return seconds since 1970 as ISO 8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _observe(path: str, status: int, seconds: float, ended: int, request_context: RequestContext) -> None:
+    """Count a request in the metrics."""
+    metrics.requests_of(path, status, request_context.model).inc()
+    metrics.request_seconds_of(path, request_context.model).observe(seconds)
+    if request_context.answered and request_context.tiles:
+        receiving = request_context.submitted - request_context.began
+        writing = ended - request_context.answered
+        metrics.seconds_of("receive").observe(receiving / 1e9 / request_context.tiles)
+        metrics.seconds_of("write").observe(writing / 1e9 / request_context.tiles)
 
 
-def _line(
+def _fields(
     scope: Scope, exchange: _Exchange, request_context: RequestContext, status: int, seconds: float
 ) -> dict[str, Any]:
-    line = {
-        "time": timestamp(time.time()),
-        "level": _level(status),
-        "message": "request",
+    """Return the fields of a request's log line."""
+    fields = {
         "request_id": request_context.request_id,
         "method": scope["method"],
         "path": shown_path(scope),
         "status": status,
         "seconds": round(seconds, 6),
-        "bytes": exchange.taken,
+        "bytes": exchange.received,
         "tiles": request_context.tiles,
         "model": request_context.model,
         "errors": dict(request_context.codes),
     }
     if request_context.span is not None:
-        line["trace_id"] = format(request_context.span.get_span_context().trace_id, "032x")
-    return line
+        fields["trace_id"] = format(request_context.span.get_span_context().trace_id, "032x")
+    return fields
 
 
 def _level(status: int) -> str:
     return "info" if status < 500 else "error" if status == 500 else "warning"
-
-
-def _as_text(line: dict[str, Any]) -> str:
-    errors = " ".join(f"{count}×{code}" for code, count in line["errors"].items())
-    path = re.sub(r"[^!-~]", "?", line["path"])  # a line stays a line, and a terminal's codes stay out
-    milliseconds = line["seconds"] * 1000
-    return (
-        f"{line['time']} {line['status']} {line['method']} {path} {line['tiles']} tiles {line['bytes']} bytes "
-        f"{milliseconds:.1f} ms {line['request_id']} {errors}"
-    ).rstrip()

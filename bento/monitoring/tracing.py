@@ -1,10 +1,11 @@
-"""Traces: where the time of a request went, sent to an OpenTelemetry collector. Off unless a setting names one.
+"""Traces: where the time of a request goes, sent to the OpenTelemetry collector that TILEWISE_TRACE names.
 
-A request is a span with its stages below it: `receive`, `wait`, `read`, `infer`, `describe`, `write`. Tiles of several
-requests are worked on together, so each of these requests has the batch's stages among its own. BentoML's tracing is
-switched off (`tilewise.bento.service`): it would trace the request only, and costs even where nobody looks.
+A request is a span with its stages as children: `receive`, `wait`, `read`, `infer`, `describe`, `write`. A
+batch holds tiles of several requests, so each of these requests gets the stages of the batch. BentoML's own
+tracing is switched off (`tilewise.bento.service`): it would trace the request only, and costs time even where
+nothing is collected.
 
-What a trace holds of a request is its route, status and request id, the number of its tiles and the model's version.
+A trace holds the route, status and ID of a request, the number of its tiles and the version of the model.
 """
 
 import importlib.util
@@ -25,25 +26,27 @@ from tilewise.datasets.core.errors import TilewiseError
 EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 _PATH = "/v1/traces"  # of the OpenTelemetry protocol over HTTP
 _PROPAGATED = (b"traceparent", b"tracestate")  # W3C Trace Context
-_PATIENCE_S = 2.0  # at the end
+_FLUSH_S = 2.0  # for sending the last spans
 
 
-def traces_url(overrides: str) -> str:
-    """Return the URL that spans are posted to, where `said` is a collector's, with or without a path.
+def traces_url(collector: str) -> str:
+    """Return the URL to post spans to, for the URL of a collector with or without a path.
 
     Raises:
-        TilewiseError: it is no URL, or the exporter is not installed.
+        TilewiseError: it is not a URL, or the exporter is not installed.
     """
-    parts = urlsplit(overrides)
+    parts = urlsplit(collector)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise TilewiseError(f"TILEWISE_TRACE is the URL of a collector, not {overrides!r}; e.g. http://127.0.0.1:4318")
+        raise TilewiseError(
+            f"TILEWISE_TRACE is the URL of a collector, not {collector!r}; e.g. http://127.0.0.1:4318"
+        )
     if not _is_installed(EXPORTER):
         raise TilewiseError("TILEWISE_TRACE: the exporter is not installed; pip install 'tilewise[trace]'")
-    return overrides if parts.path.strip("/") else overrides.rstrip("/") + _PATH
+    return collector if parts.path.strip("/") else collector.rstrip("/") + _PATH
 
 
 class Tracing:
-    """A process's way to the collector; what OpenTelemetry's own variables (OTEL_…) say of sampling holds."""
+    """Trace requests to one collector; OpenTelemetry's own variables (OTEL_…) control sampling."""
 
     def __init__(self, url: str) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -58,13 +61,20 @@ class Tracing:
         self._tracer = self._provider.get_tracer("tilewise")
 
     def begin(self, scope: Scope, request_context: RequestContext) -> None:
-        """Begin a request's span, below the caller's where it says one, and note it if it is sampled."""
+        """Begin a request's span, as a child of the caller's if there is one; keep it if it is sampled."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        carrier = {str(name, "ascii"): str(value, "latin-1") for name, value in scope["headers"] if name in _PROPAGATED}
+        carrier = {
+            str(name, "ascii"): str(value, "latin-1")
+            for name, value in scope["headers"]
+            if name in _PROPAGATED
+        }
         parent = TraceContextTextMapPropagator().extract(carrier)
-        attributes = {"http.request.method": scope["method"], "tilewise.request_id": request_context.request_id}
+        attributes = {
+            "http.request.method": scope["method"],
+            "tilewise.request_id": request_context.request_id,
+        }
         began = request_context.began + _since_1970()
         span = self._tracer.start_span(scope["method"], parent, SpanKind.SERVER, attributes, start_time=began)
         request_context.span = span if span.is_recording() else None
@@ -80,7 +90,11 @@ class Tracing:
         route = route_of(scope)
         span.update_name(f"{scope['method']} {route}")
         span.set_attributes(
-            {"http.route": route, "http.response.status_code": status, "tilewise.tiles": request_context.tiles}
+            {
+                "http.route": route,
+                "http.response.status_code": status,
+                "tilewise.tiles": request_context.tiles,
+            }
         )
         if request_context.model:
             span.set_attribute("tilewise.model_version", request_context.model)
@@ -88,20 +102,22 @@ class Tracing:
             span.set_status(StatusCode.ERROR)
         span.end(now + _since_1970())
 
-    def look(self, batch: Batch) -> None:
-        """Give the batch's stages to the requests whose tiles it held."""
+    def observe(self, batch: Batch) -> None:
+        """Add the stages of a batch to the spans of its requests."""
         for request_context in batch.requests:
             if request_context.span is not None:
                 self._stage(request_context.span, "wait", request_context.submitted, batch.stages[0].began)
                 for stage in batch.stages:
-                    self._stage(request_context.span, stage.name, stage.began, stage.ended, len(batch.uploads))
+                    self._stage(
+                        request_context.span, stage.name, stage.began, stage.ended, len(batch.uploads)
+                    )
 
     def close(self) -> None:
-        """Send what has not been sent, if the collector takes it within a few seconds."""
+        """Send the spans that are not sent yet, if the collector takes them within two seconds."""
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
-        sending.join(_PATIENCE_S)
-        self._exporter.shutdown()  # it would try again and again
+        sending.join(_FLUSH_S)
+        self._exporter.shutdown()  # ends its retries
 
     def _stage(self, parent: Any, name: str, began: int, ended: int, batch_tiles: int = 0) -> None:
         from opentelemetry.trace import set_span_in_context
@@ -115,13 +131,13 @@ class Tracing:
 
 
 @lru_cache(maxsize=1)
-def tracing_to(overrides: str) -> Tracing:
-    """Return this process's tracing to a collector, begun when it is first asked for; raises as `traces_url` does."""
-    return Tracing(traces_url(overrides))
+def tracing_to(collector: str) -> Tracing:
+    """Return the process's `Tracing` to a collector; raises TilewiseError as `traces_url` does."""
+    return Tracing(traces_url(collector))
 
 
 class TraceRequests:
-    """ASGI middleware, just inside the log: a span for each request."""
+    """ASGI middleware, just inside the log: make a span for each request."""
 
     def __init__(self, app: ASGIApp, collector: str) -> None:
         self._app, self._tracing = app, tracing_to(collector)
@@ -133,7 +149,7 @@ class TraceRequests:
             return await self._app(scope, receive, send)
         status = 0
 
-        async def send_noting(message: Message) -> None:
+        async def send_recording(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -143,7 +159,7 @@ class TraceRequests:
         if request_context.span is None:
             return await self._app(scope, receive, send)
         try:
-            await self._app(scope, receive, send_noting)
+            await self._app(scope, receive, send_recording)
         finally:
             self._tracing.end(scope, request_context, status)
 
@@ -151,10 +167,10 @@ class TraceRequests:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # nor is its parent package
         return False
 
 
 def _since_1970() -> int:
-    """Return what must be added to `time.perf_counter_ns` to have nanoseconds since 1970."""
+    """Return the offset from `time.perf_counter_ns` to nanoseconds since 1970."""
     return time.time_ns() - time.perf_counter_ns()

@@ -1,8 +1,8 @@
-"""Admission: how many bytes of requests one process holds at once.
+"""Admission: bound the bytes of request bodies that one process holds at once.
 
-A body is only read once there is room for it. Until then its connection waits, unread, which holds the sender back by
-TCP's own means; beyond a bounded number of waiting requests, or a bounded time, a request is turned away before its
-body costs anything. So memory cannot grow with the number of clients.
+A body is read only when there is memory for it. Until then its connection waits, unread, so that TCP slows
+the sender down. Beyond a bounded number of waiting requests, or a bounded wait, a request is rejected before
+its body is read. So memory cannot grow with the number of clients.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 
 class OverloadedError(Exception):
-    """There is no room, and enough others wait for it; come back in `retry_after` seconds."""
+    """There is no memory for the request, and too many wait; retry in `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__("no room for the request")
@@ -20,13 +20,13 @@ class OverloadedError(Exception):
 
 
 class Admission:
-    """Lets requests in, first come first served, as their bytes fit into `max_bytes`.
+    """Admit requests in order of arrival, as their bytes fit into `max_bytes`.
 
     Args:
-        max_bytes: of all bodies that are being read or worked on.
-        max_waiting: requests that may wait for room.
-        max_wait_seconds: that one may wait.
-        observe: told how many wait, whenever that changes.
+        max_bytes: of all bodies that are being read or processed.
+        max_waiting: requests that may wait.
+        max_wait_seconds: that a request may wait.
+        observe: called with the number of waiting requests whenever it changes.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Admission:
 
     @asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
-        """Hold room for `size` bytes (or for all there is, if that is less) for the length of the block.
+        """Reserve `size` bytes, or all `max_bytes` if that is less, for the length of the block.
 
         Raises:
             OverloadedError: too many wait, or the wait was too long.
@@ -54,7 +54,7 @@ class Admission:
             yield
         finally:
             self._room += size
-            self._let_in()
+            self._admit_waiting()
 
     async def _acquire(self, size: int) -> None:
         if not self._queue and size <= self._room:
@@ -69,21 +69,21 @@ class Admission:
             async with asyncio.timeout(self._max_wait_seconds):
                 await turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():  # it was let in at the very moment that it left
+            if turn.done() and not turn.cancelled():  # it was admitted at the very moment that it left
                 self._room += size
             turn.cancel()
-            self._let_in()
+            self._admit_waiting()
             if isinstance(error, TimeoutError):
                 raise OverloadedError(self._max_wait_seconds) from None
             raise
 
-    def _let_in(self) -> None:
+    def _admit_waiting(self) -> None:
         waited = len(self._queue)
-        self._take_from_queue()
+        self._pop_admitted()
         if len(self._queue) != waited:
             self._observe(len(self._queue))
 
-    def _take_from_queue(self) -> None:
+    def _pop_admitted(self) -> None:
         while self._queue:
             size, turn = self._queue[0]
             if turn.done():

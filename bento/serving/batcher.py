@@ -1,11 +1,11 @@
-"""Adaptive batching: what arrives while one batch is being worked on makes the next batch.
+"""Adaptive batching: jobs that arrive while one batch is processed make up the next batch.
 
-A lone job starts at once: nothing ever waits for a batch to fill. Under load the batches grow by themselves, since more
-arrives while each is worked on. One thread does the work; the event loop only takes jobs in and hands results out. How
-much may wait is bounded before it comes here, by `tilewise.bento.serving.admission`.
+A lone job starts at once; no job ever waits for a batch to fill. Under load, batches grow by themselves,
+since more jobs arrive while each is processed. One thread does the work; the event loop only accepts jobs and
+delivers results. `tilewise.bento.serving.admission` bounds how much may wait, before it comes here.
 
-Work that has no hurry (scenes, explanations) comes between the batches, in short portions: at once where no job waits,
-and else so seldom that it takes a small share of the time.
+Background work (scenes, explanations) runs between batches in short portions: at once if no job waits, and
+otherwise so rarely that it takes a small fraction of the time.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-_MAX_ASIDE = 0.25  # seconds that unhurried work may be kept from its turn while jobs wait
+_MAX_BACKGROUND_WAIT_S = 0.25  # how long background work may wait while jobs wait too
 
 
 class ClosedError(Exception):
@@ -32,8 +32,8 @@ class ClosedError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class _Order(Generic[Job, Result]):
-    """The jobs of one caller, and the future that holds their results once all are done."""
+class _Submission(Generic[Job, Result]):
+    """The jobs of one caller, and the future that gets their results when all are done."""
 
     jobs: Sequence[Job]
     loop: asyncio.AbstractEventLoop
@@ -43,14 +43,16 @@ class _Order(Generic[Job, Result]):
 
 
 class Batcher(Generic[Job, Result]):
-    """Works on jobs of many callers together.
+    """Process the jobs of many callers in batches.
 
     Args:
-        work: turns a list of jobs into as many results; called in the batcher's own thread. It answers a bad job with
-            a result of its own and raises only where everything is lost: the callers of that batch get the exception.
-        max_batch_size: jobs that are worked on together.
-        observe: told the size of each batch, and the jobs still waiting, before it is worked on.
-        after: called when the results of a batch have been handed out, before the next one is taken.
+        work: turns a list of jobs into as many results, in the batcher's thread. For an invalid job it
+            returns a result that says so; what it raises is raised to every caller with a job in the batch.
+        max_batch_size: jobs in a batch.
+        observe: called before each batch with its size and the number of jobs that still wait.
+        after: called when the results of a batch are delivered, before the next batch.
+
+    What `observe` and `after` raise is logged and has no other effect.
     """
 
     def __init__(
@@ -62,9 +64,9 @@ class Batcher(Generic[Job, Result]):
     ) -> None:
         self._work, self._max_batch_size = work, max_batch_size
         self._observe, self._after = observe, after
-        self._orders: deque[_Order[Job, Result]] = deque()
-        self._asides: deque[Callable[[], None]] = deque()
-        self._turn_of_asides = 0.0
+        self._submissions: deque[_Submission[Job, Result]] = deque()
+        self._background: deque[Callable[[], None]] = deque()
+        self._last_background = 0.0  # when a portion last ran
         self._waiting = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -73,7 +75,7 @@ class Batcher(Generic[Job, Result]):
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait."""
+        """Number of jobs that wait."""
         return self._waiting
 
     async def submit(self, jobs: Sequence[Job]) -> list[Result]:
@@ -81,46 +83,48 @@ class Batcher(Generic[Job, Result]):
 
         Raises:
             ClosedError: the batcher is closed.
+            Exception: whatever `work` raises on a batch with one of the jobs.
         """
         if not jobs:
             return []
         loop = asyncio.get_running_loop()
-        order: _Order[Job, Result] = _Order(jobs, loop, loop.create_future())
+        submission: _Submission[Job, Result] = _Submission(jobs, loop, loop.create_future())
         with self._changed:
             if self._closed:
                 raise ClosedError
-            self._orders.append(order)
+            self._submissions.append(submission)
             self._waiting += len(jobs)
             self._changed.notify()
-        return await order.future
+        return await submission.future
 
-    def between(self, portion: Callable[[], Value]) -> Value:
-        """Return what `portion` returns, having called it in the batcher's thread between two batches.
+    def run_between(self, portion: Callable[[], Value]) -> Value:
+        """Call `portion` in the batcher's thread between two batches, and return its result.
 
-        For threads with work that has no hurry. Whoever comes meanwhile waits until it returns: keep it short.
+        For threads with background work. Jobs that arrive meanwhile wait until it returns: keep it short.
 
         Raises:
             ClosedError: the batcher is closed.
+            BaseException: whatever `portion` raises.
         """
         future: Future[Value] = Future()
 
-        def aside() -> None:
+        def run() -> None:
             try:
                 if self._closed:
                     raise ClosedError
                 future.set_result(portion())
-            except BaseException as error:  # whatever it was: it belongs to the thread that waits
+            except BaseException as error:  # it belongs to the waiting thread, whatever it is
                 future.set_exception(error)
 
         with self._changed:
             if self._closed:
                 raise ClosedError
-            self._asides.append(aside)
+            self._background.append(run)
             self._changed.notify()
         return future.result()
 
     def close(self) -> None:
-        """Finish the batch that is being worked on, fail what waits, and end the thread."""
+        """Finish the batch in progress, fail all that waits, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -129,104 +133,109 @@ class Batcher(Generic[Job, Result]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._orders and not self._asides and not self._closed:
+                while not self._submissions and not self._background and not self._closed:
                     self._changed.wait()
                 if self._closed:
                     self._fail_all(ClosedError())
                     return
-                aside = self._take_aside()
-                batch = [] if aside else self._take()
-            if aside:
-                aside()
-                self._turn_of_asides = time.monotonic()
+                portion = self._take_portion()
+                batch = [] if portion else self._take_batch()
+            if portion:
+                portion()
+                self._last_background = time.monotonic()
             elif batch:
-                self._work_on(batch)
+                self._process(batch)
 
-    def _take_aside(self) -> Callable[[], None] | None:
-        """Take a portion of unhurried work, if it is its turn."""
-        overdue = time.monotonic() - self._turn_of_asides > _MAX_ASIDE
-        return self._asides.popleft() if self._asides and (overdue or not self._orders) else None
+    def _take_portion(self) -> Callable[[], None] | None:
+        """Take a portion of background work if it is its turn."""
+        overdue = time.monotonic() - self._last_background > _MAX_BACKGROUND_WAIT_S
+        return self._background.popleft() if self._background and (overdue or not self._submissions) else None
 
-    def _take(self) -> list[tuple[_Order[Job, Result], Sequence[Job]]]:
-        """Take up to a batch of jobs, oldest first; a large order is worked on in several batches."""
+    def _take_batch(self) -> list[tuple[_Submission[Job, Result], Sequence[Job]]]:
+        """Take up to a batch of jobs, oldest first; a large submission is split over several batches."""
         batch, room = [], self._max_batch_size
-        while self._orders and room:
-            order = self._orders[0]
-            left = len(order.jobs) - order.taken
-            if order.future.cancelled():  # the caller has gone
-                self._orders.popleft()
+        while self._submissions and room:
+            submission = self._submissions[0]
+            left = len(submission.jobs) - submission.taken
+            if submission.future.cancelled():  # the caller has gone
+                self._submissions.popleft()
                 self._waiting -= left
                 continue
-            part = order.jobs[order.taken : order.taken + room]
-            batch.append((order, part))
-            order.taken += len(part)
+            part = submission.jobs[submission.taken : submission.taken + room]
+            batch.append((submission, part))
+            submission.taken += len(part)
             self._waiting -= len(part)
             room -= len(part)
-            if order.taken == len(order.jobs):
-                self._orders.popleft()
+            if submission.taken == len(submission.jobs):
+                self._submissions.popleft()
         return batch
 
-    def _work_on(self, batch: list[tuple[_Order[Job, Result], Sequence[Job]]]) -> None:
+    def _process(self, batch: list[tuple[_Submission[Job, Result], Sequence[Job]]]) -> None:
         jobs = [job for _, part in batch for job in part]
         if self._observe:
-            self._observe(len(jobs), self._waiting)
+            _call_observer(self._observe, len(jobs), self._waiting)
         try:
             results = self._work(jobs)
-        except Exception as error:  # whatever it was: the callers must not wait for ever
-            self._fail([order for order, _ in batch], error)
+            if len(results) != len(jobs):
+                raise RuntimeError(f"{len(results)} results of {len(jobs)} jobs")
+        except Exception as error:  # whatever it is: no caller may wait for ever
+            self._fail([submission for submission, _ in batch], error)
             return
-        self._hand_out(batch, results)
+        self._deliver(batch, results)
         if self._after:
-            self._look_on(self._after)
+            _call_observer(self._after)
 
-    def _look_on(self, after: Callable[[], None]) -> None:
-        try:
-            after()
-        except Exception:  # whoever looks on must not stop the work
-            _LOG.exception("what was to be done after a batch failed")
-
-    def _hand_out(self, batch: list[tuple[_Order[Job, Result], Sequence[Job]]], results: list[Result]) -> None:
+    def _deliver(
+        self, batch: list[tuple[_Submission[Job, Result], Sequence[Job]]], results: list[Result]
+    ) -> None:
         start = 0
-        done: dict[asyncio.AbstractEventLoop, list[_Order[Job, Result]]] = {}
-        for order, part in batch:
-            order.results += results[start : start + len(part)]
+        done: dict[asyncio.AbstractEventLoop, list[_Submission[Job, Result]]] = {}
+        for submission, part in batch:
+            submission.results += results[start : start + len(part)]
             start += len(part)
-            if len(order.results) == len(order.jobs):
-                done.setdefault(order.loop, []).append(order)
-        for loop, orders in done.items():
-            _call(loop, _resolve, orders)
+            if len(submission.results) == len(submission.jobs):
+                done.setdefault(submission.loop, []).append(submission)
+        for loop, submissions in done.items():
+            _call_in_loop(loop, _resolve, submissions)
 
-    def _fail(self, orders: Sequence[_Order[Job, Result]], error: Exception) -> None:
+    def _fail(self, submissions: Sequence[_Submission[Job, Result]], error: Exception) -> None:
         with self._changed:
-            for order in orders:
-                if order in self._orders:  # the rest of it would be worked on in vain
-                    self._orders.remove(order)
-                    self._waiting -= len(order.jobs) - order.taken
-        for order in orders:
-            _call(order.loop, _reject, order, error)
+            for submission in submissions:
+                if submission in self._submissions:  # the rest of it would be processed for nothing
+                    self._submissions.remove(submission)
+                    self._waiting -= len(submission.jobs) - submission.taken
+        for submission in submissions:
+            _call_in_loop(submission.loop, _reject, submission, error)
 
     def _fail_all(self, error: Exception) -> None:
-        orders, self._waiting = list(self._orders), 0
-        self._orders.clear()
-        while self._asides:  # each finds the batcher closed
-            self._asides.popleft()()
-        for order in orders:
-            _call(order.loop, _reject, order, error)
+        submissions, self._waiting = list(self._submissions), 0
+        self._submissions.clear()
+        while self._background:  # each portion finds the batcher closed
+            self._background.popleft()()
+        for submission in submissions:
+            _call_in_loop(submission.loop, _reject, submission, error)
 
 
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
+def _call_observer(observer: Callable[..., None], *arguments: object) -> None:
+    try:
+        observer(*arguments)
+    except Exception:  # an observer that fails must not end the thread
+        _LOG.exception("an observer of a batch failed")
+
+
+def _call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
     try:
         loop.call_soon_threadsafe(function, *arguments)
-    except RuntimeError:  # the loop has been closed: nobody waits any more
+    except RuntimeError:  # the loop is closed, and with it all callers are gone
         return
 
 
-def _resolve(orders: list[_Order[Job, Result]]) -> None:
-    for order in orders:
-        if not order.future.done():
-            order.future.set_result(order.results)
+def _resolve(submissions: list[_Submission[Job, Result]]) -> None:
+    for submission in submissions:
+        if not submission.future.done():
+            submission.future.set_result(submission.results)
 
 
-def _reject(order: _Order[Job, Result], error: Exception) -> None:
-    if not order.future.done():
-        order.future.set_exception(error)
+def _reject(submission: _Submission[Job, Result], error: Exception) -> None:
+    if not submission.future.done():
+        submission.future.set_exception(error)

@@ -1,8 +1,9 @@
-"""Which model answers: a champion, and beside it perhaps a candidate that is tried out.
+"""Releases: the champion, which answers, and perhaps a candidate, which is tried out as shadow or canary.
 
-Sources are looked at every few seconds. A model that a source newly names is loaded and checked in the background, and
-takes over between two requests: each request is answered by one model from its first tile to its last. A model that
-fails its check is refused, and the one that serves goes on serving.
+A model comes from a source: a file, or an alias in MLflow's registry. Sources are polled every few seconds. A
+new model is loaded and checked in the background and takes over between two requests, so that one model
+answers each request from its first tile to its last. A model that fails its check is refused, and the former
+one goes on serving.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +23,7 @@ from tilewise.bento import metrics
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick, state
 from tilewise.datasets.core.errors import ModelFileError
+from tilewise.datasets.core.files import sha256_of
 from tilewise.datasets.core.locations import MODEL_NAME
 from tilewise.models.model_file import REGISTRY_PREFIX, ModelMetadata, find_model, int8_of
 
@@ -28,14 +31,19 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
+_LOG = logging.getLogger("tilewise")
+
+
+# Sources of models.
+
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A model that a source names now.
+class FoundModel:
+    """The model that a source names now.
 
     Attributes:
-        path: the model file.
-        identity: changes when the source comes to name another model.
+        path: of the model file.
+        identity: a text that changes when the source names another model.
     """
 
     path: Path
@@ -43,74 +51,77 @@ class Found:
 
 
 class ModelSource(Protocol):
-    """Something that names a model."""
+    """A name of a model, which may mean another model later."""
 
-    def find(self) -> Found:
-        """Return the model it names now; raises ModelFileError where there is none."""
+    def find(self) -> FoundModel:
+        """Return the model that it names now; raises ModelFileError if there is none."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A model file; the newest exported one if `path` is None. A file that is replaced is another model.
+    """A model file. A file that is replaced is another model.
 
     Attributes:
-        path: of the model file, or None.
-        precision: whether the INT8 file beside it may take its place.
+        path: of the model file; None: the default of `find_model`.
+        precision: whether the INT8 file beside it may be served instead.
     """
 
     path: Path | None
     precision: Precision = Precision.AUTO
 
-    def find(self) -> Found:
-        """Return the file; see `ModelSource`."""
+    def find(self) -> FoundModel:
+        """Return the file, or its INT8 file; see `ModelSource.find`."""
         path = find_model(self.path)
         if not (known := state(path)):
             raise ModelFileError(f"{path}: there is no such model; `tilewise train` makes one")
-        return Found(pick(path, self.precision), f"{path}:{known}:{state(int8_of(path))}")
+        return FoundModel(pick(path, self.precision), f"{path}:{known}:{state(int8_of(path))}")
 
 
 @dataclass(frozen=True, slots=True)
 class AliasSource:
     """An alias or a version in MLflow's registry: `models:/tilewise@champion`, `models:/tilewise/3`.
 
-    The registry is the one that MLFLOW_TRACKING_URI names. Promotion and rollback are moves of the alias.
+    The registry is the one that MLFLOW_TRACKING_URI names. Promotion and rollback move the alias.
 
     Attributes:
         uri: as above.
-        precision: whether the INT8 file that the version brings may take its model's place.
+        precision: whether the INT8 file of the version may be served instead.
     """
 
     uri: str
     precision: Precision = Precision.AUTO
 
-    def find(self) -> Found:
-        """Return the version that the alias means now, fetched into a temporary folder once; see `ModelSource`."""
+    def find(self) -> FoundModel:
+        """Return the version that the alias names now, downloaded once; see `ModelSource.find`."""
         try:
             from mlflow.artifacts import download_artifacts
             from mlflow.tracking import MlflowClient
         except ImportError as error:
-            raise ModelFileError(f"{self.uri}: MLflow is not installed; pip install 'tilewise[ops]'") from error
+            raise ModelFileError(
+                f"{self.uri}: MLflow is not installed; pip install 'tilewise[ops]'"
+            ) from error
         try:
             version = _version(MlflowClient(), self.uri)
             folder = _cache(f"{version.name}:{version.version}:{version.source}")
             if not any(folder.rglob("*.onnx")):
                 named = f"models:/{version.name}/{version.version}"
-                _whole(folder, lambda place: download_artifacts(named, dst_path=str(place)))
+                _fill(folder, lambda target: download_artifacts(named, dst_path=str(target)))
         except ModelFileError:
             raise
         except Exception as error:  # every store raises its own kinds
             reason = " ".join(str(error).split())[:200]
-            raise ModelFileError(f"{self.uri}: MLflow does not give this model: {reason}") from error
-        path = pick(_one_model(folder, self.uri), self.precision)
-        return Found(path, f"{version.name}:{version.version}")
+            raise ModelFileError(f"{self.uri}: MLflow cannot provide this model: {reason}") from error
+        path = _one_model(folder, self.uri)
+        _check_registered(path, version.tags.get("sha256"), self.uri)
+        return FoundModel(pick(path, self.precision), f"{version.name}:{version.version}")
 
 
-def source_of(overrides: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
-    """Return the source that a setting names: an MLflow URI, a path, or None for the newest exported model."""
-    if overrides and overrides.startswith(REGISTRY_PREFIX):
-        return AliasSource(overrides, precision)
-    return FileSource(Path(overrides) if overrides else None, precision)
+def source_of(model: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
+    """Return the source of a setting's value: an MLflow URI, a path, or None for the default model file."""
+    if model and model.startswith(REGISTRY_PREFIX):
+        return AliasSource(model, precision)
+    return FileSource(Path(model) if model else None, precision)
 
 
 def _version(client: "MlflowClient", uri: str) -> "ModelVersion":
@@ -120,13 +131,13 @@ def _version(client: "MlflowClient", uri: str) -> "ModelVersion":
     name, slash, number = name.rpartition("/")
     if not slash:
         raise ModelFileError(
-            f"{uri}: names no version; say {REGISTRY_PREFIX}NAME@ALIAS or {REGISTRY_PREFIX}NAME/VERSION"
+            f"{uri}: names no version; use {REGISTRY_PREFIX}NAME@ALIAS or {REGISTRY_PREFIX}NAME/VERSION"
         )
     return client.get_model_version(name, number)
 
 
 def _cache(key: str) -> Path:
-    """Return a folder of this user's own for a version's files."""
+    """Return the folder for the files of a version, which belongs to this user."""
     root = Path(tempfile.gettempdir()) / f"tilewise-models-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
     root.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():
@@ -136,8 +147,8 @@ def _cache(key: str) -> Path:
     return folder
 
 
-def _whole(folder: Path, fetch: Callable[[Path], object]) -> None:
-    """Fill `folder` at once: processes that start together must not take half of a version, or its INT8 file alone."""
+def _fill(folder: Path, fetch: Callable[[Path], object]) -> None:
+    """Fill `folder` atomically: no other process may see a part of a version, such as its INT8 file alone."""
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as partial:
         fetched = Path(partial, "files")
         fetched.mkdir()
@@ -157,11 +168,30 @@ def _one_model(folder: Path, uri: str) -> Path:
     return (named or found)[0]
 
 
-_LOG = logging.getLogger("tilewise")
+def _check_registered(path: Path, registered: str | None, uri: str) -> None:
+    """Refuse a model file whose SHA-256 differs from the registered one, if there is one."""
+    if registered and _sha256(path, state(path)) != registered:
+        raise ModelFileError(
+            f"{uri}: the downloaded file {path} is not the registered one (its SHA-256 differs); "
+            f"delete {path.parent} to download it again, or register the model again"
+        )
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, _: str) -> str:
+    """Return the SHA-256 of a file in the given state; cached, since sources are polled every few seconds."""
+    return sha256_of(path)
+
+
+# Champion and candidate.
 
 
 class Mode(StrEnum):
-    """What a candidate does: nothing, answer in secret (shadow), or answer a share of the requests (canary)."""
+    """How a candidate is tried out.
+
+    `off`: not at all; `shadow`: it classifies live traffic for comparison and its answers are never returned;
+    `canary`: it answers a fraction of the requests.
+    """
 
     OFF = "off"
     SHADOW = "shadow"
@@ -169,7 +199,7 @@ class Mode(StrEnum):
 
 
 def created_at(metadata: ModelMetadata) -> float:
-    """Return when a model was made, in seconds since 1970; 0 where its file does not say so in ISO 8601."""
+    """Return when a model was exported, in seconds since 1970; 0 if its file does not say so in ISO 8601."""
     try:
         made = datetime.fromisoformat(metadata.created)
     except ValueError:
@@ -179,7 +209,7 @@ def created_at(metadata: ModelMetadata) -> float:
 
 @dataclass(slots=True)
 class _Slot:
-    """A source, and the engine of the model that it last named."""
+    """A source, and the engine of the model that it named last."""
 
     name: str
     source: ModelSource
@@ -188,37 +218,44 @@ class _Slot:
     identity: str = ""
 
     def refresh(self) -> None:
-        """Load the model if the source names another than before; raises ModelFileError and keeps the old one."""
+        """Load the model if the source names another than before; on ModelFileError the former one stays."""
         found = self.source.find()
         if found.identity == self.identity:
             return
-        self.identity = found.identity  # also of a model that is refused: it is not tried again every few seconds
+        self.identity = (
+            found.identity
+        )  # kept for a refused model too, which is not tried again every few seconds
         engine = Engine(found.path, self.threads)
         before, self.engine = self.engine, engine
         if before is None or before.sha256 != engine.sha256:
-            self._tell(before, engine.metadata)
+            self._publish(before, engine.metadata)
             _LOG.info("%s is now %s %s", self.name, engine.metadata.name, engine.metadata.version)
 
-    def _tell(self, before: Engine | None, metadata: ModelMetadata) -> None:
-        """Set the metrics that say which model holds the place, how old it is, and how much it flags by itself."""
+    def _publish(self, before: Engine | None, metadata: ModelMetadata) -> None:
+        """Set the metrics of the model: that it serves, when it was exported, its rate of false alarms."""
         if before is not None:
             metrics.MODEL_SERVES.labels(self.name, before.metadata.version).set(0)
         metrics.MODEL_SERVES.labels(self.name, metadata.version).set(1)
         metrics.MODEL_LOADED.labels(self.name, metadata.version).set_to_current_time()
         metrics.MODEL_CREATED.labels(self.name).set(created_at(metadata))
-        metrics.MODEL_FALSE_ALARMS.labels(self.name).set(metadata.outliers.false_alarms if metadata.outliers else 0)
+        metrics.MODEL_FALSE_ALARMS.labels(self.name).set(
+            metadata.outliers.false_alarms if metadata.outliers else 0
+        )
 
 
 class Releases:
     """The champion and the candidate.
 
     Args:
-        champion: where the answering model comes from; it must be loadable at the start.
-        candidate: where the candidate comes from, or None; one that cannot be loaded is reported and done without.
-        mode: what the candidate does.
-        share: of requests (0-1) that the candidate answers or shadows.
+        champion: source of the champion, which must be loadable at the start.
+        candidate: source of the candidate, or None; one that cannot be loaded is reported and ignored.
+        mode: how the candidate is tried out.
+        fraction: of requests (0-1) that the candidate answers or shadows.
         threads: of each network.
-        every: seconds between looks at the sources; 0: never again.
+        every: seconds between polls of the sources; 0: only at the start.
+
+    Raises:
+        ModelFileError: the champion cannot be loaded.
     """
 
     def __init__(
@@ -226,14 +263,16 @@ class Releases:
         champion: ModelSource,
         candidate: ModelSource | None = None,
         mode: Mode = Mode.OFF,
-        share: float = 0.0,
+        fraction: float = 0.0,
         threads: int = 1,
         every: float = 0.0,
     ) -> None:
-        self.mode, self.share = mode, share
+        self.mode, self.fraction = mode, fraction
         self._champion = _Slot("champion", champion, threads)
         self._champion.refresh()
-        self._candidate = _Slot("candidate", candidate, threads) if candidate and mode is not Mode.OFF else None
+        self._candidate = (
+            _Slot("candidate", candidate, threads) if candidate and mode is not Mode.OFF else None
+        )
         self._slots = [self._champion, *([self._candidate] if self._candidate else [])]
         self._refresh_quietly(self._slots[1:])
         self._stop = threading.Event()
@@ -252,21 +291,24 @@ class Releases:
         return self._candidate.engine if self._candidate else None
 
     def route(self, key: str) -> Engine:
-        """Return the model that answers a request; the same for the same `key`, as long as shares and models stay."""
-        candidate = self.candidate
-        return candidate if candidate and self.mode is Mode.CANARY and self.is_chosen(key) else self.champion
+        """Return the model for a request, canary or champion: always the same one for the same `key`."""
+        return self.canary(key) or self.champion
+
+    def canary(self, key: str) -> Engine | None:
+        """Return the candidate if it is to answer the requests with this `key`."""
+        return self.candidate if self.mode is Mode.CANARY and self.is_chosen(key) else None
 
     def shadow(self, key: str) -> Engine | None:
-        """Return the model that answers a request in secret, if any does."""
+        """Return the candidate if it is to classify the tiles of requests with this `key` for comparison."""
         return self.candidate if self.mode is Mode.SHADOW and self.is_chosen(key) else None
 
     def is_chosen(self, key: str) -> bool:
-        """Whether `key` falls into the candidate's share: decided by its hash, so it is the same in every process."""
+        """Return whether `key` falls into the candidate's fraction, by its hash: equally in every process."""
         drawn = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
-        return drawn < self.share
+        return drawn < self.fraction
 
     def close(self) -> None:
-        """Stop looking at the sources."""
+        """Stop polling the sources."""
         self._stop.set()
 
     def _watch(self, every: float) -> None:
@@ -279,7 +321,7 @@ class Releases:
                 slot.refresh()
             except ModelFileError as error:
                 metrics.MODEL_REFUSED.labels(slot.name).inc()
-                _LOG.error("the %s stays as it is: %s", slot.name, error)
-            except Exception:  # the watcher must outlive whatever a registry comes up with
+                _LOG.error("the %s is not replaced: %s", slot.name, error)
+            except Exception:  # whatever a registry raises must not end the thread
                 metrics.MODEL_REFUSED.labels(slot.name).inc()
-                _LOG.exception("the %s stays as it is", slot.name)
+                _LOG.exception("the %s is not replaced", slot.name)

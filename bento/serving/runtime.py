@@ -1,9 +1,8 @@
-"""What one process serves with, shared by all routes as `app.state.serving`."""
+"""Runtime of a serving process: what its routes share (`app.state.serving`), and observers of its batches."""
 
 import logging
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,98 +12,218 @@ from starlette.requests import Request
 from tilewise.bento import metrics
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision
-from tilewise.bento.inference.uploads import Answer, Batch, Upload, classify_batch
+from tilewise.bento.inference.uploads import (
+    Answer,
+    Batch,
+    InferenceError,
+    ModelFailure,
+    Upload,
+    classify_batch,
+    successes,
+)
 from tilewise.bento.monitoring.drift import Drift
 from tilewise.bento.monitoring.prediction_log import PredictionLog
 from tilewise.bento.monitoring.tracing import tracing_to
-from tilewise.bento.request_context import current
+from tilewise.bento.request_context import current, note_requested, note_submitted
 from tilewise.bento.serving.admission import Admission
 from tilewise.bento.serving.batcher import Batcher
 from tilewise.bento.serving.releases import Mode, Releases, source_of
 from tilewise.bento.serving.task_runner import Scenes
 from tilewise.bento.settings import Settings
+from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import Tile
-
-
-def compare(batch: Batch) -> None:
-    """Let the shadows of a batch's uploads answer, and count how far they agree with what was answered."""
-    groups: dict[Engine, list[int]] = {}
-    for place, (upload, outcome) in enumerate(zip(batch.uploads, batch.outcomes, strict=True)):
-        if upload.shadow is not None and isinstance(outcome, Tile):
-            groups.setdefault(upload.shadow, []).append(place)
-    for shadow, places in groups.items():
-        _compare_group(shadow, batch, places)
-
-
-def _compare_group(shadow: Engine, batch: Batch, places: list[int]) -> None:
-    tiles = [outcome for place in places if isinstance(outcome := batch.outcomes[place], Tile)]
-    version = shadow.metadata.version
-    with metrics.timed_inference(version, len(tiles)):
-        found = shadow.classify(np.stack([tile.pixels for tile in tiles])).probabilities
-    for place, probabilities in zip(places, found, strict=True):
-        given = batch.results[place]["probabilities"]
-        secret = dict(zip(shadow.metadata.classes, probabilities.tolist(), strict=True))
-        agrees = batch.results[place]["class"] == max(secret, key=secret.__getitem__)
-        metrics.SHADOW_TILES.labels("yes" if agrees else "no", version).inc()
-        metrics.SHADOW_DISTANCE.labels(version).observe(total_variation(given, secret))
-
-
-def total_variation(one: dict[str, float], other: dict[str, float]) -> float:
-    """Return half the sum of the absolute differences of two distributions over classes (0-1); classes may differ."""
-    return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in one.keys() | other.keys()) / 2
-
 
 _LOG = logging.getLogger("tilewise")
 
 
-class Observers:
-    """Everybody who is told of batches. One that fails is logged, and keeps the others from nothing."""
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What the routes of a process share.
 
-    def __init__(self) -> None:
-        self._looks: list[Callable[[Batch], None]] = []
-        self._ends: list[Callable[[], None]] = []
+    Attributes:
+        settings: that the process was started with.
+        releases: the champion and the candidate.
+        admission: bounds the memory of request bodies.
+        batcher: processes the tiles of all requests together.
+        observers: called after each batch.
+        scenes: runs scenes and explanations in the background.
+    """
+
+    settings: Settings
+    releases: Releases
+    admission: Admission
+    batcher: Batcher[Upload, Answer | ModelFailure]
+    observers: "BatchObservers"
+    scenes: Scenes
 
     @classmethod
-    def start(cls, settings: Settings, releases: Releases) -> "Observers":
-        """Return those that the settings name.
+    def start(cls, settings: Settings) -> "Serving":
+        """Load the models and start the threads.
 
         Raises:
-            TilewiseError: the prediction log's folder cannot be written to.
+            ModelFileError: the champion cannot be loaded.
+            TilewiseError: the folder of the prediction log cannot be written to.
         """
-        metrics.forget_dead_processes()
-        metrics.begin_at_zero()
-        found = cls()
-        found.add(observe_waits)
-        found.add(compare)
-        if settings.drift_window:
-            drift = make_drift(settings, releases)
-            found.add(drift.look, drift.close)
-        if settings.trace:
-            tracing = tracing_to(settings.trace)
-            found.add(tracing.look, tracing.close)
-        if settings.predictions:
-            log = PredictionLog.start(settings)
-            found.add(log.look, log.close)
-        return found
+        releases = make_releases(settings)
+        last: list[Batch] = []
 
-    def add(self, look: Callable[[Batch], None], end: Callable[[], None] | None = None) -> None:
-        """Let `look` be told of each batch, and `end` be called when there are no more."""
-        self._looks.append(look)
-        if end is not None:
-            self._ends.append(end)
+        def work(uploads: list[Upload]) -> list[Answer | ModelFailure]:
+            last[:] = [classify_batch(releases.champion, uploads)]
+            return last[0].results
 
-    def look(self, batch: Batch) -> None:
-        """Tell everybody of a batch."""
-        for look in self._looks:
-            try:
-                look(batch)
-            except Exception:  # whoever looks on must not stop the work
-                _LOG.exception("what was to be done after a batch failed")
+        def observe(tiles: int, waiting: int) -> None:
+            metrics.BATCH.observe(tiles)
+            metrics.WAITING.set(waiting)
+
+        observers = BatchObservers.start(settings, releases)
+        waiting_requests = metrics.WAITING_REQUESTS.set
+        admission = Admission(
+            settings.room, settings.max_waiting, settings.max_wait_seconds, waiting_requests
+        )
+        batcher = Batcher(work, settings.max_batch_size, observe, lambda: observers.observe(last.pop()))
+        return cls(
+            settings, releases, admission, batcher, observers, Scenes.start(settings, releases, batcher)
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The champion."""
+        return self.releases.champion
+
+    @property
+    def best_coverage(self) -> float:
+        """The highest coverage that the champion's prediction sets are calibrated for; 0: it has none."""
+        return max_coverage(self.engine) or 0.0
+
+    async def classify(self, uploads: Sequence[Upload], key: str) -> tuple[Engine, list[Answer]]:
+        """Return the model that answered a request from `key`, and one result for each upload, in order.
+
+        One model answers all uploads: the champion, or the canary if `key` falls into its fraction. Where the
+            canary
+        fails, or is not calibrated for the requested coverage, the champion answers in its place.
+
+        Raises:
+            InferenceError: the champion failed.
+            TilewiseError: a coverage is requested that the champion is not calibrated for.
+            ClosedError: the process is shutting down.
+        """
+        champion = self.releases.champion
+        engine = self._within_coverage(self.releases.canary(key) or champion, champion, uploads)
+        try:
+            return engine, await self._submit(uploads, engine, self.releases.shadow(key))
+        except InferenceError:
+            if engine is champion:
+                raise
+            metrics.CANARY_FALLBACKS.labels("error", engine.metadata.version).inc()
+        return champion, await self._submit(uploads, champion, None)
 
     def close(self) -> None:
-        """Tell everybody that it is over."""
-        for end in self._ends:
-            end()
+        """Stop the threads, and call the observers' `close`."""
+        self.scenes.close()
+        self.releases.close()
+        self.batcher.close()
+        self.observers.close()
+
+    def _within_coverage(self, engine: Engine, champion: Engine, uploads: Sequence[Upload]) -> Engine:
+        """Return `engine`, or `champion` if only that is calibrated for the coverage of the uploads."""
+        coverage = max((upload.coverage for upload in uploads), default=0.0)
+        if engine is not champion and not _covers(engine, coverage):
+            metrics.CANARY_FALLBACKS.labels("coverage", engine.metadata.version).inc()
+            engine = champion
+        if not _covers(engine, coverage):  # a champion that took over since the request was checked
+            raise TilewiseError(f"the model is calibrated for a coverage of at most {max_coverage(engine)}")
+        return engine
+
+    async def _submit(self, uploads: Sequence[Upload], engine: Engine, shadow: Engine | None) -> list[Answer]:
+        """Queue the uploads for the next batches, to be classified by `engine`, and return the results."""
+        note_requested(len(uploads), engine.metadata.version)
+        note_submitted()
+        context = current()
+        jobs = [replace(upload, engine=engine, shadow=shadow, request_context=context) for upload in uploads]
+        return successes(await self.batcher.submit(jobs))
+
+
+def make_releases(settings: Settings) -> Releases:
+    """Return the models that the settings name; raises ModelFileError if the champion cannot be loaded."""
+    precision = Precision(settings.precision)
+    return Releases(
+        champion=source_of(settings.model, precision),
+        candidate=source_of(settings.candidate, precision) if settings.candidate else None,
+        mode=Mode(settings.candidate_mode),
+        fraction=settings.candidate_fraction,
+        threads=settings.network_threads,
+        every=settings.reload_seconds,
+    )
+
+
+def serving_of(request: Request) -> Serving:
+    """Return what the process that received `request` serves with."""
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+def max_coverage(engine: Engine) -> float | None:
+    """Return the highest calibrated coverage (0-1) of a model; None if it has no prediction sets."""
+    sets = engine.metadata.prediction_sets
+    return max(sets.thresholds) if sets else None
+
+
+def _covers(engine: Engine, coverage: float) -> bool:
+    highest = max_coverage(engine)
+    return highest is None or coverage <= highest + 1e-9
+
+
+# Observers of batches.
+
+
+class BatchObservers:
+    """Functions that are called after each batch. One that fails is logged and affects nothing else."""
+
+    def __init__(self) -> None:
+        self._observe: list[Callable[[Batch], None]] = []
+        self._close: list[Callable[[], None]] = []
+
+    @classmethod
+    def start(cls, settings: Settings, releases: Releases) -> "BatchObservers":
+        """Return the observers that the settings name.
+
+        Raises:
+            TilewiseError: the folder of the prediction log cannot be written to.
+        """
+        metrics.remove_gauges_of_dead_processes()
+        metrics.initialise_counters()
+        observers = cls()
+        observers.add(observe_waits)
+        observers.add(compare_with_shadow)
+        if settings.drift_window:
+            drift = make_drift(settings, releases)
+            observers.add(drift.observe, drift.close)
+        if settings.trace:
+            tracing = tracing_to(settings.trace)
+            observers.add(tracing.observe, tracing.close)
+        if settings.predictions:
+            log = PredictionLog.start(settings)
+            observers.add(log.observe, log.close)
+        return observers
+
+    def add(self, observe: Callable[[Batch], None], close: Callable[[], None] | None = None) -> None:
+        """Call `observe` after each batch, and `close` at the end."""
+        self._observe.append(observe)
+        if close is not None:
+            self._close.append(close)
+
+    def observe(self, batch: Batch) -> None:
+        """Call every observer with a batch."""
+        for observe in self._observe:
+            try:
+                observe(batch)
+            except Exception:  # an observer must not stop the service
+                _LOG.exception("an observer of a batch failed")
+
+    def close(self) -> None:
+        """Call every observer's `close`."""
+        for close in self._close:
+            close()
 
 
 def observe_waits(batch: Batch) -> None:
@@ -114,7 +233,7 @@ def observe_waits(batch: Batch) -> None:
 
 
 def make_drift(settings: Settings, releases: Releases) -> Drift:
-    """Return what watches the drift from the champion's training data."""
+    """Return the observer of drift from the champion's training data."""
     shared = os.environ.get(metrics.SHARED_FOLDER)
     return Drift(
         lambda: releases.champion,
@@ -125,93 +244,33 @@ def make_drift(settings: Settings, releases: Releases) -> Drift:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What the routes share.
-
-    Attributes:
-        settings: as the process was started with.
-        releases: the models that answer.
-        admission: room for the bodies of requests.
-        batcher: works on the tiles of all requests together.
-        observers: are told of each batch.
-        scenes: works on what is slower, in between.
-    """
-
-    settings: Settings
-    releases: Releases
-    admission: Admission
-    batcher: Batcher[Upload, Answer]
-    observers: Observers
-    scenes: Scenes
-
-    @classmethod
-    def start(cls, settings: Settings) -> "Serving":
-        """Load the model and start the batcher; raises ModelFileError where the model cannot be had."""
-        releases = make_releases(settings)
-        seen: list[Batch] = []
-
-        def work(uploads: list[Upload]) -> list[Answer]:
-            seen[:] = [classify_batch(releases.champion, uploads)]
-            return seen[0].results
-
-        def observe(tiles: int, waiting: int) -> None:
-            metrics.BATCH.observe(tiles)
-            metrics.WAITING.set(waiting)
-
-        observers = Observers.start(settings, releases)
-        waiting_requests = metrics.WAITING_REQUESTS.set
-        admission = Admission(settings.room, settings.max_waiting, settings.max_wait_seconds, waiting_requests)
-        batcher = Batcher(work, settings.max_batch_size, observe, lambda: observers.look(seen.pop()))
-        return cls(settings, releases, admission, batcher, observers, Scenes.start(settings, releases, batcher))
-
-    @property
-    def engine(self) -> Engine:
-        """The model that answers."""
-        return self.releases.champion
-
-    def assign(self, uploads: list[Upload], key: str) -> tuple[Engine, list[Upload]]:
-        """Return the model that answers a request from `key`, and its uploads bound to it (and to its shadow)."""
-        engine, secret = self.releases.route(key), self.releases.shadow(key)
-        request_context = current()
-        if request_context is not None:
-            request_context.tiles, request_context.model, request_context.submitted = (
-                len(uploads),
-                engine.metadata.version,
-                time.perf_counter_ns(),
-            )
-        return engine, [
-            replace(upload, engine=engine, shadow=secret, request_context=request_context) for upload in uploads
-        ]
-
-    @property
-    def best_coverage(self) -> float:
-        """The highest coverage that the model's prediction sets are calibrated for; 0: it has none."""
-        sets = self.engine.metadata.prediction_sets
-        return max(sets.thresholds) if sets else 0.0
-
-    def close(self) -> None:
-        """End what runs beside the requests."""
-        self.scenes.close()
-        self.releases.close()
-        self.batcher.close()
-        self.observers.close()
+# Shadow deployment: run the candidate on live traffic and compare its answers; never return them.
 
 
-def make_releases(settings: Settings) -> Releases:
-    """Return the models that the settings name; raises ModelFileError where the answering one cannot be had."""
-    precision = Precision(settings.precision)
-    return Releases(
-        champion=source_of(settings.model, precision),
-        candidate=source_of(settings.candidate, precision) if settings.candidate else None,
-        mode=Mode(settings.candidate_mode),
-        share=settings.candidate_fraction,
-        threads=settings.network_threads,
-        every=settings.reload_seconds,
-    )
+def compare_with_shadow(batch: Batch) -> None:
+    """Classify the tiles of a batch by their shadow models too, and count the agreement with the answers."""
+    groups: dict[Engine, list[tuple[Tile, Answer]]] = {}
+    for index, tile, answer in batch.classified:
+        shadow = batch.uploads[index].shadow
+        if shadow is not None:
+            groups.setdefault(shadow, []).append((tile, answer))
+    for shadow, classified in groups.items():
+        _compare_group(shadow, classified)
 
 
-def serving_of(request: Request) -> Serving:
-    """Return what the process that got `request` serves with."""
-    serving: Serving = request.app.state.serving
-    return serving
+def _compare_group(shadow: Engine, classified: list[tuple[Tile, Answer]]) -> None:
+    version, classes = shadow.metadata.version, shadow.metadata.classes
+    with metrics.timed_inference(version, len(classified)):
+        rows = shadow.classify(np.stack([tile.pixels for tile, _ in classified])).probabilities
+    for (_, answer), row in zip(classified, rows, strict=True):
+        probabilities = dict(zip(classes, row.tolist(), strict=True))
+        agrees = answer["class"] == max(probabilities, key=probabilities.__getitem__)
+        metrics.SHADOW_TILES.labels("yes" if agrees else "no", version).inc()
+        metrics.SHADOW_DISTANCE.labels(version).observe(
+            total_variation(answer["probabilities"], probabilities)
+        )
+
+
+def total_variation(one: dict[str, float], other: dict[str, float]) -> float:
+    """Return the total variation distance of two distributions over classes (0-1); classes may differ."""
+    return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in one.keys() | other.keys()) / 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rasterio.io import DatasetReader
 
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.scene import (
     SceneAnswer,
     WindowAnswer,
@@ -81,7 +81,7 @@ class AnsweredScene:
     """A classified scene with what its telling needs."""
 
     question: SceneQuestion
-    engine: Engine
+    engine: TileClassifier
     plan: ReadingPlan
     place: Georeference
     answer: SceneAnswer
@@ -106,7 +106,7 @@ def count_windows(path: Path, question: SceneQuestion, tile_size: int, max_pixel
         return len(starts(width, tile_size)) * len(starts(height, tile_size))
 
 
-def answer_scene(engine: Engine, path: Path, question: SceneQuestion, report: Callable[[float], None]) -> AnsweredScene:
+def answer_scene(engine: TileClassifier, path: Path, question: SceneQuestion, report: Callable[[float], None]) -> AnsweredScene:
     """Classify the scene at `path`; `report` is told the share that is done (0-1), and may raise to end the work.
 
     Raises:

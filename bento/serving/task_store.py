@@ -1,11 +1,11 @@
-"""The ledger of scenes that the service holds: what waits, what runs, what is done, and how many bytes all of it takes.
+"""Task store: the scenes that the service holds, which wait, run or are done, and the bytes that they take.
 
-All processes of a service share one folder with an SQLite database and the files of each task, so that any of them can
-tell of, work on and take back what another took in. Every scene has an entry from its first byte to its last answer:
-that of a request which is being answered on its connection is HELD, that of a task WAITING, RUNNING, DONE or FAILED.
+All processes of a service share one folder with an SQLite database and the files of each task, so that any of
+them can report on, process and remove what another accepted. Every scene has an entry from its first byte to
+its last response: HELD while its request is being answered, and as a task WAITING, RUNNING, DONE or FAILED.
 
-A process tells every few seconds that it lives. What one that died was working on is worked on once more by another; a
-scene that ends two processes is FAILED, for it may well be the cause.
+A process records every few seconds that it is alive. The tasks of one that died are run once more by another;
+a scene that ended two processes is FAILED, since it may be the cause.
 """
 
 import hashlib
@@ -23,18 +23,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-_MAX_SILENT = 20.0  # seconds without a sign of life, after which a process is taken for dead
+_MAX_SILENT = 20.0  # seconds without a heartbeat, after which a process counts as dead
 _MAX_ATTEMPTS = 2
 _SOURCE = "scene.tif"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, alive REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS tasks (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, state TEXT NOT NULL, worker TEXT, asked TEXT NOT NULL DEFAULT '{}',
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, state TEXT NOT NULL, worker TEXT,
+    question TEXT NOT NULL DEFAULT '{}',
     windows INTEGER NOT NULL DEFAULT 0, progress REAL NOT NULL DEFAULT 0, bytes INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, finished REAL, error TEXT);
 CREATE INDEX IF NOT EXISTS by_state ON tasks (state, created);
 """
-_COLUMNS = "id, owner, state, asked, windows, progress, created, finished, error"
+_COLUMNS = "id, owner, state, question, windows, progress, created, finished, error"
 LOST = {
     "code": "task_lost",
     "message": "the processes that worked on the scene ended before it was done",
@@ -42,8 +43,8 @@ LOST = {
 }
 
 
-class State(StrEnum):
-    """What can be said of a scene; EXPIRED is a task whose results were deleted when their time had passed."""
+class TaskState(StrEnum):
+    """State of a scene; EXPIRED: a task whose results were deleted after their time."""
 
     HELD = "held"
     WAITING = "waiting"
@@ -54,21 +55,21 @@ class State(StrEnum):
 
 
 class FullError(Exception):
-    """Too much is held already: bytes, or (`tasks`) scenes that wait."""
+    """The store is full: of bytes or, if `tasks`, of waiting tasks."""
 
     def __init__(self, tasks: bool) -> None:
-        super().__init__("the service holds all that it may")
+        super().__init__("the task store is full")
         self.tasks = tasks
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How much is held, and for how long.
+class StorageLimits:
+    """How much is stored, and for how long.
 
     Attributes:
         max_waiting: tasks that wait.
         max_bytes: of all scenes and results together.
-        kept: seconds that a result can be had; for as long again it is known that there was one.
+        kept: seconds that a result is kept; the entry of its task stays for as long again.
     """
 
     max_waiting: int = 32
@@ -77,24 +78,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What is known of a scene.
+class StoredTask:
+    """The entry of a scene in the store.
 
     Attributes:
-        id: unguessable.
-        owner: digest of who sent it.
-        state: see `State`.
-        asked: JSON-ready, as it was submitted.
-        windows: how many it has.
-        progress: share of it that is done (0-1).
-        created, finished: seconds since 1970; `finished` is None before the end.
-        error: `{"code", "message", "hint"}` of a task that failed.
+        id: random and unguessable.
+        owner: digest of the caller.
+        state: see `TaskState`.
+        question: parameters of the request, JSON-ready.
+        windows: number of windows in the scene.
+        progress: fraction that is done (0-1).
+        created, finished: in seconds since 1970; `finished` is None before the end.
+        error: `{"code", "message", "hint"}` of a failed task.
     """
 
     id: str
     owner: str
-    state: State
-    asked: dict[str, Any]
+    state: TaskState
+    question: dict[str, Any]
     windows: int
     progress: float
     created: float
@@ -103,41 +104,41 @@ class Task:
 
 
 def owner_of(caller: str) -> str:
-    """Return what the ledger keeps of a caller's name or key."""
+    """Return the digest by which the store knows a caller's name or key."""
     return hashlib.sha256(caller.encode()).hexdigest()
 
 
-class Ledger:
-    """The entries in `folder`, seen from one process; every method may be called from any thread.
+class TaskStore:
+    """The entries in `folder`, as seen by one process; every method may be called from any thread.
 
     Args:
-        folder: of the service alone; made, for this user only, where there is none.
-        limits: see `Limits`.
+        folder: used by the service alone; created, for this user only, if it is missing.
+        limits: see `StorageLimits`.
     """
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: StorageLimits) -> None:
         self.folder, self.limits = folder, limits
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with closing(self._connect()) as database:
             database.executescript(f"PRAGMA journal_mode=WAL; {_TABLES}")
-        self.tell_alive()
+        self.record_heartbeat()
 
     def source(self, task_id: str) -> Path:
-        """Return where the scene of an entry lies."""
+        """Return the path of an entry's scene."""
         return self.folder / task_id / _SOURCE
 
     def result(self, task_id: str, name: str) -> Path:
-        """Return where the result `name` of an entry lies."""
+        """Return the path of an entry's result `name`."""
         return self.folder / task_id / name
 
-    # A request's own scene.
+    # For the request that sends a scene.
 
     def hold(self, owner: str, size: int) -> str:
-        """Make room for a scene of `size` bytes of a request that is connected here; return the entry's id.
+        """Reserve `size` bytes for the scene of a request to this process; return the entry's id.
 
         Raises:
-            FullError: there is no room.
+            FullError: too many bytes are stored.
         """
         task_id = secrets.token_urlsafe(24)
         with self._changing() as database:
@@ -146,136 +147,148 @@ class Ledger:
                 raise FullError(tasks=False)
             database.execute(
                 "INSERT INTO tasks (id, owner, state, worker, bytes, created) VALUES (?, ?, ?, ?, ?, ?)",
-                (task_id, owner, State.HELD, self.worker, size, time.time()),
+                (task_id, owner, TaskState.HELD, self.worker, size, time.time()),
             )
         (self.folder / task_id).mkdir(mode=0o700)
         return task_id
 
-    def submit(self, task_id: str, asked: dict[str, Any], windows: int) -> None:
-        """Make a task of a scene that was held.
+    def submit(self, task_id: str, question: dict[str, Any], windows: int) -> None:
+        """Turn a held scene into a task.
 
         Raises:
             FullError: too many wait.
         """
         size = self.source(task_id).stat().st_size
         with self._changing() as database:
-            (waiting,) = database.execute("SELECT count(*) FROM tasks WHERE state = ?", (State.WAITING,)).fetchone()
+            (waiting,) = database.execute(
+                "SELECT count(*) FROM tasks WHERE state = ?", (TaskState.WAITING,)
+            ).fetchone()
             if waiting >= self.limits.max_waiting:
                 raise FullError(tasks=True)
             database.execute(
-                "UPDATE tasks SET state = ?, worker = NULL, asked = ?, windows = ?, bytes = ? WHERE id = ?",
-                (State.WAITING, json.dumps(asked), windows, size, task_id),
+                "UPDATE tasks SET state = ?, worker = NULL, question = ?, windows = ?, bytes = ? "
+                "WHERE id = ?",
+                (TaskState.WAITING, json.dumps(question), windows, size, task_id),
             )
 
-    def let_go(self, task_id: str) -> None:
-        """Forget a scene that is still held; one that has become a task stays."""
+    def release(self, task_id: str) -> None:
+        """Delete a scene that is still held; one that has become a task stays."""
         with self._changing() as database:
-            cursor = database.execute("DELETE FROM tasks WHERE id = ? AND state = ?", (task_id, State.HELD))
+            cursor = database.execute(
+                "DELETE FROM tasks WHERE id = ? AND state = ?", (task_id, TaskState.HELD)
+            )
             gone = cursor.rowcount > 0
         if gone:
             self._delete_files(task_id)
 
-    # What its owner asks.
+    # For the owner of a task.
 
-    def find(self, task_id: str, owner: str) -> Task | None:
-        """Return a task of `owner`'s, or None."""
+    def find(self, task_id: str, owner: str) -> StoredTask | None:
+        """Return a task of `owner`, or None."""
         with self._changing() as database:
             row = database.execute(
-                f"SELECT {_COLUMNS} FROM tasks WHERE id = ? AND owner = ? AND state != ?",  # noqa: S608 - constant
-                (task_id, owner, State.HELD),
+                f"SELECT {_COLUMNS} FROM tasks "  # noqa: S608 - constant
+                "WHERE id = ? AND owner = ? AND state != ?",
+                (task_id, owner, TaskState.HELD),
             ).fetchone()
         return _task(row) if row else None
 
-    def ahead(self, task: Task) -> int:
-        """Return how many waiting tasks came before `task`."""
+    def ahead(self, task: StoredTask) -> int:
+        """Return the number of waiting tasks that were created before `task`."""
         with self._changing() as database:
             (count,) = database.execute(
-                "SELECT count(*) FROM tasks WHERE state = ? AND created < ?", (State.WAITING, task.created)
+                "SELECT count(*) FROM tasks WHERE state = ? AND created < ?",
+                (TaskState.WAITING, task.created),
             ).fetchone()
         return int(count)
 
     def remove(self, task_id: str, owner: str) -> bool:
-        """Delete a task of `owner`'s with all that belongs to it; the process that works on it stops. False: none."""
+        """Delete a task of `owner` and its files; a process that runs it stops. False: there is none."""
         with self._changing() as database:
             cursor = database.execute(
                 "DELETE FROM tasks WHERE id = ? AND owner = ? AND state NOT IN (?, ?)",
-                (task_id, owner, State.HELD, State.EXPIRED),
+                (task_id, owner, TaskState.HELD, TaskState.EXPIRED),
             )
             gone = cursor.rowcount > 0
         if gone:
             self._delete_files(task_id)
         return gone
 
-    # What the process that works on it says.
+    # For the process that runs tasks.
 
     def waiting(self) -> int:
-        """Return how many tasks wait."""
+        """Return the number of waiting tasks."""
         with self._changing() as database:
-            (count,) = database.execute("SELECT count(*) FROM tasks WHERE state = ?", (State.WAITING,)).fetchone()
+            (count,) = database.execute(
+                "SELECT count(*) FROM tasks WHERE state = ?", (TaskState.WAITING,)
+            ).fetchone()
         return int(count)
 
-    def take(self) -> Task | None:
-        """Return the task that has waited longest, RUNNING here from now on, or None."""
+    def take(self) -> StoredTask | None:
+        """Make the task that has waited longest RUNNING in this process and return it; None if none waits."""
         with self._changing() as database:
             row = database.execute(
-                f"SELECT {_COLUMNS} FROM tasks WHERE state = ? ORDER BY created LIMIT 1",  # noqa: S608 - constant
-                (State.WAITING,),
+                f"SELECT {_COLUMNS} FROM tasks "  # noqa: S608 - constant
+                "WHERE state = ? ORDER BY created LIMIT 1",
+                (TaskState.WAITING,),
             ).fetchone()
             if row is None:
                 return None
             database.execute(
                 "UPDATE tasks SET state = ?, worker = ?, attempts = attempts + 1 WHERE id = ?",
-                (State.RUNNING, self.worker, row[0]),
+                (TaskState.RUNNING, self.worker, row[0]),
             )
-        return replace(_task(row), state=State.RUNNING)
+        return replace(_task(row), state=TaskState.RUNNING)
 
     def advance(self, task_id: str, progress: float) -> bool:
-        """Note how far a task is; False: it is no longer this process's to work on."""
+        """Record the progress (0-1) of a task; False: this process runs it no more, and must stop."""
         return self._change_own(task_id, "progress = ?", progress)
 
     def finish(self, task_id: str) -> bool:
-        """Note that the results of a task lie in place; its scene is deleted."""
+        """Record that all results of a task are written, and delete its scene."""
         self.source(task_id).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             size = sum(path.stat().st_size for path in (self.folder / task_id).iterdir())
             change = "state = ?, progress = 1, finished = ?, bytes = ?"
-            return self._change_own(task_id, change, State.DONE, time.time(), size)
+            return self._change_own(task_id, change, TaskState.DONE, time.time(), size)
         return False
 
     def fail(self, task_id: str, error: dict[str, str]) -> bool:
-        """Note that a task has failed; its files are deleted."""
+        """Record that a task has failed, and delete its files."""
         change = "state = ?, finished = ?, bytes = 0, error = ?"
-        changed = self._change_own(task_id, change, State.FAILED, time.time(), json.dumps(error))
+        changed = self._change_own(task_id, change, TaskState.FAILED, time.time(), json.dumps(error))
         self._delete_files(task_id)
         return changed
 
     def give_back(self, task_id: str) -> None:
-        """Let a task wait again that this process has no time to finish, as if it had never been taken."""
+        """Let a task wait again that this process cannot finish, as if it had never been taken."""
         change = "state = ?, worker = NULL, progress = 0, attempts = attempts - 1"
-        self._change_own(task_id, change, State.WAITING)
+        self._change_own(task_id, change, TaskState.WAITING)
 
     # Housekeeping.
 
-    def tell_alive(self) -> None:
-        """Tell the other processes that this one lives."""
+    def record_heartbeat(self) -> None:
+        """Record that this process is alive."""
         with self._changing() as database:
             database.execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (self.worker, time.time()))
 
     def sign_off(self) -> None:
-        """Tell the other processes that this one ends; what it held is forgotten, what it ran is taken up again."""
+        """Record that this process ends: what it held is deleted, what it ran waits again."""
         with self._changing() as database:
             database.execute("DELETE FROM workers WHERE name = ?", (self.worker,))
         self.tidy()
 
     def tidy(self) -> None:
-        """Take up what dead processes left, and delete what is past its time."""
+        """Release what dead processes held or ran, and delete what has expired."""
         now = time.time()
         with self._changing() as database:
             _forget_dead(database, now)
-            _take_up(database, now)
+            _release_orphans(database, now)
             self._expire(database, now)
-            kept = database.execute("SELECT id FROM tasks WHERE state NOT IN (?, ?)", _WITHOUT_FILES).fetchall()
-            # Listed inside the transaction: what comes to be held after it has no folder yet.
+            kept = database.execute(
+                "SELECT id FROM tasks WHERE state NOT IN (?, ?)", _WITHOUT_FILES
+            ).fetchall()
+            # Listed inside the transaction: entries that come after it have no folder yet.
             folders = [entry.name for entry in self.folder.iterdir() if entry.is_dir()]
         for name in set(folders) - {task_id for (task_id,) in kept}:
             self._delete_files(name)
@@ -283,15 +296,16 @@ class Ledger:
     def _expire(self, database: sqlite3.Connection, now: float) -> None:
         database.execute(
             "UPDATE tasks SET state = ?, bytes = 0 WHERE state IN (?, ?) AND finished < ?",
-            (State.EXPIRED, State.DONE, State.FAILED, now - self.limits.kept),
+            (TaskState.EXPIRED, TaskState.DONE, TaskState.FAILED, now - self.limits.kept),
         )
         database.execute("DELETE FROM tasks WHERE finished < ?", (now - 2 * self.limits.kept,))
 
     def _change_own(self, task_id: str, change: str, *values: object) -> bool:
         with self._changing() as database:
             cursor = database.execute(
-                f"UPDATE tasks SET {change} WHERE id = ? AND state = ? AND worker = ?",  # noqa: S608 - our own words
-                (*values, task_id, State.RUNNING, self.worker),
+                f"UPDATE tasks SET {change} "  # noqa: S608 - constant
+                "WHERE id = ? AND state = ? AND worker = ?",
+                (*values, task_id, TaskState.RUNNING, self.worker),
             )
             return cursor.rowcount > 0
 
@@ -300,7 +314,7 @@ class Ledger:
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
-        """Give the database, in a transaction of its own that no other process comes between."""
+        """Give the database inside an exclusive transaction."""
         with closing(self._connect()) as database:
             database.execute("BEGIN IMMEDIATE")
             try:
@@ -316,7 +330,7 @@ class Ledger:
         return database
 
 
-_WITHOUT_FILES = (State.FAILED, State.EXPIRED)
+_WITHOUT_FILES = (TaskState.FAILED, TaskState.EXPIRED)
 
 
 def _forget_dead(database: sqlite3.Connection, now: float) -> None:
@@ -325,32 +339,34 @@ def _forget_dead(database: sqlite3.Connection, now: float) -> None:
             database.execute("DELETE FROM workers WHERE name = ?", (name,))
 
 
-def _take_up(database: sqlite3.Connection, now: float) -> None:
-    """Forget the scenes that requests to dead processes held, and let their tasks wait again, or fail."""
+def _release_orphans(database: sqlite3.Connection, now: float) -> None:
+    """Delete the scenes that dead processes held; let the tasks that they ran wait again, or fail."""
     database.execute(
         "DELETE FROM tasks WHERE state = ? AND worker NOT IN (SELECT name FROM workers)",
-        (State.HELD,),
+        (TaskState.HELD,),
     )
     database.execute(
         "UPDATE tasks SET state = ?, worker = NULL, bytes = 0, finished = ?, error = ? "
         "WHERE state = ? AND attempts >= ? AND worker NOT IN (SELECT name FROM workers)",
-        (State.FAILED, now, json.dumps(LOST), State.RUNNING, _MAX_ATTEMPTS),
+        (TaskState.FAILED, now, json.dumps(LOST), TaskState.RUNNING, _MAX_ATTEMPTS),
     )
     database.execute(
         "UPDATE tasks SET state = ?, worker = NULL, progress = 0 "
         "WHERE state = ? AND worker NOT IN (SELECT name FROM workers)",
-        (State.WAITING, State.RUNNING),
+        (TaskState.WAITING, TaskState.RUNNING),
     )
 
 
-def _task(row: tuple[Any, ...]) -> Task:
-    task_id, owner, state, asked, windows, progress, created, finished, error = row
+def _task(row: tuple[Any, ...]) -> StoredTask:
+    task_id, owner, state, question, windows, progress, created, finished, error = row
     known = json.loads(error) if error else None
-    return Task(task_id, owner, State(state), json.loads(asked), windows, progress, created, finished, known)
+    return StoredTask(
+        task_id, owner, TaskState(state), json.loads(question), windows, progress, created, finished, known
+    )
 
 
 def _has_ended(worker: str) -> bool:
-    """Whether a process of this machine is known to have ended; of other machines' nobody here can tell."""
+    """Return whether a process is known to have ended; False for processes of other machines."""
     host, pid, _ = worker.rsplit(":", 2)
     if host != socket.gethostname():
         return False
@@ -359,6 +375,6 @@ def _has_ended(worker: str) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
     except ProcessLookupError:
         return True
-    except (OSError, ValueError):  # it is another user's, or this system has no /proc
+    except (OSError, ValueError):  # another user's process, or a system without /proc
         return False
-    return state.split()[:1] == ["Z"]  # dead, though its parent has not looked yet
+    return state.split()[:1] == ["Z"]  # ended, but not yet reaped by its parent

@@ -16,12 +16,12 @@ from tilewise.bento.batch.worker import NETWORK_THREADS
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick
 from tilewise.bento.inference.windows import GridOptions
-from tilewise.bento.monitoring.logs import LogStyle, configure
+from tilewise.bento.monitoring.logs import LogStyle, configure, get_logger
 from tilewise.bento.results.writer import OutputOptions
-from tilewise.bento.stream.allow_list import Places
-from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, Fate, serve
+from tilewise.bento.stream.allow_list import AllowList
+from tilewise.bento.stream.consumer import Consumer, ConsumerOptions, NoticeStatus, serve
 from tilewise.bento.stream.notices import MAX_BYTES
-from tilewise.bento.stream.queue import LONGEST_HIDDEN, Queue
+from tilewise.bento.stream.queue import MAX_HIDDEN_S, Queue
 from tilewise.bento.stream.worker import SceneWorker, SceneWorkerOptions
 from tilewise.datasets.core.console import (
     CONTEXT,
@@ -75,7 +75,7 @@ _INTAKE_OPTIONS = (
         "lease",
         default=120,
         show_default=True,
-        type=click.IntRange(3, LONGEST_HIDDEN // 2),
+        type=click.IntRange(3, MAX_HIDDEN_S // 2),
         help="Seconds that a notice in work is hidden from other consumers; renewed every third of it.",
     ),
     click.option(
@@ -91,7 +91,7 @@ _INTAKE_OPTIONS = (
         "retry_seconds",
         default=30,
         show_default=True,
-        type=click.IntRange(0, LONGEST_HIDDEN),
+        type=click.IntRange(0, MAX_HIDDEN_S),
         help="Seconds before a scene that failed is tried again; doubled each time.",
     ),
     click.option(
@@ -123,7 +123,7 @@ _INTAKE_OPTIONS = (
         "max_seconds",
         default=3600.0,
         show_default=True,
-        type=click.FloatRange(1, LONGEST_HIDDEN),
+        type=click.FloatRange(1, MAX_HIDDEN_S),
         help="Seconds that a scene may take.",
     ),
     click.option(
@@ -240,7 +240,7 @@ def main(
     2 usage error; 130 stopped by Ctrl-C.
     """
     _configure_log(log)
-    sources = Places.parse(allow)
+    sources = AllowList.parse(allow)
     engine = Engine(pick(find_model(model), Precision(precision)), NETWORK_THREADS)
     threads = max(1, usable_cores() // intake["in_flight"])
     worker_options = SceneWorkerOptions(grid, outputs, threads, intake.pop("max_pixels"))
@@ -290,13 +290,13 @@ def _run(consumer: Consumer, queue: Queue, engine: Engine) -> int:
         "model": engine.identity,
         "process": os.getpid(),
     }
-    _LOG.info("the consumer begins", extra={"fields": fields})
+    get_logger().info("the consumer begins", **fields)
     counts = consumer.run()
-    _LOG.info("the consumer ends", extra={"fields": {fate.value: counts[fate] for fate in Fate}})
+    get_logger().info("the consumer ends", **{status.value: counts[status] for status in NoticeStatus})
     return _exit_status(signals, counts)
 
 
-def _exit_status(signals: list[int], counts: Counter[Fate]) -> int:
+def _exit_status(signals: list[int], counts: Counter[NoticeStatus]) -> int:
     if signals:
         return 130 if signals[0] == signal.SIGINT else 0
-    return 1 if counts[Fate.BURIED] else 0
+    return 1 if counts[NoticeStatus.DEAD_LETTERED] else 0

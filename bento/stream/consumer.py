@@ -1,10 +1,10 @@
-"""Takes notices, has their scenes classified, sends results on; loses nothing, and takes no more than it can work on.
+"""Consumer: receive notices, classify their scenes, publish results; lose none, take no more than it can do.
 
-A notice is deleted only when its result is out. Whatever happens before, it comes back: to this consumer or to another.
+A notice is deleted only when its result is published. Whatever happens before, it returns to the queue, for
+this consumer or another.
 """
 
 import collections
-import logging
 import shutil
 import threading
 import time
@@ -14,92 +14,115 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
 
 from tilewise.bento.batch.manifest import SceneOutcome, State
-from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.monitoring.logs import get_logger
+from tilewise.bento.stream.allow_list import AllowList
 from tilewise.bento.stream.leases import Lease, Leases, StopWork
-from tilewise.bento.stream.notices import MAX_BYTES, Told, parse_notice, scene_of
-from tilewise.bento.stream.queue import LONGEST_HIDDEN, Message, Queue
+from tilewise.bento.stream.notices import MAX_BYTES, SceneJob, parse_notice, scene_of
+from tilewise.bento.stream.queue import MAX_HIDDEN_S, Message, Queue
 from tilewise.bento.stream.worker import SceneWorker
-from tilewise.datasets.core.errors import FolderBusyError, NoticeError, QueueError, SceneTooLargeError, TilewiseError
+from tilewise.datasets.core.errors import (
+    FolderBusyError,
+    NoticeError,
+    QueueError,
+    SceneTooLargeError,
+    TilewiseError,
+)
 from tilewise.datasets.scenes import SceneOptions
 
 
-class Fate(StrEnum):
+class NoticeStatus(StrEnum):
     """What became of a notice."""
 
     DONE = "done"
-    KEPT = "kept"  # its results lay there already
+    UNCHANGED = "unchanged"  # its results were there already
     RETRIED = "retried"
-    BURIED = "buried"  # among the dead letters
-    RETURNED = "returned"  # since the consumer ended
+    DEAD_LETTERED = "dead_lettered"
+    RELEASED = "released"  # returned to the queue, since the consumer stopped
 
 
 REGISTRY = CollectorRegistry()
-"""Of the consumer alone: the service's own metrics, which its modules bring, would stand at 0."""
-NOTICES = Counter("tilewise_stream_notices_total", "Notices taken, by what became of them", ["fate"], registry=REGISTRY)
+"""Metrics of the consumer only: those of the service would all be 0."""
+NOTICES = Counter(
+    "tilewise_stream_notices_total", "Notices received, by status", ["status"], registry=REGISTRY
+)
 WINDOWS = Counter("tilewise_stream_windows_total", "Windows classified", registry=REGISTRY)
 SCENE_SECONDS = Histogram(
     "tilewise_stream_scene_seconds",
-    "Seconds from when a notice was taken until its result was out, for scenes that were done",
+    "Seconds from the receipt of a notice until its result was published, for scenes that were done",
     buckets=(0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600),
     registry=REGISTRY,
 )
 BEHIND_SECONDS = Histogram(
     "tilewise_stream_behind_seconds",
-    "Seconds from when a notice was sent until its result was out, for scenes that were done",
+    "Seconds from the sending of a notice until its result was published, for scenes that were done",
     buckets=(1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600),
     registry=REGISTRY,
 )
 IN_WORK = Gauge("tilewise_stream_in_work", "Notices in work", registry=REGISTRY)
-PAUSED = Gauge("tilewise_stream_paused", "1 while no notice is taken for want of room on the disk", registry=REGISTRY)
-QUEUE_FAILURES = Counter("tilewise_stream_queue_failures_total", "Times that a queue did not answer", registry=REGISTRY)
+PAUSED = Gauge(
+    "tilewise_stream_paused",
+    "1 while no notice is received, since the disk is nearly full",
+    registry=REGISTRY,
+)
+QUEUE_FAILURES = Counter(
+    "tilewise_stream_queue_failures_total", "Times that a queue did not answer", registry=REGISTRY
+)
 ProcessCollector(registry=REGISTRY)
-for _fate in Fate:  # Prometheus sees no increase in a series that begins with 1
-    NOTICES.labels(_fate.value)
+for _status in NoticeStatus:  # Prometheus sees no increase in a series that begins with 1
+    NOTICES.labels(_status.value)
 
 
 def serve(address: str) -> None:
-    """Answer Prometheus at `host:port`, by a thread, as long as this process lives.
+    """Serve metrics to Prometheus at `host:port` in a thread, until this process ends.
 
     Raises:
-        TilewiseError: it is no address of this machine, or taken.
+        TilewiseError: it is not an address of this machine, or in use.
     """
     host, _, port = address.rpartition(":")
     try:
         start_http_server(int(port), host.strip("[]") or "127.0.0.1", REGISTRY)
     except (OSError, ValueError, OverflowError) as error:
-        raise TilewiseError(f"--metrics {address}: {error}; say HOST:PORT of this machine, such as :9105") from error
+        raise TilewiseError(
+            f"--metrics {address}: {error}; give HOST:PORT of this machine, such as :9105"
+        ) from error
 
 
-_LOG = logging.getLogger("tilewise")
-_LOOK_SECONDS = 0.2
-_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE = 60.0
-_LONGEST_REASON = 1000  # in the log: a sender's own words may stand in it
+_POLL_S = 0.2
+_DISK_PAUSE_S = 1.0
+_MAX_PAUSE_S = 60.0
+_MAX_REASON = 1000  # characters in the log, since it may quote the sender
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerOptions:
-    """How notices are taken.
+    """How notices are received and retried.
 
     Attributes:
-        places: where they may lead.
-        reading: what is said of scenes that say it neither themselves nor by their notices.
-        in_flight: notices that are worked on at a time; no more are taken from the queue.
-        lease: seconds that a notice in work is hidden from others, renewed while it is worked on.
-        wait: seconds that one question for notices waits for an answer (0-20).
-        receives: times that a notice may be received before it goes to the dead letters.
-        retry_seconds: after which a scene that failed is tried again; doubled each time.
+        allowed: where notices may lead to.
+        reading: how to read scenes of which neither their files nor their notice say it.
+        in_flight: notices in work at a time; no more are received.
+        lease: seconds that a notice in work is hidden from others; renewed while it is in work.
+        wait: seconds that one request for notices waits for an answer (0-20).
+        receives: times that a notice may be received before it is dead-lettered.
+        retry_seconds: after which a failed scene is tried again; doubled each time.
         max_seconds: that a scene may take.
         max_bytes: of a message.
-        min_free: bytes of the disk without which no notice is taken.
-        grace: seconds that scenes in work have when the consumer is told to end; then they are given back.
-        idle: seconds without notices, after which the consumer ends; None: it never does.
+        min_free: bytes of free disk without which no notice is received.
+        grace: seconds that scenes in work get when the consumer is stopped; then they are released.
+        idle: seconds without notices after which the consumer ends; None: it never does.
     """
 
-    places: Places
+    allowed: AllowList
     reading: SceneOptions = field(default_factory=SceneOptions)
     in_flight: int = 1
     lease: int = 120
@@ -114,73 +137,77 @@ class ConsumerOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is to become of a notice, why, and what the log tells of its scene."""
+class Conclusion:
+    """What becomes of a notice, why, and what to log about its scene."""
 
-    fate: Fate
+    status: NoticeStatus
     reason: str = ""
-    told: dict[str, Any] = field(default_factory=dict)
+    scene: dict[str, Any] = field(default_factory=dict)
 
 
 class Consumer:
-    """Works on the notices of a queue until it is told to stop.
+    """Process the notices of a queue until stopped.
 
     Args:
         queue: of notices.
-        desk: where scenes are classified.
-        out: the folder of results, whose disk is watched.
-        options: how notices are taken.
+        worker: classifies the scenes.
+        out: the folder of results, whose free disk is watched.
+        options: how notices are received and retried.
     """
 
     def __init__(self, queue: Queue, worker: SceneWorker, out: Path, options: ConsumerOptions) -> None:
         self._queue, self._worker, self._out, self._options = queue, worker, out, options
-        self._returning = threading.Event()
+        self._releasing = threading.Event()
         self._stops = self._failures = 0
-        self._paused = False  # for want of room on the disk
-        self._leases = Leases(queue, options.lease, options.max_seconds, self._returning)
-        self._running: set[Future[Fate]] = set()
-        self._fates: collections.Counter[Fate] = collections.Counter()
+        self._paused = False  # since the disk is nearly full
+        self._leases = Leases(queue, options.lease, options.max_seconds, self._releasing)
+        self._running: set[Future[NoticeStatus]] = set()
+        self._statuses: collections.Counter[NoticeStatus] = collections.Counter()
 
     def stop(self) -> None:
-        """Take no more notices and end; when called again, give back what is in work. It may be called by a signal."""
-        self._stops += 1  # and nothing else: a lock might be held by what the signal came into
+        """Receive no more notices and end; a second call releases those in work. Safe in signal handlers."""
+        self._stops += 1  # nothing else: the interrupted code may hold a lock
 
-    def run(self) -> collections.Counter[Fate]:
-        """Work until `stop`, or until nothing came for long; return what became of how many notices."""
+    def run(self) -> collections.Counter[NoticeStatus]:
+        """Work until `stop`, or until idle for too long; return the number of notices by status."""
         with self._leases, ThreadPoolExecutor(self._options.in_flight, "scene") as pool:
             quiet_since = time.monotonic()
             while not self._stops:
-                if self._take_more(pool):
+                if self._receive_more(pool):
                     quiet_since = time.monotonic()
                 elif self._options.idle is not None and time.monotonic() - quiet_since >= self._options.idle:
                     break
             self._finish()
         self._count()
-        return self._fates
+        return self._statuses
 
-    def _take_more(self, pool: ThreadPoolExecutor) -> bool:
-        """Take as many notices as there is room for; return whether any is in work."""
+    def _receive_more(self, pool: ThreadPoolExecutor) -> bool:
+        """Receive as many notices as may be in flight; return whether any is in work."""
         self._count()
         room = self._options.in_flight - len(self._running)
         if not room:
-            wait(self._running, _LOOK_SECONDS, FIRST_COMPLETED)
+            wait(self._running, _POLL_S, FIRST_COMPLETED)
         elif self._has_disk():
-            self._running |= {pool.submit(self._take, message) for message in self._receive(room)}
+            self._running |= {pool.submit(self._process, message) for message in self._receive(room)}
         else:
-            self._pause(_PAUSE_SECONDS)
+            self._pause(_DISK_PAUSE_S)
         return bool(self._running)
 
     def _count(self) -> None:
         ended = {future for future in self._running if future.done()}
         self._running -= ended
-        self._fates.update(future.result() for future in ended)
+        self._statuses.update(future.result() for future in ended)
 
     def _finish(self) -> None:
-        """Let what is in work come to its end, and give the rest back."""
+        """Let the notices in work finish within the grace, then release the rest."""
         until = time.monotonic() + self._options.grace
-        while any(not future.done() for future in self._running) and time.monotonic() < until and self._stops < 2:
-            wait(self._running, _LOOK_SECONDS)
-        self._returning.set()
+        while (
+            any(not future.done() for future in self._running)
+            and time.monotonic() < until
+            and self._stops < 2
+        ):
+            wait(self._running, _POLL_S)
+        self._releasing.set()
 
     def _receive(self, room: int) -> list[Message]:
         try:
@@ -197,7 +224,7 @@ class Consumer:
         paused = free < self._options.min_free
         if paused != self._paused:
             fields = {"paused": paused, "free_bytes": free, "min_free_bytes": self._options.min_free}
-            _LOG.warning("notices wait while the disk of the results is nearly full", extra={"fields": fields})
+            get_logger().warning("notices wait while the disk of the results is nearly full", **fields)
         self._paused = paused
         PAUSED.set(paused)
         return not paused
@@ -205,56 +232,61 @@ class Consumer:
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self._stops and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_S)
 
-    def _take(self, message: Message) -> Fate:
-        """See one notice through to its end; it raises nothing, since nobody would hear of it."""
+    def _process(self, message: Message) -> NoticeStatus:
+        """Process one notice completely; raises nothing."""
         began = time.monotonic()
         with IN_WORK.track_inprogress():
             with self._leases.hold(message) as lease:
-                verdict = self._attempt(message, lease)
-            verdict = self._conclude(message, verdict)
-        self._tell(message, verdict, time.monotonic() - began)
-        return verdict.fate
+                conclusion = self._attempt(message, lease)
+            conclusion = self._conclude(message, conclusion)
+        self._record(message, conclusion, time.monotonic() - began)
+        return conclusion.status
 
-    def _attempt(self, message: Message, lease: Lease) -> Verdict:
+    def _attempt(self, message: Message, lease: Lease) -> Conclusion:
         try:
             return self._work(message, lease)
         except StopWork:
-            return Verdict(Fate.RETURNED)
-        except (NoticeError, SceneTooLargeError) as error:  # it will be no better another time
-            return Verdict(Fate.BURIED, str(error))
+            return Conclusion(NoticeStatus.RELEASED)
+        except (NoticeError, SceneTooLargeError) as error:  # a retry cannot help
+            return Conclusion(NoticeStatus.DEAD_LETTERED, str(error))
         except (TilewiseError, OSError) as error:
-            return self._again(message, str(error))
-        except Exception as error:  # one odd notice must not end the consumer
-            _LOG.exception("a notice failed in an unforeseen way", extra={"fields": {"notice": message.id}})
-            return self._again(message, f"it failed in an unforeseen way ({type(error).__name__}); please report it")
+            return self._retry(message, str(error))
+        except Exception as error:  # one notice must not end the consumer
+            get_logger().exception("a notice failed for an unexpected reason", notice=message.id)
+            return self._retry(message, f"an unexpected {type(error).__name__}; please report it")
 
-    def _work(self, message: Message, lease: Lease) -> Verdict:
+    def _work(self, message: Message, lease: Lease) -> Conclusion:
         if self._stops:
             raise StopWork
         if message.receives > self._options.receives:
-            raise NoticeError(f"it was received {message.receives} times, and no consumer lived to see its end")
+            raise NoticeError(f"it was received {message.receives} times, and no consumer survived it")
         notice = parse_notice(message.body, self._options.max_bytes)
-        told = scene_of(notice, self._options.places, self._options.reading)
-        outcome = self._classified(told, lease)
-        self._publish(self._worker.result(told, outcome, notice.id), lease)
-        fate = Fate.KEPT if outcome.state is State.KEPT else Fate.DONE
-        shown = {"scene": told.place, "folder": told.folder, "windows": outcome.windows, "outliers": outcome.outliers}
-        return Verdict(fate, told=shown)
+        job = scene_of(notice, self._options.allowed, self._options.reading)
+        outcome = self._classify(job, lease)
+        self._publish(self._worker.result(job, outcome, notice.id), lease)
+        status = NoticeStatus.UNCHANGED if outcome.state is State.KEPT else NoticeStatus.DONE
+        scene = {
+            "scene": job.location,
+            "folder": job.folder,
+            "windows": outcome.windows,
+            "outliers": outcome.outliers,
+        }
+        return Conclusion(status, scene=scene)
 
-    def _classified(self, told: Told, lease: Lease) -> SceneOutcome:
-        """Classify a scene, or wait for whoever is at it: given back, its notice would be received too often."""
+    def _classify(self, job: SceneJob, lease: Lease) -> SceneOutcome:
+        """Classify a scene. While another consumer works on it, wait: a release would count as a receive."""
         while True:
             try:
-                return self._worker.classify(told, lease.check)
+                return self._worker.classify(job, lease.check)
             except FolderBusyError:
                 self._wait(lease, self._options.retry_seconds)
 
     def _publish(self, result: dict[str, Any], lease: Lease) -> None:
-        """Send a result on, however long that takes: whoever takes results may be away, and no notice be blamed."""
+        """Publish a result, however long that takes: if the target is away, the notice is not at fault."""
         failures = 0
-        while error := self._failure_of(result):
+        while error := self._try_publish(result):
             failures += 1
             lease.keep()
             self._wait(lease, _after_failure(error, failures))
@@ -263,54 +295,57 @@ class Consumer:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             lease.check()
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_S)
 
-    def _failure_of(self, result: dict[str, Any]) -> QueueError | None:
+    def _try_publish(self, result: dict[str, Any]) -> QueueError | None:
         try:
             self._queue.publish(result)
         except QueueError as error:
             return error
         return None
 
-    def _again(self, message: Message, reason: str) -> Verdict:
-        return Verdict(Fate.RETRIED if message.receives < self._options.receives else Fate.BURIED, reason)
+    def _retry(self, message: Message, reason: str) -> Conclusion:
+        return Conclusion(
+            NoticeStatus.RETRIED if message.receives < self._options.receives else NoticeStatus.DEAD_LETTERED,
+            reason,
+        )
 
-    def _conclude(self, message: Message, verdict: Verdict) -> Verdict:
-        """Do with the message what the verdict says; where the queue does not answer, it comes back by itself."""
+    def _conclude(self, message: Message, conclusion: Conclusion) -> Conclusion:
+        """Deal with the message as concluded; if the queue does not answer, the message returns by itself."""
         try:
-            if verdict.fate is Fate.BURIED:
-                self._queue.bury(message, verdict.reason)
-            elif verdict.fate is Fate.RETRIED:
+            if conclusion.status is NoticeStatus.DEAD_LETTERED:
+                self._queue.dead_letter(message, conclusion.reason)
+            elif conclusion.status is NoticeStatus.RETRIED:
                 self._queue.hide(message, self._delay(message))
-            elif verdict.fate is Fate.RETURNED:
+            elif conclusion.status is NoticeStatus.RELEASED:
                 self._queue.hide(message, 0)
             else:
                 self._queue.delete(message)
         except QueueError as error:
             _after_failure(error, 1)
-            return Verdict(Fate.RETRIED, str(error), verdict.told)
-        return verdict
+            return Conclusion(NoticeStatus.RETRIED, str(error), conclusion.scene)
+        return conclusion
 
     def _delay(self, message: Message) -> int:
-        return int(min(self._options.retry_seconds * 2.0 ** (message.receives - 1), LONGEST_HIDDEN))
+        return int(min(self._options.retry_seconds * 2.0 ** (message.receives - 1), MAX_HIDDEN_S))
 
-    def _tell(self, message: Message, verdict: Verdict, seconds: float) -> None:
-        NOTICES.labels(verdict.fate.value).inc()
-        if verdict.fate is Fate.DONE:
-            WINDOWS.inc(verdict.told["windows"])
+    def _record(self, message: Message, conclusion: Conclusion, seconds: float) -> None:
+        NOTICES.labels(conclusion.status.value).inc()
+        if conclusion.status is NoticeStatus.DONE:
+            WINDOWS.inc(conclusion.scene["windows"])
             SCENE_SECONDS.observe(seconds)
             BEHIND_SECONDS.observe(max(time.time() - message.sent, 0.0))
-        fields = {"notice": message.id, "fate": verdict.fate.value, "receives": message.receives, **verdict.told}
-        fields |= {
-            "seconds": round(seconds, 3),
-            **({"reason": verdict.reason[:_LONGEST_REASON]} if verdict.reason else {}),
-        }
-        level = logging.WARNING if verdict.fate in (Fate.BURIED, Fate.RETRIED) else logging.INFO
-        _LOG.log(level, "notice", extra={"fields": fields})
+        fields: dict[str, Any] = {"notice": message.id, "status": conclusion.status.value}
+        fields |= {"receives": message.receives, **conclusion.scene, "seconds": round(seconds, 3)}
+        if conclusion.reason:
+            fields["reason"] = conclusion.reason[:_MAX_REASON]
+        failed = conclusion.status in (NoticeStatus.DEAD_LETTERED, NoticeStatus.RETRIED)
+        log = get_logger().warning if failed else get_logger().info
+        log("notice", **fields)
 
 
 def _after_failure(error: QueueError, failures: int) -> float:
-    """Tell of a queue that did not answer, so many times in a row; return for how many seconds to leave it alone."""
+    """Log that a queue did not answer, for the `failures`-th time in a row; return the seconds to pause."""
     QUEUE_FAILURES.inc()
-    _LOG.warning("a queue does not answer", extra={"fields": {"reason": str(error), "failures": failures}})
-    return min(2.0 ** (failures - 1), _LONGEST_PAUSE)
+    get_logger().warning("a queue does not answer", reason=str(error), failures=failures)
+    return min(2.0 ** (failures - 1), _MAX_PAUSE_S)

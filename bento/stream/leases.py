@@ -1,58 +1,64 @@
-"""Messages in work stay hidden from other consumers: a thread renews their leases until they are let go."""
+"""Leases: hide messages in work from other consumers; a thread renews their visibility timeouts."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from tilewise.bento.stream.queue import LONGEST_HIDDEN, Message
+from tilewise.bento.monitoring.logs import get_logger
+from tilewise.bento.stream.queue import MAX_HIDDEN_S, Message
 from tilewise.datasets.core.errors import QueueError, TilewiseError
 
-_LOG = logging.getLogger("tilewise")
-_RENEWALS = 3  # within a lease, so that one or two may fail
+_RENEWALS = 3  # per lease, so that one or two may fail
 
 
-class Hides(Protocol):
-    """A queue, as far as leases are concerned."""
+class HidesMessages(Protocol):
+    """The part of `Queue` that leases use."""
 
     def hide(self, message: Message, seconds: int) -> None:
         """See `Queue.hide`."""
 
 
 class StopWork(BaseException):
-    """The scene in work is to be given back, since the consumer ends; no error, which whoever goes on would catch."""
+    """The consumer stops, and the work must be released. Not an Exception, so that no handler swallows it."""
 
 
 class Lease:
-    """A message that is held.
+    """A message in work.
 
     Args:
-        message: it.
-        max_seconds: that it may be worked on.
-        longest: seconds that it may be held at all.
-        stopping: set when whatever is in work is to be given back.
+        message: the message.
+        max_seconds: that it may be in work.
+        max_held: seconds that it may be held at all.
+        stopping: set when all work must be released.
     """
 
-    def __init__(self, message: Message, max_seconds: float, longest: float, stopping: threading.Event) -> None:
+    def __init__(
+        self, message: Message, max_seconds: float, max_held: float, stopping: threading.Event
+    ) -> None:
         self.message = message
-        self._began, self._limit, self._longest, self._stopping = time.monotonic(), max_seconds, longest, stopping
+        self._began, self._limit, self._max_held, self._stopping = (
+            time.monotonic(),
+            max_seconds,
+            max_held,
+            stopping,
+        )
 
     @property
     def is_overdue(self) -> bool:
-        """Whether it was held too long."""
+        """Whether it is in work for too long."""
         return time.monotonic() > self._began + self._limit
 
     def keep(self) -> None:
-        """Hold it as long as SQS allows: its scene is done, and only its result waits to be taken."""
-        self._limit = self._longest
+        """Hold it as long as SQS allows: its scene is done, and only its result is not sent yet."""
+        self._limit = self._max_held
 
     def check(self) -> None:
-        """Go on only where the work may; called between strips of a scene.
+        """Stop the work if it must not go on; called between strips of a scene.
 
         Raises:
-            StopWork: the consumer ends.
+            StopWork: the consumer stops.
             TilewiseError: the scene takes too long.
         """
         if self._stopping.is_set():
@@ -62,19 +68,21 @@ class Lease:
 
 
 class Leases:
-    """All messages in work, renewed by a thread while the block lasts.
+    """The leases of all messages in work, which a thread renews for the length of the `with` block.
 
     Args:
-        queue: that they came from.
+        queue: of the messages.
         seconds: of a lease.
-        max_seconds: that a message may be held; no more than SQS allows.
-        stopping: set when whatever is in work is to be given back.
+        max_seconds: that a message may be in work; at most what SQS allows.
+        stopping: set when all work must be released.
     """
 
-    def __init__(self, queue: Hides, seconds: int, max_seconds: float, stopping: threading.Event) -> None:
+    def __init__(
+        self, queue: HidesMessages, seconds: int, max_seconds: float, stopping: threading.Event
+    ) -> None:
         self._queue, self._seconds, self._stopping = queue, seconds, stopping
-        self._longest = LONGEST_HIDDEN - seconds
-        self._limit = min(max_seconds, self._longest)
+        self._max_held = MAX_HIDDEN_S - seconds
+        self._limit = min(max_seconds, self._max_held)
         self._held: dict[str, Lease] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
@@ -90,7 +98,7 @@ class Leases:
     @contextmanager
     def hold(self, message: Message) -> Iterator[Lease]:
         """Hold a message for the length of the block."""
-        lease = self._held[message.receipt] = Lease(message, self._limit, self._longest, self._stopping)
+        lease = self._held[message.receipt] = Lease(message, self._limit, self._max_held, self._stopping)
         try:
             yield lease
         finally:
@@ -99,13 +107,16 @@ class Leases:
     def _renew(self) -> None:
         while not self._ended.wait(self._seconds / _RENEWALS):
             for lease in list(self._held.values()):
-                if not lease.is_overdue:  # one that hangs comes back, to another consumer
+                if not lease.is_overdue:  # one that hangs returns to the queue, for another consumer
                     self._renew_one(lease)
 
     def _renew_one(self, lease: Lease) -> None:
         try:
             self._queue.hide(lease.message, self._seconds)
         except QueueError as error:
-            if lease.message.receipt in self._held:  # else it was just let go
-                fields = {"notice": lease.message.id, "reason": str(error)}
-                _LOG.warning("a lease was not renewed; the scene may be done twice", extra={"fields": fields})
+            if lease.message.receipt in self._held:  # else it has just ended
+                get_logger().warning(
+                    "a lease was not renewed; the scene may be done twice",
+                    notice=lease.message.id,
+                    reason=str(error),
+                )

@@ -1,4 +1,4 @@
-"""From a notice to the one scene that it tells of, all of which lies where notices may lead."""
+"""Notices: parse messages about new scenes, and find the scene of each within the allow-list."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tilewise.bento.batch.run import find
-from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.allow_list import AllowList
 from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.errors import NoticeError, SceneError, TilewiseError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
@@ -20,7 +20,7 @@ from tilewise.datasets.scenes.search import Kind
 from tilewise.datasets.scenes.stac import Item, bands_of, places_of
 
 MAX_BYTES = 256 * 2**10
-_LONGEST_ID = 256
+_MAX_ID = 256
 _TEXTS, _NUMBERS = ("bands", "level"), ("scale", "offset")
 _KEYS = frozenset({"scene", "id", *_TEXTS, *_NUMBERS})
 _FORMS = 'send {"scene": PATH or ADDRESS} or a STAC item, by itself or through SNS'
@@ -28,13 +28,13 @@ _FORMS = 'send {"scene": PATH or ADDRESS} or a STAC item, by itself or through S
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A scene that somebody tells of.
+    """A message about a scene.
 
     Attributes:
-        scene: its path or address; "" where the item itself was sent.
-        item: a STAC item that was sent whole; {} where there is none.
-        id: the sender's own, which comes back with the result; "" where there is none.
-        said: what its files do not say.
+        scene: path or address of the scene; "" if the message holds a STAC item instead.
+        item: that STAC item; {} if there is none.
+        id: given by the sender and repeated in the result; "" if there is none.
+        overrides: bands and radiometry that the scene's files do not state.
     """
 
     scene: str = ""
@@ -42,19 +42,17 @@ class Notice:
     id: str = ""
     overrides: ReadOptions = field(default_factory=ReadOptions)
 
-    def fill(self, otherwise: ReadOptions) -> ReadOptions:
-        """Return what is said of the scene: by the notice, else by the operator."""
-        told = {item.name: getattr(self.overrides, item.name) for item in fields(ReadOptions)}
-        return ReadOptions(
-            **{name: getattr(otherwise, name) if overrides is None else overrides for name, overrides in told.items()}
-        )
+    def fill(self, defaults: ReadOptions) -> ReadOptions:
+        """Return the read options of the notice, completed by those of the operator."""
+        given = {item.name: getattr(self.overrides, item.name) for item in fields(ReadOptions)}
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 def parse_notice(body: str, max_bytes: int = MAX_BYTES) -> Notice:
-    """Return what a message says.
+    """Parse the body of a message: a plain notice or a STAC item, sent directly or through SNS.
 
     Raises:
-        NoticeError: it is too long, no JSON, of no known form, or says what cannot be.
+        NoticeError: it is too long, not JSON, of an unknown form, or has an invalid value.
     """
     if len(body.encode(errors="replace")) > max_bytes:
         raise NoticeError(
@@ -62,39 +60,41 @@ def parse_notice(body: str, max_bytes: int = MAX_BYTES) -> Notice:
         )
     content = _object(body, "the message")
     if "Type" in content:
-        content = _out_of_sns(content)
+        content = _unwrap_sns(content)
     if content.get("type") == "Feature":
-        return Notice(item=content, id=_text(content, "id")[:_LONGEST_ID])
+        return Notice(item=content, id=_text(content, "id")[:_MAX_ID])
     if "scene" in content:
-        return _of_plain(content)
+        return _parse_plain(content)
     raise NoticeError(f"the message names no scene; {_FORMS}")
 
 
-def _out_of_sns(content: dict[str, Any]) -> dict[str, Any]:
+def _unwrap_sns(content: dict[str, Any]) -> dict[str, Any]:
     if content["Type"] != "Notification" or not isinstance(content.get("Message"), str):
-        raise NoticeError(f"the message comes from SNS and is no notification; {_FORMS}")
-    return _object(content["Message"], "what SNS handed on")
+        raise NoticeError(f"the message comes from SNS and is not a notification; {_FORMS}")
+    return _object(content["Message"], "the message inside SNS's")
 
 
-def _object(text: str, what: str) -> dict[str, Any]:
+def _object(text: str, subject: str) -> dict[str, Any]:
     try:
         content = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise NoticeError(f"{what} is no sound JSON; {_FORMS}") from error
+        raise NoticeError(f"{subject} is not valid JSON; {_FORMS}") from error
     if not isinstance(content, dict):
-        raise NoticeError(f"{what} is no JSON object; {_FORMS}")
+        raise NoticeError(f"{subject} is not a JSON object; {_FORMS}")
     return content
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
-def _of_plain(content: dict[str, Any]) -> Notice:
+def _parse_plain(content: dict[str, Any]) -> Notice:
     if unknown := sorted(set(content) - _KEYS):
-        raise NoticeError(f"the message has the unknown key {unknown[0][:80]!r}; known are {', '.join(sorted(_KEYS))}")
+        raise NoticeError(
+            f"the message has the unknown key {unknown[0][:80]!r}; known are {', '.join(sorted(_KEYS))}"
+        )
     return Notice(
-        scene=_text(content, "scene"), id=_text(content, "id")[:_LONGEST_ID], overrides=_read_options(content)
+        scene=_text(content, "scene"), id=_text(content, "id")[:_MAX_ID], overrides=_read_options(content)
     )
 
 
@@ -128,120 +128,128 @@ def _number(content: dict[str, Any], key: str) -> float | None:
         raise NoticeError(f"{key} is too large a number") from error
 
 
+# The scene of a notice.
+
 _MAX_ITEM_BYTES = 4 * 2**20
 _JSON_SUFFIXES = (".json", ".geojson")
-_LONGEST_NAME = 100
+_MAX_NAME = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A scene that a notice tells of.
+class SceneJob:
+    """The scene of a notice, ready to be classified.
 
     Attributes:
-        source: what is read.
-        place: what it is called in logs and results.
-        folder: name of the folder of its results: the same whenever the same scene is told of.
+        source: the files to read.
+        location: path, address or ID of the scene, for logs and results.
+        folder: name of the folder of its results: the same for every notice of the same scene.
     """
 
     source: SceneSource
-    place: str
+    location: str
     folder: str
 
 
-def scene_of(notice: Notice, places: Places, options: SceneOptions) -> Told:
-    """Return the scene that a notice tells of.
+def scene_of(notice: Notice, allowed: AllowList, options: SceneOptions) -> SceneJob:
+    """Find the scene of a notice.
 
     Raises:
-        NoticeError: it leads where it may not, to what is no scene, or to several.
-        TilewiseError: what it names is not there, or cannot be read now.
+        NoticeError: it is not allowed, not a scene, or several scenes.
+        TilewiseError: it is missing, or cannot be read now.
     """
     options = replace(options, overrides=notice.fill(options.overrides))
     if notice.item:
-        return _of_item(notice.item, _self_of(notice.item), places, options)
-    place = places.admit(notice.scene)
-    if isinstance(place, str):
-        return _of_item(_load(fetch_text(place), shown(place)), notice.scene, places, options)
-    if not place.exists():
-        raise SceneError(f"{place}: there is no such file; send the notice when the scene is there")
-    if place.suffix.lower() in _JSON_SUFFIXES and place.is_file():
-        return _of_item(_load(_read(place), place.name), str(place), places, options)
-    return _of_files(place, options)
+        return _job_of_item(notice.item, _self_href(notice.item), allowed, options)
+    location = allowed.resolve(notice.scene)
+    if isinstance(location, str):
+        item = _load(fetch_text(location), shown(location))
+        return _job_of_item(item, notice.scene, allowed, options)
+    if not location.exists():
+        raise SceneError(f"{location}: there is no such file; send the notice when the scene is there")
+    if location.suffix.lower() in _JSON_SUFFIXES and location.is_file():
+        return _job_of_item(_load(_read(location), location.name), str(location), allowed, options)
+    return _job_of_files(location, options)
 
 
-def _of_files(place: Path, options: SceneOptions) -> Told:
-    if not _is_scene(place):
+def _job_of_files(path: Path, options: SceneOptions) -> SceneJob:
+    if not _is_scene(path):
         raise NoticeError(
-            f"{place}: no scene; send a GeoTIFF, a SAFE product, a folder of one scene's band files or a STAC item"
+            f"{path}: not a scene; send a GeoTIFF, a SAFE product, a folder of one scene's band files, "
+            "or a STAC item"
         )
-    sources = find([place], options)
+    sources = find([path], options)
     if len(sources) != 1:
-        raise NoticeError(f"{place}: it holds {len(sources)} scenes; send a notice for each")
-    source = replace(sources[0], name=_name(sources[0].name))
-    return Told(source, str(place), _folder(source.name, str(place), options))
+        raise NoticeError(f"{path}: it holds {len(sources)} scenes; send a notice for each")
+    source = replace(sources[0], name=_safe_name(sources[0].name))
+    return SceneJob(source, str(path), _folder_name(source.name, str(path), options))
 
 
-def _is_scene(place: Path) -> bool:
-    """Whether a place may be one scene; a folder with folders is an archive, and would be walked."""
-    if place.is_file():
-        return place.suffix.lower() in RASTER_SUFFIXES or place.name in METADATA_NAMES
-    return place.is_dir() and (is_safe(place) or not any(entry.is_dir() for entry in place.iterdir()))
+def _is_scene(path: Path) -> bool:
+    """Return whether a path may be one scene; a folder of folders is an archive, which must not be walked."""
+    if path.is_file():
+        return path.suffix.lower() in RASTER_SUFFIXES or path.name in METADATA_NAMES
+    return path.is_dir() and (is_safe(path) or not any(entry.is_dir() for entry in path.iterdir()))
 
 
-def _of_item(content: dict[str, Any], base: str, places: Places, options: SceneOptions) -> Told:
-    """Return the scene of a STAC item, of which only the assets are left that may be read.
+def _job_of_item(content: dict[str, Any], base: str, allowed: AllowList, options: SceneOptions) -> SceneJob:
+    """Return the scene of a STAC item, reduced to the assets that are allowed.
 
     Raises:
-        NoticeError: it is no item, or a band of it may not be read.
+        NoticeError: it is not an item, or one of its bands is not allowed.
     """
     assets = content.get("assets")
     if content.get("type") != "Feature" or not isinstance(assets, dict):
-        raise NoticeError("the notice leads to JSON that is no STAC item; send an item, not a catalog or a collection")
-    name = _name(str(content.get("id") or "item"))
-    admitted, refusal = _admitted(assets, base, places)
-    item = Item(name, "item.json", json.dumps({**content, "assets": admitted}, sort_keys=True))
-    if lost := bands_of(Item(name, "", json.dumps(content))) - bands_of(item):
-        raise NoticeError(f"{name}: {', '.join(sorted(lost))} cannot be had: {refusal}")
+        raise NoticeError(
+            "the notice leads to JSON that is not a STAC item; send an item, not a catalog or a collection"
+        )
+    name = _safe_name(str(content.get("id") or "item"))
+    kept, refusal = _allowed_assets(assets, base, allowed)
+    item = Item(name, "item.json", json.dumps({**content, "assets": kept}, sort_keys=True))
+    if missing := bands_of(Item(name, "", json.dumps(content))) - bands_of(item):
+        raise NoticeError(f"{name}: {', '.join(sorted(missing))} cannot be read: {refusal}")
     try:
         paths = places_of(item)
     except TilewiseError as error:
         raise NoticeError(str(error)) from error
     identity = f"{content.get('collection') or ''}/{content.get('id')}"
-    return Told(SceneSource(name, Kind.STAC, paths, options, item), name, _folder(name, identity, options))
+    return SceneJob(
+        SceneSource(name, Kind.STAC, paths, options, item), name, _folder_name(name, identity, options)
+    )
 
 
-def _admitted(assets: dict[str, Any], base: str, places: Places) -> tuple[dict[str, Any], str]:
-    """Return the assets that may be read, with whole addresses, and why the first of the others may not."""
-    admitted, refusal = {}, ""
+def _allowed_assets(assets: dict[str, Any], base: str, allowed: AllowList) -> tuple[dict[str, Any], str]:
+    """Return the allowed assets with absolute addresses, and why the first of the others is refused."""
+    kept, refusal = {}, ""
     for key, asset in assets.items():
         if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
             continue
         try:
-            place = places.admit(_whole(asset["href"], base))
+            location = allowed.resolve(_absolute(asset["href"], base))
         except NoticeError as error:
             refusal = refusal or str(error)
             continue
-        admitted[key] = {**asset, "href": str(place)}
-    return admitted, refusal
+        kept[key] = {**asset, "href": str(location)}
+    return kept, refusal
 
 
-def _whole(href: str, base: str) -> str:
-    """Return the path or address that an href means in an item at `base`; as it is, where the item is nowhere.
+def _absolute(href: str, base: str) -> str:
+    """Resolve an href in an item at `base`; if the item has no location, return the href unchanged.
 
     Raises:
-        NoticeError: it is no sound address.
+        NoticeError: it is not a valid address.
     """
     try:
         if urlsplit(href).scheme or not base:
             return href
-        if base.startswith("s3://"):  # which urljoin does not know
+        if base.startswith("s3://"):  # a scheme that urljoin does not know
             return urljoin(base.replace("s3", "https", 1), href).replace("https", "s3", 1)
         return urljoin(base, href) if is_remote(base) else str(Path(base).parent / href)
     except ValueError as error:
-        raise NoticeError("an asset's href is no sound address") from error
+        raise NoticeError("an asset's href is not a valid address") from error
 
 
-def _self_of(content: dict[str, Any]) -> str:
-    """Return where an item says that it lies, or ""."""
+def _self_href(content: dict[str, Any]) -> str:
+    """Return the location in an item's `self` link, or ""."""
     links = content.get("links")
     for link in links if isinstance(links, list) else []:
         if isinstance(link, dict) and link.get("rel") == "self" and isinstance(link.get("href"), str):
@@ -264,18 +272,18 @@ def _load(text: bytes, name: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise NoticeError(f"{name}: no sound JSON") from error
+        raise NoticeError(f"{name}: not valid JSON") from error
     if not isinstance(content, dict):
-        raise NoticeError(f"{name}: no STAC item")
+        raise NoticeError(f"{name}: not a STAC item")
     return content
 
 
-def _name(text: str) -> str:
-    """Return a text as the stem of files: no separators, no dots at its beginning, of bounded length."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text[:_LONGEST_NAME]).lstrip(".") or "scene"
+def _safe_name(text: str) -> str:
+    """Return a text made safe as the stem of file names: no separators, no leading dots, bounded length."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text[:_MAX_NAME]).lstrip(".") or "scene"
 
 
-def _folder(name: str, identity: str, options: SceneOptions) -> str:
-    """Return the name of the folder of results; scenes that are read in other ways do not share one."""
+def _folder_name(name: str, identity: str, options: SceneOptions) -> str:
+    """Return the name of the folder of results, which differs if the same scene is read by other options."""
     digest = hashlib.sha256(repr((identity, options)).encode()).hexdigest()
     return f"{name}-{digest[:12]}"

@@ -1,9 +1,10 @@
-"""SQS as this consumer uses it: notices in, notices that nobody can use to the dead letters, results out.
+"""Queue: SQS and SNS as the consumer uses them: receive notices, dead-letter unusable ones, publish results.
 
-A message that was received is hidden from other consumers for a time, the lease, and comes back unless it is deleted.
-So nothing is lost with the consumer that holds it. https://docs.aws.amazon.com/AWSSimpleQueueService
+A received message is hidden from other consumers for a time, the lease, and returns unless it is deleted. So
+nothing is lost with the consumer that holds it. https://docs.aws.amazon.com/AWSSimpleQueueService
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,13 @@ from urllib.parse import urlsplit
 
 from tilewise.datasets.core.errors import QueueError, TilewiseError
 
-LONGEST_HIDDEN = 12 * 3600
-"""Seconds that SQS hides a message at the longest, from when it was received."""
-MAX_AT_ONCE = 10
-_LONGEST_REASON = 1000
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # which SQS refuses
-_PATIENCE = 20.0
-_WAYS_OUT = {
+MAX_HIDDEN_S = 12 * 3600
+"""The most seconds that SQS hides a message, from when it was received."""
+MAX_RECEIVED = 10
+_MAX_REASON = 1000
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that SQS refuses
+_TIMEOUT_S = 20.0
+_HINTS = {
     "NonExistentQueue": "; make it, or name another, in the region of the credentials",
     "QueueDoesNotExist": "; make it, or name another, in the region of the credentials",
     "AccessDenied": "; docs/streaming.md lists the rights that a consumer needs",
@@ -29,14 +30,14 @@ _WAYS_OUT = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message that was received.
+    """A received message.
 
     Attributes:
-        id: SQS's own.
-        body: what was sent.
-        receipt: with which it is deleted or given back.
-        receives: how often it was received, this time included.
-        sent: when, in seconds since 1970.
+        id: given by SQS.
+        body: as it was sent.
+        receipt: handle by which it is deleted or hidden.
+        receives: number of times that it was received, this one included.
+        sent: in seconds since 1970.
     """
 
     id: str
@@ -48,7 +49,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Redrive:
-    """A queue's own policy: the ARN of its dead letters, and how often a message is received before."""
+    """Redrive policy of a queue: ARN of its dead-letter queue, and the receives that a message may have."""
 
     arn: str
     receives: int
@@ -58,12 +59,13 @@ class Queue:
     """A queue of notices. Its methods may be called from several threads.
 
     Args:
-        name: its URL or its name.
-        dead_letters: URL or name of the queue for notices that nobody can use; None: the one of the queue's own policy.
-        results: URL of a queue, or ARN of an SNS topic, that results are sent to; None: they are not.
+        name: URL or name of the queue.
+        dead_letters: URL or name of its dead-letter queue; None: that of the queue's redrive policy.
+        results: URL or name of a queue, or ARN of an SNS topic, to publish results to; None: they are not
+            published.
 
     Raises:
-        QueueError: it cannot be reached, does not exist, or has no dead letters.
+        QueueError: it cannot be reached, does not exist, or has no dead-letter queue.
     """
 
     def __init__(self, name: str, dead_letters: str | None = None, results: str | None = None) -> None:
@@ -76,7 +78,7 @@ class Queue:
         self._sns = _client("sns", self._topic.split(":")[3] or None) if self._topic else None
 
     def receive(self, count: int, seconds: int, lease: int) -> list[Message]:
-        """Wait for messages, and return no more than `count`, which others do not see for `lease` seconds.
+        """Wait up to `seconds` for at most `count` messages, hidden from others for `lease` seconds.
 
         Raises:
             QueueError: the queue does not answer.
@@ -84,26 +86,26 @@ class Queue:
         with _explained(self.url):
             answer = self._sqs.receive_message(
                 QueueUrl=self.url,
-                MaxNumberOfMessages=min(count, MAX_AT_ONCE),
+                MaxNumberOfMessages=min(count, MAX_RECEIVED),
                 WaitTimeSeconds=seconds,
                 VisibilityTimeout=lease,
                 MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
-        return [_message(overrides) for overrides in answer.get("Messages", [])]
+        return [_message(received) for received in answer.get("Messages", [])]
 
     def hide(self, message: Message, seconds: int) -> None:
-        """Let others not see a message for so long from now; 0: give it back at once.
+        """Hide a message from other consumers for `seconds` from now; 0: release it at once.
 
         Raises:
             QueueError: the queue does not answer, or the message is not held any more.
         """
         with _explained(self.url):
             self._sqs.change_message_visibility(
-                QueueUrl=self.url, ReceiptHandle=message.receipt, VisibilityTimeout=min(seconds, LONGEST_HIDDEN)
+                QueueUrl=self.url, ReceiptHandle=message.receipt, VisibilityTimeout=min(seconds, MAX_HIDDEN_S)
             )
 
     def delete(self, message: Message) -> None:
-        """Take a message out of the queue: what it asked for is done.
+        """Delete a message from the queue: it is dealt with.
 
         Raises:
             QueueError: the queue does not answer.
@@ -111,36 +113,46 @@ class Queue:
         with _explained(self.url):
             self._sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message.receipt)
 
-    def bury(self, message: Message, reason: str) -> None:
-        """Move a message, as it came, to the dead letters, with the reason.
+    def dead_letter(self, message: Message, reason: str) -> None:
+        """Move a message, unchanged, to the dead-letter queue, with the reason as an attribute.
 
         Raises:
             QueueError: the queue does not answer; the message is not lost, and may be in both queues.
         """
-        told = {"reason": _printable(reason), "queue": self.url, "receives": str(message.receives), "id": message.id}
+        attributes = {
+            "reason": _printable(reason),
+            "queue": self.url,
+            "receives": str(message.receives),
+            "id": message.id,
+        }
         with _explained(self.dead_letters):
             self._sqs.send_message(
                 QueueUrl=self.dead_letters,
                 MessageBody=message.body,
-                MessageAttributes={key: _attribute(value) for key, value in told.items()},
-                **_in_order(self.dead_letters, message.id, message.id),
+                MessageAttributes={key: _attribute(value) for key, value in attributes.items()},
+                **_fifo(self.dead_letters, message.id, message.id),
             )
         self.delete(message)
 
     def publish(self, result: Mapping[str, Any]) -> None:
-        """Send a result on, if there is anybody to send it to.
+        """Publish a result, if there is a queue or topic of results.
 
         Raises:
-            QueueError: who takes the results does not answer.
+            QueueError: that queue or topic does not answer.
         """
         text, kind = json.dumps(result), {"type": _attribute(str(result["type"]))}
-        order = _in_order(self._topic or self._results or "", str(result["folder"]), str(result["id"]))
+        folder = str(result["folder"])
+        # The same content in two folders has one id, and gives two results: both must arrive.
+        once = hashlib.sha256(f"{folder}/{result['id']}".encode()).hexdigest()
+        fifo = _fifo(self._topic or self._results or "", folder, once)
         if self._sns is not None:
             with _explained(str(self._topic)):
-                self._sns.publish(TopicArn=self._topic, Message=text, MessageAttributes=kind, **order)
+                self._sns.publish(TopicArn=self._topic, Message=text, MessageAttributes=kind, **fifo)
         elif self._results:
             with _explained(self._results):
-                self._sqs.send_message(QueueUrl=self._results, MessageBody=text, MessageAttributes=kind, **order)
+                self._sqs.send_message(
+                    QueueUrl=self._results, MessageBody=text, MessageAttributes=kind, **fifo
+                )
 
     def _find(self, name: str) -> str:
         """Return the URL of a queue that exists."""
@@ -152,15 +164,15 @@ class Queue:
 
     def _policy(self) -> Redrive | None:
         with _explained(self.url):
-            overrides = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["RedrivePolicy"])
-        text = overrides.get("Attributes", {}).get("RedrivePolicy")
+            answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["RedrivePolicy"])
+        text = answer.get("Attributes", {}).get("RedrivePolicy")
         policy = json.loads(text) if text else None
         return Redrive(policy["deadLetterTargetArn"], int(policy["maxReceiveCount"])) if policy else None
 
     def _find_by_policy(self) -> str:
         if self.redrive is None:
             raise QueueError(
-                f"{self.url}: it has no dead letters, so a notice that nobody can use would come back for ever; "
+                f"{self.url}: it has no dead letters, so an unusable notice would return for ever; "
                 "give it a redrive policy, or name a queue by --dead-letters"
             )
         owner, name = self.redrive.arn.split(":")[-2:]
@@ -169,11 +181,11 @@ class Queue:
 
 
 def _client(service: str, region: str | None) -> Any:
-    """Return a client that finds its credentials, and AWS_ENDPOINT_URL, as all programs for AWS do.
+    """Return a client, configured by the environment or files as all programs for AWS are.
 
     Raises:
         TilewiseError: boto3 is not installed.
-        QueueError: nothing says in which region the queue is.
+        QueueError: the region is not known.
     """
     try:
         import boto3
@@ -181,49 +193,52 @@ def _client(service: str, region: str | None) -> Any:
     except ImportError as error:
         raise TilewiseError("queues are read by boto3; pip install 'tilewise[stream]'") from error
     retries: Any = {"mode": "standard", "total_max_attempts": 3}
-    config = Config(retries=retries, connect_timeout=_PATIENCE, read_timeout=2 * _PATIENCE, max_pool_connections=32)
+    config = Config(
+        retries=retries, connect_timeout=_TIMEOUT_S, read_timeout=2 * _TIMEOUT_S, max_pool_connections=32
+    )
     with _explained(service):
         return boto3.client(service, region_name=region, config=config)
 
 
 def _region(name: str) -> str | None:
-    """Return the region in a queue's URL; None: what the environment says."""
+    """Return the region in a queue's URL; None: the default of the environment."""
     found = re.fullmatch(r"sqs\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?", urlsplit(name).hostname or "")
     return found[1] if found else None
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong with AWS into one line."""
+def _explained(subject: str) -> Iterator[None]:
+    """Turn every error of AWS into a QueueError of one line about `subject`."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 
     try:
         yield
     except NoCredentialsError as error:
         raise QueueError(
-            f"{what}: no credentials; set AWS_ACCESS_KEY_ID and its like, or run `aws configure`"
+            f"{subject}: no credentials; set AWS_ACCESS_KEY_ID and its like, or run `aws configure`"
         ) from error
     except NoRegionError as error:
-        raise QueueError(f"{what}: no region; set AWS_DEFAULT_REGION") from error
+        raise QueueError(f"{subject}: no region; set AWS_DEFAULT_REGION") from error
     except ClientError as error:
-        raise QueueError(f"{what}: {_refusal(error.response.get('Error', {}))}") from error
+        raise QueueError(f"{subject}: {_refusal(error.response.get('Error', {}))}") from error
     except (BotoCoreError, ValueError) as error:
         raise QueueError(
-            f"{what}: {error}; is the network there, and AWS_ENDPOINT_URL right where it is set?"
+            f"{subject}: {error}; is the network there, and AWS_ENDPOINT_URL right where it is set?"
         ) from error
 
 
-def _refusal(overrides: Mapping[str, Any]) -> str:
-    """Return what AWS says of a refusal, and the way out of the usual ones."""
-    code = str(overrides.get("Code", "refused"))
-    way = next((way for word, way in _WAYS_OUT.items() if word in code), "")
-    return f"{code}: {overrides.get('Message', '')}{way}"
+def _refusal(error: Mapping[str, Any]) -> str:
+    """Return the code and message of an error of AWS, with a hint for the usual ones."""
+    code = str(error.get("Code", "refused"))
+    hint = next((hint for word, hint in _HINTS.items() if word in code), "")
+    return f"{code}: {error.get('Message', '')}{hint}"
 
 
-def _message(overrides: Mapping[str, Any]) -> Message:
-    told = overrides.get("Attributes", {})
-    receives, sent = int(told.get("ApproximateReceiveCount", 1)), int(told.get("SentTimestamp", 0)) / 1000
-    return Message(overrides["MessageId"], overrides["Body"], overrides["ReceiptHandle"], receives, sent)
+def _message(received: Mapping[str, Any]) -> Message:
+    attributes = received.get("Attributes", {})
+    receives = int(attributes.get("ApproximateReceiveCount", 1))
+    sent = int(attributes.get("SentTimestamp", 0)) / 1000
+    return Message(received["MessageId"], received["Body"], received["ReceiptHandle"], receives, sent)
 
 
 def _attribute(value: str) -> dict[str, str]:
@@ -231,9 +246,11 @@ def _attribute(value: str) -> dict[str, str]:
 
 
 def _printable(text: str) -> str:
-    return _NOT_XML.sub("?", text)[:_LONGEST_REASON] or "?"
+    return _NOT_XML.sub("?", text)[:_MAX_REASON] or "?"
 
 
-def _in_order(target: str, group: str, once: str) -> dict[str, str]:
-    """Return what a FIFO queue or topic wants of a message: what it is in order with, and what it is known by."""
-    return {"MessageGroupId": group[:128], "MessageDeduplicationId": once[:128]} if target.endswith(".fifo") else {}
+def _fifo(target: str, group: str, once: str) -> dict[str, str]:
+    """Return the parameters that a FIFO queue or topic needs: group for the order, and deduplication ID."""
+    if not target.endswith(".fifo"):
+        return {}
+    return {"MessageGroupId": group[:128], "MessageDeduplicationId": once[:128]}

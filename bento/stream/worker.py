@@ -1,7 +1,8 @@
-"""One scene after another, each into a folder of its own below the folder of results, by what `tilewise.bento.batch` does.
+"""Scene worker: classify scenes one by one, each into a folder of its own, as `tilewise.bento.batch` does.
 
-A scene's folder is named by what it is, has a manifest, and is locked while it is written. So several consumers may
-share the folder of results, a notice that comes twice changes nothing, and what a killed consumer left is done again.
+The name of a scene's folder depends on the scene only; the folder has a manifest, and is locked while it is
+written. So several consumers may share the folder of results, a notice that comes twice changes nothing, and
+the work that a killed consumer left is done again.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.results.stac import SUFFIX
 from tilewise.bento.results.writer import Output, OutputOptions
-from tilewise.bento.stream.notices import Told
+from tilewise.bento.stream.notices import SceneJob
 from tilewise.datasets.core.errors import SceneTooLargeError, TilewiseError
 
 RESULT = "tilewise.scene"
@@ -29,10 +30,10 @@ class SceneWorkerOptions:
     """How scenes are classified.
 
     Attributes:
-        grid: of windows.
-        outputs: what is kept.
-        threads: that work on a scene together.
-        max_pixels: of a scene.
+        grid: the grid of windows.
+        outputs: the files to write.
+        threads: that classify one scene together.
+        max_pixels: of a scene; a larger one is refused.
     """
 
     grid: GridOptions
@@ -42,16 +43,16 @@ class SceneWorkerOptions:
 
 
 class SceneWorker:
-    """Where scenes are classified. Its methods may be called from several threads.
+    """Classify scenes by one model with the same options. Its methods may be called from several threads.
 
     Args:
-        out: the folder of results; made where it is missing.
-        engine: the model, of one thread.
-        options: how.
+        out: the folder of results; created if it is missing.
+        engine: the model, with one thread.
+        options: how scenes are classified.
 
     Raises:
-        TilewiseError: the options cannot be, or not with this model.
-        OSError: the folder cannot be made.
+        TilewiseError: the options are invalid, or do not fit the model.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, out: Path, engine: Engine, options: SceneWorkerOptions) -> None:
@@ -61,31 +62,31 @@ class SceneWorker:
         self._out, self._engine, self._options = out, engine, replace(options, grid=grid)
         out.mkdir(parents=True, exist_ok=True)
 
-    def classify(self, told: Told, check: Callable[[], None]) -> SceneOutcome:
-        """Classify a scene into its folder, unless it lies there as this model and these options make it.
+    def classify(self, job: SceneJob, check: Callable[[], None]) -> SceneOutcome:
+        """Classify a scene into its folder, unless results of this model and these options are there.
 
         Args:
-            told: the scene.
+            job: the scene.
             check: called between strips; whatever it raises ends the work.
 
         Raises:
-            FolderBusyError: another consumer is at it.
+            FolderBusyError: another consumer works on it.
             TilewiseError: the scene cannot be read, or is too large.
             OSError: the folder cannot be written to.
         """
-        self._measure(told)
+        self._measure(job)
         check()
-        with Manifest(self._out / told.folder) as manifest:
-            task = Task(told.source, told.source.name, told.place, manifest.known_as(told.source.name))
+        with Manifest(self._out / job.folder) as manifest:
+            task = Task(job.source, job.source.name, job.location, manifest.known_as(job.source.name))
             done = perform(task, self._plan(manifest), self._engine, lambda *_: check())
             if done.outcome.state is State.FAILED:
-                raise TilewiseError(done.outcome.error or told.place)
+                raise TilewiseError(done.outcome.error or job.location)
             if done.outcome.state is State.DONE:
                 manifest.enter(done.outcome, done.staged)
         return done.outcome
 
-    def result(self, told: Told, outcome: SceneOutcome, sender_id: str) -> dict[str, Any]:
-        """Return what is published of a scene: the same, to the byte, however often it is told of."""
+    def result(self, job: SceneJob, outcome: SceneOutcome, sender_id: str) -> dict[str, Any]:
+        """Return the result to publish of a scene: identical for every notice of it."""
         files = [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in outcome.files]
         items = [file.name for file in outcome.files if file.name.endswith(SUFFIX)]
         return {
@@ -93,9 +94,9 @@ class SceneWorker:
             "version": _VERSION,
             "id": outcome.key,
             "notice": sender_id,
-            "scene": told.place,
+            "scene": job.location,
             "name": outcome.name,
-            "folder": told.folder,
+            "folder": job.folder,
             "item": items[0] if items else None,
             "files": files,
             "model": {**self._engine.identity, "synthetic": self._engine.metadata.synthetic},
@@ -105,24 +106,29 @@ class SceneWorker:
             "broken": outcome.broken,
             "pixels": outcome.pixels,
             "area_ha": outcome.area_ha,
-            "tile": self._tile(self._out / told.folder, outcome),
+            "tile": self._tile(self._out / job.folder, outcome),
         }
 
     def _tile(self, folder: Path, outcome: SceneOutcome) -> dict[str, Any] | None:
-        """Return the answer of a scene that is one window, as the service words it; None without its table."""
+        """Return the answer of a scene of one window, as the service gives it; None without its table."""
         table = folder / f"{outcome.name}.windows.parquet"
         if outcome.windows != 1 or table.name not in {file.name for file in outcome.files}:
             return None
         (row,) = (row for row in pq.read_table(table).to_pylist() if row["class"] is not None)
-        shares = {name: round(row[f"p_{name}"], 6) for name in self._engine.metadata.classes}
-        return {"class": row["class"], "probabilities": shares, "valid_fraction": round(row["valid_fraction"], 6)}
+        probabilities = {name: round(row[f"p_{name}"], 6) for name in self._engine.metadata.classes}
+        return {
+            "class": row["class"],
+            "probabilities": probabilities,
+            "valid_fraction": round(row["valid_fraction"], 6),
+        }
 
-    def _measure(self, told: Told) -> None:
-        with told.source.open() as scene:
+    def _measure(self, job: SceneJob) -> None:
+        with job.source.open() as scene:
             pixels = scene.width * scene.height
         if pixels > self._options.max_pixels:
             raise SceneTooLargeError(
-                f"{told.place}: {pixels:,} pixels, more than {self._options.max_pixels:,}; allow more by --max-pixels"
+                f"{job.location}: {pixels:,} pixels, more than {self._options.max_pixels:,}; "
+                "allow more by --max-pixels"
             )
 
     def _plan(self, manifest: Manifest) -> WorkPlan:

@@ -28,7 +28,11 @@ DOCUMENT = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("metrics")
-    settings = {"TILEWISE_WORKERS": "2", "TILEWISE_DRIFT_LEAST": "5", "TILEWISE_PREDICTIONS": str(home / "log")}
+    settings = {
+        "TILEWISE_WORKERS": "2",
+        "TILEWISE_DRIFT_MIN_TILES": "5",
+        "TILEWISE_PREDICTIONS": str(home / "log"),
+    }
     with served(watched_model(home / "model.onnx", tiles(20, seed=1)), home, **settings) as server:
         yield server
 
@@ -116,20 +120,29 @@ def test_the_gauges_of_a_killed_process_go_when_another_takes_its_place(service:
     victim = max(pids)
     assert len(pids) == 2
     os.kill(victim, signal.SIGKILL)
-    until(lambda: not (folder / f"gauge_livesum_{victim}.db").exists(), "the dead process is forgotten", seconds=40)
+    until(
+        lambda: not (folder / f"gauge_livesum_{victim}.db").exists(),
+        "the dead process is forgotten",
+        seconds=40,
+    )
     assert post(service, tile_file(FOREST)).status_code == 200
 
 
 def test_only_the_dead_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(metrics.SHARED_FOLDER, str(tmp_path))
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30
+    )
     dead, alive = int(ended.stdout), os.getpid()
     for pid in (dead, alive):
         for kind in ("gauge_livesum", "gauge_livemax", "counter"):
             (tmp_path / f"{kind}_{pid}.db").touch()
-    metrics.forget_dead_processes()
+    metrics.remove_gauges_of_dead_processes()
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {f"counter_{dead}.db", *(f"{k}_{alive}.db" for k in ("gauge_livesum", "gauge_livemax", "counter"))}
+    assert left == {
+        f"counter_{dead}.db",
+        *(f"{k}_{alive}.db" for k in ("gauge_livesum", "gauge_livemax", "counter")),
+    }
 
 
 def test_tiles_as_an_array_are_counted_too(service: Server) -> None:
@@ -137,5 +150,7 @@ def test_tiles_as_an_array_are_counted_too(service: Server) -> None:
     stream = io.BytesIO()
     np.save(stream, tiles(5, seed=3))
     headers = {"Content-Type": "application/octet-stream"}
-    httpx.post(f"{service.url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30)
+    httpx.post(
+        f"{service.url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30
+    )
     assert sum(samples(service.url, "tilewise_tiles_total").values()) == before + 5

@@ -62,7 +62,7 @@ def model(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_MAX_TILES": "3", "TILEWISE_MAX_WINDOWS_AT_ONCE": "8"}
+    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_MAX_TILES": "3", "TILEWISE_MAX_SYNC_WINDOWS": "8"}
     with served(model, tmp_path_factory.mktemp("bentoml"), **settings) as server:
         yield server
 

@@ -28,7 +28,7 @@ from tilewise.datasets.readers.geotiff import read_tile
 Tiles = npt.NDArray[np.uint16]
 TRAINING, LATER = tiles(60, seed=1), tiles(60, seed=2)
 OFFSET = np.uint16(1000)
-SETTINGS = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_LEAST": "50"}
+SETTINGS = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_MIN_TILES": "50"}
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()), reason=f"not installed; apt-get install {' '.join(missing_programs())}"
@@ -68,7 +68,7 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     candidate = model(home / "candidate.onnx", TRAINING, "2")
     more = {
         "TILEWISE_CANDIDATE": str(candidate),
-        "TILEWISE_CANDIDATE_SHARE": "1",
+        "TILEWISE_CANDIDATE_FRACTION": "1",
         "TILEWISE_PREDICTIONS": str(home / "p"),
     }
     with served(model(home / "model.onnx", TRAINING, "1"), home, **SETTINGS, **more) as server:
@@ -140,7 +140,7 @@ def test_a_canary_that_answers_otherwise_calls_for_a_rollback(watch: Monitoring,
     candidate = model(tmp_path / "candidate.onnx", TRAINING, "4", answer="River", logit=1)
     more = {
         "TILEWISE_CANDIDATE": str(candidate),
-        "TILEWISE_CANDIDATE_SHARE": "0.5",
+        "TILEWISE_CANDIDATE_FRACTION": "0.5",
         "TILEWISE_CANDIDATE_MODE": "canary",
     }
     with served(model(tmp_path / "model.onnx", TRAINING, "3"), tmp_path, **SETTINGS, **more) as server:

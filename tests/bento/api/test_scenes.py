@@ -127,7 +127,7 @@ def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     settings = {
         "TILEWISE_WORKERS": "2",
         "TILEWISE_THREADS": "1",
-        "TILEWISE_MAX_WINDOWS_AT_ONCE": str(MAX_AT_ONCE),
+        "TILEWISE_MAX_SYNC_WINDOWS": str(MAX_AT_ONCE),
         "TILEWISE_MAX_PIXELS": str(MAX_PIXELS),
         "TILEWISE_MAX_SCENE_BYTES": str(MAX_BYTES),
         "TILEWISE_MAX_TASKS": str(MAX_TASKS),
@@ -408,7 +408,7 @@ def slow_service(slow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "TILEWISE_MAX_TASKS": str(MAX_TASKS),
         "TILEWISE_TASKS": str(home / "tasks"),
         "TILEWISE_TASKS_BYTES": str(MAX_BYTES),
-        "TILEWISE_MAX_WINDOWS_AT_ONCE": str(LONG),
+        "TILEWISE_MAX_SYNC_WINDOWS": str(LONG),
         "TILEWISE_TURNOVER": "1",
     }
     with (

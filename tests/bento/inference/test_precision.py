@@ -1,4 +1,4 @@
-"""Which file is served: INT8 where the processor gains by it, fp32 where not, and never a file of another model."""
+"""Which file is served: INT8 if it is faster on the processor, else fp32; never a file of another model."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ def model(skilled_model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
-    """Let the processor be one whose instructions nobody knows, and the measurement find what the test says."""
+    """Simulate a processor of unknown instructions, and what the measurement finds."""
 
     def set_gain(times: float) -> None:
         monkeypatch.setattr(precision, "int8_instructions", frozenset)
@@ -66,7 +66,10 @@ def test_fp32_is_served_where_nothing_is_gained_and_the_log_says_so(
     gains(0.9)
     with caplog.at_level(logging.WARNING, "tilewise"):
         assert pick(model) == model
-    assert "gains nothing by INT8 (0.90 times as fast); TILEWISE_PRECISION=int8 asks for it all the same" in caplog.text
+    assert (
+        "INT8 is no faster on this processor (0.90 times as fast); TILEWISE_PRECISION=int8 serves it"
+        in caplog.text
+    )
 
 
 def test_either_can_be_asked_for(model: Path, gains) -> None:
@@ -76,7 +79,9 @@ def test_either_can_be_asked_for(model: Path, gains) -> None:
     assert pick(model, Precision.FP32) == model
 
 
-def test_a_model_without_an_int8_file_is_served_as_it_is(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_an_int8_file_is_served_as_it_is(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     int8_of(model).unlink()
     with caplog.at_level(logging.WARNING, "tilewise"):
         assert pick(model) == model
@@ -95,7 +100,7 @@ def test_an_int8_file_of_another_model_is_not_served(
     shutil.copyfile(model_file, model)
     with caplog.at_level(logging.WARNING, "tilewise"):
         assert pick(model, Precision.INT8) == model
-    assert "was made from another file; export again" in caplog.text
+    assert "was made from another file; export it again" in caplog.text
 
 
 def test_a_broken_int8_file_is_done_without(model: Path, caplog: pytest.LogCaptureFixture) -> None:

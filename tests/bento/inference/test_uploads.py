@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,21 @@ from affine import Affine
 from geotiffs import geotiff, jpeg, tile_file
 from rasterio.crs import CRS
 
-from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.uploads import Upload, classify_uploads
+from tilewise.bento.inference.engine import Answers, Engine
+from tilewise.bento.inference.uploads import (
+    InferenceError,
+    ModelFailure,
+    Upload,
+    classify_batch,
+    classify_uploads,
+    successes,
+)
 from tilewise.datasets.acquire.synthetic import TAGS, synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.radiometry import Level, ReadOptions
-from tilewise.datasets.core.tile import Tile
+from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.model_file import PredictionSets
 
 FOREST = synthesise_tile("Forest", 1, 2)
 LAKE = synthesise_tile("SeaLake", 1, 2)
@@ -111,3 +120,39 @@ def test_a_float_tile_with_nan_is_answered_and_nan_counts_as_no_data(engine: Eng
     overrides = ReadOptions(scale=0.0001, offset=0)
     result = answer(engine, geotiff(pixels, names=BAND_NAMES), overrides)
     assert result["valid_fraction"] == 0.5
+
+
+class BrokenEngine(Engine):
+    """An engine that fails on every batch."""
+
+    def classify(self, tiles: DN) -> Answers:
+        raise RuntimeError("bad allocation")
+
+
+def test_a_model_that_fails_marks_its_own_uploads_and_no_others_of_the_batch(engine: Engine) -> None:
+    broken = object.__new__(BrokenEngine)
+    broken._file = engine._file
+    tile = tile_file(FOREST)
+    uploads = [Upload("a", tile), Upload("b", tile, engine=broken), Upload("c", b""), Upload("d", tile)]
+    batch = classify_batch(engine, uploads)
+    assert [index for index, _, _ in batch.classified] == [0, 3]
+    assert isinstance(batch.results[1], ModelFailure)
+    for index in (0, 3):
+        assert batch.results[index]["class"] == "Forest"  # type: ignore[index]
+    assert "error" in batch.results[2]  # type: ignore[operator]
+    with pytest.raises(InferenceError, match="model version 0 failed: RuntimeError"):
+        successes(batch.results)
+
+
+def test_a_coverage_that_the_model_is_not_calibrated_for_fails_its_own_group_only(engine: Engine) -> None:
+    sets = PredictionSets(method="test", thresholds={0.8: 0.01})
+    limited = object.__new__(Engine)
+    metadata = engine.metadata.model_copy(update={"prediction_sets": sets})
+    limited._file, limited._run_size = replace(engine._file, metadata=metadata), engine._run_size
+    uploads = [
+        Upload("a", tile_file(FOREST), coverage=0.9),
+        Upload("b", tile_file(FOREST), coverage=0.9, engine=limited),
+    ]
+    first, second = classify_batch(engine, uploads).results
+    assert first["class"] == "Forest"  # type: ignore[index]
+    assert isinstance(second, ModelFailure)

@@ -66,7 +66,19 @@ def test_a_window_forgets_its_oldest_tiles_in_the_bands_that_go_on() -> None:
     assert sums[12].tolist() == [0, 0, 0]
 
 
-# What is told.
+@pytest.mark.parametrize("asked", [1, 5, 17, 31, 100, 128, 1000])
+@pytest.mark.parametrize("together", [1, 33, 200])
+def test_a_window_holds_no_more_tiles_than_asked_and_hardly_fewer(asked: int, together: int) -> None:
+    window = Window((1, 101, 1001), asked)
+    tiles = np.full((together, 13, 8, 8), 50, np.uint16)
+    for _ in range(3 * asked // together + 2):
+        window.add(tiles)
+    held = window.sums()[0, -1]
+    assert asked * 7 // 8 - 1 <= held <= asked
+    assert held >= 1
+
+
+# What is published.
 
 
 def answered(pixels: npt.NDArray[np.uint16], bands: tuple[str, ...] = BAND_NAMES) -> Batch:
@@ -89,16 +101,16 @@ def test_drift_is_told_of_bands_with_a_reference_and_enough_tiles(champion: Engi
     drift = Drift(lambda: champion, window=64, minimum=20)
     rgb = np.zeros_like(LATER)
     rgb[:, positions(RGB_BANDS)] = LATER[:, positions(RGB_BANDS)]
-    drift.look(answered(rgb[:19], RGB_BANDS))
-    drift.tell()
+    drift.observe(answered(rgb[:19], RGB_BANDS))
+    drift.publish()
     assert told("B04") is None
-    drift.look(answered(rgb[19:30], RGB_BANDS))
-    drift.tell()
+    drift.observe(answered(rgb[19:30], RGB_BANDS))
+    drift.publish()
     values = told("B04"), told("B04", "kl"), told("B04", "wasserstein")
     assert all(value is not None and value > 0 for value in values)
     assert told("B08") is None  # no tile has it
-    drift.look(answered(LATER[:30]))
-    drift.tell()
+    drift.observe(answered(LATER[:30]))
+    drift.publish()
     assert told("B08") is not None
     assert told("B10") is None  # the training data do not have it
 
@@ -106,8 +118,8 @@ def test_drift_is_told_of_bands_with_a_reference_and_enough_tiles(champion: Engi
 def test_a_model_without_histograms_is_served_without_drift(linear_model: Path) -> None:
     before = [told(band) for band in BAND_NAMES]
     drift = Drift(lambda: Engine(linear_model, 1), window=64, minimum=1)
-    drift.look(answered(LATER[:4]))
-    drift.tell()
+    drift.observe(answered(LATER[:4]))
+    drift.publish()
     drift.close()
     assert [told(band) for band in BAND_NAMES] == before
 
@@ -116,16 +128,28 @@ def test_processes_add_their_windows_up_and_forget_the_dead(champion: Engine, tm
     folder = tmp_path / "shared"
     folder.mkdir()
     drift = Drift(lambda: champion, window=1000, minimum=1, folder=folder)
-    drift.look(answered(LATER[:10]))
-    drift.tell()
+    drift.observe(answered(LATER[:10]))
+    drift.publish()
     (mine,) = folder.glob("*.npy")
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30
+    )
     for pid in (os.getppid(), int(ended.stdout)):  # one lives, one does not
         mine.with_name(mine.name.replace(str(os.getpid()), str(pid))).write_bytes(mine.read_bytes())
-    drift.tell()
+    drift.publish()
     assert REGISTRY.get_sample_value("tilewise_drift_tiles", {"band": "B04"}) == 20
     drift.close()
     assert not mine.exists()
+
+
+def test_a_process_looks_back_on_no_more_tiles_than_its_part_of_the_window(champion: Engine) -> None:
+    drift = Drift(lambda: champion, window=100, minimum=1)
+    for _ in range(20):
+        drift.observe(answered(LATER[:40]))
+    drift.publish()
+    held = REGISTRY.get_sample_value("tilewise_drift_tiles", {"band": "B04"})
+    assert held is not None
+    assert 80 <= held <= 100
 
 
 # A real service.
@@ -134,7 +158,7 @@ def test_processes_add_their_windows_up_and_forget_the_dead(champion: Engine, tm
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("drift")
-    settings = {"TILEWISE_WORKERS": "2", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_LEAST": "50"}
+    settings = {"TILEWISE_WORKERS": "2", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_MIN_TILES": "50"}
     with served(watched_model(home / "model.onnx", TRAINING), home, **settings) as server:
         yield server
 
@@ -144,14 +168,18 @@ def post(url: str, pixels: npt.NDArray[np.uint16]) -> None:
     stream = io.BytesIO()
     np.save(stream, pixels)
     headers = {"Content-Type": "application/octet-stream"}
-    done = httpx.post(f"{url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30)
+    done = httpx.post(
+        f"{url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30
+    )
     assert done.status_code == 200, done.text
 
 
 def test_a_forgotten_offset_is_seen_in_the_metrics_and_ordinary_tiles_are_not(service: Server) -> None:
     def all_bands(measure: str) -> dict[str, float]:
         found = samples(service.url, "tilewise_drift")
-        return {band: v for band in BAND_NAMES for at, v in found.items() if f'"{band}",measure="{measure}"' in at}
+        return {
+            band: v for band in BAND_NAMES for at, v in found.items() if f'"{band}",measure="{measure}"' in at
+        }
 
     def told_of(pixels: npt.NDArray[np.uint16], minimum: float, limit: float) -> bool:
         post(service.url, pixels[:20])

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tilewise.bento.api.replies import HANDLERS
-from tilewise.bento.monitoring.logs import JsonFormatter, LogStyle, RequestLog, TextFormatter, style_of
+from tilewise.bento.monitoring.logs import LogStyle, RequestLog, formatter, get_logger, style_of
 from tilewise.bento.settings import Settings
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.errors import TilewiseError
@@ -58,8 +60,14 @@ def until_logged(server: Server, request_id: str) -> dict[str, Any]:
     raise AssertionError(f"no line of {request_id} in:\n{server.log.read_text()}")
 
 
-def test_a_request_is_one_line_of_json_with_what_an_operator_asks(client: httpx.Client, server: Server) -> None:
-    parts = [("tiles", ("a.tif", FOREST)), ("tiles", ("b.tif", b"no tile")), ("tiles", ("c.tif", b"none either"))]
+def test_a_request_is_one_line_of_json_with_what_an_operator_asks(
+    client: httpx.Client, server: Server
+) -> None:
+    parts = [
+        ("tiles", ("a.tif", FOREST)),
+        ("tiles", ("b.tif", b"no tile")),
+        ("tiles", ("c.tif", b"none either")),
+    ]
     answer = client.post("/classify", files=parts, headers={"X-Request-ID": "three-tiles"})
     assert answer.status_code == 200
     line = until_logged(server, "three-tiles")
@@ -82,7 +90,9 @@ def test_a_refused_request_is_logged_with_its_code(client: httpx.Client, server:
 
 def test_no_name_key_query_or_body_is_in_the_log(client: httpx.Client, server: Server) -> None:
     client.post("/classify", files={"tiles": ("a-telling-name.tif", b"a telling body")})
-    client.post("/classify?name=a-telling-query", content=b"a telling body", headers={"Content-Type": "image/tiff"})
+    client.post(
+        "/classify?name=a-telling-query", content=b"a telling body", headers={"Content-Type": "image/tiff"}
+    )
     client.get("/model", headers={"X-Request-ID": "the-end"})
     until_logged(server, "the-end")
     overrides = server.log.read_text()
@@ -157,10 +167,11 @@ def test_an_unforeseen_error_is_told_to_the_log_and_not_to_the_client(
     line = json.loads(stream.getvalue())
     assert (line["level"], line["status"], line["errors"]) == ("error", 500, {"internal": 1})
     (record,) = caplog.records
-    told = json.loads(JsonFormatter().format(record))
+    text = formatter(LogStyle.JSON).format(record)
+    told = json.loads(text)
     assert told["request_id"] == "bad-luck"
     assert "RuntimeError: a secret of the house" in told["traceback"]
-    assert "\n" not in JsonFormatter().format(record)
+    assert "\n" not in text
 
 
 def test_an_answer_that_breaks_off_does_not_look_whole(
@@ -215,7 +226,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_style_that_there_is_not_is_refused_with_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_style_that_there_is_not_is_refused_with_those_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TILEWISE_LOG", "xml")
     with pytest.raises(TilewiseError, match="TILEWISE_LOG is json, text or off, not 'xml'"):
         Settings.from_environment()
@@ -228,8 +241,41 @@ def test_requests_are_logged_as_json_unless_a_person_looks_on() -> None:
     assert style_of("off", io.StringIO()) is LogStyle.OFF
 
 
-def test_lines_for_people_tell_the_fields_and_keep_terminal_codes_out() -> None:
-    record = logging.LogRecord("tilewise", logging.WARNING, "", 0, "notice", None, None)
-    record.fields = {"fate": "buried", "reason": "\x1b[2J\nforged"}
-    line = TextFormatter("%(levelname)s %(message)s").format(record)
-    assert line == 'WARNING notice fate="buried" reason="\\u001b[2J\\nforged"'
+def test_lines_for_people_have_the_fields_and_keep_terminal_codes_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "tilewise"):
+        get_logger().warning("notice", status="dead_lettered", reason="\x1b[2J\nforged")
+    line = formatter(LogStyle.TEXT).format(caplog.records[0])
+    time_of_it, rest = line.split(" ", 1)
+    assert time_of_it.endswith("Z")
+    assert rest == 'WARNING notice status="dead_lettered" reason="\\u001b[2J\\nforged"'
+
+
+@pytest.mark.parametrize("style", [LogStyle.JSON, LogStyle.TEXT, LogStyle.OFF])
+def test_records_of_the_standard_library_look_the_same(
+    style: LogStyle, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        raise RuntimeError("the cause")
+    except RuntimeError:
+        with caplog.at_level(logging.INFO, "tilewise"):
+            logging.getLogger("tilewise").exception("%d tiles failed", 3)
+    text = formatter(style).format(caplog.records[0])
+    assert "3 tiles failed" in text
+    assert "RuntimeError: the cause" in text
+    if style is LogStyle.JSON:
+        line = json.loads(text)
+        assert list(line) == ["time", "level", "message", "traceback"]
+        assert (line["level"], line["message"]) == ("error", "3 tiles failed")
+        assert "\n" not in text
+    else:
+        assert " ERROR 3 tiles failed\nTraceback" in text
+
+
+def test_a_process_that_configured_no_log_prints_nothing_below_warning(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    code = "from tilewise.bento.monitoring.logs import get_logger; get_logger().info('a secret')"
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+    assert "secret" not in "".join(capfd.readouterr())

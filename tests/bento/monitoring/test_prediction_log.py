@@ -22,7 +22,14 @@ from watched import samples, until, watched_model
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Batch, Upload, classify_batch
 from tilewise.bento.monitoring import prediction_log
-from tilewise.bento.monitoring.prediction_log import SCHEMA, Keeping, PredictionLog, bbox_of, is_chosen, make_room
+from tilewise.bento.monitoring.prediction_log import (
+    SCHEMA,
+    LogOptions,
+    PredictionLog,
+    bbox_of,
+    delete_oldest,
+    is_chosen,
+)
 from tilewise.bento.request_context import RequestContext
 from tilewise.bento.settings import Settings
 from tilewise.datasets.acquire.synthetic import synthesise_tile
@@ -52,10 +59,12 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return pa.concat_tables(tables).to_pylist() if tables else []
 
 
-def logged(folder: Path, engine: Engine, *batches: Batch, keeping: Keeping | None = None) -> list[dict[str, Any]]:
-    log = PredictionLog(folder, keeping or Keeping())
+def logged(
+    folder: Path, engine: Engine, *batches: Batch, options: LogOptions | None = None
+) -> list[dict[str, Any]]:
+    log = PredictionLog(folder, options or LogOptions())
     for batch in batches:
-        log.look(batch)
+        log.observe(batch)
     log.close()
     return rows(folder)
 
@@ -98,7 +107,7 @@ def test_names_and_tiles_are_kept_only_where_that_is_said(engine: Engine, tmp_pa
     with_both.mkdir()
     (row,) = logged(without, engine, batch_of(engine, FOREST))
     assert (row["name"], row["tile"]) == (None, None)
-    (row,) = logged(with_both, engine, batch_of(engine, FOREST), keeping=Keeping(names=True, tiles=True))
+    (row,) = logged(with_both, engine, batch_of(engine, FOREST), options=LogOptions(names=True, tiles=True))
     assert row["name"] == FOREST.name
     assert np.array_equal(np.frombuffer(row["tile"], "<u2").reshape(13, 64, 64), FOREST.pixels)
 
@@ -108,7 +117,7 @@ def test_a_tile_of_few_bands_is_kept_with_those(engine: Engine, tmp_path: Path) 
     pixels[positions(RGB_BANDS)] = FOREST.pixels[positions(RGB_BANDS)]
     pixels[:, :, :16] = 0
     rgb = Tile("rgb", pixels, tuple(b for b in BAND_NAMES if b in RGB_BANDS), None)
-    (row,) = logged(tmp_path, engine, batch_of(engine, rgb), keeping=Keeping(tiles=True))
+    (row,) = logged(tmp_path, engine, batch_of(engine, rgb), options=LogOptions(tiles=True))
     assert row["bands"] == list(rgb.bands)
     assert row["band_mean"] == pytest.approx(pixels[1:4, :, 16:].mean(axis=(1, 2)).tolist(), rel=1e-5)
     assert row["band_std"] == pytest.approx(pixels[1:4, :, 16:].std(axis=(1, 2)).tolist(), rel=1e-4)
@@ -132,9 +141,11 @@ def test_refused_tiles_are_not_kept(engine: Engine, tmp_path: Path) -> None:
     assert len(logged(tmp_path, engine, classify_batch(engine, [bad, good, bad]))) == 1
 
 
-def test_a_share_of_the_requests_is_kept_whole_and_the_same_ones_everywhere(engine: Engine, tmp_path: Path) -> None:
+def test_a_share_of_the_requests_is_kept_whole_and_the_same_ones_everywhere(
+    engine: Engine, tmp_path: Path
+) -> None:
     batches = [batch_of(engine, FOREST, RIVER, request_id=f"r-{n}") for n in range(40)]
-    found = logged(tmp_path, engine, *batches, keeping=Keeping(share=0.5))
+    found = logged(tmp_path, engine, *batches, options=LogOptions(fraction=0.5))
     ids = [row["request_id"] for row in found]
     assert set(ids) == {f"r-{n}" for n in range(40) if is_chosen(f"r-{n}", 0.5)}
     assert all(ids.count(one) == 2 for one in ids)
@@ -162,9 +173,11 @@ def test_a_box_across_the_antimeridian_begins_in_the_east() -> None:
 
 
 def test_a_file_is_closed_when_it_is_full_or_old(engine: Engine, tmp_path: Path) -> None:
-    log = PredictionLog(tmp_path, Keeping(rows=4, seconds=0.3))
-    log.look(batch_of(engine, *[FOREST] * 9))
-    until(lambda: len(rows(tmp_path)) == 9, "the last row is written though the log is not closed", seconds=10)
+    log = PredictionLog(tmp_path, LogOptions(rows=4, seconds=0.3))
+    log.observe(batch_of(engine, *[FOREST] * 9))
+    until(
+        lambda: len(rows(tmp_path)) == 9, "the last row is written though the log is not closed", seconds=10
+    )
     sizes = [pq.read_metadata(path).num_rows for path in sorted(tmp_path.glob("*.parquet"))]
     assert sizes[:2] == [4, 4]
     log.close()
@@ -173,35 +186,35 @@ def test_a_file_is_closed_when_it_is_full_or_old(engine: Engine, tmp_path: Path)
 def test_a_file_with_tiles_is_closed_before_it_takes_much_memory(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction_log, "MAX_HELD", 3 * FOREST.pixels.nbytes)
-    logged(tmp_path, engine, batch_of(engine, *[FOREST] * 7), keeping=Keeping(tiles=True))
+    monkeypatch.setattr(prediction_log, "MAX_FILE_BYTES", 3 * FOREST.pixels.nbytes)
+    logged(tmp_path, engine, batch_of(engine, *[FOREST] * 7), options=LogOptions(tiles=True))
     assert sorted(pq.read_metadata(path).num_rows for path in tmp_path.glob("*.parquet")) == [1, 3, 3]
 
 
-def test_the_oldest_files_make_room(tmp_path: Path) -> None:
+def test_the_oldest_files_delete_oldest(tmp_path: Path) -> None:
     for n in range(5):
         (tmp_path / f"predictions-2026010{n}T000000.000Z-1-aa.parquet").write_bytes(bytes(100))
     other = tmp_path / "notes.parquet"
     other.write_bytes(bytes(1000))
-    make_room(tmp_path, 250)
+    delete_oldest(tmp_path, 250)
     assert sorted(path.name[19:21] for path in tmp_path.glob("predictions-*")) == ["3T", "4T"]
-    make_room(tmp_path, 10)
+    delete_oldest(tmp_path, 10)
     assert len(list(tmp_path.glob("predictions-*"))) == 1  # the newest stays
     assert other.exists()
 
 
 def test_the_folder_stays_within_its_bytes(engine: Engine, tmp_path: Path) -> None:
-    keeping = Keeping(rows=2, tiles=True, max_bytes=250_000)
+    options = LogOptions(rows=2, tiles=True, max_bytes=250_000)
     pixels = np.random.default_rng(0).integers(1, 9999, FOREST.pixels.shape).astype(np.uint16)
     noise = Tile("noise", pixels, BAND_NAMES, None)
-    logged(tmp_path, engine, batch_of(engine, *[noise] * 12), keeping=keeping)
+    logged(tmp_path, engine, batch_of(engine, *[noise] * 12), options=options)
     files = list(tmp_path.iterdir())
     assert files
     assert sum(path.stat().st_size for path in files) <= 250_000
 
 
 def test_what_a_killed_process_left_is_cleared_away(engine: Engine, tmp_path: Path) -> None:
-    left, fresh = tmp_path / ".predictions-a.part", tmp_path / ".predictions-b.part"
+    left, fresh = tmp_path / ".predictions-a.partial", tmp_path / ".predictions-b.partial"
     left.write_bytes(b"half")
     fresh.write_bytes(b"half")
     os.utime(left, (time.time() - 7200, time.time() - 7200))
@@ -221,9 +234,9 @@ def test_where_the_writer_cannot_keep_up_tiles_are_dropped_and_counted(
     write = pq.write_table
     monkeypatch.setattr(pq, "write_table", lambda *a, **k: may_write.wait(20) and write(*a, **k))
     before = counted("dropped")
-    log = PredictionLog(tmp_path, Keeping(rows=1))
+    log = PredictionLog(tmp_path, LogOptions(rows=1))
     for _ in range(3):
-        log.look(batch_of(engine, *[FOREST] * 4))
+        log.observe(batch_of(engine, *[FOREST] * 4))
     assert 12 - 3 - 2 <= counted("dropped") - before <= 12 - 3  # the writer itself holds one or none
     may_write.set()
     log.close()
@@ -235,15 +248,15 @@ def test_a_folder_that_has_gone_is_logged_and_counted_and_what_comes_later_is_ke
 ) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
-    log = PredictionLog(folder, Keeping(rows=1))
+    log = PredictionLog(folder, LogOptions(rows=1))
     folder.rmdir()
     before = counted("failed")
     with caplog.at_level(logging.ERROR, "tilewise"):
-        log.look(batch_of(engine, FOREST))
+        log.observe(batch_of(engine, FOREST))
         until(lambda: counted("failed") == before + 1, "the failure is counted")
     assert "could not be kept" in caplog.text
     folder.mkdir()
-    log.look(batch_of(engine, RIVER))
+    log.observe(batch_of(engine, RIVER))
     log.close()
     assert len(rows(folder)) == 1
     assert not list(folder.glob(".*"))
@@ -252,7 +265,8 @@ def test_a_folder_that_has_gone_is_logged_and_counted_and_what_comes_later_is_ke
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        TilewiseError, match=r"^TILEWISE_PREDICTIONS: .*file/log cannot be written to .*; name another$"
+        TilewiseError,
+        match=r"^TILEWISE_PREDICTIONS: .*file/log cannot be written to .*; name another folder$",
     ):
         PredictionLog.start(Settings(predictions=str(tmp_path / "file" / "log")))
 
@@ -277,6 +291,8 @@ def test_a_service_that_stops_has_written_what_it_answered(engine: Engine, tmp_p
         assert not list((tmp_path / "log").glob("*.parquet"))
         assert samples(server.url, "tilewise_tiles_total")
     found = rows(tmp_path / "log")
-    assert sorted((row["request_id"], row["name"]) for row in found) == [(f"r-{n}", f"{n}.tif") for n in range(6)]
+    assert sorted((row["request_id"], row["name"]) for row in found) == [
+        (f"r-{n}", f"{n}.tif") for n in range(6)
+    ]
     names = [path.name for path in (tmp_path / "log").iterdir()]
     assert len({name.split("-")[2] for name in names}) == len(names) <= 2  # a file for each process

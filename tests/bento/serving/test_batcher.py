@@ -91,6 +91,39 @@ def test_a_large_order_is_worked_on_in_several_batches_and_answered_in_order() -
     assert [len(batch) for batch in worker.batches] == [8, 8, 4]
 
 
+def test_a_batch_that_fails_fails_every_caller_in_it() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker) as batcher:
+            worker.go.clear()
+            first = asyncio.create_task(batcher.submit([1]))
+            await until(lambda: worker.batches == [[1]])
+            callers = [asyncio.create_task(batcher.submit([job])) for job in (2, 666, 3)]
+            await until(lambda: batcher.waiting == 3)
+            worker.go.set()
+            assert await first == [2]
+            outcomes = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), WAIT_S)
+            assert [type(outcome) for outcome in outcomes] == [ValueError] * 3
+            assert await batcher.submit([4]) == [8]
+
+    run(scenario)
+    assert worker.batches == [[1], [2, 666, 3], [4]]
+
+
+def test_results_that_are_too_few_are_an_error_and_nobody_waits_for_the_rest() -> None:
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(lambda jobs: jobs[:1], 8)
+        try:
+            with pytest.raises(RuntimeError, match="1 results of 2 jobs"):
+                await batcher.submit([1, 2])
+            assert await batcher.submit([3]) == [3]
+        finally:
+            batcher.close()
+
+    run(scenario)
+
+
 def test_a_batch_that_fails_fails_its_callers_and_nobody_else() -> None:
     worker = Worker()
 
@@ -147,16 +180,16 @@ def test_closing_fails_those_who_wait_and_refuses_those_who_come() -> None:
     run(scenario)
 
 
-def test_unhurried_work_is_done_at_once_where_nobody_waits() -> None:
+def test_background_work_is_done_at_once_where_nobody_waits() -> None:
     with batcher_of(Worker()) as batcher:
-        assert batcher.between(lambda: threading.current_thread().name) == "batcher"
+        assert batcher.run_between(lambda: threading.current_thread().name) == "batcher"
         with pytest.raises(ZeroDivisionError):
-            batcher.between(lambda: 1 / 0)
+            batcher.run_between(lambda: 1 / 0)
     with pytest.raises(ClosedError):
-        batcher.between(lambda: 1)
+        batcher.run_between(lambda: 1)
 
 
-def test_unhurried_work_lets_jobs_go_first_but_is_not_put_off_for_ever() -> None:
+def test_background_work_lets_jobs_go_first_but_is_not_put_off_for_ever() -> None:
     worker = Worker()
     done: list[str] = []
 
@@ -169,16 +202,18 @@ def test_unhurried_work_lets_jobs_go_first_but_is_not_put_off_for_ever() -> None
             worker.go.clear()
             jobs = [asyncio.create_task(batcher.submit([number])) for number in range(3)]
             await until(lambda: len(worker.batches) == 1)
-            batcher._turn_of_asides = time.monotonic()  # as if such work had just had its turn
+            batcher._last_background = time.monotonic()  # as if such work had just had its turn
             aside = asyncio.create_task(
-                asyncio.to_thread(batcher.between, lambda: done.append(f"{len(worker.batches)} batches before"))
+                asyncio.to_thread(
+                    batcher.run_between, lambda: done.append(f"{len(worker.batches)} batches before")
+                )
             )
-            await until(lambda: bool(batcher._asides))
+            await until(lambda: bool(batcher._background))
             worker.go.set()
             await asyncio.gather(*jobs, aside)
             assert done == ["3 batches before"]
             busy = [asyncio.create_task(keep_it_busy(batcher, number)) for number in range(4)]
-            await asyncio.to_thread(batcher.between, lambda: done.append("second"))
+            await asyncio.to_thread(batcher.run_between, lambda: done.append("second"))
             await asyncio.gather(*busy)
 
     run(scenario)
@@ -195,15 +230,19 @@ def test_nothing_asked_is_answered_with_nothing() -> None:
     assert worker.batches == []
 
 
-def test_whoever_looks_on_is_told_sizes_and_cannot_stop_the_work() -> None:
+def test_observers_get_the_sizes_and_cannot_stop_the_work() -> None:
     worker, seen, looked = Worker(), [], []
+
+    def observe(size: int, waiting: int) -> None:
+        seen.append((size, waiting))
+        raise RuntimeError("the observer failed before the batch")
 
     def after() -> None:
         looked.append(1)
-        raise RuntimeError("the onlooker fell over")
+        raise RuntimeError("the observer failed after the batch")
 
     async def scenario() -> None:
-        with batcher_of(worker, observe=lambda size, waiting: seen.append((size, waiting)), after=after) as batcher:
+        with batcher_of(worker, observe=observe, after=after) as batcher:
             assert await batcher.submit([1, 2]) == [2, 4]
             assert await batcher.submit([3]) == [6]
 

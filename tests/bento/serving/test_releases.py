@@ -169,6 +169,19 @@ def test_a_version_can_be_named_by_its_number(tracking: MlflowClient) -> None:
     assert Releases(AliasSource("models:/tilewise/2")).champion.metadata.version == "2"
 
 
+def test_a_version_whose_file_is_not_the_registered_one_is_not_served(tracking: MlflowClient) -> None:
+    releases = Releases(AliasSource("models:/tilewise@champion"))
+    sha256 = releases.champion.sha256
+    tracking.set_model_version_tag("tilewise", "1", "sha256", sha256)
+    try:
+        assert AliasSource("models:/tilewise/1").find().path.is_file()
+        tracking.set_model_version_tag("tilewise", "1", "sha256", "0" * 64)
+        with pytest.raises(ModelFileError, match="is not the registered one"):
+            AliasSource("models:/tilewise/1").find()
+    finally:
+        tracking.delete_model_version_tag("tilewise", "1", "sha256")
+
+
 @pytest.mark.parametrize("uri", ["models:/tilewise@nobody", "models:/unknown@champion", "models:/tilewise"])
 def test_a_name_that_the_registry_does_not_know_is_one_line(tracking: MlflowClient, uri: str) -> None:
     with pytest.raises(ModelFileError) as refused:
@@ -208,24 +221,36 @@ def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
     champion, candidate = model(tmp_path / "a.onnx", "1"), model(tmp_path / "b.onnx", "2", answer=1)
     settings = {"TILEWISE_CANDIDATE": str(candidate), "TILEWISE_WORKERS": "1"}
     files = [("tiles", ("t.tif", TILE))] * 2
-    shadow = {**settings, "TILEWISE_CANDIDATE_MODE": "shadow", "TILEWISE_CANDIDATE_SHARE": "1"}
+    shadow = {**settings, "TILEWISE_CANDIDATE_MODE": "shadow", "TILEWISE_CANDIDATE_FRACTION": "1"}
     with (
         served(champion, tmp_path, **shadow) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
     ):
         for _ in range(3):
             assert client.post("/classify", files=files).json()["model"]["version"] == "1"
-        until(lambda: 'tilewise_shadow_tiles_total{agrees="no",candidate="2"} 6.0' in client.get("/metrics").text)
+        until(
+            lambda: (
+                'tilewise_shadow_tiles_total{agrees="no",candidate="2"} 6.0' in client.get("/metrics").text
+            )
+        )
         assert client.get("/model").json()["candidate"]["mode"] == "shadow"
-    canary = {**settings, "TILEWISE_CANDIDATE_MODE": "canary", "TILEWISE_CANDIDATE_SHARE": "0.5"}
+    canary = {**settings, "TILEWISE_CANDIDATE_MODE": "canary", "TILEWISE_CANDIDATE_FRACTION": "0.5"}
     with (
         served(champion, tmp_path, **canary) as server,
         httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client,
     ):
         seen = {}
         for key in (f"caller {n}" for n in range(30)):
-            found = {client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"]["version"]}
-            found |= {client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"]["version"]}
+            found = {
+                client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"][
+                    "version"
+                ]
+            }
+            found |= {
+                client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"][
+                    "version"
+                ]
+            }
             assert len(found) == 1  # sticky
             seen[key] = found.pop()
         assert {*seen.values()} == {"1", "2"}

@@ -16,7 +16,8 @@ from tilewise.datasets.core.errors import TilewiseError
 SAY_IT = """
 import subprocess, sys
 from tilewise.bento.serving.task_runner import shared_folder
-child = [sys.executable, "-c", "from tilewise.bento.serving.task_runner import shared_folder; print(shared_folder())"]
+code = "from tilewise.bento.serving.task_runner import shared_folder; print(shared_folder())"
+child = [sys.executable, "-c", code]
 print(shared_folder(), subprocess.run(child, capture_output=True, text=True).stdout.strip(), flush=True)
 sys.stdin.read()
 """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.allow_list import AllowList
 from tilewise.datasets.core.errors import NoticeError, TilewiseError
 
 
@@ -18,19 +18,23 @@ def archive(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def places(archive: Path) -> Places:
-    return Places.parse(
-        [str(archive), "https://cogs.example/s2", "s3://tiles/l2a/=https://tiles.s3.eu-central-1.amazonaws.com/l2a/"]
+def allowed(archive: Path) -> AllowList:
+    return AllowList.parse(
+        [
+            str(archive),
+            "https://cogs.example/s2",
+            "s3://tiles/l2a/=https://tiles.s3.eu-central-1.amazonaws.com/l2a/",
+        ]
     )
 
 
-def test_paths_below_an_allowed_folder_are_read(places: Places, archive: Path) -> None:
+def test_paths_below_an_allowed_folder_are_read(allowed: AllowList, archive: Path) -> None:
     for overrides in (str(archive / "a.tif"), "a.tif", f"file://{archive}/a.tif", f"{archive}/sub/../a.tif"):
-        assert places.admit(overrides) == archive / "a.tif"
+        assert allowed.resolve(overrides) == archive / "a.tif"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "overrides",
     [
         "/etc/passwd",
         "../secret.tif",
@@ -50,28 +54,31 @@ def test_paths_below_an_allowed_folder_are_read(places: Places, archive: Path) -
         "\ud800.tif",
     ],
 )
-def test_other_paths_are_refused(places: Places, archive: Path, overrides: str) -> None:
+def test_other_paths_are_refused(allowed: AllowList, archive: Path, overrides: str) -> None:
     with pytest.raises(NoticeError):
-        places.admit(overrides.replace("{archive}", str(archive)))
+        allowed.resolve(overrides.replace("{archive}", str(archive)))
 
 
-def test_links_that_lead_out_are_refused(places: Places, archive: Path) -> None:
+def test_links_that_lead_out_are_refused(allowed: AllowList, archive: Path) -> None:
     (archive / "link.tif").symlink_to(archive.parent / "secret.tif")
     (archive / "loop").symlink_to(archive / "loop")
-    with pytest.raises(NoticeError, match="outside what this consumer may read"):
-        places.admit(str(archive / "link.tif"))
+    with pytest.raises(NoticeError, match="not on the allow-list of this consumer"):
+        allowed.resolve(str(archive / "link.tif"))
     with pytest.raises(NoticeError):
-        places.admit("loop/a.tif/../../../secret.tif")
+        allowed.resolve("loop/a.tif/../../../secret.tif")
 
 
-def test_addresses_with_an_allowed_beginning_are_read_as_the_operator_says(places: Places) -> None:
-    assert places.admit("https://cogs.example/s2/a.json?sig=x") == "https://cogs.example/s2/a.json?sig=x"
-    assert places.admit("HTTPS://Cogs.Example/s2/a.json") == "https://cogs.example/s2/a.json"
-    assert places.admit("s3://tiles/l2a/a/B02.tif") == "https://tiles.s3.eu-central-1.amazonaws.com/l2a/a/B02.tif"
+def test_addresses_with_an_allowed_beginning_are_read_as_the_operator_says(allowed: AllowList) -> None:
+    assert allowed.resolve("https://cogs.example/s2/a.json?sig=x") == "https://cogs.example/s2/a.json?sig=x"
+    assert allowed.resolve("HTTPS://Cogs.Example/s2/a.json") == "https://cogs.example/s2/a.json"
+    assert (
+        allowed.resolve("s3://tiles/l2a/a/B02.tif")
+        == "https://tiles.s3.eu-central-1.amazonaws.com/l2a/a/B02.tif"
+    )
 
 
 @pytest.mark.parametrize(
-    "said",
+    "overrides",
     [
         "https://cogs.example/s2",
         "https://cogs.example/s2x/a.json",
@@ -96,22 +103,22 @@ def test_addresses_with_an_allowed_beginning_are_read_as_the_operator_says(place
         "//cogs.example/s2/a.json",
     ],
 )
-def test_other_addresses_are_refused(places: Places, overrides: str) -> None:
+def test_other_addresses_are_refused(allowed: AllowList, overrides: str) -> None:
     with pytest.raises(NoticeError):
-        places.admit(overrides)
+        allowed.resolve(overrides)
 
 
-def test_refusals_tell_no_keys(places: Places) -> None:
+def test_refusals_tell_no_keys(allowed: AllowList) -> None:
     with pytest.raises(NoticeError) as told:
-        places.admit("https://alice:hunter2@evil.example/a.json?sig=topsecret")
+        allowed.resolve("https://alice:hunter2@evil.example/a.json?sig=topsecret")
     assert "hunter2" not in str(told.value)
     assert "topsecret" not in str(told.value)
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("overrides", "why"),
     [
-        ([], "no place is allowed"),
+        ([], "the allow-list is empty"),
         (["/no/such/folder"], "there is no such folder"),
         (["s3://tiles/l2a/"], "say how: s3://tiles/l2a/=https://"),
         (["ftp://host/x/"], "name http"),
@@ -120,4 +127,4 @@ def test_refusals_tell_no_keys(places: Places) -> None:
 )
 def test_an_operator_is_told_what_cannot_be_allowed(overrides: list[str], why: str) -> None:
     with pytest.raises(TilewiseError, match=why):
-        Places.parse(overrides)
+        AllowList.parse(overrides)

@@ -1,4 +1,4 @@
-"""Notices through a real SQS and SNS server on loopback: nothing lost, nothing doubled, nothing read elsewhere."""
+"""Notices through a real SQS and SNS server on loopback: none lost, none doubled, nothing read elsewhere."""
 
 import json
 import signal
@@ -22,10 +22,10 @@ from batch_runs import ROOT, environment
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.results.writer import Output, OutputOptions
-from tilewise.bento.stream.allow_list import Places
+from tilewise.bento.stream.allow_list import AllowList
 from tilewise.bento.stream.cli import receives_of
-from tilewise.bento.stream.consumer import REGISTRY, Consumer, ConsumerOptions, Fate
-from tilewise.bento.stream.queue import Queue
+from tilewise.bento.stream.consumer import REGISTRY, Consumer, ConsumerOptions, NoticeStatus
+from tilewise.bento.stream.queue import Message, Queue
 from tilewise.bento.stream.worker import SceneWorker, SceneWorkerOptions
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import QueueError, TilewiseError
@@ -35,12 +35,14 @@ from tilewise.datasets.readers.geotiff import read_tile
 boto3 = pytest.importorskip("boto3")
 REGION = "eu-central-1"
 RECEIVES = 3
-MAPS = SceneWorkerOptions(GridOptions(), OutputOptions((Output.CLASSES, Output.STAC)), threads=1, max_pixels=10**6)
+MAPS = SceneWorkerOptions(
+    GridOptions(), OutputOptions((Output.CLASSES, Output.STAC)), threads=1, max_pixels=10**6
+)
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that speaks SQS, SNS and S3, which every program for AWS in this process finds."""
+    """The address of a server of SQS, SNS and S3, which every program for AWS in this process finds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -120,15 +122,24 @@ class Desks:
         return sum(int(overrides[name]) for name in names)
 
     def consumer(self, worker: SceneWorkerOptions = MAPS, **options: Any) -> Consumer:
-        places = options.pop("places", Places.parse([str(self.archive)]))
-        usual = ConsumerOptions(places, wait=0, receives=RECEIVES, retry_seconds=0, min_free=0, idle=0)
+        allowed = options.pop("allowed", AllowList.parse([str(self.archive)]))
+        usual = ConsumerOptions(allowed, wait=0, receives=RECEIVES, retry_seconds=0, min_free=0, idle=0)
         queue = Queue(self.url("notices"), results=options.pop("results", self.url("results")))
-        return Consumer(queue, SceneWorker(self.out, self.engine, worker), self.out, replace(usual, **options))
+        return Consumer(
+            queue, SceneWorker(self.out, self.engine, worker), self.out, replace(usual, **options)
+        )
 
     def command(self, *more: object) -> list[str]:
         """The command line, on these queues."""
         overrides = ("--queue", f"{self.name}-notices", "--allow", self.archive, "--out", self.out)
-        overrides += ("--results", f"{self.name}-results", "--model", self.engine.path, "--outputs", "classes")
+        overrides += (
+            "--results",
+            f"{self.name}-results",
+            "--model",
+            self.engine.path,
+            "--outputs",
+            "classes",
+        )
         more = ("--wait", 0, "--retry-seconds", 0, "--log", "json", *more)
         return [sys.executable, "-m", "tilewise", "stream", *map(str, overrides), *map(str, more)]
 
@@ -153,7 +164,9 @@ def desks(broker: str, archive: Path, engine: Engine, tmp_path: Path) -> Desks:
     for role in ("dead", "results", "notices"):
         sqs.create_queue(QueueName=f"{name}-{role}")
     made = Desks(name, tmp_path / "out", archive, engine, sqs)
-    arn = sqs.get_queue_attributes(QueueUrl=made.url("dead"), AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    arn = sqs.get_queue_attributes(QueueUrl=made.url("dead"), AttributeNames=["QueueArn"])["Attributes"][
+        "QueueArn"
+    ]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 10})
     sqs.set_queue_attributes(QueueUrl=made.url("notices"), Attributes={"RedrivePolicy": policy})
     return made
@@ -188,8 +201,8 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 def test_a_notice_becomes_maps_and_a_result(desks: Desks) -> None:
     desks.send({"scene": str(desks.archive / "small.tif"), "id": "job 7"})
-    fates = desks.consumer().run()
-    assert fates == {Fate.DONE: 1}
+    statuses = desks.consumer().run()
+    assert statuses == {NoticeStatus.DONE: 1}
     (result,) = desks.results()
     assert (result["type"], result["notice"], result["windows"]) == ("tilewise.scene", "job 7", 4)
     assert result["model"]["sha256"] == desks.engine.sha256
@@ -210,7 +223,7 @@ def test_a_notice_becomes_maps_and_a_result(desks: Desks) -> None:
 def test_a_tile_is_answered_in_its_result(desks: Desks) -> None:
     desks.send({"scene": "tile.tif"})
     kinds = OutputOptions((Output.CLASSES, Output.WINDOWS))
-    assert desks.consumer(replace(MAPS, outputs=kinds)).run() == {Fate.DONE: 1}
+    assert desks.consumer(replace(MAPS, outputs=kinds)).run() == {NoticeStatus.DONE: 1}
     (result,) = desks.results()
     answers = desks.engine.classify(read_tile(desks.archive / "tile.tif", ReadOptions()).pixels[None])
     shares = dict(zip(desks.engine.metadata.classes, answers.probabilities[0], strict=True))
@@ -220,18 +233,33 @@ def test_a_tile_is_answered_in_its_result(desks: Desks) -> None:
 
 
 def test_a_fifo_queue_of_results_gets_each_once(desks: Desks) -> None:
-    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-once.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-once.fifo", Attributes={"FifoQueue": "true"})[
+        "QueueUrl"
+    ]
     desks.send({"scene": "tile.tif"}, {"scene": "tile.tif"})
-    assert desks.consumer(results=fifo).run() == {Fate.DONE: 1, Fate.KEPT: 1}
+    assert desks.consumer(results=fifo).run() == {NoticeStatus.DONE: 1, NoticeStatus.UNCHANGED: 1}
     assert len(desks.drain("once.fifo")) == 1
+
+
+def test_the_same_file_in_two_folders_gives_two_results_of_a_fifo_queue_too(desks: Desks) -> None:
+    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-twice.fifo", Attributes={"FifoQueue": "true"})[
+        "QueueUrl"
+    ]
+    (desks.archive / "copies").mkdir(exist_ok=True)
+    (desks.archive / "copies" / "tile.tif").write_bytes((desks.archive / "tile.tif").read_bytes())
+    desks.send({"scene": "tile.tif"}, {"scene": "copies/tile.tif"})
+    assert desks.consumer(results=fifo).run() == {NoticeStatus.DONE: 2}
+    results = [json.loads(message["Body"]) for message in desks.drain("twice.fifo")]
+    assert len({result["folder"] for result in results}) == 2
+    assert {result["folder"] for result in results} == {path.name for path in desks.out.iterdir()}
 
 
 def test_a_notice_that_comes_again_gives_the_same_one_output(desks: Desks) -> None:
     desks.send({"scene": "small.tif"}, {"scene": str(desks.archive / "small.tif")})
-    assert desks.consumer().run() == {Fate.DONE: 1, Fate.KEPT: 1}
+    assert desks.consumer().run() == {NoticeStatus.DONE: 1, NoticeStatus.UNCHANGED: 1}
     before = files_below(desks.out)
     desks.send({"scene": "small.tif"})
-    assert desks.consumer().run() == {Fate.KEPT: 1}
+    assert desks.consumer().run() == {NoticeStatus.UNCHANGED: 1}
     assert files_below(desks.out) == before
     first, *others = desks.results()
     assert others == [first, first]
@@ -250,21 +278,29 @@ def test_two_consumers_at_the_same_scene_do_not_disturb_each_other(desks: Desks)
             consumer.stop()
 
     consumer._queue.publish = until_the_third  # type: ignore[method-assign,assignment]
-    fates = consumer.run()
-    assert (fates[Fate.DONE], fates[Fate.KEPT], fates[Fate.BURIED]) == (1, 2, 0)
+    statuses = consumer.run()
+    assert (
+        statuses[NoticeStatus.DONE],
+        statuses[NoticeStatus.UNCHANGED],
+        statuses[NoticeStatus.DEAD_LETTERED],
+    ) == (1, 2, 0)
     assert len({result["id"] for result in desks.results()}) == 1
 
 
 def test_a_stac_item_through_sns_is_classified_and_its_result_published_by_sns(desks: Desks) -> None:
     sns = boto3.client("sns")
-    topics = {role: sns.create_topic(Name=f"{desks.name}-{role}")["TopicArn"] for role in ("notices", "results")}
+    topics = {
+        role: sns.create_topic(Name=f"{desks.name}-{role}")["TopicArn"] for role in ("notices", "results")
+    }
     for role, topic in topics.items():
-        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:{desks.name}-{role}")
+        sns.subscribe(
+            TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:{desks.name}-{role}"
+        )
     assets = {band: {"href": str(desks.archive / f"{band}.tif")} for band in ("B03", "B04")}
     properties = {"processing:level": "L2A", "s2:processing_baseline": "03.01"}
     item = {"type": "Feature", "id": "S2A_31TCJ", "properties": properties, "assets": assets}
     sns.publish(TopicArn=topics["notices"], Message=json.dumps(item))
-    assert desks.consumer(results=topics["results"]).run() == {Fate.DONE: 1}
+    assert desks.consumer(results=topics["results"]).run() == {NoticeStatus.DONE: 1}
     (handed_on,) = desks.results()
     result = json.loads(handed_on["Message"])
     assert (result["name"], result["scene"], result["windows"]) == ("S2A_31TCJ", "S2A_31TCJ", 4)
@@ -273,16 +309,18 @@ def test_a_stac_item_through_sns_is_classified_and_its_result_published_by_sns(d
 
 def test_an_item_in_a_bucket_is_read_as_the_operator_says(desks: Desks, broker: str) -> None:
     s3 = boto3.client("s3")
-    s3.create_bucket(Bucket=desks.name, CreateBucketConfiguration={"LocationConstraint": REGION}, ACL="public-read")
+    s3.create_bucket(
+        Bucket=desks.name, CreateBucketConfiguration={"LocationConstraint": REGION}, ACL="public-read"
+    )
     for band in ("B03", "B04"):
         content = (desks.archive / f"{band}.tif").read_bytes()
         s3.put_object(Bucket=desks.name, Key=f"a/{band}.tif", Body=content, ACL="public-read")
     assets = {band: {"href": f"./{band}.tif"} for band in ("B03", "B04")}
     item = {"type": "Feature", "id": "far", "properties": {"processing:level": "L2A"}, "assets": assets}
     s3.put_object(Bucket=desks.name, Key="a/item.json", Body=json.dumps(item).encode(), ACL="public-read")
-    places = Places.parse([f"s3://{desks.name}/={broker}/{desks.name}/"])
+    allowed = AllowList.parse([f"s3://{desks.name}/={broker}/{desks.name}/"])
     desks.send({"scene": f"s3://{desks.name}/a/item.json", "scale": 0.0001, "offset": 0})
-    assert desks.consumer(places=places).run() == {Fate.DONE: 1}
+    assert desks.consumer(allowed=allowed).run() == {NoticeStatus.DONE: 1}
     (result,) = desks.results()
     assert (result["name"], result["windows"]) == ("far", 4)
 
@@ -291,12 +329,19 @@ def test_an_item_in_a_bucket_is_read_as_the_operator_says(desks: Desks, broker: 
 
 
 def test_poison_goes_to_the_dead_letters_with_its_reason_and_harms_no_other(desks: Desks) -> None:
-    hostile = ["{", {"scene": "/etc/passwd"}, {"scene": "http://169.254.169.254/latest"}, {"scene": "../x.tif"}]
+    hostile = [
+        "{",
+        {"scene": "/etc/passwd"},
+        {"scene": "http://169.254.169.254/latest"},
+        {"scene": "../x.tif"},
+    ]
     desks.send(*hostile, {"scene": "small.tif"})
-    assert desks.consumer().run() == {Fate.BURIED: 4, Fate.DONE: 1}
+    assert desks.consumer().run() == {NoticeStatus.DEAD_LETTERED: 4, NoticeStatus.DONE: 1}
     reasons = dict(desks.buried())
-    assert "no sound JSON" in reasons["{"]
-    assert all("outside what this consumer may read" in reasons[json.dumps(notice)] for notice in hostile[1:])
+    assert "not valid JSON" in reasons["{"]
+    assert all(
+        "not on the allow-list of this consumer" in reasons[json.dumps(notice)] for notice in hostile[1:]
+    )
     assert desks.left() == 0
     assert not [path for path in desks.out.iterdir() if not path.name.startswith("small-")]
 
@@ -304,8 +349,8 @@ def test_poison_goes_to_the_dead_letters_with_its_reason_and_harms_no_other(desk
 def test_a_scene_that_cannot_be_read_is_tried_several_times_and_then_buried(desks: Desks) -> None:
     (desks.archive / "torn.tif").write_bytes((desks.archive / "small.tif").read_bytes()[:200])
     desks.send({"scene": "torn.tif"}, {"scene": "late.tif"})
-    fates = desks.consumer().run()
-    assert fates == {Fate.RETRIED: 2 * (RECEIVES - 1), Fate.BURIED: 2}
+    statuses = desks.consumer().run()
+    assert statuses == {NoticeStatus.RETRIED: 2 * (RECEIVES - 1), NoticeStatus.DEAD_LETTERED: 2}
     reasons = sorted(reason for _, reason in desks.buried())
     assert "late.tif: there is no such file" in reasons[0]
     assert "torn.tif" in reasons[1]
@@ -313,7 +358,7 @@ def test_a_scene_that_cannot_be_read_is_tried_several_times_and_then_buried(desk
 
 def test_too_large_a_scene_is_refused_at_once(desks: Desks) -> None:
     desks.send({"scene": "small.tif"})
-    assert desks.consumer(replace(MAPS, max_pixels=1000)).run() == {Fate.BURIED: 1}
+    assert desks.consumer(replace(MAPS, max_pixels=1000)).run() == {NoticeStatus.DEAD_LETTERED: 1}
     ((_, reason),) = desks.buried()
     assert "16,384 pixels, more than 1,000" in reason
 
@@ -322,15 +367,15 @@ def test_a_notice_that_consumers_die_of_is_buried(desks: Desks) -> None:
     desks.send({"scene": "small.tif"})
     for _ in range(RECEIVES):  # received, and never heard of again
         assert desks.sqs.receive_message(QueueUrl=desks.url("notices"), VisibilityTimeout=0)["Messages"]
-    assert desks.consumer().run() == {Fate.BURIED: 1}
+    assert desks.consumer().run() == {NoticeStatus.DEAD_LETTERED: 1}
     ((_, reason),) = desks.buried()
     assert f"received {RECEIVES + 1} times" in reason
 
 
 def test_a_scene_that_takes_too_long_is_given_up(desks: Desks) -> None:
     desks.send({"scene": "large.tif"})
-    fates = desks.consumer(max_seconds=0.0).run()
-    assert fates == {Fate.RETRIED: RECEIVES - 1, Fate.BURIED: 1}
+    statuses = desks.consumer(max_seconds=0.0).run()
+    assert statuses == {NoticeStatus.RETRIED: RECEIVES - 1, NoticeStatus.DEAD_LETTERED: 1}
     ((_, reason),) = desks.buried()
     assert "allow more by --max-seconds" in reason
 
@@ -338,7 +383,7 @@ def test_a_scene_that_takes_too_long_is_given_up(desks: Desks) -> None:
 def test_odd_words_of_a_sender_hold_up_nobody(desks: Desks) -> None:
     odd = {"scene": "tile.tif", "id": "\ud800\x00\u202e" + "x" * 1000}
     desks.send(odd, {"scene": "\ud800"}, {"scene": "tile.tif", "bands": "B" * 100_000}, {"scene": "x" * 1000})
-    assert desks.consumer().run() == {Fate.DONE: 1, Fate.BURIED: 3}
+    assert desks.consumer().run() == {NoticeStatus.DONE: 1, NoticeStatus.DEAD_LETTERED: 3}
     (result,) = desks.results()
     assert result["notice"] == odd["id"][:256]
     assert all(0 < len(reason) <= 1000 for _, reason in desks.buried())
@@ -350,13 +395,18 @@ def test_odd_words_of_a_sender_hold_up_nobody(desks: Desks) -> None:
 def test_no_more_notices_are_taken_than_are_worked_on(desks: Desks) -> None:
     desks.send(*[{"scene": "small.tif"}] * 4)
     queue = Queue(desks.url("notices"))
-    asked: list[int] = []
+    requested: list[int] = []
     receive = queue.receive
-    queue.receive = lambda count, *rest: (asked.append(count), receive(count, *rest))[1]  # type: ignore[method-assign,func-returns-value]
-    usual = ConsumerOptions(Places.parse([str(desks.archive)]), in_flight=1, wait=0, min_free=0, idle=0)
-    fates = Consumer(queue, SceneWorker(desks.out, desks.engine, MAPS), desks.out, usual).run()
-    assert fates.total() == 4
-    assert set(asked) == {1}
+
+    def count_requested(count: int, *rest: int) -> list[Message]:
+        requested.append(count)
+        return receive(count, *rest)
+
+    queue.receive = count_requested  # type: ignore[method-assign,assignment]
+    usual = ConsumerOptions(AllowList.parse([str(desks.archive)]), in_flight=1, wait=0, min_free=0, idle=0)
+    statuses = Consumer(queue, SceneWorker(desks.out, desks.engine, MAPS), desks.out, usual).run()
+    assert statuses.total() == 4
+    assert set(requested) == {1}
 
 
 def test_a_full_disk_stops_the_taking_and_loses_nothing(desks: Desks) -> None:
@@ -364,7 +414,7 @@ def test_a_full_disk_stops_the_taking_and_loses_nothing(desks: Desks) -> None:
     assert desks.consumer(min_free=2**60, idle=0.1).run() == {}
     assert desks.left() == 1
     assert REGISTRY.get_sample_value("tilewise_stream_paused") == 1
-    assert desks.consumer().run() == {Fate.DONE: 1}
+    assert desks.consumer().run() == {NoticeStatus.DONE: 1}
     assert REGISTRY.get_sample_value("tilewise_stream_paused") == 0
 
 
@@ -380,7 +430,7 @@ def test_a_notice_in_work_stays_hidden_for_longer_than_its_lease(desks: Desks) -
         publish(result)
 
     consumer._queue.publish = slowly  # type: ignore[method-assign,assignment]
-    assert consumer.run() == {Fate.DONE: 1}
+    assert consumer.run() == {NoticeStatus.DONE: 1}
     assert seen == [None]
 
 
@@ -390,7 +440,7 @@ def test_a_result_waits_for_who_takes_results(desks: Desks) -> None:
     desks.sqs.delete_queue(QueueUrl=desks.url("results"))
     back = threading.Timer(0.7, desks.sqs.create_queue, kwargs={"QueueName": f"{desks.name}-results"})
     back.start()
-    assert consumer.run() == {Fate.DONE: 1}
+    assert consumer.run() == {NoticeStatus.DONE: 1}
     back.join()
     assert len(desks.results()) == 1
     assert (desks.left(), desks.buried()) == (0, [])
@@ -415,7 +465,7 @@ def test_after_kill_9_in_mid_scene_another_consumer_ends_the_work(desks: Desks) 
     assert [line for line in lines(log) if line["message"] == "notice"] == []
     assert (desks.results(), desks.left()) == ([], 1)
     wait_until(lambda: desks.left("ApproximateNumberOfMessages"))  # the lease of the killed one has run out
-    assert desks.consumer().run() == {Fate.DONE: 1}
+    assert desks.consumer().run() == {NoticeStatus.DONE: 1}
     (result,) = desks.results()
     assert result["windows"] == 64
     folder = desks.out / result["folder"]
@@ -431,7 +481,7 @@ def test_sigterm_gives_back_what_cannot_be_ended_in_time(desks: Desks) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     *_, notice, end = lines(log)
-    assert (notice["message"], notice["fate"], end["returned"]) == ("notice", "returned", 1)
+    assert (notice["message"], notice["status"], end["released"]) == ("notice", "released", 1)
     assert not in_mid_scene(desks)
     assert [message["Body"] for message in desks.drain("notices")] == [json.dumps({"scene": "large.tif"})]
 
@@ -446,7 +496,7 @@ def test_a_scene_that_can_be_ended_in_time_is_ended(desks: Desks) -> None:
         publish(result)
 
     consumer._queue.publish = told_to_end_meanwhile  # type: ignore[method-assign,assignment]
-    assert consumer.run() == {Fate.DONE: 1}
+    assert consumer.run() == {NoticeStatus.DONE: 1}
     assert (len(desks.results()), desks.left()) == (1, 1)
 
 
@@ -456,15 +506,15 @@ def test_the_command_works_until_the_queue_is_empty_and_answers_prometheus(desks
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     desks.send({"scene": "small.tif"}, {"scene": "/etc/passwd"})
     with desks.started("--metrics", address, "--idle", 3) as (process, log):
-        wait_until(lambda: log.exists() and log.read_text().count('"fate"') == 2)
+        wait_until(lambda: log.exists() and log.read_text().count('"status"') == 2)
         told = httpx.get(f"http://{address}/metrics", trust_env=False).text
         assert process.wait(60) == 1, "a notice went to the dead letters"
-    assert 'tilewise_stream_notices_total{fate="done"} 1.0' in told
-    assert 'tilewise_stream_notices_total{fate="buried"} 1.0' in told
+    assert 'tilewise_stream_notices_total{status="done"} 1.0' in told
+    assert 'tilewise_stream_notices_total{status="dead_lettered"} 1.0' in told
     begin, *notices, end = lines(log)
     assert begin["model"]["sha256"] == desks.engine.sha256
-    assert {notice["fate"] for notice in notices} == {"done", "buried"}
-    assert (end["done"], end["buried"]) == (1, 1)
+    assert {notice["status"] for notice in notices} == {"done", "dead_lettered"}
+    assert (end["done"], end["dead_lettered"]) == (1, 1)
 
 
 def test_a_queue_without_dead_letters_is_refused(desks: Desks) -> None:

@@ -13,7 +13,9 @@ ITEM = {"type": "Feature", "id": "S2A_1", "assets": {"B02": {"href": "B02.tif"}}
 
 
 def through_sns(message: str) -> str:
-    return json.dumps({"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:…", "Message": message})
+    return json.dumps(
+        {"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:…", "Message": message}
+    )
 
 
 def test_the_three_forms_are_understood() -> None:
@@ -35,14 +37,14 @@ def test_what_files_do_not_say_comes_from_the_notice_and_else_from_the_operator(
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("", "no sound JSON"),
-        ("{", "no sound JSON"),
-        ("[" * 100_000, "no sound JSON"),
-        ('{"scene": NaN}', "no sound JSON"),
-        ('{"scene": "a", "offset": 1' + "0" * 5000 + "}", "no sound JSON"),
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"scene": NaN}', "not valid JSON"),
+        ('{"scene": "a", "offset": 1' + "0" * 5000 + "}", "not valid JSON"),
         ('{"scene": "a", "offset": 1' + "0" * 400 + "}", "too large a number"),
-        ("[]", "no JSON object"),
-        ('"scene"', "no JSON object"),
+        ("[]", "not a JSON object"),
+        ('"scene"', "not a JSON object"),
         ("{}", "names no scene"),
         ('{"scene": 5}', "scene is a text"),
         ('{"scene": "a", "ofset": 0}', "unknown key 'ofset'"),
@@ -52,9 +54,9 @@ def test_what_files_do_not_say_comes_from_the_notice_and_else_from_the_operator(
         ('{"scene": "a", "bands": "B99"}', "B99"),
         ('{"scene": "a", "level": "L3"}', "level is L1C or L2A, not 'L3'"),
         ('{"type": "FeatureCollection", "features": []}', "names no scene"),
-        ('{"Type": "SubscriptionConfirmation", "Message": "x"}', "no notification"),
-        ('{"Type": "Notification"}', "no notification"),
-        ('{"Type": "Notification", "Message": "plain words"}', "what SNS handed on is no sound JSON"),
+        ('{"Type": "SubscriptionConfirmation", "Message": "x"}', "not a notification"),
+        ('{"Type": "Notification"}', "not a notification"),
+        ('{"Type": "Notification", "Message": "plain words"}', "the message inside SNS's is not valid JSON"),
         ('{"Records": [{"s3": {"bucket": {"name": "tiles"}}}]}', "names no scene"),
     ],
 )

@@ -17,7 +17,7 @@ from tiny_onnx import calibrated, write_model
 
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Upload, classify_batch
-from tilewise.bento.monitoring.prediction_log import Keeping, PredictionLog
+from tilewise.bento.monitoring.prediction_log import LogOptions, PredictionLog
 from tilewise.bento.request_context import RequestContext
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.cli import main
@@ -66,11 +66,11 @@ def served() -> list[Tile]:
 def keep(engine: Engine) -> Write:
     """Answer tiles and keep the answers, as a service does."""
 
-    def write(folder: Path, tiles: list[Tile], keeping: Keeping | None = None) -> Path:
+    def write(folder: Path, tiles: list[Tile], options: LogOptions | None = None) -> Path:
         folder.mkdir(exist_ok=True)
-        log = PredictionLog(folder, keeping or Keeping(names=True, tiles=True))
+        log = PredictionLog(folder, options or LogOptions(names=True, tiles=True))
         request_context = RequestContext("r-1")
-        log.look(
+        log.observe(
             classify_batch(
                 engine, [Upload(tile.name, tile, engine=engine, request_context=request_context) for tile in tiles]
             )
@@ -275,7 +275,7 @@ def test_a_new_class_is_taken_once_it_is_meant(log: Path, in_folder: Path) -> No
 def test_a_log_that_cannot_be_reviewed_says_why(log: Path, keep: Write, served: list[Tile], in_folder: Path) -> None:
     with pytest.raises(ReviewError, match="no prediction log; TILEWISE_PREDICTIONS="):
         read_log(in_folder)
-    bare = keep(in_folder / "bare", served[:2], Keeping())
+    bare = keep(in_folder / "bare", served[:2], LogOptions())
     assert "none with its tile" in do("review", bare, fails=True).stderr
     (bare / "predictions-0.parquet").write_bytes(b"PAR1")
     assert "not a sound Parquet file" in do("review", bare, fails=True).stderr

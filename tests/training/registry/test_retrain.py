@@ -213,7 +213,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     card = watched_metadata(tiles(40, seed=1)).model_copy(update={"created": "2020-01-01T00:00:00+00:00"})
     weights = np.zeros((len(BAND_NAMES) + 1, len(CLASSES)), np.float32)
     path = write_model(home / "model.onnx", card.model_dump_json(), weights=weights)
-    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "64", "TILEWISE_DRIFT_LEAST": "20"}
+    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "64", "TILEWISE_DRIFT_MIN_TILES": "20"}
     with served(path, home, **settings) as server:
         yield server.url
 
