@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tilewise.bento.batch import Crew, RunOptions, SceneOutcome, State, classify_scenes
+from tilewise.bento.batch import Backend, RunOptions, SceneOutcome, SceneState, classify_scenes
 from tilewise.bento.batch.cluster import BLOCK_STRIPS
 from tilewise.bento.batch.manifest import Manifest, ResultFile
 from tilewise.datasets.acquire.synthetic import synthesise_scene
@@ -51,7 +51,7 @@ def measure(scenes: Path, model: Path, nodes: int) -> float:
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        options = replace(options, crew=Crew.RAY)
+        options = replace(options, backend=Backend.RAY)
         run(scenes, model, options)  # starts the workers
         return run(scenes, model, options)
     finally:
@@ -63,7 +63,7 @@ def run(scenes: Path, model: Path, options: RunOptions) -> float:
     with tempfile.TemporaryDirectory() as out:
         began = time.perf_counter()
         outcomes = list(classify_scenes(scenes, out, model=model, options=options))
-        assert all(outcome.state is State.DONE for outcome in outcomes), outcomes
+        assert all(outcome.state is SceneState.DONE for outcome in outcomes), outcomes
         return time.perf_counter() - began
 
 
@@ -77,7 +77,7 @@ def measure_settling(count: int = 100) -> float:
             files = tuple(ResultFile(f"{number}.{kind}", 4096, "0" * 64) for kind in range(8))
             for file in files:
                 (staged / file.name).write_bytes(bytes(file.size))
-            manifest.enter(SceneOutcome(str(number), "/in", State.DONE, "key", files=files), staged)
+            manifest.enter(SceneOutcome(str(number), "/in", SceneState.DONE, "key", files=files), staged)
         return (time.perf_counter() - began) / count
 
 

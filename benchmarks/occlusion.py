@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tilewise.bento.inference import occlusion as explaining
 from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.occlusion import explain
 from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.geotiff import read_tile
+from tilewise.models import occlusion
 
 FILLS = ("tile's mean", "no data", "black")
 PATCHES = ((8, 4), (16, 4), (24, 8))
@@ -61,14 +62,14 @@ def measure(engine: Engine, tile: Tile, kind: str, size: int, stride: int, rando
     tiles that are flagged as outliers, where the whole tile is not."""
     filled = fill_of(tile.pixels, kind)
     # The service has one fill; here it is exchanged.
-    explaining._without_patches = lambda pixels, starts, size: occluded(pixels, filled, starts, size)
-    found = explaining.explain(engine, tile, size=size, stride=stride)
+    occlusion._without_patches = lambda pixels, starts, size: occluded(pixels, filled, starts, size)
+    found = explain(engine, tile, size=size, stride=stride)
     hot = found.heat >= np.quantile(found.heat, 1 - HOTTEST)
     moved = np.roll(hot, random.integers(64, size=2), axis=(0, 1))
     judged = np.stack([shuffled(tile.pixels, where, random) for where in (hot, moved)])
     index = engine.metadata.classes.index(found.class_name)
     lost = found.probability - engine.classify(judged).probabilities[:, index]
-    patches = np.stack(list(occluded(tile.pixels, filled, explaining.patch_starts(64, size, stride), size))[::5])
+    patches = np.stack(list(occluded(tile.pixels, filled, occlusion.patch_starts(64, size, stride), size))[::5])
     odd = is_odd(engine, patches).mean() if not is_odd(engine, tile.pixels[None])[0] else np.nan
     return [*map(float, lost), float(odd)]
 

@@ -1,8 +1,9 @@
-"""The version of the HTTP API: requests, answers and errors, as /openapi.json describes them.
+"""The version of the HTTP API: requests, responses and errors, as /openapi.json describes them.
 
-Within a version fields, headers, codes and routes may be added, so a reader ignores what it does not know. Anything
-that would break a reader makes another version. A client may say in a header which version it speaks; a service of
-another refuses the request before it reads it, and says its own in every answer.
+Within a version, fields, headers, codes and paths may be added, so a client ignores what it does not know.
+Any change that would break a client makes a new version. A client may name the version that it speaks in a
+request header; a service of another version refuses the request before it reads the body. Every response
+names the version of the service.
 """
 
 API_VERSION = "1"

@@ -1,10 +1,8 @@
 """`tilewise serve`: run the BentoML service, from any folder."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import click
@@ -27,19 +25,10 @@ def describe_settings() -> Iterator[tuple[str, str]]:
     """Yield each setting of the service: its environment variable, and its description with the default."""
     from tilewise.bento.settings import Settings
 
-    for name, (description, default) in _fields(Settings).items():
-        shown = "" if default in (None, "") else f"  [default: {getattr(default, 'value', default)}]"
-        yield f"TILEWISE_{name.upper()}", f"{description}{shown}"
-
-
-def _fields(settings: Any) -> dict[str, tuple[str, Any]]:
-    """Return {name: (description, default)} of the settings."""
-    if hasattr(settings, "model_fields"):
-        return {
-            name: (field.description or "", field.default) for name, field in settings.model_fields.items()
-        }
-    texts = dict(re.findall(r"^        (\w+): (.*(?:\n {12}.*)*)", settings.__doc__, re.MULTILINE))
-    return {field.name: (" ".join(texts[field.name].split()), field.default) for field in fields(settings)}
+    for name, field in Settings.model_fields.items():
+        default = getattr(field.default, "value", field.default)
+        shown = "" if default in (None, "") else f"  [default: {default}]"
+        yield f"TILEWISE_{name.upper()}", f"{field.description}{shown}"
 
 
 @click.command(cls=ServeCommand, context_settings=CONTEXT)
@@ -75,6 +64,6 @@ def serve(host: str, port: int, **options: Any) -> None:
         f"TILEWISE_{name.upper()}": str(value) for name, value in options.items() if value is not None
     }
     os.environ |= environment
-    getattr(Settings, "from_environment", Settings)()  # a wrong value ends here, in one line
+    Settings.from_environment()  # a wrong value ends here, in one line
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
     os.execv(sys.executable, command)  # noqa: S606 - this very interpreter

@@ -1,6 +1,7 @@
-"""The BentoML service: `bentoml serve` at the project's root.
+"""The BentoML service, which `bentoml serve` starts at the project's root.
 
-Health (`/livez`, `/readyz`) is BentoML's; the routes of `tilewise.bento.api.app` are mounted.
+BentoML itself answers the health checks (`/livez`, `/readyz`); the application of `tilewise.bento.api.app` is
+mounted.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import bentoml
 
 from tilewise.bento.api.app import make_app
-from tilewise.bento.api.middleware import guards, quieten
+from tilewise.bento.api.middleware import outer_middleware, silence_libraries
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, settled
 from tilewise.bento.monitoring import logs, prediction_log
@@ -26,9 +27,9 @@ _ARENA_MAX = -8  # M_ARENA_MAX of mallopt(3)
 
 
 def bound_arenas(limit: int = 2) -> None:
-    """Let all threads share `most` heaps, where the C library is glibc; to be called before there are threads.
+    """Make all threads share `limit` heaps of glibc; call it before any thread starts.
 
-    Decoding hostile and honest files in turn, in several threads, otherwise leaves hundreds of megabytes in pieces.
+    Decoding hostile and valid files in several threads otherwise fragments hundreds of megabytes.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -37,8 +38,8 @@ def bound_arenas(limit: int = 2) -> None:
         mallopt(_ARENA_MAX, limit)
 
 
-def _settings() -> Settings:
-    """Return the settings, or stop with one line."""
+def _read_settings() -> Settings:
+    """Return the settings, or exit with one line."""
     try:
         return Settings.from_environment()
     except TilewiseError as error:
@@ -50,36 +51,40 @@ def _stop(error: TilewiseError) -> NoReturn:
     raise SystemExit(error.exit_status) from None
 
 
-def _guards() -> list[tuple[type, dict[str, Any]]]:
-    """Return what stands before every route, or stop with one line."""
+def _middleware() -> list[tuple[type, dict[str, Any]]]:
+    """Return the middleware of the service, or exit with one line."""
     try:
-        return guards(settings)
+        return outer_middleware(settings)
     except TilewiseError as error:
         _stop(error)
 
 
-# By itself, GDAL keeps decoded blocks in a twentieth of the machine's memory, in each process. Scenes are read block by
-# block, and take as long with little.
+# By default, GDAL caches decoded blocks in 5 % of the machine's memory, in each process. Scenes are read
+# block by block, and a small cache is as fast.
 os.environ.setdefault("GDAL_CACHEMAX", "128")  # MiB
 
-settings = _settings()
+settings = _read_settings()
 app = make_app(settings)
 logs.configure(logs.style_of(settings.log, sys.stderr))
-if sys.platform != "win32":  # where there is neither httptools nor a limit of open files
+if sys.platform != "win32":  # which has neither httptools nor a limit of open files
     from tilewise.bento.api.connections import bound_connections
 
     bound_connections(settings.max_connections, settings.head_seconds)
-quieten()
+silence_libraries()
 bound_arenas()
 
 
 @bentoml.service(
     name="tilewise",
     workers=settings.processes,
-    traffic={"timeout": settings.request_seconds + 15},  # behind our own bound, whose answer has our form
+    traffic={
+        "timeout": settings.request_seconds + 15
+    },  # beyond our own deadline, whose response has a JSON body
     logging={"access": {"enabled": False}},
-    metrics={"enabled": False},  # ours tell more, and label routes, not paths, of which anybody can think up any number
-    # OpenTelemetry's middleware costs each request a tenth of a millisecond even where nothing is traced.
+    metrics={
+        "enabled": False
+    },  # ours have routes as labels, not paths, of which a client can invent any number
+    # OpenTelemetry's middleware costs each request 0.1 ms even where nothing is traced.
     tracing={"excluded_urls": ".*"},
 )
 @bentoml.asgi_app(app, path="/")
@@ -92,24 +97,24 @@ class Tilewise:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Stop with one line where there is no sound model; BentoML would start failing workers for ever."""
+        """Exit with one line where there is no valid model; BentoML would restart its workers for ever."""
         try:
             precision = Precision(settings.precision)
             found = source_of(settings.model, precision).find().path
             Engine(found, settings.network_threads)
-            os.environ["TILEWISE_PRECISION"] = settled(found, precision)  # to the processes that are started after this
+            os.environ["TILEWISE_PRECISION"] = settled(found, precision)  # inherited by the worker processes
             if settings.predictions:
                 prediction_log.prepare(settings.predictions)
-            check_folder(Path(settings.tasks or shared_folder()))  # named to the processes that are started after this
+            check_folder(Path(settings.tasks or shared_folder()))  # likewise inherited
         except TilewiseError as error:
             _stop(error)
 
     @bentoml.on_shutdown
     def close(self) -> None:
-        """End the batcher's thread."""
+        """Stop the batcher's thread."""
         app.state.serving.close()
 
 
-service: Any = Tilewise  # bentoml's decorator made a service of the class, which its types do not say
-for guard, options in _guards():
-    service.add_asgi_middleware(guard, **options)
+service: Any = Tilewise  # bentoml's decorator made a service of the class, which its types do not state
+for middleware, options in _middleware():
+    service.add_asgi_middleware(middleware, **options)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import rasterio
 from rasterio.crs import CRS
 
-from tilewise.bento.batch import Output, OutputOptions, RunOptions, State, classify_scenes
+from tilewise.bento.batch import Output, OutputOptions, RunOptions, SceneState, classify_scenes
 from tilewise.bento.client import ModelIdentity, Result
 from tilewise.bento.client.answers import parse_result
 from tilewise.bento.client.exchange import ClassifyOptions
@@ -176,7 +176,7 @@ class Model:
             outcomes = list(classify_scenes(path, target, model=self.path, options=run))
             if len(outcomes) != 1:
                 raise TilewiseError(f"{scene}: {len(outcomes)} scenes; name one, or use tilewise.bento.batch")
-            if outcomes[0].state is State.FAILED:
+            if outcomes[0].state is SceneState.FAILED:
                 raise TilewiseError(outcomes[0].error or f"{scene}: the scene cannot be classified")
             names = tuple(target / file.name for file in outcomes[0].files) if out is not None else ()
             return _read_scene_result(target, outcomes[0].name, self.classes, names)

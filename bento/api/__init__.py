@@ -1,1 +1,1 @@
-"""HTTP: routes, bodies, replies, keys, limits, and their description in OpenAPI."""
+"""The HTTP API: routes, request bodies, responses, API keys, limits, and their OpenAPI document."""

@@ -1,7 +1,7 @@
-"""API keys: who may ask, where the operator wants to know.
+"""API keys: which callers may use the service, where the operator has set any.
 
-Off by default. With keys, everything needs one but health, the page for people with its files, the API's description,
-and, if that is said, the metrics: these name classes and models, so they are closed unless a setting opens them.
+With keys, every path needs one except health, the web page with its files, and the API's description. The
+metrics need one too, unless a setting opens them, because they name classes and models.
 """
 
 import hashlib
@@ -20,72 +20,77 @@ from tilewise.datasets.core.errors import TilewiseError
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/healthz", "/openapi.json", "/favicon.ico"})
 OPEN_FOLDERS = ("/page/",)
 METRICS = "/metrics"
-MIN_LENGTH = 16  # characters: `openssl rand -hex 16` gives 32
+MIN_LENGTH = 16  # characters; `openssl rand -hex 16` gives 32
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_KEY = re.compile(r"[!-+\--~]{16,256}")  # printable ASCII without blanks and commas
+_KEY = re.compile(r"[!-+\--~]{16,256}")  # printable ASCII without spaces and commas
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A key that opens the service: its caller's name and the hash of its text, which is kept nowhere."""
+class ApiKey:
+    """A key: the name of its caller, and the hash of its text, which is not kept."""
 
     caller: str
     digest: bytes
 
 
-def parse_keys(entries: Iterable[str]) -> list[Key]:
-    """Return the keys that `entries` say, each as `KEY` or `name:KEY`; a name may have several, to change them over.
+def parse_keys(entries: Iterable[str]) -> list[ApiKey]:
+    """Return the keys in `entries`, written as `KEY` or `name:KEY`; a name may have several, for rotation.
 
     Raises:
-        TilewiseError: one is too short or holds characters that no header may hold. The message does not show it.
+        TilewiseError: a key is too short, or has characters that a header cannot hold. The message does not
+            show it.
     """
-    return [_parse_key(entry.strip(), place) for place, entry in enumerate(entries, start=1) if entry.strip()]
+    numbered = enumerate((entry.strip() for entry in entries), start=1)
+    return [_parse_key(entry, number) for number, entry in numbered if entry]
 
 
-def _parse_key(entry: str, place: int) -> Key:
+def _parse_key(entry: str, number: int) -> ApiKey:
     name, separator, text = entry.partition(":")
     if not separator:
         name, text = "", entry
     if (separator and not _NAME.fullmatch(name)) or not _KEY.fullmatch(text):
         raise TilewiseError(
-            f"API key {place} is not KEY or name:KEY with a key of {MIN_LENGTH} to 256 printable characters; "
-            "`openssl rand -hex 32` makes one"
+            f"API key {number} is not KEY or name:KEY with a key of {MIN_LENGTH} to 256 printable "
+            "characters; `openssl rand -hex 32` makes one"
         )
     digest = _digest(text)
-    return Key(name or f"key-{digest.hex()[:8]}", digest)
+    return ApiKey(name or f"key-{digest.hex()[:8]}", digest)
 
 
-def read_keys(overrides: str | None, file: str | None) -> list[Key]:
-    """Return the keys in the setting (separated by commas) and in the file (one a line, `#` begins a comment).
+def read_keys(setting: str | None, file: str | None) -> list[ApiKey]:
+    """Return the keys in the setting (separated by commas) and in the file (one a line, `#`: a comment).
 
     Raises:
-        TilewiseError: one is malformed, or the file cannot be read or holds none.
+        TilewiseError: a key is malformed, or the file cannot be read or has none.
     """
-    keys = parse_keys((overrides or "").split(","))
+    keys = parse_keys((setting or "").split(","))
     if file:
-        from_file = parse_keys(line.partition("#")[0] for line in _lines(file))
+        from_file = parse_keys(line.partition("#")[0] for line in _read_lines(file))
         if not from_file:
-            raise TilewiseError(f"{file}: holds no API key; write one a line, as KEY or name:KEY")
+            raise TilewiseError(f"{file}: has no API key; write one a line, as KEY or name:KEY")
         keys += from_file
     return keys
 
 
-def _lines(file: str) -> list[str]:
+def _read_lines(file: str) -> list[str]:
     try:
         return Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TilewiseError(f"{file}: the API keys cannot be read ({type(error).__name__})") from error
 
 
-class Keys:
-    """ASGI middleware that lets in who has a key, and notes as `scope["state"]["caller"]` whose key it is."""
+class KeyCheck:
+    """ASGI middleware that refuses requests without a valid key with 401.
 
-    def __init__(self, app: ASGIApp, keys: list[Key], open_metrics: bool = False) -> None:
+    It stores the name of the caller as `scope["state"]["caller"]`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: list[ApiKey], open_metrics: bool = False) -> None:
         self._app, self._keys = app, keys
         self._open = OPEN_PATHS | {METRICS} if open_metrics else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or refuse it with 401."""
+        """Serve a request, or refuse it."""
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         caller = self.caller_of(Headers(scope=scope))
@@ -96,9 +101,9 @@ class Keys:
         return await self._app(scope, receive, send)
 
     def caller_of(self, headers: Mapping[str, str]) -> str | None:
-        """Return whose key the headers hold, or None; it takes as long whichever key it is, and if it is none."""
+        """Return the caller whose key is in the headers, or None; the time does not depend on the key."""
         found = None
-        digest = _digest(_presented(headers))
+        digest = _digest(_credentials(headers))
         for key in self._keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key.caller
@@ -111,7 +116,7 @@ class Keys:
         return path in self._open or path.startswith(OPEN_FOLDERS)
 
 
-def _presented(headers: Mapping[str, str]) -> str:
+def _credentials(headers: Mapping[str, str]) -> str:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()

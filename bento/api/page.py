@@ -1,7 +1,8 @@
-"""`GET /`: the page for people, and its files under `/page/`. They are fixed, need no build and no key.
+"""Routes of the web page: `GET /`, its files under `/page/`, and its pictures of files by `POST /preview`.
 
-The page may run its own scripts and speak to this service, and nothing else. The one exception are the pictures of a
-base map, which it only asks for where a person turns the map on.
+The files are fixed and need no build and no API key. The page may run its own scripts and connect to this
+service, and to nothing else, except for the images of a base map, which it requests only while a visitor
+turns that on.
 """
 
 import asyncio
@@ -10,67 +11,90 @@ import json
 import mimetypes
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tilewise.bento.api.bodies import FIELD, SAID, announced_bytes, limited, parameters
+from tilewise.bento.api.bodies import FIELD, announced_bytes, limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.replies import headers, refusals
+from tilewise.bento.api.schemas import PNG, TIFF, PreviewParameters, form, operation, query
 from tilewise.bento.inference.preview import View, preview
 from tilewise.bento.results.maps import FURTHER, KNOWN
 from tilewise.bento.serving.runtime import serving_of
 
+router = APIRouter(tags=["people"])
+
 CLOUD_FRACTION = "Tilewise-Cloud-Fraction"
-_PARAMETERS = (*SAID, "name", "view")
-_AT_ONCE = asyncio.Semaphore(1)  # of each process: pictures never take more than one core from the answers
+_PARAMETERS = tuple(PreviewParameters.model_fields)
+_ONE_AT_A_TIME = asyncio.Semaphore(1)  # in each process: pictures take at most one core from classification
 
 
+@router.post(
+    "/preview",
+    operation_id="preview",
+    summary="Render a picture of a GeoTIFF",
+    response_class=Response,
+    response_description="The picture",
+    responses={
+        200: {"headers": headers(CLOUD_FRACTION), "content": {"image/png": PNG}},
+        **refusals(400, 401, 405, 408, 413, 415, 422, 500, 503, 504),
+    },
+    openapi_extra=operation(
+        "curl -F tiles=@tile.tif -o picture.png '{url}/preview?view=false'",
+        parameters=query(PreviewParameters),
+        body={"image/tiff": TIFF, "multipart/form-data": form(FIELD, PreviewParameters)},
+    ),
+)
 async def show_preview(request: Request) -> Response:
-    """POST /preview: a PNG of one GeoTIFF, of 512 pixels a side at most; what of it is cloud, in a header."""
+    """A PNG of at most 512 pixels a side, as the web page shows it; pixels without data are transparent."""
     settings = serving_of(request).settings
     async with serving_of(request).admission.room(announced_bytes(request, settings.max_bytes)):
-        overrides, content = await _read_body(limited(request, settings.max_bytes))
-        read_options, _ = parameters(overrides, _PARAMETERS)
-        name, view = overrides.get("name") or "tile", _view_of(overrides)
-        async with _AT_ONCE:
-            made = await asyncio.to_thread(preview, content, read_options, name, view, settings.max_pixels)
-    headers = {} if made.cloud_fraction is None else {CLOUD_FRACTION: f"{made.cloud_fraction:.4f}"}
-    return Response(made.png, media_type="image/png", headers=headers)
+        parameters, content = await _read_file(limit_body(request, settings.max_bytes))
+        options, _ = parse_parameters(parameters, _PARAMETERS)
+        name, view = parameters.get("name") or "tile", _parse_view(parameters)
+        async with _ONE_AT_A_TIME:
+            made = await asyncio.to_thread(preview, content, options, name, view, settings.max_pixels)
+    cloud = {} if made.cloud_fraction is None else {CLOUD_FRACTION: f"{made.cloud_fraction:.4f}"}
+    return Response(made.png, media_type="image/png", headers=cloud)
 
 
-def _view_of(overrides: Mapping[str, str]) -> View:
-    view = overrides.get("view") or View.TRUE
+def _parse_view(parameters: Mapping[str, str]) -> View:
+    view = parameters.get("view") or View.TRUE
     if view not in list(View):
         raise HTTPException(422, f"view is {' or '.join(View)}, not {view!r}")
     return View(view)
 
 
-async def _read_body(request: Request) -> tuple[dict[str, str], bytes]:
-    """Return what is said of a file, in the query and in the fields of a form, and the file's bytes."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    overrides = dict(request.query_params)
+async def _read_file(request: Request) -> tuple[dict[str, str], bytes]:
+    """Return the parameters in the query and in the fields of a form, and the file's bytes."""
+    kind = media_type_of(request)
+    parameters = dict(request.query_params)
     if kind == "image/tiff":
-        return overrides, await request.body()
+        return parameters, await request.body()
     if kind != "multipart/form-data":
         raise HTTPException(
             415, f"a body of {kind or 'no type'}; send one file as image/tiff, or in a form's {FIELD!r}"
         )
-    async with request.form(max_files=1, max_fields=len(_PARAMETERS)) as form:
-        file = form.get(FIELD)
+    async with request.form(max_files=1, max_fields=len(_PARAMETERS)) as parts:
+        file = parts.get(FIELD)
         if not isinstance(file, UploadFile):
-            raise HTTPException(400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one")
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        return {"name": file.filename or "tile", **overrides, **fields}, await file.read()
+            raise HTTPException(
+                400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one"
+            )
+        fields = {name: value for name, value in parts.items() if isinstance(value, str)}
+        return {"name": file.filename or "tile", **parameters, **fields}, await file.read()
 
 
-PREVIEW_ROUTES = [Route("/preview", show_preview, methods=["POST"])]
-
+# The page and its files.
 
 FOLDER = Path(__file__).parents[1] / "page"
-START = "index.html"
 BASE_MAP = "https://tile.openstreetmap.org"
 POLICY = "; ".join(
     (
@@ -86,14 +110,15 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-_TYPES = {".js": "text/javascript", ".svg": "image/svg+xml"}  # whatever this machine's own table says
+_INDEX = "index.html"
+_MEDIA_TYPES = {".js": "text/javascript", ".svg": "image/svg+xml"}  # whatever the table of this machine has
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file of the page as it is sent: what it is, its bytes, and the name of this version of it."""
+    """A file of the page."""
 
-    kind: str
+    media_type: str
     content: bytes
 
     @property
@@ -101,36 +126,57 @@ class _File:
         return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
 
 
-def page_routes() -> list[Route]:
-    """Return a route for each file of the page; the files are read now, and never again."""
-    files = {path.name: _File(_kind_of(path), path.read_bytes()) for path in sorted(FOLDER.iterdir())}
-    start = files.pop(START)
-    files["legend.json"] = _File("application/json", _legend())
-    served = {"/": start, **{f"/page/{name}": file for name, file in files.items()}}
-    return [Route(path, _sender(file), methods=["GET"], include_in_schema=False) for path, file in served.items()]
+@router.get(
+    "/",
+    operation_id="showPage",
+    summary="The web page",
+    response_class=HTMLResponse,
+    response_description="A page",
+    responses={200: {"headers": headers()}, **refusals(405)},
+    openapi_extra=operation("curl {url}/", security=[]),
+)
+async def show_page(request: Request) -> Response:
+    """Classifies files in the browser, with pictures and a map."""
+    return _send_file(request, _files()[_INDEX])
 
 
-def _kind_of(path: Path) -> str:
-    return _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+def file_routes() -> list[Route]:
+    """Return a route for each file of the page; the files are read once."""
+
+    def sender(file: _File) -> Callable[[Request], Awaitable[Response]]:
+        async def send(request: Request) -> Response:
+            return _send_file(request, file)
+
+        return send
+
+    files = {name: file for name, file in _files().items() if name != _INDEX}
+    return [Route(f"/page/{name}", sender(file), include_in_schema=False) for name, file in files.items()]
+
+
+def _send_file(request: Request, file: _File) -> Response:
+    # Browsers ask each time, and download only what has changed: a new version of the service shows its page
+    # at once.
+    fields = {"ETag": file.etag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
+    if file.etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=fields)
+    return Response(file.content, media_type=file.media_type, headers=fields)
+
+
+@cache
+def _files() -> dict[str, _File]:
+    files = {path.name: _File(_media_type(path), path.read_bytes()) for path in sorted(FOLDER.iterdir())}
+    return {**files, "legend.json": _File("application/json", _legend())}
+
+
+def _media_type(path: Path) -> str:
+    return _MEDIA_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
 
 
 def _legend() -> bytes:
-    """Return the colours of classes on maps; not the classes of the model, which are the model card's to tell."""
+    """Return the colours of classes on maps; those of the model are in `GET /model`, which may need a key."""
     known = {name: _hexadecimal(colour) for name, colour in KNOWN.items()}
     return json.dumps({"known": known, "further": [_hexadecimal(colour) for colour in FURTHER]}).encode()
 
 
 def _hexadecimal(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _sender(file: _File) -> Callable[[Request], Awaitable[Response]]:
-    # Asked about each time, sent only where it has changed: a new version of the service has a new page at once.
-    headers = {"ETag": file.etag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
-
-    async def send(request: Request) -> Response:
-        if file.etag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        return Response(file.content, media_type=file.kind, headers=headers)
-
-    return send

@@ -1,4 +1,4 @@
-"""`POST /scene`, and `/tasks/{id}` for the scenes that take long."""
+"""Routes of scenes: `POST /scene`, and `/tasks/{task_id}` for large ones."""
 
 import asyncio
 import errno
@@ -11,49 +11,195 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from fastapi import APIRouter
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
 
 from tilewise.bento import metrics
-from tilewise.bento.api.bodies import SAID, announced_bytes, limited, parameters
-from tilewise.bento.api.replies import answer, negotiate, refuse
-from tilewise.bento.errors import status_of_code
+from tilewise.bento.api.bodies import announced_bytes, limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.replies import headers, negotiate, refusals, refuse, reply, status_of_code
+from tilewise.bento.api.schemas import (
+    TIFF,
+    SceneParameters,
+    SceneResponse,
+    TaskResponse,
+    example,
+    form,
+    header,
+    operation,
+    query,
+    schema_reference,
+)
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.request_context import note_requested
 from tilewise.bento.serving.runtime import Serving, serving_of
-from tilewise.bento.serving.scene_answers import FORMS, MAP, SceneQuestion, answer_scene, count_windows, tell
+from tilewise.bento.serving.scene_answers import FORMS, MAP, SceneRequest, answer_scene, count_windows, serialise
 from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError, file_of
 from tilewise.bento.serving.task_store import FullError, StoredTask, TaskState, TaskStore, owner_of
 
+router = APIRouter(tags=["scenes"])
+
 FIELD = "scene"
-NAME = "scene"
+DEFAULT_NAME = "scene"
+_PARAMETERS = tuple(SceneParameters.model_fields)
+_MIN_VALID_FRACTION = 0.5
+_SOON, _LATER = "2", "30"  # seconds of Retry-After
+
+_TASK_ID = {"name": "task_id", "in": "path", "required": True, "schema": {"type": "string"}}
+_TASK_LINKS = {
+    operation_id: {"operationId": operation_id, "parameters": {"task_id": "$response.body#/id"}}
+    for operation_id in ("showTask", "showResult", "removeTask")
+}
+_WINDOWS_OR_MAP = {
+    "description": "Its windows, or its class map",
+    "headers": headers("Content-Disposition"),
+    "content": {"application/geo+json": {"schema": schema_reference(SceneResponse)}, "image/tiff": TIFF},
+}
+
+
+@router.post(
+    "/scene",
+    operation_id="classifyScene",
+    summary="Classify a scene larger than a tile",
+    response_class=Response,
+    responses={
+        200: _WINDOWS_OR_MAP,
+        202: {
+            "model": TaskResponse,
+            "description": "The scene became a task",
+            "headers": headers("Location", "Retry-After"),
+            "content": example("task"),
+            "links": _TASK_LINKS,
+        },
+        **refusals(400, 401, 405, 406, 408, 413, 415, 422, 429, 500, 503, 504),
+    },
+    openapi_extra=operation(
+        "curl --data-binary @scene.tif -H 'Content-Type: image/tiff' {url}/scene",
+        "curl -F scene=@scene.tif -H 'Accept: image/tiff' -o map.tif {url}/scene",
+        "curl -F scene=@scene.tif -H 'Prefer: respond-async' {url}/scene",
+        parameters=[header("Prefer"), *query(SceneParameters)],
+        body={"image/tiff": TIFF, "multipart/form-data": form(FIELD, SceneParameters)},
+    ),
+)
+async def classify_scene(request: Request) -> Response:
+    """A GeoTIFF of about 10 m a pixel, within limits of pixels and bytes.
+
+    The header `Accept` chooses the response: the windows as GeoJSON, or a class map on the scene's own grid
+    as a Cloud-Optimised GeoTIFF. A large scene, or one that is sent with `Prefer: respond-async`, becomes a
+    task: the response is 202, with the task's path in `Location`.
+    """
+    serving, media_type = serving_of(request), _choose_media_type(request)
+    size = announced_bytes(request, serving.settings.max_scene_bytes)
+    ledger = serving.scenes.store
+    try:
+        async with _reserved(ledger, _owner_of(request), size) as task_id:
+            parameters = await spool(request, ledger.source(task_id), serving.settings.max_scene_bytes)
+            question = _parse_question(parameters, serving.best_coverage)
+            windows = await asyncio.to_thread(
+                count_windows,
+                ledger.source(task_id),
+                question,
+                serving.engine.metadata.tile_size,
+                serving.settings.max_pixels,
+            )
+            note_requested(windows, serving.engine.metadata.version)
+            if windows > serving.settings.max_sync_windows or _prefers_task(request):
+                return await _submit(request, serving, task_id, question, windows)
+            return await _answer_now(request, serving, task_id, question, media_type)
+    except ClientGoneError:
+        return Response(status_code=CLIENT_GONE)
+    except FullError as error:
+        return _refuse_full(error)
+    except StorageFullError:
+        return _refuse_full(FullError(tasks=False))
+
+
+@router.get(
+    "/tasks/{task_id}",
+    operation_id="showTask",
+    summary="Show the progress of a task",
+    response_model=TaskResponse,
+    response_description="The task",
+    responses={200: {"headers": headers(), "content": example("task")}, **refusals(401, 404, 405, 410, 500)},
+    openapi_extra=operation("curl {url}/tasks/{task_id}", parameters=[_TASK_ID]),
+)
+async def show_task(request: Request) -> Response:
+    """Only the caller who sent the scene can see it, with the same API key."""
+    ledger = serving_of(request).scenes.store
+    task = await _find_task(request)
+    retry = {"Retry-After": _SOON} if task.state in (TaskState.WAITING, TaskState.RUNNING) else {}
+    return reply(await _describe_task(ledger, task), HTTPStatus.OK, **retry)
+
+
+@router.get(
+    "/tasks/{task_id}/result",
+    operation_id="showResult",
+    summary="Download the result of a task",
+    response_class=Response,
+    responses={200: _WINDOWS_OR_MAP, **refusals(401, 404, 405, 406, 409, 410, 413, 415, 422, 500)},
+    openapi_extra=operation(
+        "curl -H 'Accept: image/tiff' -o map.tif {url}/tasks/{task_id}/result", parameters=[_TASK_ID]
+    ),
+)
+async def show_result(request: Request) -> Response:
+    """The header `Accept` chooses the response, as in `POST /scene`. If the task failed, it is the error."""
+    media_type, task = _choose_media_type(request), await _find_task(request)
+    if task.state is TaskState.FAILED and task.error:
+        return refuse(status_of_code(task.error["code"]), **task.error)
+    if task.state is not TaskState.DONE:
+        message, hint = f"the task is {task.state}", f"GET /tasks/{task.id} returns its progress"
+        return refuse(HTTPStatus.CONFLICT, "not_done", message, hint, **{"Retry-After": _SOON})
+    path = serving_of(request).scenes.store.result(task.id, file_of(media_type))
+    return FileResponse(path, media_type=media_type, headers=_result_headers(media_type, task.question["name"]))
+
+
+@router.delete(
+    "/tasks/{task_id}",
+    operation_id="removeTask",
+    summary="Stop a task, and delete its scene and result",
+    status_code=HTTPStatus.NO_CONTENT,
+    response_class=Response,
+    response_description="Deleted",
+    responses={204: {"headers": headers()}, **refusals(401, 404, 405, 410, 500)},
+    openapi_extra=operation("curl -X DELETE {url}/tasks/{task_id}", parameters=[_TASK_ID]),
+)
+async def remove_task(request: Request) -> Response:
+    """Only the caller who sent the scene can delete it, with the same API key."""
+    task = await _find_task(request)
+    ledger = serving_of(request).scenes.store
+    await asyncio.to_thread(ledger.remove, task.id, task.owner)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+# Bodies on disk.
+
 _MAX_FIELDS = 8
+_MAX_FIELD_BYTES = 4096
 _MAX_NAME = 200  # characters
-_CHUNK = 2**20
+_CHUNK_BYTES = 2**20
 
 
 class StorageFullError(Exception):
-    """The disk that scenes are kept on has no room."""
+    """The disk of the tasks is full."""
 
 
 async def spool(request: Request, path: Path, max_bytes: int) -> dict[str, str]:
-    """Write the scene in the body of `request` to `path`; return what is said of it: query, and fields of a form.
+    """Write the scene in a request's body to `path`; return the parameters in the query and in a form.
 
     Raises:
-        HTTPException: a body of another form, malformed, or longer than `max_bytes`.
+        HTTPException: a body of another media type, malformed, or longer than `max_bytes`.
         StorageFullError: the disk is full.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = limited(request, max_bytes)
+    kind = media_type_of(request)
+    body = limit_body(request, max_bytes)
     try:
         if kind == "image/tiff":
             await _spool_raw(body, path)
-            return _named(request.query_params)
+            return _with_name(request.query_params)
         if kind == "multipart/form-data":
-            return _named({**request.query_params, **await _spool_form(body, path)})
+            return _with_name({**request.query_params, **await _spool_form(body, path)})
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError from error
@@ -67,224 +213,167 @@ async def spool(request: Request, path: Path, max_bytes: int) -> dict[str, str]:
 
 async def _spool_raw(body: Request, path: Path) -> None:
     with path.open("xb") as file:
-        waiting = bytearray()
+        buffer = bytearray()
         async for chunk in body.stream():
-            waiting += chunk
-            if len(waiting) >= _CHUNK:
-                await asyncio.to_thread(file.write, bytes(waiting))
-                waiting.clear()
-        await asyncio.to_thread(file.write, bytes(waiting))
+            buffer += chunk
+            if len(buffer) >= _CHUNK_BYTES:
+                await asyncio.to_thread(file.write, bytes(buffer))
+                buffer.clear()
+        await asyncio.to_thread(file.write, bytes(buffer))
 
 
 async def _spool_form(body: Request, path: Path) -> dict[str, str]:
-    """Write the one file of a form; return its fields. Starlette keeps what is large in a file without a name."""
-    async with body.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=4096) as form:
-        part = form.get(FIELD)
+    """Write the one file of a form; return its fields. Starlette keeps a large part in an unnamed file."""
+    async with body.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as parts:
+        part = parts.get(FIELD)
         if not isinstance(part, UploadFile):
-            raise HTTPException(400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one")
+            raise HTTPException(
+                400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one"
+            )
         await asyncio.to_thread(_copy, part, path)
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        return {"name": part.filename or NAME, **fields}
+        fields = {name: value for name, value in parts.items() if isinstance(value, str)}
+        return {"name": part.filename or DEFAULT_NAME, **fields}
 
 
 def _copy(part: UploadFile, path: Path) -> None:
     with path.open("xb") as file:
-        shutil.copyfileobj(part.file, file, _CHUNK)
+        shutil.copyfileobj(part.file, file, _CHUNK_BYTES)
 
 
-def _named(overrides: Mapping[str, str]) -> dict[str, str]:
-    name = re.sub(r"[\x00-\x1f\x7f]", "", overrides.get("name", NAME)).strip()[:_MAX_NAME]
-    return {**overrides, "name": name or NAME}
+def _with_name(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters with a name that is one line of bounded length."""
+    name = re.sub(r"[\x00-\x1f\x7f]", "", parameters.get("name", DEFAULT_NAME)).strip()[:_MAX_NAME]
+    return {**parameters, "name": name or DEFAULT_NAME}
 
 
-_PARAMETERS = (*SAID, "name", "coverage", "min_valid_fraction")
-_MIN_VALID_FRACTION = 0.5
-_SOON, _LATER = "2", "30"  # seconds
+# Responses and tasks.
 
 
-async def classify_scene(request: Request) -> Response:
-    """POST /scene: a GeoTIFF larger than a tile; its windows or its class map, or 202 with a task."""
-    serving, form = serving_of(request), _form_of(request)
-    size = announced_bytes(request, serving.settings.max_scene_bytes)
-    ledger = serving.scenes.store
-    try:
-        async with _held(ledger, _owner_of(request), size) as task_id:
-            overrides = await spool(request, ledger.source(task_id), serving.settings.max_scene_bytes)
-            question = _question_of(overrides, serving.best_coverage)
-            windows = await asyncio.to_thread(
-                count_windows,
-                ledger.source(task_id),
-                question,
-                serving.engine.metadata.tile_size,
-                serving.settings.max_pixels,
-            )
-            note_requested(windows, serving.engine.metadata.version)
-            if windows > serving.settings.max_sync_windows or _prefers_a_task(request):
-                return await _submit(request, serving, task_id, question, windows)
-            return await _answer_now(request, serving, task_id, question, form)
-    except ClientGoneError:
-        return Response(status_code=CLIENT_GONE)
-    except FullError as error:
-        return _refuse_full(error)
-    except StorageFullError:
-        return _refuse_full(FullError(tasks=False))
-
-
-async def show_task(request: Request) -> Response:
-    """GET /tasks/{id}: how far it is."""
-    ledger = serving_of(request).scenes.store
-    task = await _task_of(request)
-    headers = {"Retry-After": _SOON} if task.state in (TaskState.WAITING, TaskState.RUNNING) else {}
-    return answer(await _describe(ledger, task), HTTPStatus.OK, **headers)
-
-
-async def show_result(request: Request) -> Response:
-    """GET /tasks/{id}/result: its windows or its class map."""
-    form, task = _form_of(request), await _task_of(request)
-    if task.state is TaskState.FAILED and task.error:
-        return refuse(status_of_code(task.error["code"]), **task.error)
-    if task.state is not TaskState.DONE:
-        message, hint = f"the task is {task.state}", f"GET /tasks/{task.id} says how far it is"
-        return refuse(HTTPStatus.CONFLICT, "not_done", message, hint, **{"Retry-After": _SOON})
-    path = serving_of(request).scenes.store.result(task.id, file_of(form))
-    return FileResponse(path, media_type=form, headers=_headers_of(form, task.question["name"]))
-
-
-async def remove_task(request: Request) -> Response:
-    """DELETE /tasks/{id}: stop it, and delete its scene and its results."""
-    task = await _task_of(request)
-    ledger = serving_of(request).scenes.store
-    await asyncio.to_thread(ledger.remove, task.id, task.owner)
-    return Response(status_code=HTTPStatus.NO_CONTENT)
-
-
-async def _submit(request: Request, serving: Serving, task_id: str, question: SceneQuestion, windows: int) -> Response:
+async def _submit(
+    request: Request, serving: Serving, task_id: str, question: SceneRequest, windows: int
+) -> Response:
     scenes, owner = serving.scenes, _owner_of(request)
     await asyncio.to_thread(scenes.store.submit, task_id, question.to_json(), windows)
     scenes.runner.wake()
     task = await asyncio.to_thread(scenes.store.find, task_id, owner)
-    assert task is not None  # noqa: S101 - nobody else knows its id yet
-    headers = {"Location": f"/tasks/{task_id}", "Retry-After": _SOON}
-    if _prefers_a_task(request):
-        headers["Preference-Applied"] = "respond-async"
-    return answer(await _describe(scenes.store, task), HTTPStatus.ACCEPTED, **headers)
+    assert task is not None  # noqa: S101 - no one else knows its ID yet
+    fields = {"Location": f"/tasks/{task_id}", "Retry-After": _SOON}
+    if _prefers_task(request):
+        fields["Preference-Applied"] = "respond-async"
+    return reply(await _describe_task(scenes.store, task), HTTPStatus.ACCEPTED, **fields)
 
 
-async def _answer_now(request: Request, serving: Serving, task_id: str, question: SceneQuestion, form: str) -> Response:
+async def _answer_now(
+    request: Request, serving: Serving, task_id: str, question: SceneRequest, media_type: str
+) -> Response:
     def work(scheduled: TileClassifier) -> bytes:
-        return tell(answer_scene(scheduled, serving.scenes.store.source(task_id), question, lambda _: None), form)
+        source = serving.scenes.store.source(task_id)
+        return serialise(answer_scene(scheduled, source, question, lambda _: None), media_type)
 
     engine = serving.engine
     content = await serving.scenes.answer(request, lambda make: work(make(engine)))
     metrics.SCENES.labels("connection").inc()
-    return Response(content, media_type=form, headers=_headers_of(form, question.name))
+    return Response(content, media_type=media_type, headers=_result_headers(media_type, question.name))
 
 
 @asynccontextmanager
-async def _held(ledger: TaskStore, owner: str, size: int) -> AsyncIterator[str]:
-    """Hold room for a scene of `size` bytes for the length of the block, or until it becomes a task."""
+async def _reserved(ledger: TaskStore, owner: str, size: int) -> AsyncIterator[str]:
+    """Reserve space for a scene of `size` bytes during the block, or until it becomes a task."""
     task_id = await asyncio.to_thread(ledger.hold, owner, size)
     try:
         yield task_id
     finally:
-        # Not to be cut short where the request was: the file would stay until the process ends.
+        # Shielded: where the request is cancelled, the file would otherwise stay until the process ends.
         await asyncio.shield(asyncio.to_thread(ledger.release, task_id))
 
 
-async def _task_of(request: Request) -> StoredTask:
-    """Return the task that the path names, if it is the caller's.
+async def _find_task(request: Request) -> StoredTask:
+    """Return the task in the path, if it is the caller's.
 
     Raises:
-        HTTPException: there is none, or none any more.
+        HTTPException: the caller has no such task, or its result was deleted.
     """
     ledger = serving_of(request).scenes.store
     task = await asyncio.to_thread(ledger.find, request.path_params["task_id"], _owner_of(request))
     if task is None:
-        raise HTTPException(404, "there is no such task for this caller; POST /scene makes one")
+        raise HTTPException(404, "this caller has no such task; POST /scene makes one")
     if task.state is TaskState.EXPIRED:
-        raise HTTPException(410, f"its results were kept for {ledger.limits.kept:.0f} s; send the scene again")
+        raise HTTPException(
+            410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again"
+        )
     return task
 
 
-async def _describe(ledger: TaskStore, task: StoredTask) -> dict[str, Any]:
-    here = f"/tasks/{task.id}"
-    waits = task.state is TaskState.WAITING
+async def _describe_task(ledger: TaskStore, task: StoredTask) -> dict[str, Any]:
+    path = f"/tasks/{task.id}"
+    waiting = task.state is TaskState.WAITING
     expires = task.finished + ledger.limits.kept if task.finished else None
     return {
         "id": task.id,
         "status": task.state,
         "progress": round(task.progress, 4),
         "windows": task.windows,
-        "ahead": await asyncio.to_thread(ledger.ahead, task) if waits else 0,
-        "created": _moment(task.created),
-        "finished": _moment(task.finished),
-        "expires": _moment(expires),
+        "ahead": await asyncio.to_thread(ledger.ahead, task) if waiting else 0,
+        "created": _iso_time(task.created),
+        "finished": _iso_time(task.finished),
+        "expires": _iso_time(expires),
         "error": task.error,
-        "links": {"self": here, "result": f"{here}/result"},
-        "forms": list(FORMS),
+        "links": {"self": path, "result": f"{path}/result"},
+        "media_types": list(FORMS),
     }
 
 
-def _moment(seconds: float | None) -> str | None:
+def _iso_time(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else None
 
 
-def _form_of(request: Request) -> str:
-    """Return the form that the caller prefers; raises HTTPException where it takes none."""
-    form = negotiate(request.headers.get("accept", ""), list(FORMS))
-    if form is None:
-        raise HTTPException(406, f"there is no such form of the answer; Accept one of {', '.join(FORMS)}")
-    return form
+def _choose_media_type(request: Request) -> str:
+    """Return the media type that the caller prefers; raises HTTPException where it accepts none."""
+    media_type = negotiate(request.headers.get("accept", ""), list(FORMS))
+    if media_type is None:
+        raise HTTPException(406, f"the response has no such media type; Accept one of {', '.join(FORMS)}")
+    return media_type
 
 
-def _headers_of(form: str, name: str) -> dict[str, str]:
-    headers = {"Vary": "Accept"}
-    if form == MAP:
-        stem = "".join(
-            c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name.rpartition(".")[0] or name
-        )
-        headers["Content-Disposition"] = f'attachment; filename="{stem}.classes.tif"'
-    return headers
+def _result_headers(media_type: str, name: str) -> dict[str, str]:
+    if media_type != MAP:
+        return {"Vary": "Accept"}
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", name.rpartition(".")[0] or name)
+    return {"Vary": "Accept", "Content-Disposition": f'attachment; filename="{stem}.classes.tif"'}
 
 
 def _owner_of(request: Request) -> str:
     return owner_of(getattr(request.state, "caller", ""))
 
 
-def _prefers_a_task(request: Request) -> bool:
+def _prefers_task(request: Request) -> bool:
     preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
     return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
 
 
-def _question_of(overrides: Mapping[str, str], best_coverage: float) -> SceneQuestion:
-    read_options, coverage = parameters(overrides, _PARAMETERS, best_coverage)
-    return SceneQuestion(
-        overrides["name"], read_options, _share_of(overrides, "min_valid_fraction", _MIN_VALID_FRACTION), coverage
-    )
+def _parse_question(parameters: Mapping[str, str], best_coverage: float) -> SceneRequest:
+    options, coverage = parse_parameters(parameters, _PARAMETERS, best_coverage)
+    min_valid_fraction = _parse_fraction(parameters, "min_valid_fraction", _MIN_VALID_FRACTION)
+    return SceneRequest(parameters["name"], options, min_valid_fraction, coverage)
 
 
-def _share_of(overrides: Mapping[str, str], name: str, default: float) -> float:
+def _parse_fraction(parameters: Mapping[str, str], name: str, default: float) -> float:
     try:
-        share = float(overrides.get(name) or default)
+        fraction = float(parameters.get(name) or default)
     except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise HTTPException(422, f"{name} is a share from 0 to 1, not {overrides[name]!r}")
-    return share
+        fraction = -1.0
+    if not 0 <= fraction <= 1:
+        raise HTTPException(422, f"{name} is a fraction from 0 to 1, not {parameters[name]!r}")
+    return fraction
 
 
 def _refuse_full(error: FullError) -> Response:
     if error.tasks:
-        message, hint = "as many scenes wait as may wait", f"try again in {_LATER} s"
-        return refuse(HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER})
-    message, hint = "there is no room for another scene", f"try again in {_LATER} s, or DELETE results that you have"
-    headers = {"Retry-After": _LATER, "Connection": "close"}  # the body may be unread
-    return refuse(HTTPStatus.SERVICE_UNAVAILABLE, "storage_full", message, hint, **headers)
-
-
-ROUTES = [
-    Route("/scene", classify_scene, methods=["POST"]),
-    Route("/tasks/{task_id}", show_task, methods=["GET"]),
-    Route("/tasks/{task_id}", remove_task, methods=["DELETE"]),
-    Route("/tasks/{task_id}/result", show_result, methods=["GET"]),
-]
+        message, hint = "the queue of scenes is full", f"try again in {_LATER} s"
+        return refuse(
+            HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER}
+        )
+    message = "there is no disk space for another scene"
+    hint = f"try again in {_LATER} s, or DELETE the tasks whose results you have"
+    fields = {"Retry-After": _LATER, "Connection": "close"}  # the body may be unread
+    return refuse(HTTPStatus.SERVICE_UNAVAILABLE, "storage_full", message, hint, **fields)

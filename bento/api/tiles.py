@@ -1,4 +1,4 @@
-"""`POST /explain`: what the answer to a tile rests on, as a picture or as numbers."""
+"""Routes of single tiles: `POST /classify`, `POST /explain` and `GET /model`."""
 
 import asyncio
 import json
@@ -7,16 +7,33 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tilewise.bento.api.bodies import announced_bytes, read_tiles
-from tilewise.bento.api.replies import answer, negotiate
-from tilewise.bento.errors import status_of_code
-from tilewise.bento.inference.engine import Engine, TileClassifier
-from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint, patch_starts
+from tilewise.bento.api.replies import headers, negotiate, refusals, reply, status_of_code
+from tilewise.bento.api.schemas import (
+    ARRAY,
+    PNG,
+    TIFF,
+    ClassifyResponse,
+    ExplainParameters,
+    ExplainResponse,
+    ModelResponse,
+    NamedParameters,
+    NamedTileParameters,
+    ReadParameters,
+    TileParameters,
+    example,
+    form,
+    header,
+    operation,
+    query,
+)
+from tilewise.bento.inference.engine import TileClassifier
+from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint
 from tilewise.bento.inference.uploads import Upload
 from tilewise.bento.request_context import note_answered, note_requested
 from tilewise.bento.serving.runtime import serving_of
@@ -24,59 +41,97 @@ from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError
 from tilewise.datasets.core.errors import NoDataError
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.geotiff import read_tile
+from tilewise.models.occlusion import patch_starts
+
+router = APIRouter()
 
 
+@router.post(
+    "/classify",
+    operation_id="classify",
+    tags=["classify"],
+    summary="Classify tiles",
+    response_model=ClassifyResponse,
+    response_description="One result for each tile, in order",
+    responses={
+        200: {"headers": headers(), "content": example("classified")},
+        **refusals(400, 401, 405, 408, 413, 415, 422, 500, 503, 504),
+    },
+    openapi_extra=operation(
+        "curl -F tiles=@tile.tif {url}/classify",
+        "curl --data-binary @tile.tif -H 'Content-Type: image/tiff' '{url}/classify?name=tile.tif'",
+        "curl --data-binary @tiles.npy -H 'Content-Type: application/octet-stream' "
+        "'{url}/classify?level=L1C'",
+        parameters=[header("Tilewise-Key"), *query(NamedTileParameters)],
+        body={
+            "multipart/form-data": form("tiles", TileParameters, many=True),
+            "image/tiff": TIFF,
+            "application/octet-stream": ARRAY,
+            "application/x-npy": ARRAY,
+        },
+    ),
+)
 async def classify(request: Request) -> Response:
-    """POST /classify: tiles in one of three forms (`tilewise.bento.api.bodies`); one result for each, in order."""
+    """Tiles of 64 × 64 pixels, in one of three kinds of bodies.
+
+    A tile that cannot be classified has its own `error` among the results and does not affect the others;
+    where it is the whole of an `image/tiff` body, its error is the response. What the files' metadata leave
+    open is stated in fields of the form, or in the query.
+
+    A `.npy` body is an array of uint16 (n, bands, 64, 64) in DN (reflectance × 10 000, 0 = no data); it does
+    not accept `scale` and `offset`.
+    """
     serving = serving_of(request)
     async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
-        asked = await read_tiles(request, serving.settings, serving.best_coverage)
-        engine, results = await serving.classify(asked.uploads, sticky_key(request))
+        batch = await read_tiles(request, serving.settings, serving.best_coverage)
+        engine, results = await serving.classify(batch.uploads, sticky_key(request))
     note_answered()
-    if asked.single and "error" in results[0]:
-        return answer({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
-    return answer({"model": identity(engine), "results": results})
+    if batch.single and "error" in results[0]:
+        return reply({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
+    return reply({"model": engine.identity, "results": results})
 
 
+@router.get(
+    "/model",
+    operation_id="describeModel",
+    tags=["model"],
+    summary="Describe the model",
+    response_model=ModelResponse,
+    response_description="Its metadata",
+    responses={200: {"headers": headers()}, **refusals(401, 405, 500)},
+    openapi_extra=operation("curl {url}/model"),
+)
 async def describe_model(request: Request) -> Response:
-    """GET /model: what the answering model says of itself, and the candidate, without their reference histograms."""
+    """Classes, bands, metrics, licence and hash of the model file; likewise of a candidate, if it has one."""
     releases = serving_of(request).releases
-    content = _card(releases.champion)
+    content = _describe_engine(releases.champion)
     if releases.candidate:
-        content["candidate"] = {**_card(releases.candidate), "mode": releases.mode, "share": releases.fraction}
-    return answer(content)
+        card = _describe_engine(releases.candidate)
+        content["candidate"] = {**card, "mode": releases.mode, "fraction": releases.fraction}
+    return reply(content)
 
 
-def sticky_key(request: Request) -> str:
-    """Return what decides which model answers a caller: the header `Tilewise-Key`, its API key, or its address."""
-    address = request.client.host if request.client else ""
-    return request.headers.get("tilewise-key") or getattr(request.state, "caller", "") or address
-
-
-def _card(engine: Engine) -> dict[str, Any]:
+def _describe_engine(engine: TileClassifier) -> dict[str, Any]:
     card = engine.metadata.model_dump(mode="json", exclude={"histograms", "histogram_edges"})
     return {**card, "sha256": engine.sha256}
 
 
-def identity(engine: Engine) -> dict[str, str]:
-    """Return the name, version and hash of a model."""
-    return engine.identity
+def sticky_key(request: Request) -> str:
+    """Return what assigns a caller to a model: the header `Tilewise-Key`, its API key, or its address."""
+    address = request.client.host if request.client else ""
+    return request.headers.get("tilewise-key") or getattr(request.state, "caller", "") or address
 
 
-ROUTES = [
-    Route("/classify", classify, methods=["POST"]),
-    Route("/model", describe_model, methods=["GET"]),
-]
+# Explanations.
 
-
-PNG, JSON = "image/png", "application/json"
-_PARAMETERS = ("method", "size", "stride", "class")
+_PNG, _JSON = "image/png", "application/json"
+_PARAMETERS = tuple(field.alias or name for name, field in ExplainParameters.model_fields.items())
 _DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How a tile is to be explained: see `tilewise.bento.inference.occlusion.explain`."""
+class ExplainOptions:
+    """How to explain a tile: the arguments of `tilewise.bento.inference.occlusion.explain`."""
 
     method: Method
     size: int
@@ -84,43 +139,73 @@ class Wish:
     class_name: str | None
 
 
+@router.post(
+    "/explain",
+    operation_id="explain",
+    tags=["classify"],
+    summary="Explain the class of a tile",
+    response_model=ExplainResponse,
+    response_description="A heat map, or its numbers",
+    responses={
+        200: {"headers": headers(), "content": {_PNG: PNG}},
+        **refusals(400, 401, 405, 406, 408, 413, 415, 422, 500, 503, 504),
+    },
+    openapi_extra=operation(
+        "curl -F tiles=@tile.tif -o heat.png {url}/explain",
+        "curl -F tiles=@tile.tif -H 'Accept: application/json' '{url}/explain?size=16&class=Forest'",
+        parameters=[header("Tilewise-Key"), *query(NamedParameters, ExplainParameters)],
+        body={
+            "multipart/form-data": form("tiles", ReadParameters),
+            "image/tiff": TIFF,
+            "application/octet-stream": ARRAY,
+        },
+    ),
+)
 async def explain_tile(request: Request) -> Response:
-    """POST /explain: one tile in one of the three forms of /classify; a heat map or its numbers."""
+    """Occlude patches and bands one after another, and measure how the result changes.
+
+    One tile, in one of the bodies of `/classify`. The header `Accept` chooses a heat map (PNG) or numbers
+    (JSON).
+    """
     serving = serving_of(request)
-    form = negotiate(request.headers.get("accept", ""), (PNG, JSON))
-    if form is None:
-        raise HTTPException(406, f"there is no such form of the answer; Accept {PNG} or {JSON}")
+    media_type = negotiate(request.headers.get("accept", ""), (_PNG, _JSON))
+    if media_type is None:
+        raise HTTPException(406, f"the response has no such media type; Accept {_PNG} or {_JSON}")
     engine = serving.releases.route(sticky_key(request))
-    wish = _wish_of(request.query_params, engine)
+    options = _parse_options(request.query_params, engine)
     async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
-        alone = serving.settings.model_copy(update={"max_tiles": 1})
-        asked = await read_tiles(_without(request, _PARAMETERS), alone, serving.best_coverage)
-        tile = await asyncio.to_thread(_read, asked.uploads, engine.metadata.tile_size)
+        single = serving.settings.model_copy(update={"max_tiles": 1})
+        batch = await read_tiles(_without_parameters(request), single, serving.best_coverage)
+        tile = await asyncio.to_thread(_read_only_tile, batch.uploads, engine.metadata.tile_size)
     note_requested(1, engine.metadata.version)
 
     def work(scheduled: TileClassifier) -> bytes:
-        found = explain(scheduled, tile, wish.method, wish.size, wish.stride, wish.class_name)
-        return paint(found) if form == PNG else json.dumps(_describe(engine, found)).encode()
+        found = explain(scheduled, tile, options.method, options.size, options.stride, options.class_name)
+        return (
+            paint(found) if media_type == _PNG else json.dumps(_describe_explanation(engine, found)).encode()
+        )
 
     try:
         content = await serving.scenes.answer(request, lambda make: work(make(engine)))
     except ClientGoneError:
         return Response(status_code=CLIENT_GONE)
-    return Response(content, media_type=form, headers={"Vary": "Accept"})
+    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 
-def _read(uploads: list[Upload], size: int) -> Tile:
-    """Return the one tile that was sent; raises TilewiseError, or HTTPException where there is none."""
+def _read_only_tile(uploads: list[Upload], size: int) -> Tile:
+    """Return the one tile of a request; raises TilewiseError, or HTTPException where there is not one."""
     if len(uploads) != 1:
-        raise HTTPException(422, f"{len(uploads)} tiles; one is explained at a time")
+        raise HTTPException(422, f"{len(uploads)} tiles; send one at a time")
     content, name = uploads[0].content, uploads[0].name
     tile = content if isinstance(content, Tile) else read_tile(content, uploads[0].overrides, name, size)
     if tile.valid_fraction == 0:
-        raise NoDataError(f"{name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to explain")
+        raise NoDataError(
+            f"{name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to explain"
+        )
     return tile
 
 
-def _describe(engine: Engine, found: Explanation) -> dict[str, Any]:
+def _describe_explanation(engine: TileClassifier, found: Explanation) -> dict[str, Any]:
     return {
         "model": engine.identity,
         "name": found.tile.name,
@@ -135,33 +220,30 @@ def _describe(engine: Engine, found: Explanation) -> dict[str, Any]:
     }
 
 
-def _wish_of(overrides: Mapping[str, str], engine: Engine) -> Wish:
-    """Return what the query asks; raises HTTPException where it makes no sense."""
+def _parse_options(parameters: Mapping[str, str], engine: TileClassifier) -> ExplainOptions:
+    """Return the options in the query; raises HTTPException where one is not valid."""
     tile, classes = engine.metadata.tile_size, engine.metadata.classes
-    method, class_name = overrides.get("method") or Method.OCCLUSION, overrides.get("class") or None
+    method, class_name = parameters.get("method") or Method.OCCLUSION, parameters.get("class") or None
     if method not in list(Method):
         raise HTTPException(422, f"method is {' or '.join(Method)}, not {method!r}")
     if class_name is not None and class_name not in classes:
         raise HTTPException(422, f"class is one of {', '.join(classes)}, not {class_name!r}")
-    size = _whole_number(overrides, "size", 8, tile)
-    stride = _whole_number(overrides, "stride", max(size // 2, 1), size)
+    size = _parse_integer(parameters, "size", 8, tile)
+    stride = _parse_integer(parameters, "stride", max(size // 2, 1), size)
     patches = len(patch_starts(tile, size, stride)) ** 2
     if patches > MAX_PATCHES:
-        raise HTTPException(422, f"{patches:,} patches, {MAX_PATCHES:,} are the most; ask for a larger stride")
-    return Wish(Method(method), size, stride, class_name)
+        raise HTTPException(422, f"{patches:,} patches, the limit is {MAX_PATCHES:,}; use a larger stride")
+    return ExplainOptions(Method(method), size, stride, class_name)
 
 
-def _whole_number(overrides: Mapping[str, str], name: str, default: int, limit: int) -> int:
-    text = overrides.get(name) or str(default)
+def _parse_integer(parameters: Mapping[str, str], name: str, default: int, limit: int) -> int:
+    text = parameters.get(name) or str(default)
     if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= limit):
         raise HTTPException(422, f"{name} is a whole number from 1 to {limit}, not {text!r}")
     return int(text)
 
 
-def _without(request: Request, names: tuple[str, ...]) -> Request:
-    """Return `request` without parameters that are not about the tile."""
-    rest = [(name, value) for name, value in request.query_params.multi_items() if name not in names]
+def _without_parameters(request: Request) -> Request:
+    """Return `request` without the parameters that do not describe the tile."""
+    rest = [(name, value) for name, value in request.query_params.multi_items() if name not in _PARAMETERS]
     return Request({**request.scope, "query_string": urlencode(rest).encode()}, request.receive)
-
-
-EXPLAIN_ROUTES = [Route("/explain", explain_tile, methods=["POST"])]

@@ -12,7 +12,7 @@ import click
 
 from tilewise.bento.batch.console import RunDisplay, open_display
 from tilewise.bento.batch.manifest import SceneOutcome
-from tilewise.bento.batch.run import Crew, Run, RunOptions, find, watch_scenes
+from tilewise.bento.batch.run import Backend, Run, RunOptions, find, watch_scenes
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.inference.windows import MIN_STRIDE, GridOptions
 from tilewise.bento.results.tables import VectorFormat
@@ -140,10 +140,10 @@ _WORKER_OPTIONS = (
     ),
     click.option(
         "--engine",
-        "crew",
-        default=Crew.LOCAL.value,
+        "backend",
+        default=Backend.LOCAL.value,
         show_default=True,
-        type=click.Choice([crew.value for crew in Crew]),
+        type=click.Choice([backend.value for backend in Backend]),
         help="Where scenes are classified: on this machine, or on a Ray cluster.",
     ),
     click.option(
@@ -154,8 +154,8 @@ _WORKER_OPTIONS = (
 )
 
 
-def _make_workers(jobs: int, threads: int, crew: str, address: str | None) -> dict[str, Any]:
-    return {"jobs": jobs, "threads": threads, "crew": Crew(crew), "address": address}
+def _make_workers(jobs: int, threads: int, backend: str, address: str | None) -> dict[str, Any]:
+    return {"jobs": jobs, "threads": threads, "backend": Backend(backend), "address": address}
 
 
 worker_options = option_group("workers", _make_workers, _WORKER_OPTIONS)
@@ -210,7 +210,7 @@ def main(
     \b
     For each scene NAME these files are written into the folder of results:
       NAME.classes.tif       class of every pixel, on the scene's grid      (classes)
-      NAME.confidence.tif    probability of that class                      (confidence)
+      NAME.probability.tif   probability of that class                      (probability)
       NAME.outlier.tif       how unlike the training data                   (outlier)
       NAME.probabilities.tif probability of every class                     (probabilities)
       NAME.windows.parquet   every window with outline and probabilities    (windows)
@@ -262,7 +262,7 @@ def _classify(run: Run, batches: Any, display: RunDisplay, out: Path) -> int:
 
 def exit_status(outcomes: Sequence[SceneOutcome]) -> int:
     """Return the exit status of a run."""
-    return 0 if all(outcome.is_sound for outcome in outcomes) else 1
+    return 0 if all(outcome.is_complete for outcome in outcomes) else 1
 
 
 def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
@@ -270,7 +270,7 @@ def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
     failures = 0
     for task, plan in run.preview(sources):
         failures += plan.startswith("would fail")
-        click.echo(_json_line(task.place, plan) if as_json else f"{task.place}: {plan}")
+        click.echo(_json_line(task.location, plan) if as_json else f"{task.location}: {plan}")
     return 1 if failures else 0
 
 

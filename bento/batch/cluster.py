@@ -1,9 +1,9 @@
-"""Scenes spread over a Ray cluster: the same work, the same manifest and the same bytes as on one machine.
+"""Classify scenes on a Ray cluster: the same work, the same manifest and the same bytes as on one machine.
 
-All nodes must see the scenes, the model and the folder of results under the same paths (a shared file system). The run
-itself stays where it was started: it alone moves results to their place and writes the manifest. A small scene is one
-task; of a large one, blocks of its rows are tasks, and one more task writes what they answer. A task whose worker or
-node is lost is done again by Ray elsewhere; each attempt writes to a folder of its own.
+All nodes must see the scenes, the model and the folder of results under the same paths (a shared file
+system). The run stays on the machine where it was started: it alone moves results and writes the manifest. A
+small scene is one Ray task; a large one is split into tasks of some rows each, and one more task writes their
+answers. Ray repeats a task whose worker or node is lost; each attempt writes to a folder of its own.
 """
 
 import logging
@@ -18,89 +18,90 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tilewise.bento.batch.processes import InFlight
+from tilewise.bento.batch.processes import WorkReport
 from tilewise.bento.batch.worker import (
-    Begun,
-    Done,
-    Task,
+    FinishedScene,
+    SceneTask,
+    StartedScene,
     WorkPlan,
-    classify_whole,
-    guarded,
-    look,
+    catch_failures,
+    classify_and_write,
     scene_info_of,
+    start_scene,
     write_scene,
 )
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.inference.windows import Block, WindowAnswer, classify, strip_count
+from tilewise.bento.inference.windows import SceneBlock, WindowAnswer, classify, strip_count
 from tilewise.bento.results.writer import ModelFacts
 from tilewise.datasets.core.errors import SceneError, TilewiseError, UnreadableImageError
 from tilewise.datasets.scenes import BrokenBlock
 
 _RETRIES = 4  # of a task whose worker or node was lost
 BLOCK_STRIPS = 32  # strips of windows in a task: 2,048 rows, some ten seconds of work
-_AHEAD = 2  # scenes in work for each core of the cluster
-_LOOK = 0.5  # seconds
+_AHEAD = 2  # scenes in progress for each core of the cluster
+_SECONDS_BETWEEN_REPORTS = 0.5
 _SECONDS_TO_ANSWER = 10.0
 
 
 def work_on_cluster(
-    tasks: Iterator[Task],
+    tasks: Iterator[SceneTask],
     plan: WorkPlan,
     address: str | None,
-    report: InFlight = lambda share, windows: None,
+    report: WorkReport = lambda scenes, windows: None,
     block_strips: int = BLOCK_STRIPS,
-) -> Iterator[tuple[Task, Done]]:
-    """Work on scenes by the cluster at `address`; answers come in the order in which they are ready.
+) -> Iterator[tuple[SceneTask, FinishedScene]]:
+    """Classify scenes on the cluster at `address`; yield them in the order in which they are finished.
 
     Args:
         tasks: the scenes.
-        plan: of the run; its folders and its model are seen by all nodes.
-        address: as `ray.init` takes it; None: the cluster that runs here, or one of this machine alone.
-        report: told now and then; a cluster's tasks do not say how far they are.
-        block_strips: scenes with more strips of windows than this are worked on in blocks of so many.
+        plan: of the run; all nodes see its folders and its model.
+        address: as `ray.init` takes it; None: the cluster on this machine, else a new one of this machine
+            alone.
+        report: called now and then; tasks on a cluster do not report their progress.
+        block_strips: scenes with more strips of windows than this are split into tasks of so many strips.
 
     Raises:
         TilewiseError: Ray is not installed, or the cluster cannot be reached.
     """
     ray, is_mine = _connect(address)
     on_cluster = _Remote(ray, plan, block_strips)
-    running: dict[Any, Task] = {}
+    running: dict[Any, SceneTask] = {}
     try:
         while True:
-            room = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)) // plan.threads)
-            while len(running) < room and (task := next(tasks, None)):
+            limit = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)) // plan.threads)
+            while len(running) < limit and (task := next(tasks, None)):
                 running[on_cluster.begin(task)] = task
             if not running:
                 return
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK)
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_REPORTS)
             report(0.0, 0)
             for reference in ready:
                 task = running.pop(reference)
                 answer = on_cluster.answer(reference, task)
-                if isinstance(answer, Done):
+                if isinstance(answer, FinishedScene):
                     yield task, answer
                 else:
-                    running[on_cluster.part(answer)] = task
+                    running[on_cluster.split(answer)] = task
     finally:
-        for reference in running:  # nobody waits for them any more
+        for reference in running:  # their results are no longer needed
             ray.cancel(reference)
         if is_mine:
             ray.shutdown()
 
 
 @dataclass(frozen=True, slots=True)
-class _Large:
-    """A scene that is worth parting: nothing of it is classified yet."""
+class _LargeScene:
+    """A scene that is split into several tasks; nothing of it is classified yet."""
 
-    begun: Begun
+    started: StartedScene
     scene_info: SceneInfo
     strips: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Packed:
-    """A block whose maps are packed for the way: neighbours are alike, so they shrink a hundredfold."""
+class _PackedBlock:
+    """A block whose maps are compressed for the network: they shrink about a hundredfold."""
 
     row: int
     maps: tuple[tuple[bytes, tuple[int, ...], str] | None, ...]
@@ -108,46 +109,49 @@ class _Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """What a task answers for some strips: their blocks, and which blocks of the files could not be decoded."""
+class _ClassifiedStrips:
+    """The result of a task for some strips: their blocks, and the file blocks that could not be decoded."""
 
-    blocks: list[_Packed]
+    blocks: list[_PackedBlock]
     broken: tuple[BrokenBlock, ...]
 
 
 class _Remote:
-    """The tasks as Ray has them."""
+    """The remote functions of the run."""
 
     def __init__(self, ray: Any, plan: WorkPlan, block_strips: int) -> None:
-        self._ray, self._plan, self._strips = ray, plan, block_strips
+        self._ray, self._plan, self._block_strips = ray, plan, block_strips
         options = {"num_cpus": plan.threads, "max_retries": _RETRIES}
-        self._first = ray.remote(**options)(_first_look)
-        self._rows = ray.remote(**options)(_answer_rows)
+        self._begin = ray.remote(**options)(_classify_or_measure)
+        self._strips = ray.remote(**options)(_classify_strips)
         # Writing waits most of the time, while the cores classify.
-        self._write = ray.remote(num_cpus=0.1, max_retries=_RETRIES)(_write_parted)
+        self._write = ray.remote(num_cpus=0.1, max_retries=_RETRIES)(_write_split)
 
-    def begin(self, task: Task) -> Any:
-        """Begin with a scene."""
-        return self._first.remote(task, self._plan, self._strips)
+    def begin(self, task: SceneTask) -> Any:
+        """Start with a scene."""
+        return self._begin.remote(task, self._plan, self._block_strips)
 
-    def part(self, large: _Large) -> Any:
-        """Have a large scene's rows answered, and written by one more task as they come."""
-        parts = [(first, first + self._strips) for first in range(0, large.strips, self._strips)]
-        rows = [self._rows.remote(large.begun.task, self._plan, part) for part in parts]
-        return self._write.remote(large, rows)
+    def split(self, large: _LargeScene) -> Any:
+        """Classify the strips of a large scene in several tasks, and write them in one more."""
+        step = self._block_strips
+        parts = [(first, first + step) for first in range(0, large.strips, step)]
+        strips = [self._strips.remote(large.started.task, self._plan, part) for part in parts]
+        return self._write.remote(large, strips)
 
-    def answer(self, reference: Any, task: Task) -> Done | _Large:
-        """Return what became of a task; one that Ray gives up is a failure of its scene alone."""
+    def answer(self, reference: Any, task: SceneTask) -> FinishedScene | _LargeScene:
+        """Return the result of a Ray task; one that Ray gives up fails its scene alone."""
         try:
-            answer: Done | _Large = self._ray.get(reference)
+            answer: FinishedScene | _LargeScene = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().splitlines()
-            return task.failed(f"the cluster gave it up after {_RETRIES} new attempts: {first[0] if first else error}")
+            return task.failed(
+                f"the cluster gave up after {_RETRIES} new attempts: {first[0] if first else error}"
+            )
         return answer
 
 
 def _connect(address: str | None) -> tuple[Any, bool]:
-    """Return Ray, and whether it is to be shut down at the end: not where the caller has connected it."""
+    """Return Ray, and whether to shut it down at the end: not where the caller had connected it."""
     try:
         import ray
     except ImportError as error:
@@ -155,7 +159,7 @@ def _connect(address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     try:
-        _knock(address)
+        _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         where = address or "this machine"
@@ -163,8 +167,8 @@ def _connect(address: str | None) -> tuple[Any, bool]:
     return ray, True
 
 
-def _knock(address: str | None) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself tries for minutes, and ends the process."""
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray would try for minutes, then end the process."""
     host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
@@ -172,58 +176,60 @@ def _knock(address: str | None) -> None:
 
 @lru_cache(maxsize=1)
 def _engine(plan: WorkPlan) -> Engine:
-    """Return this worker's model, loaded by its first task and kept for the next ones."""
+    """Return this worker's model, loaded by its first task and kept for later ones."""
     return plan.load()
 
 
-def _first_look(task: Task, plan: WorkPlan, block_strips: int) -> Done | _Large:
-    """Work on a small scene; of a large one only tell how large it is."""
+def _classify_or_measure(task: SceneTask, plan: WorkPlan, block_strips: int) -> FinishedScene | _LargeScene:
+    """Classify a small scene; of a large one return only its size."""
 
-    def work() -> Done | _Large:
-        begun = look(task, plan)
-        if isinstance(begun, Done):
-            return begun
+    def work() -> FinishedScene | _LargeScene:
+        started = start_scene(task, plan)
+        if isinstance(started, FinishedScene):
+            return started
         with task.source.open() as scene:
             strips = strip_count(scene, plan.grid)
             if strips <= block_strips:
-                return classify_whole(begun, _engine(plan), scene)
-            answer = classify(_engine(plan), scene, plan.grid)  # nothing of it is asked for but its grid
-            return _Large(begun, scene_info_of(task, scene, answer), strips)
+                return classify_and_write(started, _engine(plan), scene)
+            answer = classify(_engine(plan), scene, plan.grid)  # for its grid alone: no block is taken
+            return _LargeScene(started, scene_info_of(task, scene, answer), strips)
 
-    return guarded(task, plan, work)
+    return catch_failures(task, plan, work)
 
 
-def _answer_rows(task: Task, plan: WorkPlan, strips: tuple[int, int]) -> _Rows | Done:
-    """Return the maps of some strips of a scene, and which blocks of its files could not be decoded."""
+def _classify_strips(
+    task: SceneTask, plan: WorkPlan, strips: tuple[int, int]
+) -> _ClassifiedStrips | FinishedScene:
+    """Return the maps of some strips of a scene, and the file blocks that could not be decoded."""
 
-    def work() -> _Rows:
+    def work() -> _ClassifiedStrips:
         with task.source.open() as scene:
-            answered = classify(_engine(plan), scene, plan.grid, workers=plan.threads, rows=strips)
-            blocks: list[_Packed] = []
+            classification = classify(_engine(plan), scene, plan.grid, workers=plan.threads, rows=strips)
+            blocks: list[_PackedBlock] = []
             try:
-                with closing(answered.iter_blocks()) as answers:
+                with closing(classification.iter_blocks()) as answers:
                     blocks.extend(_pack(block) for block in answers)
             except UnreadableImageError:
-                if not (blocks and scene.broken):  # none of these rows can be decoded; others perhaps can
+                if not (blocks and scene.broken):  # these rows cannot be decoded; others perhaps can
                     raise
-            return _Rows(blocks, scene.broken_blocks)
+            return _ClassifiedStrips(blocks, scene.broken_blocks)
 
-    return guarded(task, plan, work)
+    return catch_failures(task, plan, work)
 
 
-def _write_parted(large: _Large, rows: list[Any]) -> Done:
-    """Write a scene whose rows other tasks answer."""
+def _write_split(large: _LargeScene, strips: list[Any]) -> FinishedScene:
+    """Write a scene whose strips other tasks classify."""
     import ray
 
-    begun = large.begun
+    started = large.started
     broken: set[BrokenBlock] = set()
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[SceneBlock]:
         answered = False
-        for reference in rows:
+        for reference in strips:
             answer = ray.get(reference)
-            if isinstance(answer, Done):
-                raise SceneError(str(answer.outcome.error).removeprefix(f"{begun.task.place}: "))
+            if isinstance(answer, FinishedScene):
+                raise SceneError(str(answer.outcome.error).removeprefix(f"{started.task.location}: "))
             broken.update(answer.broken)
             for block in map(_unpack, answer.blocks):
                 answered |= any(window.probabilities is not None for window in block.windows)
@@ -234,17 +240,17 @@ def _write_parted(large: _Large, rows: list[Any]) -> Done:
                 "fetch the files again"
             )
 
-    def work() -> Done:
-        engine = _engine(begun.plan)
-        facts = ModelFacts(engine.metadata, engine.sha256, begun.plan.model)
-        return write_scene(begun, facts, large.scene_info, blocks(), lambda: len(broken))
+    def work() -> FinishedScene:
+        engine = _engine(started.plan)
+        facts = ModelFacts(engine.metadata, engine.sha256, started.plan.model)
+        return write_scene(started, facts, large.scene_info, blocks(), lambda: len(broken))
 
-    return guarded(begun.task, begun.plan, work)
+    return catch_failures(started.task, started.plan, work)
 
 
-def _pack(block: Block) -> _Packed:
-    maps = (block.class_map, block.confidence, block.outlier, block.probabilities)
-    return _Packed(block.row, tuple(map(_pack_map, maps)), block.windows)
+def _pack(block: SceneBlock) -> _PackedBlock:
+    maps = (block.class_map, block.probability, block.outlier, block.probabilities)
+    return _PackedBlock(block.row, tuple(map(_pack_map, maps)), block.windows)
 
 
 def _pack_map(pixels: npt.NDArray[Any] | None) -> tuple[bytes, tuple[int, ...], str] | None:
@@ -253,10 +259,10 @@ def _pack_map(pixels: npt.NDArray[Any] | None) -> tuple[bytes, tuple[int, ...], 
     return zlib.compress(np.ascontiguousarray(pixels).tobytes(), 1), pixels.shape, pixels.dtype.str
 
 
-def _unpack(packed: _Packed) -> Block:
-    class_map, confidence, outlier, probabilities = (
+def _unpack(packed: _PackedBlock) -> SceneBlock:
+    class_map, probability, outlier, probabilities = (
         None if made is None else np.frombuffer(zlib.decompress(made[0]), made[2]).reshape(made[1])
         for made in packed.maps
     )
-    assert class_map is not None and confidence is not None and outlier is not None  # noqa: PT018, S101 - as packed
-    return Block(packed.row, class_map, confidence, outlier, probabilities, packed.windows)
+    assert class_map is not None and probability is not None and outlier is not None  # noqa: PT018, S101 - as packed
+    return SceneBlock(packed.row, class_map, probability, outlier, probabilities, packed.windows)

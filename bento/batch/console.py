@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from tilewise.bento.batch.manifest import SceneOutcome, State
-from tilewise.bento.batch.run import Standing
+from tilewise.bento.batch.manifest import SceneOutcome, SceneState
+from tilewise.bento.batch.run import RunProgress
 
 _SECONDS_BETWEEN_LINES = 5.0
 _MAX_ROWS = 40  # of the table of scenes; the summary has them all
@@ -26,7 +26,7 @@ _MAX_ROWS = 40  # of the table of scenes; the summary has them all
 class RunDisplay(Protocol):
     """Displays the progress and the outcomes of a run."""
 
-    def progress(self, progress: Standing) -> None:
+    def progress(self, progress: RunProgress) -> None:
         """Display how far the run is."""
 
     def scene(self, outcome: SceneOutcome) -> None:
@@ -55,7 +55,7 @@ class Lines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def progress(self, progress: Standing) -> None:
+    def progress(self, progress: RunProgress) -> None:
         """See `RunDisplay`."""
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES:
@@ -68,7 +68,9 @@ class Lines:
             click.echo(f"error: {outcome.error}", err=True)
             return
         done = f"{outcome.windows:,} windows, {outcome.seconds:.1f} s"
-        click.echo(f"{outcome.name}: {'done already' if outcome.state is State.KEPT else done}", err=True)
+        click.echo(
+            f"{outcome.name}: {'done already' if outcome.state is SceneState.KEPT else done}", err=True
+        )
         if outcome.broken:
             click.echo(f"error: {broken(outcome)}", err=True)
 
@@ -84,13 +86,13 @@ class Bars:
         self._bars = bars
         self._task = bars.add_task("scenes", total=1.0, state="")
 
-    def progress(self, progress: Standing) -> None:
+    def progress(self, progress: RunProgress) -> None:
         """See `RunDisplay`."""
-        self._bars.update(self._task, completed=progress.share, state=describe(progress))
+        self._bars.update(self._task, completed=progress.fraction, state=describe(progress))
 
     def scene(self, outcome: SceneOutcome) -> None:
         """See `RunDisplay`."""
-        if not outcome.is_sound:
+        if not outcome.is_complete:
             self._bars.console.print(f"[red]error[/red]: {escape(outcome.error or broken(outcome))}")
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
@@ -105,7 +107,7 @@ class JsonLines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def progress(self, progress: Standing) -> None:
+    def progress(self, progress: RunProgress) -> None:
         """See `RunDisplay`."""
         now = time.monotonic()
         if now - self._last < 1:
@@ -116,7 +118,7 @@ class JsonLines:
             "progress",
             done=progress.done,
             total=progress.total,
-            share=round(progress.share, 4),
+            share=round(progress.fraction, 4),
             windows=progress.windows,
             windows_per_second=round(progress.windows_per_second, 1),
             seconds=round(progress.seconds, 1),
@@ -129,19 +131,19 @@ class JsonLines:
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
         """See `RunDisplay`."""
-        unsound = sum(not outcome.is_sound for outcome in outcomes)
+        unsound = sum(not outcome.is_complete for outcome in outcomes)
         self._print("end", scenes=len(outcomes), unsound=unsound, out=out, model=model)
 
     def _print(self, event: str, **content: Any) -> None:
         click.echo(json.dumps({"event": event, **content}, ensure_ascii=False))
 
 
-def describe(progress: Standing) -> str:
+def describe(progress: RunProgress) -> str:
     """Return how far a run is, in words."""
     left = progress.seconds_left
-    soon = f", {_duration(left)} left" if left is not None and progress.share < 1 else ""
+    soon = f", {_duration(left)} left" if left is not None and progress.fraction < 1 else ""
     return (
-        f"{progress.done:,} of {progress.total:,} scenes ({100 * progress.share:.0f} %), "
+        f"{progress.done:,} of {progress.total:,} scenes ({100 * progress.fraction:.0f} %), "
         f"{progress.windows_per_second:,.0f} windows/s{soon}"
     )
 
@@ -162,14 +164,14 @@ def print_outcomes(outcomes: list[SceneOutcome], out: str, model: str) -> None:
     Console().print(table)
     if len(outcomes) > _MAX_ROWS:
         click.echo(f"… and {len(outcomes) - _MAX_ROWS:,} more, which summary.csv names")
-    good = sum(outcome.state is not State.FAILED for outcome in outcomes)
+    good = sum(outcome.state is not SceneState.FAILED for outcome in outcomes)
     click.echo(f"{good} of {len(outcomes)} scenes are in {out}, by {model}")
 
 
 def _state(outcome: SceneOutcome) -> str:
-    if outcome.state is State.FAILED:
+    if outcome.state is SceneState.FAILED:
         return "failed"
-    done = "done before" if outcome.state is State.KEPT else "done"
+    done = "done before" if outcome.state is SceneState.KEPT else "done"
     return f"{done}, {outcome.broken} blocks broken" if outcome.broken else done
 
 

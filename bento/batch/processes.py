@@ -1,6 +1,6 @@
-"""Scenes spread over processes of this machine; or, with one job, worked on in this very process.
+"""Classify scenes in several processes of this machine, or in this one.
 
-Each process has a pool of its own: when the system kills one, only the scene that it worked on is concerned.
+Each process has a pool of its own: if the system kills one, only the scene that it worked on is affected.
 """
 
 import logging
@@ -15,117 +15,125 @@ from contextlib import suppress
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
-from tilewise.bento.batch.worker import Done, Task, WorkPlan, perform
+from tilewise.bento.batch.worker import FinishedScene, SceneTask, WorkPlan, process_scene
 from tilewise.bento.inference.engine import Engine
 from tilewise.datasets.core.errors import TilewiseError
 
 _LOG = logging.getLogger("tilewise")
-_MAX_DEATHS = 2  # of a worker at the same scene, after which the scene is given up
-_SECONDS_BETWEEN_LOOKS = 0.5
-_ROWS, _OF, _WINDOWS, _PROCESS = range(4)
+_MAX_DEATHS = 2  # of worker processes at the same scene; then the scene fails
+_SECONDS_BETWEEN_REPORTS = 0.5
+_ROWS, _TOTAL_ROWS, _WINDOWS, _PROCESS_ID = range(4)
 
-InFlight = Callable[[float, int], None]
-"""Called with how much of the scenes in work is done, counted in scenes, and how many of their windows."""
+WorkReport = Callable[[float, int], None]
+"""Called with the finished part of the scenes in progress, counted in scenes, and their finished windows."""
 
 
-def work_here(tasks: Iterator[Task], plan: WorkPlan, engine: Engine, report: InFlight) -> Iterator[tuple[Task, Done]]:
-    """Work on one scene after another in this process."""
+def work_here(
+    tasks: Iterator[SceneTask], plan: WorkPlan, engine: Engine, report: WorkReport
+) -> Iterator[tuple[SceneTask, FinishedScene]]:
+    """Classify one scene after another in this process."""
     for task in tasks:
-        yield task, perform(task, plan, engine, lambda rows, of, windows: report(rows / of, windows))
+        yield (
+            task,
+            process_scene(task, plan, engine, lambda rows, total, windows: report(rows / total, windows)),
+        )
         report(0.0, 0)
 
 
 def work_in_processes(
-    tasks: Iterator[Task], plan: WorkPlan, jobs: int, report: InFlight
-) -> Iterator[tuple[Task, Done]]:
-    """Work on scenes in `jobs` processes; answers come in the order in which they are ready."""
-    seats = [_Seat(plan) for _ in range(jobs)]
-    idle, running = list(seats), dict[Future[Done], tuple[_Seat, Task]]()
+    tasks: Iterator[SceneTask], plan: WorkPlan, jobs: int, report: WorkReport
+) -> Iterator[tuple[SceneTask, FinishedScene]]:
+    """Classify scenes in `jobs` processes; yield them in the order in which they are finished."""
+    workers = [_WorkerProcess(plan) for _ in range(jobs)]
+    idle, running = list(workers), dict[Future[FinishedScene], tuple[_WorkerProcess, SceneTask]]()
     try:
         while True:
             while idle and (task := next(tasks, None)):
-                seat = idle.pop()
-                running[seat.take(task)] = seat, task
+                worker = idle.pop()
+                running[worker.submit(task)] = worker, task
             if not running:
                 return
-            ready, _ = wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
-            report(sum(seat.share for seat, _ in running.values()), sum(seat.windows for seat, _ in running.values()))
+            ready, _ = wait(running, _SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED)
+            busy = [worker for worker, _ in running.values()]
+            report(sum(worker.fraction for worker in busy), sum(worker.windows for worker in busy))
             for future in ready:
-                seat, task = running.pop(future)
-                answer = seat.answer(future, task)
-                if answer is None:
-                    running[seat.take(task)] = seat, task
+                worker, task = running.pop(future)
+                finished = worker.result(future, task)
+                if finished is None:
+                    running[worker.submit(task)] = worker, task
                     continue
-                idle.append(seat)
-                yield task, answer
+                idle.append(worker)
+                yield task, finished
     finally:
-        for seat in seats:
-            seat.close()
+        for worker in workers:
+            worker.close()
 
 
-class _Seat:
-    """A place for one process, which is filled anew when the process dies."""
+class _WorkerProcess:
+    """One worker process, replaced by a new one when it dies."""
 
     def __init__(self, plan: WorkPlan) -> None:
         self._plan = plan
         self._deaths = 0
-        self._fill()
+        self._start()
 
     @property
-    def share(self) -> float:
-        """How much of its scene is done, 0-1."""
-        return float(self._board[_ROWS]) / max(self._board[_OF], 1)
+    def fraction(self) -> float:
+        """Finished fraction of its scene, 0-1."""
+        return float(self._progress[_ROWS]) / max(self._progress[_TOTAL_ROWS], 1)
 
     @property
     def windows(self) -> int:
-        """How many windows of its scene are done."""
-        return int(self._board[_WINDOWS])
+        """Finished windows of its scene."""
+        return int(self._progress[_WINDOWS])
 
-    def take(self, task: Task) -> Future[Done]:
-        """Begin with a scene."""
-        self._board[_ROWS] = self._board[_OF] = self._board[_WINDOWS] = 0
-        return self._pool.submit(_perform, task)
+    def submit(self, task: SceneTask) -> Future[FinishedScene]:
+        """Start with a scene."""
+        self._progress[_ROWS] = self._progress[_TOTAL_ROWS] = self._progress[_WINDOWS] = 0
+        return self._pool.submit(_process_in_worker, task)
 
-    def answer(self, future: Future[Done], task: Task) -> Done | None:
-        """Return what became of the scene; None where the process died and the scene may be tried again."""
+    def result(self, future: Future[FinishedScene], task: SceneTask) -> FinishedScene | None:
+        """Return the finished scene; None where the process died and the scene may be tried again."""
         try:
-            answer = future.result()
+            finished = future.result()
         except BrokenProcessPool:
             self._deaths += 1
             self.close()
-            self._fill()
+            self._start()
             if self._deaths < _MAX_DEATHS:
-                _LOG.warning("%s: the process that worked on it was killed; it is tried once more", task.place)
+                _LOG.warning("%s: its worker process was killed; it is tried once more", task.location)
                 return None
-            answer = task.failed(
+            finished = task.failed(
                 f"the process that worked on it was killed {_MAX_DEATHS} times; "
                 "give it more memory, or run fewer processes at once (--jobs)"
             )
         self._deaths = 0
-        return answer
+        return finished
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, also in the middle of a scene."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if process := self._board[_PROCESS]:
+        if process := self._progress[_PROCESS_ID]:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
 
-    def _fill(self) -> None:
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process would share the threads' locks
-        self._board: Any = context.RawArray("q", 4)  # without a lock, which a killed process might hold for ever
-        self._pool = ProcessPoolExecutor(1, context, _begin, (self._plan, self._board))
+        self._progress: Any = context.RawArray(
+            "q", 4
+        )  # without a lock, which a killed process could hold for ever
+        self._pool = ProcessPoolExecutor(1, context, _set_up, (self._plan, self._progress))
 
 
 _WORKER: dict[str, Any] = {}
 
 
-def _begin(plan: WorkPlan, board: Any) -> None:
-    """Set a new process up: it ends with its parent and leaves Ctrl-C to it."""
+def _set_up(plan: WorkPlan, progress: Any) -> None:
+    """Set up a worker process: it ends with its parent and leaves Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    board[_PROCESS] = os.getpid()
+    progress[_PROCESS_ID] = os.getpid()
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    _WORKER.update(plan=plan, board=board)
+    _WORKER.update(plan=plan, progress=progress)
 
 
 def _end_with_parent() -> None:
@@ -135,14 +143,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _perform(task: Task) -> Done:
-    board = _WORKER["board"]
+def _process_in_worker(task: SceneTask) -> FinishedScene:
+    progress = _WORKER["progress"]
 
-    def advance(rows: int, of: int, windows: int) -> None:
-        board[_ROWS], board[_OF], board[_WINDOWS] = rows, of, windows
+    def advance(rows: int, total: int, windows: int) -> None:
+        progress[_ROWS], progress[_TOTAL_ROWS], progress[_WINDOWS] = rows, total, windows
 
     try:
         engine = _WORKER.get("engine") or _WORKER.setdefault("engine", _WORKER["plan"].load())
     except TilewiseError as error:
         return task.failed(str(error))
-    return perform(task, _WORKER["plan"], engine, advance)
+    return process_scene(task, _WORKER["plan"], engine, advance)

@@ -1,7 +1,7 @@
-"""The work on one scene: the same whether it is done in this process, in another, or on another machine.
+"""Classify one scene to files: the same work in this process, in another one, or on another machine.
 
-A worker leaves a scene's files in a folder of its own; only the run itself moves them to their place. So a worker that
-is killed, or that lives on after its run was killed, cannot harm results.
+A worker writes a scene's files to a folder of its own; only the run moves them into the folder of results. So
+a worker that is killed, or that outlives its run, cannot damage results.
 """
 
 import hashlib
@@ -18,42 +18,42 @@ from typing import TypeVar
 
 import rasterio
 
-from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, State, is_intact
+from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, SceneState, is_intact
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.inference.windows import GridOptions, SceneAnswer, classify
-from tilewise.bento.results.writer import Block, ModelFacts, OutputOptions, ResultWriter
+from tilewise.bento.inference.windows import GridOptions, SceneBlock, SceneClassification, classify
+from tilewise.bento.results.writer import ModelFacts, OutputOptions, ResultWriter
 from tilewise.datasets.core.errors import ModelFileError, TilewiseError
 from tilewise.datasets.core.files import sha256_of
 from tilewise.datasets.scenes import Scene, SceneSource
 
 _LOG = logging.getLogger("tilewise")
-_CACHE_MB = 128  # of GDAL's blocks, in each process; its own default is a share of the machine's memory
+_CACHE_MB = 128  # of GDAL's blocks, in each process; GDAL's default is a fraction of the machine's memory
 _KEY_VERSION = 1
-NETWORK_THREADS = 1  # a scene's threads each ask the network for themselves, so that answers do not depend on how many
+NETWORK_THREADS = 1  # each of a scene's threads runs the network alone: answers do not depend on their number
 _UTC = "%Y-%m-%dT%H:%M:%SZ"
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Advance = Callable[[int, int, int], None]
-"""Called with rows done, rows there are, and windows done."""
+"""Called with the rows of the maps that are done, all rows, and the windows that are done."""
 
 
-def unseen(rows: int, of: int, windows: int) -> None:
-    """Tell nobody."""
+def ignore_progress(rows: int, total: int, windows: int) -> None:
+    """Report nothing: the default."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """What is the same for all scenes of a run.
+    """What a worker needs to know of the run; the same for all its scenes.
 
     Attributes:
         out: the folder of results.
-        staging: the folder in it that workers write to.
+        staging: the folder inside it that workers write to.
         model: the model file.
-        model_sha256: of its bytes.
-        grid: of windows.
-        outputs: what is kept.
-        threads: that read and classify a scene together.
+        model_sha256: SHA-256 of its bytes.
+        grid: how windows are laid.
+        outputs: which results are kept.
+        threads: number of threads that read and classify a scene.
     """
 
     out: Path
@@ -65,7 +65,7 @@ class WorkPlan:
     threads: int
 
     def key(self, fingerprint: str) -> str:
-        """Return the key of a scene's results: the same only if they would be the same bytes."""
+        """Return the key of a scene's results: equal only where the results would be the same bytes."""
         content = {
             "version": _KEY_VERSION,
             "input": fingerprint,
@@ -76,79 +76,82 @@ class WorkPlan:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def load(self) -> Engine:
-        """Return the engine.
+        """Load the model.
 
         Raises:
-            ModelFileError: the model cannot be loaded, or is another one by now.
+            ModelFileError: it cannot be loaded, or the file was replaced since the run began.
         """
         engine = Engine(self.model, NETWORK_THREADS)
         if engine.sha256 != self.model_sha256:
-            raise ModelFileError(f"{self.model}: it was replaced while the run went on; start the run again")
+            raise ModelFileError(f"{self.model}: it was replaced during the run; start the run again")
         return engine
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """One scene to work on.
+class SceneTask:
+    """One scene to classify.
 
     Attributes:
-        source: where it is read from.
+        source: how it is read.
         name: stem of its results.
-        place: what it is called in reports.
-        known: what the manifest has under that name, if anything.
+        location: its path or URL, as reports and the manifest name it.
+        known: the manifest's outcome under that name, if any.
     """
 
     source: SceneSource
     name: str
-    place: str
+    location: str
     known: SceneOutcome | None = None
 
-    def failed(self, why: str) -> "Done":
-        """Return that the scene failed; `why` may begin with the scene's name or its file's."""
-        why = why.removeprefix(f"{self.source.name}: ").removeprefix(f"{Path(self.place).name}: ")
-        return Done(SceneOutcome(self.name, self.place, State.FAILED, error=f"{self.place}: {why}"))
+    def failed(self, why: str) -> "FinishedScene":
+        """Return the scene as failed; `why` may begin with the name of the scene or of its file."""
+        why = why.removeprefix(f"{self.source.name}: ").removeprefix(f"{Path(self.location).name}: ")
+        error = f"{self.location}: {why}"
+        return FinishedScene(SceneOutcome(self.name, self.location, SceneState.FAILED, error=error))
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A scene that is being worked on.
+class StartedScene:
+    """A scene that has to be classified.
 
     Attributes:
         task: the scene.
         plan: of the run.
         key: of its results.
-        started: when, in seconds since 1970: it may be finished on another machine.
+        started_at: Unix time in seconds, since another machine may finish it.
     """
 
-    task: Task
+    task: SceneTask
     plan: WorkPlan
     key: str
-    started: float
+    started_at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What became of a task, and the folder with its files if they are to be moved to their place."""
+class FinishedScene:
+    """A scene's outcome, and the staging folder whose files the run has to move, if there are any."""
 
     outcome: SceneOutcome
     staged: Path | None = None
 
 
-def perform(task: Task, plan: WorkPlan, engine: Engine, advance: Advance = unseen) -> Done:
-    """Classify one scene into a folder of its own below the staging folder. It raises nothing: failure is an answer."""
+def process_scene(
+    task: SceneTask, plan: WorkPlan, engine: Engine, advance: Advance = ignore_progress
+) -> FinishedScene:
+    """Classify one scene into a new folder below the staging folder; a failure is returned, not raised."""
 
-    def work() -> Done:
-        begun = look(task, plan)
-        if isinstance(begun, Done):
-            return begun
+    def work() -> FinishedScene:
+        started = start_scene(task, plan)
+        if isinstance(started, FinishedScene):
+            return started
         with task.source.open() as scene:
-            return classify_whole(begun, engine, scene, advance)
+            return classify_and_write(started, engine, scene, advance)
 
-    return guarded(task, plan, work)
+    return catch_failures(task, plan, work)
 
 
-def guarded(task: Task, plan: WorkPlan, work: Callable[[], Answer]) -> Answer | Done:
-    """Return what `work` does, or that the scene failed; it raises nothing."""
+def catch_failures(task: SceneTask, plan: WorkPlan, work: Callable[[], Result]) -> Result | FinishedScene:
+    """Return the result of `work`, or the scene as failed; nothing is raised."""
     try:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
             return work()
@@ -157,12 +160,14 @@ def guarded(task: Task, plan: WorkPlan, work: Callable[[], Answer]) -> Answer | 
     except OSError as error:
         return task.failed(f"{plan.out} cannot be written to: {error.strerror or error}")
     except Exception as error:  # one scene's odd failure must not end the run of thousands
-        _LOG.exception("%s", task.place)
-        return task.failed(f"it failed in an unforeseen way ({type(error).__name__}: {error}); please report it")
+        _LOG.exception("%s", task.location)
+        return task.failed(
+            f"it failed in an unforeseen way ({type(error).__name__}: {error}); please report it"
+        )
 
 
-def look(task: Task, plan: WorkPlan) -> Begun | Done:
-    """Return the scene's beginning, or that it is done already.
+def start_scene(task: SceneTask, plan: WorkPlan) -> StartedScene | FinishedScene:
+    """Fingerprint a scene; return it as started, or as finished where the folder has its results already.
 
     Raises:
         TilewiseError: a file of the scene cannot be read.
@@ -170,48 +175,50 @@ def look(task: Task, plan: WorkPlan) -> Begun | Done:
     started = time.time()
     key = plan.key(task.source.fingerprint())
     if task.known and task.known.key == key and is_intact(task.known, plan.out):
-        return Done(task.known.kept())
-    return Begun(task, plan, key, started)
+        return FinishedScene(task.known.kept())
+    return StartedScene(task, plan, key, started)
 
 
-def classify_whole(begun: Begun, engine: Engine, scene: Scene, advance: Advance = unseen) -> Done:
-    """Classify an open scene, and write what comes out.
+def classify_and_write(
+    started: StartedScene, engine: Engine, scene: Scene, advance: Advance = ignore_progress
+) -> FinishedScene:
+    """Classify an open scene and write its results to a staging folder.
 
     Raises:
         TilewiseError: it cannot be read.
         OSError: the disk does not take the files.
     """
-    plan = begun.plan
-    answer = classify(engine, scene, plan.grid, workers=plan.threads)
+    plan = started.plan
+    classification = classify(engine, scene, plan.grid, workers=plan.threads)
     facts = ModelFacts(engine.metadata, engine.sha256, plan.model)
-    scene_info = scene_info_of(begun.task, scene, answer)
-    with closing(answer.iter_blocks()) as blocks:
-        return write_scene(begun, facts, scene_info, blocks, lambda: scene.broken, advance)
+    scene_info = scene_info_of(started.task, scene, classification)
+    with closing(classification.iter_blocks()) as blocks:
+        return write_scene(started, facts, scene_info, blocks, lambda: scene.broken, advance)
 
 
 def write_scene(
-    begun: Begun,
+    started: StartedScene,
     facts: ModelFacts,
     scene_info: SceneInfo,
-    blocks: Iterable[Block],
+    blocks: Iterable[SceneBlock],
     broken: Callable[[], int],
-    advance: Advance = unseen,
-) -> Done:
+    advance: Advance = ignore_progress,
+) -> FinishedScene:
     """Write the blocks of a scene into a new folder below the staging folder.
 
     Args:
-        begun: the scene and the run.
+        started: the scene and the run.
         facts: of the model that made the blocks.
-        frame: the grid that they lie on.
+        scene_info: the grid of the maps, and the scene's origin.
         blocks: from the first row to the last.
-        broken: tells, after the last block, how many blocks of the scene's files could not be decoded.
-        advance: told how far it is.
+        broken: called after the last block: how many blocks of the scene's files could not be decoded.
+        advance: called after each block with the progress.
 
     Raises:
         TilewiseError: a block cannot be made.
         OSError: the disk does not take the files.
     """
-    plan = begun.plan
+    plan = started.plan
     folder = Path(tempfile.mkdtemp(prefix="scene-", dir=plan.staging))
     try:
         rows = 0
@@ -219,36 +226,36 @@ def write_scene(
             for block in blocks:
                 writer.add(block)
                 rows += len(block.class_map)
-                advance(rows, scene_info.height, writer.tally.windows)
+                advance(rows, scene_info.height, writer.counts.windows)
             files = writer.describe(writer.finish(), plan.out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     outcome = SceneOutcome(
-        name=begun.task.name,
-        source=begun.task.place,
-        state=State.DONE,
-        key=begun.key,
-        windows=writer.tally.windows,
-        skipped=writer.tally.skipped,
+        name=started.task.name,
+        source=started.task.location,
+        state=SceneState.DONE,
+        key=started.key,
+        windows=writer.counts.windows,
+        skipped=writer.counts.skipped,
         broken=broken(),
-        outliers=writer.tally.outliers,
+        outliers=writer.counts.outliers,
         pixels=scene_info.width * scene_info.height,
-        seconds=round(max(time.time() - begun.started, 0.0), 3),
+        seconds=round(max(time.time() - started.started_at, 0.0), 3),
         area_ha=writer.areas(),
         files=tuple(ResultFile(file.name, file.stat().st_size, sha256_of(file)) for file in files),
     )
-    return Done(outcome, folder)
+    return FinishedScene(outcome, folder)
 
 
-def scene_info_of(task: Task, scene: Scene, answer: SceneAnswer) -> SceneInfo:
-    """Return what results need to know of an open scene, on the grid of its answer."""
+def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassification) -> SceneInfo:
+    """Return the grid of a scene's maps and the scene's origin."""
     return SceneInfo(
         name=task.name,
-        place=answer.place,
-        height=answer.height,
-        width=answer.width,
-        window_place=scene.place,
+        georeference=classification.georeference,
+        height=classification.height,
+        width=classification.width,
+        scene_georeference=scene.place,
         sources=tuple(p if "://" in p else str(Path(p).absolute()) for p in map(str, task.source.paths)),
         datetime=scene.taken.strftime(_UTC) if scene.taken else None,
         platform=scene.platform,

@@ -1,12 +1,14 @@
-"""From the answers for windows to maps: hard where windows lie side by side, blended where they overlap.
+"""Turn the answers for windows into maps: one class a window side by side, blended where windows overlap.
 
-Side by side, a pixel has the class of its window; where the last row or column, moved inwards, overlaps, the first
-window in reading order that was not skipped decides. Overlapping windows are averaged, weighted by a raised cosine of
-the distance from the window's middle, sin²(πt/T) for t from 0 to T along each axis, and normalised by the sum of the
-weights: what a window says of its edge, which it sees without surroundings, counts least, and no seam is left.
+Side by side: a pixel has the class of its window. The last row and column of windows are moved inwards and
+overlap others; there the first window in reading order that was not skipped counts.
 
-Maps may be coarser than pixels: one value for a cell of `cell` × `cell`, that of the cell's middle, wherever at least
-half of the cell's pixels are valid.
+Overlapping (stride below the tile size): windows are averaged with the weights sin²(πt/T), t from 0 to T
+along each axis, normalised by their sum. A window's edge, which the network sees without surroundings, counts
+least, and no seam is left.
+
+Maps may be coarser than pixels: a cell of `cell` × `cell` pixels has the value at its middle if at least half
+of its pixels are valid.
 """
 
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ NO_CLASS = 255  # in a class map: no data, or a window that was skipped
 Floats = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-Places = npt.NDArray[np.intp]
+Indices = npt.NDArray[np.intp]
 
 _MAX_ROWS = 256
 _MAX_VALUES = 2**24  # 64 MiB of float32
@@ -31,14 +33,14 @@ _MAX_VALUES = 2**24  # 64 MiB of float32
 
 @dataclass(frozen=True, slots=True)
 class StripAnswers:
-    """What the network says of the windows of one strip.
+    """The network's answers for the windows of one strip.
 
     Attributes:
-        rows: where they begin, down.
+        rows: pixel rows at which the windows begin.
         probabilities: float32 (rows, columns, classes), 0 where a window was skipped.
-        outlier: float32 (rows, columns), 0 where a window was skipped.
-        kept: bool (rows, columns): not skipped.
-        valid: bool (height, width): the pixels with data, of the rows that the strip decides.
+        outlier: float32 (rows, columns), outlier scores, 0 where a window was skipped.
+        kept: bool (rows, columns), False where a window was skipped.
+        valid: bool (height, width), valid pixels of the rows that the strip paints.
     """
 
     rows: tuple[int, ...]
@@ -50,25 +52,25 @@ class StripAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """Some rows of the maps of a scene.
+    """Some rows of a scene's maps.
 
     Attributes:
-        row: the first one, in cells.
-        class_map: uint8 (height, width), NO_CLASS where there is none.
-        confidence: float32 (height, width), the probability of that class; NaN where there is none.
-        outlier: float32 (height, width), the outlier score; NaN where there is none.
-        probabilities: float32 (classes, height, width), NaN where there is none; None where nobody asked.
+        row: the first of them, in cells.
+        class_map: uint8 (height, width), class index, NO_CLASS where there is none.
+        probability: float32 (height, width), 0-1, of that class; NaN where there is none.
+        outlier: float32 (height, width), outlier score; NaN where there is none.
+        probabilities: float32 (classes, height, width), 0-1, NaN where there are none; None if not requested.
     """
 
     row: int
     class_map: Classes
-    confidence: Floats
+    probability: Floats
     outlier: Floats
     probabilities: Floats | None
 
 
 class Painter:
-    """Turns strips, one after another from the top, into maps; of earlier strips it keeps what still reaches down."""
+    """Turn strips into maps from the top down; keep of earlier strips what reaches further down."""
 
     def __init__(self, window_grid: WindowGrid, cell: int = 1, *, keep_probabilities: bool = False) -> None:
         self._window_grid, self._cell, self._keep = window_grid, cell, keep_probabilities
@@ -77,7 +79,7 @@ class Painter:
         self._above: list[tuple[int, Floats]] = []
 
     def add(self, strip: int, answers: StripAnswers) -> Iterator[Maps]:
-        """Give the maps of the rows that a strip decides, from top to bottom."""
+        """Yield the maps of the rows that a strip paints, from top to bottom."""
         top, bottom = self._window_grid.edges(strip)
         down = _middles(top, bottom, self._cell, self._window_grid.height)
         valid = _coarse(answers.valid, self._cell)
@@ -90,39 +92,47 @@ class Painter:
             yield _maps(top // self._cell + first, paint(down[here], answers), valid[here])
 
     def skip(self, answers: StripAnswers) -> None:
-        """Take in a strip whose own rows nobody asked for."""
+        """Take in a strip whose own rows are not needed, for the blend of the rows below."""
         if self._blends:
             self._spread(answers)
 
     def _rows_at_once(self, classes: int) -> int:
-        """Return how many rows are painted at once, so that the planes of all classes take a bounded memory."""
+        """Return how many rows to paint at once, so that the planes of all classes take bounded memory."""
         planes = classes + 2 if self._blends or self._keep else 3
         return max(1, min(_MAX_ROWS, _MAX_VALUES // (planes * len(self._across))))
 
     def _side_by_side(self, down: Floats, answers: StripAnswers) -> "_Values":
-        """Return what the one window of each cell says."""
+        """Return the values of each cell from its one window."""
         window_grid = self._window_grid
-        rows, later_rows = _owners(down, answers.rows, window_grid.tile)
-        columns, later_columns = _owners(self._across, window_grid.columns, window_grid.tile)
+        rows, later_rows = _windows_over(down, answers.rows, window_grid.tile)
+        columns, later_columns = _windows_over(self._across, window_grid.columns, window_grid.tile)
         found = _Values.of_windows(answers, rows, columns, keep=self._keep)
-        for these, those in ((rows, later_columns), (later_rows, columns), (later_rows, later_columns)):
-            down_here, across_here = np.flatnonzero(these >= 0), np.flatnonzero(those >= 0)
-            if len(down_here) and len(across_here):
-                part = _Values.of_windows(answers, these[down_here], those[across_here], keep=self._keep)
-                found.fill(np.ix_(down_here, across_here), part)
+        further = ((rows, later_columns), (later_rows, columns), (later_rows, later_columns))
+        for further_rows, further_columns in further:
+            covered_down, covered_across = (
+                np.flatnonzero(further_rows >= 0),
+                np.flatnonzero(further_columns >= 0),
+            )
+            if len(covered_down) and len(covered_across):
+                windows = further_rows[covered_down], further_columns[covered_across]
+                part = _Values.of_windows(answers, *windows, keep=self._keep)
+                found.fill(np.ix_(covered_down, covered_across), part)
         return found
 
     def _spread(self, answers: StripAnswers) -> None:
-        """Blend each row of windows along the row, and drop the rows that reach no further."""
+        """Blend each row of windows along the row; drop the rows above that reach no further down."""
         first = answers.rows[0]
         self._above = [(row, spread) for row, spread in self._above if row + self._window_grid.tile > first]
-        overrides = np.concatenate(
-            [answers.probabilities, answers.outlier[..., None], answers.kept[..., None].astype(np.float32)], axis=2
-        )
-        spread = np.zeros((len(answers.rows), overrides.shape[2], len(self._across)), np.float32)
+        planes = [
+            answers.probabilities,
+            answers.outlier[..., None],
+            answers.kept[..., None].astype(np.float32),
+        ]
+        values = np.concatenate(planes, axis=2)
+        spread = np.zeros((len(answers.rows), values.shape[2], len(self._across)), np.float32)
         for column, start in enumerate(self._window_grid.columns):
             begin, end, weights = _weights(self._across, start, self._window_grid.tile)
-            spread[:, :, begin:end] += overrides[:, column, :, None] * weights
+            spread[:, :, begin:end] += values[:, column, :, None] * weights
         self._above += list(zip(answers.rows, spread, strict=True))
 
     def _blended(self, down: Floats, answers: StripAnswers) -> "_Values":
@@ -133,40 +143,42 @@ class Painter:
             for at, weight in zip(range(begin, end), weights, strict=True):
                 total[:, at] += weight * spread
         weight = total[-1]
-        sound = weight > 0
-        np.divide(total, weight, out=total, where=sound)
-        classes, confidence = _largest(total[:-2], sound)
-        return _Values(classes, confidence, total[-2], total[:-2] if self._keep else None)
+        known = weight > 0
+        np.divide(total, weight, out=total, where=known)
+        classes, probability = _largest(total[:-2], known)
+        return _Values(classes, probability, total[-2], total[:-2] if self._keep else None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Classes, confidence and outlier scores, each (height, width); probabilities (classes, height, width) if asked."""
+    """Class, its probability, outlier score (height, width); all probabilities (classes, height, width)."""
 
     classes: Classes
-    confidence: Floats
+    probability: Floats
     outlier: Floats
     probabilities: Floats | None
 
     @classmethod
-    def of_windows(cls, answers: StripAnswers, rows: Places, columns: Places, *, keep: bool) -> "_Values":
-        """Return what windows (rows, columns) say, each repeated as often as it stands there."""
+    def of_windows(cls, answers: StripAnswers, rows: Indices, columns: Indices, *, keep: bool) -> "_Values":
+        """Return the values of the windows at `rows` × `columns`, indices that may repeat."""
         each = answers.probabilities.argmax(axis=2).astype(np.uint8)
         each[~answers.kept] = NO_CLASS
 
         def repeat(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            # Along the row first: that is little, and whole rows are copied fast.
+            # Along the row first: that copies little, and whole rows are copied fast.
             return values.take(columns, axis=-1).take(rows, axis=-2)
 
         probabilities = repeat(answers.probabilities.transpose(2, 0, 1)) if keep else None
-        return cls(repeat(each), repeat(answers.probabilities.max(axis=2)), repeat(answers.outlier), probabilities)
+        return cls(
+            repeat(each), repeat(answers.probabilities.max(axis=2)), repeat(answers.outlier), probabilities
+        )
 
-    def fill(self, where: tuple[Places, ...], part: "_Values") -> None:
-        """Take `part` where nothing was said before."""
+    def fill(self, where: tuple[Indices, ...], part: "_Values") -> None:
+        """Take `part` at the positions `where` that have no class yet."""
         free = self.classes[where] == NO_CLASS
         pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = [
             (self.classes, part.classes),
-            (self.confidence, part.confidence),
+            (self.probability, part.probability),
             (self.outlier, part.outlier),
         ]
         if self.probabilities is not None and part.probabilities is not None:
@@ -178,55 +190,55 @@ class _Values:
 def _maps(row: int, values: _Values, valid: Mask) -> Maps:
     known = valid & (values.classes != NO_CLASS)
     if known.all():  # most of most scenes
-        return Maps(row, values.classes, values.confidence, values.outlier, values.probabilities)
+        return Maps(row, values.classes, values.probability, values.outlier, values.probabilities)
     nan = np.float32(np.nan)
     return Maps(
         row,
         np.where(known, values.classes, np.uint8(NO_CLASS)),
-        np.where(known, values.confidence, nan),
+        np.where(known, values.probability, nan),
         np.where(known, values.outlier, nan),
         None if values.probabilities is None else np.where(known, values.probabilities, nan),
     )
 
 
-def _largest(probabilities: Floats, sound: Mask) -> tuple[Classes, Floats]:
-    """Return the position and the value of the largest of (classes, height, width).
+def _largest(probabilities: Floats, known: Mask) -> tuple[Classes, Floats]:
+    """Return index and value of the largest of (classes, height, width), NO_CLASS where not `known`.
 
-    NumPy's own argmax along the first axis goes across memory, and takes several times as long.
+    NumPy's argmax along the first axis strides across memory and takes several times as long.
     """
     best = probabilities[0].copy()
     found = np.zeros(best.shape, np.uint8)
     for index, values in enumerate(probabilities[1:], start=1):
         found[values > best] = index
         np.maximum(best, values, out=best)
-    found[~sound] = NO_CLASS
+    found[~known] = NO_CLASS
     return found, best
 
 
 def _middles(first: int, last: int, cell: int, length: int) -> Floats:
-    """Return the middles of the cells that begin from `first` to before `last`, in pixels."""
+    """Return the middles, in pixels, of the cells that begin from `first` to before `last`."""
     begin = np.arange(first, last, cell)
     return ((begin + np.minimum(begin + cell, length)) / 2).astype(np.float32)
 
 
 def _weights(middles: Floats, start: int, tile: int) -> tuple[int, int, Floats]:
-    """Return which cells (begin, end) a window that begins at `start` covers, and its weight for each."""
+    """Return the cells (begin, end) that a window beginning at `start` covers, and its weight for each."""
     begin, end = np.searchsorted(middles, [start, start + tile])
     within = (middles[begin:end] - start) / tile
     return int(begin), int(end), (np.sin(np.pi * within) ** 2).astype(np.float32)
 
 
-def _owners(middles: Floats, begins: tuple[int, ...], tile: int) -> tuple[Places, Places]:
-    """Return, for each cell, the first window over it, and the second or -1: windows overlap at the moved one alone."""
-    places = np.asarray(begins)
-    first = np.searchsorted(places + tile, middles, side="right")
+def _windows_over(middles: Floats, begins: tuple[int, ...], tile: int) -> tuple[Indices, Indices]:
+    """Return the first window over each cell, and the second or -1 (only the moved window overlaps)."""
+    starts = np.asarray(begins)
+    first = np.searchsorted(starts + tile, middles, side="right")
     second = first + 1
-    covers = (second < len(places)) & (places[np.minimum(second, len(places) - 1)] <= middles)
+    covers = (second < len(starts)) & (starts[np.minimum(second, len(starts) - 1)] <= middles)
     return first, np.where(covers, second, -1)
 
 
 def _coarse(valid: Mask, cell: int) -> Mask:
-    """Return which cells have at least half of their pixels valid."""
+    """Return bool (rows, columns) of cells: at least half of their pixels are valid."""
     if cell == 1:
         return valid
     height, width = valid.shape

@@ -1,7 +1,8 @@
-"""A picture of a GeoTIFF for people, and the share of it that is as bright as cloud.
+"""Preview of a GeoTIFF: a picture for people, and the fraction of pixels that are as bright as cloud.
 
-The picture is stretched for itself, from the 2nd to the 98th percentile of each band, so it needs no radiometry and
-tells nothing of absolute brightness; the share of cloud does, so it is there only where the radiometry is known.
+Each band of the picture is stretched from its 2nd to its 98th percentile, so it needs no radiometry and does
+not show absolute brightness. The cloud fraction needs reflectances, so it is given only where the radiometry
+is known.
 """
 
 from dataclasses import dataclass, replace
@@ -26,12 +27,12 @@ from tilewise.datasets.readers.geotiff import ReadingPlan, closed_world, open_ge
 
 LONGEST_SIDE = 512
 PERCENTILES = (2, 98)
-# A band that varies less than this share of the most varying one is not stretched to the full: it would be noise.
+# A band that varies less than this fraction of the most varying one is not stretched fully: that is noise.
 MIN_CONTRAST = 0.4
-_FLAT = 0.25  # of a band's brightest: what varies less altogether is a flat surface, and looks like one
+_FLAT = 0.25  # of a band's brightest value: a picture that varies less is a flat surface, and looks like one
 
-# Braaten, Cohen & Yang 2015, https://doi.org/10.1016/j.rse.2015.08.006, with reflectances for Sentinel-2: cloud is
-# bright in green, and above 0.39 or not greener than red; surfaces as dark as 0.1 at 1.6 µm (snow, ice) are none.
+# Braaten, Cohen & Yang 2015, https://doi.org/10.1016/j.rse.2015.08.006, on reflectances of Sentinel-2: cloud
+# is bright in green, and above 0.39 or not greener than red; snow and ice are as dark as 0.1 at 1.6 µm.
 CLOUD_BANDS = ("B03", "B04", "B11")
 _MAYBE_CLOUD, _SURELY_CLOUD, _DARK_AS_SNOW = 0.175, 0.39, 0.1
 
@@ -40,7 +41,7 @@ Valid = npt.NDArray[np.bool_]
 
 
 class View(StrEnum):
-    """What the picture shows."""
+    """The bands that the picture shows."""
 
     TRUE = "true"
     FALSE = "false"
@@ -50,7 +51,7 @@ VIEW_BANDS: dict[View, tuple[str, str, str]] = {
     View.TRUE: ("B04", "B03", "B02"),
     View.FALSE: ("B08", "B04", "B03"),
 }
-"""What is shown in red, green and blue: as the eye sees it, or vegetation in red."""
+"""Bands shown in red, green and blue: true colour, or false colour with vegetation in red."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,9 @@ class Preview:
     """A picture of a file.
 
     Attributes:
-        png: of four channels; no data is transparent.
-        cloud_fraction: share (0-1) of the valid pixels that are as bright as cloud; None where that cannot be told.
+        png: RGBA; no data is transparent.
+        cloud_fraction: fraction (0-1) of the valid pixels that are as bright as cloud; None if the radiometry
+            or a band is missing.
     """
 
     png: bytes
@@ -67,28 +69,39 @@ class Preview:
 
 
 def preview(content: bytes, overrides: ReadOptions, name: str, view: View, max_pixels: int) -> Preview:
-    """Return a picture of a GeoTIFF whose longest side has LONGEST_SIDE pixels, or as many as the file has if fewer.
+    """Return a picture of a GeoTIFF, at most LONGEST_SIDE pixels a side.
+
+    Args:
+        content: the bytes of the file.
+        overrides: bands and radiometry, where the file itself does not declare them.
+        name: of the file, for errors.
+        max_pixels: more are refused.
 
     Raises:
         SceneTooLargeError: the file has more than `max_pixels`.
         MissingBandError: the view needs a band that the file does not have.
-        TilewiseError: as `tilewise.datasets.readers.geotiff.open_geotiff` and `plan_reading` do, but for radiometry, which is not needed.
+        TilewiseError: as `tilewise.datasets.readers.geotiff.open_geotiff` and `plan_reading`; unknown
+            radiometry is no error here.
     """
     with open_geotiff(content, name) as dataset:
         if dataset.width * dataset.height > max_pixels:
-            raise SceneTooLargeError(f"{name}: {dataset.width} × {dataset.height} pixels; {max_pixels:,} are the most")
+            raise SceneTooLargeError(
+                f"{name}: {dataset.width} × {dataset.height} pixels; {max_pixels:,} are the most"
+            )
         plan = plan_reading(dataset, name, _with_any_radiometry(overrides))
         numbers, valid = _read(dataset, plan, VIEW_BANDS[view])
         return Preview(to_png(stretch(numbers, valid), valid), _cloud_fraction(dataset, name, overrides))
 
 
 def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
-    """Return uint8 (bands, height, width): each band from its 2nd to its 98th percentile, but noise is not blown up."""
+    """Return uint8 (bands, height, width): each band stretched by its percentiles; noise is not amplified."""
     if not valid.any():
         return np.zeros(numbers.shape, np.uint8)
     low, high = np.percentile(numbers[:, valid], PERCENTILES, axis=1)
     span = high - low
-    span = np.maximum(span, max(MIN_CONTRAST * span.max(), _FLAT * np.abs(high).max(), np.finfo(np.float32).tiny))
+    span = np.maximum(
+        span, max(MIN_CONTRAST * span.max(), _FLAT * np.abs(high).max(), np.finfo(np.float32).tiny)
+    )
     middle = (low + high) / 2
     bright = (numbers - middle[:, None, None]) / span[:, None, None] + 0.5
     return np.rint(255 * np.clip(np.where(valid, bright, 0), 0, 1)).astype(np.uint8)
@@ -97,7 +110,7 @@ def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
 def cloud_mask(pixels: DN) -> Valid:
     """Return bool (height, width): where DN (13, height, width) are as bright as cloud, by CLOUD_BANDS.
 
-    Bright sand, roofs and snow that is not dark at 1.6 µm pass for cloud too.
+    Bright sand, roofs, and snow that is not dark at 1.6 µm are taken for cloud too.
     """
     green, red, infrared = pixels[positions(CLOUD_BANDS)].astype(np.float32) / QUANTIFICATION
     not_greener = (green > _MAYBE_CLOUD) & (green > red)
@@ -115,7 +128,7 @@ def to_png(colours: npt.NDArray[np.uint8], valid: Valid) -> bytes:
 
 
 def _with_any_radiometry(overrides: ReadOptions) -> ReadOptions:
-    """Return `said` with whatever it leaves open of the radiometry; a stretched picture is the same with any."""
+    """Return the options with any radiometry filled in: a stretched picture is the same with each."""
     return replace(
         overrides,
         level=overrides.level or Level.L1C,
@@ -125,11 +138,12 @@ def _with_any_radiometry(overrides: ReadOptions) -> ReadOptions:
 
 
 def _read(dataset: DatasetReader, plan: ReadingPlan, bands: tuple[str, ...]) -> tuple[Values, Valid]:
-    """Return the file's own numbers in `bands`, (len(bands), height, width) of the picture, and where all are data."""
+    """Return the file's numbers in `bands` (len(bands), height, width), and valid pixels (height, width)."""
     missing = [band for band in bands if band not in plan.bands]
     if missing:
         raise MissingBandError(
-            f"{plan.name}: it has no {', '.join(missing)}; this picture shows {', '.join(bands)} in red, green and blue"
+            f"{plan.name}: it has no {', '.join(missing)}; this picture shows {', '.join(bands)} in red, "
+            "green and blue"
         )
     indexes = [plan.indexes[plan.bands.index(band)] for band in bands]
     numbers = _read_small(dataset, plan.name, indexes)
@@ -140,7 +154,7 @@ def _read(dataset: DatasetReader, plan: ReadingPlan, bands: tuple[str, ...]) -> 
 
 
 def _read_small(dataset: DatasetReader, name: str, indexes: list[int]) -> npt.NDArray[np.generic]:
-    """Return raster bands, thinned out (not averaged: no data would bleed) so that no side exceeds LONGEST_SIDE."""
+    """Return raster bands subsampled to LONGEST_SIDE (not averaged: no data would bleed into neighbours)."""
     shrink = max(1.0, max(dataset.height, dataset.width) / LONGEST_SIDE)
     height, width = (max(1, round(side / shrink)) for side in (dataset.height, dataset.width))
     try:

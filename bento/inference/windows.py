@@ -1,7 +1,7 @@
-"""Classifying a scene window by window: maps and windows come out strip by strip, in bounded memory.
+"""Classify a scene window by window; maps and windows come out strip by strip, in bounded memory.
 
-Several threads work at once, each on a part of its own: it reads the part by its own handles, cuts the tiles and runs
-the network on one core. So while one reads, another computes, and no core waits for another.
+Several threads work at once, each on a part of its own: it reads the part with its own file handles, cuts the
+tiles and runs the network on one core. While one thread reads, another computes.
 """
 
 from collections import deque
@@ -20,10 +20,9 @@ from rasterio.windows import Window
 from tilewise.bento.inference.blending import NO_CLASS, Maps, Painter, StripAnswers
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.window_grid import WindowGrid, make_window_grid
-from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
-from tilewise.datasets.core.tile import BAND_COUNT, DN, NO_DATA, TILE_SIZE, Georeference
+from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE, Georeference, valid_mask
 from tilewise.models.model_file import usable_cores
 
 MIN_STRIDE = 4
@@ -31,7 +30,7 @@ _BATCH = 64  # tiles at a time in each thread: activations stay in reach, and fe
 
 
 class ReadableScene(Protocol):
-    """What is asked of a scene; `tilewise.datasets.scenes.Scene` is one."""
+    """What `classify` needs of a scene; `tilewise.datasets.scenes.Scene` has it."""
 
     name: str
     bands: tuple[str, ...]
@@ -39,7 +38,7 @@ class ReadableScene(Protocol):
 
     @property
     def place(self) -> Georeference:
-        """Where its pixels lie."""
+        """CRS and transform of its pixels."""
 
     @property
     def height(self) -> int:
@@ -51,7 +50,7 @@ class ReadableScene(Protocol):
 
     @property
     def broken(self) -> int:
-        """How many blocks could not be decoded until now."""
+        """Number of blocks that could not be decoded so far."""
 
     def read(self, window: Window) -> DN:
         """Return uint16 (13, height, width), 0 = no data; called by several threads."""
@@ -59,13 +58,14 @@ class ReadableScene(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GridOptions:
-    """How windows are laid over a scene, and what is made of them.
+    """How windows are laid over a scene, and the resolution of the maps.
 
     Attributes:
-        stride: pixels from one window to the next, MIN_STRIDE to the tile size; below the tile size windows overlap.
-        min_valid_fraction: windows with a smaller share (0-1) of valid pixels are skipped.
-        cell: pixels a side of one value of the maps; it divides the stride. 1: maps on the scene's own grid.
-        keep_probabilities: give the probabilities of all classes as maps, too.
+        stride: pixels from one window to the next, MIN_STRIDE to the tile size; below the tile size windows
+            overlap and are blended.
+        min_valid_fraction: windows with a smaller fraction (0-1) of valid pixels are skipped.
+        cell: pixels a side of one value of the maps; divides the stride. 1: maps on the scene's own grid.
+        keep_probabilities: make maps of the probabilities of all classes, too.
     """
 
     stride: int = TILE_SIZE
@@ -74,28 +74,29 @@ class GridOptions:
     keep_probabilities: bool = False
 
     def check(self, tile: int) -> None:
-        """Refuse options that cannot be.
+        """Check the options for tiles of `tile` pixels.
 
         Raises:
-            SceneError: the stride is too small or larger than a tile, or the cell does not divide it.
+            SceneError: the stride is below MIN_STRIDE or above `tile`, the cell does not divide it, or the
+                fraction is not within 0-1.
         """
         if not MIN_STRIDE <= self.stride <= tile:
-            raise SceneError(f"a stride of {self.stride} pixels; say {MIN_STRIDE} to {tile}")
+            raise SceneError(f"a stride of {self.stride} pixels; choose {MIN_STRIDE} to {tile}")
         if self.cell < 1 or self.stride % self.cell:
             raise SceneError(f"a cell of {self.cell} pixels does not divide the stride of {self.stride}")
         if not 0 <= self.min_valid_fraction <= 1:
-            raise SceneError(f"a least share of valid pixels of {self.min_valid_fraction:g}; say 0 to 1")
+            raise SceneError(f"a minimum valid fraction of {self.min_valid_fraction:g}; choose 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
 class WindowAnswer:
-    """What the network says of one window.
+    """The network's answer for one window.
 
     Attributes:
         row, column: of the window's upper left pixel in the scene.
-        height, width: of the part of the window that lies in the scene.
-        valid_fraction: share (0-1) of the window's pixels with data in every band of the scene.
-        probabilities: float32 (classes,), or None where the window was skipped.
+        height, width: of the window's part inside the scene, in pixels.
+        valid_fraction: fraction (0-1) of the window's pixels that hold data in every band of the scene.
+        probabilities: float32 (classes,), calibrated; None where the window was skipped.
         outlier_score: larger for windows unlike the training data; None where the window was skipped.
     """
 
@@ -109,18 +110,23 @@ class WindowAnswer:
 
     @property
     def class_index(self) -> int:
-        """The most probable class, or NO_CLASS."""
+        """Index of the most probable class, NO_CLASS where the window was skipped."""
         return NO_CLASS if self.probabilities is None else int(self.probabilities.argmax())
 
-    def footprint(self, place: Georeference) -> dict[str, Any] | None:
-        """Return the window's outline as GeoJSON in EPSG:4326; None where a part of a sound scene has none."""
-        offset = place.transform.translation(self.column, self.row)
-        return Georeference(place.crs, place.transform @ offset).footprint(self.width, self.height)
+    def footprint(self, georeference: Georeference) -> dict[str, Any] | None:
+        """Return the window's outline as GeoJSON in EPSG:4326; None where it has no longitude and latitude.
+
+        Args:
+            georeference: of the scene.
+        """
+        offset = georeference.transform.translation(self.column, self.row)
+        shifted = Georeference(georeference.crs, georeference.transform @ offset)
+        return shifted.footprint(self.width, self.height)
 
 
 @dataclass(frozen=True, slots=True)
-class Block(Maps):
-    """Some rows of the maps, with the windows of a strip beside the strip's first rows.
+class SceneBlock(Maps):
+    """Some rows of the maps; the first rows of a strip come with the strip's windows.
 
     Attributes:
         windows: in reading order.
@@ -131,29 +137,31 @@ class Block(Maps):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What the network says of the windows of one part of a strip; see StripAnswers.
+    """The network's answers for the windows of one part of a strip; see StripAnswers.
 
-    `valid` is bits, eight pixels of a row a byte: parts wait for their strip.
+    Attributes:
+        valid_fractions: float32 (rows, columns).
+        valid: uint8, eight pixels of a row a byte, because parts are held until their strip is complete.
     """
 
     probabilities: npt.NDArray[np.float32]
     outlier: npt.NDArray[np.float32]
     kept: npt.NDArray[np.bool_]
-    shares: npt.NDArray[np.float32]
+    valid_fractions: npt.NDArray[np.float32]
     valid: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class SceneAnswer:
-    """A scene that is about to be classified: `iter_blocks` does it.
+class SceneClassification:
+    """The classification of an open scene; `iter_blocks` does the work.
 
     Attributes:
-        place: where the maps lie: on the scene's grid, or on cells of several of its pixels.
+        georeference: of the maps.
         height, width: of the maps.
-        strips: the strips that are classified.
+        strips: indices of the strips that are classified.
     """
 
-    place: Georeference
+    georeference: Georeference
     height: int
     width: int
     strips: range
@@ -164,37 +172,44 @@ class SceneAnswer:
     _workers: int
     _progress: Report
 
-    def iter_blocks(self) -> Generator[Block, None, None]:
-        """Give the maps from top to bottom, each row once; work goes on for a strip ahead of what is taken.
+    def iter_blocks(self) -> Generator[SceneBlock, None, None]:
+        """Yield the maps from top to bottom, each row once; threads work a strip ahead.
 
-        Whoever may stop before the last closes the generator, which ends that work.
+        Close the generator to stop before the last block: that ends the threads' work.
 
         Raises:
-            UnreadableImageError: a file vanished, a server does not answer, or no block at all could be decoded.
+            UnreadableImageError: a file vanished, a server does not answer, or no block at all could be
+                decoded.
         """
         if not self.strips:
             return
-        painter = Painter(self._window_grid, self._grid.cell, keep_probabilities=self._grid.keep_probabilities)
+        painter = Painter(
+            self._window_grid, self._grid.cell, keep_probabilities=self._grid.keep_probabilities
+        )
         answered = 0
         with closing(self._strips_of_parts()) as strips:
             for strip, parts in strips:
-                answers = self._together(strip, parts)
+                answers = self._join(strip, parts)
                 if strip not in self.strips:
                     painter.skip(answers)
                     continue
                 answered += int(answers.kept.sum())
-                windows = tuple(self._windows(answers, np.concatenate([part.shares for part in parts], axis=1)))
+                windows = tuple(
+                    self._windows(answers, np.concatenate([part.valid_fractions for part in parts], axis=1))
+                )
                 for maps in painter.add(strip, answers):
-                    yield Block(maps.row, maps.class_map, maps.confidence, maps.outlier, maps.probabilities, windows)
+                    yield SceneBlock(
+                        maps.row, maps.class_map, maps.probability, maps.outlier, maps.probabilities, windows
+                    )
                     windows = ()
         if not answered and self._scene.broken:
             raise UnreadableImageError(
-                f"{self._scene.name}: none of its windows can be classified, and {self._scene.broken} blocks are "
-                "truncated or corrupt; fetch the files again"
+                f"{self._scene.name}: none of its windows can be classified, and {self._scene.broken} blocks "
+                "are truncated or corrupt; fetch the files again"
             )
 
     def _strips_of_parts(self) -> Generator[tuple[int, list[_Part]], None, None]:
-        """Give each strip with its parts, which threads prepare ahead."""
+        """Yield each strip with its parts, which threads prepare ahead."""
         columns = range(len(self._window_grid.parts))
         first = self._window_grid.first_needed(self.strips.start)
         tasks = ((strip, part) for strip in range(first, self.strips.stop) for part in columns)
@@ -202,19 +217,19 @@ class SceneAnswer:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="windows")
         try:
             for strip in range(first, self.strips.stop):
-                # Enough is begun for all threads to stay busy while this strip is painted and written.
+                # Enough parts are begun to keep all threads busy while this strip is painted and written.
                 missing = 2 * len(columns) + 2 * self._workers - len(ahead)
                 ahead.extend(pool.submit(self._answer, *task) for task in islice(tasks, missing))
                 parts = []
                 for _ in columns:
                     parts.append(ahead.popleft().result())
                     ahead.extend(pool.submit(self._answer, *task) for task in islice(tasks, 1))
-                    self._tell(strip, len(parts))
+                    self._report_progress(strip, len(parts))
                 yield strip, parts
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _tell(self, strip: int, parts: int) -> None:
+    def _report_progress(self, strip: int, parts: int) -> None:
         window_grid = self._window_grid
         rows = window_grid.strips[strip]
         across = len(window_grid.columns)
@@ -233,24 +248,25 @@ class SceneAnswer:
             min(columns[-1] + window_grid.tile, window_grid.width),
         )
         pixels = self._scene.read(Window(columns[0], rows[0], right - columns[0], bottom - rows[0]))
-        valid = valid_pixels(pixels, self._scene.bands)
+        valid = valid_mask(pixels, self._scene.bands)
         down, across = [row - rows[0] for row in rows], [column - columns[0] for column in columns]
-        shares = _shares(valid, down, across, window_grid.tile)
-        kept = (shares >= self._grid.min_valid_fraction) & (shares > 0)
+        fractions = _valid_fractions(valid, down, across, window_grid.tile)
+        kept = (fractions >= self._grid.min_valid_fraction) & (fractions > 0)
         probabilities, outlier = self._classify(pixels, down, across, kept)
         (top, end), (left, last) = window_grid.edges(strip), window_grid.part_edges(part)
-        return _Part(probabilities, outlier, kept, shares, np.packbits(valid[: end - top, : last - left], axis=1))
+        painted = np.packbits(valid[: end - top, : last - left], axis=1)
+        return _Part(probabilities, outlier, kept, fractions, painted)
 
     def _classify(
         self, pixels: DN, down: list[int], across: list[int], kept: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return probabilities (rows, columns, classes) and outlier scores (rows, columns), 0 where skipped."""
+        """Return probabilities (rows, columns, classes), outlier scores (rows, columns); 0 where skipped."""
         size = self._window_grid.tile
         probabilities = np.zeros((*kept.shape, len(self._engine.metadata.classes)), np.float32)
         outlier = np.zeros(kept.shape, np.float32)
-        places = np.argwhere(kept)
-        for first in range(0, len(places), _BATCH):
-            batch = places[first : first + _BATCH]
+        positions = np.argwhere(kept)
+        for first in range(0, len(positions), _BATCH):
+            batch = positions[first : first + _BATCH]
             tiles = np.zeros((len(batch), BAND_COUNT, size, size), np.uint16)
             for tile, (row, column) in zip(tiles, batch, strict=True):
                 found = pixels[:, down[row] : down[row] + size, across[column] : across[column] + size]
@@ -260,9 +276,11 @@ class SceneAnswer:
             outlier[batch[:, 0], batch[:, 1]] = answers.outlier_score
         return probabilities, outlier
 
-    def _together(self, strip: int, parts: list[_Part]) -> StripAnswers:
+    def _join(self, strip: int, parts: list[_Part]) -> StripAnswers:
         widths = [right - left for left, right in map(self._window_grid.part_edges, range(len(parts)))]
-        valid = [np.unpackbits(p.valid, axis=1, count=w).view(bool) for p, w in zip(parts, widths, strict=True)]
+        valid = [
+            np.unpackbits(p.valid, axis=1, count=w).view(bool) for p, w in zip(parts, widths, strict=True)
+        ]
         return StripAnswers(
             tuple(self._window_grid.rows[index] for index in self._window_grid.strips[strip]),
             np.concatenate([part.probabilities for part in parts], axis=1),
@@ -271,17 +289,17 @@ class SceneAnswer:
             np.concatenate(valid, axis=1),
         )
 
-    def _windows(self, answers: StripAnswers, shares: npt.NDArray[np.float32]) -> Iterator[WindowAnswer]:
+    def _windows(self, answers: StripAnswers, fractions: npt.NDArray[np.float32]) -> Iterator[WindowAnswer]:
         window_grid = self._window_grid
         height, width = min(window_grid.tile, window_grid.height), min(window_grid.tile, window_grid.width)
         for row, top in enumerate(answers.rows):
             for column, left in enumerate(window_grid.columns):
-                share = float(shares[row, column])
+                fraction = float(fractions[row, column])
                 if answers.kept[row, column]:
-                    overrides = answers.probabilities[row, column], float(answers.outlier[row, column])
-                    yield WindowAnswer(top, left, height, width, share, *overrides)
+                    answer = answers.probabilities[row, column], float(answers.outlier[row, column])
+                    yield WindowAnswer(top, left, height, width, fraction, *answer)
                 else:
-                    yield WindowAnswer(top, left, height, width, share, None)
+                    yield WindowAnswer(top, left, height, width, fraction, None)
 
 
 def classify(
@@ -291,26 +309,26 @@ def classify(
     progress: Report = silent,
     workers: int = 0,
     rows: tuple[int, int] | None = None,
-) -> SceneAnswer:
-    """Return the answer for an open scene; nothing is read until its blocks are taken.
+) -> SceneClassification:
+    """Prepare the classification of an open scene; nothing is read until its blocks are taken.
 
     Args:
-        engine: the model; of one thread where there are several workers.
+        engine: the model; with one thread where there are several workers.
         scene: stays open until the blocks are taken.
         grid: how windows are laid.
-        progress: told how many windows are done.
+        progress: called with the number of windows that are done.
         workers: threads that read and classify; 0: one for each core.
-        rows: the strips (first, last and one) that are asked for, as `strip_count` counts them. What comes out for a
-            strip is the same, whichever others are asked for.
+        rows: strips (begin, end) to classify, out of `strip_count`; None: all. The blocks of a strip do not
+            depend on which other strips are classified.
 
     Raises:
-        SceneError: the options cannot be.
+        SceneError: the grid options are invalid.
     """
     grid = grid or GridOptions()
     window_grid = _window_grid_of(scene, grid, engine.metadata.tile_size)
     strips = range(len(window_grid.strips))[slice(*rows) if rows else slice(None)]
     transform = scene.place.transform @ Affine.scale(grid.cell)
-    return SceneAnswer(
+    return SceneClassification(
         Georeference(scene.place.crs, transform),
         -(-scene.height // grid.cell),
         -(-scene.width // grid.cell),
@@ -328,17 +346,9 @@ def strip_count(scene: ReadableScene, grid: GridOptions, tile: int = TILE_SIZE) 
     """Return how many strips a scene is classified in.
 
     Raises:
-        SceneError: the options cannot be.
+        SceneError: the grid options are invalid.
     """
     return len(_window_grid_of(scene, grid, tile).strips)
-
-
-def valid_pixels(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-    """Return bool (height, width): where every one of `bands` holds data in `pixels` (13, height, width)."""
-    valid = np.ones(pixels.shape[1:], bool) if bands else np.zeros(pixels.shape[1:], bool)
-    for position in positions(bands):
-        valid &= pixels[position] != NO_DATA
-    return valid
 
 
 def _window_grid_of(scene: ReadableScene, grid: GridOptions, tile: int) -> WindowGrid:
@@ -346,15 +356,14 @@ def _window_grid_of(scene: ReadableScene, grid: GridOptions, tile: int) -> Windo
     return make_window_grid(scene.height, scene.width, tile, grid.stride, scene.block)
 
 
-def _shares(valid: npt.NDArray[np.bool_], down: list[int], across: list[int], tile: int) -> npt.NDArray[np.float32]:
-    """Return float32 (rows, columns): the share of valid pixels of each window that the scene can have.
-
-    A scene smaller than a tile is judged by what it has, not by what it could never have.
-    """
+def _valid_fractions(
+    valid: npt.NDArray[np.bool_], down: list[int], across: list[int], tile: int
+) -> npt.NDArray[np.float32]:
+    """Return float32 (rows, columns): the valid fraction (0-1) of each window's pixels inside the scene."""
     possible = min(tile, valid.shape[0]) * min(tile, valid.shape[1])
     if valid.all():
         return np.ones((len(down), len(across)), np.float32)
-    # Sums over rectangles from sums over all that lies up and left of a pixel.
+    # Sums over rectangles by a summed-area table (https://en.wikipedia.org/wiki/Summed-area_table).
     sums = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int32)
     np.cumsum(np.cumsum(valid, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
     top, left = np.array(down), np.array(across)

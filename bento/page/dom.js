@@ -1,4 +1,4 @@
-// Elements are only ever made here, and text only ever enters them as text.
+// All elements are created here; text is only ever set as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -24,7 +24,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** Show a file to be kept under `name`. */
+/** Download a file as `name`. */
 export function save(blob, name) {
   const url = URL.createObjectURL(blob);
   const link = make("a", { href: url, download: name });

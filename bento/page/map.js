@@ -1,28 +1,28 @@
-// Footprints on a graticule, drawn here. Pictures of a base map are asked for only while a person has it turned on.
+// A map of footprints on a graticule, drawn as SVG. Images of a base map are loaded only while it is turned on.
 
 import { draw, find, make } from "./dom.js";
 import { boundsOf, fromSquare, metresAcross, ringsOf, toSquare } from "./geometry.js";
-import { place } from "./words.js";
+import { coordinates } from "./format.js";
 
 const BASE_MAP = "https://tile.openstreetmap.org";
 const TILE = 256; // pixels of the base map's pictures
-const DEEPEST = 19;
-const CLOSEST = 2 ** 27; // pixels for the width of the world: about 0.3 m each at the equator
-const WIDEST = 256;
+const MAX_ZOOM = 19;
+const MAX_SCALE = 2 ** 27; // pixels for the width of the world: about 0.3 m each at the equator
+const MIN_SCALE = 256;
 const MARGIN = 0.16;
-const SMALLEST = 7; // pixels: smaller footprints get a mark
+const MIN_SIZE = 7; // pixels; smaller footprints get a marker
 const STEPS = [60, 30, 15, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005];
-const LINES_APART = 84; // pixels at least
-const SCALE_BAR_BELOW = 48; // pixels that the scale bar takes at the top
+const MIN_SPACING = 84; // pixels between lines of the graticule
+const SCALE_BAR_HEIGHT = 48; // pixels at the top
 
 let shapes = [];
-let view = { x: 0.5, y: 0.5, scale: WIDEST };
-let chosen = null;
-let onChoose = () => {};
+let view = { x: 0.5, y: 0.5, scale: MIN_SCALE };
+let selected = null;
+let onSelect = () => {};
 
-/** Set up the map's keys and buttons; `choose` is told the id of a footprint that is clicked. */
-export function setUpMap(choose) {
-  onChoose = choose;
+/** Set up the map's keys and buttons; `select` gets the id of a footprint that is clicked. */
+export function setUpMap(select) {
+  onSelect = select;
   find("zoom-in").addEventListener("click", () => zoom(2));
   find("zoom-out").addEventListener("click", () => zoom(0.5));
   find("fit").addEventListener("click", fit);
@@ -32,7 +32,7 @@ export function setUpMap(choose) {
   new ResizeObserver(redraw).observe(find("map"));
 }
 
-/** Show shapes {id, geometry, colour, title, isWindow}; where they are others than before, the view holds all of them. */
+/** Show shapes {id, geometry, colour, title, isWindow}; where they are new ones, zoom to all of them. */
 export function showShapes(found) {
   const before = shapes.map((shape) => shape.id).join();
   shapes = found.filter((shape) => shape.geometry);
@@ -42,20 +42,20 @@ export function showShapes(found) {
   else fit();
 }
 
-/** Move the view to the footprints of one file. */
+/** Zoom to the footprints of one file. */
 export function showOne(id) {
-  chosen = id;
-  look(shapes.filter((shape) => shape.id === id), 0.3);
+  selected = id;
+  zoomTo(shapes.filter((shape) => shape.id === id), 0.3);
   find("map").focus({ preventScroll: true });
   find("map").scrollIntoView({ block: "nearest" });
 }
 
 function fit() {
-  chosen = null;
-  look(shapes, MARGIN);
+  selected = null;
+  zoomTo(shapes, MARGIN);
 }
 
-function look(some, margin) {
+function zoomTo(some, margin) {
   const box = boundsOf(some.flatMap((shape) => ringsOf(shape.geometry).flat()));
   if (box) {
     const [left, bottom] = toSquare([box[0], box[1]]);
@@ -68,7 +68,7 @@ function look(some, margin) {
 }
 
 function bounded(scale) {
-  return Math.max(WIDEST, Math.min(CLOSEST, scale));
+  return Math.max(MIN_SCALE, Math.min(MAX_SCALE, scale));
 }
 
 function zoom(factor) {
@@ -134,15 +134,15 @@ function redraw() {
   drawBaseMap(box);
 }
 
-/** The chosen file's shapes last, so that nothing covers them. */
+/** The shapes of the selected file last, so that nothing covers them. */
 function inOrder() {
-  return [...shapes.filter((shape) => shape.id !== chosen), ...shapes.filter((shape) => shape.id === chosen)];
+  return [...shapes.filter((shape) => shape.id !== selected), ...shapes.filter((shape) => shape.id === selected)];
 }
 
 function describe() {
   const files = new Set(shapes.map((shape) => shape.id)).size;
   const [west, south, east, north] = boundsOf(shapes.flatMap((shape) => ringsOf(shape.geometry).flat()));
-  return `Footprints of ${files} ${files === 1 ? "file" : "files"}, from ${place(west, south)} to ${place(east, north)}`;
+  return `Footprints of ${files} ${files === 1 ? "file" : "files"}, from ${coordinates(west, south)} to ${coordinates(east, north)}`;
 }
 
 function drawShape(shape, box) {
@@ -151,18 +151,18 @@ function drawShape(shape, box) {
   const path = rings.map((ring) => `M${ring.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join("L")}Z`).join("");
   group.append(draw("path", { d: path, fill: shape.colour }));
   const [left, top, right, bottom] = boundsOf(rings.flat());
-  if (!shape.isWindow && Math.max(right - left, bottom - top) < SMALLEST) {
-    group.append(draw("circle", { cx: (left + right) / 2, cy: (top + bottom) / 2, r: SMALLEST, fill: shape.colour }));
+  if (!shape.isWindow && Math.max(right - left, bottom - top) < MIN_SIZE) {
+    group.append(draw("circle", { cx: (left + right) / 2, cy: (top + bottom) / 2, r: MIN_SIZE, fill: shape.colour }));
   }
-  if (shape.id === chosen) group.classList.add("chosen");
-  group.addEventListener("click", () => onChoose(shape.id));
+  if (shape.id === selected) group.classList.add("selected");
+  group.addEventListener("click", () => onSelect(shape.id));
   return group;
 }
 
 function graticule(box) {
   const [west, north] = fromSquare([view.x - box.width / 2 / view.scale, view.y - box.height / 2 / view.scale]);
   const [east, south] = fromSquare([view.x + box.width / 2 / view.scale, view.y + box.height / 2 / view.scale]);
-  const widest = ((east - west) * LINES_APART) / box.width;
+  const widest = ((east - west) * MIN_SPACING) / box.width;
   const step = STEPS.findLast((candidate) => candidate >= widest) ?? STEPS[0];
   const group = draw("g", { class: "graticule" });
   for (const longitude of multiples(west, east, step)) {
@@ -172,7 +172,7 @@ function graticule(box) {
   for (const latitude of multiples(south, north, step)) {
     const [, y] = toScreen(toSquare([0, latitude]), box);
     group.append(draw("line", { x1: 0, x2: box.width, y1: y, y2: y }));
-    if (y > SCALE_BAR_BELOW) group.append(label(4, y - 4, name(latitude, step, "N", "S")));
+    if (y > SCALE_BAR_HEIGHT) group.append(label(4, y - 4, name(latitude, step, "N", "S")));
   }
   return group;
 }
@@ -191,13 +191,13 @@ function label(x, y, text) {
   return draw("text", { x, y }, text);
 }
 
-/** A bar of a round length on the ground, about a quarter of the map long. */
+/** A bar of a round length on the ground, about a quarter of the map's width. */
 function scaleBar(box) {
   const [, latitude] = fromSquare([view.x, view.y]);
   const metres = metresAcross(latitude) / view.scale;
-  const most = metres * box.width * 0.28;
-  const power = 10 ** Math.floor(Math.log10(most));
-  const length = [5, 2, 1].find((round) => round * power <= most) * power;
+  const longest = metres * box.width * 0.28;
+  const power = 10 ** Math.floor(Math.log10(longest));
+  const length = [5, 2, 1].find((round) => round * power <= longest) * power;
   const [left, y] = [12, 26];
   const right = left + length / metres;
   const text = length < 1000 ? `${length} m` : `${length / 1000} km`;
@@ -212,10 +212,10 @@ function scaleBar(box) {
 function drawBaseMap(box) {
   const on = find("base-map").checked;
   find("attribution").hidden = !on;
-  if (!on) find("base-map-trouble").hidden = true;
+  if (!on) find("base-map-error").hidden = true;
   if (!on) return find("map-tiles").replaceChildren();
-  const depth = Math.max(0, Math.min(DEEPEST, Math.round(Math.log2(view.scale / TILE))));
-  const count = 2 ** depth;
+  const level = Math.max(0, Math.min(MAX_ZOOM, Math.round(Math.log2(view.scale / TILE))));
+  const count = 2 ** level;
   const side = view.scale / count;
   const from = [view.x - box.width / 2 / view.scale, view.y - box.height / 2 / view.scale].map((edge) => Math.floor(edge * count));
   const kept = new Map([...find("map-tiles").children].map((image) => [image.src, image]));
@@ -223,8 +223,8 @@ function drawBaseMap(box) {
   for (let row = from[1]; row * side < (view.y * view.scale + box.height / 2); row++) {
     for (let column = from[0]; column * side < (view.x * view.scale + box.width / 2); column++) {
       if (row < 0 || row >= count) continue;
-      const url = `${BASE_MAP}/${depth}/${((column % count) + count) % count}/${row}.png`;
-      const image = kept.get(url) ?? baseMapPicture(url);
+      const url = `${BASE_MAP}/${level}/${((column % count) + count) % count}/${row}.png`;
+      const image = kept.get(url) ?? baseMapImage(url);
       const [x, y] = toScreen([column / count, row / count], box);
       Object.assign(image.style, { left: `${x}px`, top: `${y}px`, width: `${side + 0.5}px`, height: `${side + 0.5}px` });
       shown.push(image);
@@ -233,11 +233,11 @@ function drawBaseMap(box) {
   find("map-tiles").replaceChildren(...shown);
 }
 
-/** OpenStreetMap answers only those who say where they ask from: https://operations.osmfoundation.org/policies/tiles/ */
-function baseMapPicture(url) {
+/** OpenStreetMap requires a referrer: https://operations.osmfoundation.org/policies/tiles/ */
+function baseMapImage(url) {
   const onerror = (event) => {
     event.target.hidden = true;
-    find("base-map-trouble").hidden = false;
+    find("base-map-error").hidden = false;
   };
   return make("img", { src: url, alt: "", referrerpolicy: "strict-origin-when-cross-origin", onerror });
 }

@@ -1,23 +1,27 @@
-// The page: files come in, are asked about, and their answers are shown.
+// The page: takes files, sends them to the API, and shows the results.
 
-import { areaShares, makeCard, showExplanation, showNoPicture, showPicture, showProgress, showRefusal, showScene, showTile, showWaiting, swatch } from "./cards.js";
+import { classify, classifyScene, fetchExplanation, fetchLegend, fetchModel, fetchPreview, fetchResult, ApiError, useKey } from "./api.js";
+import { classFractions, makeCard, showError, showExplanation, showNoPicture, showPicture, showProgress, showScene, showTile, showWaiting, swatch } from "./cards.js";
 import { find, make, save } from "./dom.js";
+import { toCsv, toGeoJson } from "./export.js";
+import { className, count, percent, sentence } from "./format.js";
 import { colourOf, setClasses, setLegend } from "./legend.js";
 import { setUpMap, showOne, showShapes } from "./map.js";
 import { modelCard } from "./modelcard.js";
-import { askExplanation, askLegend, askModel, askPreview, askResult, classify, classifyScene, Refusal, useKey } from "./service.js";
-import { fillIn, offerCoverages, openStatements, sceneQuestion, setUpStatements, statement, tileQuestion } from "./statements.js";
-import { toCsv, toGeoJson } from "./tables.js";
+import { applyPreset, offerCoverages, openSettings, readSettings, sceneParameters, setUpSettings, tileParameters } from "./settings.js";
 import { sizeOf } from "./tiff.js";
-import { className, count, percent, sentence } from "./words.js";
 
-const MAX_FILES = 500; // on one page; for more there are the API and the command line
-const MAX_TOGETHER = 32; // tiles in a request
-const MAX_BYTES_TOGETHER = 16 * 2 ** 20;
-const ASKED_AT_ONCE = 2;
-const TILE = 64; // where the model has not said
+const MAX_FILES = 500; // on one page
+const MAX_TILES = 32; // in a request
+const MAX_BYTES = 16 * 2 ** 20; // in a request
+const PARALLEL_REQUESTS = 2;
+const TILE_SIZE = 64; // where the model is not known
 const VIEWS = [["true", "True colour"], ["false", "False colour"]];
-const NO_SUCH_PICTURE = { band_missing: "The file lacks a band for this picture.", too_large: "Too large for a picture." };
+const PICTURE_ERRORS = { band_missing: "The file lacks a band for this picture.", too_large: "Too large for a picture." };
+const SETTINGS_HINTS = { // instead of the API's hints, which name its parameters
+  bands_unknown: "Choose the bands in the file settings.",
+  radiometry_unknown: "Choose the processing level and the offset in the file settings.",
+};
 const GEOJSON = "application/geo+json";
 
 let items = [];
@@ -29,31 +33,31 @@ start();
 
 function start() {
   setUpFiles();
-  setUpStatements(classifyAll);
+  setUpSettings(classifyAll);
   setUpMap(goTo);
   find("download-geojson").addEventListener("click", () => save(new Blob([toGeoJson(items, model)], { type: GEOJSON }), "tilewise.geojson"));
   find("download-csv").addEventListener("click", () => save(new Blob([toCsv(items, model?.classes ?? [])], { type: "text/csv" }), "tilewise.csv"));
   find("clear").addEventListener("click", removeAll);
   find("key-form").addEventListener("submit", onKey);
-  meetModel();
+  loadModel();
 }
 
-// The model, and the key that it may ask for.
+// The model, and the API key.
 
-async function meetModel() {
+async function loadModel() {
   try {
-    const [legend, found] = await Promise.all([askLegend(), askModel()]);
+    const [legend, found] = await Promise.all([fetchLegend(), fetchModel()]);
     setLegend(legend);
     model = found;
   } catch (error) {
-    if (!askedForKey(error)) find("model-card").replaceChildren(make("p", { class: "note bad" }, said(error)));
+    if (!requestKey(error)) find("model-card").replaceChildren(make("p", { class: "note bad" }, errorText(error)));
     return;
   }
   setClasses(model.classes);
   offerCoverages(model.prediction_sets?.thresholds);
   find("model-card").replaceChildren(...modelCard(model));
   find("model-warning").hidden = !model.synthetic;
-  find("model-warning").textContent = "For trying out only: this model was trained on synthetic tiles. What it says of real land means nothing.";
+  find("model-warning").textContent = "For demonstration only: this model was trained on synthetic tiles. Its results for real data are meaningless.";
 }
 
 async function onKey(event) {
@@ -61,21 +65,21 @@ async function onKey(event) {
   useKey(find("key-input").value);
   find("key").hidden = true;
   find("key-input").value = "";
-  await meetModel();
+  await loadModel();
   if (find("key").hidden) {
-    tell("The key is accepted.");
+    setStatus("The API key is valid.");
     find("file-input").focus();
     classifyAll();
   }
 }
 
-/** Show the field for a key where `error` says that one is needed. */
-function askedForKey(error) {
+/** Show the field for an API key if `error` is that one is needed; return whether it is. */
+function requestKey(error) {
   if (error.status !== 401) return false;
-  const again = find("key").hidden === false;
+  const shown = !find("key").hidden;
   find("key").hidden = false;
-  find("model-card").replaceChildren(make("p", { class: "hint" }, "The model is described to those who have a key."));
-  if (!again) tell("This service asks for an API key.");
+  find("model-card").replaceChildren(make("p", { class: "hint" }, "Enter an API key to see the model."));
+  if (!shown) setStatus("This service needs an API key.");
   return true;
 }
 
@@ -84,14 +88,14 @@ function askedForKey(error) {
 function setUpFiles() {
   const [input, drop] = [find("file-input"), find("drop")];
   input.addEventListener("change", () => {
-    take([...input.files]);
+    addFiles([...input.files]);
     input.value = ""; // so that the same file can be chosen again
   });
   for (const name of ["dragenter", "dragover"]) document.addEventListener(name, (event) => hover(event, true));
   document.addEventListener("dragleave", (event) => event.relatedTarget ?? drop.classList.remove("over"));
   document.addEventListener("drop", (event) => {
     hover(event, false);
-    take([...event.dataTransfer.files]);
+    addFiles([...event.dataTransfer.files]);
   });
 }
 
@@ -101,15 +105,15 @@ function hover(event, over) {
   find("drop").classList.toggle("over", over);
 }
 
-async function take(files) {
+async function addFiles(files) {
   const room = MAX_FILES - items.length;
-  if (files.length > room) tell(`Only ${MAX_FILES} files fit on this page; the others are left out.`);
-  const added = files.slice(0, room).map((file) => ({ id: ++lastId, file, state: "waiting", cloudShare: null, urls: [] }));
+  if (files.length > room) setStatus(`This page takes at most ${MAX_FILES} files; the others were not added.`);
+  const added = files.slice(0, room).map((file) => ({ id: ++lastId, file, state: "waiting", cloudFraction: null, urls: [] }));
   if (!added.length) return;
   items.push(...added);
   find("cards").append(...added.map(makeCard));
   showResults(true);
-  await ask(added);
+  await processFiles(added);
 }
 
 function showResults(shown) {
@@ -124,15 +128,15 @@ function removeAll() {
   lastId = 0;
   find("cards").replaceChildren();
   showResults(false);
-  tell("All files are removed from the page.");
+  setStatus("All files are removed from the page.");
   find("file-input").focus();
 }
 
 function classifyAll() {
   cancel();
   items.forEach(forgetPictures);
-  for (const item of items) Object.assign(item, { state: "waiting", cloudShare: null, error: null, result: null, scene: null });
-  return ask(items);
+  for (const item of items) Object.assign(item, { state: "waiting", cloudFraction: null, error: null, result: null, scene: null });
+  return processFiles(items);
 }
 
 function cancel() {
@@ -145,49 +149,49 @@ function forgetPictures(item) {
   item.urls = [];
 }
 
-// Asking.
+// Requests.
 
-async function ask(some) {
+async function processFiles(some) {
   const signal = stop.signal;
   for (const item of some) {
     showWaiting(item, "Waiting");
-    await look(item);
+    await inspect(item);
   }
   if (signal.aborted) return;
   update();
-  const sound = some.filter((item) => item.state === "waiting");
-  const tiles = groups(sound.filter((item) => item.kind === "tile")).map((group) => () => askTiles(group, signal));
-  const scenes = sound.filter((item) => item.kind === "scene").map((item) => () => askScene(item, signal));
-  await inTurns([...tiles, ...scenes], signal);
-  await inTurns(some.filter(hasPicture).map((item) => () => showPictures(item, signal)), signal);
+  const ready = some.filter((item) => item.state === "waiting");
+  const tiles = batches(ready.filter((item) => item.kind === "tile")).map((batch) => () => sendTiles(batch, signal));
+  const scenes = ready.filter((item) => item.kind === "scene").map((item) => () => sendScene(item, signal));
+  await runJobs([...tiles, ...scenes], signal);
+  await runJobs(some.filter(hasPicture).map((item) => () => showPictures(item, signal)), signal);
 }
 
-/** Find out whether a file is a tile or a scene. What is no TIFF goes with the tiles: the service says what it is. */
-async function look(item) {
-  const side = model?.tile_size ?? TILE;
+/** Find out whether a file is a tile or a scene. A file that is not a TIFF is sent as a tile, for the service's error. */
+async function inspect(item) {
+  const side = model?.tile_size ?? TILE_SIZE;
   item.size = await sizeOf(item.file);
   item.kind = item.size && (item.size.width !== side || item.size.height !== side) ? "scene" : "tile";
   try {
     await item.file.slice(0, 1).arrayBuffer();
   } catch {
-    refuse(item, { code: "page", message: "the browser cannot read it", hint: "give the files in a folder one by one; a file that was moved must be given again" });
+    fail(item, { code: "page", message: "the browser cannot read the file", hint: "folders cannot be added, only files; add a file again if it was moved" });
   }
 }
 
-/** Run jobs, a few at once, until they are no longer wanted. */
-async function inTurns(jobs, signal) {
-  const waiting = [...jobs];
+/** Run jobs, a few at once, until they are done or aborted. */
+async function runJobs(jobs, signal) {
+  const queue = [...jobs];
   const work = async () => {
-    while (waiting.length && !signal.aborted) await waiting.shift()();
+    while (queue.length && !signal.aborted) await queue.shift()();
   };
-  await Promise.all(Array.from({ length: ASKED_AT_ONCE }, work));
+  await Promise.all(Array.from({ length: PARALLEL_REQUESTS }, work));
 }
 
-function groups(tiles) {
+function batches(tiles) {
   const found = [];
   let size = Infinity;
   for (const item of tiles) {
-    if (size + item.file.size > MAX_BYTES_TOGETHER || found.at(-1).length >= MAX_TOGETHER) {
+    if (size + item.file.size > MAX_BYTES || found.at(-1).length >= MAX_TILES) {
       found.push([]);
       size = 0;
     }
@@ -197,64 +201,64 @@ function groups(tiles) {
   return found;
 }
 
-async function askTiles(group, signal) {
+async function sendTiles(batch, signal) {
   try {
-    group.forEach((item) => showWaiting(item, "Classifying"));
-    const { results } = await classify(group.map((item) => item.file), tileQuestion(), signal);
-    group.forEach((item, place) => (results[place].error ? refuse(item, results[place].error) : accept(item, { result: results[place] })));
+    batch.forEach((item) => showWaiting(item, "Classifying"));
+    const { results } = await classify(batch.map((item) => item.file), tileParameters(), signal);
+    batch.forEach((item, index) => (results[index].error ? fail(item, results[index].error) : accept(item, { result: results[index] })));
   } catch (error) {
     if (signal.aborted) return;
-    if (error.status === 413 && group.length > 1) {
-      const half = Math.ceil(group.length / 2);
-      await askTiles(group.slice(0, half), signal);
-      await askTiles(group.slice(half), signal);
-    } else group.forEach((item) => refuse(item, error));
+    if (error.status === 413 && batch.length > 1) {
+      const half = Math.ceil(batch.length / 2);
+      await sendTiles(batch.slice(0, half), signal);
+      await sendTiles(batch.slice(half), signal);
+    } else batch.forEach((item) => fail(item, error));
   }
 }
 
-async function askScene(item, signal) {
+async function sendScene(item, signal) {
   try {
     showProgress(item, 0);
-    const { response, task } = await classifyScene(item.file, sceneQuestion(), GEOJSON, (share, ahead) => showProgress(item, share, ahead), signal);
+    const { response, task } = await classifyScene(item.file, sceneParameters(), GEOJSON, (fraction, ahead) => showProgress(item, fraction, ahead), signal);
     accept(item, { scene: await response.json(), task });
   } catch (error) {
-    if (!signal.aborted) refuse(item, error);
+    if (!signal.aborted) fail(item, error);
   }
 }
 
 function accept(item, found) {
   Object.assign(item, found, { state: "done" });
-  showAnswer(item);
+  showResult(item);
   showActions(item);
   update();
 }
 
-function refuse(item, error) {
-  askedForKey(error);
+function fail(item, error) {
+  requestKey(error);
   item.state = "failed";
-  item.error = { code: error.code ?? "page", message: error.message, hint: error.hint ?? "" };
-  showRefusal(item, helpFor(item.error.code));
+  item.error = { code: error.code ?? "page", message: error.message, hint: SETTINGS_HINTS[error.code] ?? error.hint ?? "" };
+  showError(item, helpFor(item.error.code));
   update();
 }
 
-function showAnswer(item) {
+function showResult(item) {
   if (item.kind === "scene") showScene(item);
   else showTile(item, model);
 }
 
-/** Return what leads out of a refusal for want of bands or radiometry. */
+/** Return buttons that help where the metadata lack bands or radiometry, or null. */
 function helpFor(code) {
   if (code !== "bands_unknown" && code !== "radiometry_unknown") return null;
   const field = code === "bands_unknown" ? "bands" : "level";
-  const sayIt = make("button", { type: "button", onclick: () => openStatements(field) }, "Say it for all files");
-  const eurosat = make("button", { type: "button", class: "quiet", onclick: useEurosat }, "They are EuroSAT tiles");
-  return make("p", { class: "row" }, sayIt, eurosat);
+  const settings = make("button", { type: "button", onclick: () => openSettings(field) }, "Open the file settings");
+  const eurosat = make("button", { type: "button", class: "quiet", onclick: useEurosat }, "Use EuroSAT settings");
+  return make("p", { class: "row" }, settings, eurosat);
 }
 
 function useEurosat(event) {
   const heading = event.currentTarget.closest("li").querySelector("h4");
-  fillIn("eurosat");
-  heading.focus(); // the button is about to go
+  applyPreset("eurosat");
+  heading.focus(); // the button is about to be removed
   classifyAll();
 }
 
@@ -267,40 +271,40 @@ function hasPicture(item) {
 async function showPictures(item, signal) {
   for (const [view, caption] of VIEWS) {
     try {
-      const { url, cloudShare } = await askPreview(item.file, view, statement(), signal);
+      const { url, cloudFraction } = await fetchPreview(item.file, view, readSettings(), signal);
       item.urls.push(url);
       showPicture(item, caption, url, item.kind === "tile");
-      if (view === "true" && cloudShare !== null) item.cloudShare = cloudShare;
+      if (view === "true" && cloudFraction !== null) item.cloudFraction = cloudFraction;
     } catch (error) {
       if (signal.aborted) return;
-      if (item.state === "done") showNoPicture(item, caption, NO_SUCH_PICTURE[error.code] ?? said(error));
+      if (item.state === "done") showNoPicture(item, caption, PICTURE_ERRORS[error.code] ?? errorText(error));
     }
   }
-  if (item.state === "done" && item.cloudShare !== null) {
-    showAnswer(item);
+  if (item.state === "done" && item.cloudFraction !== null) {
+    showResult(item);
     update();
   }
 }
 
 function showActions(item) {
-  const button = (text, act) => make("button", { type: "button", class: "quiet", onclick: (event) => act(item, event.currentTarget) }, text, make("span", { class: "away" }, ` (${item.file.name})`));
-  const lies = item.kind === "scene" || item.result.footprint;
-  item.slots.doing.replaceChildren(
-    ...(lies ? [button("Show on the map", () => showOne(item.id))] : []),
-    item.kind === "scene" ? button("Download the class map", downloadMap) : button("What is this based on?", explain),
+  const button = (text, act) => make("button", { type: "button", class: "quiet", onclick: (event) => act(item, event.currentTarget) }, text, make("span", { class: "visually-hidden" }, ` (${item.file.name})`));
+  const georeferenced = item.kind === "scene" || item.result.footprint;
+  item.slots["item-actions"].replaceChildren(
+    ...(georeferenced ? [button("Show on the map", () => showOne(item.id))] : []),
+    item.kind === "scene" ? button("Download the class map", downloadMap) : button("Explain this result", explain),
   );
 }
 
 async function explain(item, button) {
   button.setAttribute("aria-busy", "true");
-  whisper(`Working out what the answer to ${item.file.name} is based on.`);
+  announce(`Explaining the result of ${item.file.name}.`);
   try {
-    const url = await askExplanation(item.file, item.result.class, statement(), stop.signal);
+    const url = await fetchExplanation(item.file, item.result.class, readSettings(), stop.signal);
     item.urls.push(url);
     showExplanation(item, url, item.result.class);
-    whisper("The explanation is shown below the answer.");
+    announce("The explanation is below the result.");
   } catch (error) {
-    item.slots.why.replaceChildren(make("p", { class: "note bad" }, said(error)));
+    item.slots.explanation.replaceChildren(make("p", { class: "note bad" }, errorText(error)));
   }
   button.removeAttribute("aria-busy");
 }
@@ -308,18 +312,18 @@ async function explain(item, button) {
 async function downloadMap(item, button) {
   button.setAttribute("aria-busy", "true");
   try {
-    const form = "image/tiff";
+    const mediaType = "image/tiff";
     const response = item.task
-      ? await askResult(item.task, form, stop.signal)
-      : (await classifyScene(item.file, sceneQuestion(), form, () => {}, stop.signal)).response;
+      ? await fetchResult(item.task, mediaType, stop.signal)
+      : (await classifyScene(item.file, sceneParameters(), mediaType, () => {}, stop.signal)).response;
     save(await response.blob(), `${item.file.name.replace(/\.tiff?$/i, "")}.classes.tif`);
   } catch (error) {
-    item.slots.why.replaceChildren(make("p", { class: "note bad" }, said(error)));
+    item.slots.explanation.replaceChildren(make("p", { class: "note bad" }, errorText(error)));
   }
   button.removeAttribute("aria-busy");
 }
 
-// All together.
+// All files.
 
 function update() {
   const done = items.filter((item) => item.state === "done");
@@ -328,21 +332,21 @@ function update() {
   find("progress").hidden = ended === items.length;
   find("progress").value = items.length ? ended / items.length : 0;
   if (ended < items.length) {
-    tell(`${ended} of ${count(items.length, "file")} done.`);
+    setStatus(`${ended} of ${count(items.length, "file")} done.`);
     return;
   }
-  tell(told(done, failed));
+  setStatus(summary(done, failed));
   showSummary(done, failed);
   showShapes(done.flatMap(shapesOf));
 }
 
-function told(done, failed) {
+function summary(done, failed) {
   if (!done.length) return `${count(failed.length, "file")} could not be classified.`;
   const parts = [`${count(done.length, "file")} classified`];
   if (items.length === 1 && done[0].result) parts[0] = `${done[0].file.name}: ${className(done[0].result.class)}, ${percent(done[0].result.probabilities[done[0].result.class])}`;
-  if (failed.length) parts.push(`${count(failed.length, "file")} could not be`);
-  const wary = done.filter((item) => item.warned).length;
-  if (wary) parts.push(`${count(wary, "answer")} to be wary of`);
+  if (failed.length) parts.push(`${count(failed.length, "file")} could not be classified`);
+  const warned = done.filter((item) => item.warned).length;
+  if (warned) parts.push(`${count(warned, "result needs", "results need")} attention`);
   return `${parts.join(", ")}.`;
 }
 
@@ -351,11 +355,11 @@ function showSummary(done, failed) {
   for (const item of done.filter((one) => one.kind === "tile")) counts[item.result.class] = (counts[item.result.class] ?? 0) + 1;
   const rows = Object.entries(counts).sort((a, b) => b[1] - a[1]).map(([name, number]) => row(swatch(name), className(name), count(number, "tile")));
   for (const item of done.filter((one) => one.kind === "scene")) {
-    const [likeliest] = Object.entries(areaShares(item.scene.features));
-    rows.push(row(likeliest ? swatch(likeliest[0]) : null, item.file.name, likeliest ? `${className(likeliest[0])}, ${percent(likeliest[1], 0)}` : "no answer"));
+    const [dominant] = Object.entries(classFractions(item.scene.features));
+    rows.push(row(dominant ? swatch(dominant[0]) : null, item.file.name, dominant ? `${className(dominant[0])}, ${percent(dominant[1], 0)}` : "not classified"));
   }
   if (failed.length) rows.push(row(null, "Not classified", count(failed.length, "file")));
-  find("summary").replaceChildren(make("table", { class: "summary" }, make("caption", { class: "away" }, "All files together"), make("tbody", {}, rows)));
+  find("summary").replaceChildren(make("table", { class: "summary" }, make("caption", { class: "visually-hidden" }, "All files"), make("tbody", {}, rows)));
 }
 
 function row(mark, name, value) {
@@ -371,7 +375,7 @@ function shapesOf(item) {
     geometry,
     isWindow: true,
     colour: properties.class ? colourOf(properties.class) : "none",
-    title: `${item.file.name}: ${properties.class ? `${className(properties.class)}, ${percent(properties.probability)}` : "no answer"}`,
+    title: `${item.file.name}: ${properties.class ? `${className(properties.class)}, ${percent(properties.probability)}` : "not classified"}`,
   }));
 }
 
@@ -381,16 +385,16 @@ function goTo(id) {
   item.heading.closest("li").scrollIntoView({ block: "nearest" });
 }
 
-function tell(text) {
+function setStatus(text) {
   if (find("status").textContent !== text) find("status").textContent = text;
 }
 
-/** Tell those who listen what those who look see anyway. */
-function whisper(text) {
-  find("whisper").textContent = text;
+/** Announce to screen readers what is visible anyway. */
+function announce(text) {
+  find("announcement").textContent = text;
 }
 
-function said(error) {
-  if (!(error instanceof Refusal)) return "The page itself has failed at this; try again.";
+function errorText(error) {
+  if (!(error instanceof ApiError)) return "The page failed; try again.";
   return [sentence(error.message), sentence(error.hint)].filter(Boolean).join(" ");
 }

@@ -1,5 +1,5 @@
-// How large a TIFF is, from its first directory (TIFF 6.0, and BigTIFF: https://www.awaresystems.be/imaging/tiff/bigtiff.html).
-// It only decides what the service is asked; the service itself trusts nothing of it.
+// The size of a TIFF, from its first directory (TIFF 6.0, and BigTIFF: https://www.awaresystems.be/imaging/tiff/bigtiff.html).
+// It only decides between tile and scene; the service does not trust it.
 
 const WIDTH = 256;
 const HEIGHT = 257;
@@ -8,7 +8,7 @@ const SHORT = 3;
 const LONG = 4;
 const LONG8 = 16;
 
-/** Return {width, height} in pixels, or null where the file does not begin as a TIFF does. */
+/** Return {width, height} in pixels, or null where the file is not a TIFF. */
 export async function sizeOf(file) {
   try {
     const head = await viewOf(file, 0, 16);
@@ -30,17 +30,17 @@ async function sizeInDirectory(file, start, big, little) {
   if (entries > MAX_ENTRIES) return null;
   const directory = await viewOf(file, start + counted, entries * length);
   const found = {};
-  for (let place = 0; place < entries * length; place += length) {
-    const tag = directory.getUint16(place, little);
-    if (tag === WIDTH) found.width = valueOf(directory, place, big, little);
-    if (tag === HEIGHT) found.height = valueOf(directory, place, big, little);
+  for (let offset = 0; offset < entries * length; offset += length) {
+    const tag = directory.getUint16(offset, little);
+    if (tag === WIDTH) found.width = valueOf(directory, offset, big, little);
+    if (tag === HEIGHT) found.height = valueOf(directory, offset, big, little);
   }
   return found.width && found.height ? found : null;
 }
 
-function valueOf(view, place, big, little) {
-  const kind = view.getUint16(place + 2, little);
-  const at = place + (big ? 12 : 8);
+function valueOf(view, offset, big, little) {
+  const kind = view.getUint16(offset + 2, little);
+  const at = offset + (big ? 12 : 8);
   if (kind === SHORT) return view.getUint16(at, little);
   if (kind === LONG) return view.getUint32(at, little);
   return kind === LONG8 ? offsetAt(view, at, true, little) : 0;

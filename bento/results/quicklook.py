@@ -1,4 +1,4 @@
-"""A picture of a class map with its legend, for people who have no GIS at hand."""
+"""A PNG picture of a class map with title, scale bar and legend, for readers without a GIS."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +25,11 @@ _STEPS = (1, 2, 5)
 def write_quicklook(
     class_map: Path, scene_info: SceneInfo, metadata: ModelMetadata, area_ha: Mapping[str, float], path: Path
 ) -> Path:
-    """Write a PNG: the map, at most 1024 pixels long, its title, scale bar and legend with each class's share.
+    """Write a PNG: the map (at most 1024 pixels a side), title, scale bar, legend with percentages.
 
     Args:
         class_map: the finished map.
-        frame: its grid.
+        scene_info: its grid and name.
         metadata: of the model.
         area_ha: hectares of each class that occurs.
         path: of the picture.
@@ -53,7 +53,7 @@ def write_quicklook(
 
 
 def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDArray[np.uint8]:
-    """Return a class map (height, width) in its colours: (height, width, 3); grey where there is no class."""
+    """Return uint8 (height, width, 3): a class map in the legend's colours, grey where there is no class."""
     table = np.full((256, 3), _NONE, np.uint8)
     table[: len(metadata.classes)] = colours(metadata.classes)
     table[NO_CLASS] = _NONE
@@ -61,18 +61,20 @@ def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDAr
 
 
 def _read(class_map: Path) -> tuple[npt.NDArray[np.uint8], float]:
-    """Return the map at the size of the picture, and how many pixels of the picture one of the map is."""
+    """Return the map at the picture's size, and how many pixels of the picture one pixel of the map takes."""
     with rasterio.open(class_map) as dataset:
         longest = max(dataset.shape)
         shrunk = min(1.0, _LONGEST / longest)
         shape = tuple(max(1, round(side * shrunk)) for side in dataset.shape)
-        # Overviews hold whole classes; between two of them the nearest pixel is taken, so that no class is made up.
+        # Overviews are made by mode; between two of them nearest-neighbour invents no class.
         picture = dataset.read(1, out_shape=shape, resampling=Resampling.nearest)
     grown = max(1, _SHORTEST // longest)
     return picture.repeat(grown, axis=0).repeat(grown, axis=1), shrunk * grown
 
 
-def _draw_scale_bar(pen: ImageDraw.ImageDraw, scene_info: SceneInfo, scale: float, corner: tuple[int, int]) -> None:
+def _draw_scale_bar(
+    pen: ImageDraw.ImageDraw, scene_info: SceneInfo, scale: float, corner: tuple[int, int]
+) -> None:
     """Draw a bar of a round length, a fifth to a half of the map's width."""
     if not scene_info.pixel_ha > 0:
         return
@@ -82,8 +84,8 @@ def _draw_scale_bar(pen: ImageDraw.ImageDraw, scene_info: SceneInfo, scale: floa
     length = max((step * exponent for step in _STEPS if step * exponent <= limit), default=limit)
     x, y = corner
     pen.rectangle((x, y, x + round(length / metres), y + 4), fill=_INK)
-    overrides = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
-    pen.text((x + round(length / metres) + 8, y - 6), overrides, _INK, _font(13))
+    label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    pen.text((x + round(length / metres) + 8, y - 6), label, _INK, _font(13))
 
 
 def _draw_legend(
@@ -94,11 +96,15 @@ def _draw_legend(
     entries = list(zip(metadata.classes, colours(metadata.classes), strict=True))
     for name, colour in [*entries, ("no data or skipped", _NONE)]:
         pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), fill=colour, outline=_FAINT)
-        share = f"{100 * area_ha.get(name, 0.0) / total:.1f} %" if total and name in metadata.classes else ""
+        percent = (
+            f"{100 * area_ha.get(name, 0.0) / total:.1f} %" if total and name in metadata.classes else ""
+        )
         pen.text((x + _SWATCH + 8, y), name, _INK, _font(14))
-        pen.text((x + _LEGEND, y), share, _FAINT, _font(14), anchor="ra")
+        pen.text((x + _LEGEND, y), percent, _FAINT, _font(14), anchor="ra")
         y += _LINE
-    note = f"{metadata.name} {metadata.version}" + (", trained on synthetic tiles" if metadata.synthetic else "")
+    note = f"{metadata.name} {metadata.version}" + (
+        ", trained on synthetic tiles" if metadata.synthetic else ""
+    )
     pen.text((x, y + 4), note, _FAINT, _font(12))
 
 

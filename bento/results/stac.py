@@ -1,8 +1,8 @@
-"""A STAC item for each classified scene, with what catalogues need to find it and programs to read it.
+"""A STAC item for each classified scene, so that catalogues find it and programs can read it.
 
-STAC 1.1.0 (https://github.com/radiantearth/stac-spec) with the extensions projection 2.0.0, classification 2.0.0 and
-MLM 1.5.0 (https://github.com/stac-extensions). It holds nothing of the time or the machine that made it, so that the
-same scene gives the same bytes.
+STAC 1.1.0 (https://github.com/radiantearth/stac-spec) with the extensions projection 2.0.0, classification
+2.0.0 and MLM 1.5.0 (https://github.com/stac-extensions). The item names neither the time nor the machine that
+made it: the same scene gives the same bytes.
 """
 
 import json
@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shapely.geometry import shape
+
 from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.maps import colours
-from tilewise.datasets.core.tile import rings_of
 from tilewise.models.model_file import INPUT, ModelMetadata
 
 SUFFIX = ".stac.json"
@@ -28,15 +29,15 @@ _MEDIA = {".tif": _COG, ".parquet": "application/vnd.apache.parquet", ".geojson"
 _MEDIA |= {".fgb": "application/vnd.flatgeobuf", ".png": "image/png", ".xml": "application/xml"}
 _TITLES = {
     "classes": "Class of every pixel",
-    "confidence": "Probability of every pixel's class (number × 0.004)",
-    "outlier": "How unlike the training data every pixel's window is",
+    "probability": "Probability of every pixel's class (number × 0.004)",
+    "outlier": "Outlier score of every pixel's window: larger for windows unlike the training data",
     "probabilities": "Probability of every class (number × 0.004)",
     "windows": "Windows with classes and probabilities",
     "polygons": "Areas of one class",
     "quicklook": "Picture of the class map with its legend",
 }
-# Where nobody says when a scene was taken: at some time since Sentinel-2A flies.
-_SOME_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
+# STAC needs a time: of a scene without one, any since the launch of Sentinel-2A.
+_ANY_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
 
 
 def write_item(
@@ -52,9 +53,9 @@ def write_item(
 
     Args:
         path: of the item.
-        frame: the scene's grid and origin.
+        scene_info: the scene's grid and origin.
         metadata: of the model.
-        files: the scene's results, which will lie beside the item.
+        files: the scene's results, which end up beside the item.
         model: the model file.
         sha256: of the model file.
         out: the folder that the results end up in, which the links to scene and model start from.
@@ -62,7 +63,7 @@ def write_item(
     Raises:
         OSError: the disk does not take it.
     """
-    footprint = scene_info.place.footprint(scene_info.width, scene_info.height)
+    footprint = scene_info.georeference.footprint(scene_info.width, scene_info.height)
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -72,7 +73,10 @@ def write_item(
         **({"bbox": _bbox(footprint)} if footprint else {}),
         "properties": _properties(scene_info, metadata, sha256),
         "links": [{"rel": "derived_from", "href": _href(source, out)} for source in scene_info.sources],
-        "assets": {**_assets(files, scene_info, metadata), "model": _model_asset(metadata, _href(str(model), out))},
+        "assets": {
+            **_assets(files, scene_info, metadata),
+            "model": _model_asset(metadata, _href(str(model), out)),
+        },
     }
     path.write_text(json.dumps(item, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -80,7 +84,7 @@ def write_item(
 
 def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> dict[str, Any]:
     when: dict[str, Any] = (
-        {"datetime": scene_info.datetime} if scene_info.datetime else {"datetime": None, **_SOME_TIME}
+        {"datetime": scene_info.datetime} if scene_info.datetime else {"datetime": None, **_ANY_TIME}
     )
     return {
         **when,
@@ -94,36 +98,41 @@ def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> 
 
 
 def _projection(scene_info: SceneInfo) -> dict[str, Any]:
-    authority = scene_info.place.crs.to_authority()
+    authority = scene_info.georeference.crs.to_authority()
     code = (
         {"proj:code": ":".join(authority)}
         if authority
-        else {"proj:code": None, "proj:wkt2": scene_info.place.crs.to_wkt()}
+        else {"proj:code": None, "proj:wkt2": scene_info.georeference.crs.to_wkt()}
     )
     return {
         **code,
         "proj:shape": [scene_info.height, scene_info.width],
-        "proj:transform": list(scene_info.place.transform)[:6],
-        "proj:bbox": list(scene_info.place.bounds(scene_info.width, scene_info.height)),
+        "proj:transform": list(scene_info.georeference.transform)[:6],
+        "proj:bbox": list(scene_info.georeference.bounds(scene_info.width, scene_info.height)),
     }
 
 
 def _model(metadata: ModelMetadata) -> dict[str, Any]:
-    """Return the fields of the MLM extension: what made the item."""
+    """Return the fields of the MLM extension, which describe the model."""
     size = metadata.tile_size
-    tiles = {"shape": [-1, len(metadata.bands), size, size], "dim_order": ["batch", "bands", "height", "width"]}
-    shares = {"shape": [-1, len(metadata.classes)], "dim_order": ["batch", "class"]}
+    tiles = {
+        "shape": [-1, len(metadata.bands), size, size],
+        "dim_order": ["batch", "bands", "height", "width"],
+    }
+    scores = {"shape": [-1, len(metadata.classes)], "dim_order": ["batch", "class"]}
     return {
         "mlm:name": _plain(f"{metadata.name} {metadata.version}", "model"),
         "mlm:architecture": metadata.network,
         "mlm:tasks": ["classification"],
         "mlm:framework": "ONNX",
-        "mlm:input": [{"name": INPUT, "bands": list(metadata.bands), "input": {**tiles, "data_type": "uint16"}}],
+        "mlm:input": [
+            {"name": INPUT, "bands": list(metadata.bands), "input": {**tiles, "data_type": "uint16"}}
+        ],
         "mlm:output": [
             {
                 "name": "probabilities",
                 "tasks": ["classification"],
-                "result": {**shares, "data_type": "float32"},
+                "result": {**scores, "data_type": "float32"},
                 "classification:classes": _classes(metadata),
             }
         ],
@@ -132,7 +141,7 @@ def _model(metadata: ModelMetadata) -> dict[str, Any]:
 
 
 def _bands(metadata: ModelMetadata) -> list[dict[str, str]]:
-    """Return what the model takes; MLM wants it with the item, and STAC 1.1 then also with one of its assets."""
+    """Return the model's input bands; MLM wants them in the item, STAC 1.1 then also in one of its assets."""
     return [{"name": band} for band in metadata.bands]
 
 
@@ -157,7 +166,11 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
             "href": f"./{file.name}",
             "type": _MEDIA[file.suffix],
             "title": _TITLES[kind],
-            "roles": ["overview", "thumbnail"] if is_picture else ["metadata"] if file.suffix == ".xml" else ["data"],
+            "roles": ["overview", "thumbnail"]
+            if is_picture
+            else ["metadata"]
+            if file.suffix == ".xml"
+            else ["data"],
         }
         if form == "tif" and kind == "classes":
             asset["classification:classes"] = _classes(metadata)
@@ -179,26 +192,27 @@ def _model_asset(metadata: ModelMetadata, href: str) -> dict[str, Any]:
 
 def _bbox(footprint: Mapping[str, Any]) -> list[float]:
     """Return west, south, east, north; across the antimeridian west is the larger (RFC 7946, 5.2)."""
-    parts = rings_of(dict(footprint))
-    lows, highs = [min(x for x, _ in ring) for ring in parts], [max(x for x, _ in ring) for ring in parts]
-    south = min(y for ring in parts for _, y in ring)
-    north = max(y for ring in parts for _, y in ring)
+    parts = list(getattr(shape(footprint), "geoms", [shape(footprint)]))
+    bounds = [part.bounds for part in parts]
+    west, south, east, north = zip(*bounds, strict=True)
     if len(parts) > 1:
-        return [max(lows), south, min(highs), north]
-    return [lows[0], south, highs[0], north]
+        return [max(west), min(south), min(east), max(north)]
+    return list(bounds[0])
 
 
-def _plain(text: str, otherwise: str) -> str:
-    """Return `text` as the extension wants names: letters, digits, spaces and ._- , a letter first."""
+def _plain(text: str, default: str) -> str:
+    """Return `text` as the MLM extension wants names: letters, digits, spaces and ._- , a letter first."""
     plain = re.sub(r"[^a-zA-Z0-9_.\- ]", "-", text).strip(" ._-")
-    return plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", plain) else f"{otherwise} {plain or 0}"
+    return (
+        plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", plain) else f"{default} {plain or 0}"
+    )
 
 
-def _href(place: str, out: Path) -> str:
-    """Return a link from `out` to a file; an address stays as it is."""
-    if "://" in place:
-        return place
+def _href(path: str, out: Path) -> str:
+    """Return a relative link from `out` to a file; a URL stays as it is."""
+    if "://" in path:
+        return path
     try:
-        return Path(os.path.relpath(place, out)).as_posix()
+        return Path(os.path.relpath(path, out)).as_posix()
     except ValueError:  # on another drive
-        return Path(place).as_posix()
+        return Path(path).as_posix()

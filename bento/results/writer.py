@@ -1,4 +1,4 @@
-"""What is kept of a classified scene: its blocks go to one writer for each output that was asked for."""
+"""The files that are kept of a classified scene: one writer for each requested output."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,33 +6,41 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.inference.windows import WindowAnswer
+from tilewise.bento.inference.windows import SceneBlock
 from tilewise.bento.results import quicklook, stac
 from tilewise.bento.results.maps import (
-    Layer,
+    MapSpec,
     MapWriter,
-    class_layer,
-    confidence_layer,
-    outlier_layer,
-    probability_layer,
+    class_spec,
+    model_tags,
+    outlier_spec,
+    probabilities_spec,
+    probability_spec,
     to_steps,
 )
-from tilewise.bento.results.tables import VectorFormat, WindowsTable, check_available, convert, score_of, write_polygons
+from tilewise.bento.results.tables import (
+    VectorFormat,
+    WindowsTable,
+    check_available,
+    convert,
+    score_of,
+    write_polygons,
+)
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.models.model_file import ModelMetadata
 
 
 class Output(StrEnum):
-    """What can be kept of a scene."""
+    """A result that can be kept of a scene."""
 
     CLASSES = "classes"
-    CONFIDENCE = "confidence"
+    PROBABILITY = "probability"
     OUTLIER = "outlier"
     PROBABILITIES = "probabilities"
     WINDOWS = "windows"
@@ -42,22 +50,22 @@ class Output(StrEnum):
 
 
 USUAL = tuple(output for output in Output if output is not Output.PROBABILITIES)
-_LAYERS: dict[Output, Callable[[ModelMetadata], Layer]] = {
-    Output.CLASSES: class_layer,
-    Output.CONFIDENCE: confidence_layer,
-    Output.OUTLIER: outlier_layer,
-    Output.PROBABILITIES: probability_layer,
+_MAPS: dict[Output, Callable[[ModelMetadata], MapSpec]] = {
+    Output.CLASSES: class_spec,
+    Output.PROBABILITY: probability_spec,
+    Output.OUTLIER: outlier_spec,
+    Output.PROBABILITIES: probabilities_spec,
 }
 _FROM_CLASS_MAP = {Output.POLYGONS, Output.QUICKLOOK}
 
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What is kept of each scene.
+    """Which results are kept of each scene.
 
     Attributes:
         kinds: the outputs.
-        formats: forms of the tables of windows and polygons.
+        formats: file formats of the tables of windows and polygons.
         coverage: of the windows' prediction sets, 0-1.
     """
 
@@ -69,11 +77,11 @@ class OutputOptions:
         """Refuse what cannot be made, before any work is done.
 
         Raises:
-            TilewiseError: nothing is asked for, a form needs a package that is not installed, or the model is not
-                calibrated for the coverage.
+            TilewiseError: no output is requested, a format needs a package that is not installed, or the
+                model is not calibrated for the coverage.
         """
         if not self.kinds or not self.formats:
-            raise TilewiseError(f"no output is asked for; choose from {', '.join(Output)}")
+            raise TilewiseError(f"no output is requested; choose from {', '.join(Output)}")
         for form in self.formats:
             check_available(form)
         if metadata.prediction_sets:
@@ -83,33 +91,9 @@ class OutputOptions:
                 raise TilewiseError(f"prediction sets of coverage {self.coverage:g}: {error}") from error
 
 
-class Block(Protocol):
-    """Some rows of a classified scene; `tilewise.bento.inference.windows.Block` is one."""
-
-    @property
-    def class_map(self) -> npt.NDArray[np.uint8]:
-        """(rows, width): position of the class, NO_CLASS where there is none."""
-
-    @property
-    def confidence(self) -> npt.NDArray[np.float32]:
-        """(rows, width): probability of the class (0-1), NaN where there is none."""
-
-    @property
-    def outlier(self) -> npt.NDArray[np.float32]:
-        """(rows, width): outlier score, NaN where there is none."""
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float32] | None:
-        """(classes, rows, width): 0-1, NaN where there are none; None where they were not asked for."""
-
-    @property
-    def windows(self) -> Sequence[WindowAnswer]:
-        """Those that begin in these rows."""
-
-
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What results tell of the model that made them."""
+    """The model that makes results, as they name it: metadata, SHA-256 of the file, path."""
 
     metadata: ModelMetadata
     sha256: str
@@ -117,14 +101,14 @@ class ModelFacts:
 
 
 @dataclass(slots=True)
-class Tally:
-    """What was counted while a scene was written.
+class SceneCounts:
+    """Counts of what was written of a scene.
 
     Attributes:
-        windows: how many have an answer.
-        skipped: how many have none, for want of valid pixels.
-        outliers: how many have a score above the model's threshold.
-        pixels: of each class.
+        windows: windows with an answer.
+        skipped: windows with too few valid pixels.
+        outliers: windows whose score is above the model's threshold.
+        pixels: int64 (256,), pixels of each class index.
     """
 
     windows: int
@@ -134,27 +118,31 @@ class Tally:
 
 
 class ResultWriter:
-    """Takes a scene's blocks from top to bottom, and leaves its files in a folder.
+    """Write the results of one scene to a folder, from blocks that come from top to bottom.
 
     Args:
-        folder: an empty one.
-        frame: the scene's grid.
-        model: what made the blocks.
-        options: what is kept.
+        folder: an empty folder.
+        scene_info: the scene's grid and origin.
+        model: the model that made the blocks.
+        options: which results are kept.
     """
 
-    def __init__(self, folder: Path, scene_info: SceneInfo, model: ModelFacts, options: OutputOptions) -> None:
+    def __init__(
+        self, folder: Path, scene_info: SceneInfo, model: ModelFacts, options: OutputOptions
+    ) -> None:
         self._folder, self._scene_info, self._model, self._options = folder, scene_info, model, options
-        self.tally = Tally(0, 0, 0, np.zeros(256, np.int64))
+        self.counts = SceneCounts(0, 0, 0, np.zeros(256, np.int64))
         self._opened = ExitStack()
-        kinds = set(options.kinds)
+        kinds, tags = set(options.kinds), model_tags(model.metadata, model.sha256)
         self._maps = {
-            output: self._keep(MapWriter(folder, scene_info, make(model.metadata), self._tags()))
-            for output, make in _LAYERS.items()
+            output: self._keep(MapWriter(folder, scene_info, make(model.metadata), tags))
+            for output, make in _MAPS.items()
             if output in kinds or (output is Output.CLASSES and kinds & _FROM_CLASS_MAP)
         }
         self._windows = (
-            self._keep(WindowsTable(self._path("windows.parquet"), scene_info, model.metadata, options.coverage))
+            self._keep(
+                WindowsTable(self._path("windows.parquet"), scene_info, model.metadata, options.coverage)
+            )
             if Output.WINDOWS in kinds
             else None
         )
@@ -165,7 +153,7 @@ class ResultWriter:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def add(self, block: Block) -> None:
+    def add(self, block: SceneBlock) -> None:
         """Take the next block.
 
         Raises:
@@ -178,7 +166,7 @@ class ResultWriter:
         self._count(block)
 
     def finish(self) -> list[Path]:
-        """Make all files whole, when all blocks were taken; return them.
+        """Complete all files once all blocks were added; return them.
 
         Raises:
             OSError: the disk does not take them.
@@ -201,12 +189,20 @@ class ResultWriter:
 
     def areas(self) -> dict[str, float]:
         """Return the hectares of each class that occurs."""
-        pixels = self.tally.pixels
+        pixels = self.counts.pixels
         names = self._model.metadata.classes
-        return {name: round(int(n) * self._scene_info.pixel_ha, 4) for name, n in zip(names, pixels, strict=False) if n}
+        return {
+            name: round(int(n) * self._scene_info.pixel_ha, 4)
+            for name, n in zip(names, pixels, strict=False)
+            if n
+        }
 
     def describe(self, files: Sequence[Path], out: Path) -> list[Path]:
-        """Return `files` and, where it is asked for, the STAC item of them; `out` is where they all will lie."""
+        """Return `files` and, if requested, their STAC item.
+
+        Args:
+            out: the folder that the files end up in, which the item's links start from.
+        """
         if Output.STAC not in self._options.kinds:
             return list(files)
         model = self._model
@@ -221,11 +217,6 @@ class ResultWriter:
     def _path(self, suffix: str) -> Path:
         return self._folder / f"{self._scene_info.name}.{suffix}"
 
-    def _tags(self) -> dict[str, str]:
-        metadata = self._model.metadata
-        tags = {"MODEL": f"{metadata.name} {metadata.version}", "MODEL_SHA256": self._model.sha256}
-        return {**tags, **({"TILEWISE_SYNTHETIC_MODEL": "yes"} if metadata.synthetic else {})}
-
     def _in_formats(self, table: Path) -> list[Path]:
         made = [convert(table, form) for form in self._options.formats]
         if VectorFormat.PARQUET not in self._options.formats:
@@ -234,28 +225,32 @@ class ResultWriter:
 
     def _draw(self, class_map: Path) -> Path:
         path = self._path(quicklook.SUFFIX.removeprefix("."))
-        return quicklook.write_quicklook(class_map, self._scene_info, self._model.metadata, self.areas(), path)
+        return quicklook.write_quicklook(
+            class_map, self._scene_info, self._model.metadata, self.areas(), path
+        )
 
-    def _count(self, block: Block) -> None:
+    def _count(self, block: SceneBlock) -> None:
         limit = self._model.metadata.outliers.threshold if self._model.metadata.outliers else np.inf
         for window in block.windows:
             if window.probabilities is None:
-                self.tally.skipped += 1
+                self.counts.skipped += 1
                 continue
-            self.tally.windows += 1
+            self.counts.windows += 1
             score = score_of(window)
-            self.tally.outliers += score is not None and score > limit
-        self.tally.pixels += np.bincount(block.class_map.ravel(), minlength=256)
+            self.counts.outliers += score is not None and score > limit
+        self.counts.pixels += np.bincount(block.class_map.ravel(), minlength=256)
 
 
-def _rows(block: Block, output: Output) -> npt.NDArray[Any]:
-    """Return a block's rows as the layer of `output` has them: (bands, rows, width)."""
+def _rows(block: SceneBlock, output: Output) -> npt.NDArray[Any]:
+    """Return a block's rows as the map of `output` stores them: (bands, rows, width)."""
     if output is Output.CLASSES:
         return block.class_map[None]
-    if output is Output.CONFIDENCE:
-        return to_steps(block.confidence)[None]
+    if output is Output.PROBABILITY:
+        return to_steps(block.probability)[None]
     if output is Output.OUTLIER:
         return block.outlier[None]
     if block.probabilities is None:
-        raise TilewiseError("the windows were classified without probabilities; this is a defect, please report it")
+        raise TilewiseError(
+            "the windows were classified without probabilities; this is a defect, please report it"
+        )
     return to_steps(block.probabilities)

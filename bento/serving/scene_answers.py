@@ -1,169 +1,224 @@
-"""One uploaded scene: checked by its header, classified, and told as windows on Earth or as a map."""
+"""Classify one uploaded scene: check its header, classify its windows, serialise windows or class map.
+
+Uploads go through the same scene reader, windows and writers as batch inference; what differs is that only
+GeoTIFFs are opened, that sizes are limited by the header, and that a block which cannot be decoded is an
+error.
+"""
 
 import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rasterio.io import DatasetReader
 
+from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.engine import TileClassifier
-from tilewise.bento.inference.scene import (
-    SceneAnswer,
-    WindowAnswer,
-    check_ground_size,
-    classify_scene,
-    place_of,
-    starts,
-)
-from tilewise.bento.inference.uploads import describe_outlier, describe_set
-from tilewise.bento.results.maps import write_class_map
-from tilewise.datasets.core.errors import SceneTooLargeError
+from tilewise.bento.inference.window_grid import SceneInfo, make_window_grid
+from tilewise.bento.inference.windows import GridOptions, WindowAnswer, classify
+from tilewise.bento.results.maps import MapWriter, class_spec, model_tags
+from tilewise.bento.results.tables import window_features
+from tilewise.datasets.core.errors import SceneTooLargeError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
-from tilewise.datasets.core.tile import Georeference, canonical_order
-from tilewise.datasets.readers.geotiff import ReadingPlan, open_geotiff, plan_reading
+from tilewise.datasets.core.tile import Georeference
+from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading
+from tilewise.datasets.scenes import Scene
+from tilewise.datasets.scenes.ground import Grid, check_ground_size, grid_of
+from tilewise.datasets.scenes.layers import Layer, Parts, block_of, in_canonical_order
 
 GEOJSON, MAP = "application/geo+json", "image/tiff"
-_DIGITS = 6
-_MAX_ELONGATED = 4  # sides: a strip of windows is held at once, so its length is bounded too
+_MAX_ELONGATION = 4  # sides: a strip of windows is held at once, so its length is bounded too
 _MAX_BLOCK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class SceneQuestion:
-    """What is asked of a scene, and said of it.
+class SceneRequest:
+    """How a client wants its scene to be classified.
 
     Attributes:
-        name: what the scene is called.
-        said: what the file itself does not say.
-        min_valid_fraction: share (0-1) of valid pixels below which a window is skipped.
+        name: the scene's name in answers and errors.
+        read_options: bands and radiometry, where the file itself does not declare them.
+        min_valid_fraction: windows with a smaller fraction (0-1) of valid pixels are skipped.
         coverage: of the windows' prediction sets (0-1).
     """
 
     name: str
-    overrides: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
+    read_options: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
     min_valid_fraction: float = 0.5
     coverage: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return it JSON-ready."""
-        overrides = {
-            "bands": self.overrides.bands,
-            "level": self.overrides.level,
-            "scale": self.overrides.scale,
-            "offset": self.overrides.offset,
-        }
+        """Return the request JSON-ready."""
+        options = self.read_options
         return {
             "name": self.name,
-            "said": overrides,
+            "read_options": {
+                "bands": options.bands,
+                "level": options.level,
+                "scale": options.scale,
+                "offset": options.offset,
+            },
             "min_valid_fraction": self.min_valid_fraction,
             "coverage": self.coverage,
         }
 
     @classmethod
-    def from_json(cls, known: dict[str, Any]) -> "SceneQuestion":
-        """Return what `to_json` was called on."""
-        overrides = known["said"]
-        bands, level = overrides["bands"], overrides["level"]
+    def from_json(cls, content: dict[str, Any]) -> "SceneRequest":
+        """Return the request from what `to_json` returned."""
+        options = content["read_options"]
+        bands, level = options["bands"], options["level"]
         read_options = ReadOptions(
-            bands and tuple(bands), level and Level(level), overrides["scale"], overrides["offset"]
+            bands and tuple(bands), level and Level(level), options["scale"], options["offset"]
         )
-        return cls(known["name"], read_options, known["min_valid_fraction"], known["coverage"])
+        return cls(content["name"], read_options, content["min_valid_fraction"], content["coverage"])
 
 
 @dataclass(frozen=True, slots=True)
-class AnsweredScene:
-    """A classified scene with what its telling needs."""
+class ClassifiedScene:
+    """A classified scene, all of it in memory.
 
-    question: SceneQuestion
+    Attributes:
+        request: what the client asked for.
+        engine: the model that classified it.
+        bands: canonical names of the scene's bands.
+        level: its processing level.
+        georeference: of its pixels.
+        class_map: uint8 (height, width), class index, NO_CLASS where there is none.
+        windows: in reading order.
+    """
+
+    request: SceneRequest
     engine: TileClassifier
-    plan: ReadingPlan
-    place: Georeference
-    answer: SceneAnswer
+    bands: tuple[str, ...]
+    level: Level | None
+    georeference: Georeference
+    class_map: npt.NDArray[np.uint8]
+    windows: list[WindowAnswer]
 
 
-def count_windows(path: Path, question: SceneQuestion, tile_size: int, max_pixels: int) -> int:
-    """Return how many windows a scene has, having checked all that its header tells; no pixel is decoded.
+def count_windows(path: Path, request: SceneRequest, tile_size: int, max_pixels: int) -> int:
+    """Check a scene by its header, before any pixel is decoded; return how many windows it has.
 
     Raises:
-        SceneTooLargeError: more than `max_pixels`, or too long a side.
-        TilewiseError: it cannot be read, or not as a scene of 10 m.
+        SceneTooLargeError: it has more than `max_pixels`, too long a side, or huge blocks.
+        TilewiseError: it cannot be read, or its pixels are not about 10 m.
     """
-    with _opened(path, question) as (dataset, _, _):
-        width, height = dataset.width, dataset.height
-        longest = int(_MAX_ELONGATED * math.sqrt(max_pixels))
-        if width * height > max_pixels or max(width, height) > longest:
-            raise SceneTooLargeError(
-                f"{question.name}: {width} × {height} pixels, {max_pixels:,} and {longest:,} on a side are the most; "
-                "cut it with gdal_translate -srcwin, or classify it by tilewise batch"
-            )
-        _refuse_huge_blocks(dataset, question.name)
-        return len(starts(width, tile_size)) * len(starts(height, tile_size))
+    with open_geotiff(path, request.name) as dataset:
+        grid = _layer_of(dataset, path, request).grid
+        _refuse_too_many_pixels(grid, request.name, max_pixels)
+        _refuse_huge_blocks(dataset, request.name)
+        windows = make_window_grid(grid.height, grid.width, tile_size, tile_size)
+        return len(windows.rows) * len(windows.columns)
 
 
-def answer_scene(engine: TileClassifier, path: Path, question: SceneQuestion, report: Callable[[float], None]) -> AnsweredScene:
-    """Classify the scene at `path`; `report` is told the share that is done (0-1), and may raise to end the work.
+def answer_scene(
+    engine: TileClassifier, path: Path, request: SceneRequest, report: Callable[[float], None]
+) -> ClassifiedScene:
+    """Classify the scene at `path`.
+
+    Args:
+        report: called with the fraction (0-1) that is done; it may raise to end the work.
 
     Raises:
         TilewiseError: as `count_windows`, or a block cannot be decoded.
     """
-    with _opened(path, question) as (dataset, plan, place):
-        answer = classify_scene(
-            engine,
-            dataset,
-            plan,
-            question.min_valid_fraction,
-            lambda _, done, total: report(done / (total or done)),
+
+    def progress(_: str, done: int, total: int | None) -> None:
+        report(done / (total or done))
+
+    with _opened(path, request) as scene:
+        grid = GridOptions(min_valid_fraction=request.min_valid_fraction)
+        work = classify(engine, scene, grid, progress, workers=1)
+        class_map = np.full((work.height, work.width), NO_CLASS, np.uint8)
+        windows: list[WindowAnswer] = []
+        with closing(work.iter_blocks()) as blocks:
+            for block in blocks:
+                if scene.broken:
+                    raise UnreadableImageError(
+                        f"{request.name}: truncated or corrupt, its pixels cannot be decoded"
+                    )
+                class_map[block.row : block.row + len(block.class_map)] = block.class_map
+                windows += block.windows
+        return ClassifiedScene(
+            request, engine, scene.bands, scene.level, work.georeference, class_map, windows
         )
-    return AnsweredScene(question, engine, plan, place, answer)
 
 
-def tell(scene: AnsweredScene, form: str) -> bytes:
-    """Return a classified scene in one of `FORMS`."""
+def serialise(scene: ClassifiedScene, form: str) -> bytes:
+    """Return a classified scene as one of the media types in `FORMS`."""
     return FORMS[form](scene)
 
 
-def to_geojson(scene: AnsweredScene) -> bytes:
-    """Return the windows as a GeoJSON FeatureCollection (RFC 7946) with the foreign members `name`, `model`, …"""
-    windows = scene.answer.windows
+def to_geojson(scene: ClassifiedScene) -> bytes:
+    """Return the windows as a GeoJSON FeatureCollection (RFC 7946) with foreign members `name`, `model`, …"""
+    metadata = scene.engine.metadata
     content = {
         "type": "FeatureCollection",
-        "name": scene.question.name,
+        "name": scene.request.name,
         "model": scene.engine.identity,
-        "bands": list(canonical_order(scene.plan.bands)),
-        "level": scene.plan.radiometry.level,
-        "features": [_feature(scene, index, window) for index, window in enumerate(windows)],
+        "bands": list(scene.bands),
+        "level": scene.level,
+        "features": window_features(scene.windows, scene.georeference, metadata, scene.request.coverage),
     }
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
-def to_class_map(scene: AnsweredScene) -> bytes:
-    """Return the class map as a Cloud-Optimised GeoTIFF on the scene's own grid (`tilewise.bento.results.maps.write_class_map`)."""
-    with tempfile.TemporaryDirectory(prefix="tilewise-") as folder:
-        path = Path(folder) / "map.tif"
-        write_class_map(scene.answer.class_map, scene.place, scene.engine.metadata, path)
+def to_class_map(scene: ClassifiedScene) -> bytes:
+    """Return the class map as a COG on the scene's own grid, as batch inference writes it."""
+    height, width = scene.class_map.shape
+    engine, info = scene.engine, SceneInfo("scene", scene.georeference, height, width)
+    tags = model_tags(engine.metadata, engine.sha256)
+    with (
+        tempfile.TemporaryDirectory(prefix="tilewise-") as folder,
+        closing(MapWriter(Path(folder), info, class_spec(engine.metadata), tags)) as writer,
+    ):
+        writer.add(scene.class_map[None])
+        path, *_ = writer.finish()
         return path.read_bytes()
 
 
-FORMS: dict[str, Callable[[AnsweredScene], bytes]] = {GEOJSON: to_geojson, MAP: to_class_map}
+FORMS: dict[str, Callable[[ClassifiedScene], bytes]] = {GEOJSON: to_geojson, MAP: to_class_map}
 
 
 @contextmanager
-def _opened(path: Path, question: SceneQuestion) -> Iterator[tuple[DatasetReader, ReadingPlan, Georeference]]:
-    with open_geotiff(path, question.name) as dataset:
-        place = place_of(dataset, question.name)
-        check_ground_size(dataset, question.name)
-        yield dataset, plan_reading(dataset, question.name, question.overrides), place
+def _opened(path: Path, request: SceneRequest) -> Iterator[Scene]:
+    """Open an upload as a scene, once `open_geotiff` has found it to be a GeoTIFF without traps."""
+    with open_geotiff(path, request.name) as dataset:
+        layer = _layer_of(dataset, path, request)
+    with Scene(request.name, Parts((layer,), None, layer.plan.radiometry.level)) as scene:
+        yield scene
+
+
+def _layer_of(dataset: DatasetReader, path: Path, request: SceneRequest) -> Layer:
+    """Return the bands of an open upload, as a scene's only layer.
+
+    Raises:
+        TilewiseError: it has no georeference, no pixels of about 10 m, or unknown bands or radiometry.
+    """
+    grid = grid_of(dataset, request.name)
+    check_ground_size(grid, request.name)
+    plan = in_canonical_order(plan_reading(dataset, request.name, request.read_options))
+    return Layer(path, plan, grid, block_of(dataset))
+
+
+def _refuse_too_many_pixels(grid: Grid, name: str, max_pixels: int) -> None:
+    max_side = int(_MAX_ELONGATION * math.sqrt(max_pixels))
+    if grid.width * grid.height > max_pixels or max(grid.width, grid.height) > max_side:
+        raise SceneTooLargeError(
+            f"{name}: {grid.width} × {grid.height} pixels, {max_pixels:,} and {max_side:,} on a side are the "
+            "most; cut it with gdal_translate -srcwin, or classify it by tilewise batch"
+        )
 
 
 def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
-    """Refuse blocks that would take as much memory as several requests may, each time that a part is read."""
-    height, width = dataset.block_shapes[0]
+    """Refuse blocks that take as much memory as several requests may, each time that a part is read."""
+    height, width = block_of(dataset)
     size = height * width * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
     if size > _MAX_BLOCK_BYTES:
         raise SceneTooLargeError(
@@ -171,28 +226,3 @@ def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
             f"{_MAX_BLOCK_BYTES / 2**20:.0f} MiB are the most; "
             "rewrite it: gdal_translate -co TILED=YES -co BLOCKXSIZE=512 -co BLOCKYSIZE=512"
         )
-
-
-def _feature(scene: AnsweredScene, index: int, window: WindowAnswer) -> dict[str, Any]:
-    classes, found = scene.engine.metadata.classes, window.probabilities
-    properties: dict[str, Any] = {
-        "class": None,
-        "probability": None,
-        "probabilities": None,
-        "prediction_set": None,
-        "outlier": None,
-        "valid_fraction": round(window.valid_fraction, _DIGITS),
-        "row": window.row,
-        "column": window.column,
-        "height": window.height,
-        "width": window.width,
-    }
-    if found is not None:
-        properties |= {
-            "class": classes[window.class_index],
-            "probability": round(float(found.max()), _DIGITS),
-            "probabilities": {name: round(float(p), _DIGITS) for name, p in zip(classes, found, strict=True)},
-            "prediction_set": describe_set(scene.engine, found.tolist(), scene.question.coverage),
-            "outlier": describe_outlier(scene.engine, window.outlier_score or 0.0),
-        }
-    return {"type": "Feature", "id": index, "geometry": window.footprint(scene.place), "properties": properties}

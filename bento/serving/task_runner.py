@@ -27,7 +27,7 @@ from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.serving.admission import Admission
 from tilewise.bento.serving.batcher import Batcher, ClosedError
 from tilewise.bento.serving.releases import Releases
-from tilewise.bento.serving.scene_answers import FORMS, SceneQuestion, answer_scene
+from tilewise.bento.serving.scene_answers import FORMS, SceneRequest, answer_scene
 from tilewise.bento.serving.scheduler import ScheduledEngine
 from tilewise.bento.serving.task_store import StorageLimits, StoredTask, TaskStore
 from tilewise.bento.settings import Settings
@@ -80,10 +80,10 @@ class Scenes:
         def work(task: StoredTask, report: Callable[[Progress], None]) -> Mapping[str, bytes]:
             engine = ScheduledEngine(releases.champion, batcher, lambda: report(None))
             scene = answer_scene(
-                engine, store.source(task.id), SceneQuestion.from_json(task.question), report
+                engine, store.source(task.id), SceneRequest.from_json(task.question), report
             )
             metrics.SCENES.labels("task").inc()
-            return {file_of(form): tell(scene) for form, tell in FORMS.items()}
+            return {file_of(form): serialise(scene) for form, serialise in FORMS.items()}
 
         runner = TaskRunner(store, work, settings.task_seconds)
         room = Admission(_MAX_CONCURRENT, _MAX_WAITING, settings.max_wait_seconds)

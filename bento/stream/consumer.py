@@ -23,7 +23,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-from tilewise.bento.batch.manifest import SceneOutcome, State
+from tilewise.bento.batch.manifest import SceneOutcome, SceneState
 from tilewise.bento.monitoring.logs import get_logger
 from tilewise.bento.stream.allow_list import AllowList
 from tilewise.bento.stream.leases import Lease, Leases, StopWork
@@ -266,7 +266,7 @@ class Consumer:
         job = scene_of(notice, self._options.allowed, self._options.reading)
         outcome = self._classify(job, lease)
         self._publish(self._worker.result(job, outcome, notice.id), lease)
-        status = NoticeStatus.UNCHANGED if outcome.state is State.KEPT else NoticeStatus.DONE
+        status = NoticeStatus.UNCHANGED if outcome.state is SceneState.KEPT else NoticeStatus.DONE
         scene = {
             "scene": job.location,
             "folder": job.folder,

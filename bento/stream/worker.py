@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tilewise.bento.batch.manifest import Manifest, SceneOutcome, State
-from tilewise.bento.batch.worker import Task, WorkPlan, perform
+from tilewise.bento.batch.manifest import Manifest, SceneOutcome, SceneState
+from tilewise.bento.batch.worker import SceneTask, WorkPlan, process_scene
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.results.stac import SUFFIX
@@ -77,11 +77,11 @@ class SceneWorker:
         self._measure(job)
         check()
         with Manifest(self._out / job.folder) as manifest:
-            task = Task(job.source, job.source.name, job.location, manifest.known_as(job.source.name))
-            done = perform(task, self._plan(manifest), self._engine, lambda *_: check())
-            if done.outcome.state is State.FAILED:
+            task = SceneTask(job.source, job.source.name, job.location, manifest.known_as(job.source.name))
+            done = process_scene(task, self._plan(manifest), self._engine, lambda *_: check())
+            if done.outcome.state is SceneState.FAILED:
                 raise TilewiseError(done.outcome.error or job.location)
-            if done.outcome.state is State.DONE:
+            if done.outcome.state is SceneState.DONE:
                 manifest.enter(done.outcome, done.staged)
         return done.outcome
 

@@ -18,12 +18,13 @@ _CHUNK = 2**20
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well it replaces `path`, else it is removed.
 
-    Readers see the former file or the new one, never a part. The folder is made if it is missing. Two processes must
-    not write the same `path` at once: the temporary name is the same for both.
+    Readers see the former file or the new one, never a part. The folder is made if it is missing. Two
+    processes must not write the same `path` at once: the temporary name is the same for both.
 
     Args:
-        durable: whether the new file is on the disk before it replaces the former one, so that it also survives a
-            loss of power. False: for files that are rewritten every few seconds, or cheaply made again.
+        durable: whether the new file is on the disk before it replaces the former one, so that it also
+            survives a loss of power. False: for files that are rewritten every few seconds, or cheaply made
+            again.
 
     Raises:
         OSError: the disk does not take the file.

@@ -22,6 +22,8 @@ from tilewise.datasets.core.errors import ModelFileError, NoDataError, TilewiseE
 from tilewise.datasets.core.tile import DN, NO_DATA, Tile
 from tilewise.models.explain.graph import TorchGraph, load_torch_graph
 from tilewise.models.model_file import INPUT, OUTPUTS, ModelFile
+from tilewise.models.occlusion import occlude as occlude_patches
+from tilewise.models.occlusion import without_pattern
 
 # Of a probability, between torch and onnxruntime. Integer kernels round sums elsewhere than torch does.
 MAX_DIFFERENCE = {"fp32": 1e-3, "int8": 5e-2}
@@ -184,18 +186,14 @@ def integrate_gradients(graph: TorchGraph, model: ModelFile, tile: Tile, index: 
 
 
 def occlude(model: ModelFile, tile: Tile, index: int) -> Values:
-    """Return heat, float32 (64, 64), by Captum's occlusion: patches are replaced by the tile's mean of each band."""
-    from captum.attr import Occlusion
+    """Return heat, float32 (64, 64), by occlusion: patches are replaced by the tile's mean of each band."""
+    forward = session_forward(model, index)
+    whole = forward(_stack(tile.pixels)).numpy()
 
-    bands = len(tile.pixels)
-    shares = Occlusion(session_forward(model, index)).attribute(
-        _stack(tile.pixels),
-        sliding_window_shapes=(bands, _PATCH, _PATCH),
-        strides=(bands, _STRIDE, _STRIDE),
-        baselines=_stack(without_pattern(tile.pixels)),
-        perturbations_per_eval=_AT_A_TIME,
-    )
-    return np.asarray(shares[0, 0].numpy(), np.float32)
+    def drop(tiles: DN) -> Values:
+        return np.asarray(whole - forward(_stack(*tiles)).numpy(), np.float32)
+
+    return occlude_patches(tile.pixels, drop, _PATCH, _STRIDE)[1]
 
 
 def smooth(heat: Values) -> Values:
@@ -240,14 +238,6 @@ def log_odds(logits: Tensor, index: int) -> Tensor:
     """Return ln(p / (1 - p)) of class `index`, (n,), from calibrated logits (n, classes); exact where p is nearly 1."""
     others = torch.cat([logits[:, :index], logits[:, index + 1 :]], 1)
     return logits[:, index] - torch.logsumexp(others, 1)
-
-
-def without_pattern(pixels: DN) -> DN:
-    """Return a tile (13, h, w) whose valid pixels are all the mean of their band; holes stay holes."""
-    held = pixels != NO_DATA
-    count = np.maximum(held.sum(axis=(1, 2)), 1)
-    mean = np.rint(pixels.sum(axis=(1, 2), dtype=np.float64) / count).astype(np.uint16)
-    return np.where(held, mean[:, None, None], np.uint16(NO_DATA))
 
 
 def _judge_pixels(model: ModelFile, tile: Tile, index: int, method: Method) -> _Pixels:

@@ -22,7 +22,7 @@ MIN_SCALE = {Method.GRADIENTS: 1e-4, Method.OCCLUSION: 0.05}
 _ZOOM = 6
 _HOW = {
     Method.GRADIENTS: "integrated gradients (Captum), smoothed by a Gaussian of 1 pixel, from the tile's own mean",
-    Method.OCCLUSION: "occlusion (Captum): patches of 8 × 8 pixels, every 4, replaced by the tile's own mean",
+    Method.OCCLUSION: "occlusion: patches of 8 × 8 pixels, every 4, replaced by the tile's own mean",
 }
 
 _STYLE = """

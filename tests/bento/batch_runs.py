@@ -11,7 +11,7 @@ OF_THE_RUN = {"manifest.sqlite", "summary.json", "summary.csv", "report.html"}
 USUAL = (
     ".classes.tif",
     ".classes.tif.aux.xml",
-    ".confidence.tif",
+    ".probability.tif",
     ".outlier.tif",
     ".polygons.parquet",
     ".quicklook.png",
@@ -63,6 +63,6 @@ def results_of(*stems: str) -> list[str]:
 
 
 def results_in(folder: Path) -> dict[str, bytes]:
-    """The files of scenes in a folder of results; what is told of the run holds times and is left out."""
+    """The files of scenes in a folder of results; the reports of the run hold times and are left out."""
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "manifest."))]
     return {path.name: path.read_bytes() for path in files if path.name not in OF_THE_RUN}

@@ -1,8 +1,9 @@
 """What the STAC extensions ask of an item, for validating without a network.
 
-pystac brings the schemas of STAC itself, but fetches those of extensions. Their rules are restated here, shorter and in
-our own words, from the published ones (https://stac-extensions.github.io/<name>/<version>/schema.json), under whose
-addresses pystac then finds them. Rules for what our items never hold are left out.
+pystac brings the schemas of STAC itself, but fetches those of extensions. Their rules are restated here,
+shorter and in our own words, from the published ones
+(https://stac-extensions.github.io/<name>/<version>/schema.json), under whose addresses pystac then finds
+them. Rules for what our items never hold are left out.
 """
 
 from typing import Any
@@ -24,7 +25,13 @@ def _item(name: str, **parts: Any) -> dict[str, Any]:
 def _only(prefix: str, fields: dict[str, Any], **more: Any) -> dict[str, Any]:
     """An object whose fields with a prefix are all known."""
     others = {f"^(?!{prefix}:)": {}}
-    return {"type": "object", "properties": fields, "patternProperties": others, "additionalProperties": False, **more}
+    return {
+        "type": "object",
+        "properties": fields,
+        "patternProperties": others,
+        "additionalProperties": False,
+        **more,
+    }
 
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -61,7 +68,11 @@ _ARRAY = {
     "required": ["shape", "dim_order", "data_type"],
     "properties": {
         "shape": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": -1}},
-        "dim_order": {"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": "^[a-z-_]+$"}},
+        "dim_order": {
+            "type": "array",
+            "uniqueItems": True,
+            "items": {"type": "string", "pattern": "^[a-z-_]+$"},
+        },
         "data_type": {"enum": ["uint8", "uint16", "float32", "float64"]},
     },
 }
@@ -71,7 +82,10 @@ _INPUT = {
     "properties": {
         "bands": {"type": "array", "minItems": 1, "items": {"type": "string"}},
         # Bands that are named are a dimension.
-        "input": {**_ARRAY, "properties": {**_ARRAY["properties"], "dim_order": {"contains": {"const": "bands"}}}},  # type: ignore[dict-item]
+        "input": {
+            **_ARRAY,
+            "properties": {**_ARRAY["properties"], "dim_order": {"contains": {"const": "bands"}}},
+        },  # type: ignore[dict-item]
     },
 }
 _OUTPUT = {
@@ -109,7 +123,9 @@ SCHEMAS = {
             "projection/v2.0.0", properties=_PROJECTION, assets={"additionalProperties": _PROJECTION}
         ),
         "classification/v2.0.0": _item(
-            "classification/v2.0.0", properties=_CLASSIFICATION, assets={"additionalProperties": _CLASSIFICATION}
+            "classification/v2.0.0",
+            properties=_CLASSIFICATION,
+            assets={"additionalProperties": _CLASSIFICATION},
         ),
         "mlm/v1.5.0": _item("mlm/v1.5.0", properties=_MODEL, assets=_MODEL_ASSETS),
     }.items()

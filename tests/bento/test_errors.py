@@ -1,8 +1,9 @@
-"""From errors to HTTP: every one has a status that puts the blame right, a code, a message and a way out."""
+"""Errors in HTTP: each class has a code, the status of the code, a message and a hint."""
 
 import pytest
 
-from tilewise.bento.errors import STATUS, body_of, status_of
+from tilewise.bento.api.replies import ERROR_CODES, status_of_code
+from tilewise.bento.errors import CODES, body_of, code_of
 from tilewise.datasets.core import errors
 from tilewise.datasets.core.errors import TilewiseError
 
@@ -12,7 +13,7 @@ OURS = [kind for kind in vars(errors).values() if isinstance(kind, type) and iss
 @pytest.mark.parametrize("kind", OURS)
 def test_every_error_has_a_status_and_a_body(kind: type[TilewiseError]) -> None:
     error = kind("tile.tif: something is wrong; do this instead")
-    assert 400 <= status_of(error) <= 599
+    assert 400 <= ERROR_CODES[code_of(error)].status <= 599
     body = body_of(error)["error"]
     assert body["code"]
     assert (body["message"], body["hint"]) == ("tile.tif: something is wrong", "do this instead")
@@ -33,12 +34,17 @@ def test_every_error_has_a_status_and_a_body(kind: type[TilewiseError]) -> None:
 def test_errors_that_a_client_tells_apart_have_their_own_code(
     kind: type[TilewiseError], status: int, code: str
 ) -> None:
-    assert (status_of(kind("x")), body_of(kind("x"))["error"]["code"]) == (status, code)
+    assert body_of(kind("x"))["error"]["code"] == code
+    assert status_of_code(code) == status
 
 
 def test_no_error_is_hidden_by_one_that_stands_before_it_in_the_table() -> None:
-    for kind, status, _ in STATUS:
-        assert status_of(kind("x")) == status
+    for kind, code in CODES:
+        assert code_of(kind("x")) == code
+
+
+def test_an_unknown_code_is_a_failure_of_the_service() -> None:
+    assert status_of_code("no_such_code") == 500
 
 
 def test_a_message_without_a_way_out_has_an_empty_hint() -> None:

@@ -1,4 +1,4 @@
-"""The page at `/`, as people meet it: a real service, in a real browser."""
+"""The web page at `/`, as users see it: a real service, in a real browser."""
 
 import csv
 import hashlib
@@ -33,8 +33,8 @@ from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import METADATA_KEY, Outliers, PredictionSets
 
 KEY = "page-0123456789abcdef"
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-BRIGHT = 6000  # DN, mean of all bands, above which the model finds a tile unusual
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+BRIGHT = 6000  # DN, mean of all bands, above which the model flags a tile as an outlier
 TILES = {label: synthesise_tile(label, 2, 1) for label in CLASSES}
 FOREST, LAKE = tile_file(TILES["Forest"]), tile_file(TILES["SeaLake"])
 PLAIN = tile_file(TILES["Forest"], EUROSAT_MS_ORDER, named=False)  # as EuroSAT's own files: no names, no tags
@@ -43,10 +43,12 @@ EVIL = "<img src=x onerror=document.title='taken'>.tif"
 
 @pytest.fixture(scope="module")
 def model(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The linear model, with all that a model can say of itself."""
+    """The linear model, with all optional metadata."""
     known = metadata(CLASSES).model_copy(
         update={
-            "prediction_sets": PredictionSets(method="split", thresholds={0.8: 0.4, 0.9: 0.02}, calibrated_on="tests"),
+            "prediction_sets": PredictionSets(
+                method="split", thresholds={0.8: 0.4, 0.9: 0.02}, calibrated_on="tests"
+            ),
             "outliers": Outliers(method="distance", threshold=BRIGHT, false_alarms=0.01),
             "metrics": {"val/accuracy": 0.925, "val/macro_f1": 0.9},
             "licence": "CC0-1.0",
@@ -75,30 +77,34 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """The page, opened afresh, with all that it asks and all that goes wrong in it."""
+    """A newly opened page, with all requests that it makes and all errors in it."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
-        self.context = browser.new_context(**({"viewport": DESK, "reduced_motion": "reduce"} | options))
+        self.context = browser.new_context(**({"viewport": DESKTOP, "reduced_motion": "reduce"} | options))
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(15_000)
         self.url = url
-        self.asked: list[str] = []
-        self.wrong: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.requested: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.requested.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._note)
         self.page.goto(url)
 
     def _note(self, message: ConsoleMessage) -> None:
-        if message.type == "error" and "Failed to load resource" not in message.text:  # a refusal is no fault
-            self.wrong.append(message.text)
+        if (
+            message.type == "error" and "Failed to load resource" not in message.text
+        ):  # an error response is expected
+            self.errors.append(message.text)
 
     @property
     def hosts(self) -> set[str]:
-        """Whom the page has asked for anything, beside itself."""
-        return {urlsplit(url).netloc for url in self.asked if not url.startswith("blob:")} - {urlsplit(self.url).netloc}
+        """The hosts that the page has sent requests to, besides its own."""
+        return {urlsplit(url).netloc for url in self.requested if not url.startswith("blob:")} - {
+            urlsplit(self.url).netloc
+        }
 
-    def give(self, files: dict[str, bytes]) -> None:
+    def upload(self, files: dict[str, bytes]) -> None:
         payloads: list[FilePayload] = [
             {"name": name, "mimeType": "image/tiff", "buffer": content} for name, content in files.items()
         ]
@@ -162,19 +168,27 @@ def test_the_page_and_its_files_are_served_and_kept_by_browsers_until_they_chang
 def test_the_policy_lets_only_the_services_own_code_run(server: Server) -> None:
     policy = httpx.get(server.url, trust_env=False, timeout=30).headers["content-security-policy"]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
-    assert rules["default-src"] == rules["form-action"] == rules["frame-ancestors"] == rules["base-uri"] == "'none'"
+    assert (
+        rules["default-src"]
+        == rules["form-action"]
+        == rules["frame-ancestors"]
+        == rules["base-uri"]
+        == "'none'"
+    )
     assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
     markup = (FOLDER / "index.html").read_text()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", markup)
 
 
-# What people see.
+# Results.
 
 
 def share_filled(bar: Locator) -> float:
-    """How much of its track a bar fills, in percent; asked again while the card is drawn anew, as pictures arrive."""
+    """Percent of its track that a bar fills; read again while the card is redrawn, as pictures arrive."""
     for _ in range(40):
-        share = float(bar.evaluate("bar => 100 * bar.getBoundingClientRect().width / bar.parentElement.clientWidth"))
+        share = float(
+            bar.evaluate("bar => 100 * bar.getBoundingClientRect().width / bar.parentElement.clientWidth")
+        )
         if math.isfinite(share):
             return share
         bar.page.wait_for_timeout(50)
@@ -182,13 +196,15 @@ def share_filled(bar: Locator) -> float:
 
 
 def test_a_tile_is_answered_with_its_class_bars_set_pictures_and_place(visit: Visit) -> None:
-    visit.give({"wood.tif": FOREST})
+    visit.upload({"wood.tif": FOREST})
     visit.says("wood.tif: Forest")
     card = visit.cards().first
     expect(card.locator("h4")).to_contain_text("wood.tif")
     expect(card.locator(".class")).to_contain_text(re.compile(r"Forest\s*\d+(\.\d)? %"))
-    expect(card.locator(".set")).to_contain_text("At 90 % coverage: Forest")
-    shares = [float(re.sub(r"[<>%\s]", "", text)) for text in card.locator(".bars .value").all_text_contents()]
+    expect(card.locator(".set")).to_contain_text("Prediction set (90 % coverage): Forest")
+    shares = [
+        float(re.sub(r"[<>%\s]", "", text)) for text in card.locator(".bars .value").all_text_contents()
+    ]
     assert len(shares) == len(CLASSES)
     assert shares == sorted(shares, reverse=True)
     assert share_filled(card.locator(".bars .fill").first) == pytest.approx(shares[0], abs=2)
@@ -203,14 +219,18 @@ def test_a_tile_is_answered_with_its_class_bars_set_pictures_and_place(visit: Vi
     expect(card.locator(".facts")).to_contain_text(f"{abs(longitude):.3f}° {'E' if longitude > 0 else 'W'}")
     expect(visit.page.locator("#map-drawing .footprint")).to_have_count(1)
     expect(card.locator(".note")).to_have_count(0)
-    assert visit.wrong == []
+    assert visit.errors == []
 
 
 def test_many_tiles_go_in_groups_and_are_summed_up(visit: Visit) -> None:
-    files = {f"{label}.tif": tile_file(tile) for label, tile in TILES.items()}  # more than the service takes at once
-    visit.give(files)
+    files = {
+        f"{label}.tif": tile_file(tile) for label, tile in TILES.items()
+    }  # more than the service takes at once
+    visit.upload(files)
     visit.says("10 files classified")
-    assert visit.cards().locator("h4").all_text_contents() == [f"{n}{name}" for n, name in enumerate(files, start=1)]
+    assert visit.cards().locator("h4").all_text_contents() == [
+        f"{n}{name}" for n, name in enumerate(files, start=1)
+    ]
     answered = Counter(visit.page.locator(".class span:nth-child(2)").all_text_contents())
     names = visit.page.locator("#summary th").all_text_contents()
     numbers = [int(text.split()[0]) for text in visit.page.locator("#summary td").all_text_contents()]
@@ -221,29 +241,33 @@ def test_warnings_are_told_in_plain_words(visit: Visit) -> None:
     bright = np.full((13, 64, 64), 9000, np.uint16)
     torn = render("Forest", 5, seed=2).copy()
     torn[:, :, :40] = 0
-    visit.give(
-        {"cloud.tif": changed(bright), "torn.tif": changed(torn), "three.tif": tile_file(TILES["Forest"], RGB_BANDS)}
+    visit.upload(
+        {
+            "cloud.tif": changed(bright),
+            "torn.tif": changed(torn),
+            "three.tif": tile_file(TILES["Forest"], RGB_BANDS),
+        }
     )
-    visit.says("3 answers to be wary of")
+    visit.says("3 results need attention")
     cloud, torn_card, three = (visit.cards().nth(n).locator(".warnings") for n in range(3))
-    expect(cloud).to_contain_text("Unusual input.")
-    expect(cloud).to_contain_text("Maybe cloud: 100 % of the picture")
+    expect(cloud).to_contain_text("Out of distribution.")
+    expect(cloud).to_contain_text("Possible cloud: 100 % of the pixels")
     expect(torn_card).to_contain_text("No data in 62.5 % of the pixels.")
-    expect(three).to_contain_text("Without 10 bands that the model knows")
+    expect(three).to_contain_text("The file lacks 10 bands of the model")
     expect(visit.cards().nth(2).locator("figure.none")).to_contain_text("lacks a band")
 
 
 def test_an_undecided_answer_is_told_as_a_set(visit: Visit) -> None:
     half = TILES["Forest"].pixels.copy()
     half[:, :, 32:] = TILES["Pasture"].pixels[:, :, 32:]
-    visit.give({"edge.tif": changed(half)})
-    visit.says("1 answer to be wary of")
+    visit.upload({"edge.tif": changed(half)})
+    visit.says("1 result needs attention")
     expect(visit.cards().first.locator(".set")).to_contain_text(" or ")
-    expect(visit.cards().first.locator(".warnings")).to_contain_text("Undecided.")
+    expect(visit.cards().first.locator(".warnings")).to_contain_text("Uncertain.")
 
 
 def test_a_scene_is_shown_as_windows_with_its_class_map_to_download(visit: Visit) -> None:
-    visit.give({"coast.tif": scene(2, 3)})
+    visit.upload({"coast.tif": scene(2, 3)})
     visit.says("1 file classified")
     card = visit.cards().first
     expect(card.locator(".class")).to_contain_text("Mostly forest")
@@ -260,24 +284,24 @@ def test_a_scene_is_shown_as_windows_with_its_class_map_to_download(visit: Visit
 
 
 def test_a_long_scene_is_waited_for_as_a_task(visit: Visit) -> None:
-    visit.give({"long.tif": scene(3, 4)})
+    visit.upload({"long.tif": scene(3, 4)})
     visit.says("1 file classified")
     expect(visit.page.locator("#map-drawing .window")).to_have_count(12)
-    assert any("/tasks/" in url for url in visit.asked)
+    assert any("/tasks/" in url for url in visit.requested)
     with visit.page.expect_download() as caught:
         visit.page.get_by_role("button", name="Download the class map").click()
     assert Path(caught.value.path()).read_bytes()[:2] == b"II"
-    assert len([url for url in visit.asked if "/scene?" in url]) == 1
+    assert len([url for url in visit.requested if "/scene?" in url]) == 1
 
 
 def test_what_an_answer_is_based_on_is_shown_on_request(visit: Visit) -> None:
-    visit.give({"wood.tif": FOREST})
+    visit.upload({"wood.tif": FOREST})
     visit.says("Forest")
-    visit.page.get_by_role("button", name="What is this based on?").click()
-    image = visit.page.locator(".why img")
+    visit.page.get_by_role("button", name="Explain this result").click()
+    image = visit.page.locator(".explanation img")
     expect(image).to_be_visible()
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 200
-    expect(visit.page.locator(".why figcaption")).to_contain_text("“Forest”")
+    expect(visit.page.locator(".explanation figcaption")).to_contain_text("“Forest”")
 
 
 def test_the_model_describes_itself(visit: Visit) -> None:
@@ -295,51 +319,51 @@ def test_the_model_describes_itself(visit: Visit) -> None:
     expect(visit.page.locator("#model-warning")).to_contain_text("synthetic")
 
 
-# What the files do not say.
+# File settings.
 
 
 def test_a_file_that_does_not_say_its_bands_is_helped_out(visit: Visit) -> None:
-    visit.give({"plain.tif": PLAIN})
+    visit.upload({"plain.tif": PLAIN})
     visit.says("could not be classified")
     card = visit.cards().first
     expect(card).to_contain_text("Not classified.")
-    expect(card).to_contain_text("Say which they are")
-    card.get_by_role("button", name="They are EuroSAT tiles").click()
+    expect(card).to_contain_text("Choose the bands in the file settings.")
+    card.get_by_role("button", name="Use EuroSAT settings").click()
     visit.says("plain.tif: Forest")
-    expect(visit.page.locator("#said")).to_have_text("said: bands eurosat, level L1C, offset 0")
+    expect(visit.page.locator("#settings-summary")).to_have_text("bands eurosat, level L1C, offset 0")
     expect(card.locator("h4")).to_be_focused()
 
 
 def test_what_is_said_by_hand_holds_for_all_files(visit: Visit) -> None:
     pixels = TILES["Forest"].pixels.astype(np.float32) / 10_000
     floats = geotiff(np.concatenate([pixels, pixels[:1]]))
-    visit.give({"a.tif": floats, "b.tif": floats})
+    visit.upload({"a.tif": floats, "b.tif": floats})
     visit.says("2 files could not be classified")
-    visit.cards().first.get_by_role("button", name="Say it for all files").click()
+    visit.cards().first.get_by_role("button", name="Open the file settings").click()
     expect(visit.page.get_by_label("Bands, in the files' order")).to_be_focused()
-    visit.page.get_by_label("Bands, in the files' order").select_option("own")
-    visit.page.get_by_label("Your list of bands").fill(",".join((*BAND_NAMES, "_")))
+    visit.page.get_by_label("Bands, in the files' order").select_option("custom")
+    visit.page.get_by_label("Custom list of bands").fill(",".join((*BAND_NAMES, "_")))
     visit.page.get_by_label("Scale: reflectance per unit").fill("1,0")
     visit.page.get_by_label("Offset: added before scaling").fill("0")
-    visit.page.get_by_role("button", name="Use for all files").click()
+    visit.page.get_by_role("button", name="Apply to all files").click()
     visit.says("2 files classified")
     visit.page.get_by_label("Offset: added before scaling").fill("nothing")
-    visit.page.get_by_role("button", name="Use for all files").click()
+    visit.page.get_by_role("button", name="Apply to all files").click()
     visit.says("2 files could not be classified")
     expect(visit.cards().first).to_contain_text("Offset is a number")
 
 
 def test_the_coverage_of_sets_can_be_chosen(visit: Visit) -> None:
-    visit.page.locator("#statements summary").click()
+    visit.page.locator("#settings summary").click()
     assert visit.page.locator("#coverage option").all_text_contents() == ["80 %", "90 %"]
     visit.page.get_by_label("Coverage of the prediction set").select_option("0.8")
-    visit.give({"wood.tif": FOREST})
+    visit.upload({"wood.tif": FOREST})
     visit.says("Forest")
-    expect(visit.page.locator(".set")).to_contain_text("At 80 % coverage")
+    expect(visit.page.locator(".set")).to_contain_text("80 % coverage")
 
 
 def test_what_is_no_tile_is_refused_by_itself(visit: Visit) -> None:
-    visit.give({"notes.tif": b"not a picture", "wood.tif": FOREST, "empty.tif": b""})
+    visit.upload({"notes.tif": b"not a picture", "wood.tif": FOREST, "empty.tif": b""})
     visit.says("1 file classified, 2 files could not be")
     assert visit.cards().nth(0).locator(".note.bad").count() == 1
     expect(visit.cards().nth(0)).to_contain_text("Not a GeoTIFF")
@@ -363,21 +387,21 @@ def test_files_can_be_dropped(visit: Visit) -> None:
 
 
 def test_asking_again_while_answers_come_shows_only_the_last_ones(visit: Visit) -> None:
-    visit.page.locator("#statements summary").click()
-    visit.give({f"{n}.tif": FOREST for n in range(12)})
+    visit.page.locator("#settings summary").click()
+    visit.upload({f"{n}.tif": FOREST for n in range(12)})
     visit.page.get_by_label("Coverage of the prediction set").select_option("0.8")
-    visit.page.get_by_role("button", name="Use for all files").click()
+    visit.page.get_by_role("button", name="Apply to all files").click()
     visit.says("12 files classified")
     expect(visit.page.locator("figure img")).to_have_count(24)
-    assert set(visit.page.locator(".set").all_text_contents()) == {"At 80 % coverage: Forest."}
-    assert visit.wrong == []
+    assert set(visit.page.locator(".set").all_text_contents()) == {"Prediction set (80 % coverage): Forest."}
+    assert visit.errors == []
 
 
-# What leaves the page.
+# Downloads, and requests to other hosts.
 
 
 def test_results_are_downloaded_as_geojson_and_csv(visit: Visit) -> None:
-    visit.give({'=wood, "old".tif': FOREST, "coast.tif": scene(2, 3), "notes.tif": b"not a picture"})
+    visit.upload({'=wood, "old".tif': FOREST, "coast.tif": scene(2, 3), "notes.tif": b"not a picture"})
     visit.says("2 files classified, 1 file could not be")
     with visit.page.expect_download() as caught:
         visit.page.get_by_role("button", name="Download GeoJSON").click()
@@ -386,7 +410,9 @@ def test_results_are_downloaded_as_geojson_and_csv(visit: Visit) -> None:
     assert [feature["properties"]["kind"] for feature in features] == ["tile", *["scene"] * 6, "tile"]
     assert features[0]["geometry"] == TILES["Forest"].footprint
     assert features[0]["properties"]["class"] == "Forest"
-    assert features[0]["properties"]["probability"] == max(features[0]["properties"]["probabilities"].values())
+    assert features[0]["properties"]["probability"] == max(
+        features[0]["properties"]["probabilities"].values()
+    )
     assert features[7]["properties"]["error"]["code"] == "unreadable_image"
     with visit.page.expect_download() as caught:
         visit.page.get_by_role("button", name="Download CSV").click()
@@ -398,10 +424,10 @@ def test_results_are_downloaded_as_geojson_and_csv(visit: Visit) -> None:
 
 
 def test_no_request_leaves_the_host_until_the_base_map_is_turned_on(visit: Visit) -> None:
-    visit.give({"wood.tif": FOREST, "coast.tif": scene(2, 3)})
+    visit.upload({"wood.tif": FOREST, "coast.tif": scene(2, 3)})
     visit.says("2 files classified")
-    visit.page.get_by_role("button", name="What is this based on?").click()
-    expect(visit.page.locator(".why img")).to_be_visible()
+    visit.page.get_by_role("button", name="Explain this result").click()
+    expect(visit.page.locator(".explanation img")).to_be_visible()
     visit.page.get_by_role("button", name="Zoom in").click()
     assert visit.hosts == set()
 
@@ -412,29 +438,29 @@ def test_no_request_leaves_the_host_until_the_base_map_is_turned_on(visit: Visit
         route.fulfill(body=(FOLDER / "icon.svg").read_bytes(), content_type="image/svg+xml")
 
     visit.page.route("https://tile.openstreetmap.org/**", answer)
-    visit.page.get_by_label("Base map of OpenStreetMap").check()
+    visit.page.get_by_label("OpenStreetMap base map").check()
     expect(visit.page.locator("#map-tiles img").first).to_be_visible()
     expect(visit.page.locator("#attribution")).to_contain_text("© OpenStreetMap contributors")
     assert visit.hosts == {"tile.openstreetmap.org"}
-    assert set(referers) == {visit.url}  # the origin: OpenStreetMap answers nobody who hides it
-    visit.page.get_by_label("Base map of OpenStreetMap").uncheck()
-    asked = len(visit.asked)
+    assert set(referers) == {visit.url}  # the origin, which OpenStreetMap requires
+    visit.page.get_by_label("OpenStreetMap base map").uncheck()
+    requested = len(visit.requested)
     visit.page.get_by_role("button", name="Zoom out").click()
     expect(visit.page.locator("#map-tiles img")).to_have_count(0)
-    assert len(visit.asked) == asked
-    assert visit.wrong == []
+    assert len(visit.requested) == requested
+    assert visit.errors == []
 
 
 def test_a_base_map_that_cannot_be_reached_is_told(visit: Visit) -> None:
     visit.page.route("https://tile.openstreetmap.org/**", lambda route: route.abort())
-    visit.give({"wood.tif": FOREST})
+    visit.upload({"wood.tif": FOREST})
     visit.says("Forest")
-    visit.page.get_by_label("Base map of OpenStreetMap").check()
-    expect(visit.page.locator("#base-map-trouble")).to_be_visible()
+    visit.page.get_by_label("OpenStreetMap base map").check()
+    expect(visit.page.locator("#base-map-error")).to_be_visible()
 
 
 def test_names_that_are_markup_are_shown_as_text(visit: Visit) -> None:
-    visit.give({EVIL: FOREST, f"broken {EVIL}": b"II*\x00", f"scene {EVIL}": scene(2, 3)})
+    visit.upload({EVIL: FOREST, f"broken {EVIL}": b"II*\x00", f"scene {EVIL}": scene(2, 3)})
     visit.says("2 files classified, 1 file could not be")
     expect(visit.cards().first.locator("h4")).to_contain_text(EVIL)
     expect(visit.cards().nth(1).locator("h4")).to_contain_text(f"broken {EVIL}")
@@ -446,7 +472,8 @@ def test_names_that_are_markup_are_shown_as_text(visit: Visit) -> None:
 def test_the_browser_itself_keeps_text_from_becoming_code(visit: Visit) -> None:
     for attack in (
         "document.body.innerHTML = '<b>x</b>'",
-        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 1'}))",
+        "document.body.append(Object.assign(document.createElement('script'), "
+        "{textContent: 'document.title = 1'}))",
         "document.createElement('script').src = '/page/page.js'",
     ):
         with pytest.raises(Exception, match="Trusted"):
@@ -462,13 +489,13 @@ def test_a_key_is_asked_for_and_sent_where_the_service_wants_one(
     home = tmp_path_factory.mktemp("bentoml")
     with served(model, home, TILEWISE_WORKERS="1", TILEWISE_API_KEYS=f"page:{KEY}") as server:
         visit = Visit(browser, f"{server.url}/")
-        visit.says("This service asks for an API key.")
+        visit.says("This service needs an API key.")
         expect(visit.page.locator("#model-card")).not_to_contain_text("tiny")
         field = visit.page.get_by_label("API key", exact=True)
         field.fill("wrong-0123456789abcdef")
         field.press("Enter")
         expect(visit.page.locator("#key")).to_be_visible()
-        visit.give({"wood.tif": FOREST})
+        visit.upload({"wood.tif": FOREST})
         expect(visit.cards().first).to_contain_text("needs an API key")
         field.fill(KEY)
         field.press("Enter")
@@ -477,11 +504,11 @@ def test_a_key_is_asked_for_and_sent_where_the_service_wants_one(
         expect(visit.page.locator("#model-card")).to_contain_text("tiny, version 0")
         expect(visit.page.locator("figure img")).to_have_count(2)
         assert KEY not in visit.page.content()
-        assert not any(KEY in url for url in visit.asked)
+        assert not any(KEY in url for url in visit.requested)
         visit.context.close()
 
 
-# For everyone.
+# Accessibility.
 
 
 def test_everything_can_be_done_by_keyboard(visit: Visit) -> None:
@@ -497,7 +524,7 @@ def test_everything_can_be_done_by_keyboard(visit: Visit) -> None:
     visit.says("Forest")
     expect(page.locator("figure img")).to_have_count(2)
     reached = tab_through(page)
-    for wanted in ("Download GeoJSON", "Download CSV", "Zoom in", "map", "base-map", "What is this based on?"):
+    for wanted in ("Download GeoJSON", "Download CSV", "Zoom in", "map", "base-map", "Explain this result"):
         assert any(wanted in name for name in reached), wanted
     page.locator("#map").focus()
     before = page.locator("#map-drawing path").first.get_attribute("d")
@@ -511,7 +538,7 @@ def test_everything_can_be_done_by_keyboard(visit: Visit) -> None:
 
 
 def tab_through(page: Page) -> list[str]:
-    """Where the focus goes from the top to the end of the page; each place must show that it has it."""
+    """The elements that get the focus, from the top of the page to its end; each must show it."""
     page.locator("#main").focus()
     reached: list[str] = []
     for _ in range(60):
@@ -519,8 +546,9 @@ def tab_through(page: Page) -> list[str]:
         name, shown = page.evaluate(
             """() => {
                 const here = document.activeElement;
-                const seen = here.classList.contains("away") ? here.nextElementSibling : here;
-                return [here.tagName === "BODY" ? "" : `${here.id} ${here.textContent} ${here.ariaLabel ?? ""}`,
+                const seen = here.classList.contains("visually-hidden") ? here.nextElementSibling : here;
+                const name = `${here.id} ${here.textContent} ${here.ariaLabel ?? ""}`;
+                return [here.tagName === "BODY" ? "" : name,
                         getComputedStyle(seen).outlineStyle !== "none"];
             }"""
         )
@@ -532,22 +560,24 @@ def tab_through(page: Page) -> list[str]:
 
 
 def test_answers_are_told_to_screen_readers(visit: Visit) -> None:
-    visit.give({"wood.tif": FOREST, "notes.tif": b"x"})
-    expect(visit.page.get_by_role("status").first).to_contain_text("1 file classified, 1 file could not be.")
+    visit.upload({"wood.tif": FOREST, "notes.tif": b"x"})
+    expect(visit.page.get_by_role("status").first).to_contain_text(
+        "1 file classified, 1 file could not be classified."
+    )
     expect(visit.page.get_by_role("list", name="Probabilities", exact=True)).to_be_visible()
     drawing = visit.page.get_by_role("img", name=re.compile(r"Footprints of 1 file, from .*° N"))
     expect(drawing).to_be_visible()
 
 
-@pytest.mark.parametrize(("size", "colours"), [(DESK, "light"), (PHONE, "dark")], ids=["desk", "phone"])
+@pytest.mark.parametrize(("size", "colours"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
 def test_axe_finds_no_barrier_and_nothing_sticks_out(
     browser: Browser, server: Server, size: dict[str, int], colours: str
 ) -> None:
     visit = Visit(browser, f"{server.url}/", viewport=size, color_scheme=colours)
-    visit.page.locator("#statements summary").click()
+    visit.page.locator("#settings summary").click()
     bright = changed(np.full((13, 64, 64), 9000, np.uint16))
-    visit.give({"wood.tif": FOREST, "bright.tif": bright, "plain.tif": PLAIN, "coast.tif": scene(2, 3)})
-    visit.says("3 files classified, 1 file could not be, 1 answer to be wary of")
+    visit.upload({"wood.tif": FOREST, "bright.tif": bright, "plain.tif": PLAIN, "coast.tif": scene(2, 3)})
+    visit.says("3 files classified, 1 file could not be classified, 1 result needs attention")
     visit.page.get_by_text("All windows").click()
     found = Axe().run(visit.page).response["violations"]
     assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
@@ -556,6 +586,6 @@ def test_axe_finds_no_barrier_and_nothing_sticks_out(
 
 
 def test_nothing_moves_for_those_who_want_it_still(visit: Visit) -> None:
-    button = visit.page.locator("#again")
+    button = visit.page.locator("#apply")
     assert button.evaluate("button => getComputedStyle(button).transitionDuration") == "0s"
     assert visit.page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"

@@ -1,4 +1,4 @@
-"""The service as its users meet it: a real `bentoml serve` process, spoken to over HTTP."""
+"""The service as its users see it: a real `bentoml serve` process, over HTTP."""
 
 import hashlib
 import subprocess
@@ -22,7 +22,7 @@ MAX_TILES, MAX_BYTES = 12, 4 * 2**20
 FOREST = synthesise_tile("Forest", 3, 1)
 TILES = [synthesise_tile(label, 2, 1) for label in CLASSES]
 PLAIN = tile_file(FOREST, EUROSAT_MS_ORDER, named=False)  # as EuroSAT's own files: no names, no tags
-SAID = {"bands": "eurosat", "level": "L1C", "offset": "0"}
+EUROSAT = {"bands": "eurosat", "level": "L1C", "offset": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def service(
         with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
             yield client
         if request.session.testsfailed > failed:
-            print(f"the service said:\n{server.log.read_text()}")
+            print(f"the log of the service:\n{server.log.read_text()}")
 
 
 def post(service: httpx.Client, *files: bytes, **fields: str) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def post(service: httpx.Client, *files: bytes, **fields: str) -> list[dict[str, 
 
 
 def refusal(response: httpx.Response, status: int) -> dict[str, str]:
-    """The error of a request that was refused as a whole: one line, and one shape."""
+    """The error of a request that was refused as a whole: one line, in the one shape."""
     assert response.status_code == status, response.text
     assert set(response.json()) == {"error"}
     error: dict[str, str] = response.json()["error"]
@@ -62,7 +62,7 @@ def refusal(response: httpx.Response, status: int) -> dict[str, str]:
     return error
 
 
-# Tiles that say everything about themselves.
+# Tiles with complete metadata.
 
 
 def test_a_tile_is_answered_with_its_class_bands_and_place(service: httpx.Client, model_file: Path) -> None:
@@ -132,19 +132,19 @@ def tile_pixels(bands: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.uint16]]:
     return FOREST.pixels[[BAND_NAMES.index(band) for band in bands]]
 
 
-# Tiles that do not, with fields that say it.
+# Tiles with incomplete metadata, described by form fields.
 
 
 def test_a_tile_without_names_is_answered_once_the_request_says_what_it_holds(service: httpx.Client) -> None:
     (named,) = post(service, tile_file(FOREST, EUROSAT_MS_ORDER))
-    (overrides,) = post(service, PLAIN, **SAID)
-    assert overrides == named
+    (described,) = post(service, PLAIN, **EUROSAT)
+    assert described == named
 
 
 def test_an_offset_that_was_said_is_taken_off(service: httpx.Client) -> None:
     lifted = geotiff(tile_pixels(EUROSAT_MS_ORDER) + np.uint16(1000), crs=None)
-    (plain,) = post(service, PLAIN, **SAID)
-    (since_2022,) = post(service, lifted, **(SAID | {"offset": "-1000"}))
+    (plain,) = post(service, PLAIN, **EUROSAT)
+    (since_2022,) = post(service, lifted, **(EUROSAT | {"offset": "-1000"}))
     assert since_2022["probabilities"] == plain["probabilities"]
 
 
@@ -195,7 +195,7 @@ def test_the_service_goes_on_after_bad_tiles(service: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "named"),
     [
         ({"bands": "B02,B99"}, "'B99'"),
         ({"bands": "B02,B02"}, "twice"),
@@ -206,10 +206,10 @@ def test_the_service_goes_on_after_bad_tiles(service: httpx.Client) -> None:
     ],
 )
 def test_a_wrong_field_refuses_the_request_and_is_named(
-    service: httpx.Client, fields: dict[str, str], overrides: str
+    service: httpx.Client, fields: dict[str, str], named: str
 ) -> None:
     response = service.post("/classify", files={"tiles": tile_file(FOREST)}, data=fields)
-    assert overrides in refusal(response, 422)["message"]
+    assert named in refusal(response, 422)["message"]
 
 
 def test_an_unknown_band_is_answered_with_the_list_of_those_that_exist(service: httpx.Client) -> None:
@@ -230,7 +230,9 @@ def test_an_unknown_band_is_answered_with_the_list_of_those_that_exist(service: 
     ],
     ids=["nothing", "only fields", "another field", "another type", "JSON"],
 )
-def test_a_request_without_a_file_is_told_how_to_send_one(service: httpx.Client, body: dict[str, Any]) -> None:
+def test_a_request_without_a_file_is_told_how_to_send_one(
+    service: httpx.Client, body: dict[str, Any]
+) -> None:
     response = service.post("/classify", **body)
     if "files" in body:
         assert "'tile'" in refusal(response, 422)["message"]
@@ -239,7 +241,9 @@ def test_a_request_without_a_file_is_told_how_to_send_one(service: httpx.Client,
 
 
 @pytest.mark.parametrize("text", ["http://127.0.0.1/tile.tif", "/etc/hostname", ""])
-def test_a_string_in_the_place_of_a_file_is_refused_and_not_followed(service: httpx.Client, text: str) -> None:
+def test_a_string_in_the_place_of_a_file_is_refused_and_not_followed(
+    service: httpx.Client, text: str
+) -> None:
     assert refusal(service.post("/classify", data={"tiles": text}), 415)
     only = service.post("/classify", files=[("tiles", (None, text.encode()))])
     assert refusal(only, 400)
@@ -264,7 +268,7 @@ def test_a_body_that_is_too_long_is_refused_by_its_header(service: httpx.Client)
     response = service.post("/classify", files={"tiles": bytes(MAX_BYTES + 1)})
     error = refusal(response, 413)
     assert error["code"] == "too_large"
-    assert f"{MAX_BYTES:,} is the most" in error["hint"]
+    assert f"{MAX_BYTES:,}" in error["hint"]
 
 
 def test_a_body_that_hides_its_length_is_refused_once_it_is_too_long(service: httpx.Client) -> None:
@@ -283,7 +287,7 @@ def test_other_methods_and_paths_are_refused(service: httpx.Client) -> None:
     assert service.get("/no/such/thing").status_code == 404
 
 
-# What the service says of itself.
+# The model, health and metrics.
 
 
 def test_the_model_describes_itself(service: httpx.Client, model_file: Path) -> None:
@@ -315,8 +319,8 @@ def test_metrics_count_the_requests(service: httpx.Client) -> None:
 # Services that cannot start.
 
 
-def said_at_start(model: Path, home: Path, **settings: str) -> str:
-    """What `bentoml serve` says before it gives up."""
+def error_at_start(model: Path, home: Path, **settings: str) -> str:
+    """What `bentoml serve` writes to stderr before it exits."""
     done = subprocess.run(
         command(f"http://127.0.0.1:{free_port()}"),
         cwd=ROOT,
@@ -334,13 +338,15 @@ def said_at_start(model: Path, home: Path, **settings: str) -> str:
 def test_without_a_model_the_service_stops_at_once_and_says_how_to_make_one(tmp_path: Path) -> None:
     nowhere = tmp_path / "model.onnx"
     expected = f"error: {nowhere}: there is no such model; `tilewise train` makes one"
-    assert expected in said_at_start(nowhere, tmp_path).splitlines()
+    assert expected in error_at_start(nowhere, tmp_path).splitlines()
 
 
-def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(tmp_path: Path, model_file: Path) -> None:
+def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(
+    tmp_path: Path, model_file: Path
+) -> None:
     corrupt = tmp_path / "model.onnx"
     corrupt.write_bytes(model_file.read_bytes()[:5000])
     expected = f"error: {corrupt}: not a readable ONNX file; export it again"
-    assert expected in said_at_start(corrupt, tmp_path).splitlines()
-    overrides = said_at_start(model_file, tmp_path, TILEWISE_THREADS="two").splitlines()
-    assert "error: TILEWISE_THREADS is a whole number of 0 or more, not 'two'" in overrides
+    assert expected in error_at_start(corrupt, tmp_path).splitlines()
+    lines = error_at_start(model_file, tmp_path, TILEWISE_THREADS="two").splitlines()
+    assert "error: TILEWISE_THREADS is a whole number of 0 or more, not 'two'" in lines

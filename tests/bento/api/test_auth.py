@@ -1,4 +1,4 @@
-"""API keys: who is let in, who is not, and what is open to all."""
+"""API keys: which callers are admitted, which are not, and which paths are open to all."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from hardened import FILED_KEY, KEY, OTHER_KEY
 from servers import ROOT, Server
 from starlette.requests import Request
 
-from tilewise.bento.api.auth import Keys, parse_keys, read_keys
+from tilewise.bento.api.auth import KeyCheck, parse_keys, read_keys
 from tilewise.bento.api.tiles import sticky_key
 from tilewise.bento.settings import Settings
 from tilewise.datasets.acquire.synthetic import synthesise_tile
@@ -31,7 +31,9 @@ def test_health_the_page_and_the_description_are_open_to_all(guarded: Server, pa
     assert ask(guarded, path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/model", "/metrics", "/nothing", "/livez/", "//livez", "/page/../model", "/tasks/1"])
+@pytest.mark.parametrize(
+    "path", ["/model", "/metrics", "/nothing", "/livez/", "//livez", "/page/../model", "/tasks/1"]
+)
 def test_everything_else_needs_a_key(guarded: Server, path: str) -> None:
     response = ask(guarded, path)
     assert response.status_code == 401
@@ -49,10 +51,18 @@ def test_an_open_path_is_open_for_reading_alone(guarded: Server) -> None:
 
 @pytest.mark.parametrize("key", [KEY, OTHER_KEY, FILED_KEY])
 def test_a_key_opens_in_either_header(guarded: Server, key: str) -> None:
-    for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"x-api-key": key}):
+    for headers in (
+        {"authorization": f"Bearer {key}"},
+        {"authorization": f"bearer  {key}"},
+        {"x-api-key": key},
+    ):
         assert ask(guarded, "/model", **headers).status_code == 200
     response = httpx.post(
-        f"{guarded.url}/classify", content=TILE, headers={**TIFF, "x-api-key": key}, trust_env=False, timeout=30
+        f"{guarded.url}/classify",
+        content=TILE,
+        headers={**TIFF, "x-api-key": key},
+        trust_env=False,
+        timeout=30,
     )
     assert response.json()["results"][0]["class"] == "Forest"
 
@@ -98,9 +108,9 @@ def test_a_body_without_a_key_is_refused_before_it_is_read(guarded: Server) -> N
 def test_no_key_is_ever_logged(guarded: Server) -> None:
     ask(guarded, "/model", **{"x-api-key": KEY})
     ask(guarded, f"/model?key={OTHER_KEY}", authorization=f"Bearer {FILED_KEY}")
-    overrides = guarded.log.read_text()
-    assert overrides
-    assert not any(key in overrides for key in (KEY, OTHER_KEY, FILED_KEY))
+    log = guarded.log.read_text()
+    assert log
+    assert not any(key in log for key in (KEY, OTHER_KEY, FILED_KEY))
 
 
 def test_without_keys_everything_is_open(client: httpx.Client) -> None:
@@ -110,7 +120,7 @@ def test_without_keys_everything_is_open(client: httpx.Client) -> None:
 
 def test_callers_have_the_names_that_they_were_given_or_one_of_their_keys_hash() -> None:
     named, plain = parse_keys([f"alice:{KEY}", OTHER_KEY])
-    keys = Keys(None, [named, plain])  # type: ignore[arg-type] - only asked whose key it is
+    keys = KeyCheck(None, [named, plain])  # type: ignore[arg-type] - serves nothing
     assert keys.caller_of({"x-api-key": KEY}) == "alice"
     name = keys.caller_of({"x-api-key": OTHER_KEY})
     assert name is not None
@@ -120,7 +130,7 @@ def test_callers_have_the_names_that_they_were_given_or_one_of_their_keys_hash()
 
 
 def test_a_caller_may_have_two_keys_while_they_are_changed_over() -> None:
-    keys = Keys(None, parse_keys([f"alice:{KEY}", f"alice:{OTHER_KEY}"]))  # type: ignore[arg-type] - as above
+    keys = KeyCheck(None, parse_keys([f"alice:{KEY}", f"alice:{OTHER_KEY}"]))  # type: ignore[arg-type] - as above
     assert {keys.caller_of({"x-api-key": key}) for key in (KEY, OTHER_KEY)} == {"alice"}
 
 
@@ -137,7 +147,7 @@ def test_a_key_that_is_weak_or_cannot_be_sent_is_refused_and_not_shown(entry: st
 def test_a_file_of_keys_that_holds_none_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.write_text("# none yet\n")
-    with pytest.raises(TilewiseError, match="holds no API key"):
+    with pytest.raises(TilewiseError, match="has no API key"):
         read_keys(None, str(empty))
     with pytest.raises(TilewiseError, match="cannot be read"):
         read_keys(KEY, str(tmp_path / "missing"))

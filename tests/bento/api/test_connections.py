@@ -1,4 +1,4 @@
-"""Connections: what is said slowly, without end or not at all is not waited for."""
+"""Connections: requests that come slowly, without end or not at all are cut off."""
 
 import socket
 from contextlib import ExitStack
@@ -41,9 +41,8 @@ def test_pipelined_requests_are_answered_and_nonsense_after_them_is_not_our_fail
 
 
 def test_a_question_to_change_the_protocol_is_answered_as_any_other(guarded: Server) -> None:
-    upgrade = (
-        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: eA==\r\n"
+    upgrade += b"Sec-WebSocket-Version: 13\r\n\r\n"
     assert say(guarded.url, GET + upgrade).status == 200
     assert say(guarded.url, GET.replace(KEY.encode(), b"") + upgrade).status == 401
 
@@ -57,5 +56,7 @@ def test_more_connections_than_allowed_are_closed_and_the_others_served(guarded:
             stack.enter_context(socket.create_connection((host, int(port))))
         assert kept.get("/readyz").status_code == 200
         assert say(guarded.url, GET + b"\r\n").status == 0
-    with httpx.Client(base_url=guarded.url, trust_env=False, transport=httpx.HTTPTransport(retries=5)) as client:
+    with httpx.Client(
+        base_url=guarded.url, trust_env=False, transport=httpx.HTTPTransport(retries=5)
+    ) as client:
         assert client.get("/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""How long a request may take: bodies that hardly come, and work that does not end."""
+"""How long a request may take: slow bodies, and work that does not end."""
 
 import asyncio
 from typing import Any
@@ -22,7 +22,7 @@ def test_a_body_that_does_not_come_is_refused_with_408_and_gives_its_room_back(g
         assert answer.status == 408
         assert answer.error == {
             "code": "too_slow",
-            "message": "the body came too slowly",
+            "message": "the body arrived too slowly",
             "hint": "send 976.562 KiB a second or more",
         }
         assert answer.headers["connection"] == "close"
@@ -33,7 +33,9 @@ def test_a_body_that_trickles_is_refused_too(guarded: Server) -> None:
     assert answer.status in (0, 408)  # the answer may be lost to a client that goes on talking
 
 
-def run(app: Any, max_wait_seconds: float = 5, grace: float = 5, receive: Receive | None = None) -> list[Message]:
+def run(
+    app: Any, max_wait_seconds: float = 5, grace: float = 5, receive: Receive | None = None
+) -> list[Message]:
     """What `app` behind Deadlines sends."""
     sent: list[Message] = []
 

@@ -1,4 +1,4 @@
-"""Which form of an answer a client gets."""
+"""Content negotiation: the media type of a response by the Accept header."""
 
 import pytest
 

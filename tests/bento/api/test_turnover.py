@@ -1,4 +1,4 @@
-"""Connections are handed over after a number of requests, politely, and not all at once."""
+"""Connections are closed after a random number of requests, so that they spread over the processes."""
 
 import io
 from collections.abc import Iterator
@@ -11,12 +11,14 @@ from servers import Server, served
 
 
 def lives(server: Server, connections: int, limit: int) -> list[int]:
-    """Return after how many requests each of several connections is closed; `most` if none of them closes it."""
+    """Return after how many requests each of several connections is closed; `limit` if none closes it."""
     found = []
     for _ in range(connections):
         with httpx.Client(trust_env=False, timeout=30) as client:
             answers = (client.get(f"{server.url}/model") for _ in range(limit))
-            closed = (n for n, answer in enumerate(answers, start=1) if answer.headers.get("connection") == "close")
+            closed = (
+                n for n, answer in enumerate(answers, start=1) if answer.headers.get("connection") == "close"
+            )
             found.append(next(closed, limit))
     return found
 
@@ -24,7 +26,9 @@ def lives(server: Server, connections: int, limit: int) -> list[int]:
 @pytest.fixture(scope="module")
 def two_processes(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service in two processes that hands a connection over after at most eight requests."""
-    with served(linear_model, tmp_path_factory.mktemp("two"), TILEWISE_WORKERS="2", TILEWISE_TURNOVER="8") as server:
+    with served(
+        linear_model, tmp_path_factory.mktemp("two"), TILEWISE_WORKERS="2", TILEWISE_TURNOVER="8"
+    ) as server:
         yield server
 
 
@@ -48,7 +52,11 @@ def test_a_request_of_many_tiles_counts_as_many(two_processes: Server) -> None:
     headers = {"Content-Type": "application/octet-stream"}
     for _ in range(4):
         answer = httpx.post(
-            f"{two_processes.url}/classify", content=content.getvalue(), headers=headers, trust_env=False, timeout=30
+            f"{two_processes.url}/classify",
+            content=content.getvalue(),
+            headers=headers,
+            trust_env=False,
+            timeout=30,
         )
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"

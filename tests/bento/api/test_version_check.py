@@ -1,4 +1,4 @@
-"""Requests in another version of the API are refused before anything is made of them."""
+"""Requests in another version of the API are refused before their body is read."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from tilewise.bento.api.app import VersionCheck
+from tilewise.bento.api.middleware import VersionCheck
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,9 +34,9 @@ def test_requests_that_say_no_version_or_ours_are_served(headers: tuple[tuple[by
     assert ask(*headers)[1]["body"] == b"served"
 
 
-@pytest.mark.parametrize("said", [b"2", b"0", b"", b"1.0", b"one"])
-def test_requests_that_say_another_version_are_refused_unread(overrides: bytes) -> None:
-    start, body = ask((b"tilewise-api-version", overrides))
+@pytest.mark.parametrize("version", [b"2", b"0", b"", b"1.0", b"one"])
+def test_requests_that_say_another_version_are_refused_unread(version: bytes) -> None:
+    start, body = ask((b"tilewise-api-version", version))
     assert start["status"] == 400
     assert b'"code":"api_version"' in body["body"]
     assert b"version 1" in body["body"]

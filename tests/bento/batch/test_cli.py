@@ -93,22 +93,24 @@ def test_scenes_of_the_same_name_keep_their_own_results(first_run: Run, scenes: 
     assert (maps["north"] != maps["south"]).any()
 
 
-def test_maps_lie_on_the_scenes_grid_and_the_table_tells_the_same_classes(first_run: Run, scenes: Path) -> None:
+def test_maps_lie_on_the_scenes_grid_and_the_table_tells_the_same_classes(
+    first_run: Run, scenes: Path
+) -> None:
     _, out = first_run
     with rasterio.open(scenes / "north" / "scene.tif") as scene:
-        for kind in ("classes", "confidence", "outlier"):
+        for kind in ("classes", "probability", "outlier"):
             with rasterio.open(out / f"north-scene.{kind}.tif") as found:
                 assert (found.crs, found.transform, found.shape) == (scene.crs, scene.transform, scene.shape)
     with rasterio.open(out / "north-scene.classes.tif") as found:
         pixels = found.read(1)
-    with rasterio.open(out / "north-scene.confidence.tif") as found:
-        shares = found.read(1) * found.scales[0]
+    with rasterio.open(out / "north-scene.probability.tif") as found:
+        probabilities = found.read(1) * found.scales[0]
     rows = pq.read_table(out / "north-scene.windows.parquet").to_pylist()
     assert len(rows) == 6
     for row in rows:
         window = np.s_[row["row"] : row["row"] + 64, row["column"] : row["column"] + 64]
         assert (pixels[window] == CLASSES.index(row["class"])).all()
-        assert shares[window] == pytest.approx(row["confidence"], abs=0.003)
+        assert probabilities[window] == pytest.approx(row["probability"], abs=0.003)
 
 
 def test_polygons_and_summary_tell_the_areas_of_the_map(first_run: Run) -> None:
@@ -116,8 +118,8 @@ def test_polygons_and_summary_tell_the_areas_of_the_map(first_run: Run) -> None:
     with rasterio.open(out / "north-scene.classes.tif") as dataset:
         counts = np.bincount(dataset.read(1).ravel(), minlength=len(CLASSES)) / 100
     summary = json.loads((out / "summary.json").read_text())
-    (told,) = [scene for scene in summary["results"] if scene["name"] == "north-scene"]
-    assert told["area_ha"] == pytest.approx({name: n for name, n in zip(CLASSES, counts, strict=False) if n})
+    (scene,) = [scene for scene in summary["results"] if scene["name"] == "north-scene"]
+    assert scene["area_ha"] == pytest.approx({name: n for name, n in zip(CLASSES, counts, strict=False) if n})
     rows = pq.read_table(out / "north-scene.polygons.parquet").to_pylist()
     assert sum(row["area_ha"] for row in rows) == pytest.approx(counts.sum())
 
@@ -144,7 +146,9 @@ def test_the_same_command_again_does_nothing_and_tells_the_same(
 def test_a_run_into_another_folder_makes_the_same_bytes(
     first_run: Run, scenes: Path, linear_model: Path, tmp_path: Path
 ) -> None:
-    batch(scenes, "--out", tmp_path, "--model", linear_model, "--outputs", "classes,confidence,outlier,windows")
+    batch(
+        scenes, "--out", tmp_path, "--model", linear_model, "--outputs", "classes,probability,outlier,windows"
+    )
     for name, content in results_in(tmp_path).items():
         assert (first_run[1] / name).read_bytes() == content, name
 
@@ -161,14 +165,25 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-# What can be said.
+# Options.
 
 
 def test_what_a_scene_does_not_say_can_be_said(linear_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "plain.tif"
     path.write_bytes(geotiff(render("Forest", 1, 1) + np.uint16(1000)))
-    overrides = ("--bands", "l1c", "--level", "l1c", "--offset", "-1000", "--outputs", "windows", "--threads", "1")
-    done = batch(path, "--out", tmp_path / "out", *overrides, TILEWISE_MODEL=str(linear_model))
+    options = (
+        "--bands",
+        "l1c",
+        "--level",
+        "l1c",
+        "--offset",
+        "-1000",
+        "--outputs",
+        "windows",
+        "--threads",
+        "1",
+    )
+    done = batch(path, "--out", tmp_path / "out", *options, TILEWISE_MODEL=str(linear_model))
     assert done.returncode == 0, done.stderr
     assert list(results_in(tmp_path / "out")) == ["plain.windows.parquet"]
     (row,) = pq.read_table(tmp_path / "out" / "plain.windows.parquet").to_pylist()
@@ -177,20 +192,30 @@ def test_what_a_scene_does_not_say_can_be_said(linear_model: Path, tmp_path: Pat
 
 
 def test_programs_are_told_in_json(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
-    done = batch(scenes / "north", scenes / "photo.tiff", "--out", tmp_path, "--model", linear_model, "--json")
+    done = batch(
+        scenes / "north", scenes / "photo.tiff", "--out", tmp_path, "--model", linear_model, "--json"
+    )
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    told = {event["name"]: event for event in events if event["event"] == "scene"}
-    assert told["scene"]["state"] == "done"
-    assert {file["name"] for file in told["scene"]["files"]} == set(results_of("scene"))
-    assert told["photo"]["state"] == "failed"
-    assert "JPEG" in told["photo"]["error"]
-    assert events[-1] == {"event": "end", "scenes": 2, "unsound": 1, "out": str(tmp_path), "model": str(linear_model)}
+    outcomes = {event["name"]: event for event in events if event["event"] == "scene"}
+    assert outcomes["scene"]["state"] == "done"
+    assert {file["name"] for file in outcomes["scene"]["files"]} == set(results_of("scene"))
+    assert outcomes["photo"]["state"] == "failed"
+    assert "JPEG" in outcomes["photo"]["error"]
+    assert events[-1] == {
+        "event": "end",
+        "scenes": 2,
+        "unsound": 1,
+        "out": str(tmp_path),
+        "model": str(linear_model),
+    }
 
 
 def test_a_terminal_sees_a_bar_with_the_rate(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     arguments = command(scenes / "north", "--out", tmp_path, "--model", linear_model)
-    with subprocess.Popen(arguments, cwd=ROOT, env=environment(TERM="xterm"), stdout=-3, stderr=theirs) as process:
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(TERM="xterm"), stdout=-3, stderr=theirs
+    ) as process:
         os.close(theirs)
         seen = b""
         while True:
@@ -204,7 +229,7 @@ def test_a_terminal_sees_a_bar_with_the_rate(scenes: Path, linear_model: Path, t
     assert b"windows/s" in seen
 
 
-# What cannot work, said in one line.
+# Errors of one line.
 
 
 def test_an_empty_folder_is_an_error(linear_model: Path, tmp_path: Path) -> None:
@@ -235,18 +260,18 @@ def test_results_that_cannot_be_written_are_one_line_and_leave_nothing(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((".",), "'--out'"),
         ((".", "--out", "x", "--min-valid", "2"), "'--min-valid'"),
-        ((".", "--out", "x", "--outputs", "classes,maps"), "choose from classes, confidence"),
+        ((".", "--out", "x", "--outputs", "classes,maps"), "choose from classes, probability"),
         ((".", "--out", "x", "--format", "shp"), "choose from parquet, geojson, fgb"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: tuple[str, ...], overrides: str) -> None:
+def test_wrong_arguments_are_named(arguments: tuple[str, ...], message: str) -> None:
     done = batch(*arguments)
     assert done.returncode == 2
-    assert overrides in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
 
 
 def test_more_processes_than_cores_are_refused(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
@@ -258,7 +283,15 @@ def test_more_processes_than_cores_are_refused(scenes: Path, linear_model: Path,
 def test_help_teaches_the_results_the_options_and_the_exit_status() -> None:
     done = batch("--help")
     assert done.returncode == 0
-    for word in ("NAME.classes.tif", "NAME.windows.parquet", "--out", "--dry-run", "--warp", "--engine", "Exit status"):
+    for word in (
+        "NAME.classes.tif",
+        "NAME.windows.parquet",
+        "--out",
+        "--dry-run",
+        "--warp",
+        "--engine",
+        "Exit status",
+    ):
         assert word in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 110
 
@@ -273,7 +306,11 @@ def test_real_scenes_are_classified_in_place(real_data: Path, linear_model: Path
     assert done.returncode == 0, done.stderr
     for path in sorted(folder.glob("*.tif")):
         with rasterio.open(path) as scene, rasterio.open(tmp_path / f"{path.stem}.classes.tif") as found:
-            assert (found.crs, found.transform, found.shape) == (CRS.from_epsg(32629), scene.transform, scene.shape)
+            assert (found.crs, found.transform, found.shape) == (
+                CRS.from_epsg(32629),
+                scene.transform,
+                scene.shape,
+            )
             missing = np.isnan(scene.read(1))
             pixels = found.read(1)
         assert missing.any()

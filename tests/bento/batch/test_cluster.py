@@ -1,4 +1,4 @@
-"""Scenes on a real Ray cluster of several nodes: the same files as on one machine, also when a node is lost."""
+"""Scenes on a real Ray cluster of several nodes: the same files as on one machine, also if a node is lost."""
 
 import shlex
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from batch_runs import ROOT, results_in
 
-from tilewise.bento.batch import Crew, Output, OutputOptions, RunOptions, State, classify_scenes
+from tilewise.bento.batch import Backend, Output, OutputOptions, RunOptions, SceneState, classify_scenes
 from tilewise.bento.batch.cli import main
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import TilewiseError
@@ -19,7 +19,7 @@ ray = pytest.importorskip("ray", reason="pip install 'tilewise[cluster]'")
 
 LOCAL = RunOptions(outputs=OutputOptions((Output.CLASSES, Output.OUTLIER, Output.WINDOWS)))
 # In parts of two strips, so that small scenes are worked on as large ones are.
-CLUSTER = replace(LOCAL, crew=Crew.RAY, block_strips=2)
+CLUSTER = replace(LOCAL, backend=Backend.RAY, block_strips=2)
 
 
 @pytest.fixture(scope="module")
@@ -69,23 +69,24 @@ def test_a_cluster_that_loses_a_node_makes_the_same_files(
         outcomes[outcome.name] = outcome
         if len(outcomes) == 2:  # the others are in work
             cluster.remove_node(cluster.second, allow_graceful=False)
-    assert outcomes.pop("broken").state is State.FAILED
-    assert {outcome.state for outcome in outcomes.values()} == {State.DONE}, outcomes
+    assert outcomes.pop("broken").state is SceneState.FAILED
+    assert {outcome.state for outcome in outcomes.values()} == {SceneState.DONE}, outcomes
     assert results_in(tmp_path) == local
     # What the cluster has done, one machine knows to be done, and the other way round.
     for options in (LOCAL, CLUSTER):
         again = list(classify_scenes(scenes, tmp_path, model=linear_model, options=options))
-        assert sum(outcome.state is State.KEPT for outcome in again) == 6
+        assert sum(outcome.state is SceneState.KEPT for outcome in again) == 6
 
 
 def test_the_kubernetes_job_says_what_the_command_understands() -> None:
     job = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:2] == ["tilewise", "batch"]
-    overrides = main.make_context("tilewise batch", words[2:]).params
-    assert (overrides["crew"], overrides["address"], overrides["as_json"]) == ("ray", "auto", True)
+    options = main.make_context("tilewise batch", words[2:]).params
+    assert (options["backend"], options["address"], options["as_json"]) == ("ray", "auto", True)
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     shared = {mount["mountPath"] for mount in workers["containers"][0]["volumeMounts"]}
     assert all(
-        str(Path(place).parent) in shared for place in (*overrides["scenes"], overrides["model"], str(overrides["out"]))
+        str(Path(place).parent) in shared
+        for place in (*options["scenes"], options["model"], str(options["out"]))
     )

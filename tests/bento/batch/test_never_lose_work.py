@@ -1,4 +1,4 @@
-"""Whatever ends a run, the same command again ends where an undisturbed run ends, and repeats next to nothing."""
+"""However a run ends, the same command again completes it and repeats next to nothing."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ import pytest
 import rasterio
 from batch_runs import ROOT, batch, command, environment, errors, names, results_in
 
-from tilewise.bento.batch import Output, OutputOptions, RunOptions, State, classify_scenes
+from tilewise.bento.batch import Output, OutputOptions, RunOptions, SceneState, classify_scenes
 from tilewise.bento.batch.manifest import MANIFEST, Manifest
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import ResultsError
@@ -38,8 +38,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(scenes: Path, linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The results of a run that nothing happened to; in a folder of the same depth, since links lead out of it."""
+def undisturbed(
+    scenes: Path, linear_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The results of an undisturbed run, in a folder of the same depth, since links lead out of it."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     assert batch(scenes, "--out", out, "--model", linear_model).returncode == 0
     return results_in(out)
@@ -47,7 +49,7 @@ def undisturbed(scenes: Path, linear_model: Path, tmp_path_factory: pytest.TempP
 
 @contextmanager
 def started(*arguments: object, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the command, which is killed at the end of the block if it still runs; what it tells goes to `log`."""
+    """Start the command with output to `log`; at the end of the block it is killed if it still runs."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             command(*arguments, "--json"), cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT
@@ -60,8 +62,8 @@ def started(*arguments: object, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(timeout=30)
 
 
-def told(log: Path) -> list[dict[str, object]]:
-    """The events that were told, without the half line that a kill may leave."""
+def events_in(log: Path) -> list[dict[str, object]]:
+    """The events in a log, without the half line that a kill may leave."""
     events = []
     for line in log.read_text().splitlines():
         with suppress(ValueError):
@@ -127,7 +129,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     done = batch(*run)
     assert done.returncode == 0, done.stderr
     assert results_in(out) == undisturbed
-    finished = Counter(event["name"] for event in told(log) if event.get("state") == "done")
+    finished = Counter(event["name"] for event in events_in(log) if event.get("state") == "done")
     assert all(count == 1 for count in finished.values()), f"done more than once: {finished}"
     assert not list(out.glob(".*"))
 
@@ -138,11 +140,15 @@ def test_a_run_killed_after_one_scene_does_only_the_others(
     out, log = tmp_path / "out", tmp_path / "log"
     run = (scenes, "--out", out, "--model", linear_model)
     with started(*run, log=log) as process:
-        wait_until(lambda: any(event["event"] == "scene" for event in told(log)))
+        wait_until(lambda: any(event["event"] == "scene" for event in events_in(log)))
         process.kill()
-    before = {event["name"] for event in told(log) if event["event"] == "scene"}
+    before = {event["name"] for event in events_in(log) if event["event"] == "scene"}
     again = batch(*run, "--json")
-    states = {event["name"]: event["state"] for event in map(json.loads, again.stdout.splitlines()) if "name" in event}
+    states = {
+        event["name"]: event["state"]
+        for event in map(json.loads, again.stdout.splitlines())
+        if "name" in event
+    }
     assert {name for name, state in states.items() if state == "kept"} >= before
     assert sum(state == "done" for state in states.values()) <= COUNT - len(before)
     assert results_in(out) == undisturbed
@@ -173,7 +179,7 @@ def test_a_scene_that_kills_every_worker_is_reported_and_leaves_nothing(
                     os.kill(child, signal.SIGKILL)
             time.sleep(0.05)
         assert process.returncode == 1
-    (scene,) = [event for event in told(log) if event["event"] == "scene"]
+    (scene,) = [event for event in events_in(log) if event["event"] == "scene"]
     assert scene["state"] == "failed"
     assert "was killed 2 times; give it more memory" in str(scene["error"])
     assert names(out) == ["manifest.sqlite", "report.html", "summary.csv", "summary.json"]
@@ -184,7 +190,7 @@ def test_ctrl_c_ends_a_run_in_a_line_and_the_next_goes_on(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     with started(scenes, "--out", out, "--model", linear_model, log=log) as process:
-        wait_until(lambda: any(event["event"] == "scene" for event in told(log)))
+        wait_until(lambda: any(event["event"] == "scene" for event in events_in(log)))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
     assert log.read_text().splitlines()[-1] == "stopped"
@@ -199,12 +205,17 @@ def test_ctrl_c_ends_a_run_in_a_line_and_the_next_goes_on(
 def test_a_result_that_was_damaged_is_made_again(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
     first = {o.name: o for o in classify_scenes(scenes, tmp_path, model=linear_model, options=MAPS)}
     path = tmp_path / "s1.classes.tif"
-    sound = path.read_bytes()
-    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     (tmp_path / "s2.classes.tif").unlink()
     again = {o.name: o.state for o in classify_scenes(scenes, tmp_path, model=linear_model, options=MAPS)}
-    assert again == {"s0": State.KEPT, "s1": State.DONE, "s2": State.DONE, "s3": State.KEPT}
-    assert path.read_bytes() == sound
+    assert again == {
+        "s0": SceneState.KEPT,
+        "s1": SceneState.DONE,
+        "s2": SceneState.DONE,
+        "s3": SceneState.KEPT,
+    }
+    assert path.read_bytes() == intact
     assert first.keys() == again.keys()
 
 
@@ -213,9 +224,13 @@ def test_what_is_asked_for_otherwise_is_done_again_and_leaves_no_strays(
 ) -> None:
     both = RunOptions(outputs=OutputOptions((Output.CLASSES, Output.OUTLIER)))
     scene = scenes / "s0.tif"
-    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=both)] == [State.DONE]
+    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=both)] == [
+        SceneState.DONE
+    ]
     assert "s0.outlier.tif" in names(tmp_path)
-    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=MAPS)] == [State.DONE]
+    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=MAPS)] == [
+        SceneState.DONE
+    ]
     assert "s0.outlier.tif" not in names(tmp_path)
 
 
@@ -227,33 +242,39 @@ def test_a_scene_that_changed_is_done_again(linear_model: Path, tmp_path: Path) 
         (outcome,) = classify_scenes(scene, out, model=linear_model, options=MAPS)
         states.append(outcome.state)
         maps.append((out / "scene.classes.tif").read_bytes())
-    assert states == [State.DONE, State.KEPT, State.DONE]
+    assert states == [SceneState.DONE, SceneState.KEPT, SceneState.DONE]
     assert maps[1] != maps[2]
 
 
-def test_another_scene_of_the_same_name_does_not_overwrite_results(linear_model: Path, tmp_path: Path) -> None:
+def test_another_scene_of_the_same_name_does_not_overwrite_results(
+    linear_model: Path, tmp_path: Path
+) -> None:
     for side, seed in (("north", 1), ("south", 2)):
         synthesise_scene(tmp_path / side / "scene.tif", seed, 1, 2)
         list(classify_scenes(tmp_path / side, tmp_path / "out", model=linear_model, options=MAPS))
     assert {"scene.classes.tif", "scene-2.classes.tif"} <= set(names(tmp_path / "out"))
     again = classify_scenes([tmp_path / "south"], tmp_path / "out", model=linear_model, options=MAPS)
-    assert [(o.name, o.state) for o in again] == [("scene-2", State.KEPT)]
+    assert [(o.name, o.state) for o in again] == [("scene-2", SceneState.KEPT)]
     # A folder that was moved is not another one.
     (tmp_path / "south").rename(tmp_path / "moved")
     moved = classify_scenes(tmp_path / "moved", tmp_path / "out2", model=linear_model, options=MAPS)
     assert [o.name for o in moved] == ["scene"]
 
 
-def test_two_runs_do_not_write_to_one_folder_at_a_time(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
+def test_two_runs_do_not_write_to_one_folder_at_a_time(
+    scenes: Path, linear_model: Path, tmp_path: Path
+) -> None:
     with Manifest(tmp_path):
         done = batch(scenes / "s0.tif", "--out", tmp_path, "--model", linear_model)
     assert done.returncode == 1
-    assert errors(done) == [f"error: {tmp_path}: another run writes there; wait for it, or choose another folder"]
+    assert errors(done) == [
+        f"error: {tmp_path}: another run writes there; wait for it, or choose another folder"
+    ]
 
 
 def test_a_manifest_that_is_none_is_an_error_that_leaves_it(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_bytes(b"somebody's own file, not a database at all" * 20)
-    with pytest.raises(ResultsError, match="no manifest"):
+    with pytest.raises(ResultsError, match="not a manifest"):
         Manifest(tmp_path)
     assert (tmp_path / MANIFEST).read_bytes().startswith(b"somebody's own")
 
@@ -268,7 +289,7 @@ def test_a_file_that_vanishes_while_the_run_goes_on_fails_alone(linear_model: Pa
     for outcome in classify_scenes(tmp_path / "in", tmp_path / "out", model=linear_model, options=MAPS):
         outcomes.append(outcome)
         (tmp_path / "in" / "s1.tif").unlink(missing_ok=True)
-    assert [outcome.state for outcome in outcomes] == [State.DONE, State.FAILED, State.DONE]
+    assert [outcome.state for outcome in outcomes] == [SceneState.DONE, SceneState.FAILED, SceneState.DONE]
     assert "s1.tif" in str(outcomes[1].error)
 
 
@@ -281,7 +302,9 @@ def test_a_corrupt_block_is_no_data_counted_and_told_again(linear_model: Path, t
         file.seek(start)
         file.write(b"\xff" * 64)
     for _ in range(2):
-        done = batch(scene, "--out", tmp_path / "out", "--model", linear_model, "--outputs", "classes,windows")
+        done = batch(
+            scene, "--out", tmp_path / "out", "--model", linear_model, "--outputs", "classes,windows"
+        )
         assert done.returncode == 1
         assert len(errors(done)) == 1
         assert "blocks could not be decoded and are no data" in errors(done)[0]
@@ -312,7 +335,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
     folder = tmp_path / "small"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip("only root may mount a small file system")
     try:
@@ -329,7 +354,11 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(
     done = batch(scenes, "--out", small_disk / "out", "--model", linear_model)
     assert done.returncode == 1
     assert os.strerror(errno.ENOSPC) in done.stderr
-    whole = {name: content for name, content in results_in(small_disk / "out").items() if not name.endswith(".json")}
+    whole = {
+        name: content
+        for name, content in results_in(small_disk / "out").items()
+        if not name.endswith(".json")
+    }
     assert all(undisturbed[name] == content for name, content in whole.items())
     filler.unlink()
     assert batch(scenes, "--out", small_disk / "out", "--model", linear_model).returncode == 0

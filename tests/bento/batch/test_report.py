@@ -1,4 +1,4 @@
-"""What is told of a run: figures for programs and spreadsheets, and a page that opens anywhere and asks nobody."""
+"""The report of a run: a summary for programs and spreadsheets, and an HTML page that loads nothing."""
 
 import base64
 import csv
@@ -14,10 +14,10 @@ from geotiffs import CORNER, UTM
 from PIL import Image
 from tiny_onnx import metadata
 
-from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, State
+from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, SceneState
 from tilewise.bento.batch.report import write_reports
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.maps import MapWriter, class_layer, colours
+from tilewise.bento.results.maps import MapWriter, class_spec, colours
 from tilewise.bento.results.quicklook import write_quicklook
 from tilewise.bento.results.writer import ModelFacts
 from tilewise.datasets.core.tile import Georeference
@@ -25,11 +25,22 @@ from tilewise.datasets.core.tile import Georeference
 CLASSES = ("Forest", "<b>Sea</b>", "=1+1")
 MODEL = ModelFacts(metadata(CLASSES), "ab" * 32, Path("m.onnx"))
 DONE = SceneOutcome(
-    "one", "/in/one.tif", State.DONE, "k", 90, 10, outliers=3, pixels=6400, seconds=2.5, area_ha={"Forest": 60.0}
+    "one",
+    "/in/one.tif",
+    SceneState.DONE,
+    "k",
+    90,
+    10,
+    outliers=3,
+    pixels=6400,
+    seconds=2.5,
+    area_ha={"Forest": 60.0},
 )
-KEPT = SceneOutcome("two", "/in/two.tif", State.KEPT, "k", 50, 0, seconds=1.5, area_ha={"<b>Sea</b>": 40.0})
+KEPT = SceneOutcome(
+    "two", "/in/two.tif", SceneState.KEPT, "k", 50, 0, seconds=1.5, area_ha={"<b>Sea</b>": 40.0}
+)
 HOSTILE = "<script>alert(1)</script>"
-FAILED = SceneOutcome("three", f"/in/{HOSTILE}.tif", State.FAILED, error=f"=cmd|{HOSTILE}")
+FAILED = SceneOutcome("three", f"/in/{HOSTILE}.tif", SceneState.FAILED, error=f"=cmd|{HOSTILE}")
 
 
 class Page(HTMLParser):
@@ -52,12 +63,12 @@ class Page(HTMLParser):
 def quicklook(tmp_path: Path) -> SceneOutcome:
     """A scene with a picture in the folder of results."""
     scene_info = SceneInfo("pictured", Georeference(UTM, CORNER), 100, 128, datetime="2021-07-01T11:20:00Z")
-    writer = MapWriter(tmp_path, scene_info, class_layer(MODEL.metadata), {})
+    writer = MapWriter(tmp_path, scene_info, class_spec(MODEL.metadata), {})
     writer.add(np.repeat([[[0, 1, 2, 255]]], 100, axis=1).repeat(32, axis=2).astype(np.uint8))
     path = tmp_path / "pictured.quicklook.png"
     write_quicklook(writer.finish()[0], scene_info, MODEL.metadata, {"Forest": 32.0}, path)
     return SceneOutcome(
-        "pictured", "/in/p.tif", State.DONE, "k", files=(ResultFile(path.name, path.stat().st_size, ""),)
+        "pictured", "/in/p.tif", SceneState.DONE, "k", files=(ResultFile(path.name, path.stat().st_size, ""),)
     )
 
 
@@ -92,7 +103,9 @@ def test_the_page_asks_no_server_and_runs_no_script(tmp_path: Path, quicklook: S
     write_reports(tmp_path, [DONE, FAILED, quicklook], MODEL)
     page = Page((tmp_path / "report.html").read_text())
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form"} == set()
-    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    sources = [
+        value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")
+    ]
     assert len(sources) == 1
     assert all(str(source).startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"url\(|@import", (tmp_path / "report.html").read_text())
@@ -125,7 +138,9 @@ def test_the_page_shows_a_smaller_copy_of_each_picture(tmp_path: Path, quicklook
         assert image.width <= 480
 
 
-def test_a_picture_that_has_vanished_does_not_stop_the_report(tmp_path: Path, quicklook: SceneOutcome) -> None:
+def test_a_picture_that_has_vanished_does_not_stop_the_report(
+    tmp_path: Path, quicklook: SceneOutcome
+) -> None:
     (tmp_path / "pictured.quicklook.png").unlink()
     write_reports(tmp_path, [quicklook], MODEL)
     assert "pictured" in Page((tmp_path / "report.html").read_text()).text

@@ -9,7 +9,15 @@ import pytest
 import rasterio
 from batch_runs import names
 
-from tilewise.bento.batch import Output, OutputOptions, RunOptions, Standing, State, VectorFormat, classify_scenes
+from tilewise.bento.batch import (
+    Output,
+    OutputOptions,
+    RunOptions,
+    RunProgress,
+    SceneState,
+    VectorFormat,
+    classify_scenes,
+)
 from tilewise.bento.batch.manifest import SceneOutcome
 from tilewise.bento.batch.run import name_results, watch_scenes
 from tilewise.bento.inference.windows import GridOptions
@@ -27,18 +35,20 @@ def scenes(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_outcomes_come_one_by_one_and_the_report_at_the_end(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
-    seen: list[Standing] = []
-    found = classify_scenes(scenes, tmp_path / "out", model=linear_model, options=MAPS, watch=seen.append)
+def test_outcomes_come_one_by_one_and_the_report_at_the_end(
+    scenes: Path, linear_model: Path, tmp_path: Path
+) -> None:
+    seen: list[RunProgress] = []
+    found = classify_scenes(scenes, tmp_path / "out", model=linear_model, options=MAPS, progress=seen.append)
     assert not (tmp_path / "out").exists()
     first = next(found)
-    assert (first.name, first.state, first.windows) == ("s0", State.DONE, 4)
+    assert (first.name, first.state, first.windows) == ("s0", SceneState.DONE, 4)
     assert (tmp_path / "out" / "s0.classes.tif").exists()
     assert not (tmp_path / "out" / "s1.classes.tif").exists()
     assert [outcome.name for outcome in found] == ["s1", "s2"]
     assert {"report.html", "summary.csv", "summary.json"} <= set(names(tmp_path / "out"))
-    assert (seen[-1].done, seen[-1].total, seen[-1].share, seen[-1].windows) == (3, 3, 1.0, 12)
-    assert sorted(standing.share for standing in seen) == [standing.share for standing in seen]
+    assert (seen[-1].done, seen[-1].total, seen[-1].fraction, seen[-1].windows) == (3, 3, 1.0, 12)
+    assert sorted(standing.fraction for standing in seen) == [standing.fraction for standing in seen]
 
 
 def test_who_stops_listening_stops_the_run_and_the_next_goes_on(
@@ -48,7 +58,7 @@ def test_who_stops_listening_stops_the_run_and_the_next_goes_on(
     next(found)
     found.close()
     again = classify_scenes(scenes, tmp_path / "out", model=linear_model, options=MAPS)
-    assert [outcome.state for outcome in again] == [State.KEPT, State.DONE, State.DONE]
+    assert [outcome.state for outcome in again] == [SceneState.KEPT, SceneState.DONE, SceneState.DONE]
 
 
 def test_every_output_can_be_asked_for(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
@@ -57,7 +67,7 @@ def test_every_output_can_be_asked_for(scenes: Path, linear_model: Path, tmp_pat
     (outcome,) = classify_scenes(scenes / "s0.tif", tmp_path / "out", model=linear_model, options=options)
     kinds = {file.name.split(".", 1)[1] for file in outcome.files}
     tables = {f"{kind}.{form}" for kind in ("windows", "polygons") for form in forms}
-    maps = {"classes.tif", "classes.tif.aux.xml", "confidence.tif", "outlier.tif", "probabilities.tif"}
+    maps = {"classes.tif", "classes.tif.aux.xml", "probability.tif", "outlier.tif", "probabilities.tif"}
     assert kinds == tables | maps | {"quicklook.png", "stac.json"}
     with rasterio.open(tmp_path / "out" / "s0.probabilities.tif") as dataset:
         assert (dataset.count, dataset.shape, dataset.transform.a) == (10, (8, 8), 160)
@@ -71,17 +81,17 @@ def test_polygons_alone_leave_no_map(scenes: Path, linear_model: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (RunOptions(outputs=OutputOptions(())), "no output is asked for"),
+        (RunOptions(outputs=OutputOptions(())), "no output is requested"),
         (RunOptions(jobs=10_000), "are more than the"),
         (RunOptions(grid=GridOptions(stride=32, cell=5)), "cell of 5"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_written(
-    scenes: Path, linear_model: Path, tmp_path: Path, options: RunOptions, overrides: str
+    scenes: Path, linear_model: Path, tmp_path: Path, options: RunOptions, message: str
 ) -> None:
-    with pytest.raises(TilewiseError, match=overrides):
+    with pytest.raises(TilewiseError, match=message):
         list(classify_scenes(scenes, tmp_path / "out", model=linear_model, options=options))
     assert not (tmp_path / "out").exists()
 
@@ -93,7 +103,7 @@ def test_a_folder_without_scenes_is_an_error(linear_model: Path, tmp_path: Path)
 
 
 def test_results_among_the_scenes_are_not_taken_for_scenes(scenes: Path, linear_model: Path) -> None:
-    for expected in (State.DONE, State.KEPT):
+    for expected in (SceneState.DONE, SceneState.KEPT):
         outcomes = list(classify_scenes(scenes, scenes / "maps", model=linear_model, options=MAPS))
         assert [outcome.state for outcome in outcomes] == [expected] * 3
 
@@ -102,7 +112,7 @@ def test_results_among_the_scenes_are_not_taken_for_scenes(scenes: Path, linear_
 
 
 def known(name: str, source: str) -> dict[str, SceneOutcome]:
-    return {name: SceneOutcome(name, source, State.DONE)}
+    return {name: SceneOutcome(name, source, SceneState.DONE)}
 
 
 def test_a_scene_keeps_the_name_that_its_results_have(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an answer rests on: found on tiles where it is known, and told over HTTP by a real service."""
+"""Explanations: right on tiles where the cause is known, and the same over HTTP from a real service."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +14,12 @@ from servers import served
 from tiny_onnx import metadata, write_model
 
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.occlusion import MIN_SCALE, Method, explain, paint, patch_starts
+from tilewise.bento.inference.occlusion import MIN_SCALE, Method, explain, paint
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, positions
 from tilewise.datasets.core.pictures import true_colour
 from tilewise.datasets.core.tile import BAND_COUNT, DN, Tile, canonical_order
+from tilewise.models.occlusion import patch_starts
 
 GROUND = synthesise_tile("Forest", 3, 1)
 CLASSES = ("Bare", "Built", "Wet")
@@ -66,7 +67,9 @@ def test_the_heat_lies_on_the_half_that_the_answer_rests_on(eyes: Engine) -> Non
     found = explain(eyes, half_and_half(), class_name="Built")
     assert found.heat.shape == (64, 64)
     assert mass(found.heat)[:, 32:].sum() > 0.95 * mass(found.heat).sum() > 0
-    assert found.grid[:, 8:].min() > 0 > found.grid[:, :7].max(), "what is below the tile's mean speaks against it"
+    assert found.grid[:, 8:].min() > 0 > found.grid[:, :7].max(), (
+        "what is below the tile's mean speaks against it"
+    )
 
 
 def test_the_band_that_the_answer_rests_on_is_found(eyes: Engine) -> None:
@@ -189,7 +192,9 @@ def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
         yield client
 
 
-def ask(service: httpx.Client, query: str = "", accept: str = "application/json", **request: Any) -> httpx.Response:
+def ask(
+    service: httpx.Client, query: str = "", accept: str = "application/json", **request: Any
+) -> httpx.Response:
     request = request or {"content": tile_file(half_and_half()), "headers": {"Content-Type": "image/tiff"}}
     headers = {"Accept": accept} | request.pop("headers", {})
     return service.post(f"/explain{query}", headers=headers, **request)
@@ -210,8 +215,8 @@ def test_the_numbers_are_those_of_the_tile(service: httpx.Client, eyes: Engine) 
     np.testing.assert_allclose(content["grid"], expected.grid, atol=2e-6)
     assert content["bands"] == pytest.approx(expected.bands, abs=2e-6)
     assert content["starts"] == [0, 8, 16, 24, 32, 40, 48]
-    told = {key: content[key] for key in ("name", "class", "method", "size", "stride")}
-    assert told == {"name": "wood.tif", "class": "Built", "method": "occlusion", "size": 16, "stride": 8}
+    facts = {key: content[key] for key in ("name", "class", "method", "size", "stride")}
+    assert facts == {"name": "wood.tif", "class": "Built", "method": "occlusion", "size": 16, "stride": 8}
     assert content["model"]["sha256"] == eyes.sha256
 
 
@@ -228,7 +233,7 @@ def test_a_tile_may_come_in_any_of_the_three_forms(service: httpx.Client, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "said"),
+    ("query", "status", "message"),
     [
         ("?method=gradient", 422, "method is occlusion or embedding"),
         ("?class=Forest", 422, "class is one of Bare, Built, Wet"),
@@ -237,13 +242,13 @@ def test_a_tile_may_come_in_any_of_the_three_forms(service: httpx.Client, tmp_pa
         ("?size=-1", 422, "size is a whole number"),
         ("?size=%C2%B2", 422, "size is a whole number"),
         ("?size=4&stride=1", 422, "patches"),
-        ("?colour=red", 422, "there is no parameter 'colour'"),
+        ("?colour=red", 422, "unknown parameter 'colour'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, status: int, overrides: str) -> None:
+def test_what_makes_no_sense_is_refused(service: httpx.Client, query: str, status: int, message: str) -> None:
     response = ask(service, query)
     assert response.status_code == status
-    assert overrides in response.json()["error"]["message"]
+    assert message in response.json()["error"]["message"]
 
 
 def test_one_sound_tile_is_explained_at_a_time(service: httpx.Client) -> None:

@@ -38,8 +38,8 @@ def service(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield client
 
 
-def ask(service: httpx.Client, content: bytes, **overrides: str) -> httpx.Response:
-    return service.post("/preview", params=overrides, content=content, headers={"Content-Type": "image/tiff"})
+def ask(service: httpx.Client, content: bytes, **query: str) -> httpx.Response:
+    return service.post("/preview", params=query, content=content, headers={"Content-Type": "image/tiff"})
 
 
 def picture(response: httpx.Response) -> npt.NDArray[np.uint8]:
@@ -167,7 +167,7 @@ def test_a_form_is_taken_too(service: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "share"),
+    ("pixels", "fraction"),
     [
         (even(WOOD), 0.0),
         (even(LIT), 1.0),
@@ -176,8 +176,10 @@ def test_a_form_is_taken_too(service: httpx.Client) -> None:
     ],
     ids=["dark", "bright", "quarter", "no data is none"],
 )
-def test_the_share_that_is_as_bright_as_cloud_is_told(service: httpx.Client, pixels: DN, share: float) -> None:
-    assert float(ask(service, file_of(pixels)).headers[CLOUD_FRACTION]) == share
+def test_the_share_that_is_as_bright_as_cloud_is_told(
+    service: httpx.Client, pixels: DN, fraction: float
+) -> None:
+    assert float(ask(service, file_of(pixels)).headers[CLOUD_FRACTION]) == fraction
 
 
 def test_snow_is_not_taken_for_cloud(service: httpx.Client) -> None:
@@ -200,12 +202,14 @@ def test_nothing_is_said_of_cloud_without_radiometry_or_its_bands(service: httpx
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(("day", "least", "most"), [("09-18", 0, 0.02), ("09-26", 0, 0.02), ("10-18", 0.7, 1)])
+@pytest.mark.parametrize(
+    ("day", "min_fraction", "max_fraction"), [("09-18", 0, 0.02), ("09-26", 0, 0.02), ("10-18", 0.7, 1)]
+)
 def test_cloud_is_told_from_a_clear_sky_over_lahinch(
-    service: httpx.Client, real_data: Path, day: str, minimum: float, limit: float
+    service: httpx.Client, real_data: Path, day: str, min_fraction: float, max_fraction: float
 ) -> None:
     content = (real_data / "scenes" / "lahinch_l1c" / f"2017-{day}.tif").read_bytes()
-    assert minimum <= float(ask(service, content, **LAHINCH).headers[CLOUD_FRACTION]) <= limit
+    assert min_fraction <= float(ask(service, content, **LAHINCH).headers[CLOUD_FRACTION]) <= max_fraction
 
 
 # What is refused.
@@ -220,7 +224,9 @@ def test_a_view_that_needs_a_missing_band_is_refused_and_names_it(service: httpx
     assert error["hint"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("view", "infrared"), ("coverage", "0.9"), ("level", "L3"), ("x", "1")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("view", "infrared"), ("coverage", "0.9"), ("level", "L3"), ("x", "1")]
+)
 def test_parameters_that_make_no_sense_are_refused(service: httpx.Client, name: str, value: str) -> None:
     assert refusal(ask(service, file_of(land()), **{name: value}), 422)["code"] == "invalid"
 

@@ -1,4 +1,4 @@
-"""Scenes in windows: exact where windows lie side by side, without seams where they overlap, and never half kept."""
+"""Scenes in windows: exact side by side, without seams where they overlap, and never half kept."""
 
 import threading
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rasterio.windows import Window
 from tilewise.bento.inference import window_grid
 from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.windows import Block, GridOptions, classify, strip_count
+from tilewise.bento.inference.windows import GridOptions, SceneBlock, classify, strip_count
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
@@ -33,13 +33,18 @@ def mosaic(height: int, width: int) -> DN:
     """Synthetic land (13, height, width) of many classes."""
     down, across = -(-height // 64), -(-width // 64)
     cells = {kind: render(kind, 3, seed=4) for kind in KINDS}
-    rows = [np.concatenate([cells[KINDS[(r * 3 + c) % len(KINDS)]] for c in range(across)], 2) for r in range(down)]
+    rows = [
+        np.concatenate([cells[KINDS[(r * 3 + c) % len(KINDS)]] for c in range(across)], 2)
+        for r in range(down)
+    ]
     return np.concatenate(rows, 1)[:, :height, :width]
 
 
 def scene_file(folder: Path, pixels: npt.NDArray[Any], **more: Any) -> Path:
     path = folder / "scene.tif"
-    path.write_bytes(geotiff(pixels, names=BAND_NAMES, tags=TAGS, tiled=True, blockxsize=256, blockysize=256, **more))
+    path.write_bytes(
+        geotiff(pixels, names=BAND_NAMES, tags=TAGS, tiled=True, blockxsize=256, blockysize=256, **more)
+    )
     return path
 
 
@@ -52,7 +57,7 @@ def tall(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DN]:
     return scene_file(tmp_path_factory.mktemp("tall"), pixels), pixels
 
 
-def blocks_of(engine: Engine, path: Path, grid: GridOptions | None = None, **more: Any) -> list[Block]:
+def blocks_of(engine: Engine, path: Path, grid: GridOptions | None = None, **more: Any) -> list[SceneBlock]:
     with opened(path) as scene:
         return list(classify(engine, scene, grid, **more).iter_blocks())
 
@@ -62,11 +67,13 @@ def opened(path: Path) -> Any:
     return source.open()
 
 
-def joined(blocks: Sequence[Block], name: str) -> npt.NDArray[Any]:
+def joined(blocks: Sequence[SceneBlock], name: str) -> npt.NDArray[Any]:
     return np.concatenate([getattr(block, name) for block in blocks], axis=-2)
 
 
-def test_blocks_give_every_row_once_in_order_and_every_window_once(engine: Engine, tall: tuple[Path, DN]) -> None:
+def test_blocks_give_every_row_once_in_order_and_every_window_once(
+    engine: Engine, tall: tuple[Path, DN]
+) -> None:
     blocks = blocks_of(engine, tall[0])
     assert [block.row for block in blocks] == list(np.cumsum([0] + [len(b.class_map) for b in blocks[:-1]]))
     assert joined(blocks, "class_map").shape == (TALL, WIDE)
@@ -75,10 +82,12 @@ def test_blocks_give_every_row_once_in_order_and_every_window_once(engine: Engin
     assert [(w.row, w.column) for w in windows] == [(r, c) for r in rows for c in columns]
 
 
-def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(engine: Engine, tall: tuple[Path, DN]) -> None:
+def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(
+    engine: Engine, tall: tuple[Path, DN]
+) -> None:
     path, pixels = tall
     blocks = blocks_of(engine, path)
-    classes, confidence, outlier = (joined(blocks, name) for name in ("class_map", "confidence", "outlier"))
+    classes, probability, outlier = (joined(blocks, name) for name in ("class_map", "probability", "outlier"))
     seen = 0
     for window in (window for block in blocks for window in block.windows):
         tile = pixels[:, window.row : window.row + 64, window.column : window.column + 64]
@@ -91,12 +100,12 @@ def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(engine: En
             assert window.probabilities is None
             continue
         seen += 1
-        overrides = engine.classify(tile[None])
-        assert (classes[inside][valid] == overrides.probabilities[0].argmax()).all()
-        np.testing.assert_allclose(confidence[inside][valid], overrides.probabilities[0].max(), atol=1e-5)
-        np.testing.assert_allclose(outlier[inside][valid], overrides.outlier_score[0], rtol=1e-5)
+        answers = engine.classify(tile[None])
+        assert (classes[inside][valid] == answers.probabilities[0].argmax()).all()
+        np.testing.assert_allclose(probability[inside][valid], answers.probabilities[0].max(), atol=1e-5)
+        np.testing.assert_allclose(outlier[inside][valid], answers.outlier_score[0], rtol=1e-5)
         assert (classes[inside][~valid] == NO_CLASS).all()
-        assert np.isnan(confidence[inside][~valid]).all()
+        assert np.isnan(probability[inside][~valid]).all()
     assert seen > 60
 
 
@@ -116,19 +125,23 @@ def test_threads_and_parting_change_nothing(engine: Engine, tall: tuple[Path, DN
     with opened(path) as scene:
         count = strip_count(scene, grid)
     parted = [
-        b for n in reversed(range(count)) for b in reversed(blocks_of(engine, path, grid, workers=3, rows=(n, n + 1)))
+        b
+        for n in reversed(range(count))
+        for b in reversed(blocks_of(engine, path, grid, workers=3, rows=(n, n + 1)))
     ]
     assert count >= 2 or grid.stride < 64
     for first, second in zip(whole, reversed(parted), strict=True):
         assert first.row == second.row
-        for name in ("class_map", "confidence", "outlier", "probabilities"):
+        for name in ("class_map", "probability", "outlier", "probabilities"):
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
         assert [(w.row, w.column, w.valid_fraction) for w in first.windows] == [
             (w.row, w.column, w.valid_fraction) for w in second.windows
         ]
 
 
-def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(engine: Engine, tmp_path: Path) -> None:
+def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(
+    engine: Engine, tmp_path: Path
+) -> None:
     pixels = mosaic(150, 170)
     pixels[:, 60:100, 60:90] = 0
     grid = GridOptions(stride=24, min_valid_fraction=0.9, keep_probabilities=True)
@@ -139,24 +152,30 @@ def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(e
         for column in [*range(0, 106, 24), 106]:
             tile = pixels[:, row : row + 64, column : column + 64]
             if (tile > 0).all(axis=0).mean() >= 0.9:
-                overrides = engine.classify(tile[None]).probabilities[0]
-                total[:, row : row + 64, column : column + 64] += overrides[:, None, None] * np.outer(t, t)
+                answers = engine.classify(tile[None]).probabilities[0]
+                total[:, row : row + 64, column : column + 64] += answers[:, None, None] * np.outer(t, t)
                 weight[row : row + 64, column : column + 64] += np.outer(t, t)
     known = (pixels > 0).all(axis=0) & (weight > 0)
     assert 0 < known.sum() < known.size
     probabilities = joined(blocks, "probabilities")
-    np.testing.assert_allclose(probabilities[:, known], (total / np.maximum(weight, 1e-9))[:, known], atol=1e-4)
+    np.testing.assert_allclose(
+        probabilities[:, known], (total / np.maximum(weight, 1e-9))[:, known], atol=1e-4
+    )
     np.testing.assert_allclose(probabilities[:, known].sum(axis=0), 1, atol=1e-4)
     np.testing.assert_array_equal(joined(blocks, "class_map") == NO_CLASS, ~known)
     np.testing.assert_array_equal(joined(blocks, "class_map")[known], probabilities[:, known].argmax(axis=0))
-    np.testing.assert_array_equal(joined(blocks, "confidence")[known], probabilities[:, known].max(axis=0))
+    np.testing.assert_array_equal(joined(blocks, "probability")[known], probabilities[:, known].max(axis=0))
 
 
 def test_overlap_leaves_no_seams(engine: Engine, tmp_path: Path) -> None:
-    """Where land changes slowly, so does the answer: no step from pixel to pixel is near that between windows."""
+    """Where land changes slowly, so does the answer: no step between pixels is near that between windows."""
     first, second = (render(kind, 3, seed=4).mean(axis=(1, 2)) for kind in ("Forest", "AnnualCrop"))
-    share = np.linspace(0, 1, 640)
-    pixels = (first[:, None] * (1 - share) + second[:, None] * share)[:, None].repeat(130, axis=1).astype(np.uint16)
+    fraction = np.linspace(0, 1, 640)
+    pixels = (
+        (first[:, None] * (1 - fraction) + second[:, None] * fraction)[:, None]
+        .repeat(130, axis=1)
+        .astype(np.uint16)
+    )
     path = scene_file(tmp_path, pixels)
 
     def largest_step(grid: GridOptions) -> float:
@@ -173,12 +192,12 @@ def test_maps_on_cells_take_the_value_at_the_cells_middle(engine: Engine, tmp_pa
     pixels = mosaic(200, 171)
     pixels[:, 100:140, 16:24] = 0
     path = scene_file(tmp_path, pixels)
-    fine = joined(blocks_of(engine, path, GridOptions(16)), "confidence")
+    fine = joined(blocks_of(engine, path, GridOptions(16)), "probability")
     with opened(path) as scene:
         answer = classify(engine, scene, GridOptions(16, cell=8))
-        coarse = joined(list(answer.iter_blocks()), "confidence")
+        coarse = joined(list(answer.iter_blocks()), "probability")
         assert (answer.height, answer.width) == coarse.shape == (25, 22)
-        assert answer.place.transform == scene.place.transform @ Affine.scale(8)
+        assert answer.georeference.transform == scene.place.transform @ Affine.scale(8)
     around = np.stack([fine[3:200:8, 3:171:8][:, :21], fine[4:200:8, 4:171:8][:, :21]])
     inside = np.isfinite(around).all(axis=0)
     assert (np.abs(coarse[:, :21] - around.mean(axis=0))[inside] < 0.02).all()
@@ -187,27 +206,27 @@ def test_maps_on_cells_take_the_value_at_the_cells_middle(engine: Engine, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("grid", "message"),
     [
-        (GridOptions(0), "say 4 to 64"),
-        (GridOptions(65), "say 4 to 64"),
+        (GridOptions(0), "choose 4 to 64"),
+        (GridOptions(65), "choose 4 to 64"),
         (GridOptions(32, cell=5), "does not divide"),
         (GridOptions(32, cell=0), "does not divide"),
-        (GridOptions(min_valid_fraction=2), "say 0 to 1"),
+        (GridOptions(min_valid_fraction=2), "choose 0 to 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(
-    engine: Engine, tall: tuple[Path, DN], grid: GridOptions, overrides: str
+    engine: Engine, tall: tuple[Path, DN], grid: GridOptions, message: str
 ) -> None:
-    with pytest.raises(SceneError, match=overrides):
+    with pytest.raises(SceneError, match=message):
         blocks_of(engine, tall[0], grid)
 
 
 def test_progress_is_told_from_nothing_to_all(engine: Engine, tall: tuple[Path, DN]) -> None:
-    told: list[tuple[str, int, int | None]] = []
-    blocks_of(engine, tall[0], progress=lambda *overrides: told.append(overrides))
-    assert told[-1] == ("scene", 105, 105)
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    reports: list[tuple[str, int, int | None]] = []
+    blocks_of(engine, tall[0], progress=lambda *progress: reports.append(progress))
+    assert reports[-1] == ("scene", 105, 105)
+    assert [done for _, done, _ in reports] == sorted(done for _, done, _ in reports)
 
 
 def test_whoever_stops_taking_blocks_stops_the_work(
@@ -241,10 +260,13 @@ def test_an_error_in_a_thread_reaches_whoever_takes_the_blocks(engine: Engine, t
 
 def damaged(path: Path, every: bool) -> None:
     with rasterio.open(path) as dataset:
-        places = [(x, y) for x in range(2) for y in range(2)] if every else [(1, 0)]
+        positions = [(x, y) for x in range(2) for y in range(2)] if every else [(1, 0)]
         spans = [
-            [int(dataset.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
-            for x, y in places
+            [
+                int(dataset.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1))
+                for what in ("OFFSET", "SIZE")
+            ]
+            for x, y in positions
         ]
     content = bytearray(path.read_bytes())
     for first, size in spans:
@@ -252,7 +274,9 @@ def damaged(path: Path, every: bool) -> None:
     path.write_bytes(content)
 
 
-def test_windows_on_a_corrupt_block_are_no_data_and_the_rest_is_classified(engine: Engine, tmp_path: Path) -> None:
+def test_windows_on_a_corrupt_block_are_no_data_and_the_rest_is_classified(
+    engine: Engine, tmp_path: Path
+) -> None:
     path = scene_file(tmp_path, mosaic(512, 512), compress="deflate", interleave="pixel")
     damaged(path, every=False)
     with opened(path) as scene:
@@ -266,7 +290,10 @@ def test_windows_on_a_corrupt_block_are_no_data_and_the_rest_is_classified(engin
 def test_a_scene_of_which_nothing_can_be_decoded_is_an_error(engine: Engine, tmp_path: Path) -> None:
     path = scene_file(tmp_path, mosaic(512, 512), compress="deflate", interleave="pixel")
     damaged(path, every=True)
-    with opened(path) as scene, pytest.raises(UnreadableImageError, match=r"scene: none .* 4 blocks are truncated"):
+    with (
+        opened(path) as scene,
+        pytest.raises(UnreadableImageError, match=r"scene: none .* 4 blocks are truncated"),
+    ):
         list(classify(engine, scene).iter_blocks())
 
 

@@ -1,6 +1,5 @@
 """What a classified scene leaves on disk: maps that other programs read, each whole or absent."""
 
-import errno
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -14,8 +13,9 @@ from geotiffs import CORNER, UTM
 from rasterio.crs import CRS
 from tiny_onnx import metadata
 
-from tilewise.bento.inference.scene import NO_CLASS
-from tilewise.bento.results.maps import colours, whole, write_class_map
+from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.window_grid import SceneInfo
+from tilewise.bento.results.maps import MapWriter, class_spec, colours, model_tags
 from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import ModelMetadata
@@ -33,14 +33,21 @@ def class_map(height: int = 100, width: int = 150) -> npt.NDArray[np.uint8]:
     return pixels
 
 
+def write_class_map(pixels: npt.NDArray[np.uint8], folder: Path, model: ModelMetadata = MODEL) -> Path:
+    """Write `scene.classes.tif` as the service and batch inference do."""
+    folder.mkdir(exist_ok=True)
+    info = SceneInfo("scene", PLACE, *pixels.shape)
+    writer = MapWriter(folder, info, class_spec(model), model_tags(model, "ab" * 32))
+    writer.add(pixels[None])
+    return writer.finish()[0]
+
+
 # Class maps.
 
 
 @pytest.fixture(scope="module")
 def map_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("map") / "scene.classes.tif"
-    write_class_map(class_map(), PLACE, MODEL, path)
-    return path
+    return write_class_map(class_map(), tmp_path_factory.mktemp("map"))
 
 
 def test_a_class_map_lies_on_the_scenes_own_grid(map_path: Path) -> None:
@@ -68,6 +75,7 @@ def test_a_class_map_names_its_classes_inside_and_beside_the_file(map_path: Path
     with rasterio.open(map_path) as dataset:
         assert json.loads(dataset.tags()["CLASSES"]) == list(CLASSES)
         assert dataset.tags()["MODEL"] == "tiny 0"
+        assert dataset.tags()["MODEL_SHA256"] == "ab" * 32
         assert dataset.descriptions == ("class",)
     beside = ElementTree.parse(map_path.with_name("scene.classes.tif.aux.xml"))  # noqa: S314 - we wrote it
     assert [node.text for node in beside.iter("Category")] == list(CLASSES)
@@ -76,17 +84,16 @@ def test_a_class_map_names_its_classes_inside_and_beside_the_file(map_path: Path
 
 def test_class_names_with_signs_of_xml_stay_as_they_are(tmp_path: Path) -> None:
     names = ("Crops & <fields>", "Forêt", '"Sea"')
-    write_class_map(np.zeros((64, 64), np.uint8), PLACE, metadata(names), tmp_path / "m.tif")
-    beside = ElementTree.parse(tmp_path / "m.tif.aux.xml")  # noqa: S314 - we wrote it
+    path = write_class_map(np.zeros((64, 64), np.uint8), tmp_path, metadata(names))
+    beside = ElementTree.parse(tmp_path / "scene.classes.tif.aux.xml")  # noqa: S314 - we wrote it
     assert [node.text for node in beside.iter("Category")] == list(names)
-    with rasterio.open(tmp_path / "m.tif") as dataset:
+    with rasterio.open(path) as dataset:
         assert json.loads(dataset.tags()["CLASSES"]) == list(names)
 
 
 def test_a_large_map_has_overviews_of_whole_classes(tmp_path: Path) -> None:
     pixels = class_map(1100, 1300)
-    write_class_map(pixels, PLACE, MODEL, tmp_path / "m.tif")
-    with rasterio.open(tmp_path / "m.tif") as dataset:
+    with rasterio.open(write_class_map(pixels, tmp_path)) as dataset:
         assert dataset.overviews(1)[0] == 2
         assert dataset.is_tiled
         half = dataset.read(1, out_shape=(550, 650))
@@ -95,60 +102,14 @@ def test_a_large_map_has_overviews_of_whole_classes(tmp_path: Path) -> None:
 
 
 def test_the_same_map_is_the_same_bytes(map_path: Path, tmp_path: Path) -> None:
-    write_class_map(class_map(), PLACE, MODEL, tmp_path / "scene.classes.tif")
+    write_class_map(class_map(), tmp_path)
     for name in ("scene.classes.tif", "scene.classes.tif.aux.xml"):
         assert (tmp_path / name).read_bytes() == map_path.with_name(name).read_bytes()
 
 
-def test_folders_are_made_and_nothing_else_is_left_there(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "folder"
-    write_class_map(class_map(), PLACE, MODEL, folder / "m.tif")
-    assert sorted(path.name for path in folder.iterdir()) == ["m.tif", "m.tif.aux.xml"]
-
-
-# Whole or absent.
-
-
-def write_map(path: Path, model: ModelMetadata = MODEL) -> None:
-    write_class_map(class_map(), PLACE, model, path)
-
-
-def test_a_folder_that_is_a_file_is_an_error_and_stays_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match="ile"):
-        write_map(tmp_path / "file" / "out")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize("device", ["/dev/full"])
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, device: str) -> None:
-    # What is written to this name goes to a device that is always full.
-    (tmp_path / ".out.partial").symlink_to(device)
-    with pytest.raises(OSError, match="No space left") as caught:
-        write_map(tmp_path / "out")
-    assert caught.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_was_there_stays_when_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "result.txt"
-    path.write_text("the old one")
-
-    def fail() -> None:
-        with whole(path) as partial:
-            partial.write_text("half of the n")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_text() == "the old one"
-    assert [path.name for path in tmp_path.iterdir()] == ["result.txt"]
-
-
-def test_what_is_whole_replaces_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "result.txt"
-    path.write_text("the old one")
-    with whole(path) as partial:
-        partial.write_text("the new one")
-        assert path.read_text() == "the old one"
-    assert path.read_text() == "the new one"
+def test_nothing_but_the_map_and_its_class_names_is_left(tmp_path: Path) -> None:
+    write_class_map(class_map(), tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "scene.classes.tif",
+        "scene.classes.tif.aux.xml",
+    ]

@@ -24,18 +24,24 @@ pystac = pytest.importorskip("pystac")
 FILES = [
     "scene.classes.tif",
     "scene.classes.tif.aux.xml",
-    "scene.confidence.tif",
+    "scene.probability.tif",
     "scene.polygons.geojson",
     "scene.quicklook.png",
     "scene.windows.fgb",
     "scene.windows.parquet",
 ]
-FRAME = SceneInfo(
-    "scene", Georeference(UTM, CORNER), 1000, 700, ("/data/in/scene.tif",), "2021-07-01T11:20:00Z", "sentinel-2a"
+INFO = SceneInfo(
+    "scene",
+    Georeference(UTM, CORNER),
+    1000,
+    700,
+    ("/data/in/scene.tif",),
+    "2021-07-01T11:20:00Z",
+    "sentinel-2a",
 )
 
 
-def item(folder: Path, scene_info: SceneInfo = FRAME, model: ModelMetadata | None = None) -> dict[str, Any]:
+def item(folder: Path, scene_info: SceneInfo = INFO, model: ModelMetadata | None = None) -> dict[str, Any]:
     files = [folder / name.replace("scene", scene_info.name, 1) for name in FILES]
     known = model or metadata(CLASSES)
     path = folder / "s.json"
@@ -61,16 +67,20 @@ def validate(content: dict[str, Any], validator: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "frame",
+    "scene_info",
     [
-        FRAME,
-        SceneInfo("undated", FRAME.place, 50, 60),
+        INFO,
+        SceneInfo("undated", INFO.georeference, 50, 60),
         SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128),
-        SceneInfo("own", Georeference(CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=9 +datum=WGS84"), CORNER), 10, 10),
+        SceneInfo(
+            "own", Georeference(CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=9 +datum=WGS84"), CORNER), 10, 10
+        ),
     ],
     ids=lambda scene_info: scene_info.name,
 )
-def test_an_item_is_valid_with_its_three_extensions(tmp_path: Path, offline: Any, scene_info: SceneInfo) -> None:
+def test_an_item_is_valid_with_its_three_extensions(
+    tmp_path: Path, offline: Any, scene_info: SceneInfo
+) -> None:
     content = item(tmp_path, scene_info)
     assert len(content["stac_extensions"]) == 3
     assert len(validate(content, offline)) == 4  # STAC itself and each extension
@@ -82,7 +92,9 @@ def test_an_item_is_valid_with_its_three_extensions(tmp_path: Path, offline: Any
         lambda content: content["properties"].pop("mlm:name"),
         lambda content: content["assets"].pop("model"),
         lambda content: content["properties"].update({"proj:shape": [1]}),
-        lambda content: content["assets"]["classes"]["classification:classes"][0].update({"color_hint": "red"}),
+        lambda content: content["assets"]["classes"]["classification:classes"][0].update(
+            {"color_hint": "red"}
+        ),
         lambda content: content.pop("bbox"),
     ],
 )
@@ -114,7 +126,8 @@ def test_an_item_lies_where_its_scene_lies(tmp_path: Path) -> None:
 
 def test_a_box_across_the_antimeridian_begins_in_the_east(tmp_path: Path) -> None:
     west, _, east, _ = item(
-        tmp_path, SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
+        tmp_path,
+        SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128),
     )["bbox"]
     assert 179 < west <= 180
     assert -180 <= east < -179
@@ -125,5 +138,5 @@ def test_links_lead_from_the_folder_of_results(tmp_path: Path) -> None:
     assert content["assets"]["classes"]["href"] == "./scene.classes.tif"
     assert content["assets"]["model"]["href"] == os.path.join("..", "m.onnx")  # noqa: PTH118 - a link, not a file
     assert [link["href"] for link in content["links"]] == ["../in/scene.tif"]
-    kinds = {"classes", "classes_xml", "confidence", "quicklook", "model"}
+    kinds = {"classes", "classes_xml", "probability", "quicklook", "model"}
     assert set(content["assets"]) == kinds | {"polygons_geojson", "windows_fgb", "windows_parquet"}

@@ -1,6 +1,8 @@
 """Tables of windows and polygons, in every form that other programs read."""
 
 import json
+import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from affine import Affine
 from geotiffs import CORNER, UTM
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
+from shapely.geometry import mapping
 from tiny_onnx import metadata
 
 from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import WindowAnswer
-from tilewise.bento.results.maps import MapWriter, class_layer
+from tilewise.bento.results.maps import MapWriter, class_spec
 from tilewise.bento.results.tables import (
     TableWriter,
     VectorFormat,
     WindowsTable,
-    area_of,
     convert,
-    from_wkb,
-    to_wkb,
+    window_features,
+    window_outlines,
     write_polygons,
 )
 from tilewise.datasets.core.tile import Georeference
@@ -39,28 +42,27 @@ CALIBRATED = PLAIN.model_copy(
         "outliers": Outliers(method="distance", threshold=1.0, false_alarms=0.05),
     }
 )
-FRAME = SceneInfo("scene", Georeference(UTM, CORNER), 100, 128)
+INFO = SceneInfo("scene", Georeference(UTM, CORNER), 100, 128)
 ACROSS_180 = SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128)
-HOLED = {
-    "type": "MultiPolygon",
-    "coordinates": [
-        [[[0, 0], [4, 0], [4, 4], [0, 4], [0, 0]], [[1, 1], [1, 2], [2, 2], [2, 1], [1, 1]]],
-        [[[9, 9], [9, 8], [8, 8], [9, 9]]],
-    ],
-}
+
+
+def from_wkb(wkb: bytes) -> dict[str, Any]:
+    """The GeoJSON geometry of well-known binary."""
+    geometry: dict[str, Any] = json.loads(json.dumps(mapping(shapely.from_wkb(wkb))))
+    return geometry
 
 
 def windows() -> list[WindowAnswer]:
     """Four windows, the second of which was skipped."""
     answers = np.random.default_rng(1).dirichlet(np.ones(len(CLASSES)), 4).astype(np.float32)
-    places = [(0, 0), (0, 64), (36, 0), (36, 64)]
+    positions = [(0, 0), (0, 64), (36, 0), (36, 64)]
     return [
         WindowAnswer(row, column, 64, 64, 0.2 if n == 1 else 1.0, None if n == 1 else answers[n])
-        for n, (row, column) in enumerate(places)
+        for n, (row, column) in enumerate(positions)
     ]
 
 
-def write_windows(path: Path, model: ModelMetadata = PLAIN, scene_info: SceneInfo = FRAME) -> Path:
+def write_windows(path: Path, model: ModelMetadata = PLAIN, scene_info: SceneInfo = INFO) -> Path:
     table = WindowsTable(path, scene_info, model, coverage=0.9)
     for window in windows():  # one by one, as strips come
         table.add([window])
@@ -68,8 +70,8 @@ def write_windows(path: Path, model: ModelMetadata = PLAIN, scene_info: SceneInf
     return table.finish()
 
 
-def write_class_map(folder: Path, pixels: Any, scene_info: SceneInfo = FRAME) -> Path:
-    writer = MapWriter(folder, scene_info, class_layer(PLAIN), {})
+def write_class_map(folder: Path, pixels: Any, scene_info: SceneInfo = INFO) -> Path:
+    writer = MapWriter(folder, scene_info, class_spec(PLAIN), {})
     writer.add(np.asarray(pixels, np.uint8)[None])
     return writer.finish()[0]
 
@@ -81,16 +83,19 @@ def test_every_window_has_its_place_class_and_probabilities(tmp_path: Path) -> N
     rows = pq.read_table(write_windows(tmp_path / "w.parquet")).to_pylist()
     assert [(row["row"], row["column"]) for row in rows] == [(w.row, w.column) for w in windows()]
     for row, window in zip(rows, windows(), strict=True):
-        shares = [row[f"p_{name}"] for name in CLASSES]
+        probabilities = [row[f"p_{name}"] for name in CLASSES]
         left, top = CORNER @ (window.column, window.row)
         xs, ys = zip(*from_wkb(row["geometry"])["coordinates"][0], strict=True)
         expected = transform_bounds(UTM, "EPSG:4326", left, top - 640, left + 640, top)
         assert (min(xs), min(ys), max(xs), max(ys)) == pytest.approx(expected, abs=1e-5)
         if window.probabilities is None:
-            assert (row["class"], row["confidence"], set(shares)) == (None, None, {None})
+            assert (row["class"], row["probability"], set(probabilities)) == (None, None, {None})
         else:
-            assert shares == pytest.approx(window.probabilities)
-            assert (row["class"], row["confidence"]) == (CLASSES[int(np.argmax(shares))], pytest.approx(max(shares)))
+            assert probabilities == pytest.approx(window.probabilities)
+            assert (row["class"], row["probability"]) == (
+                CLASSES[int(np.argmax(probabilities))],
+                pytest.approx(max(probabilities)),
+            )
 
 
 def test_a_calibrated_model_gives_prediction_sets_likeliest_class_first(tmp_path: Path) -> None:
@@ -99,9 +104,11 @@ def test_a_calibrated_model_gives_prediction_sets_likeliest_class_first(tmp_path
         if row["class"] is None:
             assert row["prediction_set"] is None
             continue
-        shares = {name: row[f"p_{name}"] for name in CLASSES}
-        assert set(row["prediction_set"]) == {name for name, share in shares.items() if share >= 0.2}
-        assert row["prediction_set"] == sorted(row["prediction_set"], key=lambda name: -shares[name])
+        probabilities = {name: row[f"p_{name}"] for name in CLASSES}
+        assert set(row["prediction_set"]) == {
+            name for name, probability in probabilities.items() if probability >= 0.2
+        }
+        assert row["prediction_set"] == sorted(row["prediction_set"], key=lambda name: -probabilities[name])
 
 
 def test_a_model_that_is_not_calibrated_promises_nothing(tmp_path: Path) -> None:
@@ -116,7 +123,11 @@ def test_the_table_is_geoparquet_with_the_box_of_all_outlines(tmp_path: Path) ->
     assert (geo["version"], geo["primary_column"]) == ("1.1.0", "geometry")
     column = geo["columns"]["geometry"]
     assert (column["encoding"], column["geometry_types"]) == ("WKB", ["Polygon"])
-    points = [point for wkb in pq.read_table(path)["geometry"].to_pylist() for point in from_wkb(wkb)["coordinates"][0]]
+    points = [
+        point
+        for wkb in pq.read_table(path)["geometry"].to_pylist()
+        for point in from_wkb(wkb)["coordinates"][0]
+    ]
     xs, ys = zip(*points, strict=True)
     assert column["bbox"] == [min(xs), min(ys), max(xs), max(ys)]
 
@@ -137,7 +148,7 @@ def test_neighbours_of_one_class_become_one_polygon_with_its_area(tmp_path: Path
     pixels = np.full((100, 128), 1)
     pixels[10:30, 10:40] = 9  # an island, so that the class around it has a hole
     pixels[50:, 64:] = NO_CLASS
-    path = write_polygons(write_class_map(tmp_path, pixels), FRAME, PLAIN, tmp_path / "p.parquet")
+    path = write_polygons(write_class_map(tmp_path, pixels), INFO, PLAIN, tmp_path / "p.parquet")
     rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["area_ha"])
     island, around = rows
     assert (island["class"], island["class_index"]) == (CLASSES[9], 9)
@@ -149,18 +160,23 @@ def test_neighbours_of_one_class_become_one_polygon_with_its_area(tmp_path: Path
 def test_pixels_that_touch_at_a_corner_are_two_polygons(tmp_path: Path) -> None:
     pixels = np.full((100, 128), NO_CLASS)
     pixels[:10, :10] = pixels[10:20, 10:20] = 3
-    path = write_polygons(write_class_map(tmp_path, pixels), FRAME, PLAIN, tmp_path / "p.parquet")
+    path = write_polygons(write_class_map(tmp_path, pixels), INFO, PLAIN, tmp_path / "p.parquet")
     assert pq.read_table(path)["area_ha"].to_pylist() == pytest.approx([1, 1])
 
 
 def test_a_map_without_a_class_has_no_polygons(tmp_path: Path) -> None:
     class_map = write_class_map(tmp_path, np.full((100, 128), NO_CLASS))
-    assert pq.read_table(write_polygons(class_map, FRAME, PLAIN, tmp_path / "p.parquet")).num_rows == 0
+    assert pq.read_table(write_polygons(class_map, INFO, PLAIN, tmp_path / "p.parquet")).num_rows == 0
 
 
-def test_the_area_of_a_ring_keeps_its_digits_far_from_the_origin() -> None:
-    ring = [(500_000 + x, 5_000_000 + y) for x, y in ((0, 0), (0, 0.25), (0.25, 0.25), (0.25, 0), (0, 0))]
-    assert area_of([ring]) == pytest.approx(0.0625, rel=1e-9)
+def test_an_area_keeps_its_digits_far_from_the_origin(tmp_path: Path) -> None:
+    """In metres of UTM, products of coordinates would lose them."""
+    fine = Affine(0.25, 0, 500_000, 0, -0.25, 5_000_000)
+    info = replace(INFO, georeference=Georeference(UTM, fine))
+    pixels = np.full((100, 128), NO_CLASS)
+    pixels[50, 60] = 1
+    path = write_polygons(write_class_map(tmp_path, pixels, info), info, PLAIN, tmp_path / "p.parquet")
+    assert pq.read_table(path)["area_ha"].to_pylist() == [0.000006]  # 0.0625 m², in six decimals
 
 
 # Forms.
@@ -219,7 +235,37 @@ def test_the_same_rows_are_the_same_bytes(tmp_path: Path, form: VectorFormat) ->
     assert made[0] == made[1]
 
 
-def test_well_known_binary_keeps_holes_and_parts() -> None:
-    assert from_wkb(to_wkb(HOLED)) == HOLED
-    polygon = {"type": "Polygon", "coordinates": HOLED["coordinates"][0]}
-    assert from_wkb(to_wkb(polygon)) == polygon
+def test_outlines_are_little_endian_well_known_binary_of_two_dimensions(tmp_path: Path) -> None:
+    (wkb, *_) = pq.read_table(write_windows(tmp_path / "w.parquet"))["geometry"].to_pylist()
+    assert wkb[:13] == struct.pack("<BIII", 1, 3, 1, 5)  # byte order, polygon, one ring, five points
+    assert len(wkb) == 13 + 5 * 16
+
+
+# Features of the service.
+
+
+def test_features_have_the_fields_of_the_tables_rows(tmp_path: Path) -> None:
+    features = window_features(windows(), INFO.georeference, CALIBRATED, 0.9)
+    rows = pq.read_table(write_windows(tmp_path / "w.parquet", CALIBRATED)).to_pylist()
+    assert len(features) == len(rows)
+    for index, (feature, row) in enumerate(zip(features, rows, strict=True)):
+        properties = feature["properties"]
+        assert (feature["type"], feature["id"]) == ("Feature", index)
+        assert json.loads(json.dumps(feature["geometry"])) == from_wkb(row["geometry"])
+        for name in ("row", "column", "class"):
+            assert properties[name] == row[name]
+        if row["class"] is None:
+            assert (
+                properties["probability"]
+                is properties["probabilities"]
+                is properties["prediction_set"]
+                is None
+            )
+            continue
+        assert properties["probability"] == pytest.approx(row["probability"], abs=1e-6)
+        assert properties["probabilities"] == pytest.approx({n: row[f"p_{n}"] for n in CLASSES}, abs=1e-6)
+        assert properties["prediction_set"] == {"coverage": 0.9, "classes": row["prediction_set"]}
+
+
+def test_no_windows_have_no_outlines() -> None:
+    assert len(window_outlines([], INFO.georeference)) == 0

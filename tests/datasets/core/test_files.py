@@ -61,3 +61,10 @@ def test_the_disk_holds_the_file_before_it_replaces_the_former_one(
     with atomic_write(tmp_path / "result.txt", durable=durable) as partial:
         partial.write_text("it")
     assert done == expected
+
+
+def test_a_folder_that_is_a_file_is_an_error_and_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="ile"), atomic_write(tmp_path / "file" / "out"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"

@@ -12,8 +12,9 @@ from tilewise.datasets.core.bands import BAND_NAMES, positions
 from tilewise.datasets.core.errors import ModelFileError, NoDataError, TilewiseError
 from tilewise.datasets.core.tile import BAND_COUNT, DN, Tile, canonical_order
 from tilewise.datasets.packs.pack import Pack
-from tilewise.models.explain.attribution import Explanation, Method, explain, log_odds, without_pattern
+from tilewise.models.explain.attribution import Explanation, Method, explain, log_odds
 from tilewise.models.model_file import ModelFile, open_model
+from tilewise.models.occlusion import without_pattern
 
 CLASSES = ("Bare", "Built", "Wet")
 METHODS = [Method.GRADIENTS, Method.OCCLUSION]

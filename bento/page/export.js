@@ -1,4 +1,4 @@
-// All answers as GeoJSON (RFC 7946) and as CSV (RFC 4180).
+// All results as GeoJSON (RFC 7946) and as CSV (RFC 4180).
 
 import { boundsOf, ringsOf } from "./geometry.js";
 
@@ -28,12 +28,12 @@ function featuresOf(item) {
     return [feature(null, { file: item.file.name, kind: item.kind, error: { code, message, hint } })];
   }
   if (item.state !== "done") return [];
-  const about = { file: item.file.name, kind: item.kind, cloud_fraction: item.cloudShare };
+  const common = { file: item.file.name, kind: item.kind, cloud_fraction: item.cloudFraction };
   if (item.kind === "scene") {
-    return item.scene.features.map(({ geometry, properties }) => feature(geometry, { ...about, ...properties, bands: item.scene.bands, level: item.scene.level }));
+    return item.scene.features.map(({ geometry, properties }) => feature(geometry, { ...common, ...properties, bands: item.scene.bands, level: item.scene.level }));
   }
   const { name, footprint, ...rest } = item.result;
-  return [feature(footprint, { ...about, ...rest, probability: item.result.probabilities[item.result.class] })];
+  return [feature(footprint, { ...common, ...rest, probability: item.result.probabilities[item.result.class] })];
 }
 
 function feature(geometry, properties) {
@@ -42,10 +42,10 @@ function feature(geometry, properties) {
 
 function rowOf({ geometry, properties }, classes) {
   const [west, south, east, north] = boundsOf(ringsOf(geometry).flat()) ?? [];
-  const shares = Object.fromEntries(classes.map((name) => [`p_${name}`, properties.probabilities?.[name]]));
+  const probabilities = Object.fromEntries(classes.map((name) => [`p_${name}`, properties.probabilities?.[name]]));
   return {
     ...properties,
-    ...shares,
+    ...probabilities,
     prediction_set: properties.prediction_set?.classes.join(" "),
     coverage: properties.prediction_set?.coverage,
     outlier_score: properties.outlier?.score,
@@ -57,7 +57,7 @@ function rowOf({ geometry, properties }, classes) {
   };
 }
 
-/** Quote a value; text that a spreadsheet would take for a formula is marked as text. */
+/** Quote a value; mark text as text where a spreadsheet would take it for a formula. */
 function cell(value) {
   if (value === null || value === undefined) return "";
   if (typeof value !== "string") return String(value);
