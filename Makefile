@@ -27,23 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 3 minutes, without a download
-	@rm -rf demo
-	@echo "1/5 making synthetic tiles and a scene"
-	@tilewise data synth --out demo/raw/synthetic --tiles 200 --scene demo/scenes/scene.tif
-	@echo "2/5 packing them"
-	@tilewise data pack demo/raw --out demo/packed
-	@echo "3/5 training, testing and exporting a small network"
-	@tilewise train --config configs/experiments/demo.yaml --data.pack demo/packed --out demo/run
-	@echo "4/5 classifying a folder of scenes"
-	@tilewise batch demo/scenes --out demo/maps --model demo/run/model.onnx
-	@echo "5/5 classifying it once more, with the weights that ship, which were trained on real tiles"
-	@tilewise batch demo/scenes --out demo/maps-shipped --model models/pretrained/model.onnx
-	@echo
-	@echo "The maps and tables are in demo/maps: open demo/maps/report.html in a browser, scene.classes.tif in QGIS."
-	@echo "Serve what ships: $(BIN)/bentoml serve"
-	@echo "or the demo's:    TILEWISE_MODEL=demo/run/model.onnx $(BIN)/bentoml serve"
-	@echo "look at it:       http://localhost:3000"
-	@echo "or ask it:        curl -F tiles=@demo/raw/synthetic/Forest/Forest_1.tif http://localhost:3000/classify"
+	@tilewise demo --overwrite
 
 test: $(READY) ## Run the whole test suite, on all cores (under 10 minutes on 2)
 	@python -m pytest $(SIDE_BY_SIDE)
@@ -99,7 +83,7 @@ shipped: $(READY)
 	  --model.start_from $(SHIPPED)-taught/checkpoints/best.ckpt --out $(SHIPPED)
 	tilewise assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
 	tilewise assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
-	tilewise card $(SHIPPED)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
+	tilewise card --model $(SHIPPED)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
 	@echo "the weights are in $(SHIPPED): copy model.onnx, model.int8.onnx and README.md to models/pretrained"
 
 CPUS := $(PRETRAINED)/on-cpus

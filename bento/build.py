@@ -1,7 +1,7 @@
-"""`tilewise build`: a bento around one model file, ready to serve or to containerise, without torch.
+"""`tilewise build`: a bento with code and one model file, ready to serve or to containerise, without torch.
 
-`bentoml build` alone packs the code; its bento serves the model that TILEWISE_MODEL names. This command packs the model
-too, so that code and model are one versioned thing.
+`bentoml build` alone packs the code; that bento serves the model that TILEWISE_MODEL names. This command
+packs the model, too, so that code and model have one version.
 """
 
 import os
@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tilewise.bento.inference.engine import Engine
-from tilewise.datasets.core.console import one_line_errors
+from tilewise.datasets.core.console import CONTEXT, model_option, one_line_errors
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.files import sha256_of
 from tilewise.datasets.core.locations import PACKAGE, PRETRAINED_MODEL
@@ -36,10 +36,10 @@ _BUILD_SECONDS = 300
 
 
 def build(model: Path, version: str | None = None) -> str:
-    """Build a bento around `model` and return its tag, `tilewise:VERSION`.
+    """Build a bento with `model` and return its tag, `tilewise:VERSION`.
 
     Args:
-        version: of the bento; default: the model's version and the beginning of its hash.
+        version: of the bento; None: the model's version and the start of its hash.
 
     Raises:
         ModelFileError: the model fails its self-check.
@@ -47,7 +47,11 @@ def build(model: Path, version: str | None = None) -> str:
     """
     engine = Engine(model, threads=1)
     version = version or default_version(engine)
-    labels = {"model": engine.metadata.name, "model-version": engine.metadata.version, **_hashes(model, engine)}
+    labels = {
+        "model": engine.metadata.name,
+        "model-version": engine.metadata.version,
+        **_hashes(model, engine),
+    }
     with tempfile.TemporaryDirectory(prefix="tilewise-build-") as folder:
         context = Path(folder)
         _stage(model, context)
@@ -57,43 +61,45 @@ def build(model: Path, version: str | None = None) -> str:
         return _run(command, context)
 
 
-def built(model: Path, version: str) -> str | None:
-    """Return the tag of the bento of that version, if there is one around this very model; it need not be built again.
+def find_built(model: Path, version: str) -> str | None:
+    """Return the tag of an existing bento of that version with this model, or None.
 
     Raises:
         ModelFileError: the model fails its self-check.
-        TilewiseError: there is one around another model.
+        TilewiseError: a bento of that version holds another model.
     """
     try:
         found = bentoml.get(f"{_NAME}:{version}")
     except NotFound:
         return None
     if not _hashes(model, Engine(model, threads=1)).items() <= found.info.labels.items():
-        raise TilewiseError(f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`")
+        raise TilewiseError(
+            f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`"
+        )
     return str(found.tag)
 
 
 def _hashes(model: Path, engine: Engine) -> dict[str, str]:
-    """Return the labels that tell a bento's model files from others."""
+    """Return the labels that identify a bento's model files."""
     int8 = int8_of(model)
     return {"model-sha256": engine.sha256, "model-int8-sha256": sha256_of(int8) if int8.is_file() else "none"}
 
 
 def default_version(engine: Engine) -> str:
-    """Return the version of a model's bento: lower case, as BentoML's tags want it."""
+    """Return the version of a model's bento, in lower case, as BentoML's tags require."""
     return re.sub(r"[^a-z0-9._-]", "-", f"{engine.metadata.version}-{engine.sha256[:8]}".lower())
 
 
 def pinned(requirements: Iterable[str]) -> list[str]:
-    """Return `name==version` for each package that the requirements bring with them, as installed here, sorted.
+    """Return `name==version`, as installed here, of the requirements and all their dependencies, sorted.
 
     Raises:
-        TilewiseError: one of them is not installed, or in a version that another does not go with.
+        TilewiseError: one is not installed, or its version conflicts with a requirement.
     """
     versions: dict[str, str] = {}
-    waiting = [(Requirement(text), "") for text in requirements]
-    while waiting:
-        requirement, extra = waiting.pop()
+    queue = [(Requirement(text), "") for text in requirements]
+    while queue:
+        requirement, extra = queue.pop()
         if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
         name = canonicalize_name(requirement.name)
@@ -102,30 +108,37 @@ def pinned(requirements: Iterable[str]) -> list[str]:
         try:
             found = distribution(name)
         except PackageNotFoundError as error:
-            raise TilewiseError(f"{name} is not installed; pip install .") from error
+            raise TilewiseError(f"{name} is not installed; pip install tilewise") from error
         if not requirement.specifier.contains(found.version, prereleases=True):
-            raise TilewiseError(f"{name} {found.version} is installed, but {requirement} is needed; run pip check")
+            raise TilewiseError(
+                f"{name} {found.version} is installed, but {requirement} is needed; run pip check"
+            )
         versions[name] = found.version
         extras = ("", *requirement.extras)
-        waiting += [(Requirement(text), extra) for text in found.requires or [] for extra in extras]
+        queue += [(Requirement(text), extra) for text in found.requires or [] for extra in extras]
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 
 def _stage(model: Path, context: Path) -> None:
-    """Copy what the bentofile includes, and the model, to `context`; pin the packages to what is installed here."""
+    """Copy the model and the files that the bentofile includes to `context`; pin packages as installed."""
     bentofile = yaml.safe_load((PACKAGE / BENTOFILE).read_text(encoding="utf-8"))
     for pattern in bentofile["include"]:
-        place = PACKAGE.parent / pattern.removesuffix("/**")
-        for source in [place] if place.is_file() else sorted(place.rglob("*")):
+        root = PACKAGE.parent / pattern.removesuffix("/**")
+        for source in [root] if root.is_file() else sorted(root.rglob("*")):
             if source.is_file() and "__pycache__" not in source.parts:
                 _copy(source, context / source.relative_to(PACKAGE.parent))
     packed = context / PRETRAINED_MODEL.relative_to(PACKAGE.parent)
     _copy(model, packed)
-    if int8_of(model).is_file():  # which of the two is served is decided where the bento runs
+    if int8_of(model).is_file():  # the machine that serves chooses between the two
         _copy(int8_of(model), int8_of(packed))
-    (context / REQUIREMENTS).write_text("\n".join(pinned(bentofile["python"]["packages"])) + "\n", encoding="utf-8")
-    # Locked already: nothing need be asked of a package index, and the bento names none.
-    content: dict[str, Any] = {**bentofile, "python": {"requirements_txt": REQUIREMENTS, "lock_packages": False}}
+    (context / REQUIREMENTS).write_text(
+        "\n".join(pinned(bentofile["python"]["packages"])) + "\n", encoding="utf-8"
+    )
+    # The requirements are pinned already: locking them would query a package index.
+    content: dict[str, Any] = {
+        **bentofile,
+        "python": {"requirements_txt": REQUIREMENTS, "lock_packages": False},
+    }
     (context / BENTOFILE).write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
@@ -135,38 +148,44 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _run(command: list[str], context: Path) -> str:
-    """Build in a process of its own, which imports the staged code and not this one."""
+    """Run the build in a subprocess, which imports the staged code."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TILEWISE_")}
     environment["PYTHONPATH"] = str(context)
     done = subprocess.run(
-        command, cwd=context, env=environment, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
+        command,
+        cwd=context,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_SECONDS,
+        check=False,
     )
     tag = re.search(r"^__tag__:(\S+)$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or not tag:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise TilewiseError(f"bentoml build failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        raise TilewiseError(
+            f"bentoml build failed: {lines[-1] if lines else f'exit status {done.returncode}'}"
+        )
     return tag.group(1)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=CONTEXT)
+@model_option
 @click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    envvar="TILEWISE_MODEL",
-    help="Model file; default: the newest exported one.",
+    "--version", "version", help="Version of the bento. Default: the model's, and the start of its hash."
 )
-@click.option("--version", help="Version of the bento; default: the model's, and the beginning of its hash.")
-@click.option("--keep", is_flag=True, help="With --version: take the bento that is there, if it is this model's.")
+@click.option(
+    "--keep", "keep", is_flag=True, help="With --version: use the existing bento, if it holds this model."
+)
 @one_line_errors
-def main(model: Path | None, version: str | None, keep: bool) -> None:
-    """Build a bento, code and model in one, and print its tag.
+def main(model: str | None, version: str | None, keep: bool) -> None:
+    """Build a bento, which is code and model in one, and print its tag.
 
-    Serve it with `bentoml serve TAG`, make an image of it with `bentoml containerize TAG`.
+    \b
+      tilewise build --model artifacts/runs/first/model.onnx
+      bentoml serve TAG
+      bentoml containerize TAG          # an image
     """
     path = find_model(model)
-    known = built(path, version) if keep and version else None
+    known = find_built(path, version) if keep and version else None
     click.echo(known or build(path, version))
-
-
-if __name__ == "__main__":
-    main()

@@ -99,7 +99,7 @@ def use_data(stage: Stage, tiles: int) -> None:
     settings = {
         "obtain": f"tilewise data synth --out data/raw/synthetic --tiles {tiles} --seed 0",
         "folder": "data/raw/synthetic",
-        "split": "--split random --shares 0.5,0.2,0.3 --seed 0",
+        "split": "--split random --fractions 0.5,0.2,0.3 --seed 0",
         "settings": EXPERIMENT,
     }
     text = yaml.safe_dump(settings, sort_keys=False)

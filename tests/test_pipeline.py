@@ -14,7 +14,7 @@ PROJECT = Path(__file__).parents[1]
 SMALL = """\
 obtain: tilewise data synth --out data/raw/synthetic --tiles 12 --seed 0
 folder: data/raw/synthetic
-split: --split random --shares 0.6,0.2,0.2 --seed 0
+split: --split random --fractions 0.6,0.2,0.2 --seed 0
 settings: configs/experiments/small.yaml
 """
 TINY_RUN = """\

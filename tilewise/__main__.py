@@ -1,6 +1,6 @@
-"""`python -m tilewise` is the command `tilewise`."""
+"""`python -m tilewise`: the same as the command `tilewise`."""
 
 from tilewise.cli import main
 
-if __name__ == "__main__":  # processes that batch inference starts import this file too
+if __name__ == "__main__":  # multiprocessing imports this file in its workers, too
     main(prog_name="tilewise")

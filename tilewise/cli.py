@@ -1,74 +1,79 @@
-"""The command `tilewise`: one group for everything; a command's module is imported only when it is called."""
-
-import sys
-from pkgutil import resolve_name
+"""The command `tilewise`: one group for all commands, each imported only when it runs."""
 
 import click
 
-SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
-    "Use a model": {
-        "classify": ("tilewise.bento.client.cli:main", "Classify tiles by a service."),
-        "batch": ("tilewise.bento.batch.cli:main", "Classify folders of scenes: maps, tables, a report."),
-        "serve": ("tilewise.bento.serve_cli:serve", "Serve a model behind an HTTP API, with a page."),
-        "stream": ("tilewise.bento.stream.cli:main", "Classify scenes that a queue tells of."),
-        "explain": ("tilewise.models.cli:explain", "Show which pixels and bands drove an answer."),
-        "build": ("tilewise.bento.build:main", "Build a bento: code and model in one."),
-    },
-    "Data": {
-        "data": ("tilewise.datasets.cli:main", "Fetch, make, check, pack, review and compare labelled tiles."),
+from tilewise.datasets.core.console import CONTEXT, Entry, LazyGroup
+
+SECTIONS = {
+    "First steps": {
+        "demo": Entry(
+            "tilewise.demo:demo", "Train on synthetic tiles and map a synthetic scene, in minutes."
+        ),
     },
     "Train and measure": {
-        "train": ("tilewise.training.cli:train", "Train, test and export a network; `tilewise train --help` has more."),
-        "export": ("tilewise.training.cli:export", "Calibrate a run's best checkpoint and write its model file."),
-        "tune": ("tilewise.training.tuning.cli:tune", "Search for better hyperparameters."),
-        "assess": ("tilewise.training.evaluate.assess:assess", "Measure a model file on a pack."),
-        "predict": ("tilewise.models.cli:predict", "Write a model's answers on the tiles of a pack as a table."),
-        "card": ("tilewise.models.cli:card", "Write the card of a model file."),
+        "train": Entry("tilewise.training.__main__:train", "Train, test and export a network.", "train"),
+        "assess": Entry(
+            "tilewise.training.evaluate.assess:assess", "Measure a model file on a pack.", "train"
+        ),
+        "tune": Entry("tilewise.training.tuning.cli:tune", "Search for better hyperparameters.", "train"),
+        "export": Entry("tilewise.training.cli:export", "Calibrate a run and write its model file.", "train"),
+        "predict": Entry("tilewise.models.cli:predict", "Write a model's answers on the tiles of a pack."),
     },
     "Registry": {
-        "register": ("tilewise.training.registry.cli:register", "Make a run's model the candidate."),
-        "promote": (
+        "register": Entry(
+            "tilewise.training.registry.cli:register", "Make a run's model the candidate.", "train"
+        ),
+        "promote": Entry(
             "tilewise.training.registry.cli:promote",
             "Make the candidate the champion, if it passes the gates.",
+            "train",
         ),
-        "rollback": ("tilewise.training.registry.cli:rollback", "Make the champion before this one champion again."),
-        "history": ("tilewise.training.registry.cli:history", "List model versions and who moved them."),
-        "compare": ("tilewise.training.registry.cli:compare", "Compare training runs side by side."),
-        "retrain": (
+        "rollback": Entry(
+            "tilewise.training.registry.cli:rollback",
+            "Make the previous champion the champion again.",
+            "train",
+        ),
+        "history": Entry(
+            "tilewise.training.registry.cli:history", "List what happened to each version, and why.", "train"
+        ),
+        "compare": Entry(
+            "tilewise.training.registry.cli:compare", "Compare training runs side by side.", "train"
+        ),
+        "retrain": Entry(
             "tilewise.training.registry.retrain_cli:command",
             "Retrain where there is a reason, up to the gates.",
+            "train",
         ),
     },
+    "Use a model": {
+        "serve": Entry("tilewise.bento.serve_cli:serve", "Serve a model by HTTP, with a page for browsers."),
+        "batch": Entry("tilewise.bento.batch.cli:main", "Classify scenes into maps and tables."),
+        "stream": Entry("tilewise.bento.stream.cli:main", "Classify scenes announced by a queue.", "stream"),
+        "classify": Entry("tilewise.classify_cli:classify", "Classify single tiles, here or by a service."),
+        "build": Entry("tilewise.bento.build:main", "Package code and model as a bento."),
+    },
+    "Data": {
+        "data": Entry("tilewise.datasets.cli:main", "Fetch, make, check, pack, review and compare tiles."),
+    },
+    "Understand a model": {
+        "explain": Entry("tilewise.models.cli:explain", "Show which pixels and bands an answer depends on."),
+        "card": Entry("tilewise.models.cli:card", "Write the card of a model file."),
+    },
 }
-COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, and listed in sections."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return all names, in the order of the sections."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        found: click.Command = resolve_name(COMMANDS[cmd_name][0])
-        return found
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands in sections, without importing them."""
-        for title, commands in SECTIONS.items():
-            with formatter.section(title):
-                formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=LazyGroup, sections=SECTIONS, context_settings=CONTEXT)
 @click.version_option(package_name="tilewise")
 def main() -> None:
-    """Classify Sentinel-2 tiles and scenes: train, export, serve, map."""
+    """Classify the land cover of Sentinel-2 tiles and scenes: train, export, serve, map.
 
+    \b
+      tilewise demo                              # the whole path in minutes, without a download
+      tilewise classify tile.tif                 # with the weights that ship
+      tilewise batch scenes --out maps
+      tilewise serve                             # http://localhost:3000
 
-if __name__ == "__main__":
-    sys.exit(main())
+    \b
+    Shell completion, for one session or in ~/.bashrc:
+      eval "$(_TILEWISE_COMPLETE=bash_source tilewise)"      # or zsh_source
+    """

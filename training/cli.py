@@ -1,17 +1,17 @@
-"""`tilewise train pretrain`: train a network on tiles without labels, for a training to start from.
+"""`tilewise train run|fit|validate|test|export|pretrain` and `tilewise export`: Lightning's command line.
 
-The settings are those of training, without what concerns labels and other runs; configs/experiments/masked.yaml is a
-whole set.
+`tilewise.training.__main__` lists all commands of `tilewise train`. Pretraining takes the options of
+training, without those for labels and checkpoints of other runs; configs/experiments/masked.yaml is a
+complete set.
 """
 
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -33,15 +33,15 @@ from tilewise.training.tracking import Tracking, how_to_look, log_provenance, ma
 
 _DEFAULTS = [str(CONFIGS / f"{name}.yaml") for name in ("data", "model", "trainer")]
 _FITTING = ("run", "fit")
-_LAST = "last"  # as --ckpt_path: go on where the run's folder holds a last checkpoint, else begin
-_RUN_VARIABLE = "TILEWISE_RUN"  # how Lightning's further processes learn the folder that the first one made up
+_LAST = "last"  # as --ckpt_path: continue from the last checkpoint in the run's folder, if there is one
+_RUN_VARIABLE = "TILEWISE_RUN"  # tells Lightning's further processes the folder that the first one chose
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keeps the settings of a run in its folder and in the tracker."""
+    """Save the settings of a run in its folder and in the tracker."""
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Write `config.yaml` when a run fits; later subcommands start from it."""
+        """Write `config.yaml` when a run is fitted; later subcommands read it."""
         if stage != "fit":
             return
         path = RunFolder(Path(trainer.default_root_dir)).settings
@@ -52,35 +52,39 @@ class SaveRunConfig(SaveConfigCallback):
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         log_provenance(trainer, trainer.datamodule.pack, path)
         for logger in trainer.loggers:
-            logger.log_hyperparams({name: content[name] for name in ("data", "model", "ema", "seed_everything")})
+            logger.log_hyperparams(
+                {name: content[name] for name in ("data", "model", "ema", "seed_everything")}
+            )
 
 
 class TrainingCLI(LightningCLI):
-    """The command line; see the module's description.
+    """The command line of training.
 
     Attributes:
-        best: the figure by which the best checkpoint is known, and whether it is the highest (max) or lowest (min).
-        told: what the task is told of the data.
-        runs: where a run goes that was not told where.
+        best: the metric that chooses the best checkpoint, and whether the highest (max) or lowest (min) value
+            is best.
+        linked: attributes of the data that become arguments of the task.
+        runs: parent folder of runs without --out.
     """
 
     best: tuple[str, str] = ("val/accuracy", "max")
-    told: tuple[str, ...] = ("classes", "band_mean", "band_std", "class_counts")
+    linked: tuple[str, ...] = ("classes", "band_mean", "band_std", "class_counts")
     runs: Path = RUNS
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the trainer's methods that are subcommands, with the parameters that are no options."""
+        """Return the trainer's methods that are subcommands, with the parameters that are not options."""
         taken = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
         return dict.fromkeys(("run", "fit", "validate", "test", "export"), taken)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's folder, the callbacks that every run has, and what the task takes from the data."""
+        """Add --out, the callbacks of every run, and the links from data to task."""
         parser.add_argument(
             "--out",
             type=Path | None,
             default=None,
-            help="Folder of the run. Default: a new one in artifacts/runs, or the newest for test and export.",
+            help="Folder of the run. Default: a new one in artifacts/runs, or the newest for test and "
+            "export.",
         )
         parser.add_class_arguments(Tracking, "tracking")
         parser.add_class_arguments(Quantisation, "quantisation")
@@ -100,11 +104,11 @@ class TrainingCLI(LightningCLI):
             }
         )
         parser.link_arguments("seed_everything", "data.seed")
-        for name in self.told:
+        for name in self.linked:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Settle what depends on the machine and on the run: precision, folder."""
+        """Set what depends on the machine and on the run: precision, folder."""
         config = self.config[self.subcommand]
         fitting = self.subcommand in _FITTING
         config.out = config.out or (_shared_new_run(self.runs) if fitting else newest_run().root)
@@ -115,7 +119,7 @@ class TrainingCLI(LightningCLI):
         config.trainer.default_root_dir = str(config.out)
         config.checkpoint.dirpath = str(RunFolder(config.out).checkpoints)
         if config.trainer.precision in (None, AUTO):
-            # What is measured and shipped is measured and shipped in 32 bit.
+            # Measurements and exported files are in 32 bit.
             config.trainer.precision = best_precision() if fitting else "32-true"
         allow_tf32(fitting)
 
@@ -136,16 +140,17 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def after_run(self) -> None:
-        """Say where everything is."""
+        """Print where the run is, and how to look at it and serve its model."""
         folder = RunFolder(Path(self._get(self.config, "out")))
         click.echo(f"the run is in {folder.root}; {how_to_look(self._tracking())}")
-        click.echo(f"serve the model with: TILEWISE_MODEL={folder.model} bentoml serve")
+        click.echo(f"serve the model with: tilewise serve --model {folder.model}")
 
     def _refuse_overwriting(self, folder: RunFolder) -> None:
-        """A run must not be lost because its folder was named a second time."""
+        """Refuse a folder that holds a run already."""
         if self.subcommand in _FITTING and folder.best.is_file() and not self._get(self.config, "ckpt_path"):
             raise TrainingError(
-                f"{folder.root} holds a run already; go on with it by --ckpt_path {folder.last}, or name another --out"
+                f"{folder.root} holds a run already; continue it with --ckpt_path {folder.last}, or name "
+                f"another --out"
             )
 
     def _tracking(self) -> Tracking:
@@ -157,28 +162,32 @@ class TrainingCLI(LightningCLI):
         return given if isinstance(given, Quantisation) else Quantisation(**given.as_dict())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; errors that a user can mend are one line and exit status 1."""
+def main(arguments: list[str], prog_name: str = "tilewise train") -> None:
+    """Run the command line; a TilewiseError is one line and exit status 1."""
     description = "Train, measure and export a tile classifier. Without a subcommand: run."
     with short_errors():
-        words = _complete(list(sys.argv[1:] if arguments is None else arguments))
-        start(TrainingCLI, ClassificationTask, words, "tilewise train", description)
+        start(TrainingCLI, ClassificationTask, _complete(arguments), prog_name, description)
 
 
-def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str], prog: str, description: str) -> None:
-    """Build task, data and trainer as `words` say, a subcommand first, and do what they ask for."""
+def start(
+    cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str], prog: str, description: str
+) -> None:
+    """Build task, data and trainer from `words`, and run the subcommand, which is the first word."""
     _quieten()
     names = cli.subcommands()
-    # Lightning starts further processes by this process's words; a lone subcommand is not among them.
+    # Lightning starts further processes with this argv; the command line of pretraining has no subcommand
+    # word.
     before = prog.split()[1:] if prog.startswith("tilewise") else prog.split()[3:]
     sys.argv[1:] = [*before, *(words if len(names) > 1 else words[1:])]
-    own = {"description": description} if len(names) == 1 else {}  # else each says what its method does
+    own = (
+        {"description": description} if len(names) == 1 else {}
+    )  # else the docstrings of the trainer's methods
     cli(
         task,
         TileDataModule,
         args=words,
         trainer_class=Trainer,
-        # The data module itself parts batches among processes; Lightning's sampler would repeat tiles.
+        # The data module itself distributes batches to processes; Lightning's sampler would repeat tiles.
         trainer_defaults={"use_distributed_sampler": False},
         seed_everything_default=0,
         save_config_callback=SaveRunConfig,
@@ -194,14 +203,14 @@ def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str],
 
 @contextmanager
 def short_errors() -> Iterator[None]:
-    """Say what a user can mend in one line and end the process with its status; say how an interrupted run goes on."""
+    """Turn a TilewiseError into one line and its exit status; after Ctrl-C print how to continue the run."""
     try:
         yield
     except TilewiseError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        print("stopped; go on with --ckpt_path <run>/checkpoints/last.ckpt", file=sys.stderr)
+        print("stopped; continue with --ckpt_path <run>/checkpoints/last.ckpt", file=sys.stderr)
         sys.exit(130)
 
 
@@ -209,18 +218,20 @@ def _shared_new_run(runs: Path) -> Path:
     """Return the folder of a new run in `runs`, the same in all processes of this run.
 
     Raises:
-        TrainingError: something else than Lightning started several processes, which cannot agree on a name.
+        TrainingError: a scheduler started several processes, which cannot agree on a name.
     """
     if "LOCAL_RANK" in os.environ and _RUN_VARIABLE in os.environ:  # Lightning started this process
         return Path(os.environ[_RUN_VARIABLE])
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
-        raise TrainingError("several processes train together and need one folder; name the run's folder with --out")
+        raise TrainingError(
+            "several processes train together and need one folder; name the run's folder with --out"
+        )
     os.environ[_RUN_VARIABLE] = str(new_run(runs).root)
     return Path(os.environ[_RUN_VARIABLE])
 
 
 def _complete(arguments: list[str]) -> list[str]:
-    """Return the arguments with `run` where no subcommand was given, and a run's own settings where it has some."""
+    """Return the arguments with the default subcommand `run`, and with the saved settings of an old run."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["run", *arguments]
     if arguments[0] in ("validate", "test", "export") and not {"-h", "--help"} & set(arguments):
@@ -231,16 +242,16 @@ def _complete(arguments: list[str]) -> list[str]:
 
 
 def _folder_of(arguments: list[str]) -> RunFolder:
-    for place, word in enumerate(arguments):
-        if word == "--out" and place + 1 < len(arguments):
-            return RunFolder(Path(arguments[place + 1]))
+    for index, word in enumerate(arguments):
+        if word == "--out" and index + 1 < len(arguments):
+            return RunFolder(Path(arguments[index + 1]))
         if word.startswith("--out="):
             return RunFolder(Path(word.removeprefix("--out=")))
     return newest_run()
 
 
 def _quieten() -> None:
-    """Switch off advice that is not meant for users of this command line."""
+    """Turn off warnings that are meant for developers of other libraries."""
     for name in (
         "pytorch_lightning.utilities.rank_zero",
         "lightning_fabric.utilities.seed",
@@ -260,63 +271,65 @@ def _quieten() -> None:
 
 
 _DESCRIPTION = (
-    "Train a network to say what is hidden in tiles, without labels. The options are those of `tilewise train fit` "
-    "(configs/experiments/masked.yaml has some that work); the best checkpoint is what its --model.start_from takes."
+    "Train a network without labels, to reconstruct masked parts of tiles. The options are those of "
+    "`tilewise train fit` "
+    "(configs/experiments/masked.yaml is a complete set); the best checkpoint is for --model.start_from."
 )
 
 
 class PretrainingCLI(TrainingCLI):
-    """The command line of pretraining: as that of training, with one subcommand that need not be named."""
+    """The command line of pretraining: that of training, with one subcommand, which is not written."""
 
     best = ("val/loss", "min")
-    told = ("classes", "band_mean", "band_std")
+    linked = ("classes", "band_mean", "band_std")
     runs = PRETRAINING
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the trainer's one method that pretrains, with the parameters that are no options."""
+        """Return the one method of the trainer that pretrains, with the parameters that are not options."""
         return {"fit": TrainingCLI.subcommands()["fit"]}
 
     def after_fit(self) -> None:
-        """Say what may start from it: the best checkpoint, or where nothing was validated the last."""
+        """Print how to start from the best checkpoint, or from the last where nothing was validated."""
         folder = RunFolder(Path(self._get(self.config, "out")))
         found = folder.best if folder.best.is_file() else folder.last
         click.echo(f"start a training from it with: tilewise train --model.start_from {found}")
 
 
 def pretrain(arguments: list[str], prog_name: str) -> None:
-    """Pretrain as `arguments` say; errors that a user can mend are one line and exit status 1."""
+    """Pretrain a network; a TilewiseError is one line and exit status 1."""
     with short_errors():
         start(PretrainingCLI, MaskedPretraining, ["fit", *arguments], prog_name, _DESCRIPTION)
 
 
-TRAIN_COMMANDS = {
-    "pretrain": "tilewise.training.cli:pretrain",
-    "pseudo-label": "tilewise.training.fit.pseudo_labels:main",
-    "leave-out": "tilewise.training.evaluate.leave_out:leave_out",
-    "spread": "tilewise.training.evaluate.spread:spread",
-    "agreement": "tilewise.training.evaluate.spread:agreement",
-}
-"""Commands beside Lightning's own; each is imported when it is called."""
-
-_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+_PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}
 
 
-@click.command(context_settings=_PASSED_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def train(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Train, measure and export a tile classifier."""
-    prog = context.info_name if context.parent is None else f"tilewise {context.info_name}"
-    if arguments and arguments[0] in TRAIN_COMMANDS:
-        command: click.Command = resolve_name(TRAIN_COMMANDS[arguments[0]])
-        command(list(arguments[1:]), prog_name=f"{prog} {arguments[0]}")
-    else:
-        main(list(arguments))
+def pass_on(name: str, run: Callable[[list[str], str], None], text: str) -> click.Command:
+    """Return a click command that passes its arguments, `--help` among them, and its path on to `run`."""
+
+    @click.command(name, context_settings=_PASS_ON, help=text)
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    @click.pass_context
+    def command(context: click.Context, arguments: tuple[str, ...]) -> None:
+        run(list(arguments), context.command_path)
+
+    return command
 
 
-@click.command(context_settings=_PASSED_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def export(arguments: tuple[str, ...]) -> None:
-    """Calibrate a run's best checkpoint and write its model file."""
-    main(["export", *arguments])
+def _lightning(name: str, text: str) -> click.Command:
+    def run(arguments: list[str], path: str) -> None:
+        main([name, *arguments], path.removesuffix(f" {name}"))
+
+    return pass_on(name, run, text)
+
+
+run = _lightning("run", "Fit, test and export.")
+fit = _lightning("fit", "Fit.")
+validate = _lightning("validate", "Measure a run's best checkpoint on the validation split.")
+test = _lightning("test", "Measure a run's best checkpoint on the test split.")
+export_run = _lightning("export", "Calibrate a run's best checkpoint and write its model file.")
+pretrain_command = pass_on("pretrain", pretrain, _DESCRIPTION)
+export = pass_on(
+    "export", lambda arguments, _: main(["export", *arguments]), "Calibrate a run and write its model file."
+)

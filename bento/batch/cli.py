@@ -1,8 +1,8 @@
-"""The command line of batch inference."""
+"""`tilewise batch`, and the options for windows and results that `tilewise stream` shares."""
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -10,24 +10,31 @@ from typing import Any
 
 import click
 
-from tilewise.bento.batch.console import Show, shown
+from tilewise.bento.batch.console import RunDisplay, open_display
 from tilewise.bento.batch.manifest import SceneOutcome
 from tilewise.bento.batch.run import Backend, Run, RunOptions, find, watch_scenes
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.inference.windows import MIN_STRIDE, GridOptions
 from tilewise.bento.results.tables import VectorFormat
 from tilewise.bento.results.writer import USUAL, Output, OutputOptions
-from tilewise.datasets.core.console import one_line_errors, with_options
+from tilewise.datasets.core.console import (
+    CONTEXT,
+    FOLDER,
+    model_option,
+    one_line_errors,
+    option_group,
+    out_option,
+)
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import TILE_SIZE
-from tilewise.datasets.scenes import SceneSource
-from tilewise.datasets.scenes.options import make_scene_options, scene_options
-
-_OUTPUTS = ",".join(USUAL)
+from tilewise.datasets.scenes import SceneOptions, SceneSource
+from tilewise.datasets.scenes.options import scene_options
 
 
-def _listed(kind: type[StrEnum], context: click.Context, option: click.Parameter, text: str) -> tuple[Any, ...]:
-    """Turn `a,b` into members of an enumeration; a misspelt one is named."""
+def _split(
+    kind: type[StrEnum], context: click.Context, option: click.Parameter, text: str
+) -> tuple[Any, ...]:
+    """Turn `a,b` into members of an enumeration; raise BadParameter for an unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     try:
         return tuple(kind(name) for name in dict.fromkeys(names))
@@ -36,143 +43,169 @@ def _listed(kind: type[StrEnum], context: click.Context, option: click.Parameter
         raise click.BadParameter(f"{error}; choose from {choices}", context, option) from error
 
 
-def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what is kept of each scene."""
-    options = (
-        click.option(
-            "--outputs",
-            default=_OUTPUTS,
-            show_default=True,
-            callback=partial(_listed, Output),
-            help="What is kept, separated by commas; probabilities is one more.",
-        ),
-        click.option(
-            "--formats",
-            default="parquet",
-            show_default=True,
-            callback=partial(_listed, VectorFormat),
-            help="Forms of the tables of windows and polygons: parquet, geojson, fgb.",
-        ),
-        click.option(
-            "--coverage",
-            default=0.9,
-            show_default=True,
-            type=click.FloatRange(0.5, 1, max_open=True),
-            help="Coverage that the windows' prediction sets promise, where the model is calibrated for it.",
-        ),
-    )
-    return with_options(command, options)
+precision_option = click.option(
+    "--precision",
+    "precision",
+    envvar="TILEWISE_PRECISION",
+    default=Precision.AUTO.value,
+    show_default=True,
+    type=click.Choice([precision.value for precision in Precision]),
+    help="fp32: the model file itself; int8: the INT8 file beside it; auto: INT8 where it is faster here.",
+)
+
+_OUTPUT_OPTIONS = (
+    click.option(
+        "--outputs",
+        "outputs",
+        default=",".join(USUAL),
+        show_default=True,
+        callback=partial(_split, Output),
+        help="Results to keep, separated by commas; probabilities is one more.",
+    ),
+    click.option(
+        "--format",
+        "format",
+        default=VectorFormat.PARQUET.value,
+        show_default=True,
+        callback=partial(_split, VectorFormat),
+        help="File formats of the tables of windows and polygons, separated by commas: parquet, geojson, "
+        "fgb.",
+    ),
+    click.option(
+        "--coverage",
+        "coverage",
+        default=0.9,
+        show_default=True,
+        type=click.FloatRange(0.5, 1, max_open=True),
+        help="Probability that a window's prediction set contains its true class, for models calibrated for "
+        "it.",
+    ),
+)
 
 
-def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how windows are laid."""
-    options = (
-        click.option(
-            "--stride",
-            default=TILE_SIZE,
-            show_default=True,
-            type=click.IntRange(MIN_STRIDE, TILE_SIZE),
-            help="Pixels from one window to the next; below the tile size windows overlap and are blended.",
-        ),
-        click.option(
-            "--cell",
-            default=1,
-            show_default=True,
-            type=click.IntRange(1, TILE_SIZE),
-            help="Pixels a side of one value of the maps; it divides the stride.",
-        ),
-        click.option(
-            "--min-valid",
-            "min_valid_fraction",
-            default=0.5,
-            show_default=True,
-            type=click.FloatRange(0, 1),
-            help="Windows with a smaller share of valid pixels are skipped.",
-        ),
-    )
-    return with_options(command, options)
+def _make_outputs(
+    outputs: tuple[Output, ...], format: tuple[VectorFormat, ...], coverage: float
+) -> OutputOptions:
+    return OutputOptions(outputs, format, coverage)
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which model works."""
-    options = (
-        click.option("--model", envvar="TILEWISE_MODEL", help="Model file; default: the newest exported one."),
-        click.option(
-            "--precision",
-            envvar="TILEWISE_PRECISION",
-            default=Precision.AUTO.value,
-            show_default=True,
-            type=click.Choice([precision.value for precision in Precision]),
-            help="int8 takes the INT8 file beside the model's, auto does where the processor gains by it.",
-        ),
-    )
-    return with_options(command, options)
+output_options = option_group("outputs", _make_outputs, _OUTPUT_OPTIONS)
+"""Add --outputs, --format and --coverage, as one argument `outputs`."""
+
+_GRID_OPTIONS = (
+    click.option(
+        "--stride",
+        "stride",
+        default=TILE_SIZE,
+        show_default=True,
+        type=click.IntRange(MIN_STRIDE, TILE_SIZE),
+        help="Pixels from one window to the next; below the tile size windows overlap and are blended.",
+    ),
+    click.option(
+        "--cell",
+        "cell",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1, TILE_SIZE),
+        help="Pixels a side of one value of the maps; a divisor of the stride.",
+    ),
+    click.option(
+        "--min-valid",
+        "min_valid_fraction",
+        default=0.5,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Windows with a smaller fraction of valid pixels are skipped.",
+    ),
+)
+grid_options = option_group("grid", GridOptions, _GRID_OPTIONS)
+"""Add --stride, --cell and --min-valid, as one argument `grid`."""
+
+_WORKER_OPTIONS = (
+    click.option(
+        "--jobs",
+        "jobs",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Scenes at a time, each in a process of its own with a model of its own.",
+    ),
+    click.option(
+        "--threads",
+        "threads",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        help="Threads of each job; 0: the cores divided by the jobs.",
+    ),
+    click.option(
+        "--engine",
+        "backend",
+        default=Backend.LOCAL.value,
+        show_default=True,
+        type=click.Choice([backend.value for backend in Backend]),
+        help="Where scenes are classified: on this machine, or on a Ray cluster.",
+    ),
+    click.option(
+        "--address",
+        "address",
+        help="Of the Ray cluster, e.g. ray://head:10001. Default: the cluster on this machine.",
+    ),
+)
 
 
-def crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say who works."""
-    options = (
-        click.option(
-            "--jobs",
-            default=1,
-            show_default=True,
-            type=click.IntRange(1),
-            help="Scenes at a time, each in a process of its own with a model of its own.",
-        ),
-        click.option(
-            "--threads",
-            default=0,
-            show_default=True,
-            type=click.IntRange(0),
-            help="Threads of each job; 0: the cores shared out among the jobs.",
-        ),
-        click.option(
-            "--engine",
-            "crew",
-            default=Backend.LOCAL.value,
-            show_default=True,
-            type=click.Choice([crew.value for crew in Backend]),
-            help="Who works: this machine, or a Ray cluster.",
-        ),
-        click.option("--address", help="Of the Ray cluster, e.g. ray://head:10001; default: the one that runs here."),
-    )
-    return with_options(command, options)
+def _make_workers(jobs: int, threads: int, backend: str, address: str | None) -> dict[str, Any]:
+    return {"jobs": jobs, "threads": threads, "backend": Backend(backend), "address": address}
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+worker_options = option_group("workers", _make_workers, _WORKER_OPTIONS)
+"""Add --jobs, --threads, --engine and --address, as one argument `workers`."""
+
+
+@click.command(context_settings=CONTEXT)
 @click.argument("scenes", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the results.")
+@out_option(FOLDER, "Folder of the results.")
 @output_options
 @scene_options
 @grid_options
-@model_options
-@crew_options
-@click.option("--dry-run", is_flag=True, help="Say what would be done with each scene, and do nothing.")
+@model_option
+@precision_option
+@worker_options
+@click.option(
+    "--dry-run", "dry_run", is_flag=True, help="Print what would be done with each scene, and do nothing."
+)
 @click.option(
     "--watch",
+    "watch",
     metavar="SECONDS",
     type=click.FloatRange(0, min_open=True),
-    help="Go on looking for new scenes this often, until Ctrl-C; one that is still being written is left alone.",
+    help="Look for new scenes this often, until Ctrl-C; a file that is still being written is left for "
+    "later.",
 )
 @click.option(
     "--idle",
+    "idle",
     metavar="SECONDS",
     type=click.FloatRange(0),
-    help="With --watch: end when nothing was new for so long.",
+    help="With --watch: end when there was no new scene for so long.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Tell everything as JSON, one object a line, on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line on standard output.")
 @one_line_errors
 def main(
     scenes: tuple[str, ...],
     out: Path,
+    outputs: OutputOptions,
+    reading: SceneOptions,
+    grid: GridOptions,
+    workers: dict[str, Any],
+    precision: str,
+    model: str | None,
     dry_run: bool,
     watch: float | None,
     idle: float | None,
     as_json: bool,
-    model: str | None,
-    **overrides: Any,
 ) -> None:
-    """Classify SCENES: folders, files, globs, or lists of them.
+    """Classify SCENES: folders, files, globs, or text files that list them.
 
     \b
     For each scene NAME these files are written into the folder of results:
@@ -190,68 +223,44 @@ def main(
     Try it, run it, run it again:
       tilewise batch SCENES --out MAPS --dry-run
       tilewise batch SCENES --out MAPS --jobs 2
-      tilewise batch SCENES --out MAPS          # does only what is not done yet
+      tilewise batch SCENES --out MAPS          # only what is not done yet
 
-    A run that was stopped, killed or ran out of disk goes on where it was with the same command: MAPS/manifest.sqlite
-    remembers which input, options and model each result was made from.
+    After a stop, a crash or a full disk the same command continues: MAPS/manifest.sqlite records the input,
+        options
+    and model of each result.
 
-    Exit status: 0 all is done; 1 a scene failed or holds blocks that could not be decoded; 2 the command is wrong;
+    Exit status: 0 every scene is done; 1 a scene failed or has blocks that cannot be decoded; 2 usage error;
     130 stopped by Ctrl-C.
     """
-    options = _run_options(**overrides)
-    look = partial(find, scenes, options.reading)
+    options = RunOptions(
+        reading=reading, grid=grid, outputs=outputs, precision=Precision(precision), **workers
+    )
+    look = partial(find, scenes, reading)
     if dry_run:
         sys.exit(_preview(Run(out, model, options), look(), as_json))
     found = [] if watch else look()
-    with shown(as_json) as show:
-        run = Run(out, model, options, show.standing)
+    with open_display(as_json) as display:
+        run = Run(out, model, options, display.progress)
         batches = watch_scenes(look, watch, idle) if watch else iter([found])
-        sys.exit(_work(run, batches, show, out))
+        sys.exit(_classify(run, batches, display, out))
 
 
-def _run_options(
-    *,
-    outputs: tuple[Output, ...],
-    formats: tuple[VectorFormat, ...],
-    coverage: float,
-    stride: int,
-    cell: int,
-    min_valid_fraction: float,
-    crew: str,
-    precision: str,
-    jobs: int,
-    threads: int,
-    address: str | None,
-    **reading: Any,
-) -> RunOptions:
-    return RunOptions(
-        reading=make_scene_options(**reading),
-        grid=GridOptions(stride, min_valid_fraction, cell),
-        outputs=OutputOptions(outputs, formats, coverage),
-        backend=Backend(crew),
-        precision=Precision(precision),
-        jobs=jobs,
-        threads=threads,
-        address=address,
-    )
-
-
-def _work(run: Run, batches: Any, show: Show, out: Path) -> int:
-    """Work on batches of scenes; return the exit status."""
+def _classify(run: Run, batches: Any, display: RunDisplay, out: Path) -> int:
+    """Classify batches of scenes; return the exit status."""
     with run.begin():
         try:
             for sources in batches:
                 for outcome in run.take(sources):
-                    show.scene(outcome)
+                    display.scene(outcome)
                 run.report()
         except OSError as error:
             raise TilewiseError(f"{out} cannot be written to: {error.strerror or error}") from error
     outcomes = run.outcomes
-    show.end(outcomes, str(out), str(run.model.path))
-    return status_of(outcomes)
+    display.end(outcomes, str(out), str(run.model.path))
+    return exit_status(outcomes)
 
 
-def status_of(outcomes: Sequence[SceneOutcome]) -> int:
+def exit_status(outcomes: Sequence[SceneOutcome]) -> int:
     """Return the exit status of a run."""
     return 0 if all(outcome.is_complete for outcome in outcomes) else 1
 
@@ -259,11 +268,11 @@ def status_of(outcomes: Sequence[SceneOutcome]) -> int:
 def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
     """Print what would be done; return the exit status."""
     failures = 0
-    for task, overrides in run.preview(sources):
-        failures += overrides.startswith("would fail")
-        click.echo(_json_line(task.location, overrides) if as_json else f"{task.location}: {overrides}")
+    for task, plan in run.preview(sources):
+        failures += plan.startswith("would fail")
+        click.echo(_json_line(task.location, plan) if as_json else f"{task.location}: {plan}")
     return 1 if failures else 0
 
 
-def _json_line(place: str, overrides: str) -> str:
-    return json.dumps({"event": "would", "source": place, "would": overrides}, ensure_ascii=False)
+def _json_line(source: str, plan: str) -> str:
+    return json.dumps({"event": "would", "source": source, "would": plan}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""How a run is told to whoever started it: bars for a terminal, plain lines for a log, JSON lines for programs.
+"""Display of a batch run: a progress bar in a terminal, plain lines in a log, JSON lines for programs.
 
 Progress and errors go to standard error, results to standard output; JSON lines all go to standard output.
 """
@@ -23,26 +23,26 @@ _SECONDS_BETWEEN_LINES = 5.0
 _MAX_ROWS = 40  # of the table of scenes; the summary has them all
 
 
-class Show(Protocol):
-    """Something that tells of a run."""
+class RunDisplay(Protocol):
+    """Displays the progress and the outcomes of a run."""
 
-    def standing(self, standing: RunProgress) -> None:
-        """Tell how far the run is."""
+    def progress(self, progress: RunProgress) -> None:
+        """Display how far the run is."""
 
     def scene(self, outcome: SceneOutcome) -> None:
-        """Tell what became of a scene."""
+        """Display the outcome of a scene."""
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
-        """Tell what became of the run."""
+        """Display the outcome of the run."""
 
 
 @contextmanager
-def shown(as_json: bool) -> Iterator[Show]:
-    """Give what fits where this process writes to, for the length of the block."""
+def open_display(as_json: bool) -> Iterator[RunDisplay]:
+    """Yield the display that fits this process's output."""
     if as_json:
         yield JsonLines()
     elif sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
         with Progress(*columns, console=Console(stderr=True)) as bars:
             yield Bars(bars)
     else:
@@ -55,26 +55,27 @@ class Lines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def standing(self, standing: RunProgress) -> None:
-        """See `Show`."""
+    def progress(self, progress: RunProgress) -> None:
+        """See `RunDisplay`."""
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            click.echo(describe(standing), err=True)
+            click.echo(describe(progress), err=True)
 
     def scene(self, outcome: SceneOutcome) -> None:
-        """See `Show`."""
+        """See `RunDisplay`."""
         if outcome.error:
             click.echo(f"error: {outcome.error}", err=True)
             return
-        summary = "done already" if outcome.state is SceneState.KEPT else None
-        told = summary or f"{outcome.windows:,} windows, {outcome.seconds:.1f} s"
-        click.echo(f"{outcome.name}: {told}", err=True)
+        done = f"{outcome.windows:,} windows, {outcome.seconds:.1f} s"
+        click.echo(
+            f"{outcome.name}: {'done already' if outcome.state is SceneState.KEPT else done}", err=True
+        )
         if outcome.broken:
             click.echo(f"error: {broken(outcome)}", err=True)
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
-        """See `Show`."""
+        """See `RunDisplay`."""
         print_outcomes(outcomes, out, model)
 
 
@@ -83,19 +84,19 @@ class Bars:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._task = bars.add_task("scenes", total=1.0, overrides="")
+        self._task = bars.add_task("scenes", total=1.0, state="")
 
-    def standing(self, standing: RunProgress) -> None:
-        """See `Show`."""
-        self._bars.update(self._task, completed=standing.fraction, overrides=describe(standing))
+    def progress(self, progress: RunProgress) -> None:
+        """See `RunDisplay`."""
+        self._bars.update(self._task, completed=progress.fraction, state=describe(progress))
 
     def scene(self, outcome: SceneOutcome) -> None:
-        """See `Show`."""
+        """See `RunDisplay`."""
         if not outcome.is_complete:
             self._bars.console.print(f"[red]error[/red]: {escape(outcome.error or broken(outcome))}")
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
-        """See `Show`."""
+        """See `RunDisplay`."""
         self._bars.stop()
         print_outcomes(outcomes, out, model)
 
@@ -106,49 +107,49 @@ class JsonLines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def standing(self, standing: RunProgress) -> None:
-        """See `Show`."""
+    def progress(self, progress: RunProgress) -> None:
+        """See `RunDisplay`."""
         now = time.monotonic()
         if now - self._last < 1:
             return
         self._last = now
-        left = standing.seconds_left
-        self._say(
+        left = progress.seconds_left
+        self._print(
             "progress",
-            done=standing.done,
-            total=standing.total,
-            share=round(standing.fraction, 4),
-            windows=standing.windows,
-            windows_per_second=round(standing.windows_per_second, 1),
-            seconds=round(standing.seconds, 1),
+            done=progress.done,
+            total=progress.total,
+            share=round(progress.fraction, 4),
+            windows=progress.windows,
+            windows_per_second=round(progress.windows_per_second, 1),
+            seconds=round(progress.seconds, 1),
             seconds_left=None if left is None else round(left, 1),
         )
 
     def scene(self, outcome: SceneOutcome) -> None:
-        """See `Show`."""
-        self._say("scene", **outcome.to_json())
+        """See `RunDisplay`."""
+        self._print("scene", **outcome.to_json())
 
     def end(self, outcomes: list[SceneOutcome], out: str, model: str) -> None:
-        """See `Show`."""
+        """See `RunDisplay`."""
         unsound = sum(not outcome.is_complete for outcome in outcomes)
-        self._say("end", scenes=len(outcomes), unsound=unsound, out=out, model=model)
+        self._print("end", scenes=len(outcomes), unsound=unsound, out=out, model=model)
 
-    def _say(self, event: str, **content: Any) -> None:
+    def _print(self, event: str, **content: Any) -> None:
         click.echo(json.dumps({"event": event, **content}, ensure_ascii=False))
 
 
-def describe(standing: RunProgress) -> str:
+def describe(progress: RunProgress) -> str:
     """Return how far a run is, in words."""
-    left = standing.seconds_left
-    soon = f", {_duration(left)} left" if left is not None and standing.fraction < 1 else ""
+    left = progress.seconds_left
+    soon = f", {_duration(left)} left" if left is not None and progress.fraction < 1 else ""
     return (
-        f"{standing.done:,} of {standing.total:,} scenes ({100 * standing.fraction:.0f} %), "
-        f"{standing.windows_per_second:,.0f} windows/s{soon}"
+        f"{progress.done:,} of {progress.total:,} scenes ({100 * progress.fraction:.0f} %), "
+        f"{progress.windows_per_second:,.0f} windows/s{soon}"
     )
 
 
 def broken(outcome: SceneOutcome) -> str:
-    """Return what is wrong with a scene of which parts could not be decoded."""
+    """Return the error line of a scene with blocks that cannot be decoded."""
     return (
         f"{outcome.source}: {outcome.broken:,} of its blocks could not be decoded and are no data; "
         "fetch the scene again and run the same command"
@@ -170,11 +171,13 @@ def print_outcomes(outcomes: list[SceneOutcome], out: str, model: str) -> None:
 def _state(outcome: SceneOutcome) -> str:
     if outcome.state is SceneState.FAILED:
         return "failed"
-    told = "done before" if outcome.state is SceneState.KEPT else "done"
-    return f"{told}, {outcome.broken} blocks broken" if outcome.broken else told
+    done = "done before" if outcome.state is SceneState.KEPT else "done"
+    return f"{done}, {outcome.broken} blocks broken" if outcome.broken else done
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )

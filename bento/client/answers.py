@@ -1,9 +1,10 @@
-"""The service's answers as a client's types, and its errors as one exception.
+"""Results and errors of the service, as Python types.
 
-Fields that a newer service adds are left out, as the API's version promises (`tilewise.bento.api.replies`).
+Fields that a newer service adds are ignored: within one version of the API, fields are only ever added
+(`tilewise.bento.api.replies`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +16,23 @@ from tilewise.datasets.core.errors import TilewiseError
 
 
 class ServiceError(TilewiseError):
-    """The service refused, could not be reached, or is none of ours.
+    """A request failed: the service refused it, could not be reached, or is not tilewise.
 
     Attributes:
-        code, message, hint: as in the service's errors. The client's own codes: `unreachable`, `timeout`, `not_tilewise`
-            (what answered is another program), `other_version` (of the API), and `tiles` (of `raise_for_errors`).
-        status: the HTTP status; None where there was no answer.
-        request_id: by which the service's operator finds the request in the logs; None where there is none.
+        code, message, hint: as in the service's errors. The client's own codes: `unreachable`, `timeout`,
+            `not_tilewise` (another program answered), `other_version` (of the API), and `tiles` (of
+            `raise_for_errors`).
+        status: the HTTP status; None where there was no response.
+        request_id: the id of the request in the service's logs; None where there is none.
     """
 
     def __init__(
-        self, code: str, message: str, hint: str = "", status: int | None = None, request_id: str | None = None
+        self,
+        code: str,
+        message: str,
+        hint: str = "",
+        status: int | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(f"{message}; {hint}" if hint else message)
         self.code, self.message, self.hint = code, message, hint
@@ -34,7 +41,7 @@ class ServiceError(TilewiseError):
 
 @dataclass(frozen=True, slots=True)
 class TileError:
-    """Why one tile has no answer."""
+    """Why one tile was not classified."""
 
     code: str
     message: str
@@ -43,7 +50,7 @@ class TileError:
 
 @dataclass(frozen=True, slots=True)
 class PredictionSet:
-    """Classes, likeliest first, among which the true one is with probability `coverage` (0-1)."""
+    """Classes, most probable first, that contain the true class with probability `coverage` (0-1)."""
 
     coverage: float
     classes: tuple[str, ...]
@@ -51,15 +58,15 @@ class PredictionSet:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """How unlike the training data a tile is; `flag` where the score is above the model's threshold."""
+    """How unlike the training data a tile is; `flag` is set where the score exceeds the model's threshold."""
 
     score: float
     flag: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """Which model answered."""
+class ModelIdentity:
+    """The model that classified a tile."""
 
     name: str
     version: str
@@ -68,20 +75,20 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to one tile, or its error.
+    """The classification of one tile, or the reason why there is none.
 
     Attributes:
         name: the file as it was given; of bytes and arrays, their position, from 0.
-        class_name: the likeliest class; None where there is an error.
-        probabilities: of each class (0-1), calibrated.
-        prediction_set: None where the model is not calibrated for any.
-        outlier: None where the model has no threshold.
-        valid_fraction: share (0-1) of pixels with data in all bands; None where there is an error.
-        bands: those that were used, in canonical order.
-        level: `L1C`, `L2A`, or None where nobody said.
-        footprint: GeoJSON in EPSG:4326; None where the file does not say where it lies.
-        model: which answered; None where there is an error.
-        error: why there is no answer, or None.
+        class_name: the most probable class; None on error.
+        probabilities: calibrated probability (0-1) of each class.
+        prediction_set: None where the model is not calibrated for prediction sets.
+        outlier: None where the model has no outlier threshold.
+        valid_fraction: fraction (0-1) of pixels with data in all bands; None on error.
+        bands: the bands that were used, in canonical order.
+        level: `L1C`, `L2A`, or None where it is unknown.
+        footprint: GeoJSON geometry in EPSG:4326; None where the file has no georeference.
+        model: the model that classified the tile; None on error.
+        error: why the tile was not classified, or None.
     """
 
     name: str
@@ -93,49 +100,73 @@ class Result:
     bands: tuple[str, ...] = ()
     level: str | None = None
     footprint: dict[str, Any] | None = None
-    model: Model | None = None
+    model: ModelIdentity | None = None
     error: TileError | None = None
 
     @property
     def probability(self) -> float | None:
-        """Of the likeliest class (0-1); None where there is an error."""
+        """Probability (0-1) of the most probable class; None on error."""
         return None if self.class_name is None else self.probabilities[self.class_name]
 
 
 def raise_for_errors(results: Sequence[Result]) -> Sequence[Result]:
-    """Return `results` if every tile has an answer.
+    """Return `results` if every tile was classified.
 
     Raises:
-        ServiceError: with code `tiles`: some have none. It names the first and counts them.
+        ServiceError: with code `tiles`: some were not. The message counts them and names the first.
     """
     failed = [result for result in results if result.error]
     if not failed:
         return results
     first = failed[0].error
-    assert first  # noqa: S101 - chosen by it
-    message = f"{len(failed)} of {len(results)} tiles have no answer, the first is {failed[0].name}: {first.message}"
+    assert first  # noqa: S101 - `failed` holds only results with an error
+    message = f"{len(failed)} of {len(results)} tiles have no answer, the first is {failed[0].name}: "
+    f"{first.message}"
     raise ServiceError("tiles", message, first.hint)
 
 
 def parse_results(response: httpx.Response, names: Sequence[str]) -> list[Result]:
-    """Return the results in an answer of `POST /classify`, under the names that the caller knows them by.
+    """Return the results in a response of `POST /classify`, under the caller's `names`.
 
     Raises:
-        ServiceError: the answer is of another form, or does not hold one result for each name.
+        ServiceError: the response is malformed, or does not hold one result for each name.
     """
-    content = content_of(response)
+    content = parse_object(response)
     try:
-        model = _model(content["model"])
-        return [_result(overrides, name, model) for name, overrides in zip(names, content["results"], strict=True)]
+        model = ModelIdentity(**{key: content["model"][key] for key in ("name", "version", "sha256")})
+        return [parse_result(item, name, model) for name, item in zip(names, content["results"], strict=True)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise not_tilewise(response) from error
 
 
-def content_of(response: httpx.Response) -> dict[str, Any]:
-    """Return the JSON object that `response` holds.
+def parse_result(content: Mapping[str, Any], name: str, model: ModelIdentity) -> Result:
+    """Return one result of the service's JSON, as a `Result`.
 
     Raises:
-        ServiceError: it holds none.
+        KeyError, TypeError, AttributeError: it is malformed.
+    """
+    if "error" in content:
+        return Result(name, error=_parse_error(content["error"]))
+    prediction_set, outlier = content.get("prediction_set"), content.get("outlier")
+    return Result(
+        name=name,
+        class_name=content["class"],
+        probabilities=dict(content["probabilities"]),
+        prediction_set=_parse_prediction_set(prediction_set) if prediction_set else None,
+        outlier=Outlier(outlier["score"], outlier["flag"]) if outlier else None,
+        valid_fraction=content["valid_fraction"],
+        bands=tuple(content["bands"]),
+        level=content.get("level"),
+        footprint=content.get("footprint"),
+        model=model,
+    )
+
+
+def parse_object(response: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object in the body of `response`.
+
+    Raises:
+        ServiceError: the body is anything else.
     """
     with suppress(ValueError):
         content = response.json()
@@ -144,77 +175,64 @@ def content_of(response: httpx.Response) -> dict[str, Any]:
     raise not_tilewise(response)
 
 
-def accept(heard: httpx.Response | httpx.RequestError) -> httpx.Response:
-    """Return what was heard if it is an answer of ours to a request that was granted.
+def check_response(response: httpx.Response) -> httpx.Response:
+    """Return `response` if tilewise sent it, in this version of the API, to a request that it accepted.
 
     Raises:
-        ServiceError: it is a refusal, nothing at all, or something else.
+        ServiceError: it is an error, or not from tilewise.
     """
-    if isinstance(heard, httpx.RequestError):
-        raise _silence(heard)
-    if heard.status_code >= httpx.codes.MULTIPLE_CHOICES:
-        raise _refusal(heard)
-    version = heard.headers.get(VERSION_HEADER)
+    if response.status_code >= httpx.codes.MULTIPLE_CHOICES:
+        raise _refused(response)
+    version = response.headers.get(VERSION_HEADER)
     if version is None:
-        raise not_tilewise(heard)
+        raise not_tilewise(response)
     if version != API_VERSION:
-        message = f"{heard.url} speaks version {version} of the API, this client version {API_VERSION}"
-        raise ServiceError("other_version", message, "use the client of the service's release", heard.status_code)
-    return heard
+        message = f"{response.url} speaks version {version} of the API, this client version {API_VERSION}"
+        raise ServiceError(
+            "other_version", message, "use the client of the service's release", response.status_code
+        )
+    return response
 
 
 def not_tilewise(response: httpx.Response) -> ServiceError:
-    """Return the error of an answer that tilewise does not give."""
+    """Return the error for a response that tilewise does not send."""
     message = f"{response.url} does not answer as tilewise does"
     return ServiceError("not_tilewise", message, "check the URL", response.status_code, _request_id(response))
 
 
-def _result(overrides: dict[str, Any], name: str, model: Model) -> Result:
-    if "error" in overrides:
-        return Result(name, error=_tile_error(overrides["error"]))
-    chosen, outlier = overrides.get("prediction_set"), overrides.get("outlier")
-    return Result(
-        name=name,
-        class_name=overrides["class"],
-        probabilities=dict(overrides["probabilities"]),
-        prediction_set=PredictionSet(chosen["coverage"], tuple(chosen["classes"])) if chosen else None,
-        outlier=Outlier(outlier["score"], outlier["flag"]) if outlier else None,
-        valid_fraction=overrides["valid_fraction"],
-        bands=tuple(overrides["bands"]),
-        level=overrides.get("level"),
-        footprint=overrides.get("footprint"),
-        model=model,
-    )
+def no_response(error: httpx.RequestError) -> ServiceError:
+    """Return the error for a request without a response."""
+    url = error.request.url
+    if isinstance(
+        error, httpx.ConnectTimeout | httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError
+    ):
+        reason = str(error) or type(error).__name__
+        message = f"{url} cannot be reached: {reason}"
+        return ServiceError("unreachable", message, "check the URL, and that the service is running")
+    if isinstance(error, httpx.TimeoutException):
+        return ServiceError(
+            "timeout", f"{url} did not answer in time", "use a longer timeout, or fewer tiles"
+        )
+    return ServiceError("not_tilewise", f"{url} does not answer as tilewise does: {error}", "check the URL")
 
 
-def _model(overrides: dict[str, str]) -> Model:
-    return Model(overrides["name"], overrides["version"], overrides["sha256"])
+def _parse_prediction_set(content: Mapping[str, Any]) -> PredictionSet:
+    return PredictionSet(content["coverage"], tuple(content["classes"]))
 
 
-def _tile_error(overrides: dict[str, str]) -> TileError:
-    return TileError(overrides["code"], overrides["message"], overrides.get("hint", ""))
+def _parse_error(content: Mapping[str, str]) -> TileError:
+    return TileError(content["code"], content["message"], content.get("hint", ""))
 
 
-def _refusal(response: httpx.Response) -> ServiceError:
+def _refused(response: httpx.Response) -> ServiceError:
     status, request_id = response.status_code, _request_id(response)
     with suppress(ValueError, KeyError, TypeError, AttributeError):
-        error = _tile_error(response.json()["error"])
+        error = _parse_error(response.json()["error"])
         return ServiceError(error.code, error.message, error.hint, status, request_id)
-    # Not in our form: a balancer's answer, or another program's.
+    # Not tilewise's JSON: a load balancer's response, or another program's.
     message = f"{response.url} answers {status} {response.reason_phrase}".rstrip()
-    return ServiceError(
-        "not_tilewise", message, "check the URL, and what stands before the service", status, request_id
-    )
-
-
-def _silence(error: httpx.RequestError) -> ServiceError:
-    url = error.request.url
-    if isinstance(error, httpx.ConnectTimeout | httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError):
-        reason = str(error) or type(error).__name__
-        return ServiceError("unreachable", f"{url} cannot be reached: {reason}", "check the URL, and that it is served")
-    if isinstance(error, httpx.TimeoutException):
-        return ServiceError("timeout", f"{url} did not answer in time", "give it a longer timeout, or fewer tiles")
-    return ServiceError("not_tilewise", f"{url} does not answer as tilewise does: {error}", "check the URL")
+    hint = "check the URL, and the proxies in front of the service"
+    return ServiceError("not_tilewise", message, hint, status, request_id)
 
 
 def _request_id(response: httpx.Response) -> str | None:

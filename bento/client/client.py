@@ -1,11 +1,11 @@
-"""A Python client of the service, with and without asyncio; it needs httpx and numpy only.
+"""Clients of the service, synchronous and for asyncio; they need httpx, tenacity and numpy only.
 
     with Client("http://localhost:3000") as client:
         for result in client.classify(["a.tif", "b.tif"]):
             print(result.name, result.class_name, result.error)
 
-Large lists become several requests. A request that the service is too busy for, or that does not reach it, is repeated
-after growing pauses. Everything that is asked here only reads, so that a repetition does no harm.
+Long lists are split into several requests. A request that the service is too busy for, or that does not reach
+it, is repeated after growing pauses.
 """
 
 import asyncio
@@ -14,72 +14,46 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import httpx
+import tenacity
 
 from tilewise.bento.api_version import API_VERSION, VERSION_HEADER
 from tilewise.bento.client import exchange
-from tilewise.bento.client.answers import (
-    Model,
-    Outlier,
-    PredictionSet,
-    Result,
-    ServiceError,
-    TileError,
-    content_of,
-    raise_for_errors,
-)
+from tilewise.bento.client.answers import Result, ServiceError, parse_object
 from tilewise.bento.client.exchange import (
     GEOJSON,
-    GEOTIFF,
     JSON,
     PNG,
-    Call,
+    Chunk,
+    ClassifyOptions,
     Exchange,
-    Heard,
-    Patience,
-    Pause,
-    Portion,
-    Said,
+    Request,
     Tiles,
+    Value,
+    Wait,
 )
 
-__all__ = [
-    "GEOJSON",
-    "GEOTIFF",
-    "JSON",
-    "PNG",
-    "AsyncClient",
-    "Client",
-    "Model",
-    "Outlier",
-    "PredictionSet",
-    "Result",
-    "ServiceError",
-    "TileError",
-    "raise_for_errors",
-]
-
-Value = TypeVar("Value")
-_CHUNK = 2**20
+_CHUNK_BYTES = 2**20
 
 
-class _Settings:
-    """What both clients are made from.
+class _BaseClient:
+    """The settings of both clients.
 
     Args:
         url: of the service, e.g. `http://localhost:3000`.
-        key: an API key, where the service asks for one.
-        timeout: seconds for connecting, and between two parts of an answer; a request is not repeated after it.
+        key: an API key, where the service requires one.
+        timeout: seconds for connecting, and between two parts of a response; a request that times out is not
+            repeated.
         retries: of a request that the service is too busy for (429, 503), or that does not reach it.
-        tiles_per_request, bytes_per_request: at which a list is cut; the service refuses larger ones than its settings
-            say, and a list that it refuses is cut further.
-        sticky_key: decides which model answers where a candidate is tried out; None: the caller's address does.
+        tiles_per_request, bytes_per_request: at which a list is split; the service refuses requests above its
+            own limits, and those are split further.
+        sticky_key: chooses between champion and canary; None: the caller's address does.
         options: further ones of `httpx.Client`, e.g. `verify`, `proxy`, `transport`.
 
     Raises:
-        ServiceError: `url` is none.
+        ServiceError: `url` is not a URL.
     """
 
     def __init__(
@@ -94,50 +68,42 @@ class _Settings:
         sticky_key: str | None = None,
         **options: Any,
     ) -> None:
-        self._patience = Patience(retries)
-        self._limit = max(tiles_per_request, 1), bytes_per_request
-        overrides = {"Authorization": f"Bearer {key}" if key else None, "Tilewise-Key": sticky_key}
-        headers = {VERSION_HEADER: API_VERSION} | {name: value for name, value in overrides.items() if value}
-        self._options: dict[str, Any] = {"base_url": _parse_url(url), "headers": headers, "timeout": timeout} | options
+        self._retry_policy = exchange.retry_policy(retries)
+        self._limits = max(tiles_per_request, 1), bytes_per_request
+        optional = {"Authorization": f"Bearer {key}" if key else None, "Tilewise-Key": sticky_key}
+        headers = {VERSION_HEADER: API_VERSION} | {name: value for name, value in optional.items() if value}
+        defaults = {"base_url": _parse_url(url), "headers": headers, "timeout": timeout}
+        self._options: dict[str, Any] = defaults | options
 
-    def _portions(self, tiles: Tiles) -> Iterator[Portion]:
-        return exchange.portions(tiles, *self._limit)
-
-    def _scene(
-        self, path: str | Path, form: str, min_valid_fraction: float | None, wait: float, overrides: Said
-    ) -> Exchange[httpx.Response]:
-        query = {**overrides, "min_valid_fraction": min_valid_fraction}
-        return exchange.send_file(Path(path), "/scene", query, form, wait, self._patience)
-
-    def _explain(self, path: str | Path, form: str, asked: dict[str, Any], overrides: Said) -> Exchange[httpx.Response]:
-        return exchange.send_file(Path(path), "/explain", {**overrides, **asked}, form, 0, self._patience)
+    def _chunks(self, tiles: Tiles) -> Iterator[Chunk]:
+        return exchange.iter_chunks(tiles, *self._limits)
 
 
-class Client(_Settings):
-    """The client without asyncio; safe to share between threads. See `_Settings` for its arguments."""
+class Client(_BaseClient):
+    """The synchronous client; threads may share it. See `_BaseClient` for its arguments."""
 
     def __init__(self, url: str, key: str | None = None, **settings: Any) -> None:
         super().__init__(url, key, **settings)
         self._http = httpx.Client(**self._options)
 
-    def classify(self, tiles: Tiles, **overrides: Unpack[Said]) -> list[Result]:
-        """Return one result for each tile, in order; a tile without an answer has its `error` (`raise_for_errors`).
+    def classify(self, tiles: Tiles, **options: Unpack[ClassifyOptions]) -> list[Result]:
+        """Return one result for each tile, in order; a tile that failed has its `error` (`raise_for_errors`).
 
         Args:
             tiles: see `exchange.Tiles`.
-            said: see `exchange.Said`.
+            options: see `exchange.ClassifyOptions`.
 
         Raises:
-            ServiceError: a request was refused as a whole, or the service cannot be reached.
+            ServiceError: a whole request was refused, or the service cannot be reached.
             OSError: a file cannot be read.
-            TileShapeError: an array of another type or shape.
+            TileShapeError: an array has another type or shape.
         """
-        return list(self.stream(tiles, **overrides))
+        return list(self.stream(tiles, **options))
 
-    def stream(self, tiles: Tiles, **overrides: Unpack[Said]) -> Iterator[Result]:
-        """Yield the results of `classify` as they come; what has come is not lost if a later request fails."""
-        for portion in self._portions(tiles):
-            yield from self._run(exchange.classify(portion, overrides, self._patience))
+    def stream(self, tiles: Tiles, **options: Unpack[ClassifyOptions]) -> Iterator[Result]:
+        """Yield the results of `classify` as they arrive; a request that fails loses no earlier ones."""
+        for chunk in self._chunks(tiles):
+            yield from self._run(exchange.classify(chunk, options))
 
     def scene(
         self,
@@ -146,22 +112,23 @@ class Client(_Settings):
         *,
         min_valid_fraction: float | None = None,
         wait: float = 600.0,
-        **overrides: Unpack[Said],
+        **options: Unpack[ClassifyOptions],
     ) -> Any:
-        """Return a scene's windows as a GeoJSON object, or with `accept=GEOTIFF` its class map as a file's bytes.
+        """Return a scene's windows as a GeoJSON object, or with `accept=GEOTIFF` its class map as a file's
+        bytes.
 
         Args:
             path: a GeoTIFF larger than a tile, at about 10 m.
             accept: `GEOJSON` or `GEOTIFF`.
-            min_valid_fraction: share (0-1) of valid pixels below which a window is skipped.
-            wait: seconds for a scene so large that the service makes a task of it.
-            said: see `exchange.Said`.
+            min_valid_fraction: windows with a smaller fraction (0-1) of valid pixels are skipped.
+            wait: seconds to wait for a scene that is large enough to become a task.
+            options: see `exchange.ClassifyOptions`.
 
         Raises:
             ServiceError: as in `classify`; `timeout`: it is not done after `wait` seconds.
             OSError: the file cannot be read.
         """
-        return _content(self._run(self._scene(path, accept, min_valid_fraction, wait, overrides)), accept)
+        return self._run(_scene(Path(path), accept, min_valid_fraction, wait, options))
 
     def explain(
         self,
@@ -172,31 +139,31 @@ class Client(_Settings):
         method: str | None = None,
         size: int | None = None,
         stride: int | None = None,
-        **overrides: Unpack[Said],
+        **options: Unpack[ClassifyOptions],
     ) -> Any:
-        """Return what a tile's class rests on: a heat map as a PNG's bytes, or with `accept=JSON` its numbers.
+        """Return which pixels a tile's class depends on: a heat map as PNG bytes, or with `accept=JSON` its
+        numbers.
 
         Args:
             path: a GeoTIFF of one tile.
             accept: `PNG` or `JSON`.
-            class_name: the class to explain; None: the likeliest.
-            method: `occlusion` (what becomes of the class's probability) or `embedding`.
-            size, stride: of the patches that are taken away, in pixels.
-            said: see `exchange.Said`.
+            class_name: the class to explain; None: the most probable.
+            method: `occlusion` (change of the class's probability) or `embedding`.
+            size, stride: of the occluded patches, in pixels.
+            options: see `exchange.ClassifyOptions`.
 
         Raises:
             ServiceError, OSError: as in `classify`.
         """
-        asked = {"class": class_name, "method": method, "size": size, "stride": stride}
-        return _content(self._run(self._explain(path, accept, asked, overrides)), accept)
+        return self._run(_explain(Path(path), accept, class_name, method, size, stride, options))
 
     def model(self) -> dict[str, Any]:
-        """Return what the model says of itself; raises ServiceError as `classify` does."""
-        return self._run(exchange.describe_model(self._patience))
+        """Return the metadata of the served model; raises ServiceError as `classify` does."""
+        return self._run(exchange.describe_model())
 
     def ready(self, wait: float = 0.0) -> bool:
-        """Return whether the service is ready, having waited up to `wait` seconds for it."""
-        return self._run(exchange.become_ready(wait))
+        """Return whether the service becomes ready within `wait` seconds."""
+        return self._run(exchange.wait_until_ready(wait))
 
     def close(self) -> None:
         """Close the connections."""
@@ -211,34 +178,37 @@ class Client(_Settings):
         self.close()
 
     def _run(self, steps: Exchange[Value]) -> Value:
-        heard: Heard | None = None
         try:
+            step = next(steps)
             while True:
-                step = steps.send(heard)
-                if isinstance(step, Pause):
-                    time.sleep(step.seconds)
-                    heard = None
+                try:
+                    response = self._do(step)
+                except httpx.RequestError as error:
+                    step = steps.throw(error)
                 else:
-                    heard = self._send(step)
+                    step = steps.send(response)
         except StopIteration as end:
             value: Value = end.value
             return value
 
-    def _send(self, call: Call) -> Heard:
-        try:
-            if call.file is None:
-                return self._http.request(call.method, call.path, **call.options)
-            with call.file.open("rb") as body:
-                return self._http.request(call.method, call.path, content=body, **call.options)
-        except httpx.RequestError as error:
-            return error
+    def _do(self, step: Request | Wait) -> httpx.Response | None:
+        if isinstance(step, Wait):
+            time.sleep(step.seconds)
+            return None
+        return tenacity.Retrying(**self._retry_policy)(self._send, step) if step.retry else self._send(step)
+
+    def _send(self, request: Request) -> httpx.Response:
+        if request.file is None:
+            return self._http.request(request.method, request.path, **request.options)
+        with request.file.open("rb") as body:
+            return self._http.request(request.method, request.path, content=body, **request.options)
 
 
-class AsyncClient(_Settings):
-    """The client for asyncio. See `_Settings` for its arguments, and `Client` for what its methods return and raise.
+class AsyncClient(_BaseClient):
+    """The client for asyncio. See `_BaseClient` for its arguments, and `Client` for its methods.
 
     Args:
-        concurrency: requests that a list of tiles has on the way at once.
+        concurrency: requests of one list of tiles that are in flight at once.
     """
 
     def __init__(self, url: str, key: str | None = None, *, concurrency: int = 4, **settings: Any) -> None:
@@ -246,19 +216,20 @@ class AsyncClient(_Settings):
         self._concurrency = max(concurrency, 1)
         self._http = httpx.AsyncClient(**self._options)
 
-    async def classify(self, tiles: Tiles, **overrides: Unpack[Said]) -> list[Result]:
+    async def classify(self, tiles: Tiles, **options: Unpack[ClassifyOptions]) -> list[Result]:
         """As `Client.classify`."""
-        return [result async for result in self.stream(tiles, **overrides)]
+        return [result async for result in self.stream(tiles, **options)]
 
-    async def stream(self, tiles: Tiles, **overrides: Unpack[Said]) -> AsyncIterator[Result]:
-        """As `Client.stream`, still in order; requests that follow are on the way while one is waited for."""
-        portions = self._portions(tiles)
+    async def stream(self, tiles: Tiles, **options: Unpack[ClassifyOptions]) -> AsyncIterator[Result]:
+        """As `Client.stream`, in order; the next requests are in flight while one is awaited."""
+        chunks = self._chunks(tiles)
         running: deque[asyncio.Task[list[Result]]] = deque()
         try:
             while True:
-                while len(running) < self._concurrency and (portion := await asyncio.to_thread(next, portions, None)):
-                    steps = exchange.classify(portion, overrides, self._patience)
-                    running.append(asyncio.create_task(self._run(steps)))
+                while len(running) < self._concurrency and (
+                    chunk := await asyncio.to_thread(next, chunks, None)
+                ):
+                    running.append(asyncio.create_task(self._run(exchange.classify(chunk, options))))
                 if not running:
                     return
                 for result in await running[0]:
@@ -274,10 +245,10 @@ class AsyncClient(_Settings):
         *,
         min_valid_fraction: float | None = None,
         wait: float = 600.0,
-        **overrides: Unpack[Said],
+        **options: Unpack[ClassifyOptions],
     ) -> Any:
         """As `Client.scene`."""
-        return _content(await self._run(self._scene(path, accept, min_valid_fraction, wait, overrides)), accept)
+        return await self._run(_scene(Path(path), accept, min_valid_fraction, wait, options))
 
     async def explain(
         self,
@@ -288,19 +259,18 @@ class AsyncClient(_Settings):
         method: str | None = None,
         size: int | None = None,
         stride: int | None = None,
-        **overrides: Unpack[Said],
+        **options: Unpack[ClassifyOptions],
     ) -> Any:
         """As `Client.explain`."""
-        asked = {"class": class_name, "method": method, "size": size, "stride": stride}
-        return _content(await self._run(self._explain(path, accept, asked, overrides)), accept)
+        return await self._run(_explain(Path(path), accept, class_name, method, size, stride, options))
 
     async def model(self) -> dict[str, Any]:
         """As `Client.model`."""
-        return await self._run(exchange.describe_model(self._patience))
+        return await self._run(exchange.describe_model())
 
     async def ready(self, wait: float = 0.0) -> bool:
         """As `Client.ready`."""
-        return await self._run(exchange.become_ready(wait))
+        return await self._run(exchange.wait_until_ready(wait))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -315,35 +285,68 @@ class AsyncClient(_Settings):
         await self.close()
 
     async def _run(self, steps: Exchange[Value]) -> Value:
-        heard: Heard | None = None
         try:
+            step = next(steps)
             while True:
-                step = steps.send(heard)
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    heard = None
+                try:
+                    response = await self._do(step)
+                except httpx.RequestError as error:
+                    step = steps.throw(error)
                 else:
-                    heard = await self._send(step)
+                    step = steps.send(response)
         except StopIteration as end:
             value: Value = end.value
             return value
 
-    async def _send(self, call: Call) -> Heard:
-        try:
-            if call.file is None:
-                return await self._http.request(call.method, call.path, **call.options)
-            options = dict(call.options)
-            length = {"Content-Length": str(call.file.stat().st_size)}
-            options["headers"] = options.get("headers", {}) | length
-            return await self._http.request(call.method, call.path, content=_chunks(call.file), **options)
-        except httpx.RequestError as error:
-            return error
+    async def _do(self, step: Request | Wait) -> httpx.Response | None:
+        if isinstance(step, Wait):
+            await asyncio.sleep(step.seconds)
+            return None
+        if not step.retry:
+            return await self._send(step)
+        return await tenacity.AsyncRetrying(**self._retry_policy)(self._send, step)
+
+    async def _send(self, request: Request) -> httpx.Response:
+        if request.file is None:
+            return await self._http.request(request.method, request.path, **request.options)
+        options = dict(request.options)
+        length = {"Content-Length": str(request.file.stat().st_size)}
+        options["headers"] = options.get("headers", {}) | length
+        return await self._http.request(
+            request.method, request.path, content=_iter_file(request.file), **options
+        )
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    """Yield a file's bytes, read beside the event loop."""
+def _scene(
+    path: Path, accept: str, min_valid_fraction: float | None, wait: float, options: ClassifyOptions
+) -> Exchange[Any]:
+    parameters = {**options, "min_valid_fraction": min_valid_fraction}
+    return _parsed(exchange.send_file(path, "/scene", parameters, accept, wait), accept)
+
+
+def _explain(
+    path: Path,
+    accept: str,
+    class_name: str | None,
+    method: str | None,
+    size: int | None,
+    stride: int | None,
+    options: ClassifyOptions,
+) -> Exchange[Any]:
+    parameters = {**options, "class": class_name, "method": method, "size": size, "stride": stride}
+    return _parsed(exchange.send_file(path, "/explain", parameters, accept, wait=0), accept)
+
+
+def _parsed(steps: Exchange[httpx.Response], media_type: str) -> Exchange[Any]:
+    """Return a response's JSON object, or the bytes of its body where `media_type` is not JSON."""
+    response = yield from steps
+    return parse_object(response) if media_type in (GEOJSON, JSON) else response.content
+
+
+async def _iter_file(path: Path) -> AsyncIterator[bytes]:
+    """Yield a file's bytes, read in a thread."""
     with await asyncio.to_thread(path.open, "rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
+        while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
             yield chunk
 
 
@@ -353,15 +356,13 @@ async def _cancel(tasks: Sequence["asyncio.Task[Any]"] | deque["asyncio.Task[Any
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _content(response: httpx.Response, form: str) -> Any:
-    return content_of(response) if form in (GEOJSON, JSON) else response.content
-
-
 def _parse_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ServiceError("not_tilewise", f"{url!r} is no URL", "http://localhost:3000 is one") from error
+        raise ServiceError("not_tilewise", f"{url!r} is not a URL", "http://localhost:3000 is one") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ServiceError("not_tilewise", f"{url!r} is no URL of a service", "http://localhost:3000 is one")
+        raise ServiceError(
+            "not_tilewise", f"{url!r} is not the URL of a service", "http://localhost:3000 is one"
+        )
     return parsed

@@ -1,7 +1,8 @@
-"""What a client says to the service and makes of its answers, apart from any I/O but reading the files to send.
+"""The client's protocol without a network (sans I/O): the requests to send, and what their responses mean.
 
-An exchange is a generator. It yields what is to be done next, a `Call` or a `Pause`, is sent what came of it, and
-returns its result. `tilewise.bento.client.client` drives the same exchanges with and without asyncio.
+An exchange is a generator. It yields the next step, a `Request` or a `Wait`; it is sent the response (of a
+wait, None) or has the `httpx.RequestError` thrown into it; it returns its result. Both clients in
+`tilewise.bento.client.client` run the same exchanges, and repeat requests by the same retry policy.
 """
 
 import io
@@ -17,32 +18,41 @@ from typing import Any, TypedDict, TypeVar
 import httpx
 import numpy as np
 import numpy.typing as npt
+import tenacity
 
-from tilewise.bento.client.answers import Result, ServiceError, accept, content_of, not_tilewise, parse_results
+from tilewise.bento.client.answers import (
+    Result,
+    ServiceError,
+    check_response,
+    no_response,
+    not_tilewise,
+    parse_object,
+    parse_results,
+)
 from tilewise.datasets.core.errors import TileShapeError, TilewiseError
 
 Value = TypeVar("Value")
 Tile = str | Path | bytes | npt.NDArray[np.uint16]
 Tiles = Tile | Iterable[Tile]
-"""GeoTIFFs by path or as bytes, or arrays of uint16 DN, (bands, 64, 64) or (n, bands, 64, 64); one or many."""
+"""GeoTIFFs by path or as bytes, or arrays of uint16 DN, (bands, 64, 64) or (n, bands, 64, 64); one or
+many."""
 
 GEOJSON, GEOTIFF, PNG, JSON = "application/geo+json", "image/tiff", "image/png", "application/json"
 _OVERLOADED = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 _UNREACHABLE = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 30.0
-_FIRST_LOOK_S, _RAREST_LOOK_S = 0.2, 5.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
+_FIRST_POLL_S, _MAX_POLL_S = 0.2, 5.0
 
 
-class Said(TypedDict, total=False):
-    """What is said of files that do not say it themselves (`tilewise.datasets.core.radiometry.Statement`), and what is asked.
+class ClassifyOptions(TypedDict, total=False):
+    """File settings that the files do not state themselves, and the coverage of prediction sets.
 
     Attributes:
         bands: names in the file's order, or one of `l1c`, `l2a`, `10m`, `rgb`, `eurosat`.
         level: `L1C` or `L2A`.
         scale: reflectance per unit of the file's numbers; not for arrays, which hold DN.
         offset: added to the file's numbers before scaling; not for arrays.
-        coverage: share (0.5-1) of tiles whose prediction set shall hold the true class.
+        coverage: probability (0.5-1) that a prediction set contains the true class.
     """
 
     bands: str | Sequence[str] | None
@@ -53,47 +63,39 @@ class Said(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A request to send: `options` are those of `httpx.Client.request`; `file`, if any, is streamed as its body."""
+class Request:
+    """A request to send.
+
+    Attributes:
+        method, path: of the request; the path starts at the service's URL.
+        options: further arguments of `httpx.Client.request`.
+        file: a file that is streamed as the body, or None.
+        retry: whether the retry policy applies.
+    """
 
     method: str
     path: str
     options: dict[str, Any] = field(default_factory=dict)
     file: Path | None = None
+    retry: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """A time to wait."""
+class Wait:
+    """A pause of some seconds before the next step."""
 
     seconds: float
 
 
-Heard = httpx.Response | httpx.RequestError
-Exchange = Generator[Call | Pause, Heard | None, Value]
+Exchange = Generator[Request | Wait, httpx.Response | None, Value]
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a client goes on trying where the service is overloaded or cannot be reached.
-
-    Attributes:
-        retries: attempts after the first one.
-        first_pause: seconds before the second one; doubled before each further one.
-        longest_pause: seconds before any, even where the service asks for more.
-    """
-
-    retries: int = 5
-    first_pause: float = _FIRST_PAUSE_S
-    longest_pause: float = _LONGEST_PAUSE_S
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
+class Chunk:
     """The tiles of one request, all of one kind.
 
     Attributes:
-        names: by which the caller knows them.
+        names: the caller's names of the tiles.
         contents: a GeoTIFF's bytes each, or an array (bands, 64, 64) each.
     """
 
@@ -101,127 +103,152 @@ class Portion:
     contents: tuple[bytes | npt.NDArray[np.uint16], ...]
 
 
-def ask(call: Call, patience: Patience) -> Exchange[httpx.Response]:
-    """Return the answer to `call`, which is repeated, more and more seldom, while the service cannot take it.
+def retry_policy(retries: int) -> dict[str, Any]:
+    """Return the arguments of `tenacity.Retrying` and `AsyncRetrying`.
+
+    A request is repeated up to `retries` times while the service is overloaded or cannot be reached. All
+    requests of this client only read, so repeating them is safe. After the last attempt, its response or
+    error counts.
+    """
+    return {
+        "stop": tenacity.stop_after_attempt(retries + 1),
+        "wait": pause_before_retry,
+        "retry": tenacity.retry_if_result(lambda response: response.status_code in _OVERLOADED)
+        | tenacity.retry_if_exception_type(_UNREACHABLE),
+        "retry_error_callback": _last_outcome,
+    }
+
+
+_backoff = tenacity.wait_exponential(multiplier=_FIRST_PAUSE_S, max=_MAX_PAUSE_S)
+
+
+def pause_before_retry(state: tenacity.RetryCallState) -> float:
+    """Return the seconds to wait: doubled each time, or as long as the service asks, 30 at most.
+
+    The random part spreads out clients that were turned away at the same moment.
+    """
+    backoff = _backoff(state) * random.uniform(0.5, 1)  # noqa: S311 - not cryptographic
+    requested = _retry_after(state) * random.uniform(1, 1.25)  # noqa: S311
+    return min(max(backoff, requested), _MAX_PAUSE_S)
+
+
+def fetch(request: Request) -> Exchange[httpx.Response]:
+    """Return the response to `request`.
 
     Raises:
-        ServiceError: the service refuses, or patience is at its end.
+        ServiceError: the service refuses the request or cannot be reached, or the response is not from
+            tilewise.
     """
-    attempt = 0
-    while True:
-        heard = yield call
-        assert heard is not None  # noqa: S101 - a driver answers a call
-        if attempt >= patience.retries or not _is_passing(heard):
-            return accept(heard)
-        yield Pause(pause_before_retry(heard, attempt, patience))
-        attempt += 1
-
-
-def classify(portion: Portion, overrides: Said, patience: Patience) -> Exchange[list[Result]]:
-    """Return one result for each tile, in order; a portion that the service finds too large is sent in halves."""
     try:
-        response = yield from ask(_classification(portion, overrides), patience)
+        response = yield request
+    except httpx.RequestError as error:
+        raise no_response(error) from error
+    assert response is not None  # noqa: S101 - a client sends a response for each request
+    return check_response(response)
+
+
+def classify(chunk: Chunk, options: ClassifyOptions) -> Exchange[list[Result]]:
+    """Return one result for each tile, in order; a chunk that the service finds too large is sent in
+    halves."""
+    try:
+        response = yield from fetch(_classify_request(chunk, options))
     except ServiceError as error:
-        if error.status != httpx.codes.REQUEST_ENTITY_TOO_LARGE or len(portion.names) == 1:
+        if error.status != httpx.codes.REQUEST_ENTITY_TOO_LARGE or len(chunk.names) == 1:
             raise
         results = []
-        for half in _halves(portion):
-            results += yield from classify(half, overrides, patience)
+        for half in _halves(chunk):
+            results += yield from classify(half, options)
         return results
-    return parse_results(response, portion.names)
+    return parse_results(response, chunk.names)
 
 
-def portions(tiles: Tiles, max_tiles: int, max_bytes: int) -> Iterator[Portion]:
-    """Cut `tiles` into requests of one kind of tile, of at most so many tiles and (unless it is one tile) bytes.
+def iter_chunks(tiles: Tiles, max_tiles: int, max_bytes: int) -> Iterator[Chunk]:
+    """Split `tiles` into requests of one kind of tile, of at most so many tiles and (unless it is one tile)
+    bytes.
 
-    Files are read as their request is made, so that a long list takes no more memory than a short one.
+    Files are read when their request is made, so memory use does not grow with the length of the list.
 
     Raises:
         OSError: a file cannot be read.
-        TileShapeError: an array of another type or shape.
+        TileShapeError: an array has another type or shape.
     """
     names: list[str] = []
     contents: list[bytes | npt.NDArray[np.uint16]] = []
-    for name, content in _named(tiles):
+    for name, content in _iter_named(tiles):
         size = sum(map(_size, contents)) + _size(content)
         if contents and (size > max_bytes or _kind(content) != _kind(contents[0])):
-            yield Portion(tuple(names), tuple(contents))
+            yield Chunk(tuple(names), tuple(contents))
             names, contents = [], []
         names.append(name)
         contents.append(content)
         if len(contents) == max_tiles:
-            yield Portion(tuple(names), tuple(contents))
+            yield Chunk(tuple(names), tuple(contents))
             names, contents = [], []
     if contents:
-        yield Portion(tuple(names), tuple(contents))
+        yield Chunk(tuple(names), tuple(contents))
 
 
-def describe_model(patience: Patience) -> Exchange[dict[str, Any]]:
-    """Return what the model says of itself."""
-    return content_of((yield from ask(Call("GET", "/model"), patience)))
+def describe_model() -> Exchange[dict[str, Any]]:
+    """Return the metadata of the model that the service serves."""
+    return parse_object((yield from fetch(Request("GET", "/model"))))
 
 
-def become_ready(wait: float) -> Exchange[bool]:
-    """Return whether the service is ready, having waited up to `wait` seconds for it."""
-    until = time.monotonic() + wait
+def wait_until_ready(wait: float) -> Exchange[bool]:
+    """Return whether the service becomes ready within `wait` seconds."""
+    deadline = time.monotonic() + wait
     while True:
-        heard = yield Call("GET", "/readyz")
-        if isinstance(heard, httpx.Response) and heard.status_code == httpx.codes.OK:
+        try:
+            response = yield Request("GET", "/readyz", retry=False)
+        except httpx.RequestError:
+            response = None
+        if response is not None and response.status_code == httpx.codes.OK:
             return True
-        left = until - time.monotonic()
+        left = deadline - time.monotonic()
         if left <= 0:
             return False
-        yield Pause(min(left, _FIRST_PAUSE_S))
+        yield Wait(min(left, _FIRST_PAUSE_S))
 
 
 def send_file(
-    path: Path, place: str, query: dict[str, Any], form: str, wait: float, patience: Patience
+    path: Path, endpoint: str, parameters: dict[str, Any], media_type: str, wait: float
 ) -> Exchange[httpx.Response]:
-    """Return the answer, in the media type `form`, to a file sent to `place`.
+    """Return the response, in `media_type`, to a file sent to `endpoint`.
 
     Args:
-        wait: seconds for a file that the service makes a task of.
+        wait: seconds to wait for the task that a large file becomes.
 
     Raises:
-        ServiceError: the service refuses, the task failed, or (`timeout`) it is not done after `wait` seconds.
+        ServiceError: the service refuses, the task failed, or (`timeout`) it is not done after `wait`
+            seconds.
     """
-    params = parameters({"name": path.name, **query})
-    options = {"params": params, "headers": {"Accept": form, "Content-Type": GEOTIFF}}
-    response = yield from ask(Call("POST", place, options, path), patience)
+    headers = {"Accept": media_type, "Content-Type": GEOTIFF}
+    options = {"params": form_fields({"name": path.name, **parameters}), "headers": headers}
+    response = yield from fetch(Request("POST", endpoint, options, path))
     if response.status_code != httpx.codes.ACCEPTED:
         return response
-    return (yield from _wait_for_task(response, form, wait, patience))
+    return (yield from _wait_for_task(response, media_type, wait))
 
 
-def parameters(overrides: dict[str, Any] | Said) -> dict[str, str]:
-    """Return what was said as fields of a form or of a query; None says nothing."""
+def form_fields(values: dict[str, Any] | ClassifyOptions) -> dict[str, str]:
+    """Return `values` as the texts of a form's fields or a URL's parameters, without those that are None."""
     texts = {}
-    for name, value in overrides.items():
+    for name, value in values.items():
         if value is not None:
             texts[name] = ",".join(value) if isinstance(value, list | tuple) else str(value)
     return texts
 
 
-def pause_before_retry(heard: Heard, attempt: int, patience: Patience) -> float:
-    """Return the seconds to wait: twice as long each time, or as long as the service asks, within bounds.
-
-    A random part keeps clients that were turned away together from coming back together.
-    """
-    backoff = patience.first_pause * 2**attempt * random.uniform(0.5, 1)  # noqa: S311 - no secret
-    asked = _retry_after(heard) * random.uniform(1, 1.25)  # noqa: S311
-    return min(max(backoff, asked), patience.longest_pause)
+def _last_outcome(state: tenacity.RetryCallState) -> httpx.Response:
+    assert state.outcome is not None  # noqa: S101 - called after an attempt
+    response: httpx.Response = state.outcome.result()
+    return response
 
 
-def _is_passing(heard: Heard) -> bool:
-    """Whether what was heard may be better the next time."""
-    if isinstance(heard, httpx.Response):
-        return heard.status_code in _OVERLOADED
-    return isinstance(heard, _UNREACHABLE)
-
-
-def _retry_after(heard: Heard) -> float:
-    """Return the seconds that the service asks to wait (RFC 9110, section 10.2.3), 0 where it does not."""
-    text = heard.headers.get("retry-after", "") if isinstance(heard, httpx.Response) else ""
+def _retry_after(state: tenacity.RetryCallState) -> float:
+    """Return the seconds of the last response's Retry-After (RFC 9110, section 10.2.3), 0 without one."""
+    if state.outcome is None or state.outcome.failed:
+        return 0.0
+    text = state.outcome.result().headers.get("retry-after", "")
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
@@ -233,33 +260,35 @@ def _retry_after(heard: Heard) -> float:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-def _classification(portion: Portion, overrides: Said) -> Call:
-    fields = parameters(overrides)
-    if isinstance(portion.contents[0], bytes):
-        files = [("tiles", (Path(n).name, c, GEOTIFF)) for n, c in zip(portion.names, portion.contents, strict=True)]
-        return Call("POST", "/classify", {"files": files, "data": fields})
+def _classify_request(chunk: Chunk, options: ClassifyOptions) -> Request:
+    fields = form_fields(options)
+    if isinstance(chunk.contents[0], bytes):
+        files = [
+            ("tiles", (Path(n).name, c, GEOTIFF)) for n, c in zip(chunk.names, chunk.contents, strict=True)
+        ]
+        return Request("POST", "/classify", {"files": files, "data": fields})
     if fields.keys() & {"scale", "offset"}:
         raise TilewiseError("an array holds DN already; leave out scale and offset")
     stream = io.BytesIO()
-    np.save(stream, np.stack(portion.contents), allow_pickle=False)
+    np.save(stream, np.stack(chunk.contents), allow_pickle=False)
     headers = {"Content-Type": "application/octet-stream"}
-    return Call("POST", "/classify", {"content": stream.getvalue(), "params": fields, "headers": headers})
+    return Request("POST", "/classify", {"content": stream.getvalue(), "params": fields, "headers": headers})
 
 
-def _halves(portion: Portion) -> tuple[Portion, Portion]:
-    middle = len(portion.names) // 2
+def _halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
+    middle = len(chunk.names) // 2
     return (
-        replace(portion, names=portion.names[:middle], contents=portion.contents[:middle]),
-        replace(portion, names=portion.names[middle:], contents=portion.contents[middle:]),
+        replace(chunk, names=chunk.names[:middle], contents=chunk.contents[:middle]),
+        replace(chunk, names=chunk.names[middle:], contents=chunk.contents[middle:]),
     )
 
 
-def _named(tiles: Tiles) -> Iterator[tuple[str, bytes | npt.NDArray[np.uint16]]]:
+def _iter_named(tiles: Tiles) -> Iterator[tuple[str, bytes | npt.NDArray[np.uint16]]]:
     """Yield each tile's name and content: a file's path as it was given, else the tile's position."""
     position = 0
     for item in [tiles] if isinstance(tiles, str | Path | bytes | np.ndarray) else tiles:
         if isinstance(item, np.ndarray):
-            for tile in _each(item):
+            for tile in _as_batch(item):
                 yield str(position), tile
                 position += 1
             continue
@@ -267,11 +296,12 @@ def _named(tiles: Tiles) -> Iterator[tuple[str, bytes | npt.NDArray[np.uint16]]]
         position += 1
 
 
-def _each(array: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    """Return an array of one tile or several as one of several, (n, bands, 64, 64)."""
+def _as_batch(array: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    """Return an array of one or several tiles as (n, bands, 64, 64)."""
     if array.dtype != np.uint16 or array.ndim not in (3, 4):
         raise TileShapeError(
-            f"an array of {array.dtype} {array.shape}; uint16 (n, bands, 64, 64) or (bands, 64, 64) in DN is wanted"
+            f"an array of {array.dtype} {array.shape}; uint16 (n, bands, 64, 64) or (bands, 64, 64) in DN "
+            f"is wanted"
         )
     return array if array.ndim == 4 else array[None]
 
@@ -281,23 +311,23 @@ def _size(content: bytes | npt.NDArray[np.uint16]) -> int:
 
 
 def _kind(content: bytes | npt.NDArray[np.uint16]) -> tuple[int, ...]:
-    """Return what tiles of one request have in common."""
+    """Return what the tiles of one request have in common: an array's shape, nothing of files."""
     return content.shape if isinstance(content, np.ndarray) else ()
 
 
-def _wait_for_task(accepted: httpx.Response, form: str, wait: float, patience: Patience) -> Exchange[httpx.Response]:
-    """Look after a task until it is done; return its result."""
-    # Only the path is taken: nobody else's address is followed, and the key goes nowhere else.
+def _wait_for_task(accepted: httpx.Response, media_type: str, wait: float) -> Exchange[httpx.Response]:
+    """Poll a task until it is done; return its result."""
+    # Only the path is used: redirecting to another host would send the API key there.
     path = httpx.URL(accepted.headers.get("location", "")).path
     if not path.startswith("/tasks/"):
         raise not_tilewise(accepted)
-    until, pause = time.monotonic() + wait, _FIRST_LOOK_S
+    deadline, pause = time.monotonic() + wait, _FIRST_POLL_S
     while True:
-        task = content_of((yield from ask(Call("GET", path), patience)))
-        if task.get("status") not in ("waiting", "running"):  # of one that failed, the result is its error
-            return (yield from ask(Call("GET", f"{path}/result", {"headers": {"Accept": form}}), patience))
-        if time.monotonic() + pause > until:
+        task = parse_object((yield from fetch(Request("GET", path))))
+        if task.get("status") not in ("waiting", "running"):  # the result of a failed task is its error
+            return (yield from fetch(Request("GET", f"{path}/result", {"headers": {"Accept": media_type}})))
+        if time.monotonic() + pause > deadline:
             message = f"the scene's task is not done after {wait:g} s"
-            raise ServiceError("timeout", message, f"wait longer, or ask later for {path}")
-        yield Pause(pause)
-        pause = min(pause * 1.5, _RAREST_LOOK_S)
+            raise ServiceError("timeout", message, f"wait longer, or fetch {path} later")
+        yield Wait(pause)
+        pause = min(pause * 1.5, _MAX_POLL_S)

@@ -1,35 +1,110 @@
-"""What all command lines of the project share: one-line errors, exit statuses, and options said one way."""
+"""Shared parts of the command lines: lazy command groups, shared options, one-line errors, progress,
+tables."""
 
 import errno
 import functools
+import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from click.shell_completion import CompletionItem
 
 from tilewise.datasets.core.bands import LEAVE_OUT, parse_bands
 from tilewise.datasets.core.errors import RadiometryUnknownError, TilewiseError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+    from rich.table import Table
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+"""Settings of every command: `-h`, and help as wide as the terminal, up to 110 columns."""
+
 Report = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is done, and how much there is (None: unknown)."""
+"""Progress callback: the step's name, the units done, and the units in all (None: unknown)."""
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _SECONDS_BETWEEN_LINES = 5.0
+_TABLE_WIDTH = 200  # columns, where standard output is no terminal
+
+
+class Entry(NamedTuple):
+    """A command of a `LazyGroup`.
+
+    Attributes:
+        target: `module:attribute` of the click command, as of an entry point.
+        text: its line in the group's help.
+        extra: the optional dependencies (`pip install 'tilewise[extra]'`) that it needs.
+    """
+
+    target: str
+    text: str
+    extra: str = ""
+
+
+class LazyGroup(click.Group):
+    """A group of commands, listed in sections, each imported only when it runs.
+
+    Args:
+        sections: the commands by section title and name, in the order of the help.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, Entry]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+        self.entries = {name: entry for section in sections.values() for name, entry in section.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, in the order of the sections."""
+        return list(self.entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command; end with one line where its optional dependencies are missing."""
+        entry = self.entries.get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            command: click.Command = resolve_name(entry.target)
+        except ModuleNotFoundError as error:
+            if not entry.extra or (error.name or "").startswith("tilewise"):
+                raise
+            click.echo(
+                f"error: {error.name} is not installed; pip install 'tilewise[{entry.extra}]'", err=True
+            )
+            sys.exit(1)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by section, without importing them."""
+        for title, commands in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, entry.text) for name, entry in commands.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that begin with `incomplete`, without importing the commands."""
+        items = [(name, entry.text) for name, entry in self.entries.items() if name.startswith(incomplete)]
+        completions = [CompletionItem(name, help=text) for name, text in items]
+        return completions + click.Command.shell_complete(self, ctx, incomplete)
 
 
 def silent(step: str, done: int, total: int | None) -> None:
-    """Report nothing: the default of library functions."""
+    """Report no progress: the default of library functions."""
 
 
 @contextmanager
 def shown() -> Iterator[Report]:
-    """Show progress on standard error for the length of the block."""
+    """Show progress on standard error while the block runs: bars in a terminal, lines elsewhere."""
     if sys.stderr.isatty():
         with _bars() as report:
             yield report
@@ -39,6 +114,9 @@ def shown() -> Iterator[Report]:
 
 @contextmanager
 def _bars() -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -92,6 +170,21 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def print_table(table: "Table") -> None:
+    """Print a table to standard output: as wide as the terminal, or else as wide as its cells need."""
+    from rich.console import Console
+
+    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if fixed else _TABLE_WIDTH, markup=False).print(table)
+
+
+def silence_mlflow() -> None:
+    """Turn off the messages and progress bars of MLflow and of its database migrations."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
 def with_options(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     """Add options (click's decorators) to a command, which lists them in this order."""
     for option in reversed(options):
@@ -99,36 +192,83 @@ def with_options(command: Callable[..., Any], options: Sequence[Callable[..., An
     return command
 
 
-def read_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --bands, --level, --scale and --offset: what files do not say themselves."""
-    options = (
-        click.option(
-            "--bands",
-            help="Bands in the file's order, e.g. B02,B03,B04,B08, or l1c, l2a, 10m, rgb, eurosat; "
-            f"{LEAVE_OUT} leaves one out. For files whose bands have no names.",
-        ),
-        click.option(
-            "--level",
-            type=click.Choice([level.value for level in Level], case_sensitive=False),
-            help="Processing level, for files that do not say.",
-        ),
-        click.option("--scale", type=float, help="Reflectance per unit: 0.0001 for DN, 1 for reflectance 0-1."),
-        click.option(
-            "--offset",
-            type=float,
-            help="Added to the numbers before scaling: 0 for processing baselines "
-            "before 04.00 and harmonised data, -1000 since.",
-        ),
-    )
-    return with_options(command, options)
+def option_group(name: str, make: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Decorator:
+    """Return a decorator that adds `options` to a command, which gets them as one argument `name`.
+
+    Args:
+        name: of the command's argument.
+        make: returns the argument; it is called with the options' values, by their parameter names. A
+            TilewiseError ends the command as in `one_line_errors`.
+        options: click's decorators, in the order of the help.
+    """
+    probe = with_options(lambda: None, options)
+    names = [parameter.name for parameter in probe.__click_params__]  # type: ignore[attr-defined]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @one_line_errors
+        @functools.wraps(command)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            values = {each: kwargs.pop(each) for each in names}
+            return command(*args, **kwargs, **{name: make(**values)})
+
+        return with_options(run, options)
+
+    return decorate
 
 
-def make_read_options(bands: str | None, level: str | None, scale: float | None, offset: float | None) -> ReadOptions:
-    """Return what was said by the options of `read_options`, or by the fields of a request.
+def out_option(kind: click.Path, help: str, default: Path | None = None) -> Decorator:
+    """Return the option --out: the file or folder that the command writes, its argument `out`.
+
+    Args:
+        default: None: the option is required.
+    """
+    given: dict[str, Any] = {"default": default, "show_default": True} if default else {"required": True}
+    return click.option("--out", "out", type=kind, help=help, **given)
+
+
+model_option = click.option(
+    "--model",
+    "model",
+    envvar="TILEWISE_MODEL",
+    show_envvar=True,
+    help="Model file. Default: the newest one that training exported here, or else the one that ships.",
+)
+
+READ_OPTIONS = (
+    click.option(
+        "--bands",
+        "bands",
+        help="Bands in the file's order, e.g. B02,B03,B04,B08, or l1c, l2a, 10m, rgb, eurosat; "
+        f"{LEAVE_OUT} leaves one out. For files that do not name their bands.",
+    ),
+    click.option(
+        "--level",
+        "level",
+        type=click.Choice([level.value for level in Level], case_sensitive=False),
+        help="Processing level, for files that do not state it.",
+    ),
+    click.option(
+        "--scale", "scale", type=float, help="Reflectance per unit: 0.0001 for DN, 1 for reflectance 0-1."
+    ),
+    click.option(
+        "--offset",
+        "offset",
+        type=float,
+        help="Added to the numbers before scaling: 0 for processing baselines before 04.00 and harmonised "
+        "data, "
+        "-1000 since.",
+    ),
+)
+
+
+def make_read_options(
+    bands: str | None, level: str | None, scale: float | None, offset: float | None
+) -> ReadOptions:
+    """Return the read options that command-line options, or the fields of a request, state.
 
     Raises:
         UnknownBandError: a band name that Sentinel-2 does not have.
-        RadiometryUnknownError: a scale or offset that cannot be.
+        RadiometryUnknownError: a scale of 0 or less, or a scale or offset that is not finite.
     """
     if scale is not None and not 0 < scale < math.inf:
         raise RadiometryUnknownError(f"the scale must be a number above 0, not {scale:g}")
@@ -140,3 +280,7 @@ def make_read_options(bands: str | None, level: str | None, scale: float | None,
         scale=scale,
         offset=offset,
     )
+
+
+read_options = option_group("reading", make_read_options, READ_OPTIONS)
+"""Add --bands, --level, --scale and --offset, as one argument `reading` of type ReadOptions."""

@@ -1,13 +1,11 @@
-"""The options by which command lines say how scenes are read."""
+"""How scenes are read: cloud masks, resampling, file settings, and the command-line options for them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import click
 
-from tilewise.datasets.core.console import make_read_options, read_options, with_options
+from tilewise.datasets.core.console import READ_OPTIONS, make_read_options, option_group
 from tilewise.datasets.core.errors import SceneError
 from tilewise.datasets.core.radiometry import ReadOptions
 
@@ -26,9 +24,9 @@ class CloudMask:
     """Which pixels are clouds, and so no data.
 
     Attributes:
-        kind: the scene classification (SCL) of Level-2A: its classes 3 (cloud shadow), 8, 9 (cloud) and 10 (thin
-            cirrus); QA60 of Google's catalogue: bits 10 and 11, or MSK_CLASSI of Level-1C products; a probability in
-            percent that comes with the scene; or a file of one's own beside it.
+        kind: the scene classification (SCL) of Level-2A: its classes 3 (cloud shadow), 8, 9 (cloud) and 10
+            (thin cirrus); QA60 of Google's catalogue: bits 10 and 11, or MSK_CLASSI of Level-1C products; a
+            probability in percent that comes with the scene; or a file of one's own beside it.
         percent: probabilities from here up are clouds (0-100).
         pattern: of FILE: the file's path from the scene's folder; `{stem}` stands for the scene's file stem.
     """
@@ -45,7 +43,8 @@ class SceneOptions:
     Attributes:
         said: what files do not say of their bands and radiometry.
         clouds: which pixels are clouds, and so no data; None: all are kept.
-        warp: bring scenes that are in degrees, or not near 10 m, to 10 m in their UTM zone; else they are refused.
+        warp: bring scenes that are in degrees, or not near 10 m, to 10 m in their UTM zone; else they are
+            refused.
         quick_fingerprint: know a local file by its size, time, head and tail, and not by all its bytes.
     """
 
@@ -98,30 +97,6 @@ def _misunderstood(text: str) -> SceneError:
     )
 
 
-def scene_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --bands, --level, --scale, --offset, --clouds, --warp and --quick-fingerprint."""
-    options = (
-        click.option(
-            "--clouds",
-            default="none",
-            show_default=True,
-            help="Pixels that are clouds, and so no data: scl, qa60, probability, probability:40 (percent), "
-            "file:{stem}_clouds.tif:40 (from the scene's folder).",
-        ),
-        click.option(
-            "--warp",
-            is_flag=True,
-            help="Bring scenes in degrees, or far from 10 m, to 10 m in their UTM zone; without it they are refused.",
-        ),
-        click.option(
-            "--quick-fingerprint",
-            is_flag=True,
-            help="Know files by size, time, head and tail instead of all their bytes.",
-        ),
-    )
-    return read_options(with_options(command, options))
-
-
 def make_scene_options(
     *,
     bands: str | None = None,
@@ -132,7 +107,7 @@ def make_scene_options(
     warp: bool = False,
     quick_fingerprint: bool = False,
 ) -> SceneOptions:
-    """Return what was said by the options of `scene_options`.
+    """Return the options that command-line options state.
 
     Raises:
         UnknownBandError: a band name that Sentinel-2 does not have.
@@ -141,3 +116,31 @@ def make_scene_options(
     """
     overrides = make_read_options(bands, level, scale, offset)
     return SceneOptions(overrides, parse_clouds(clouds), warp, quick_fingerprint)
+
+
+SCENE_OPTIONS = (
+    *READ_OPTIONS,
+    click.option(
+        "--clouds",
+        "clouds",
+        default="none",
+        show_default=True,
+        help="Cloud mask, whose pixels become no data: scl, qa60, probability, probability:40 (percent), "
+        "file:{stem}_clouds.tif:40 (from the scene's folder).",
+    ),
+    click.option(
+        "--warp",
+        "warp",
+        is_flag=True,
+        help="Resample scenes in degrees, or far from 10 m, to 10 m in their UTM zone; without it they are "
+        "refused.",
+    ),
+    click.option(
+        "--quick-fingerprint",
+        "quick_fingerprint",
+        is_flag=True,
+        help="Identify files by size, time, head and tail instead of all their bytes.",
+    ),
+)
+scene_options = option_group("reading", make_scene_options, SCENE_OPTIONS)
+"""Add the options of `SCENE_OPTIONS`, as one argument `reading` of type SceneOptions."""

@@ -125,7 +125,7 @@ def test_a_folder_without_a_pack_is_one_line(tmp_path: Path) -> None:
 def test_shares_and_scales_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", {"A/a": 1, "B/b": 2})
     out = ("--out", tmp_path / "pack")
-    assert "shares of train, val and test must" in error_of(run("pack", root, *out, "--shares", "0.6,0.2,0.1"))
+    assert "shares of train, val and test must" in error_of(run("pack", root, *out, "--fractions", "0.6,0.2,0.1"))
     assert "above 0 km" in error_of(run("pack", root, *out, "--split", "spatial", "--block-km", "0"))
     assert "the scale must be" in error_of(run("pack", root, *out, "--scale", "0"))
     assert not (tmp_path / "pack").exists()
@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_written_is_one_line(pack_folder: Path, tmp_path: 
     assert "No such file or directory" in overrides
     (tmp_path / "file").write_text("")
     root = write_folder(tmp_path / "data", {"A/a": 1, "B/b": 2})
-    assert "Not a directory" in error_of(run("validate", root, "--report", tmp_path / "file" / "report"))
+    assert "Not a directory" in error_of(run("validate", root, "--out", tmp_path / "file" / "report"))
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_file_that_cannot_be_written_is_one_line(pack_folder: Path, tmp_path: 
     [
         ("pack",),
         ("pack", ".", "--split", "fair"),
-        ("pack", ".", "--shares", "1,2"),
-        ("pack", ".", "--shares", "a,b,c"),
+        ("pack", ".", "--fractions", "1,2"),
+        ("pack", ".", "--fractions", "a,b,c"),
         ("synth", "--tiles", "0"),
         ("stats", "--split", "all"),
         ("train",),

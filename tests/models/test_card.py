@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tilewise.models.cli import main
+from tilewise.models.cli import card
 from tilewise.models.model_file import int8_of, open_model
 
 
@@ -22,7 +22,7 @@ def assessed(folder: Path, sha256: str) -> Path:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["card", *map(str, arguments)])
+    result = CliRunner().invoke(card, ["--model", *map(str, arguments)])
     return result.exit_code, result.output
 
 

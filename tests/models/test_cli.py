@@ -12,7 +12,7 @@ from linear_model import write_linear_model
 from PIL import Image
 from tiny_onnx import metadata, write_model
 
-from tilewise.models.cli import main
+from tilewise.models.cli import explain
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def tile(tiles_folder: Path) -> Path:
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["explain", *map(str, arguments)], catch_exceptions=False)
+    return CliRunner().invoke(explain, [*map(str, arguments)], catch_exceptions=False)
 
 
 def test_a_page_holds_all_of_an_explanation_and_asks_nobody(model: Path, tile: Path, tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_mistakes_are_one_line_with_a_way_out(
     model: Path, tile: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TILEWISE_MODEL", raising=False)
-    monkeypatch.setattr("tilewise.models.cli.PRETRAINED_MODEL", in_folder / "none.onnx")
+    monkeypatch.setattr("tilewise.models.model_file.PRETRAINED_MODEL", in_folder / "none.onnx")
     out = in_folder / "why.html"
     for arguments, told in (
         ((tile, "--model", model, "--out", in_folder / "why.pdf"), "ends in .html or .png"),
         ((tile, "--model", "models:/tilewise@champion", "--out", out), "mlflow artifacts download"),
-        ((tile, "--out", out), "no model: artifacts/runs holds none; `tilewise train` makes one"),
+        ((tile, "--out", out), "and artifacts holds no model.onnx; `tilewise train` makes one"),
         ((in_folder / "none.tif", "--model", model, "--out", out), "none.tif: there is no such file"),
         ((tile, "--model", model, "--out", out, "--class", "Lake"), "has no class 'Lake'; it has AnnualCrop"),
     ):

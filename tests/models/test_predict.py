@@ -14,7 +14,7 @@ def test_every_tile_of_the_splits_is_answered_with_all_probabilities(
     model_file: Path, pack_folder: Path, pack: Pack, tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "answers.csv"
-    done = CliRunner().invoke(predict, [str(model_file), str(pack_folder), "--out", str(out)])
+    done = CliRunner().invoke(predict, ["--model", str(model_file), "--data", str(pack_folder), "--out", str(out)])
     assert done.exit_code == 0, done.output
     held_out = len(pack.rows("val")) + len(pack.rows("test"))
     assert f"{held_out} answers are in {out}" in done.stdout
@@ -26,10 +26,10 @@ def test_every_tile_of_the_splits_is_answered_with_all_probabilities(
 
 
 def test_a_pack_without_such_a_split_is_one_line(model_file: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(predict, [str(model_file), str(tmp_path)])
+    done = CliRunner().invoke(predict, ["--model", str(model_file), "--data", str(tmp_path)])
     assert done.exit_code == 1
     assert "no pack is here" in done.stderr
 
 
 def test_an_unknown_split_is_a_wrong_call(model_file: Path) -> None:
-    assert CliRunner().invoke(predict, [str(model_file), "--split", "all"]).exit_code == 2
+    assert CliRunner().invoke(predict, ["--model", str(model_file), "--split", "all"]).exit_code == 2

@@ -85,7 +85,7 @@ def test_two_processes_pretrain_as_one_does(pack_folder: Path, tmp_path: Path) -
 def test_its_help_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         pretrain(["--help"], "tilewise train pretrain")
-    assert "say what is hidden in tiles, without labels" in " ".join(capsys.readouterr().out.split())
+    assert "without labels, to reconstruct masked parts of tiles" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_network_that_cannot_be_pretrained_is_said_in_one_line(

@@ -1,13 +1,10 @@
-"""`tilewise register|promote|rollback|history|compare`: the registry's side of the command line."""
+"""`tilewise register`, `promote`, `rollback`, `history` and `compare`: the model registry."""
 
 import getpass
 import json
-import logging
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +15,17 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from tilewise.datasets.core.console import one_line_errors
+from tilewise.datasets.core.console import (
+    CONTEXT,
+    FILE,
+    FOLDER,
+    one_line_errors,
+    option_group,
+    print_table,
+    silence_mlflow,
+)
 from tilewise.datasets.core.errors import TilewiseError, TrainingError
 from tilewise.datasets.core.locations import checkout
 from tilewise.datasets.packs.pack import Pack
@@ -35,10 +39,13 @@ from tilewise.training.tracking import Tracking, run_id_of
 _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
 
-def compare_runs(uri: str, experiment: str | None = None, limit: int = 20, model: str = NAME) -> list[dict[str, Any]]:
-    """Return one row a run, newest first: what it is, its test figures, and the settings in which the runs differ.
+def compare_runs(
+    uri: str, experiment: str | None = None, limit: int = 20, model: str = NAME
+) -> list[dict[str, Any]]:
+    """Return one row for each run, newest first.
 
-    What it is: name, when, state, data (name and hash), code, and which version of `model` it became, if any.
+    A row has the run's name, start, state, data (name and hash), code revision, the version of `model` that
+    it became (or an empty text), its test metrics, and the settings in which the runs differ.
 
     Raises:
         TrainingError: there is no such experiment.
@@ -47,7 +54,9 @@ def compare_runs(uri: str, experiment: str | None = None, limit: int = 20, model
     found = [e for e in client.search_experiments() if experiment in (None, e.name)]
     if not found:
         raise TrainingError(f"{uri}: there is no experiment {experiment!r}")
-    runs = client.search_runs([e.experiment_id for e in found], order_by=["start_time DESC"], max_results=limit)
+    runs = client.search_runs(
+        [e.experiment_id for e in found], order_by=["start_time DESC"], max_results=limit
+    )
     trained = [run for run in runs if run.data.params]
     differing = _differing([dict(run.data.params) for run in trained])
     versions = {version.run_id: version.tags.get("semver", "") for version in Registry(uri, model).versions()}
@@ -80,7 +89,7 @@ def _data(run: Run) -> str:
 
 
 def _differing(settings: list[dict[str, str]]) -> list[str]:
-    """Return the names of settings that are not the same in all runs, without those that name folders."""
+    """Return the names of settings that differ between runs, without those that name folders."""
     return [name for name in differing(settings) if not name.endswith(("pack", "/out"))] if settings else []
 
 
@@ -91,62 +100,73 @@ class GatesRefusedError(TilewiseError):
     """A candidate did not pass the gates."""
 
 
-def _tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --tracking-uri and --name: which registry, and which model in it."""
-    uri = click.option(
+def make_registry(uri: str, name: str) -> Registry:
+    """Return the registry that command-line options name; MLflow's own messages are turned off."""
+    silence_mlflow()
+    return Registry(uri, name)
+
+
+REGISTRY_OPTIONS = (
+    click.option(
         "--tracking-uri",
         "uri",
         envvar="MLFLOW_TRACKING_URI",
+        show_envvar=True,
         default=Tracking.uri,
         show_default=True,
         help="MLflow's server or SQLite file.",
-    )
-    name = click.option("--name", default=NAME, show_default=True, help="Of the registered model.")
-    return uri(name(command))
+    ),
+    click.option("--name", "name", default=NAME, show_default=True, help="Name of the registered model."),
+)
+registry_options = option_group("registry", make_registry, REGISTRY_OPTIONS)
+"""Add --tracking-uri and --name, as one argument `registry`."""
+
+who_option = click.option(
+    "--by", "who", default=getpass.getuser, show_default="your user name", help="Name for the history."
+)
+why_option = click.option("--why", "why", default="", help="Reason, for the history.")
 
 
-def _who_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --by and --why: what the history tells later."""
-    by = click.option("--by", "who", default=getpass.getuser, help="Who does it; default: the user's name.")
-    why = click.option("--why", default="", help="Why, for the history.")
-    return by(why(command))
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-def main() -> None:
-    """Registry of models: register a candidate, promote it through the gates, roll back, look at the history."""
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
-@main.command()
-@click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run; default: the newest.")
-@click.option("--model", type=click.Path(path_type=Path), help="A model file instead of a run's.")
-@click.option("--version", "semver", help="Semantic version; default: the next one.")
-@_who_options
-@_tracking_options
+@click.command(context_settings=CONTEXT)
+@click.option("--run", "folder", type=FOLDER, help="Folder of the run. Default: the newest run.")
+@click.option("--model", "model", type=FILE, help="A model file instead of a run's.")
+@click.option("--version", "semver", help="Semantic version. Default: the next one.")
+@who_option
+@why_option
+@registry_options
 @one_line_errors
 def register(
-    folder: Path | None, model: Path | None, semver: str | None, who: str, why: str, name: str, uri: str
+    folder: Path | None, model: Path | None, semver: str | None, who: str, why: str, registry: Registry
 ) -> None:
-    """Put a run's model file into the registry, as the candidate."""
+    """Put a run's model file into the registry, as the candidate.
+
+    \b
+      tilewise register                                      # the newest run
+      tilewise register --run artifacts/runs/first --why "more tiles of rivers"
+    """
     run = RunFolder(folder) if folder else (None if model else newest_run())
     path = model or (run.model if run else Path())
-    run_id = run_id_of(run, uri) if run else None
-    version = Registry(uri, name).register(open_model(path), who, why, semver, run_id)
-    click.echo(f"{path} is {name} {version.tags['semver']} (version {version.version}), the candidate")
+    run_id = run_id_of(run, registry.uri) if run else None
+    version = registry.register(open_model(path), who, why, semver, run_id)
+    click.echo(
+        f"{path} is {registry.name} {version.tags['semver']} (version {version.version}), the candidate"
+    )
 
 
-@main.command()
+@click.command(context_settings=CONTEXT)
 @click.argument("version", required=False)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Pack that both models are measured on.")
-@click.option("--gates", type=click.Path(path_type=Path), default=DEFAULT, help="Default: configs/gates.yaml.")
-@click.option("--approve", metavar="NAME", help="The person who approves, where the gates ask for one.")
-@click.option("--dry-run", is_flag=True, help="Measure and print only.")
-@click.option("--bento/--no-bento", default=True, show_default=True, help="Build a bento of the same version.")
-@_who_options
-@_tracking_options
+@click.option("--data", "data", type=FOLDER, required=True, help="Pack that both models are measured on.")
+@click.option("--gates", "gates", type=FILE, default=DEFAULT, help="The gates. Default: configs/gates.yaml.")
+@click.option(
+    "--approve", "approve", metavar="NAME", help="The person who approves, where the gates require one."
+)
+@click.option("--dry-run", "dry_run", is_flag=True, help="Measure and print only.")
+@click.option(
+    "--bento/--no-bento", "bento", default=True, show_default=True, help="Build a bento of the same version."
+)
+@who_option
+@why_option
+@registry_options
 @one_line_errors
 def promote(
     version: str | None,
@@ -157,23 +177,26 @@ def promote(
     bento: bool,
     who: str,
     why: str,
-    name: str,
-    uri: str,
+    registry: Registry,
 ) -> None:
     """Measure VERSION (number, semantic version or alias; default: the candidate) and make it the champion.
 
-    Every gate of the gates file must pass. Exit status 1 says that the model was not promoted; nothing has moved then.
+    Every gate of the gates file must pass. Exit status 1: the model was not promoted, and no alias has moved.
+
+    \b
+      tilewise promote --data data/packed --dry-run
+      tilewise promote --data data/packed --approve Ada --why "rivers are better"
     """
-    registry, settings = Registry(uri, name), read_settings(gates)
+    settings = read_settings(gates)
     approver = (approve or "").strip()
     if approver and (objection := settings.objection(approver)):
-        raise GatesRefusedError(objection)  # said before minutes go into measuring
+        raise GatesRefusedError(objection)  # before the measurements, which take minutes
     found, champion = registry.find(version), registry.by_alias(CHAMPION)
     registry.refuse_the_champion(found)
     with tempfile.TemporaryDirectory(prefix="tilewise-promote-") as folder:
         candidate = registry.fetch(found, Path(folder, "candidate")).path
         case = case_of(candidate, registry, champion, Path(folder), Pack(data), settings)
-        findings = examine_aloud(case)
+        findings = examine_with_progress(case)
         print_findings(found, champion if case.champion else None, findings)
         if not dry_run:
             registry.write_findings(found, findings, **circumstances(case, champion))
@@ -188,11 +211,11 @@ def promote(
             click.echo(f"the bento {tag} holds it")
     registry.promote(found, approver or who, why or "it passed the gates")
     registry.tag(found, approved_by=approver or "nobody", promoted_by=who)
-    click.echo(f"{name} {found.tags.get('semver', found.version)} is the champion now")
+    click.echo(f"{registry.name} {found.tags.get('semver', found.version)} is the champion now")
 
 
-def examine_aloud(case: Case) -> list[Finding]:
-    """Return what the gates find, naming on a terminal which one is being measured: they take minutes."""
+def examine_with_progress(case: Case) -> list[Finding]:
+    """Return the gates' findings; show progress in a terminal, since they take minutes."""
     findings: list[Finding] = []
     console = Console(stderr=True)
     with console.status("measuring the first gate") as status:
@@ -212,47 +235,69 @@ def _refuse_failures(
         raise GatesRefusedError(f"{len(failed)} of {len(findings)} gates fail: {', '.join(failed)}")
 
 
-@main.command()
-@click.option("--to", help="Version to go back to; default: the champion before this one.")
-@_who_options
-@_tracking_options
+@click.command(context_settings=CONTEXT)
+@click.option("--to", "to", help="Version to go back to. Default: the champion before this one.")
+@who_option
+@why_option
+@registry_options
 @one_line_errors
-def rollback(to: str | None, who: str, why: str, name: str, uri: str) -> None:
-    """Make the previous champion the champion again; services that follow the alias take it up by themselves."""
-    gone, comes = Registry(uri, name).rollback(who, why, to)
-    click.echo(f"{name}: {gone.tags.get('semver')} goes, {comes.tags.get('semver')} is the champion again")
-    if bento := comes.tags.get("bento"):
+def rollback(to: str | None, who: str, why: str, registry: Registry) -> None:
+    """Make the previous champion the champion again; services that follow the alias load it by themselves.
+
+    \b
+      tilewise rollback --why "clouds are taken for lakes"
+    """
+    before, after = registry.rollback(who, why, to)
+    versions = f"{before.tags.get('semver')} goes, {after.tags.get('semver')} is the champion again"
+    click.echo(f"{registry.name}: {versions}")
+    if bento := after.tags.get("bento"):
         click.echo(f"the bento {bento} holds it")
 
 
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@_tracking_options
+@click.command(context_settings=CONTEXT)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@registry_options
 @one_line_errors
-def history(as_json: bool, name: str, uri: str) -> None:
-    """Tell what happened to each version: when, what, who, why."""
-    events = Registry(uri, name).history()
+def history(as_json: bool, registry: Registry) -> None:
+    """List what happened to each version: when, what, who, why.
+
+    \b
+      tilewise history --json
+    """
+    events = registry.history()
     if as_json:
         for event in events:
             click.echo(json.dumps(asdict(event)))
         return
     table = Table("when (UTC)", "version", "what", "who", "why")
     for event in events:
-        table.add_row(event.when[:19], event.semver, event.what, escape(event.who), escape(event.why))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(event.when[:19], event.semver, event.what, event.who, event.why)
+    print_table(table)
 
 
-@main.command()
-@click.option("--experiment", help="Only this experiment; default: all.")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Rows at most, newest first.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@_tracking_options
+@click.command(context_settings=CONTEXT)
+@click.option("--experiment", "experiment", help="Only this experiment. Default: all.")
+@click.option(
+    "--limit",
+    "limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Rows at most, newest first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@registry_options
 @one_line_errors
-def compare(experiment: str | None, limit: int, as_json: bool, name: str, uri: str) -> None:
-    """Print a table of training runs: figures, what they were trained on, and how they differ in settings."""
-    rows = compare_runs(uri, experiment, limit, name)
+def compare(experiment: str | None, limit: int, as_json: bool, registry: Registry) -> None:
+    """Print a table of training runs: metrics, training data, and the settings in which they differ.
+
+    \b
+      tilewise compare --experiment demo --limit 5
+    """
+    uri = registry.uri
+    rows = compare_runs(uri, experiment, limit, registry.name)
     if not rows:
-        raise TrainingError(f"{uri}: no run is there; `tilewise train` makes one")
+        raise TrainingError(f"{uri}: there is no run; `tilewise train` makes one")
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))
@@ -260,18 +305,22 @@ def compare(experiment: str | None, limit: int, as_json: bool, name: str, uri: s
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(escape(str(row.get(column, ""))) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    print_table(table)
 
 
 def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[Finding]) -> None:
-    """Print a table of what the gates found."""
-    against = f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
-    table = Table("gate", "", "figure", "asked", title=f"{version.tags.get('semver', version.version)}, {against}")
+    """Print a table of the gates' findings."""
+    against = (
+        f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
+    )
+    table = Table(
+        "gate", "", "figure", "required", title=f"{version.tags.get('semver', version.version)}, {against}"
+    )
     for finding in findings:
         state = "pass" if finding.passed else "FAIL"
-        table.add_row(escape(finding.gate), state, f"{finding.figure:.4g}", escape(finding.limit))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        table.add_row(finding.gate, state, f"{finding.figure:.4g}", finding.limit)
+    print_table(table)
 
 
 def build_bento(model: Path, version: str) -> str:
@@ -282,9 +331,21 @@ def build_bento(model: Path, version: str) -> str:
     Raises:
         TrainingError: it cannot be built.
     """
-    # A bento of a promotion that came to nothing, or of a version that was rolled back, is taken as it is.
-    command = [sys.executable, "-m", "tilewise", "build", "--model", str(model), "--version", version, "--keep"]
-    done = subprocess.run(command, cwd=checkout(), capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
+    # --keep: the bento of an earlier promotion of this version is used as it is.
+    command = [
+        sys.executable,
+        "-m",
+        "tilewise",
+        "build",
+        "--model",
+        str(model),
+        "--version",
+        version,
+        "--keep",
+    ]
+    done = subprocess.run(
+        command, cwd=checkout(), capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
+    )
     if done.returncode != 0:
         raise TrainingError(f"the bento cannot be built, so nothing was promoted: {done.stderr.strip()}")
     return done.stdout.strip()

@@ -1,9 +1,6 @@
 """`tilewise retrain`: one command for CI, cron and people."""
 
-import getpass
 import json
-import logging
-import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -11,50 +8,90 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from tilewise.datasets.core.console import one_line_errors
+from tilewise.datasets.core.console import (
+    CONTEXT,
+    FILE,
+    FOLDER,
+    one_line_errors,
+    out_option,
+    print_table,
+    silence_mlflow,
+    with_options,
+)
 from tilewise.datasets.quality.reviewed import DEFAULT as REVIEWED
 from tilewise.training.fit.callbacks import interrupt_on_sigterm
+from tilewise.training.registry.cli import REGISTRY_OPTIONS, who_option
 from tilewise.training.registry.gates import DEFAULT
 from tilewise.training.registry.reasons import SHIFT, Triggers
-from tilewise.training.registry.registry import NAME
 from tilewise.training.registry.retrain import Ending, Outcome, Plan, retrain
-from tilewise.training.tracking import Tracking
 
 STATUS = {Ending.PASSED: 0, Ending.NOTHING: 3, Ending.REFUSED: 4}
-"""Exit statuses; 1 says that something failed, 2 that the command line is wrong."""
+"""Exit statuses; 1: something failed, 2: usage error."""
 
 REPORT = Path("artifacts/retraining/retraining.json")
-_PATH = click.Path(path_type=Path)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--because", default="", metavar="WHY", help="Why, for the history; alone, a reason in itself.")
-@click.option("--if-drift", "drift", metavar="URL", help="A service; if a band of what it is asked has drifted.")
-@click.option("--max-psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted.")
-@click.option("--if-alert", "alert", metavar="URL", help="A Prometheus; if an alert with action: retrain fires there.")
-@click.option("--if-older", "days", type=click.FloatRange(0), metavar="DAYS", help="If the champion is older.")
+@click.command(context_settings=CONTEXT)
 @click.option(
-    "--if-labelled", "tiles", type=click.IntRange(1), metavar="N", help="If N tiles were, since the champion."
+    "--because", "because", default="", metavar="REASON", help="Retrain for this reason; for the history."
 )
-@click.option("--reviewed", type=_PATH, default=REVIEWED, show_default=True, help="The tiles that people labelled.")
-@click.option("--run", type=_PATH, default=Plan.run, show_default=True, help="Folder that the pipeline trains in.")
-@click.option("--data", type=_PATH, default=Plan.data, show_default=True, help="Pack that models are measured on.")
-@click.option("--gates", type=_PATH, default=DEFAULT, help="Default: configs/gates.yaml.")
-@click.option("--report", type=_PATH, default=REPORT, show_default=True, help="How it ended, as JSON.")
-@click.option("--flow", is_flag=True, help="Run it as a flow of Prefect.")
-@click.option("--cron", metavar="WHEN", help="Serve the flow to Prefect, to be run at these times, until Ctrl-C.")
-@click.option("--by", "who", default=getpass.getuser, help="Who does it; default: the user's name.")
-@click.option("--tracking-uri", "uri", envvar="MLFLOW_TRACKING_URI", default=Tracking.uri, show_default=True)
-@click.option("--name", default=NAME, show_default=True, help="Of the registered model.")
+@click.option(
+    "--if-drift", "drift", metavar="URL", help="Retrain if a band of the requests to this service drifted."
+)
+@click.option(
+    "--max-psi", "max_psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted."
+)
+@click.option(
+    "--if-alert",
+    "alert",
+    metavar="URL",
+    help="Retrain if an alert with action: retrain fires in this Prometheus.",
+)
+@click.option(
+    "--if-older", "days", type=click.FloatRange(0), metavar="DAYS", help="Retrain if the champion is older."
+)
+@click.option(
+    "--if-labelled",
+    "tiles",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Retrain if N tiles were labelled since the champion.",
+)
+@click.option(
+    "--reviewed",
+    "reviewed",
+    type=FOLDER,
+    default=REVIEWED,
+    show_default=True,
+    help="Tiles that people labelled.",
+)
+@click.option(
+    "--run", "run", type=FOLDER, default=Plan.run, show_default=True, help="Folder of the pipeline's run."
+)
+@click.option(
+    "--data",
+    "data",
+    type=FOLDER,
+    default=Plan.data,
+    show_default=True,
+    help="Pack that models are measured on.",
+)
+@click.option("--gates", "gates", type=FILE, default=DEFAULT, help="The gates. Default: configs/gates.yaml.")
+@out_option(FILE, "JSON file of the outcome.", REPORT)
+@click.option("--flow", "flow", is_flag=True, help="Run as a Prefect flow.")
+@click.option(
+    "--cron", "cron", metavar="WHEN", help="Serve the flow to Prefect at these times, until Ctrl-C."
+)
+@who_option
+@lambda command: with_options(command, REGISTRY_OPTIONS)
 @one_line_errors
-def command(report: Path, flow: bool, cron: str | None, **options: Any) -> None:
-    """Retrain if there is a reason, and measure what comes of it; it serves nobody before a person promotes it.
+def command(out: Path, flow: bool, cron: str | None, **options: Any) -> None:
+    """Retrain if there is a reason, and measure the new model; a person promotes it.
 
-    Runs the pipeline (`dvc repro`), puts its model through the gates, and registers it: as the candidate if it passed,
-    as refused if not. Of several conditions, one is enough. The same command goes on where it was stopped.
+    Runs the pipeline (`dvc repro`), measures its model by the gates, and registers it: as the candidate if it
+    passes, as refused if not. One of several conditions is enough. After a stop, the same command continues.
 
     \b
     Exit status: 0 a candidate passed · 3 nothing to do · 4 the gates refuse it · 1 something failed · 2 usage
@@ -63,9 +100,7 @@ def command(report: Path, flow: bool, cron: str | None, **options: Any) -> None:
       tilewise retrain --if-alert http://prometheus:9090 --if-labelled 200     # for cron and CI
       tilewise retrain --if-older 90 --cron "0 3 * * 1"                        # for Prefect
     """
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    silence_mlflow()
     plan = _plan(**options)
     with interrupt_on_sigterm():
         if cron:
@@ -74,8 +109,8 @@ def command(report: Path, flow: bool, cron: str | None, **options: Any) -> None:
             serve(plan, cron)
             return
         outcome = _run(plan, flow)
-    _write(outcome, report)
-    _tell(outcome, plan)
+    _write(outcome, out)
+    _print_outcome(outcome, plan)
     sys.exit(STATUS[outcome.ending])
 
 
@@ -106,18 +141,20 @@ def _write(outcome: Outcome, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _tell(outcome: Outcome, plan: Plan) -> None:
-    """Print what was found, and what a person does next."""
+def _print_outcome(outcome: Outcome, plan: Plan) -> None:
+    """Print the findings, and what to do next."""
     if outcome.findings:
-        table = Table("gate", "", "figure", "asked", title=f"{plan.name} {outcome.version}")
+        table = Table("gate", "", "figure", "required", title=f"{plan.name} {outcome.version}")
         for finding in outcome.findings:
-            table.add_row(finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit)
-        Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
+            table.add_row(
+                finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit
+            )
+        print_table(table)
     click.echo(outcome.overrides)
     if outcome.ending is Ending.PASSED:
         words = ["tilewise", "promote", outcome.version, "--data", str(plan.data), "--approve"]
-        click.echo(f"it serves nobody yet; promote it with: {shlex.join(words)} NAME")
+        click.echo(f"it is not served yet; promote it with: {shlex.join(words)} NAME")
     if outcome.ending is Ending.REFUSED:
-        click.echo("the champion goes on; look at the gates that fail, at the data, and label more")
+        click.echo("the champion stays; look at the gates that fail, at the data, and label more")
     if outcome.ending is not Ending.NOTHING:
-        click.echo("keep what it learned from: git commit dvc.lock, and dvc push")
+        click.echo("keep the data that it was trained on: git commit dvc.lock, and dvc push")

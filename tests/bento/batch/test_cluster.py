@@ -83,7 +83,7 @@ def test_the_kubernetes_job_says_what_the_command_understands() -> None:
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:2] == ["tilewise", "batch"]
     options = main.make_context("tilewise batch", words[2:]).params
-    assert (options["crew"], options["address"], options["as_json"]) == ("ray", "auto", True)
+    assert (options["backend"], options["address"], options["as_json"]) == ("ray", "auto", True)
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     shared = {mount["mountPath"] for mount in workers["containers"][0]["volumeMounts"]}
     assert all(

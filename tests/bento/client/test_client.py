@@ -19,7 +19,7 @@ from geotiffs import tile_file
 from rasterio.io import MemoryFile
 from servers import ROOT, Server, free_port, served
 
-from tilewise.bento.client.client import (
+from tilewise.bento.client import (
     GEOTIFF,
     JSON,
     AsyncClient,
@@ -355,7 +355,7 @@ def test_what_is_no_url_is_refused_at_once(url: str) -> None:
 
 
 def test_the_client_needs_neither_the_service_nor_what_it_needs() -> None:
-    program = "import sys, tilewise.bento.client.client; print(*sys.modules)"
+    program = "import sys, tilewise.bento.client; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
@@ -365,7 +365,7 @@ def test_the_client_needs_neither_the_service_nor_what_it_needs() -> None:
 
 def command(*words: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "tilewise", "classify", *words],
+        [sys.executable, "-m", "tilewise", "classify", "--server", *words],
         cwd=ROOT,
         env=os.environ | {"TILEWISE_API_KEY": key, "NO_PROXY": "127.0.0.1"},
         capture_output=True,
@@ -386,9 +386,9 @@ def test_the_command_prints_tables_for_people_and_for_programs(
     assert first.split()[:2] == [str(files[0]), answers[0]]
     assert last.split()[0] == str(bad)
     assert "not a GeoTIFF" in last
-    rows = list(csv.DictReader(io.StringIO(command(server.url, *map(str, files), "--form", "csv").stdout)))
+    rows = list(csv.DictReader(io.StringIO(command(server.url, *map(str, files), "--format", "csv").stdout)))
     assert [row["class"] for row in rows] == answers
-    overrides = command(server.url, str(files[1]), "--form", "json")
+    overrides = command(server.url, str(files[1]), "--format", "json")
     assert overrides.returncode == 0
     (result,) = json.loads(overrides.stdout)
     assert result["class_name"] == answers[1]

@@ -1,7 +1,6 @@
-"""Commands end in one line and an exit status; what files do not say is said one way."""
+"""Commands end in one line and an exit status; options state what files do not; groups import lazily."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -22,12 +21,11 @@ def run_and_raise(error: BaseException) -> Result:
     return CliRunner().invoke(command)
 
 
-def run_statement(*arguments: str) -> Result:
+def run_read_options(*arguments: str) -> Result:
     @click.command()
     @read_options
-    @one_line_errors
-    def command(**overrides: Any) -> None:
-        click.echo(repr(make_read_options(**overrides)))
+    def command(reading: ReadOptions) -> None:
+        click.echo(repr(reading))
 
     return CliRunner().invoke(command, arguments)
 
@@ -54,23 +52,23 @@ def test_a_bug_is_not_hidden() -> None:
     assert isinstance(run_and_raise(ZeroDivisionError()).exception, ZeroDivisionError)
 
 
-def test_nothing_said_is_nothing_stated() -> None:
-    assert run_statement().stdout.strip() == repr(ReadOptions())
+def test_without_options_nothing_is_stated() -> None:
+    assert run_read_options().stdout.strip() == repr(ReadOptions())
 
 
-def test_the_options_make_a_statement() -> None:
-    result = run_statement("--bands", "red,_,B8A", "--level", "l2a", "--scale", "0.0001", "--offset", "-1000")
+def test_options_become_read_options() -> None:
+    result = run_read_options("--bands", "red,_,B8A", "--level", "l2a", "--scale", "0.0001", "--offset", "-1000")
     assert result.stdout.strip() == repr(ReadOptions(("B04", "_", "B8A"), Level.L2A, 1e-4, -1000.0))
-    assert run_statement("--bands", "rgb").stdout.strip() == repr(ReadOptions(("B04", "B03", "B02")))
+    assert run_read_options("--bands", "rgb").stdout.strip() == repr(ReadOptions(("B04", "B03", "B02")))
 
 
-def test_an_offset_of_0_is_said_and_not_left_out() -> None:
+def test_an_offset_of_0_counts() -> None:
     assert make_read_options(None, None, None, 0.0).offset == 0.0
     assert make_read_options("", "", None, None) == ReadOptions()
 
 
 def test_an_unknown_band_is_one_line() -> None:
-    result = run_statement("--bands", "B99")
+    result = run_read_options("--bands", "B99")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: no Sentinel-2 band is called 'B99'; the bands are B01, B02")
     assert result.stderr.count("\n") == 1
@@ -80,7 +78,7 @@ def test_an_unknown_band_is_one_line() -> None:
 
 @pytest.mark.parametrize("scale", ["0", "-0.0001", "nan", "inf"])
 def test_a_scale_that_cannot_be_is_one_line(scale: str) -> None:
-    result = run_statement("--scale", scale)
+    result = run_read_options("--scale", scale)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "the scale must be a number above 0, not" in result.stderr
 
@@ -92,6 +90,6 @@ def test_an_offset_that_is_no_number_is_refused() -> None:
 
 @pytest.mark.parametrize("arguments", [("--level", "L3"), ("--scale", "much"), ("--nonsense",)])
 def test_a_wrong_option_is_a_usage_error(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    result = run_statement(*arguments)
+    result = run_read_options(*arguments)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr

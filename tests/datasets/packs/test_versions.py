@@ -28,7 +28,7 @@ from tilewise.models.model_file import open_model
 
 PROJECT = Path(__file__).parents[3]
 MODEL = Path("artifacts/model.onnx")
-SETTINGS = {"folder": "data/raw/synthetic", "split": "--split random --shares 0.5,0.25,0.25"}
+SETTINGS = {"folder": "data/raw/synthetic", "split": "--split random --fractions 0.5,0.25,0.25"}
 DATA_STAGES = ("reviewed", "validate", "pack")
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -109,7 +109,7 @@ def decide(path: Path, *rows: tuple[str, str], reviewer: str = "Ada") -> Path:
 def test_strange_and_undecided_tiles_come_first_in_turn(log: Path, in_folder: Path) -> None:
     told = do("review", log).output
     assert "8 answers, 7 different tiles, 0 of them labelled already" in told
-    assert "2 flagged as unlike the training data, 5 by how undecided the answer was" in told
+    assert "2 flagged as unlike the training data, 5 by how uncertain the answer was" in told
     rows = rows_of(in_folder / "artifacts/review/review.csv")
     assert float(rows[0]["outlier_score"]) > STRANGE + 500 > float(rows[2]["outlier_score"]) > STRANGE
     found = {tile.name: tile for tile in read_log(log).tiles}
@@ -141,7 +141,7 @@ def test_a_tile_of_unknown_level_is_shown_only_once_somebody_says_it(keep: Write
     bands = tuple(sorted(RGB_BANDS))
     rgb = Tile("rgb", place_bands(np.full((3, 64, 64), 900, np.uint16), bands), bands, None)
     log = keep(in_folder / "log", [rgb])
-    assert "say theirs with --level" in do("review", log, fails=True).stderr
+    assert "state theirs with --level" in do("review", log, fails=True).stderr
     assert "1 tiles to label" in do("review", log, "--level", "L2A").output
     (path,) = (in_folder / "artifacts/review/tiles").iterdir()
     assert read_tile(path, ReadOptions()).level == "L2A"
@@ -170,14 +170,14 @@ def test_labelled_tiles_pack_like_any_others_and_train(log: Path, in_folder: Pat
     told = do("label", decisions).output
     assert "3 decisions, 3 of them new or changed, 1 that a tile cannot be used" in told
     assert sorted(path.parent.name for path in (in_folder / "data/reviewed").glob("*/*.tif")) == ["Forest", "River"]
-    do("pack", "tiles", "data/reviewed", "--shares", "0.3,0.4,0.3", "--out", "pack")
+    do("pack", "tiles", "data/reviewed", "--fractions", "0.3,0.4,0.3", "--out", "pack")
     pack = Pack(in_folder / "pack")
     rows = {row["name"]: row for row in pack.index.to_pylist()}
     assert (rows[first]["label"], rows[first]["split"]) == ("River", "train")
     assert (rows[second]["label"], rows[second]["split"]) == ("Forest", "train")
     assert third not in rows
     assert rows[second]["crs"].startswith("EPSG:")
-    do("validate", "data/reviewed", "tiles", "--shares", "0.3,0.4,0.3")
+    do("validate", "data/reviewed", "tiles", "--fractions", "0.3,0.4,0.3")
 
 
 def test_who_decided_when_and_which_model_had_answered_what_is_kept(log: Path, engine: Engine, in_folder: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_is_labelled_or_packed_is_not_asked_again(log: Path, in_folder: Pat
     assert "7 different tiles, 2 of them labelled already" in do("review", log).output
     left = [row["name"] for row in rows_of(in_folder / "artifacts/review/review.csv")]
     assert set(left) == set(names[2:])
-    assert "1 of them labelled already" in do("review", log, "--pack", "elsewhere", "--reviewed", "none").output
+    assert "1 of them labelled already" in do("review", log, "--data", "elsewhere", "--reviewed", "none").output
 
 
 def test_a_filled_in_table_is_taken_up_and_not_written_over(log: Path, in_folder: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_filled_in_table_is_taken_up_and_not_written_over(log: Path, in_folder
 def test_a_folder_without_a_label_yet_is_no_error(in_folder: Path) -> None:
     write_folder(in_folder / "tiles", {"A/1": 1, "A/2": 2, "B/3": 3, "B/4": 4})
     do("reviewed", "data/reviewed")
-    do("pack", "tiles", "data/reviewed", "--shares", "0.5,0.5,0")
+    do("pack", "tiles", "data/reviewed", "--fractions", "0.5,0.5,0")
     assert Pack(in_folder / "data/packed").summary.tiles == 4
 
 

@@ -233,7 +233,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_passes_sound_tiles_and_leaves_a_report(root: Path, tmp_path: Path) -> None:
-    done = run(str(root), "--report", "report", cwd=tmp_path)
+    done = run(str(root), "--out", "report", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "passed; the report is in report" in done.stdout
     assert "validating: 10 of 10" in done.stderr
@@ -244,7 +244,7 @@ def test_the_command_passes_sound_tiles_and_leaves_a_report(root: Path, tmp_path
 
 def test_the_command_fails_with_1_and_one_line_and_leaves_the_report(root: Path, tmp_path: Path) -> None:
     (root / "A" / "A_1.tif").write_bytes(b"")
-    done = run(str(root), "--highest-dn", "100", "--report", "deep/report", cwd=tmp_path)
+    done = run(str(root), "--highest-dn", "100", "--out", "deep/report", cwd=tmp_path)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if not line.startswith("validating")]
     assert errors == ["error: 1 kind of error; deep/report/validation.md lists them"]

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 
 from tilewise.models.model_file import open_model
-from tilewise.training.registry.cli import main
+from tilewise.cli import main
 from tilewise.training.registry.registry import Registry
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +37,7 @@ def command(uri: str, folder: Path, *arguments: object) -> "subprocess.Completed
         "BENTOML_HOME": str(folder / "bentos"),
         "COLUMNS": "160",
     }
-    words = [sys.executable, "-m", "tilewise", "train", *map(str, arguments)]
+    words = [sys.executable, "-m", "tilewise", *map(str, arguments)]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
 
 
@@ -67,7 +67,7 @@ def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
     approved = command(uri, tmp_path, *promote, "--approve", "Grace", "--why", "first of all")
     assert approved.returncode == 0, approved.stderr
     assert "tilewise 1.0.0 is the champion now" in approved.stdout
-    assert (tmp_path / "bentos/bentos/tilewise/1.0.0/src/models/pretrained/model.onnx").is_file()
+    assert (tmp_path / "bentos/bentos/tilewise/1.0.0/src/tilewise/models/pretrained/model.onnx").is_file()
 
     assert inside(uri, "register", "--model", make_model(noise=1.5)).exit_code == 0
     refused = inside(uri, *promote, "--approve", "Grace", "--no-bento")

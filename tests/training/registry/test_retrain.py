@@ -151,7 +151,7 @@ def test_sigterm_ends_the_pipeline_too(project: Path, registry: Registry, judged
     words = ["retrain", "--because", "drift", "--data", str(judged), "--tracking-uri", registry.uri]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tilewise", "train", *words], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tilewise", *words], env=environment, stderr=subprocess.PIPE, text=True
     )
     try:
         until(lambda: (project / "pid").is_file() and (project / "pid").read_text() != "", "the stage runs", 100)

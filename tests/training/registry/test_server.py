@@ -23,7 +23,7 @@ from tilewise.datasets.packs.pack import Pack
 from tilewise.models.export.quantise import rewrite_metadata
 from tilewise.models.model_file import int8_of, open_model
 from tilewise.training.cli import main as train
-from tilewise.training.registry.cli import main
+from tilewise.cli import main
 from tilewise.training.registry.registry import Registry
 
 MakeModel = Callable[..., Path]

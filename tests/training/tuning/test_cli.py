@@ -174,7 +174,7 @@ def test_sigterm_between_trials_stops_the_search_and_loses_nothing(
     monkeypatch.setattr(optuna.Study, "ask", told)
     done = search("--trials=3", write_space(in_folder), f"--data.pack={pack_folder}", *UNTRACKED)
     assert done.exit_code == 143
-    assert "the same command goes on where this one was stopped" in done.output
+    assert "the same command continues" in done.output
     assert [trial.state.name for trial in study_in(in_folder).trials] == ["COMPLETE"]
 
 
