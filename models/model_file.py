@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -193,6 +194,22 @@ class ModelMetadata(BaseModel):
     code_revision: str = ""
     licence: str = ""
     created: str = ""
+
+    def prediction_set(self, probabilities: Sequence[float], coverage: float) -> list[str] | None:
+        """Return the classes that reach the threshold of `coverage`, likeliest first; None if not calibrated.
+
+        Args:
+            probabilities: calibrated, one a class (0-1).
+            coverage: wanted fraction (0-1) of sets that hold the true class.
+
+        Raises:
+            ValueError: a higher coverage than was calibrated.
+        """
+        if self.prediction_sets is None:
+            return None
+        threshold = self.prediction_sets.threshold(coverage)
+        ranked = sorted(zip(probabilities, self.classes, strict=True), reverse=True)
+        return [name for probability, name in ranked if probability >= threshold]
 
 
 @dataclass(frozen=True, slots=True)
