@@ -177,7 +177,7 @@ def test_a_watch_after_a_release_brings_the_one_before_back(site: Site, tmp_path
     finally:
         (site.watch.folder / "targets.json").write_text(known)
     assert done.exit_code == 3, done.output
-    assert (tmp_path / "said").read_text() == "--why\nTilewiseGone\n"
+    assert (tmp_path / "message").read_text() == "--why\nTilewiseGone\n"
 
 
 @needs_programs
@@ -210,7 +210,7 @@ def test_in_kubernetes_weights_are_patched_into_the_route(tmp_path: Path, monkey
     program(tmp_path / "kubectl", f'printf "%s\\n" "$@" > {tmp_path}/said')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     KubernetesRoute("tilewise", "maps").set_fraction(25)
-    words = (tmp_path / "said").read_text().splitlines()
+    words = (tmp_path / "message").read_text().splitlines()
     assert words[:7] == ["--namespace", "maps", "patch", "httproute", "tilewise", "--type", "json"]
     patches = {patch["path"]: patch["value"] for patch in json.loads(words[-1])}
     assert patches == {"/spec/rules/0/backendRefs/0/weight": 75, "/spec/rules/0/backendRefs/1/weight": 25}
@@ -220,17 +220,17 @@ def test_in_kubernetes_weights_are_patched_into_the_route(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("share", 5), "--haproxy SOCKET or --httproute NAME"),
         (("share", 101, "--httproute", "x"), "0<=x<=100"),
         (("run", "--prometheus", "p", "--champion", "a", "--candidate", "b", "--steps", "50,5"), "rising"),
     ],
 )
-def test_what_is_said_wrong_is_told_before_anything_happens(words: tuple[object, ...], overrides: str) -> None:
+def test_what_is_said_wrong_is_told_before_anything_happens(words: tuple[object, ...], message: str) -> None:
     done = command(*words)
     assert done.exit_code == 2
-    assert overrides in done.output
+    assert message in done.output
 
 
 def test_a_balancer_that_is_gone_is_said(tmp_path: Path) -> None:

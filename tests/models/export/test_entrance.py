@@ -10,8 +10,8 @@ import torch
 from onnx import helper, numpy_helper
 
 from tilewise.models.export.quantise import InputStage, find_input_stage, fold
-from tilewise.models.model_file import MIDDLE, STEPS
-from tilewise.models.network.preprocess import Preprocess
+
+from tilewise.models.network.preprocess import MIDDLE, STEPS, Preprocess
 
 MEAN = [1371, 1140, 1074, 995, 1270, 2133, 2532, 2461, 2783, 789, 12, 1946, 1189]
 STD = [249, 319, 372, 576, 552, 804, 1023, 1068, 1155, 423, 4, 954, 740]
