@@ -1,4 +1,4 @@
-"""Networks, and the one file they become. Serving imports `modelfile` and `precision` alone, which know no torch."""
+"""Networks and the model file; of these, serving imports `model_file` alone, which is free of torch."""
 
 import os
 

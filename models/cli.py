@@ -70,7 +70,7 @@ def write_card(model: ModelFile, assessments: Sequence[Path], out: Path, more: S
 
 def _head(model: ModelFile) -> str:
     metadata = model.metadata
-    sets = ", ".join(f"{c:.0%}" for c in metadata.prediction_sets.thresholds) if metadata.prediction_sets else "none"
+    sets = ", ".join(f"{100 * c:g}%" for c in metadata.prediction_sets.thresholds) if metadata.prediction_sets else "none"
     facts = {
         "network": metadata.network,
         "classes": ", ".join(metadata.classes),

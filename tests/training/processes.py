@@ -13,7 +13,11 @@ HERE = Path(__file__).parent
 
 def environment() -> dict[str, str]:
     """This environment, without what makes Lightning think of a cluster, and with the helpers of tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TILEWISE", "LOCAL_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM", "TILEWISE", "LOCAL_"))
+    }
     # One thread each: several processes with as many threads as cores only wait for one another.
     return {**kept, "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
 
@@ -28,7 +32,12 @@ def train_and_terminate(*arguments: str, after: str, timeout: float = 200) -> tu
     """Run `tilewise train`, send SIGTERM once it prints a line with `after`, and return status and output."""
     command = [sys.executable, "-u", "-m", "tilewise", "train", *arguments]
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_pass_on, args=(process, lines), daemon=True).start()

@@ -22,7 +22,7 @@ from tilewise.models.network import calibration, outliers
 from tilewise.models.network.calibration import fit_temperature
 from tilewise.models.network.classifier import Classifier
 from tilewise.models.network.preprocess import LINES
-from tilewise.training.evaluate.disturbances import as_dn, eurosat_order, groups, red_for_blue
+from tilewise.training.evaluate.disturbances import as_dn, band_groups, eurosat_order, red_for_blue
 from tilewise.training.evaluate.evaluation import HELD_BACK, evaluate, held_back
 from tilewise.training.fit.task import ClassificationTask
 from tilewise.training.tracking import code_revision
@@ -75,7 +75,9 @@ def draw_sound(tiles: DN, random: np.random.Generator, gain: float = 0.07, band_
 def draw_bands(tiles: DN, random: np.random.Generator) -> DN:
     """Return `tiles` through a random set of bands each: a common one (`l2a`, `10m`, `rgb`) or any."""
     present = np.asarray((tiles > 0).any((2, 3)))
-    common = [np.isin(np.arange(BAND_COUNT), positions(BAND_SETS[name])) for name in ("l1c", "l2a", "10m", "rgb")]
+    common = [
+        np.isin(np.arange(BAND_COUNT), positions(BAND_SETS[name])) for name in ("l1c", "l2a", "10m", "rgb")
+    ]
     chosen = random.integers(0, len(common) + 1, len(tiles))
     any_set = random.random((len(tiles), BAND_COUNT)) < random.uniform(0.3, 0.95, (len(tiles), 1))
     keep = np.stack([*np.broadcast_to(np.stack(common)[:, None], (4, *any_set.shape)), any_set])
@@ -109,7 +111,9 @@ def _draw_veil(tiles: DN, random: np.random.Generator) -> DN:
     """Lay a bright cloud of some thickness over tiles: about as white in all bands, darker where water absorbs."""
     count = len(tiles)
     thickness = random.uniform(0.4, 1.0, (count, 1, 1, 1))
-    cloud = random.uniform(3000, 8000, (count, 1, 1, 1)) * np.exp(random.normal(0, 0.1, (count, BAND_COUNT, 1, 1)))
+    cloud = random.uniform(3000, 8000, (count, 1, 1, 1)) * np.exp(
+        random.normal(0, 0.1, (count, BAND_COUNT, 1, 1))
+    )
     cloud[:, _VAPOUR] *= 0.4
     cloud[:, _CIRRUS] = random.uniform(10, 800, (count, 1, 1))
     cloud[:, _SHORT_WAVE:] *= random.uniform(0.3, 1.0, (count, 1, 1, 1))
@@ -128,20 +132,22 @@ _DRAWN = (_draw_offset, _draw_order, _draw_order, _draw_order, _draw_scale, _dra
 
 def _reversed(tiles: DN) -> DN:
     found = np.zeros_like(tiles)
-    for taken, into in groups(tiles):
+    for taken, into in band_groups(tiles):
         found[np.ix_(taken, into)] = tiles[np.ix_(taken, into[::-1])]
     return found
 
 
 def _shuffled(tiles: DN, random: np.random.Generator) -> DN:
     found = np.zeros_like(tiles)
-    for taken, into in groups(tiles):
+    for taken, into in band_groups(tiles):
         for row in taken:
             found[row, into] = tiles[row, random.permutation(into)]
     return found
 
 
-_MAX_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
+_MAX_FITTED = (
+    8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
+)
 _MAX_EXPOSED = 2500  # tiles of each source that the input check learns from
 _BATCH = 256  # tiles, or turns and mirrors of tiles, that are in memory at once
 
@@ -204,7 +210,9 @@ def describe(
         network=_network(model.classifier),
         histogram_edges=EDGES,
         histograms=tuple(
-            ReferenceHistogram(band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"]))
+            ReferenceHistogram(
+                band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"])
+            )
             for band in statistics
         ),
         metrics=calibration.metrics,

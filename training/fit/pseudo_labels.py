@@ -62,7 +62,9 @@ class Colours:
     def __init__(self, pack: Pack, seed: int = 0) -> None:
         rows = np.array([row for row in pack.rows("train") if len(pack.places[row]) == BAND_COUNT], np.int64)
         if not len(rows):
-            raise NoTilesError(f"{pack.root}: no tile of its train split has all 13 bands, whose colours are learned")
+            raise NoTilesError(
+                f"{pack.root}: no tile of its train split has all 13 bands, whose colours are learned"
+            )
         seen = np.tile(rows, _AIRS)
         features = [
             colour_features(_without_air(pack.fetch(seen[start : start + _TILES_AT_ONCE]), start, seed))
@@ -92,7 +94,8 @@ def colour_features(tiles: DN) -> npt.NDArray[np.float64]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of tiles that lack a band
         spread = [
-            np.vstack([np.nanpercentile(layer, _PERCENTILES, axis=1), np.nanstd(layer, axis=1)]) for layer in layers
+            np.vstack([np.nanpercentile(layer, _PERCENTILES, axis=1), np.nanstd(layer, axis=1)])
+            for layer in layers
         ]
     return np.nan_to_num(np.concatenate(spread)).T
 
@@ -108,7 +111,13 @@ def _without_air(tiles: DN, first: int, seed: int) -> DN:
 # Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to teach.
 VIEWS = ("l2a", "10m")
 SIZES = (1, 2, 4)  # times; where a tile is a few parcels, a part of it at four times the size is within one
-_PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # of the parts: the middle and the corners
+_PLACES = (
+    (0.5, 0.5),
+    (0.0, 0.0),
+    (0.0, 1.0),
+    (1.0, 0.0),
+    (1.0, 1.0),
+)  # of the parts: the middle and the corners
 _OPINIONS = len(SIZES) + 1
 # Classes of EuroSAT that cover land all over.
 PARCELS = ("AnnualCrop", "PermanentCrop", "Pasture", "HerbaceousVegetation", "Forest")
@@ -165,7 +174,11 @@ def read_unlabelled(path: Path) -> Unlabelled:
 
 
 def guess(
-    model: ModelFile, colours: Colours, tiles: DN, parcels: Collection[str] = PARCELS, progress: Report = silent
+    model: ModelFile,
+    colours: Colours,
+    tiles: DN,
+    parcels: Collection[str] = PARCELS,
+    progress: Report = silent,
 ) -> list[Guess]:
     """Return what the four opinions make of uint16 tiles (n, 13, 64, 64) in DN; see `vote`."""
     guesses: list[Guess] = []
@@ -246,7 +259,9 @@ def _folders(out: Path) -> tuple[Path, Path]:
 def _spare_what_is_no_guess(out: Path) -> None:
     for folder in _folders(out):
         if folder.is_dir() and any(folder.iterdir()) and read_card(folder).get("origin") != _ORIGIN:
-            raise NoTilesError(f"{folder}: exists and holds no guessed labels; name another folder with --out")
+            raise NoTilesError(
+                f"{folder}: exists and holds no guessed labels; name another folder with --out"
+            )
 
 
 def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: ModelFile) -> None:
@@ -263,7 +278,9 @@ def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("tiles", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--model", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Whose guesses.")
+@click.option(
+    "--model", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Whose guesses."
+)
 @click.option(
     "--labelled",
     type=click.Path(path_type=Path, file_okay=False),
@@ -314,7 +331,9 @@ def _parcels(overrides: str, classes: Sequence[str]) -> tuple[str, ...]:
     named = tuple(name.strip() for name in overrides.split(","))
     unknown = sorted(set(named) - set(classes))
     if unknown and named != PARCELS:
-        raise NoTilesError(f"--parcels: no class is called {', '.join(unknown)}; they are {', '.join(classes)}")
+        raise NoTilesError(
+            f"--parcels: no class is called {', '.join(unknown)}; they are {', '.join(classes)}"
+        )
     return named
 
 

@@ -13,7 +13,7 @@ from tilewise.datasets.loading.loaders import Batch
 from tilewise.datasets.packs.pack import UNLABELLED
 from tilewise.models.network.backbones import ResidualCNN
 from tilewise.models.network.classifier import Classifier
-from tilewise.training.evaluate.evaluation import ALL, BAND_VIEWS, Answers, evaluate, see_through
+from tilewise.training.evaluate.evaluation import ALL, BAND_VIEWS, LogitCollector, evaluate, see_through
 from tilewise.training.fit.optimisation import (
     Forward,
     Optimisation,
@@ -47,7 +47,7 @@ class ClassificationTask(OptimisedModule):
             and `export` can be told this of a finished run; the model file holds it.
     """
 
-    answers: Answers
+    collected: LogitCollector
     class_weights: Tensor
 
     def __init__(
@@ -87,7 +87,9 @@ class ClassificationTask(OptimisedModule):
             return
         data = getattr(self.trainer, "datamodule", None)
         if UNLABELLED in getattr(data, "train_splits", ()):
-            raise TrainingError(f"data.train_splits: tiles that are {UNLABELLED} have no labels to train by; pretrain")
+            raise TrainingError(
+                f"data.train_splits: tiles that are {UNLABELLED} have no labels to train by; pretrain"
+            )
         if self._start_from is not None and self.trainer.ckpt_path is None:
             pack = getattr(data, "pack", None)
             start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")
@@ -114,18 +116,18 @@ class ClassificationTask(OptimisedModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start collecting answers."""
-        self.answers = Answers()
+        self.collected = LogitCollector()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the answers to a batch."""
         logits, _ = self(batch["tiles"])
-        self.answers.add(ALL, logits)
-        self.answers.add_truth(batch["rows"], batch["labels"])
+        self.collected.add(ALL, logits)
+        self.collected.add_truth(batch["rows"], batch["labels"])
 
     def on_validation_epoch_end(self) -> None:
         """Measure the answers of all processes at once, so that each tile counts once."""
-        self.answers.collect(self._from_all)
-        logits, labels = self.answers.logits(ALL), self.answers.labels
+        self.collected.collect(self._from_all)
+        logits, labels = self.collected.logits(ALL), self.collected.labels
         found = evaluate(ALL, logits.softmax(1), labels, self.classes)
         weights = self.class_weights.cpu() if self.optimisation.balance_classes else None
         loss = float(functional.cross_entropy(logits, labels, weight=weights))
@@ -136,19 +138,19 @@ class ClassificationTask(OptimisedModule):
     def on_test_epoch_start(self) -> None:
         """Start collecting answers, in 32 bit whatever was trained in."""
         allow_tf32(False)
-        self.answers = Answers()
+        self.collected = LogitCollector()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the answers to a batch, seen through every set of bands; `tilewise.training.evaluate.evaluation` measures them."""
         for view in BAND_VIEWS:
             with torch.autocast(self.device.type, enabled=False):
                 logits, _ = self(see_through(batch["tiles"].float(), view))
-            self.answers.add(view, logits)
-        self.answers.add_truth(batch["rows"], batch["labels"])
+            self.collected.add(view, logits)
+        self.collected.add_truth(batch["rows"], batch["labels"])
 
     def on_test_epoch_end(self) -> None:
         """Bring the answers of all processes together."""
-        self.answers.collect(self._from_all)
+        self.collected.collect(self._from_all)
 
     def _choose_forward(self, tiles: Tensor) -> Forward:
         """Return the network as it is or compiled, for batches like `tiles`: only in training have all one shape."""

@@ -13,7 +13,14 @@ from tilewise.datasets.core.tile import DN
 from tilewise.datasets.loading.module import TileDataModule
 from tilewise.datasets.packs.pack import spread
 from tilewise.datasets.quality.suspects import write_predictions
-from tilewise.training.evaluate.evaluation import ALL, Evaluation, as_markdown, evaluate, views_of, write_evaluations
+from tilewise.training.evaluate.evaluation import (
+    ALL,
+    Evaluation,
+    as_markdown,
+    evaluate,
+    views_of,
+    write_evaluations,
+)
 from tilewise.training.fit.task import ClassificationTask
 from tilewise.training.settings import Quantisation, RunFolder
 from tilewise.training.tracking import log_data, log_model_file, log_results
@@ -35,7 +42,9 @@ class Trainer(pl.Trainer):
         """The run's folder."""
         return RunFolder(Path(self.default_root_dir))
 
-    def run(self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None) -> None:
+    def run(
+        self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None
+    ) -> None:
         """Train, then test and export the best checkpoint.
 
         Args:
@@ -73,7 +82,9 @@ class Trainer(pl.Trainer):
         click.echo(f"tested {path} on the split {datamodule.test_split!r}:")
         click.echo(as_markdown(evaluations))
 
-    def export(self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None) -> None:
+    def export(
+        self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None
+    ) -> None:
         """Calibrate a checkpoint, the best one by default, and write the model file, in fp32 and in INT8.
 
         INT8 is written where it costs no more accuracy than the settings of quantisation allow.
@@ -121,24 +132,24 @@ class Trainer(pl.Trainer):
 
 
 def _write_answers(path: Path, model: ClassificationTask, datamodule: TileDataModule) -> None:
-    rows, classes = model.answers.rows.numpy(), model.classes
+    rows, classes = model.collected.rows.numpy(), model.classes
     sources = datamodule.pack.sources[rows].tolist()
     keys = list(zip(sources, datamodule.pack.names(rows), strict=True))
-    labels = [classes[label] for label in model.answers.labels.tolist()]
-    write_predictions(path, keys, labels, model.answers.logits(ALL).softmax(1).numpy(), classes)
+    labels = [classes[label] for label in model.collected.labels.tolist()]
+    write_predictions(path, keys, labels, model.collected.logits(ALL).softmax(1).numpy(), classes)
 
 
 def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> list[Evaluation]:
     """Measure the answers that testing left: everything together, then each source through each set of bands."""
-    answers, pack = model.answers, datamodule.pack
-    rows, labels = answers.rows.numpy(), answers.labels
-    found = [evaluate(ALL, answers.logits(ALL).softmax(1), labels, model.classes)]
+    collected, pack = model.collected, datamodule.pack
+    rows, labels = collected.rows.numpy(), collected.labels
+    found = [evaluate(ALL, collected.logits(ALL).softmax(1), labels, model.classes)]
     for source in pack.summary.sources:
         chosen = torch.from_numpy(np.flatnonzero(pack.sources[rows] == source))
         if not len(chosen):
             continue
         for view in views_of(pack.bands(int(rows[chosen[0]]))):
-            probabilities = answers.logits(view)[chosen].softmax(1)
+            probabilities = collected.logits(view)[chosen].softmax(1)
             found.append(evaluate(f"{source}/{view}", probabilities, labels[chosen], model.classes))
     return found
 

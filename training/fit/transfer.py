@@ -45,7 +45,9 @@ def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None
     _load(classifier, _saved(checkpoint, setting), f"{setting}: {checkpoint}")
 
 
-def start_from(classifier: Classifier, source: Path, classes: Sequence[str], pack: Pack | None, setting: str) -> None:
+def start_from(
+    classifier: Classifier, source: Path, classes: Sequence[str], pack: Pack | None, setting: str
+) -> None:
     """Load what a training starts from into `classifier`, whatever the classes it was learned for.
 
     The head stays as it was drawn where the classes of a model file are others, where a checkpoint is for another
@@ -89,7 +91,9 @@ def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
         TrainingError: there is none, or it is broken.
     """
     if not checkpoint.is_file():
-        raise TrainingError(f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run")
+        raise TrainingError(
+            f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run"
+        )
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch raises whatever the broken part of the archive makes it raise
@@ -150,7 +154,9 @@ class Teachers:
 
     def __init__(self, options: Distillation, classes: int, device: torch.device, compile: bool) -> None:
         self._share = options.share
-        self._forwards = [_teacher(RunFolder(folder), classes, device, compile) for folder in options.teachers]
+        self._forwards = [
+            _teacher(RunFolder(folder), classes, device, compile) for folder in options.teachers
+        ]
 
     @torch.no_grad()
     def blend(self, tiles: Tensor, targets: Tensor) -> Tensor:
@@ -174,7 +180,9 @@ def _teacher(run: RunFolder, classes: int, device: torch.device, compile: bool) 
 def _backbone_of(run: RunFolder) -> nn.Module:
     """Return the network, with weights drawn, that the settings of `run` name."""
     if not run.settings.is_file():
-        raise TrainingError(f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}")
+        raise TrainingError(
+            f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}"
+        )
     named = run.read_settings().get("model", {}).get("backbone")
     if named is None:
         return ResidualCNN()

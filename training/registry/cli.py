@@ -26,8 +26,7 @@ from tilewise.datasets.core.errors import TilewiseError, TrainingError
 from tilewise.datasets.core.locations import checkout
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import open_model
-from tilewise.training.registry.cases import case_of, circumstances
-from tilewise.training.registry.gates import DEFAULT, Case, Finding, examine, read_settings
+from tilewise.training.registry.gates import DEFAULT, GateContext, GateResult, read_gate_settings, run_gates
 from tilewise.training.registry.registry import CHAMPION, NAME, Registry
 from tilewise.training.settings import RunFolder, differing, newest_run
 from tilewise.training.tracking import Tracking, run_id_of
@@ -164,7 +163,7 @@ def promote(
 
     Every gate of the gates file must pass. Exit status 1 says that the model was not promoted; nothing has moved then.
     """
-    registry, settings = Registry(uri, name), read_settings(gates)
+    registry, settings = Registry(uri, name), read_gate_settings(gates)
     approver = (approve or "").strip()
     if approver and (objection := settings.objection(approver)):
         raise GatesRefusedError(objection)  # said before minutes go into measuring
@@ -172,38 +171,39 @@ def promote(
     registry.refuse_the_champion(found)
     with tempfile.TemporaryDirectory(prefix="tilewise-promote-") as folder:
         candidate = registry.fetch(found, Path(folder, "candidate")).path
-        case = case_of(candidate, registry, champion, Path(folder), Pack(data), settings)
-        findings = examine_aloud(case)
-        print_findings(found, champion if case.champion else None, findings)
+        context = registry.gate_context(candidate, champion, Path(folder), Pack(data), settings)
+        findings = examine_aloud(context)
+        print_findings(found, champion if context.champion else None, findings)
         if not dry_run:
-            registry.write_findings(found, findings, **circumstances(case, champion))
+            registry.write_results(found, findings, **context.tags(champion))
         _refuse_failures(registry, found, findings, who, dry_run)
         if dry_run:
             return
         if objection := settings.objection(approver):
             raise GatesRefusedError(f"every gate passes, but {objection}")
         if bento:
-            tag = build_bento(case.candidate.path, found.tags["semver"])
+            tag = build_bento(context.candidate.path, found.tags["semver"])
             registry.tag(found, bento=tag)
             click.echo(f"the bento {tag} holds it")
+    registry.require_champion(champion)
     registry.promote(found, approver or who, why or "it passed the gates")
     registry.tag(found, approved_by=approver or "nobody", promoted_by=who)
     click.echo(f"{name} {found.tags.get('semver', found.version)} is the champion now")
 
 
-def examine_aloud(case: Case) -> list[Finding]:
+def examine_aloud(context: GateContext) -> list[GateResult]:
     """Return what the gates find, naming on a terminal which one is being measured: they take minutes."""
-    findings: list[Finding] = []
+    findings: list[GateResult] = []
     console = Console(stderr=True)
     with console.status("measuring the first gate") as status:
-        for finding in examine(case):
+        for finding in run_gates(context):
             findings.append(finding)
             status.update(f"{len(findings)} figures so far, the last of {finding.gate}")
     return findings
 
 
 def _refuse_failures(
-    registry: Registry, version: ModelVersion, findings: list[Finding], who: str, dry_run: bool
+    registry: Registry, version: ModelVersion, findings: list[GateResult], who: str, dry_run: bool
 ) -> None:
     failed = [finding.gate for finding in findings if not finding.passed]
     if failed and not dry_run:
@@ -264,7 +264,7 @@ def compare(experiment: str | None, limit: int, as_json: bool, name: str, uri: s
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[Finding]) -> None:
+def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[GateResult]) -> None:
     """Print a table of what the gates found."""
     against = f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
     table = Table("gate", "", "figure", "asked", title=f"{version.tags.get('semver', version.version)}, {against}")

@@ -46,7 +46,9 @@ def _card(client: httpx.Client, model: ModelFile) -> Iterator[str]:
 def _answers(client: httpx.Client, model: ModelFile, tiles: DN) -> Iterator[str]:
     body = io.BytesIO()
     np.save(body, tiles)
-    answer = client.post("/classify", content=body.getvalue(), headers={"Content-Type": "application/octet-stream"})
+    answer = client.post(
+        "/classify", content=body.getvalue(), headers={"Content-Type": "application/octet-stream"}
+    )
     if answer.status_code != 200:
         yield f"POST /classify answers {answer.status_code} to sound tiles"
         return
@@ -56,7 +58,9 @@ def _answers(client: httpx.Client, model: ModelFile, tiles: DN) -> Iterator[str]
         return
     expected = model.session.run(["probabilities"], {INPUT: tiles})[0]
     for index, (result, shares) in enumerate(zip(results, expected, strict=True)):
-        overrides = [result.get("probabilities", {}).get(name, float("nan")) for name in model.metadata.classes]
+        overrides = [
+            result.get("probabilities", {}).get(name, float("nan")) for name in model.metadata.classes
+        ]
         if not np.allclose(overrides, shares, atol=_ALIKE):
             yield f"tile {index} is answered with other probabilities than the model gives"
 
@@ -75,7 +79,10 @@ def _served(model: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory(prefix="tilewise-contract-") as home, Path(home, "log.txt").open("wb") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="tilewise-contract-") as home,
+        Path(home, "log.txt").open("wb") as log,
+    ):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TILEWISE_")}
         own = {
             "TILEWISE_MODEL": str(model.resolve()),

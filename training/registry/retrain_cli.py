@@ -20,7 +20,7 @@ from tilewise.training.fit.callbacks import interrupt_on_sigterm
 from tilewise.training.registry.gates import DEFAULT
 from tilewise.training.registry.reasons import SHIFT, Triggers
 from tilewise.training.registry.registry import NAME
-from tilewise.training.registry.retrain import Ending, Outcome, Plan, retrain
+from tilewise.training.registry.retrain import Ending, Outcome, RetrainPlan, retrain
 from tilewise.training.tracking import Tracking
 
 STATUS = {Ending.PASSED: 0, Ending.NOTHING: 3, Ending.REFUSED: 4}
@@ -40,8 +40,8 @@ _PATH = click.Path(path_type=Path)
     "--if-labelled", "tiles", type=click.IntRange(1), metavar="N", help="If N tiles were, since the champion."
 )
 @click.option("--reviewed", type=_PATH, default=REVIEWED, show_default=True, help="The tiles that people labelled.")
-@click.option("--run", type=_PATH, default=Plan.run, show_default=True, help="Folder that the pipeline trains in.")
-@click.option("--data", type=_PATH, default=Plan.data, show_default=True, help="Pack that models are measured on.")
+@click.option("--run", type=_PATH, default=RetrainPlan.run, show_default=True, help="Folder that the pipeline trains in.")
+@click.option("--data", type=_PATH, default=RetrainPlan.data, show_default=True, help="Pack that models are measured on.")
 @click.option("--gates", type=_PATH, default=DEFAULT, help="Default: configs/gates.yaml.")
 @click.option("--report", type=_PATH, default=REPORT, show_default=True, help="How it ended, as JSON.")
 @click.option("--flow", is_flag=True, help="Run it as a flow of Prefect.")
@@ -88,11 +88,11 @@ def _plan(
     tiles: int | None,
     reviewed: Path,
     **rest: Any,
-) -> Plan:
-    return Plan(Triggers(because, drift, max_psi, alert, days, tiles, reviewed), **rest)
+) -> RetrainPlan:
+    return RetrainPlan(Triggers(because, drift, max_psi, alert, days, tiles, reviewed), **rest)
 
 
-def _run(plan: Plan, as_flow: bool) -> Outcome:
+def _run(plan: RetrainPlan, as_flow: bool) -> Outcome:
     if not as_flow:
         return retrain(plan)
     from tilewise.training.registry.flow import retraining
@@ -106,14 +106,14 @@ def _write(outcome: Outcome, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _tell(outcome: Outcome, plan: Plan) -> None:
+def _tell(outcome: Outcome, plan: RetrainPlan) -> None:
     """Print what was found, and what a person does next."""
     if outcome.findings:
         table = Table("gate", "", "figure", "asked", title=f"{plan.name} {outcome.version}")
         for finding in outcome.findings:
             table.add_row(finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit)
         Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
-    click.echo(outcome.overrides)
+    click.echo(outcome.message)
     if outcome.ending is Ending.PASSED:
         words = ["tilewise", "promote", outcome.version, "--data", str(plan.data), "--approve"]
         click.echo(f"it serves nobody yet; promote it with: {shlex.join(words)} NAME")

@@ -107,7 +107,9 @@ def said_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
     for place, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            found.append((name[2:].rstrip("+"), value if equals else "".join(arguments[place + 1 : place + 2])))
+            found.append(
+                (name[2:].rstrip("+"), value if equals else "".join(arguments[place + 1 : place + 2]))
+            )
     return found
 
 
@@ -119,7 +121,9 @@ def trial_options(settings: TuneSettings, arguments: Sequence[str]) -> list[str]
     """
     overrides = {name for name, _ in said_options(arguments)}
     if twice := sorted(overrides & set(settings.space)):
-        raise TrainingError(f"--{twice[0]} is said and searched; leave it out here, or out of the search space")
+        raise TrainingError(
+            f"--{twice[0]} is said and searched; leave it out here, or out of the search space"
+        )
     return [
         *arguments,
         *(f"--{name}={as_text(value)}" for name, value in settings.settings.items() if name not in overrides),
@@ -142,7 +146,9 @@ def tracking_of(arguments: Sequence[str]) -> Tracking:
     overrides: dict[str, Any] = {}
     for path in files:
         overrides |= _section(path, "tracking")
-    overrides |= {n.removeprefix("tracking."): yaml.safe_load(v) for n, v in options if n.startswith("tracking.")}
+    overrides |= {
+        n.removeprefix("tracking."): yaml.safe_load(v) for n, v in options if n.startswith("tracking.")
+    }
     try:
         return Tracking(**{**overrides, "artifacts": Path(overrides.get("artifacts", Tracking.artifacts))})
     except TypeError as error:

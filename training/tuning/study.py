@@ -83,11 +83,15 @@ class ReportEpochs(Callback):
             return
         epoch, value = trainer.current_epoch + 1, float(trainer.callback_metrics[METRIC])
         running.report(epoch, value)
-        running.tell(f"trial {running.trial.number}  epoch {epoch}/{trainer.max_epochs}  {METRIC} {value:.4f}")
+        running.tell(
+            f"trial {running.trial.number}  epoch {epoch}/{trainer.max_epochs}  {METRIC} {value:.4f}"
+        )
         if epoch != trainer.max_epochs and running.trial.should_prune():
             running.pruned = trainer.should_stop = True
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Remember that it was the user: Lightning ends with status 1 whatever stopped it."""
         running = _RUNNING.get()
         if running is not None:
@@ -217,12 +221,16 @@ class Search:
         while (well := self._run_next()) is not None:
             failures = 0 if well else failures + 1
             if failures == _MAX_FAILURES:
-                raise TrainingError(f"{failures} trials failed one after the other; their logs: {self.plan.folder}")
+                raise TrainingError(
+                    f"{failures} trials failed one after the other; their logs: {self.plan.folder}"
+                )
 
     def ended(self) -> list[FrozenTrial]:
         """Return the trials that ended, complete or given up, best first."""
         found = [trial for trial in self.study.get_trials(states=ENDED) if trial.value is not None]
-        return sorted(found, key=lambda trial: (trial.state is not TrialState.COMPLETE, -(trial.value or 0.0)))
+        return sorted(
+            found, key=lambda trial: (trial.state is not TrialState.COMPLETE, -(trial.value or 0.0))
+        )
 
     def best_settings(self) -> dict[str, Value]:
         """Return the best complete trial's value of each option that was searched; nothing before one is complete."""
@@ -276,7 +284,11 @@ class Search:
                 running.report(epoch, value)
         arguments = [*self._options, *(f"--{name}={as_text(value)}" for name, value in chosen.items())]
         arguments += [*self._runs.options(trial.number, folder.root.name), _CALLBACK]
-        with (folder.root / "trial.log").open("a") as log, contextlib.redirect_stdout(log), reporting(running):
+        with (
+            (folder.root / "trial.log").open("a") as log,
+            contextlib.redirect_stdout(log),
+            reporting(running),
+        ):
             try:
                 train(["fit", *arguments, f"--out={folder.root}", "--ckpt_path=last"])
             except SystemExit as stop:
@@ -292,12 +304,18 @@ class Search:
             raise StoppedError(f"stopped in trial {running.trial.number}; the same command goes on with it")
         if code == _USAGE:
             self.study.tell(running.trial, state=TrialState.FAIL)
-            raise TrainingError("training does not know an option; see above, and mend it here or in the search space")
+            raise TrainingError(
+                "training does not know an option; see above, and mend it here or in the search space"
+            )
 
-    def _tell_end(self, trial: optuna.Trial, folder: RunFolder, state: TrialState, running: Reporting) -> None:
+    def _tell_end(
+        self, trial: optuna.Trial, folder: RunFolder, state: TrialState, running: Reporting
+    ) -> None:
         best = self.ended()[0].value if self.best_settings() else None
         self._runs.trial_ended(folder, state.name.lower(), trial.number, best)
-        told = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "given up", TrialState.FAIL: "failed"}[state]
+        told = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "given up", TrialState.FAIL: "failed"}[
+            state
+        ]
         value = f", {METRIC} {max(running.values.values()):.4f}" if running.values else ""
         self._tell(
             f"trial {trial.number}  {told}{value}; best so far {best:.4f}"
@@ -358,7 +376,9 @@ def open_study(plan: Plan) -> optuna.Study:
             )
     except (SQLAlchemyError, OSError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{plan.storage}: no storage of Optuna ({why}); name another with --storage") from error
+        raise TrainingError(
+            f"{plan.storage}: no storage of Optuna ({why}); name another with --storage"
+        ) from error
     # A search that goes on must not draw again what it drew first.
     seed = plan.settings.seed + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=plan.settings.random_trials, seed=seed)
@@ -378,5 +398,8 @@ def history(folder: RunFolder) -> dict[int, float]:
 
 def words(settings: dict[str, Value]) -> str:
     """Return settings for people: the last part of each name, and short numbers."""
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else as_text(value) for name, value in settings.items()}
+    shown = {
+        name: f"{value:.4g}" if isinstance(value, float) else as_text(value)
+        for name, value in settings.items()
+    }
     return "  ".join(f"{name.rpartition('.')[2]} {value}" for name, value in shown.items())

@@ -16,7 +16,9 @@ def ask(*words: object) -> Result:
     return CliRunner().invoke(agreement, [str(word) for word in words])
 
 
-def test_two_files_agree_as_often_as_they_answer_alike(model_file: Path, skilled_model: Path, pack: Pack) -> None:
+def test_two_files_agree_as_often_as_they_answer_alike(
+    model_file: Path, skilled_model: Path, pack: Pack
+) -> None:
     rows = pack.rows("val")
     models = [open_model(path) for path in (model_file, skilled_model)]
     answers = [m.session.run(["probabilities"], {INPUT: pack.fetch(rows)})[0].argmax(1) for m in models]
@@ -39,7 +41,7 @@ def test_every_pair_of_three_counts(model_file: Path, skilled_model: Path, pack:
 def test_the_command_prints_a_table(model_file: Path, skilled_model: Path, pack_folder: Path) -> None:
     done = ask(model_file, skilled_model, "--data", pack_folder, "--split", "val", "--split", "test")
     assert done.exit_code == 0, done.output
-    assert "| split: tiles, bands | tiles | agree % | right % |" in done.output
+    assert "| split: tiles, bands | tiles | agree % | accuracy % |" in done.output
     assert "| test: geotiff/rgb |" in done.output
 
 

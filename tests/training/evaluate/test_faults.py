@@ -16,7 +16,7 @@ def tiles() -> DN:
 
 def test_no_fault_makes_data_of_holes(tiles: DN) -> None:
     for fault in FAULTS.values():
-        assert (fault.make(tiles)[:, :, :2] == 0).all()
+        assert (fault.apply(tiles)[:, :, :2] == 0).all()
 
 
 def test_the_offset_is_added_and_the_scale_leaves_the_min_dn(tiles: DN) -> None:

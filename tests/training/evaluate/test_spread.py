@@ -13,7 +13,11 @@ from tilewise.training.evaluate.spread import FIGURES, spread
 def run_of(folder: Path, seed: int, accuracy: float, tiles: int = 50) -> str:
     """Leave what a tested run leaves."""
     (folder / "evaluation").mkdir(parents=True)
-    settings = {"seed_everything": seed, "model": {"compile": True}, "trainer": {"default_root_dir": str(folder)}}
+    settings = {
+        "seed_everything": seed,
+        "model": {"compile": True},
+        "trainer": {"default_root_dir": str(folder)},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     groups = {"all": {"tiles": tiles, **dict.fromkeys(FIGURES, accuracy)}}
     (folder / "evaluation/metrics.json").write_text(json.dumps({"groups": groups}))

@@ -50,10 +50,14 @@ def test_a_file_of_another_network_is_one_line(
     with pytest.raises(SystemExit) as stopped:
         fit(pack_folder, tmp_path / "run", model_file)
     assert stopped.value.code == 1
-    assert f"error: model.start_from: {model_file}: a model file of another network" in capsys.readouterr().err
+    assert (
+        f"error: model.start_from: {model_file}: a model file of another network" in capsys.readouterr().err
+    )
 
 
-def test_the_head_of_other_classes_is_left_out_though_they_are_as_many(skilled_model: Path, pack: Pack) -> None:
+def test_the_head_of_other_classes_is_left_out_though_they_are_as_many(
+    skilled_model: Path, pack: Pack
+) -> None:
     known = open_model(skilled_model).metadata.classes
     heads = []
     for classes in (known, tuple(f"my {name}" for name in known)):
@@ -79,7 +83,14 @@ def test_the_head_of_pretraining_is_left_out(tmp_path: Path) -> None:
 def test_tiles_without_labels_are_refused_where_labels_train(
     pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}", "--data.train_splits=[train,unlabelled]"]
+    words = [
+        f"--data.pack={pack_folder}",
+        f"--out={tmp_path / 'run'}",
+        "--data.train_splits=[train,unlabelled]",
+    ]
     with pytest.raises(SystemExit):
         main(["fit", *NETWORK, *words])
-    assert "error: data.train_splits: tiles that are unlabelled have no labels to train by" in capsys.readouterr().err
+    assert (
+        "error: data.train_splits: tiles that are unlabelled have no labels to train by"
+        in capsys.readouterr().err
+    )

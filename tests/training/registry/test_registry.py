@@ -8,7 +8,7 @@ import pytest
 from tilewise.bento.serving.releases import AliasSource
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.models.model_file import ModelFile, int8_of, open_model
-from tilewise.training.registry.gates import Finding
+from tilewise.training.registry.gates import GateResult
 from tilewise.training.registry.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
 
 MakeModel = Callable[..., Path]
@@ -53,7 +53,10 @@ def test_versions_count_by_what_changed(registry: Registry, make_model: MakeMode
     assert register(data_hash="a", noise=0.1) == "1.0.1"
     assert register(data_hash="b") == "1.1.0"
     renamed = tuple(f"{name}2" for name in open_model(make_model()).metadata.classes)
-    assert registry.next_semver(open_model(make_model()).metadata.model_copy(update={"classes": renamed})) == "2.0.0"
+    assert (
+        registry.next_semver(open_model(make_model()).metadata.model_copy(update={"classes": renamed}))
+        == "2.0.0"
+    )
 
 
 def test_a_version_is_a_patch_only_where_the_weights_are_the_same(
@@ -63,7 +66,9 @@ def test_a_version_is_a_patch_only_where_the_weights_are_the_same(
     registry.register(open_model(make_model(weights="w", data_hash="a")), "Ada", "")
     assert registry.next_semver(first) == "1.0.1", "calibrated again"
     assert registry.next_semver(first.model_copy(update={"data_hash": "b"})) == "1.0.1"
-    assert registry.next_semver(first.model_copy(update={"weights": "v"})) == "1.1.0", "trained again on the same data"
+    assert registry.next_semver(first.model_copy(update={"weights": "v"})) == "1.1.0", (
+        "trained again on the same data"
+    )
     fewer = first.model_copy(update={"trained_bands": ("B02", "B03", "B04")})
     assert registry.next_semver(fewer) == "2.0.0", "callers' other bands no longer count"
 
@@ -73,7 +78,11 @@ def test_the_candidate_before_is_archived(registry: Registry, models: list[Model
     registry.register(models[1], "Grace", "")
     assert registry.find(str(first.version)).tags["stage"] == "archived"
     told = [(event.semver, event.what, event.who) for event in registry.history()]
-    assert told == [("1.0.0", "registered", "Ada"), ("1.0.0", "archived", "Grace"), ("1.0.1", "registered", "Grace")]
+    assert told == [
+        ("1.0.0", "registered", "Ada"),
+        ("1.0.0", "archived", "Grace"),
+        ("1.0.1", "registered", "Grace"),
+    ]
 
 
 def test_a_version_brings_its_int8_file_and_refuses_another(
@@ -91,7 +100,9 @@ def test_a_version_brings_its_int8_file_and_refuses_another(
         int8_of(models[2].path).unlink()
 
 
-def test_a_semantic_version_is_given_once_and_must_be_one(registry: Registry, models: list[ModelFile]) -> None:
+def test_a_semantic_version_is_given_once_and_must_be_one(
+    registry: Registry, models: list[ModelFile]
+) -> None:
     registry.register(models[0], "Ada", "", semver="3.1.4")
     with pytest.raises(TrainingError, match=r"3\.1\.4 of tilewise exists"):
         registry.register(models[1], "Ada", "", semver="3.1.4")
@@ -135,22 +146,64 @@ def test_two_rollbacks_go_two_champions_back(registry: Registry, models: list[Mo
         registry.rollback("Ada", "")
 
 
+def test_a_rollback_goes_to_a_champion_that_was_rolled_back_and_promoted_again(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    first, second, third = (registry.register(model, "Ada", "") for model in models)
+    registry.promote(first, "Ada", "")
+    registry.promote(second, "Ada", "")
+    registry.rollback("Ada", "")
+    registry.promote(second, "Ada", "")
+    registry.promote(third, "Ada", "")
+    assert alias(registry, PREVIOUS) == "1.0.1"
+    _, comes = registry.rollback("Ada", "")
+    assert comes.tags["semver"] == "1.0.1"
+    _, comes = registry.rollback("Ada", "")
+    assert comes.tags["semver"] == "1.0.0"
+
+
+def test_a_rollback_to_a_named_version_takes_back_all_promotions_after_it(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    for model in models:
+        registry.promote(registry.register(model, "Ada", ""), "Ada", "")
+    registry.rollback("Ada", "", to="1.0.0")
+    with pytest.raises(TrainingError, match="no champion before it"):
+        registry.rollback("Ada", "")
+
+
+def test_a_champion_that_changed_since_the_measurement_is_noticed(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    registry.require_champion(None)
+    first, second = (registry.register(model, "Ada", "") for model in models[:2])
+    registry.promote(first, "Ada", "")
+    registry.require_champion(first)
+    with pytest.raises(TrainingError, match=r"changed from none to 1\.0\.0 .*promote again"):
+        registry.require_champion(None)
+    registry.promote(second, "Grace", "")
+    with pytest.raises(TrainingError, match=r"changed from 1\.0\.0 to 1\.0\.1 .*promote again"):
+        registry.require_champion(first)
+
+
 def test_without_a_champion_there_is_nothing_to_roll_back(registry: Registry) -> None:
     with pytest.raises(TrainingError, match="no champion to roll back"):
         registry.rollback("Ada", "")
 
 
-def test_a_version_is_found_by_number_semantic_version_or_alias(registry: Registry, models: list[ModelFile]) -> None:
+def test_a_version_is_found_by_number_semantic_version_or_alias(
+    registry: Registry, models: list[ModelFile]
+) -> None:
     registry.register(models[0], "Ada", "", semver="7.0.0")
-    assert {str(registry.find(overrides).version) for overrides in ("1", "7.0.0", "candidate", None)} == {"1"}
+    assert {str(registry.find(name).version) for name in ("1", "7.0.0", "candidate", None)} == {"1"}
     with pytest.raises(TrainingError, match="no version '8'"):
         registry.find("8")
 
 
 def test_findings_are_written_on_the_version(registry: Registry, models: list[ModelFile]) -> None:
     version = registry.register(models[0], "Ada", "")
-    registry.write_findings(version, [Finding("parity", True, 0.0, "≤ 0.1")])
-    registry.write_findings(version, [Finding("floor/accuracy", False, 0.41, "≥ 0.7")], split="test")
+    registry.write_results(version, [GateResult("parity", True, 0.0, "≤ 0.1")])
+    registry.write_results(version, [GateResult("floor/accuracy", False, 0.41, "≥ 0.7")], split="test")
     tags = registry.find("1").tags
     assert tags["gate.floor/accuracy"] == "FAIL 0.41 (≥ 0.7)"
     assert tags["measured.split"] == "test"
@@ -167,3 +220,12 @@ def test_a_file_that_was_changed_in_the_store_is_not_taken(
     stored.write_bytes(models[1].path.read_bytes())
     with pytest.raises(TrainingError, match="not the one that was registered"):
         registry.fetch(version, tmp_path / "fetched")
+
+
+def test_a_version_without_the_digest_of_its_file_is_not_taken(
+    registry: Registry, models: list[ModelFile], tmp_path: Path
+) -> None:
+    registry.register(models[0], "Ada", "")
+    registry.client.delete_model_version_tag(registry.name, "1", "sha256")
+    with pytest.raises(TrainingError, match=r"not the one that was registered \(sha256\); register it again"):
+        registry.fetch(registry.find("1"), tmp_path / "fetched")

@@ -54,14 +54,20 @@ def server(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    composed = yaml.safe_load((PROJECT / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]["mlflow"]
+    composed = yaml.safe_load((PROJECT / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"][
+        "mlflow"
+    ]
     other = {"--host": "127.0.0.1", "--port": port, "--artifacts-destination": str(folder / "kept")}
     told = [word for word in composed["command"][1:] if word.split("=")[0] not in other]
     command = [sys.executable, "-m", "mlflow", *told, *(f"{name}={value}" for name, value in other.items())]
     settings = composed["environment"] | {"MLFLOW_BACKEND_STORE_URI": store}
-    settings |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here uses its jobs, and they start slowly
+    settings |= {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+    }  # nothing here uses its jobs, and they start slowly
     url = f"http://127.0.0.1:{port}"
-    with running("mlflow", [*command, "--workers=1"], folder, f"{url}/health", settings, patience=_START_SECONDS):
+    with running(
+        "mlflow", [*command, "--workers=1"], folder, f"{url}/health", settings, patience=_START_SECONDS
+    ):
         yield url
 
 
@@ -93,11 +99,13 @@ def command(server: str, *arguments: object) -> Result:
 
 def test_a_team_s_runs_and_models_are_kept_in_postgresql(server: str, run: Path, store: str) -> None:
     if not store.startswith("postgresql"):
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql): the server keeps a SQLite file")
-    with psycopg.connect(store.replace("+psycopg", "")) as connection:
-        (uri,) = connection.execute("SELECT artifact_uri FROM runs WHERE run_uuid = %s", [run_id(run)]).fetchone() or (
-            "",
+        pytest.skip(
+            "PostgreSQL is not installed (apt-get install postgresql): the server keeps a SQLite file"
         )
+    with psycopg.connect(store.replace("+psycopg", "")) as connection:
+        (uri,) = connection.execute(
+            "SELECT artifact_uri FROM runs WHERE run_uuid = %s", [run_id(run)]
+        ).fetchone() or ("",)
         (models,) = connection.execute("SELECT count(*) FROM logged_models").fetchone() or (0,)
     assert uri.startswith("mlflow-artifacts:/"), "artifacts go through the server"
     assert models == 1
@@ -135,7 +143,12 @@ def test_the_model_of_a_run_is_logged_with_signature_and_example_and_answers(ser
 
 
 def test_versions_go_from_candidate_to_champion_and_back_and_the_history_tells(
-    server: str, run: Path, judged: Path, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str,
+    run: Path,
+    judged: Path,
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     (tmp_path / "gates.yaml").write_text(GATES)
