@@ -24,7 +24,7 @@ from tilewise.datasets.readers.sources import Format, find_source
 from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, int8_of, open_model
 
 if TYPE_CHECKING:
-    from tilewise.models.explain.attribution import Explanation
+    from tilewise.models.explain.attribution import TileExplanation
     from tilewise.models.model_file import ModelFile
 
 ASSESSMENT = "assessment"  # what `tilewise assess --out` calls its files, .md and .json
@@ -315,19 +315,19 @@ def _open(path: Path) -> "ModelFile":
     return open_model(path, options)
 
 
-def _explain(model: "ModelFile", tile: Tile, class_name: str | None, method: str, coverage: float) -> "Explanation":
+def _explain(model: "ModelFile", tile: Tile, class_name: str | None, method: str, coverage: float) -> "TileExplanation":
     try:
         import captum  # noqa: F401 - asked for here, where its absence can be told in one line
         import torch
 
-        from tilewise.models.explain.attribution import Method, explain
+        from tilewise.models.explain.attribution import AttributionMethod, explain
     except ImportError as error:
         raise TilewiseError(f"{error.name} is not installed; pip install 'tilewise[train]'") from error
     torch.set_num_threads(1)
-    return explain(model, tile, class_name, Method(method), coverage)
+    return explain(model, tile, class_name, AttributionMethod(method), coverage)
 
 
-def _write(model: "ModelFile", found: "Explanation", out: Path) -> None:
+def _write(model: "ModelFile", found: "TileExplanation", out: Path) -> None:
     from tilewise.models.explain.page import draw_page, draw_picture
 
     content = draw_page(found, model).encode() if out.suffix.lower() in _PAGE else draw_picture(found, model)
@@ -340,7 +340,7 @@ def _write(model: "ModelFile", found: "Explanation", out: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _tell(found: "Explanation", out: Path, seconds: float) -> None:
+def _tell(found: "TileExplanation", out: Path, seconds: float) -> None:
     strongest = sorted(found.bands.items(), key=lambda item: -abs(item[1].log_odds))[:_MAX_TOLD]
     told: dict[str, Any] = {name: f"{effect.log_odds:+.2f}" for name, effect in strongest}
     probability = float(found.probabilities[found.class_index])

@@ -28,7 +28,7 @@ from tilewise.datasets.readers.geotiff import read_tile
 Tiles = npt.NDArray[np.uint16]
 TRAINING, LATER = tiles(60, seed=1), tiles(60, seed=2)
 OFFSET = np.uint16(1000)
-SETTINGS = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_LEAST": "50"}
+SETTINGS = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_MIN_TILES": "50"}
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()), reason=f"not installed; apt-get install {' '.join(missing_programs())}"
@@ -48,9 +48,9 @@ def post(url: str, pixels: Tiles, bands: tuple[str, ...] = BAND_NAMES, key: str 
     stream = io.BytesIO()
     np.save(stream, pixels)
     headers = {"Content-Type": "application/octet-stream"} | ({"Tilewise-Key": key} if key else {})
-    overrides = {"bands": ",".join(bands)}
+    options = {"bands": ",".join(bands)}
     done = httpx.post(
-        f"{url}/classify", content=stream.getvalue(), params=overrides, headers=headers, trust_env=False, timeout=30
+        f"{url}/classify", content=stream.getvalue(), params=options, headers=headers, trust_env=False, timeout=30
     )
     assert done.status_code == 200, done.text
     assert all("class" in result for result in done.json()["results"])
@@ -68,7 +68,7 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     candidate = model(home / "candidate.onnx", TRAINING, "2")
     more = {
         "TILEWISE_CANDIDATE": str(candidate),
-        "TILEWISE_CANDIDATE_SHARE": "1",
+        "TILEWISE_CANDIDATE_FRACTION": "1",
         "TILEWISE_PREDICTIONS": str(home / "p"),
     }
     with served(model(home / "model.onnx", TRAINING, "1"), home, **SETTINGS, **more) as server:
@@ -140,7 +140,7 @@ def test_a_canary_that_answers_otherwise_calls_for_a_rollback(watch: Monitoring,
     candidate = model(tmp_path / "candidate.onnx", TRAINING, "4", answer="River", logit=1)
     more = {
         "TILEWISE_CANDIDATE": str(candidate),
-        "TILEWISE_CANDIDATE_SHARE": "0.5",
+        "TILEWISE_CANDIDATE_FRACTION": "0.5",
         "TILEWISE_CANDIDATE_MODE": "canary",
     }
     with served(model(tmp_path / "model.onnx", TRAINING, "3"), tmp_path, **SETTINGS, **more) as server:
@@ -179,11 +179,11 @@ def bands_that_drift(watch: Monitoring, instance: str) -> set[str]:
 
 def real_tiles(folder: Path, limit: int) -> Tiles:
     """Real Level-1C tiles, drawn at random."""
-    overrides = make_read_options("eurosat", "L1C", None, 0.0)
+    options = make_read_options("eurosat", "L1C", None, 0.0)
     with zipfile.ZipFile(folder / "EuroSAT_MS.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".tif")]
         drawn = np.random.default_rng(0).permutation(names)[:limit]
-        return np.stack([read_tile(archive.read(name), overrides, name, 64).pixels for name in drawn])
+        return np.stack([read_tile(archive.read(name), options, name, 64).pixels for name in drawn])
 
 
 def level_2a(folder: Path, limit: int) -> tuple[Tiles, tuple[str, ...]]:

@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from postgres import postgres, programs
-from programs import PROJECT, running
+from monitoring import PROJECT, running
 
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.serving.releases import AliasSource
