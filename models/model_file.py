@@ -3,8 +3,8 @@
 Input `tiles`: uint16 (batch, 13, 64, 64), DN = reflectance × 10 000, 0 = no data, canonical band order.
 Outputs: `probabilities` float32 (batch, classes), calibrated; `logits` float32 (batch, classes);
 `embedding` float32 (batch, features); `outlier_score` float32 (batch,), larger for out-of-distribution tiles.
-Classes, bands, thresholds and provenance are one JSON object in the graph's metadata, under the key `tilewise`. A file
-without it, or of another version, is refused.
+Classes, bands, thresholds and provenance are one JSON object in the graph's metadata, under the key
+`tilewise`. A file without it, or of another version, is refused.
 """
 
 import hashlib
@@ -179,7 +179,8 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
         raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
     options = options or ort.SessionOptions()
     if not int8_instructions():
-        # INT8 products would then be summed in 16 bits, which overflow; this selects the slower kernels that do not.
+        # INT8 products would then be summed in 16 bits, which overflow; this selects the slower kernels that
+        # do not.
         options.add_session_config_entry("session.x64quantprecision", "1")
     # Weights in external files are refused: the folder that they would be read from cannot exist.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
@@ -202,13 +203,15 @@ def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
     """
     if text is None:
         raise ModelFileError(
-            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, which has its classes and bands; export it "
+            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, which has its classes and bands; "
+            f"export it "
             "with `tilewise export`"
         )
     version = _version_of(text)
     if version != SCHEMA_VERSION:
         raise ModelFileError(
-            f"{path}: its metadata are of version {version!r}, this is version {SCHEMA_VERSION}; export it again"
+            f"{path}: its metadata are of version {version!r}, this is version {SCHEMA_VERSION}; export it "
+            f"again"
         )
     try:
         return ModelMetadata.model_validate_json(text)
@@ -235,13 +238,18 @@ def _check_graph(session: ort.InferenceSession, metadata: ModelMetadata, path: P
     outputs = tuple(node.name for node in session.get_outputs())
     wanted = [(INPUT, "tensor(uint16)", [len(BAND_NAMES), TILE_SIZE, TILE_SIZE])]
     if inputs != wanted or outputs[: len(OUTPUTS)] != OUTPUTS:
-        raise ModelFileError(f"{path}: its graph has the inputs {inputs} and the outputs {outputs}; export it again")
+        raise ModelFileError(
+            f"{path}: its graph has the inputs {inputs} and the outputs {outputs}; export it again"
+        )
     if (metadata.bands, metadata.tile_size) != (BAND_NAMES, TILE_SIZE):
-        raise ModelFileError(f"{path}: its metadata have other bands or tile sizes than its graph; export it again")
+        raise ModelFileError(
+            f"{path}: its metadata have other bands or tile sizes than its graph; export it again"
+        )
     shape = session.get_outputs()[0].shape
     if len(shape) != 2 or shape[1] != len(metadata.classes):
         raise ModelFileError(
-            f"{path}: its metadata have {len(metadata.classes)} classes, its graph returns {shape}; export it again"
+            f"{path}: its metadata have {len(metadata.classes)} classes, its graph returns {shape}; export "
+            f"it again"
         )
 
 

@@ -38,7 +38,8 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation accuracy; of pretraining, with the lowest validation loss."""
+        """The checkpoint with the best validation accuracy; of pretraining, with the lowest validation
+        loss."""
         return self.checkpoints / "best.ckpt"
 
     @property
@@ -85,7 +86,8 @@ def newest_run() -> RunFolder:
     found = sorted(RUNS.glob("*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise TrainingError(
-            f"no run with a best checkpoint is in {RUNS}; `tilewise train fit` makes one, --out names another folder"
+            f"no run with a best checkpoint is in {RUNS}; `tilewise train fit` makes one, --out names "
+            f"another folder"
         )
     return RunFolder(found[-1].parent.parent)
 
@@ -103,9 +105,10 @@ class Quantisation:
 
     Attributes:
         enabled: whether it is made at all.
-        tiles: of the train split, about, that activation ranges are calibrated on; each shows some set of its bands.
-        method: how ranges are chosen: the whole range (minmax), all but `percentile`, or by least loss of information
-            (entropy).
+        tiles: of the train split, about, that activation ranges are calibrated on; each shows some set of its
+            bands.
+        method: how ranges are chosen: the whole range (minmax), all but `percentile`, or by least loss of
+            information (entropy).
         percentile: percent of an activation's values that its range holds, for that method.
         max_lost: the most accuracy (fraction 0-1) that may be lost against fp32 on the validation split.
     """

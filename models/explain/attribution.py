@@ -1,9 +1,9 @@
 """Attribution of a prediction to the pixels and bands of a tile, by Captum (https://captum.ai).
 
-Effects are in log-odds of the class, ln(p / (1 - p)) of its calibrated probability p: they add up, and a change from
-0.99 to 0.999 counts as much as one from 0.5 to 0.91. Pixels are attributed by integrated gradients (Sundararajan, Taly
-& Yan 2017, arXiv:1703.01365), or by occlusion where gradients are not available; bands by ablation. The evidence is in
-docs/decisions/0012.
+Effects are in log-odds of the class, ln(p / (1 - p)) of its calibrated probability p: they add up, and a
+change from 0.99 to 0.999 counts as much as one from 0.5 to 0.91. Pixels are attributed by integrated
+gradients (Sundararajan, Taly & Yan 2017, arXiv:1703.01365), or by occlusion where gradients are not
+available; bands by ablation. The evidence is in docs/decisions/0012.
 """
 
 import math
@@ -69,8 +69,8 @@ class TileExplanation:
         outlier_score: larger for out-of-distribution tiles.
         is_outlier: whether the score is above the model's threshold; None: it has none.
         method: GRADIENTS or OCCLUSION.
-        heat: float32 (64, 64), log-odds: the contribution of each pixel (GRADIENTS, smoothed), or the loss without
-            the 8 × 8 pixels around it (OCCLUSION, the mean of the patches that cover it).
+        heat: float32 (64, 64), log-odds: the contribution of each pixel (GRADIENTS, smoothed), or the loss
+            without the 8 × 8 pixels around it (OCCLUSION, the mean of the patches that cover it).
         log_odds: of the class, for the tile.
         mean_log_odds: of the class, for a uniform tile of the same mean: the baseline of the heat.
         gap: GRADIENTS: difference between the sum of contributions and `log_odds - mean_log_odds`; else None.
@@ -119,17 +119,20 @@ def explain(
         coverage: of the prediction set (0-1).
 
     Raises:
-        TilewiseError: the model has no such class or coverage, the tile has no data, or gradients were requested and
-            are not available.
+        TilewiseError: the model has no such class or coverage, the tile has no data, or gradients were
+            requested and are not available.
     """
     if not tile.valid_fraction:
         raise NoDataError(
-            f"{tile.name}: no pixel has data in all of {', '.join(tile.bands) or 'its bands'}; nothing to explain"
+            f"{tile.name}: no pixel has data in all of {', '.join(tile.bands) or 'its bands'}; nothing to "
+            f"explain"
         )
     outputs = [output[0] for output in model.session.run(list(OUTPUTS), {INPUT: tile.pixels[None]})]
     probabilities, score = outputs[0], float(outputs[3])
     index = _index_of(model, class_name) if class_name else int(probabilities.argmax())
-    whole, mean = (float(x) for x in session_forward(model, index)(_stack(tile.pixels, without_pattern(tile.pixels))))
+    whole, mean = (
+        float(x) for x in session_forward(model, index)(_stack(tile.pixels, without_pattern(tile.pixels)))
+    )
     found = _attribute_pixels(model, tile, index, method)
     outliers = model.metadata.outliers
     return TileExplanation(
@@ -165,11 +168,15 @@ def ablate_bands(model: ModelFile, tile: Tile, index: int) -> dict[str, BandEffe
         tiles, baselines=float(NO_DATA), feature_mask=mask, perturbations_per_eval=_AT_A_TIME
     )
     whole, drops = float(forward(tiles)[0]), lost[0, indices, 0, 0].tolist()
-    return {name: BandEffect(drop, _probability(whole - drop)) for name, drop in zip(tile.bands, drops, strict=True)}
+    return {
+        name: BandEffect(drop, _probability(whole - drop))
+        for name, drop in zip(tile.bands, drops, strict=True)
+    }
 
 
 def integrate_gradients(graph: TorchGraph, model: ModelFile, tile: Tile, index: int) -> tuple[Values, float]:
-    """Return heat, float32 (64, 64), summed over the bands and not smoothed, and its gap; see `TileExplanation`."""
+    """Return heat, float32 (64, 64), summed over the bands and not smoothed, and its gap; see
+    `TileExplanation`."""
     from captum.attr import IntegratedGradients
 
     temperature = model.metadata.temperature
@@ -184,7 +191,8 @@ def integrate_gradients(graph: TorchGraph, model: ModelFile, tile: Tile, index: 
 
 
 def occlude(model: ModelFile, tile: Tile, index: int) -> Values:
-    """Return heat, float32 (64, 64), by Captum's occlusion: patches are replaced by the tile's mean of each band."""
+    """Return heat, float32 (64, 64), by Captum's occlusion: patches are replaced by the tile's mean of each
+    band."""
     from captum.attr import Occlusion
 
     bands = len(tile.pixels)
@@ -219,7 +227,8 @@ def verified_graph(model: ModelFile, tile: Tile) -> TorchGraph:
     limit = MAX_DIFFERENCE.get(model.metadata.precision, MAX_DIFFERENCE["fp32"])
     if not difference <= limit:
         raise ModelFileError(
-            f"{model.path}: torch's probabilities differ by {difference:.2g} from onnxruntime's, the limit is "
+            f"{model.path}: torch's probabilities differ by {difference:.2g} from onnxruntime's, the limit "
+            f"is "
             f"{limit:g}; use --method occlusion"
         )
     return graph
@@ -237,7 +246,8 @@ def session_forward(model: ModelFile, index: int) -> Forward:
 
 
 def log_odds(logits: Tensor, index: int) -> Tensor:
-    """Return ln(p / (1 - p)) of class `index`, (n,), from calibrated logits (n, classes); exact where p is nearly 1."""
+    """Return ln(p / (1 - p)) of class `index`, (n,), from calibrated logits (n, classes); exact where p is
+    nearly 1."""
     others = torch.cat([logits[:, :index], logits[:, index + 1 :]], 1)
     return logits[:, index] - torch.logsumexp(others, 1)
 
@@ -250,7 +260,9 @@ def without_pattern(pixels: DN) -> DN:
     return np.where(held, mean[:, None, None], np.uint16(NO_DATA))
 
 
-def _attribute_pixels(model: ModelFile, tile: Tile, index: int, method: AttributionMethod) -> _PixelAttribution:
+def _attribute_pixels(
+    model: ModelFile, tile: Tile, index: int, method: AttributionMethod
+) -> _PixelAttribution:
     if method is not AttributionMethod.OCCLUSION:
         try:
             graph = verified_graph(model, tile)

@@ -1,4 +1,5 @@
-"""Run the ONNX graph of a model file in torch, operator by operator, to have gradients without the training code."""
+"""Run the ONNX graph of a model file in torch, operator by operator, to have gradients without the training
+code."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -107,7 +108,12 @@ def _gather(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
 
 
 def _slice(
-    _: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
+    _: Attributes,
+    x: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    axes: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
     dims = range(len(starts)) if axes is None else axes.tolist()
     strides = [1] * len(starts) if steps is None else steps.tolist()
@@ -130,7 +136,9 @@ def _quantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | N
     limits = torch.iinfo(torch.uint8 if zero is None else zero.dtype)
     exact = x / _along(attributes, scale, x)
     rounded = exact + (exact.round() - exact).detach()
-    return (rounded + (0 if zero is None else _along(attributes, zero, x).float())).clamp(limits.min, limits.max)
+    return (rounded + (0 if zero is None else _along(attributes, zero, x).float())).clamp(
+        limits.min, limits.max
+    )
 
 
 def _dequantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -139,7 +147,8 @@ def _dequantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor |
 
 
 def _along(attributes: Attributes, values: Tensor, x: Tensor) -> Tensor:
-    """Return one number, or one for each slice of `x` along the attribute `axis`, in a shape that broadcasts."""
+    """Return one number, or one for each slice of `x` along the attribute `axis`, in a shape that
+    broadcasts."""
     if values.numel() == 1:
         return values.reshape(())
     shape = [1] * x.ndim
@@ -255,7 +264,8 @@ class TorchGraph:
 
 
 def load_torch_graph(path: Path, output: str) -> TorchGraph:
-    """Return the graph of the model file `path` as far as `output`; raises ModelFileError as `TorchGraph` does."""
+    """Return the graph of the model file `path` as far as `output`; raises ModelFileError as `TorchGraph`
+    does."""
     return TorchGraph(onnx.load(path, load_external_data=False), output, str(path))
 
 

@@ -30,7 +30,9 @@ _METHODS = {
     ),
 }
 _TEMPLATE = "page.html"
-_ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, keep_trailing_newline=True)
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, keep_trailing_newline=True
+)
 
 
 def draw_page(found: TileExplanation, model: ModelFile) -> str:
@@ -66,7 +68,9 @@ def warnings_of(found: TileExplanation, model: ModelFile) -> list[str]:
     if predicted != found.class_name:
         warnings.append(f"The model predicts {predicted}; this explains {found.class_name}, as requested.")
     if found.is_outlier:
-        warnings.append("This tile is out of distribution: neither the prediction nor its explanation is reliable.")
+        warnings.append(
+            "This tile is out of distribution: neither the prediction nor its explanation is reliable."
+        )
     if found.tile.valid_fraction < 1:
         warnings.append(f"{1 - found.tile.valid_fraction:.1%} of the pixels have no data in some band.")
     if model.metadata.synthetic:
@@ -86,10 +90,16 @@ def heat_picture(found: TileExplanation, zoom: int) -> Picture:
 
 def legend_of(found: TileExplanation) -> str:
     """Return the legend of the heat map, with its numbers."""
-    effect = "the contribution of a pixel" if found.method is AttributionMethod.GRADIENTS else "the loss without the patch around a pixel"
+    effect = (
+        "the contribution of a pixel"
+        if found.method is AttributionMethod.GRADIENTS
+        else "the loss without the patch around a pixel"
+    )
     return (
-        f"Red is evidence for {found.class_name}, blue against it: {effect}, in log-odds. A uniform tile of the same "
-        f"mean has {found.mean_log_odds:+.2f}, this tile {found.log_odds:+.2f}; its pattern makes the difference."
+        f"Red is evidence for {found.class_name}, blue against it: {effect}, in log-odds. A uniform tile of "
+        f"the same "
+        f"mean has {found.mean_log_odds:+.2f}, this tile {found.log_odds:+.2f}; its pattern makes the "
+        f"difference."
     )
 
 
@@ -116,7 +126,9 @@ def _facts(found: TileExplanation, model: ModelFile) -> dict[str, str]:
         "bands": "ablation (Captum): each in turn set to no data, by the model file itself",
     }
     if found.gap is not None:
-        facts["exactness"] = f"the contributions of the pixels add up to the difference but for {abs(found.gap):.2g}"
+        facts["exactness"] = (
+            f"the contributions of the pixels add up to the difference but for {abs(found.gap):.2g}"
+        )
     return facts
 
 

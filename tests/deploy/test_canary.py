@@ -148,7 +148,7 @@ def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site
     until(lambda: not site.watch.query('ALERTS{action="rollback", alertstate="firing"}'), "old alerts have ended")
     refused = site.run("--min-requests", 5, "--wait", 1, "--full", "false")
     assert refused.exit_code == 1, refused.output
-    assert "'false' ends with 1, so the champion stays" in refused.stderr
+    assert "'false' ended with 1, so the champion stays" in refused.stderr
     assert site.route.weights()["candidate"] == 0
 
     done = site.run("--min-requests", 5, "--wait", 1, "--full", f"cp {good} {site.models[0]}")

@@ -1,8 +1,9 @@
-"""Tables of an assessment: accuracy, classes, latitude, robustness; calibration and prediction sets on held-out tiles.
+"""Tables of an assessment: accuracy, classes, latitude, robustness; calibration and prediction sets on
+held-out tiles.
 
-For calibration and prediction sets the tiles are halved at random many times; temperature and thresholds are fitted on
-one half and measured on the other, both ways. The figures are therefore those of the method on the file's logits, even
-where the file's own temperature and thresholds were fitted on this split.
+For calibration and prediction sets the tiles are halved at random many times; temperature and thresholds are
+fitted on one half and measured on the other, both ways. The figures are therefore those of the method on the
+file's logits, even where the file's own temperature and thresholds were fitted on this split.
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ def accuracy_table(evaluator: PackEvaluator, plain: SourceOutputs) -> tuple[Tabl
     ]
     rows = tuple((e.group, e.tiles, e.accuracy, e.macro_f1, e.calibration_error) for e in found)
     note = (
-        "Every tile of the split. The calibration error is that of the file as it is; the one on held-out tiles is "
+        "Every tile of the split. The calibration error is that of the file as it is; the one on held-out "
+        "tiles is "
         "below."
     )
     header = ("tiles, bands", "tiles", "accuracy %", "macro F1 %", "calibration error %")
@@ -71,7 +73,8 @@ def zone_table(evaluator: PackEvaluator, plain: SourceOutputs, settings: AssessS
                 title = f"{source}: {zone:g} to {zone + settings.zone_degrees:g}° N"
                 rows.append((title, int(inside.sum()), float(correct[inside].mean())))
     note = (
-        "By the tiles' coordinates; a tile without coordinates takes those of the tile with its name in another "
+        "By the tiles' coordinates; a tile without coordinates takes those of the tile with its name in "
+        "another "
         f"source. Zones with fewer than {settings.zone_tiles} tiles are left out."
     )
     return Table("zones", "Latitude", note, ("source: zone", "tiles", "accuracy %"), tuple(rows))
@@ -90,7 +93,8 @@ def robustness_table(evaluator: PackEvaluator, plain: SourceOutputs) -> Table:
             accuracy = float((found.probabilities.argmax(1) == evaluator.labels(index)).mean())
             rows.append((f"{source}: {words}", size, accuracy, accuracy - clean, evaluator.flagged(found)))
     note = (
-        "The same tiles with one disturbance each, defined in `training/evaluate/disturbances.py`. Flagged: as out of "
+        "The same tiles with one disturbance each, defined in `training/evaluate/disturbances.py`. Flagged: "
+        "as out of "
         "distribution, by the threshold inside the file."
     )
     header = ("source: disturbance", "tiles", "accuracy %", "change %", "flagged %")
@@ -143,7 +147,8 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """Calibrated probabilities and labels of the half that was fitted on, and of the half that is measured."""
+    """Calibrated probabilities and labels of the half that was fitted on, and of the half that is
+    measured."""
 
     fitted: tuple[Floats, Labels]
     measured: tuple[Floats, Labels]
@@ -151,7 +156,8 @@ class Half:
 
 
 def halves(logits: Floats, labels: Labels, settings: AssessSettings, progress: Report) -> Iterator[Half]:
-    """Yield both directions of each random halving, with the temperature of the fitted half applied to both."""
+    """Yield both directions of each random halving, with the temperature of the fitted half applied to
+    both."""
     random = np.random.default_rng(settings.seed)
     for number in range(settings.halves):
         order = random.permutation(len(labels))
@@ -221,7 +227,8 @@ def _set_table(sets: dict[tuple[str, float], list[tuple[float, float, float, flo
         )
     times = len(next(iter(sets.values()))) // 2
     note = (
-        f"{tiles} tiles, halved at random {times} times: thresholds from one half, measured on the other, both ways. "
+        f"{tiles} tiles, halved at random {times} times: thresholds from one half, measured on the other, "
+        f"both ways. "
         "Model files have LAC's thresholds."
     )
     header = ("method", "target %", "covered %", "± %", "mean size", "empty %", "worst class covered %")

@@ -128,7 +128,8 @@ def verdict_table(error: Table, sets: Table, detection: Table, settings: AssessS
         *_detection_verdicts(detection, settings),
     ]
     note = (
-        "The targets in `configs/assess.yaml` against the figures in the tables below. False alarms may exceed their "
+        "The targets in `configs/assess.yaml` against the figures in the tables below. False alarms may "
+        "exceed their "
         "target by two standard errors of a fraction of that many tiles."
     )
     return Table("verdicts", "In short", note, ("figure", "found %", "target", "met"), tuple(rows))
@@ -200,8 +201,8 @@ def _figure(table: Table, row: int, column: str) -> float:
 def assess(
     model: Path, data: Path, split: str, clouds: Path | None, out: Path | None, settings: Path
 ) -> None:
-    """Measure a model file: accuracy by source, bands, class and latitude, calibration and prediction sets on held-out
-    halves, out-of-distribution detection, and robustness.
+    """Measure a model file: accuracy by source, bands, class and latitude, calibration and prediction sets on
+    held-out halves, out-of-distribution detection, and robustness.
 
     Nothing is trained and the file is not changed. The first table compares figures with targets.
     """

@@ -42,5 +42,6 @@ class AssessSettings(BaseModel):
 
 
 def read_assess_settings(path: Path) -> AssessSettings:
-    """Read a file like `configs/assess.yaml`; an empty one has the defaults; raises as `read_yaml_settings` does."""
+    """Read a file like `configs/assess.yaml`; an empty one has the defaults; raises as `read_yaml_settings`
+    does."""
     return read_yaml_settings(path, AssessSettings, DEFAULT, empty_allowed=True)

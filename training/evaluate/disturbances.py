@@ -1,7 +1,8 @@
-"""Disturbances and faults of tiles, for measuring robustness: noise, haze, rotation, JPEG; wrong offset, scale, bands.
+"""Disturbances and faults of tiles, for measuring robustness: noise, haze, rotation, JPEG; wrong offset,
+scale, bands.
 
-Tiles are uint16 (n, 13, height, width), DN, 0 = no data. A model should classify tiles under `DISTURBANCES` all the
-same; it should flag tiles with `FAULTS`. The gates and `tilewise assess` measure both.
+Tiles are uint16 (n, 13, height, width), DN, 0 = no data. A model should classify tiles under `DISTURBANCES`
+all the same; it should flag tiles with `FAULTS`. The gates and `tilewise assess` measure both.
 """
 
 import io
@@ -115,7 +116,8 @@ def _band_gain(tiles: DN) -> DN:
 
 
 def _haze(tiles: DN) -> DN:
-    """Add path radiance that falls with wavelength, about as Rayleigh scattering does (λ⁻⁴ from 400 DN at 443 nm)."""
+    """Add path radiance that falls with wavelength, about as Rayleigh scattering does (λ⁻⁴ from 400 DN at 443
+    nm)."""
     haze = np.zeros((tiles.shape[1], 1, 1), np.float32)
     for name, added in _HAZE:
         haze[positions([name])[0]] = added

@@ -1,4 +1,5 @@
-"""`tilewise train leave-out`: train without some classes and measure how well outlier scores detect their tiles."""
+"""`tilewise train leave-out`: train without some classes and measure how well outlier scores detect their
+tiles."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Fold:
 
     @property
     def recipe(self) -> Path:
-        """The options and data of the training, so that figures of another recipe are not taken for this one's."""
+        """The options and data of the training, so that figures of another recipe are not taken for this
+        one's."""
         return self.folder / "recipe.json"
 
     @property
@@ -174,9 +176,11 @@ MARKDOWN, JSON = "leave-out.md", "leave-out.json"
 def leave_out(
     data: Path, out: Path, folds: int, hold: tuple[str, ...], settings: Path, options: tuple[str, ...]
 ) -> None:
-    """Train the recipe without some classes, and measure how well the outlier score tells their tiles (AUROC).
+    """Train the recipe without some classes, and measure how well the outlier score tells their tiles
+    (AUROC).
 
-    OPTIONS are options of `tilewise train run`: --config, --trainer.max_epochs, … The same command run again keeps
+    OPTIONS are options of `tilewise train run`: --config, --trainer.max_epochs, … The same command run again
+        keeps
     finished folds and resumes an interrupted training.
 
     \b
@@ -211,7 +215,8 @@ def as_table(figures: Figures, target: float) -> Table:
             (f"mean, {source}", *(float(np.mean([found[name] for found in of_source])) for name in names))
         )
     note = (
-        "AUROC: the probability that a tile of the left-out class scores higher than a tile of a trained class, both "
+        "AUROC: the probability that a tile of the left-out class scores higher than a tile of a trained "
+        "class, both "
         f"of the validation split. The target is {target:g} for the mean of the file's score."
     )
     return Table(

@@ -1,6 +1,8 @@
-"""Out-of-distribution detection: the fraction of faulty and cloudy tiles flagged by the file's score and by others.
+"""Out-of-distribution detection: the fraction of faulty and cloudy tiles flagged by the file's score and by
+others.
 
-Thresholds are fitted on one half of the in-distribution tiles of each kind; false alarms are counted on the other half.
+Thresholds are fitted on one half of the in-distribution tiles of each kind; false alarms are counted on the
+other half.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ _SCENE_OPTIONS = ReadOptions(level=Level.L1C, scale=1e-4, offset=0.0)
 
 
 def cut_tiles(folder: Path, settings: AssessSettings) -> tuple[DN, npt.NDArray[np.float64]]:
-    """Return tiles of all scenes below `folder`, uint16 (n, 13, 64, 64), and the cloudy fraction of each, (n,).
+    """Return tiles of all scenes below `folder`, uint16 (n, 13, 64, 64), and the cloudy fraction of each,
+    (n,).
 
-    Scenes are GeoTIFFs of DN with named bands, one of them the cloud probability in percent. Scenes smaller than a
-    tile are mirrored to its size. Lines and columns at the edges without data are left out.
+    Scenes are GeoTIFFs of DN with named bands, one of them the cloud probability in percent. Scenes smaller
+    than a tile are mirrored to its size. Lines and columns at the edges without data are left out.
 
     Raises:
         TrainingError: the folder has no scene with a cloud probability.
@@ -110,7 +113,8 @@ class Detectors:
 
 
 def outlier_scores(evaluator: PackEvaluator, settings: AssessSettings) -> OutlierScores:
-    """Return the file's score and common ones on embedding, logits and probabilities; fitted on training tiles."""
+    """Return the file's score and common ones on embedding, logits and probabilities; fitted on training
+    tiles."""
     train = spread(evaluator.pack.rows("train"), settings.fitted)
     train = train[evaluator.labels(train) >= 0]
     known = evaluator.run(train, step="training tiles")
@@ -146,9 +150,12 @@ def out_of_distribution_table(
         cloudy = _cloudy(evaluator, clouds, settings)
         rows += [_row(evaluator, detectors, title, found) for title, found in cloudy]
     note = (
-        f"Fraction flagged. Thresholds flag {settings.false_alarms:.0%} of one half of the in-distribution tiles, of "
-        "the kind that is flagged most; the in-distribution tiles below are the other half. The last column is the "
-        f"file's score at the threshold inside the file.{'' if clouds else ' Clouds were not measured: no --clouds.'}"
+        f"Fraction flagged. Thresholds flag {settings.false_alarms:.0%} of one half of the in-distribution "
+        f"tiles, of "
+        "the kind that is flagged most; the in-distribution tiles below are the other half. The last column "
+        "is the "
+        f"file's score at the threshold inside the "
+        f"file.{'' if clouds else ' Clouds were not measured: no --clouds.'}"
     )
     header = ("input", "tiles", *(f"{name} %" for name in detectors.scores), "file's threshold %")
     return Table("out_of_distribution", "Out-of-distribution detection", note, header, tuple(rows))

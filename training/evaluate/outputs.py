@@ -89,7 +89,8 @@ def run_rows(
 
 
 def labels_of(model: ModelFile, pack: Pack, rows: Rows) -> Rows:
-    """Return the tiles' labels as indices into the model's classes, int64 (n,); -1: a class it does not know."""
+    """Return the tiles' labels as indices into the model's classes, int64 (n,); -1: a class it does not
+    know."""
     known = model.metadata.classes
     indices = np.array([known.index(name) if name in known else -1 for name in pack.summary.classes])
     return np.asarray(indices[pack.labels[rows]], np.int64)
@@ -142,13 +143,15 @@ class PackEvaluator:
         return labels_of(self.model, self.pack, rows)
 
     def run(self, rows: Rows, transform: Transform | None = None, step: str = "classifying") -> ModelOutputs:
-        """Return the outputs for the tiles in `rows`, as `run_rows` does; `step` names the work for `progress`."""
+        """Return the outputs for the tiles in `rows`, as `run_rows` does; `step` names the work for
+        `progress`."""
         return run_rows(
             self.model, self.pack, rows, transform, lambda done: self.progress(step, done, len(rows))
         )
 
     def run_view(self, view: str, rows: Rows, step: str) -> ModelOutputs:
-        """Return the outputs for the tiles in `rows` with all their bands, or those of a set of `BAND_SETS` only."""
+        """Return the outputs for the tiles in `rows` with all their bands, or those of a set of `BAND_SETS`
+        only."""
         return self.run(rows, None if view == ALL else DISTURBANCES[f"{view}_bands"], step)
 
     def flagged(self, outputs: ModelOutputs) -> float | None:
@@ -222,8 +225,8 @@ def predict_rows(model: ModelFile, pack: Pack, rows: Rows, transform: Transform 
 def cpu_milliseconds(models: dict[str, ModelFile], seed: int = 0) -> dict[str, dict[int, float]]:
     """Return the median CPU time of each model, in ms a tile, by batch size (1 and 16); measured in turn.
 
-    CPU time is the calling thread's: models must be opened by `open_single_threaded`. Other work on the machine then
-    does not count.
+    CPU time is the calling thread's: models must be opened by `open_single_threaded`. Other work on the
+    machine then does not count.
     """
     random = np.random.default_rng(seed)
     found: dict[str, dict[int, float]] = {name: {} for name in models}
@@ -241,8 +244,8 @@ def cpu_milliseconds(models: dict[str, ModelFile], seed: int = 0) -> dict[str, d
 
 
 def graph_difference(model: ModelFile, tiles: DN) -> float:
-    """Return the largest difference of probabilities between the graph as onnxruntime optimises it, in one batch,
-    and the graph as it was exported, tile by tile."""
+    """Return the largest difference of probabilities between the graph as onnxruntime optimises it, in one
+    batch, and the graph as it was exported, tile by tile."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = open_model(model.path, options).session

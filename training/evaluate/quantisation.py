@@ -1,7 +1,8 @@
-"""Write the INT8 file of a run: quantise the fp32 file, compare both on the validation split, keep it if it is as good.
+"""Write the INT8 file of a run: quantise the fp32 file, compare both on the validation split, keep it if it
+is as good.
 
-The INT8 file keeps fp32's temperature and thresholds. Coverage and false alarms are therefore compared too, and the
-file is refused where they move.
+The INT8 file keeps fp32's temperature and thresholds. Coverage and false alarms are therefore compared too,
+and the file is refused where they move.
 """
 
 from collections.abc import Iterable, Sequence
@@ -215,7 +216,8 @@ def _calibration_error(predictions: Predictions) -> float:
 def _print_outcome(target: Path, found: Comparison, speedup: float) -> None:
     """Print the accuracy that INT8 loses, and its speedup on this processor."""
     click.echo(
-        f"exported {target} ({target.stat().st_size / 1e6:.1f} MB): INT8 loses {100 * found.lost:.2f} points of "
+        f"exported {target} ({target.stat().st_size / 1e6:.1f} MB): INT8 loses {100 * found.lost:.2f} "
+        f"points of "
         f"accuracy on the validation split and is {speedup:.1f} times as fast as fp32 here"
     )
     if speedup < MIN_GAIN:

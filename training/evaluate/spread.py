@@ -1,8 +1,9 @@
 """Compare runs that differ in their seed: spread of their test metrics, and agreement on unlabelled tiles.
 
-Agreement estimates accuracy without labels: two networks of one recipe and different seeds disagree on a tile about as
-often as each of them is wrong (Jiang et al. 2022, arXiv:2106.13799), as far as they are calibrated. Away from the
-training data they are overconfident and the true accuracy is lower; labelled splits show by how much.
+Agreement estimates accuracy without labels: two networks of one recipe and different seeds disagree on a tile
+    about as
+often as each of them is wrong (Jiang et al. 2022, arXiv:2106.13799), as far as they are calibrated. Away from
+the training data they are overconfident and the true accuracy is lower; labelled splits show by how much.
 """
 
 import json
@@ -38,7 +39,8 @@ Groups = dict[str, dict[str, Any]]
 def spread(runs: tuple[Path, ...]) -> None:
     """Print mean, standard deviation and range of the test metrics of RUNS, folders of runs.
 
-    The settings in which the runs differ are printed too: a spread over seeds is one of runs that differ in nothing
+    The settings in which the runs differ are printed too: a spread over seeds is one of runs that differ in
+        nothing
     else. `tilewise train test` writes the metrics.
 
     \b
@@ -53,8 +55,8 @@ def spread_table(runs: Sequence[Path]) -> Table:
     The deviation is the sample's (n - 1), in points where the figure is a percentage.
 
     Raises:
-        TrainingError: there are fewer than two runs, one was not tested, or they were tested on different tiles or
-            with different numbers of symmetries.
+        TrainingError: there are fewer than two runs, one was not tested, or they were tested on different
+            tiles or with different numbers of symmetries.
     """
     if len(set(runs)) < _MIN_RUNS:
         raise TrainingError("a spread needs two different runs at least")
@@ -132,10 +134,11 @@ _MIN_MODELS = 2
 )
 @one_line_errors
 def agreement(models: tuple[Path, ...], data: Path, splits: tuple[str, ...]) -> None:
-    """Print how often MODELS agree on tiles, by source and set of bands: an estimate of accuracy without labels.
+    """Print how often MODELS agree on tiles, by source and set of bands: an estimate of accuracy without
+    labels.
 
-    MODELS are model files of one recipe and several seeds. On labelled splits their accuracy is shown beside, to
-    check the estimate.
+    MODELS are model files of one recipe and several seeds. On labelled splits their accuracy is shown beside,
+    to check the estimate.
 
     \b
     tilewise train agreement artifacts/seed-0/model.onnx artifacts/seed-1/model.onnx --data PACK
@@ -153,8 +156,8 @@ def agreement_table(
     """Return a row for each split, source and set of bands that has tiles.
 
     Raises:
-        TrainingError: there are fewer than two models, two have the same weights, their classes differ, or a split
-            has no tiles.
+        TrainingError: there are fewer than two models, two have the same weights, their classes differ, or a
+            split has no tiles.
     """
     networks = {model.metadata.weights or model.sha256 for model in models}  # fp32 and INT8 are one network
     if len(models) < _MIN_MODELS or len(networks) < len(models):
@@ -165,7 +168,8 @@ def agreement_table(
     parts = [(evaluators, source) for evaluators in of_splits for source in evaluators[0].sources]
     rows = tuple(row for evaluators, source in parts for row in _rows(evaluators, source))
     note = (
-        f"{len(models)} model files: the fraction of tiles for which two of them predict the same class, mean over the "
+        f"{len(models)} model files: the fraction of tiles for which two of them predict the same class, "
+        f"mean over the "
         "pairs, and where tiles have labels the accuracy, mean over the files."
     )
     return Table(

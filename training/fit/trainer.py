@@ -1,4 +1,4 @@
-"""Lightning's trainer, with what a whole run is: fit, then test and export the best checkpoint."""
+"""Lightning's trainer for a whole run: fit, then test and export the best checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Trainer(pl.Trainer):
     """A Lightning trainer whose root folder is the folder of one run.
 
     Attributes:
-        quantisation: how the exported model's INT8 form is made.
+        quantisation: options of the INT8 file.
     """
 
     quantisation = Quantisation()
@@ -107,7 +107,7 @@ class Trainer(pl.Trainer):
         calibration = calibrate(classifier, datamodule, model.classes)
         metadata = describe(model, datamodule, self.folder.root.name, calibration)
         tiles = _some_tiles(datamodule)
-        int8_of(self.folder.model).unlink(missing_ok=True)  # it is another model's from here on
+        int8_of(self.folder.model).unlink(missing_ok=True)  # it belongs to the former model
         difference = export_model(classifier, metadata, self.folder.model, tiles)
         size = self.folder.model.stat().st_size / 1e6
         click.echo(
@@ -119,7 +119,7 @@ class Trainer(pl.Trainer):
         log_model_file(self, self.folder.model)
 
     def _load_best(self, model: ClassificationTask, ckpt_path: str | None) -> Path:
-        """Load the weights of `ckpt_path`, or of the run's best checkpoint, and return which it was."""
+        """Load the weights of `ckpt_path`, or of the run's best checkpoint, and return its path."""
         path = Path(ckpt_path) if ckpt_path else self.folder.best
         if not path.is_file():
             raise TrainingError(f"{path}: there is no such checkpoint; `tilewise train fit` makes one")
@@ -140,7 +140,7 @@ def _write_answers(path: Path, model: ClassificationTask, datamodule: TileDataMo
 
 
 def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> list[Evaluation]:
-    """Measure the answers that testing left: everything together, then each source through each set of bands."""
+    """Evaluate the collected logits: all tiles together, then each source with each set of bands."""
     collected, pack = model.collected, datamodule.pack
     rows, labels = collected.rows.numpy(), collected.labels
     found = [evaluate(ALL, collected.logits(ALL).softmax(1), labels, model.classes)]

@@ -1,4 +1,5 @@
-"""The retraining as a flow of Prefect: each step is a task, with state, log and duration in Prefect's user interface.
+"""The retraining as a flow of Prefect: each step is a task, with state, log and duration in Prefect's user
+interface.
 
 Prefect sends usage data to its maker by default; this module switches that off.
 """
@@ -29,7 +30,8 @@ def retraining(plan: RetrainPlan) -> Outcome:
 
 
 def serve(plan: RetrainPlan, cron: str) -> None:
-    """Run the flow at the times of a cron expression (UTC), and when it is started from Prefect's user interface."""
+    """Run the flow at the times of a cron expression (UTC), and when it is started from Prefect's user
+    interface."""
     retraining.serve(name="retraining", cron=cron, parameters={"plan": plan}, limit=1)
 
 

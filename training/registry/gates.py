@@ -1,4 +1,5 @@
-"""The gates that a model must pass before it serves: each is a function from a context to results with figures."""
+"""The gates that a model must pass before it serves: each is a function from a context to results with
+figures."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ class _GateModel(BaseModel):
 
 
 class ChampionGate(_GateModel):
-    """The most that may be lost against the champion, at `confidence`, by `resamples` of a paired bootstrap."""
+    """The most that may be lost against the champion, at `confidence`, by `resamples` of a paired
+    bootstrap."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: int = Field(2000, ge=100, le=100_000)
@@ -173,7 +175,8 @@ class GateContext:
         return self._cache[key]
 
     def tags(self, champion: ModelVersion | None) -> dict[str, str]:
-        """Return the data and the champion that the candidate was measured on and against, for a version's tags."""
+        """Return the data and the champion that the candidate was measured on and against, for a version's
+        tags."""
         against = champion.tags.get("semver", str(champion.version)) if champion and self.champion else "none"
         return {
             "data_hash": self.pack.summary.data_hash,
@@ -203,7 +206,8 @@ def run_gates(context: GateContext) -> Iterator[GateResult]:
     """
     if len(context.rows) < context.settings.min_tiles:
         raise TrainingError(
-            f"{context.pack.root}: {len(context.rows)} tiles in the split {context.settings.split!r}, the minimum is "
+            f"{context.pack.root}: {len(context.rows)} tiles in the split {context.settings.split!r}, the "
+            f"minimum is "
             f"{context.settings.min_tiles}; name another pack, or change the gates file"
         )
     for name, gate in GATES.items():
@@ -212,10 +216,12 @@ def run_gates(context: GateContext) -> Iterator[GateResult]:
 
 
 def lower_bounds(candidate: Predictions, champion: Predictions, context: GateContext) -> dict[str, float]:
-    """Return the lower confidence bounds of the candidate's gain in accuracy and macro F1, by a paired bootstrap.
+    """Return the lower confidence bounds of the candidate's gain in accuracy and macro F1, by a paired
+    bootstrap.
 
-    Both models are measured on the same tiles, so tiles are drawn with replacement and both are measured on each draw
-    (Efron & Tibshirani 1993, chapter 13, the percentile interval): tiles that are hard for both cancel out.
+    Both models are measured on the same tiles, so tiles are drawn with replacement and both are measured on
+    each draw (Efron & Tibshirani 1993, chapter 13, the percentile interval): tiles that are hard for both
+    cancel out.
     """
     gate = context.settings.champion
     assert gate is not None  # noqa: S101 - only called where the settings have it
@@ -362,7 +368,8 @@ def _parity(context: GateContext) -> Iterator[GateResult]:
 
 
 def _int8(context: GateContext) -> Iterator[GateResult]:
-    """Compare the version's INT8 file, if it has one, with fp32: services use it where the processor is faster with it."""
+    """Compare the version's INT8 file, if it has one, with fp32: services use it where the processor is
+    faster with it."""
     path, limit = int8_of(context.candidate.path), context.settings.int8 or 0.0
     if not path.is_file():
         return

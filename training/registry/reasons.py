@@ -1,4 +1,5 @@
-"""Triggers of a retraining: drift of a service, alerts of Prometheus, age of the champion, newly labelled tiles."""
+"""Triggers of a retraining: drift of a service, alerts of Prometheus, age of the champion, newly labelled
+tiles."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from tilewise.datasets.quality.reviewed import reviewed_since
 from tilewise.training.registry.registry import CHAMPION, Registry
 
 SHIFT = 0.25
-"""PSI above which a band has shifted (N. Siddiqi, Credit Risk Scorecards, 2006), as in deploy/prometheus/alerts.yml."""
+"""PSI above which a band has shifted (N. Siddiqi, Credit Risk Scorecards, 2006), as in
+deploy/prometheus/alerts.yml."""
 
 _DRIFT, _MEASURE = "tilewise_drift", "psi"
 _ACTION = "retrain"
@@ -63,7 +65,8 @@ def check_triggers(triggers: Triggers, registry: Registry) -> list[TriggerCheck]
     """Check each condition that is set.
 
     Raises:
-        TrainingError: no condition is set, or a source does not respond; no response is not taken for no reason.
+        TrainingError: no condition is set, or a source does not respond; no response is not taken for no
+            reason.
     """
     if not triggers.conditional:
         if not triggers.because:
@@ -159,6 +162,7 @@ def _get(url: str, path: str, key: str | None = None) -> httpx.Response:
         response.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise TrainingError(
-            f"{url}: {path} cannot be read ({error}); check the address, and set a service's key as TILEWISE_API_KEY"
+            f"{url}: {path} cannot be read ({error}); check the address, and set a service's key as "
+            f"TILEWISE_API_KEY"
         ) from error
     return response

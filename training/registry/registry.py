@@ -1,6 +1,8 @@
-"""Model versions in MLflow's registry: candidate, champion, archived; and the history of who moved them when and why.
+"""Model versions in MLflow's registry: candidate, champion, archived; and the history of who moved them when
+and why.
 
-Services follow aliases: `candidate`, `champion`, `previous`. Tags hold the state of a version: `semver`, `stage`, a
+Services follow aliases: `candidate`, `champion`, `previous`. Tags hold the state of a version: `semver`,
+    `stage`, a
 figure for each gate, and one tag for each event. Everything is stored in MLflow.
 """
 
@@ -74,12 +76,12 @@ class Registry:
     ) -> ModelVersion:
         """Register a model file, with the INT8 file beside it, as a version; make it the candidate.
 
-        The version is the run's own logged model where the run has this file; else the file is logged, to a run of
-        its own if `run_id` is None. The former candidate is archived.
+        The version is the run's own logged model where the run has this file; else the file is logged, to a
+        run of its own if `run_id` is None. The former candidate is archived.
 
         Args:
-            candidate: False: the candidate stays as it is. Services may try the candidate on live requests, so a
-                model that the gates refuse must not become it.
+            candidate: False: the candidate stays as it is. Services may try the candidate on live requests,
+                so a model that the gates refuse must not become it.
 
         Raises:
             TrainingError: the semantic version is invalid or taken.
@@ -155,7 +157,8 @@ class Registry:
         """Write each gate's figure on a version, as tags and as `gates/<version>.json` of its run.
 
         Args:
-            measured: what was measured on and against, as further tags. Tags of earlier measurements are removed.
+            measured: what was measured on and against, as further tags. Tags of earlier measurements are
+                removed.
         """
         found = list(results)
         for key in self.client.get_model_version(self.name, version.version).tags:
@@ -210,7 +213,8 @@ class Registry:
         if (champion and champion.version) != (measured and measured.version):
             before = self._semver_of(measured) if measured else "none"
             raise TrainingError(
-                f"the champion of {self.name} changed from {before} to {now} while gates were measured, so nothing "
+                f"the champion of {self.name} changed from {before} to {now} while gates were measured, so "
+                f"nothing "
                 "was promoted; promote again, to measure against the new one"
             )
 
@@ -220,7 +224,8 @@ class Registry:
         self.note(version, "refused", who, why)
 
     def rollback(self, who: str, why: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion]:
-        """Make the former champion, or the version `to`, the champion again; return (the old one, the new one).
+        """Make the former champion, or the version `to`, the champion again; return (the old one, the new
+        one).
 
         Raises:
             TrainingError: there is no champion, or none before it.
@@ -264,7 +269,8 @@ class Registry:
     def next_semver(self, metadata: ModelMetadata) -> str:
         """Return the version after the newest.
 
-        Major: other classes, or other bands that the network uses. Patch: the same trained weights, so that only
+        Major: other classes, or other bands that the network uses. Patch: the same trained weights, so that
+            only
         calibration differs. Minor: trained again. Without a digest of the weights, the data decide.
         """
         known = [version for version in self.versions() if version.tags.get("semver")]
@@ -300,7 +306,8 @@ class Registry:
         return str(run.info.run_id)
 
     def _check_digests(self, version: ModelVersion, model: ModelFile) -> None:
-        """Refuse a file that is not, to the byte, the one that was registered, or one registered without digests."""
+        """Refuse a file that is not, to the byte, the one that was registered, or one registered without
+        digests."""
         for key, digest in digests(model).items():
             if version.tags.get(key) != digest:
                 which = f"{self.name} {version.version}"
@@ -314,7 +321,8 @@ class Registry:
         )
 
     def _champion_before(self, champion: ModelVersion) -> ModelVersion:
-        """Return the champion before this one, by the history; a rollback takes back the promotions after its target."""
+        """Return the champion before this one, by the history; a rollback takes back the promotions after its
+        target."""
         before = [number for number in _champions(self.history()) if number != _number(champion)]
         if not before:
             raise TrainingError(
@@ -332,7 +340,8 @@ class Registry:
 
 
 def _champions(events: Iterable[Event]) -> list[str]:
-    """Return the numbers of the champions in order, the present one last, without those that were rolled back."""
+    """Return the numbers of the champions in order, the present one last, without those that were rolled
+    back."""
     line: list[str] = []
     rolled_back = False
     for event in events:

@@ -1,7 +1,8 @@
-"""The steps of a retraining: triggers, pipeline, gates, registry. Each can be repeated; none promotes a model.
+"""The steps of a retraining: triggers, pipeline, gates, registry. Each can be repeated; none promotes a
+model.
 
-The gates measure the model before it is registered, since services may try a candidate on live requests as soon as the
-registry has one (`TILEWISE_CANDIDATE_MODE=canary`): a refused model never becomes the candidate.
+The gates measure the model before it is registered, since services may try a candidate on live requests as
+soon as the registry has one (`TILEWISE_CANDIDATE_MODE=canary`): a refused model never becomes the candidate.
 """
 
 import os
@@ -154,7 +155,8 @@ def run_pipeline() -> None:
 
 
 def find_registered(plan: RetrainPlan) -> str:
-    """Return the version that the pipeline's model is registered as, with results of the gates; empty if it is new."""
+    """Return the version that the pipeline's model is registered as, with results of the gates; empty if it
+    is new."""
     version = _registered(plan)
     if version is None or not any(key.startswith(_GATE_TAG) for key in version.tags):
         return ""  # registered before an interruption: it is resumed
@@ -162,7 +164,8 @@ def find_registered(plan: RetrainPlan) -> str:
 
 
 def judge(plan: RetrainPlan) -> Judgement:
-    """Measure the pipeline's model by the gates, against the champion if there is one with the same classes."""
+    """Measure the pipeline's model by the gates, against the champion if there is one with the same
+    classes."""
     registry, settings, pack = Registry(plan.uri, plan.name), read_gate_settings(plan.gates), Pack(plan.data)
     champion = registry.by_alias(CHAMPION)
     with tempfile.TemporaryDirectory(prefix="tilewise-retrain-") as folder:
@@ -172,7 +175,8 @@ def judge(plan: RetrainPlan) -> Judgement:
 
 
 def register(plan: RetrainPlan, judgement: Judgement, why: str) -> str:
-    """Register the model with the results of the gates, as the candidate only if it passed; return its version."""
+    """Register the model with the results of the gates, as the candidate only if it passed; return its
+    version."""
     registry, folder = Registry(plan.uri, plan.name), RunFolder(plan.run)
     version = _registered(plan)
     if version is None:

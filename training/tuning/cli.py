@@ -14,7 +14,7 @@ from tilewise.datasets.core.console import one_line_errors
 from tilewise.datasets.core.errors import StoppedError
 from tilewise.training.settings import RUNS
 from tilewise.training.tuning.space import DEFAULT, as_text, read_tune_settings
-from tilewise.training.tuning.study import METRIC, Plan, Search, words
+from tilewise.training.tuning.study import METRIC, Search, StudyPlan, words
 
 TUNING = RUNS.parent / "tuning"
 
@@ -57,7 +57,7 @@ def tune(trials: int, study: str, storage: str | None, space: Path, show: int, o
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     output = sys.stdout
-    plan = Plan(
+    plan = StudyPlan(
         study=study,
         storage=storage or f"sqlite:///{TUNING}/study.db",
         folder=TUNING / study,

@@ -4,7 +4,7 @@ import pytest
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS, positions
 from tilewise.datasets.core.tile import DN
 from tilewise.training.evaluate.disturbances import FAULTS, cut_off, eurosat_order, offset_left_in, unit_scale
-from tilewise.training.fit.calibrate import draw_bands, draw_faults, draw_sound, mix_lines
+from tilewise.training.fit.calibrate import draw_bands, draw_faults, draw_brightness, mix_lines
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_swath_takes_a_tenth_to_nine_tenths_of_a_tile(tiles: DN) -> None:
 def test_drawn_faults_change_every_tile_and_sound_draws_change_little(tiles: DN) -> None:
     random = np.random.default_rng(1)
     assert (draw_faults(tiles, random) != tiles).any((1, 2, 3)).all()
-    ratio = draw_sound(tiles, random)[:, :, 2:] / tiles[:, :, 2:]
+    ratio = draw_brightness(tiles, random)[:, :, 2:] / tiles[:, :, 2:]
     assert np.median(ratio, axis=(1, 2, 3)).min() > 0.6
     assert np.median(ratio, axis=(1, 2, 3)).max() < 1.6
 
