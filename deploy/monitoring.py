@@ -1,26 +1,29 @@
-"""Prometheus and Alertmanager as processes of this machine, with the rules and the configuration that are shipped.
+"""Run programs for the duration of a block: services, Prometheus and Alertmanager with the shipped rules.
 
     python deploy/monitoring.py watch http://127.0.0.1:3000    # beside a service that runs, until Ctrl-C
-    python deploy/monitoring.py rules                          # the rules as a PrometheusRule, for kubectl apply -f -
+    python deploy/monitoring.py rules                          # the rules as a PrometheusRule, for kubectl
+    apply -f -
 
 For tests and rehearsals:
 
     with monitoring(folder, ["127.0.0.1:3000"], hold="1s") as watch:
         watch.await_alert("TilewiseInputDrifts")
 
-Only addresses differ from what `deploy/compose.yaml` starts, and, where a rehearsal cannot wait, how long a condition
-must hold. The programs are Debian's `prometheus` and `prometheus-alertmanager`; nothing else is contacted.
+They differ from `deploy/compose.yaml` in addresses and, for rehearsals, in how long a condition must hold.
+The programs are Debian's `prometheus` and `prometheus-alertmanager`; nothing else is contacted.
 """
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,14 @@ from typing import Any
 import click
 import httpx
 import yaml
-from programs import ProgramError, running
+
+from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.files import atomic_write
 
 HERE = Path(__file__).parent
+PROJECT = HERE.resolve().parent
+START_S = 180.0  # on a machine whose cores are busy
+_STOP_S = 15.0
 RULES = HERE / "prometheus" / "alerts.yml"
 PROMETHEUS_CONFIGURATION = HERE / "prometheus" / "prometheus.yml"
 ALERTMANAGER_CONFIGURATION = HERE / "alertmanager" / "alertmanager.yml"
@@ -43,18 +51,106 @@ Alert = dict[str, Any]
 Sample = dict[str, Any]
 
 
+class ProgramError(TilewiseError):
+    """A program that does not start, or ends unexpectedly."""
+
+
+@contextmanager
+def running(
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    ready: str,
+    settings: Mapping[str, str] | None = None,
+    cwd: Path = PROJECT,
+    patience: float = START_S,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `command` for the duration of the block, which begins when the URL `ready` returns 200.
+
+    Its output goes to `<folder>/<name>.log`.
+
+    Raises:
+        ProgramError: it is not installed, ends, or is not ready within `patience` seconds; with its last
+            output.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log"
+    with log.open("ab") as stream:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=os.environ | dict(settings or {}),
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise ProgramError(f"{command[0]} is not installed; apt-get install {command[0]}") from error
+    try:
+        _await_ready(name, process, ready, log, patience)
+        yield process
+    finally:
+        stop(process)
+
+
+def service(url: str, home: Path, model: str, **settings: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of a service.
+
+    Args:
+        url: the address that it listens on, http://HOST:PORT.
+        home: BentoML's folder: each service of a machine needs its own.
+        model: a model file, or `models:/NAME@ALIAS`.
+        settings: more environment variables.
+    """
+    at = httpx.URL(url)
+    command = [sys.executable, "-m", "bentoml", "serve", ".", "--host", at.host, "--port", str(at.port)]
+    own = {"TILEWISE_MODEL": model, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    return command, own | settings
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End a program and its children: by SIGTERM, then by SIGKILL."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def answers(url: str) -> bool:
+    """Return whether a URL returns 200 within a few seconds."""
+    try:
+        return httpx.get(url, trust_env=False, timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _await_ready(name: str, process: subprocess.Popen[bytes], url: str, log: Path, patience: float) -> None:
+    end = time.monotonic() + patience
+    while time.monotonic() < end and process.poll() is None:
+        if answers(url):
+            return
+        time.sleep(0.2)
+    words = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise ProgramError(f"{name} is not ready ({url}); its last output: {' / '.join(words) or 'none'}")
+
+
 class MonitoringError(Exception):
-    """Prometheus or Alertmanager is absent, does not start, or did not see in time what was waited for."""
+    """Prometheus or Alertmanager is not installed, does not start, or an alert did not fire in time."""
 
 
 def missing_programs() -> list[str]:
-    """Return the Debian packages whose programs are not on this machine."""
+    """Return the Debian packages whose programs are not installed."""
     return [package for package, program in PROGRAMS.items() if shutil.which(program) is None]
 
 
 @dataclass(frozen=True, slots=True)
 class Monitoring:
-    """Both programs as they run.
+    """Both programs, running.
 
     Attributes:
         prometheus, alertmanager: their URLs.
@@ -66,14 +162,12 @@ class Monitoring:
     folder: Path
 
     def set_targets(self, targets: Sequence[str]) -> None:
-        """Scrape services at `targets` (`host:port`) from now on; taken up within a second."""
-        file = self.folder / "targets.json"
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps([{"targets": list(targets)}]))
-        unfinished.replace(file)
+        """Scrape services at `targets` (`host:port`) from now on; takes effect within a second."""
+        with atomic_write(self.folder / "targets.json") as partial:
+            partial.write_text(json.dumps([{"targets": list(targets)}]))
 
     def query(self, expression: str) -> list[Sample]:
-        """Return the samples that a PromQL expression gives now: `{"metric": {labels}, "value": [time, "text"]}`.
+        """Return the present samples of a PromQL expression: `{"metric": {labels}, "value": [time, "text"]}`.
 
         Raises:
             MonitoringError: the expression is malformed.
@@ -86,7 +180,7 @@ class Monitoring:
         return found
 
     def alerts(self, name: str | None = None) -> list[Alert]:
-        """Return the alerts that Alertmanager holds: of that name, or all."""
+        """Return the alerts in Alertmanager: of that name, or all."""
         filters = {"filter": f'alertname="{name}"'} if name else {}
         answer = httpx.get(f"{self.alertmanager}/api/v2/alerts", params=filters, trust_env=False, timeout=30)
         answer.raise_for_status()
@@ -94,10 +188,10 @@ class Monitoring:
         return found
 
     def await_alert(self, name: str, seconds: float = _PATIENCE_S) -> list[Alert]:
-        """Return the alerts of a name as soon as Alertmanager holds one.
+        """Return the alerts of a name as soon as Alertmanager has one.
 
         Raises:
-            MonitoringError: it does not within `seconds`; says which alerts it holds instead.
+            MonitoringError: it has none within `seconds`; names the alerts that it has.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -113,16 +207,16 @@ class Monitoring:
 def monitoring(
     folder: Path, targets: Sequence[str], hold: str | None = None, scrape: str = "1s"
 ) -> Iterator[Monitoring]:
-    """Run both programs on free loopback ports for the length of the block, all their files in `folder`.
+    """Run both programs on free loopback ports for the duration of the block, all their files in `folder`.
 
     Args:
-        folder: is made; may be used again, with its data.
+        folder: is created; may be used again, with its data.
         targets: services, as `host:port`.
         hold: how long a condition must hold before it is an alert, for all rules; None: what each rule says.
         scrape: between two scrapes and two evaluations of the rules.
 
     Raises:
-        MonitoringError: a program is absent or does not start; says what it wrote.
+        MonitoringError: a program is not installed or does not start; with its output.
     """
     _require_programs()
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,12 +231,12 @@ def monitoring(
 
 
 def write_configuration(watch: Monitoring, hold: str | None, scrape: str) -> None:
-    """Write the shipped rules and configuration into the folder, with this machine's addresses."""
+    """Write the shipped rules and configuration into the folder, with local addresses."""
     rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))
     prometheus = yaml.safe_load(PROMETHEUS_CONFIGURATION.read_text(encoding="utf-8"))
     contents = {
         "alerts.yml": rules if hold is None else hold_for(rules, hold),
-        "prometheus.yml": _at_home(prometheus, watch, scrape),
+        "prometheus.yml": _with_local_addresses(prometheus, watch, scrape),
         "alertmanager.yml": yaml.safe_load(ALERTMANAGER_CONFIGURATION.read_text(encoding="utf-8")),
     }
     for name, content in contents.items():
@@ -150,7 +244,7 @@ def write_configuration(watch: Monitoring, hold: str | None, scrape: str) -> Non
 
 
 def hold_for(rules: dict[str, Any], hold: str) -> dict[str, Any]:
-    """Return rules whose conditions need only hold for `hold`, e.g. `1s`, wherever they must hold at all."""
+    """Return the rules with every `for` duration replaced by `hold`, e.g. `1s`."""
     groups = [
         group | {"rules": [rule | {"for": hold} if "for" in rule else rule for rule in group["rules"]]}
         for group in rules["groups"]
@@ -167,7 +261,7 @@ def prometheus_rule() -> dict[str, Any]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports of the loopback interface that nobody listens on."""
+    """Return different free ports of the loopback interface."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -181,8 +275,8 @@ def _require_programs() -> None:
         raise MonitoringError(f"not installed: {', '.join(missing)}; apt-get install {' '.join(missing)}")
 
 
-def _at_home(configuration: dict[str, Any], watch: Monitoring, scrape: str) -> dict[str, Any]:
-    """Return Prometheus' configuration with services from `targets.json`, where a name server knew them."""
+def _with_local_addresses(configuration: dict[str, Any], watch: Monitoring, scrape: str) -> dict[str, Any]:
+    """Return Prometheus' configuration with targets from `targets.json` in place of DNS."""
     job = next(job for job in configuration["scrape_configs"] if job["job_name"] == JOB)
     others = {key: value for key, value in job.items() if key != "dns_sd_configs"}
     files = [{"files": [str(watch.folder / "targets.json")], "refresh_interval": "1s"}]
@@ -216,7 +310,7 @@ def _alertmanager_command(watch: Monitoring, cluster_port: int) -> list[str]:
 
 @contextmanager
 def _running(command: list[str], url: str, folder: Path) -> Iterator[None]:
-    """Run one of the programs for the length of the block."""
+    """Run one of the programs for the duration of the block."""
     with ExitStack() as stack:
         try:
             program = running(command[0], command, folder, f"{url}/-/ready", cwd=Path.cwd(), patience=_PATIENCE_S)
@@ -249,7 +343,7 @@ def watch(urls: tuple[str, ...], folder: Path | None, hold: str | None) -> None:
         except MonitoringError as error:
             raise click.ClickException(str(error)) from None
         except httpx.TransportError as error:
-            raise click.ClickException(f"Alertmanager does not answer any more ({error}); start again") from None
+            raise click.ClickException(f"Alertmanager stopped responding ({error}); start again") from None
         except KeyboardInterrupt:
             click.echo("stopped")
 
@@ -261,8 +355,8 @@ def rules() -> None:
 
 
 def _report(programs: Monitoring) -> None:
-    """Print where the pages are and, until interrupted, each alert that begins or ends."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both programs are ended then, too
+    """Print the addresses and, until interrupted, each alert that begins or ends."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends both programs, too
     click.echo(f"Prometheus    {programs.prometheus}\nAlertmanager  {programs.alertmanager}\nCtrl-C stops both.")
     known: dict[str, str] = {}
     while True:

@@ -1,5 +1,5 @@
-"""Networks, and the one file they become. Serving imports `modelfile` and `precision` alone, which know no torch."""
+"""Networks and the model file; of these, serving imports `model_file` alone, which is free of torch."""
 
 import os
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is first imported: it would call home
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported

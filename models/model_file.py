@@ -1,10 +1,10 @@
-"""The model file: one ONNX graph with everything a user of it must know inside. Free of torch.
+"""The model file: one ONNX graph with its metadata; and its INT8 sibling. Free of torch.
 
 Input `tiles`: uint16 (batch, 13, 64, 64), DN = reflectance × 10 000, 0 = no data, canonical band order.
 Outputs: `probabilities` float32 (batch, classes), calibrated; `logits` float32 (batch, classes);
-`embedding` float32 (batch, features); `outlier_score` float32 (batch,), larger for tiles unlike the training data.
-What the numbers mean is one JSON object in the graph's metadata, under
-the key `tilewise`. A file without it, or of another version, is refused.
+`embedding` float32 (batch, features); `outlier_score` float32 (batch,), larger for out-of-distribution tiles.
+Classes, bands, thresholds and provenance are one JSON object in the graph's metadata, under the key
+`tilewise`. A file without it, or of another version, is refused.
 """
 
 import hashlib
@@ -28,101 +28,8 @@ from tilewise.datasets.core.locations import MODEL_NAME, PRETRAINED_MODEL, RUNS
 from tilewise.datasets.core.radiometry import QUANTIFICATION
 from tilewise.datasets.core.tile import BAND_COUNT, NO_DATA, TILE_SIZE
 
-_CPU_INFO = Path("/proc/cpuinfo")
-# Dot products of bytes, as Linux calls them: x86 (VNNI, AMX) and Arm (DotProd, I8MM).
-_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-
-
-def int8_instructions(cpu_info: Path = _CPU_INFO) -> frozenset[str]:
-    """Return which instructions for dot products of bytes this processor has; none where Linux does not tell."""
-    try:
-        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return _INSTRUCTIONS & frozenset(flags.partition(":")[2].split())
-
-
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of control groups v2: "max 100000" or "150000 100000"
-
-
-def usable_cores() -> int:
-    """Return the cores that affinity and container quota leave to this process, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _quota(cores)))
-
-
-def _quota(cores: int) -> int:
-    try:
-        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
-        return cores if quota == "max" else math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):
-        return cores
-
-
-REGISTRY_PREFIX = "models:/"
-"""Prefix of a model in MLflow's registry: `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
-
-
-def find_model(given: str | Path | None) -> Path:
-    """Return the path of the model file to use.
-
-    Args:
-        given: the path that the user named; None or empty: the newest file that training exported, or else the
-            pretrained file that ships with the package.
-
-    Raises:
-        ModelFileError: `given` is in a registry, which has no path here; or nothing is given, exported or shipped.
-    """
-    if str(given or "").startswith(REGISTRY_PREFIX):
-        raise ModelFileError(
-            f"{given}: a model file is needed; `mlflow artifacts download -u {given} -d FOLDER` fetches it"
-        )
-    if given:
-        return Path(given)
-    exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
-    if exported:
-        return exported[-1]
-    if PRETRAINED_MODEL.is_file():
-        return PRETRAINED_MODEL
-    raise ModelFileError(
-        f"no model: none is named by --model or TILEWISE_MODEL and {RUNS} holds no {MODEL_NAME}; "
-        "`tilewise train` makes one, `make demo` a small one in a minute"
-    )
-
-
-FP32, INT8 = "fp32", "int8"
-MIN_GAIN = 1.1  # times fp32's speed; less is not worth other answers, however little other they are
-_SUFFIX = ".int8.onnx"
-_BATCH = 16
-_ROUNDS = 7
-
-
-def int8_of(path: Path) -> Path:
-    """Return where the INT8 file of the model file `path` lies, whether it is there or not."""
-    return path.with_name(path.name.removesuffix(".onnx") + _SUFFIX)
-
-
-def is_int8(path: Path) -> bool:
-    """Whether `path` is named as INT8 files are."""
-    return path.name.endswith(_SUFFIX)
-
-
-def gain(fp32: ort.InferenceSession, int8: ort.InferenceSession) -> float:
-    """Return how many times as fast `int8` is as `fp32` on batches of 16 tiles: medians of seven, taken in turn."""
-    tiles = np.random.default_rng(0).integers(1, 4000, (_BATCH, BAND_COUNT, TILE_SIZE, TILE_SIZE), np.uint16)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for count in range(_ROUNDS + 1):
-        for session, taken in zip((fp32, int8), seconds, strict=True):
-            begun = perf_counter()
-            session.run(list(OUTPUTS), {INPUT: tiles})
-            if count:  # the first run allocates
-                taken.append(perf_counter() - begun)
-    return median(seconds[0]) / median(seconds[1])
-
-
 METADATA_KEY = "tilewise"
-FORMER_METADATA_KEY = "sentile"  # what files were written with before the project was renamed
+FORMER_METADATA_KEY = "sentile"  # of files written before the project was renamed
 SCHEMA_VERSION = 1
 INPUT = "tiles"
 OUTPUTS = ("probabilities", "logits", "embedding", "outlier_score")
@@ -130,7 +37,7 @@ MAX_BYTES = 2 * 2**30  # a protobuf cannot be larger
 
 
 class ReferenceHistogram(BaseModel):
-    """How one band's DN were distributed in training, for telling drift."""
+    """The distribution of one band's DN in training, for measuring drift."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -141,7 +48,7 @@ class ReferenceHistogram(BaseModel):
 
 
 class PredictionSets(BaseModel):
-    """How sets of classes with a promised coverage are made: by a lowest probability for each coverage."""
+    """The minimum probability of a class in a prediction set, for each calibrated coverage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -150,7 +57,7 @@ class PredictionSets(BaseModel):
     calibrated_on: str = ""
 
     def threshold(self, coverage: float) -> float:
-        """Return the lowest probability of a class in a set of at least `coverage` (0-1).
+        """Return the minimum probability of a class in a set of at least `coverage` (0-1).
 
         Raises:
             ValueError: a higher coverage than was calibrated.
@@ -162,7 +69,7 @@ class PredictionSets(BaseModel):
 
 
 class Outliers(BaseModel):
-    """How tiles unlike the training data are flagged: by a score above a threshold."""
+    """The threshold of the outlier score above which a tile is flagged as out of distribution."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -176,26 +83,26 @@ class ModelMetadata(BaseModel):
 
     Attributes:
         schema_version: of this object; another version is refused.
-        name, version: what the model is called.
+        name, version: of the model.
         classes: class names, in the order of the outputs.
         bands: the input's bands, in order.
-        trained_bands: bands that training data had; the graph ignores the others.
+        trained_bands: bands of the training data; the graph ignores the others.
         tile_size: pixels a side.
         quantification: DN of reflectance 1.
         no_data: the DN that means no data.
-        temperature: that the logits were divided by before softmax (Guo et al. 2017, arXiv:1706.04599).
-        prediction_sets: how sets of classes with a promised coverage are made; None: not calibrated.
-        outliers: how unfamiliar tiles are flagged; None: not calibrated.
-        network: the architecture in words.
+        temperature: divisor of the logits before softmax (Guo et al. 2017, arXiv:1706.04599).
+        prediction_sets: thresholds of prediction sets; None: not calibrated.
+        outliers: threshold of the outlier score; None: not calibrated.
+        network: name of the architecture.
         precision: `fp32` or `int8`.
-        quantised_from: SHA-256 of the fp32 model file that an `int8` one was made from.
+        quantised_from: SHA-256 of the fp32 model file that an `int8` file was made from.
         histogram_edges: DN edges of the reference histograms.
         histograms: of the training data, per band.
         metrics: measured figures, e.g. {"val/accuracy": 0.95}.
         data_hash: of the pack that trained it.
-        weights: SHA-256 of what training moved; the same in files that differ in calibration only.
-        synthetic: whether that pack was synthetic, so that nobody mistakes a demo for a product.
-        code_revision: git revision that trained it (`-dirty` where files were changed).
+        weights: SHA-256 of the trained weights; the same in files that differ in calibration only.
+        synthetic: whether that pack was synthetic: the model is a demonstration.
+        code_revision: git revision that trained it (`-dirty`: with uncommitted changes).
         licence: of the weights.
         created: ISO 8601, UTC.
     """
@@ -246,12 +153,12 @@ class ModelMetadata(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model file that was opened and found sound.
+    """A model file that was opened and validated.
 
     Attributes:
-        path: where it lies.
+        path: of the file.
         sha256: of its bytes.
-        metadata: what it says of itself.
+        metadata: the JSON object inside it.
         session: onnxruntime's session, ready to run.
     """
 
@@ -261,11 +168,42 @@ class ModelFile:
     session: ort.InferenceSession
 
 
-def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFile:
-    """Open a model file and check that it is one of ours.
+REGISTRY_PREFIX = "models:/"
+"""Prefix of a model in MLflow's registry: `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+
+
+def find_model(given: str | Path | None) -> Path:
+    """Return the path of the model file to use.
+
+    Args:
+        given: the path that the user named; None or empty: the newest file that training exported, or else the
+            pretrained file that ships with the package.
 
     Raises:
-        ModelFileError: no such file, not an ONNX file, without our metadata, or with a graph of another form.
+        ModelFileError: `given` is in a registry, which has no path here; or nothing is given, exported or shipped.
+    """
+    if str(given or "").startswith(REGISTRY_PREFIX):
+        raise ModelFileError(
+            f"{given}: a model file is needed; `mlflow artifacts download -u {given} -d FOLDER` fetches it"
+        )
+    if given:
+        return Path(given)
+    exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
+    if exported:
+        return exported[-1]
+    if PRETRAINED_MODEL.is_file():
+        return PRETRAINED_MODEL
+    raise ModelFileError(
+        f"no model: none is named by --model or TILEWISE_MODEL and {RUNS} holds no {MODEL_NAME}; "
+        "`tilewise train` makes one, `make demo` a small one in a minute"
+    )
+
+
+def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFile:
+    """Open a model file and validate its metadata and its graph.
+
+    Raises:
+        ModelFileError: no such file, not an ONNX file, without the metadata, or with other inputs or outputs.
     """
     if not path.is_file():
         raise ModelFileError(f"{path}: there is no such model; `tilewise train` makes one")
@@ -273,9 +211,10 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
         raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
     options = options or ort.SessionOptions()
     if not int8_instructions():
-        # Products of bytes are then summed in 16 bits, which overflow; this takes the slower way that does not.
+        # INT8 products would then be summed in 16 bits, which overflow; this selects the slower kernels that
+        # do not.
         options.add_session_config_entry("session.x64quantprecision", "1")
-    # Weights in other files are refused: from a folder that cannot be, none is read.
+    # Weights in external files are refused: the folder that they would be read from cannot exist.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
         content = path.read_bytes()
@@ -289,15 +228,16 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
 
 
 def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
-    """Return the metadata that `text` holds.
+    """Parse the JSON text of a model file's metadata.
 
     Raises:
         ModelFileError: there is none, or it is malformed or of another version.
     """
     if text is None:
         raise ModelFileError(
-            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, so nobody knows its classes and "
-            "bands; export it with `tilewise export`"
+            f"{path}: an ONNX file without the metadata {METADATA_KEY!r}, which has its classes and bands; "
+            f"export it "
+            "with `tilewise export`"
         )
     version = _version_of(text)
     if version != SCHEMA_VERSION:
@@ -315,7 +255,7 @@ def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
 
 
 def _version_of(text: str) -> object:
-    """Return the version that the metadata say they are of; asked first: another version has other fields."""
+    """Return the schema version of the metadata; read first, as another version has other fields."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -324,16 +264,76 @@ def _version_of(text: str) -> object:
 
 
 def _check_graph(session: ort.InferenceSession, metadata: ModelMetadata, path: Path) -> None:
-    """Refuse a graph of another form than every user of it relies on, or than its own metadata tell."""
+    """Refuse a graph whose inputs or outputs differ from the contract, or from the metadata."""
     inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     outputs = tuple(node.name for node in session.get_outputs())
     wanted = [(INPUT, "tensor(uint16)", [len(BAND_NAMES), TILE_SIZE, TILE_SIZE])]
     if inputs != wanted or outputs[: len(OUTPUTS)] != OUTPUTS:
-        raise ModelFileError(f"{path}: its graph takes {inputs} and gives {outputs}; export it again")
+        raise ModelFileError(f"{path}: its graph has the inputs {inputs} and the outputs {outputs}; export it again")
     if (metadata.bands, metadata.tile_size) != (BAND_NAMES, TILE_SIZE):
-        raise ModelFileError(f"{path}: its metadata tell of other bands or tiles than its graph; export it again")
-    answers = session.get_outputs()[0].shape
-    if len(answers) != 2 or answers[1] != len(metadata.classes):
+        raise ModelFileError(f"{path}: its metadata have other bands or tile sizes than its graph; export it again")
+    shape = session.get_outputs()[0].shape
+    if len(shape) != 2 or shape[1] != len(metadata.classes):
         raise ModelFileError(
-            f"{path}: its metadata name {len(metadata.classes)} classes, its graph answers {answers}; export it again"
+            f"{path}: its metadata have {len(metadata.classes)} classes, its graph returns {shape}; export it again"
         )
+
+
+_CPU_INFO = Path("/proc/cpuinfo")
+# INT8 dot products, by Linux's names: x86 (VNNI, AMX) and Arm (DotProd, I8MM).
+_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of control groups v2: "max 100000" or "150000 100000"
+
+
+def int8_instructions(cpu_info: Path = _CPU_INFO) -> frozenset[str]:
+    """Return the INT8 dot-product instructions of this processor; none where Linux does not list them."""
+    try:
+        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return _INSTRUCTIONS & frozenset(flags.partition(":")[2].split())
+
+
+def usable_cores() -> int:
+    """Return the number of cores that affinity and container quota allow this process, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _quota(cores)))
+
+
+def _quota(cores: int) -> int:
+    try:
+        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
+        return cores if quota == "max" else math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return cores
+
+
+FP32, INT8 = "fp32", "int8"
+MIN_GAIN = 1.1  # minimum speedup over fp32 for which INT8 is used
+_SUFFIX = ".int8.onnx"
+_BATCH = 16
+_ROUNDS = 7
+
+
+def int8_of(path: Path) -> Path:
+    """Return the path of the INT8 file of the model file `path`, whether it exists or not."""
+    return path.with_name(path.name.removesuffix(".onnx") + _SUFFIX)
+
+
+def is_int8(path: Path) -> bool:
+    """Return whether `path` has the name of an INT8 file."""
+    return path.name.endswith(_SUFFIX)
+
+
+def gain(fp32: ort.InferenceSession, int8: ort.InferenceSession) -> float:
+    """Return the speedup of `int8` over `fp32` on batches of 16 tiles: medians of seven runs, alternating."""
+    tiles = np.random.default_rng(0).integers(1, 4000, (_BATCH, BAND_COUNT, TILE_SIZE, TILE_SIZE), np.uint16)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for count in range(_ROUNDS + 1):
+        for session, durations in zip((fp32, int8), seconds, strict=True):
+            started = perf_counter()
+            session.run(list(OUTPUTS), {INPUT: tiles})
+            if count:  # the first run allocates
+                durations.append(perf_counter() - started)
+    return median(seconds[0]) / median(seconds[1])

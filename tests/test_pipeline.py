@@ -1,5 +1,6 @@
 """The DVC pipeline, run in a fresh git repository made of the project's own files, on few synthetic tiles."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tilewise.models.model_file import open_model
 
@@ -41,9 +43,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git repository with the project's code and a small pipeline."""
     folder = tmp_path_factory.mktemp("pipeline") / "tilewise"
     folder.mkdir()
-    for name in ("datasets", "models", "training", "bento", "configs", ".dvc"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):
+    left_out = shutil.ignore_patterns("__pycache__", "cache", "tmp")
+    for name in ("datasets", "models", "training", "bento", "configs", ".dvc", "tilewise"):
+        shutil.copytree(PROJECT / name, folder / name, symlinks=True, ignore=left_out)
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml", "bentofile.yaml"):
         shutil.copy(PROJECT / name, folder / name)
     (folder / "configs/pipeline.yaml").write_text(SMALL)
     (folder / "configs/experiments/small.yaml").write_text(TINY_RUN)
@@ -51,6 +54,55 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "add", "-A")
     run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
     return folder
+
+
+IMPORTED = {
+    "validate": ["datasets.quality.validate", "datasets.quality.schema"],
+    "pack": ["datasets.packs.packing", "datasets.packs.statistics"],
+    "card": ["datasets.quality.card", "datasets.quality.validate"],
+    "train": ["training.cli", "training.fit.trainer"],
+    "evaluate": ["training.cli", "training.fit.trainer"],
+    "suspects": ["datasets.quality.suspects"],
+    "export": [
+        "training.fit.trainer",
+        "training.fit.calibrate",
+        "training.evaluate.quantisation",
+        "models.export.export",
+    ],
+}
+"""What the command of each stage imports to do its work, beside the command line of `tilewise data`."""
+
+
+@pytest.mark.parametrize("stage", IMPORTED)
+def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str) -> None:
+    code = f"""
+import importlib, json, sys
+for name in {IMPORTED[stage]}: importlib.import_module("tilewise." + name)
+own = [n for n, m in sys.modules.items() if n.startswith("tilewise.") and not (m.__file__ or "").endswith("__init__.py")]
+print(json.dumps(own))
+"""
+    done = run(PROJECT, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    imported = [Path(*name.split(".")[1:]).with_suffix(".py") for name in json.loads(done.stdout)]
+    dependencies = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    assert [str(path) for path in imported if not any(path.is_relative_to(dep) for dep in dependencies)] == []
+
+
+def test_stages_depend_on_code_that_is_there_and_caches_of_python_do_not_count(repository: Path) -> None:
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    code = {dep for stage in stages.values() for dep in stage.get("deps", ()) if dep.startswith(("d", "m", "t"))}
+    assert not [dep for dep in code if not dep.startswith("data/") and not (PROJECT / dep).exists()]
+    assert run(repository, "dvc", "check-ignore", "datasets/core/__pycache__/tile.cpython-311.pyc").returncode == 0
+
+
+def test_a_fresh_clone_shows_what_it_would_run(repository: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    run(repository, "git", "clone", "-q", str(repository), str(clone))
+    planned = run(clone, "dvc", "repro", "--dry", "--force")
+    assert planned.returncode == 0, planned.stderr
+    shown = [line.split("'")[1] for line in planned.stdout.splitlines() if line.startswith("Running stage")]
+    assert shown == list(yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"])
+    assert not (clone / "data").exists()
 
 
 @pytest.mark.slow

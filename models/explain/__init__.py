@@ -1,1 +1,1 @@
-"""Attributions: which pixels and bands drove an answer."""
+"""Explanations: the pixels and bands behind a prediction."""

@@ -1,4 +1,5 @@
-"""A model file's own graph, run by torch: where gradients come from without the code that trained the network."""
+"""Run the ONNX graph of a model file in torch, operator by operator, to have gradients without the training
+code."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -18,8 +19,8 @@ Attributes = Mapping[str, Any]
 Operator = Callable[..., Tensor]
 
 
-def _cast(overrides: Attributes, x: Tensor) -> Tensor:
-    kind = onnx.helper.tensor_dtype_to_np_dtype(overrides["to"])
+def _cast(attributes: Attributes, x: Tensor) -> Tensor:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(attributes["to"])
     return x.to(getattr(torch, kind.name))
 
 
@@ -27,89 +28,97 @@ def _clip(_: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | No
     return torch.clamp(x, min=low, max=high)
 
 
-def _convolve(overrides: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    padded = functional.pad(x, _sides(overrides))
-    return functional.conv2d(
-        padded, weight, bias, overrides.get("strides", 1), 0, overrides.get("dilations", 1), overrides.get("group", 1)
-    )
+def _convolve(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    padded = functional.pad(x, _sides(attributes))
+    strides, dilations = attributes.get("strides", 1), attributes.get("dilations", 1)
+    return functional.conv2d(padded, weight, bias, strides, 0, dilations, attributes.get("group", 1))
 
 
-def _max_pool(overrides: Attributes, x: Tensor) -> Tensor:
-    padded = functional.pad(x, _sides(overrides), value=-torch.inf)
+def _max_pool(attributes: Attributes, x: Tensor) -> Tensor:
+    padded = functional.pad(x, _sides(attributes), value=-torch.inf)
     return functional.max_pool2d(
-        padded, overrides["kernel_shape"], overrides.get("strides", 1), 0, overrides.get("dilations", 1)
+        padded, attributes["kernel_shape"], attributes.get("strides", 1), 0, attributes.get("dilations", 1)
     )
 
 
-def _sides(overrides: Attributes) -> list[int]:
+def _sides(attributes: Attributes) -> list[int]:
     """Return ONNX's padding (top, left, bottom, right) in torch's order."""
-    top, left, bottom, right = overrides.get("pads", (0, 0, 0, 0))
+    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
     return [left, right, top, bottom]
 
 
 def _batch_norm(
-    overrides: Attributes, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
+    attributes: Attributes, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor:
-    return functional.batch_norm(x, mean, variance, scale, shift, eps=overrides.get("epsilon", 1e-5))
+    return functional.batch_norm(x, mean, variance, scale, shift, eps=attributes.get("epsilon", 1e-5))
 
 
-def _gemm(overrides: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    product = (a.t() if overrides.get("transA") else a) @ (b.t() if overrides.get("transB") else b)
-    product = overrides.get("alpha", 1.0) * product
-    return product if c is None else product + overrides.get("beta", 1.0) * c
+def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    product = (a.t() if attributes.get("transA") else a) @ (b.t() if attributes.get("transB") else b)
+    product = attributes.get("alpha", 1.0) * product
+    return product if c is None else product + attributes.get("beta", 1.0) * c
+
+
+def _hard_sigmoid(attributes: Attributes, x: Tensor) -> Tensor:
+    return torch.clamp(attributes.get("alpha", 0.2) * x + attributes.get("beta", 0.5), 0, 1)
 
 
 def _reduced(reduce: Callable[..., Tensor]) -> Operator:
-    def run(overrides: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-        dims = overrides.get("axes") if axes is None else axes.tolist()
-        if not dims and overrides.get("noop_with_empty_axes"):
+    def run(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+        dims = attributes.get("axes") if axes is None else axes.tolist()
+        if not dims and attributes.get("noop_with_empty_axes"):
             return x
-        return reduce(x, dim=tuple(dims or range(x.ndim)), keepdim=bool(overrides.get("keepdims", 1)))
+        return reduce(x, dim=tuple(dims or range(x.ndim)), keepdim=bool(attributes.get("keepdims", 1)))
 
     return run
 
 
-def _reshape(overrides: Attributes, x: Tensor, shape: Tensor) -> Tensor:
-    asked = shape.tolist()
-    if not overrides.get("allowzero"):
-        asked = [x.shape[place] if length == 0 else length for place, length in enumerate(asked)]
-    return x.reshape(asked)
+def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+    lengths = shape.tolist()
+    if not attributes.get("allowzero"):
+        lengths = [x.shape[axis] if length == 0 else length for axis, length in enumerate(lengths)]
+    return x.reshape(lengths)
 
 
-def _shape(overrides: Attributes, x: Tensor) -> Tensor:
-    return torch.tensor(x.shape[overrides.get("start", 0) : overrides.get("end")])
+def _shape(attributes: Attributes, x: Tensor) -> Tensor:
+    return torch.tensor(x.shape[attributes.get("start", 0) : attributes.get("end")])
 
 
-def _flatten(overrides: Attributes, x: Tensor) -> Tensor:
-    return x.flatten(overrides.get("axis", 1)) if overrides.get("axis", 1) else x.reshape(1, -1)
+def _flatten(attributes: Attributes, x: Tensor) -> Tensor:
+    return x.flatten(attributes.get("axis", 1)) if attributes.get("axis", 1) else x.reshape(1, -1)
 
 
-def _squeeze(overrides: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = overrides.get("axes") if axes is None else axes.tolist()
+def _squeeze(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = attributes.get("axes") if axes is None else axes.tolist()
     return x.squeeze() if dims is None else x.squeeze(tuple(dims))
 
 
-def _unsqueeze(overrides: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    dims = overrides.get("axes", []) if axes is None else axes.tolist()
+def _unsqueeze(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    dims = attributes.get("axes", []) if axes is None else axes.tolist()
     final = x.ndim + len(dims)
     for dim in sorted(dim % final for dim in dims):
         x = x.unsqueeze(dim)
     return x
 
 
-def _gather(overrides: Attributes, x: Tensor, index: Tensor) -> Tensor:
-    axis = overrides.get("axis", 0) % x.ndim
+def _gather(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
+    axis = attributes.get("axis", 0) % x.ndim
     found = x.index_select(axis, index.flatten() % x.shape[axis])
     return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
 def _slice(
-    _: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
+    _: Attributes,
+    x: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    axes: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
     dims = range(len(starts)) if axes is None else axes.tolist()
     strides = [1] * len(starts) if steps is None else steps.tolist()
     for start, end, dim, stride in zip(starts.tolist(), ends.tolist(), dims, strides, strict=True):
-        # A range of places, as torch has no slices of negative stride.
+        # By indices, as torch has no slices of negative stride.
         chosen = range(x.shape[dim])[slice(start, None if end < -x.shape[dim] else end, stride)]
         x = x.index_select(dim, torch.tensor(chosen))
     return x
@@ -119,28 +128,29 @@ def _folded(fold: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return lambda _, *parts: functools.reduce(fold, parts)
 
 
-def _quantise(overrides: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Return whole numbers as float; rounding is passed by gradients as if it were not there.
+def _quantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """Return whole numbers as float; gradients pass rounding unchanged (straight-through estimator).
 
-    Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432 (straight-through).
+    Bengio, Léonard & Courville 2013, https://arxiv.org/abs/1308.3432.
     """
     limits = torch.iinfo(torch.uint8 if zero is None else zero.dtype)
-    exact = x / _along(overrides, scale, x)
+    exact = x / _along(attributes, scale, x)
     rounded = exact + (exact.round() - exact).detach()
-    return (rounded + (0 if zero is None else _along(overrides, zero, x).float())).clamp(limits.min, limits.max)
+    return (rounded + (0 if zero is None else _along(attributes, zero, x).float())).clamp(limits.min, limits.max)
 
 
-def _dequantise(overrides: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    offset = 0 if zero is None else _along(overrides, zero, x).float()
-    return (x.float() - offset) * _along(overrides, scale, x)
+def _dequantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    offset = 0 if zero is None else _along(attributes, zero, x).float()
+    return (x.float() - offset) * _along(attributes, scale, x)
 
 
-def _along(overrides: Attributes, values: Tensor, x: Tensor) -> Tensor:
-    """Return one number, or one for each slice of `x` along the attribute `axis`, in a shape that broadcasts."""
+def _along(attributes: Attributes, values: Tensor, x: Tensor) -> Tensor:
+    """Return one number, or one for each slice of `x` along the attribute `axis`, in a shape that
+    broadcasts."""
     if values.numel() == 1:
         return values.reshape(())
     shape = [1] * x.ndim
-    shape[overrides.get("axis", 1)] = -1
+    shape[attributes.get("axis", 1)] = -1
     return values.reshape(shape)
 
 
@@ -151,7 +161,7 @@ OPERATORS: dict[str, Operator] = {
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "Clip": _clip,
-    "Concat": lambda overrides, *parts: torch.cat(parts, overrides["axis"]),
+    "Concat": lambda attributes, *parts: torch.cat(parts, attributes["axis"]),
     "Conv": _convolve,
     "DequantizeLinear": _dequantise,
     "Div": lambda _, a, b: a / b,
@@ -163,7 +173,7 @@ OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": lambda _, x: x.mean((2, 3), keepdim=True),
     "Greater": lambda _, a, b: a > b,
     "GreaterOrEqual": lambda _, a, b: a >= b,
-    "HardSigmoid": lambda overrides, x: torch.clamp(overrides.get("alpha", 0.2) * x + overrides.get("beta", 0.5), 0, 1),
+    "HardSigmoid": _hard_sigmoid,
     "HardSwish": lambda _, x: functional.hardswish(x),
     "Identity": lambda _, x: x,
     "Less": lambda _, a, b: a < b,
@@ -189,28 +199,28 @@ OPERATORS: dict[str, Operator] = {
     "Shape": _shape,
     "Sigmoid": lambda _, x: torch.sigmoid(x),
     "Slice": _slice,
-    "Softmax": lambda overrides, x: torch.softmax(x, overrides.get("axis", -1)),
+    "Softmax": lambda attributes, x: torch.softmax(x, attributes.get("axis", -1)),
     "Sqrt": lambda _, x: x.sqrt(),
     "Squeeze": _squeeze,
     "Sub": lambda _, a, b: a - b,
     "Tanh": lambda _, x: torch.tanh(x),
-    "Transpose": lambda overrides, x: x.permute(overrides["perm"]),
+    "Transpose": lambda attributes, x: x.permute(attributes["perm"]),
     "Unsqueeze": _unsqueeze,
     "Where": lambda _, condition, a, b: torch.where(condition, a, b),
 }
 
 
-# What the operators here do not do; exporters of classifiers do not ask for it.
-_UNUSUAL = {"auto_pad": (b"NOTSET", b"VALID"), "ceil_mode": (0,), "training_mode": (0,)}
+# Attribute values that the operators support; exporters of classifiers use no others.
+_SUPPORTED = {"auto_pad": (b"NOTSET", b"VALID"), "ceil_mode": (0,), "training_mode": (0,)}
 
 
 class TorchGraph:
-    """Tiles in, one output of the graph out, differentiable in the tiles.
+    """One output of an ONNX graph as a function of tiles, differentiable in the tiles.
 
     Args:
-        graph: a model file's.
-        output: which of its outputs.
-        name: what the file is called in errors.
+        graph: a model file's graph.
+        output: name of the output.
+        name: name of the file, for errors.
 
     Raises:
         ModelFileError: it has operators that are not among `tilewise.models.explain.graph.OPERATORS`.
@@ -228,30 +238,32 @@ class TorchGraph:
     def __call__(self, tiles: Tensor) -> Tensor:
         """Map DN, float32 (n, 13, 64, 64), to the output."""
         known: dict[str, Tensor] = {**self._constants, INPUT: tiles}
-        for node, overrides in self._nodes:
+        for node, attributes in self._nodes:
             if node.op_type == "Constant":
-                known[node.output[0]] = _constant(overrides)
+                known[node.output[0]] = _constant(attributes)
             else:
                 inputs = [known[name] if name else None for name in node.input]
-                known[node.output[0]] = OPERATORS[node.op_type](overrides, *inputs)
+                known[node.output[0]] = OPERATORS[node.op_type](attributes, *inputs)
         return known[self._output]
 
     def _refuse_unknown(self, name: str) -> None:
         unknown = {node.op_type for node, _ in self._nodes} - {*OPERATORS, "Constant"}
         unknown |= {
             f"{node.op_type} with {key}"
-            for node, overrides in self._nodes
-            for key, usual in _UNUSUAL.items()
-            if overrides.get(key, usual[0]) not in usual
+            for node, attributes in self._nodes
+            for key, usual in _SUPPORTED.items()
+            if attributes.get(key, usual[0]) not in usual
         }
         if unknown:
             raise ModelFileError(
-                f"{name}: gradients do not pass its operators {', '.join(sorted(unknown))}; say --method occlusion"
+                f"{name}: gradients are not supported for its operators {', '.join(sorted(unknown))}; "
+                "use --method occlusion"
             )
 
 
 def load_torch_graph(path: Path, output: str) -> TorchGraph:
-    """Return the graph of the model file `path` as far as `output`; raises ModelFileError as `TorchGraph` does."""
+    """Return the graph of the model file `path` as far as `output`; raises ModelFileError as `TorchGraph`
+    does."""
     return TorchGraph(onnx.load(path, load_external_data=False), output, str(path))
 
 
@@ -261,13 +273,13 @@ def _needed(graph: onnx.GraphProto, output: str) -> list[tuple[onnx.NodeProto, d
     for node in reversed(graph.node):
         if wanted & set(node.output):
             wanted |= set(node.input)
-            overrides = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-            nodes.append((node, overrides))
+            attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+            nodes.append((node, attributes))
     return nodes[::-1]
 
 
-def _constant(overrides: Mapping[str, Any]) -> Tensor:
-    value = overrides["value"] if "value" in overrides else next(iter(overrides.values()))
+def _constant(attributes: Mapping[str, Any]) -> Tensor:
+    value = attributes["value"] if "value" in attributes else next(iter(attributes.values()))
     if isinstance(value, onnx.TensorProto):
         value = onnx.numpy_helper.to_array(value)
     return torch.from_numpy(np.array(value))

@@ -1,1 +1,1 @@
-"""From a trained network to a model file and its INT8 sibling, and back."""
+"""Export of model files: fp32 and INT8."""

@@ -1,7 +1,6 @@
-"""From a trained classifier to the one model file, checked against its original before it gets its name."""
+"""Export a trained classifier as a model file, checked against the classifier before it appears."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import onnxruntime as ort
 import torch
 
 from tilewise.datasets.core.errors import ExportError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
 from tilewise.models.model_file import INPUT, METADATA_KEY, OUTPUTS, ModelMetadata
 from tilewise.models.network.classifier import Classifier, Exported
@@ -24,32 +24,29 @@ MAX_DIFFERENCE = 1e-4  # of any probability, between torch and onnxruntime
 def export(
     classifier: Classifier, metadata: ModelMetadata, path: Path, tiles: DN, tolerance: float = MAX_DIFFERENCE
 ) -> float:
-    """Write `classifier` as the model file `path`, and return the largest difference of a probability on `tiles`.
+    """Write `classifier` as the model file `path`, and return the largest difference of a probability on
+    `tiles`.
 
     Args:
         tiles: uint16 (n, 13, 64, 64), real tiles to check with; the file only appears if the check passes.
 
     Raises:
-        ExportError: onnxruntime answers otherwise than torch.
+        ExportError: onnxruntime's probabilities differ from torch's by more than `tolerance`.
     """
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_write(path) as partial:
         write_graph(classifier, metadata, partial)
         difference = compare(classifier, partial, tiles)
         if not difference <= tolerance:
             raise ExportError(
-                f"{path}: the exported model's probabilities differ by {difference:.2g} from the original's, "
-                f"{tolerance:.0e} is the most; nothing was written"
+                f"{path}: the exported model's probabilities differ by {difference:.2g} from the "
+                f"original's, the limit "
+                f"is {tolerance:.0e}; nothing was written"
             )
-        os.replace(partial, path)  # noqa: PTH105 - the one call that is atomic on every system
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 
 def write_graph(classifier: Classifier, metadata: ModelMetadata, path: Path) -> None:
-    """Trace `classifier` and write it with its metadata, unchecked."""
+    """Trace `classifier` and write it with its metadata, without a check."""
     example = torch.ones((2, BAND_COUNT, TILE_SIZE, TILE_SIZE), dtype=torch.uint16)
     with _quiet():
         program = torch.onnx.export(
@@ -65,20 +62,20 @@ def write_graph(classifier: Classifier, metadata: ModelMetadata, path: Path) -> 
     if program is None:
         raise ExportError(f"{path}: torch could not trace the network")
     graph = program.model_proto
-    _forget_origin(graph.graph)
+    _strip_debug_info(graph.graph)
     set_metadata(graph, metadata)
-    onnx.save(graph, str(path))  # weights inside: a side-car file would be lost by the first copy
+    onnx.save(graph, str(path))  # weights inside: an external file would be lost by the first copy
 
 
-def _forget_origin(graph: onnx.GraphProto) -> None:
-    """Take out what torch notes beside each node: stack traces, with the paths of the machine that exported."""
+def _strip_debug_info(graph: onnx.GraphProto) -> None:
+    """Remove what torch stores with each node: stack traces, with paths of the exporting machine."""
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
         del part.metadata_props[:]
         part.doc_string = ""
 
 
 def set_metadata(graph: onnx.ModelProto, metadata: ModelMetadata) -> None:
-    """Put `metadata` into `graph`, in the place of any that it has."""
+    """Put `metadata` into `graph`, in place of any that it has."""
     onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
 
 
@@ -97,7 +94,7 @@ def compare(classifier: Classifier, path: Path, tiles: DN) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and its warnings about its own insides away from the user."""
+    """Suppress the exporter's progress output and its internal warnings."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)

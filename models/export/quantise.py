@@ -1,8 +1,9 @@
-"""From a model file to its INT8 sibling: static quantisation of the convolutional part, one scale a channel.
+"""Static INT8 quantisation of the convolutional part of a model file, with one scale a channel.
 
-Weights get a scale for each output channel, activations one for each tensor, whose range is seen on real tiles
-(Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2021, arXiv:2106.08295). Head, softmax and outlier score stay in
-32-bit floats, so the outputs are what they were. Free of torch: it works on the file and not on the network.
+Weights get a scale for each output channel, activations one for each tensor, calibrated on real tiles (Jacob
+et al. 2018, arXiv:1712.05877; Nagel et al. 2021, arXiv:2106.08295). Head, softmax and outlier score stay in
+32-bit floats. The input stage, from DN to eight bits, becomes one QuantizeLinear. It works on the file and
+needs no network.
 """
 
 import io
@@ -16,9 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
 from tilewise.datasets.core.errors import ExportError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import DN
 from tilewise.models.model_file import INPUT, INT8, METADATA_KEY, ModelMetadata, open_model
 from tilewise.models.network.preprocess import MIDDLE, STEPS
@@ -26,13 +34,13 @@ from tilewise.models.network.preprocess import MIDDLE, STEPS
 
 @dataclass(frozen=True, slots=True)
 class InputStage:
-    """Where a graph normalises bands.
+    """The nodes of a graph that normalise bands.
 
     Attributes:
         source: the tensor of DN, float32.
-        result: the normalised tensor, which convolutions take.
-        step: float32 (13,), DN in one eight-bit step.
-        zero: uint8 (13,), the eight-bit number of DN 0.
+        result: the normalised tensor, the input of the convolutions.
+        step: float32 (13,), DN of one 8-bit step.
+        zero: uint8 (13,), the 8-bit value of DN 0.
         nodes: the names of the nodes between `source` and `result`.
     """
 
@@ -44,9 +52,10 @@ class InputStage:
 
 
 def find_input_stage(graph: onnx.GraphProto) -> InputStage | None:
-    """Return the entrance of a graph that `tilewise.models.network.preprocess` made, or None.
+    """Return the input stage of a graph with `tilewise.models.network.preprocess.Preprocess`, or None.
 
-    None is of another form, or has a band that no training tile had: QuantizeLinear cannot ignore one.
+    None: the graph begins otherwise, or has a band that no training tile had, which QuantizeLinear cannot
+        ignore.
     """
     made_by = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -56,8 +65,8 @@ def find_input_stage(graph: onnx.GraphProto) -> InputStage | None:
     multiply = _before(add, "Add", made_by)
     if clip is None or add is None or multiply is None or multiply.op_type != "Mul":
         return None
-    source, scale = _parted(multiply, constants)
-    _, shift = _parted(add, constants)
+    source, scale = _variable_and_constant(multiply, constants)
+    _, shift = _variable_and_constant(add, constants)
     if scale is None or shift is None:
         return None
     exact = MIDDLE + STEPS * shift
@@ -68,17 +77,18 @@ def find_input_stage(graph: onnx.GraphProto) -> InputStage | None:
     return InputStage(source, clip.output[0], (1 / (STEPS * scale)).astype(np.float32), zero.astype(np.uint8), names)
 
 
-def overrides(input_stage: InputStage) -> dict[str, list[dict[str, npt.NDArray[np.generic]]]]:
-    """Return what makes onnxruntime's quantiser take the entrance's own steps, as its `TensorQuantOverrides`."""
+def quantisation_overrides(input_stage: InputStage) -> dict[str, list[dict[str, npt.NDArray[np.generic]]]]:
+    """Return the input stage's scale and zero point, as `TensorQuantOverrides` of onnxruntime's quantiser."""
     return {input_stage.result: [{"scale": np.array(1 / STEPS, np.float32), "zero_point": np.array(MIDDLE, np.uint8)}]}
 
 
 def fold(graph: onnx.GraphProto, input_stage: InputStage) -> None:
-    """Take the float passes out of a graph that was quantised with `overrides`, leaving one QuantizeLinear."""
+    """Replace the input stage of a graph that was quantised with `quantisation_overrides` by one
+    QuantizeLinear."""
     quantise = next(n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == input_stage.result)
-    for name, values in (("entrance_step", input_stage.step), ("entrance_zero", input_stage.zero)):
+    for name, values in (("input_step", input_stage.step), ("input_zero", input_stage.zero)):
         graph.initializer.append(numpy_helper.from_array(values, name))
-    quantise.input[:] = [input_stage.source, "entrance_step", "entrance_zero"]
+    quantise.input[:] = [input_stage.source, "input_step", "input_zero"]
     quantise.attribute.append(helper.make_attribute("axis", 1))
     for node in [n for n in graph.node if n.name in input_stage.nodes]:
         graph.node.remove(node)
@@ -89,7 +99,7 @@ def fold(graph: onnx.GraphProto, input_stage: InputStage) -> None:
 
 
 def _fill_in_eight_bits(graph: onnx.GraphProto, quantise: onnx.NodeProto) -> None:
-    """Fill absent bands behind `quantise` and not before it: by the byte 128, where floats are four times as much."""
+    """Move the filling of absent bands behind `quantise`: on bytes, a quarter of the memory of floats."""
     made_by = {output: node for node in graph.node for output in node.output}
     larger = made_by.get(quantise.input[0])
     if larger is None or larger.op_type != "Max":
@@ -99,26 +109,24 @@ def _fill_in_eight_bits(graph: onnx.GraphProto, quantise: onnx.NodeProto) -> Non
         return
     quantise.input[0] = next(name for name in larger.input if name != fill.output[0])
     bits, quantise.output[0] = quantise.output[0], f"{quantise.output[0]}_unfilled"
-    graph.initializer.append(numpy_helper.from_array(np.array(MIDDLE, np.uint8), "entrance_middle"))
-    chosen = helper.make_node(
-        "Where", [fill.input[0], "entrance_middle", quantise.output[0]], [bits], name="entrance_fill"
-    )
+    graph.initializer.append(numpy_helper.from_array(np.array(MIDDLE, np.uint8), "input_middle"))
+    chosen = helper.make_node("Where", [fill.input[0], "input_middle", quantise.output[0]], [bits], name="input_fill")
     graph.node.insert(list(graph.node).index(quantise) + 1, chosen)
     for node in (larger, fill):
         graph.node.remove(node)
 
 
 def _before(node: onnx.NodeProto | None, kind: str, made_by: dict[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """Return the node that made the first input of `node` that any node made, if `node` is of that kind."""
+    """Return the node that computes the first computed input of `node`, if `node` is of that kind."""
     if node is None or node.op_type != kind:
         return None
     return next((made_by[name] for name in node.input if name in made_by), None)
 
 
-def _parted(
+def _variable_and_constant(
     node: onnx.NodeProto, constants: dict[str, npt.NDArray[np.generic]]
 ) -> tuple[str, npt.NDArray[np.float64] | None]:
-    """Return a node's variable input and its constant one, (13,) in float64; None where it has none of that shape."""
+    """Return a node's variable input and its constant, float64 (13,); None: it has none of that shape."""
     found = [constants[name] for name in node.input if name in constants]
     variable = next((name for name in node.input if name not in constants), "")
     flat = found[0].astype(np.float64).ravel() if found else np.zeros(0)
@@ -132,11 +140,11 @@ _METHODS = {
 }
 _QUANTISED = ["Conv", "Add", "Relu"]  # see `convolutional` for which of them
 _BATCH = 32
-_BATCHES_AT_ONCE = 1  # whose activations are kept before they are counted: a bound on memory
+_BATCHES_AT_ONCE = 1  # whose activations are in memory at once
 
 
 class _Tiles(CalibrationDataReader):
-    """Hands tiles to onnxruntime's calibration, one batch each time that it asks for a range of batches."""
+    """Reads tiles for onnxruntime's calibration, batch by batch."""
 
     def __init__(self, tiles: DN) -> None:
         self._tiles = tiles
@@ -146,7 +154,7 @@ class _Tiles(CalibrationDataReader):
         return -(-len(self._tiles) // _BATCH)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Hand out these batches next."""
+        """Read these batches next."""
         self._batches = list(range(start_index, end_index))
 
     def get_next(self) -> dict[str, DN] | None:
@@ -158,12 +166,13 @@ class _Tiles(CalibrationDataReader):
 
 
 def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", percentile: float = 99.99) -> None:
-    """Write the INT8 form of the model file `source` to `target`, with its metadata, unchecked.
+    """Write the INT8 file of the model file `source` to `target`, with its metadata, without a check.
 
     Args:
-        tiles: uint16 (n, 13, 64, 64), real ones, some with absent bands: ranges are taken from what they excite.
-        method: how an activation's range is chosen from its values: all of them (`minmax`), `percentile` percent of
-            them (`percentile`), or what loses least information (`entropy`).
+        tiles: uint16 (n, 13, 64, 64), real tiles, some with absent bands: activation ranges are calibrated on
+            them.
+        method: how an activation's range is chosen from its values: all of them (`minmax`), `percentile`
+            percent of them (`percentile`), or by least loss of information (`entropy`).
 
     Raises:
         ModelFileError: `source` is no model file.
@@ -171,7 +180,7 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
     """
     original = open_model(source)
     if method not in _METHODS:
-        raise ExportError(f"{method!r} is no way to choose ranges; say {', '.join(_METHODS)}")
+        raise ExportError(f"{method!r} is no method to choose ranges; use {', '.join(_METHODS)}")
     if original.metadata.precision == INT8:
         raise ExportError(f"{source}: is INT8 already; name the fp32 file")
     graph = onnx.load(str(source))
@@ -194,7 +203,7 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
             extra_options={
                 "CalibPercentile": percentile,
                 "CalibStridedMinMax": _BATCHES_AT_ONCE,
-                "TensorQuantOverrides": overrides(input_stage) if input_stage else {},
+                "TensorQuantOverrides": quantisation_overrides(input_stage) if input_stage else {},
             },
         )
     metadata = original.metadata.model_copy(update={"precision": INT8, "quantised_from": original.sha256})
@@ -205,10 +214,10 @@ def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", 
 
 
 def convolutional(graph: onnx.GraphProto) -> list[str]:
-    """Return the names of the convolutions, and of the sums and rectifiers between them, in a graph in order.
+    """Return the names of the convolutions of a graph, and of the Add and Relu nodes between them, in order.
 
-    A sum of two grids of eight bits stays in eight bits; one in floats costs two passes over both and one back. Sums
-    that no convolution leads to (of the input's normalisation, of the outlier score) are not among them.
+    An Add of two 8-bit tensors stays in eight bits; in floats it would need three conversions. Other Adds (of
+    the input's normalisation, of the outlier score) are not included.
     """
     names, grids = [], set[str]()
     for node in graph.node:
@@ -220,18 +229,19 @@ def convolutional(graph: onnx.GraphProto) -> list[str]:
 
 
 def rewrite_metadata(path: Path, metadata: ModelMetadata) -> None:
-    """Put `metadata` into the model file `path`, in the place of any that it has."""
+    """Put `metadata` into the model file `path`, in place of any that it has."""
     _save(onnx.load(str(path)), metadata, path)
 
 
 def _save(graph: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
     onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
-    onnx.save(graph, str(path))
+    with atomic_write(path, durable=False) as partial:
+        onnx.save(graph, str(partial))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep onnxruntime's advice and its prints about its own insides away from the user."""
+    """Suppress onnxruntime's advice and internal output."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

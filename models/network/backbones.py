@@ -1,4 +1,5 @@
-"""Any torchvision classification network as a backbone for 13 bands."""
+"""Backbones for 13-band tiles of 64 × 64 pixels: two small CNNs, and any torchvision classification
+network."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -27,7 +28,7 @@ class ResidualBlock(nn.Module):
         self.first = conv_norm(inputs, outputs, 3, stride)
         self.second = conv_norm(outputs, outputs, 3)
         same = stride == 1 and inputs == outputs
-        # A strided shortcut sees all pixels (2 × 2), not every fourth.
+        # A strided shortcut takes all pixels (2 × 2), not every fourth.
         self.shortcut = nn.Identity() if same else conv_norm(inputs, outputs, stride, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,9 +43,10 @@ class ResidualCNN(nn.Module):
     Args:
         widths: channels of each stage; every stage after the first halves the grid.
         depths: residual blocks of each stage.
-        stem: channels after each of the two strided convolutions that lead from 64 × 64 to 16 × 16; with a single
-            number there is one convolution of 4 × 4 pixels instead, which is faster and sees less texture.
-        dropout: share of the embedding that is dropped in training.
+        stem: channels after each of the two strided convolutions that lead from 64 × 64 to 16 × 16; with a
+            single number there is one convolution of 4 × 4 pixels instead, which is faster and resolves less
+            texture.
+        dropout: fraction of the embedding that is dropped in training.
     """
 
     def __init__(
@@ -66,9 +68,9 @@ class ResidualCNN(nn.Module):
         self.features = channels
 
     def grid(self, x: Tensor) -> Tensor:
-        """Map (batch, 13, 64, 64) to (batch, features, side, side): what is seen where."""
-        seen: Tensor = self.blocks(self.stem(x))
-        return seen
+        """Map (batch, 13, 64, 64) to (batch, features, side, side): the grid of features."""
+        features: Tensor = self.blocks(self.stem(x))
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 13, 64, 64) to (batch, features)."""
@@ -91,18 +93,20 @@ class ConvBlock(nn.Module):
 
 
 class PatchCNN(nn.Module):
-    """A backbone for CPUs: patches of 4 × 4 pixels, then dense 3 × 3 convolutions on small grids of many channels.
+    """A backbone for CPUs: patches of 4 × 4 pixels, then dense 3 × 3 convolutions on small grids of many
+    channels.
 
-    Those are what INT8 is fastest at (docs/decisions/0013): depthwise convolutions and large grids spend the time on
-    moving numbers. 0.05 GFLOP a tile with the default widths.
+    INT8 is fastest on these (docs/decisions/0013): depthwise convolutions and large grids are bound by memory
+    bandwidth. 0.05 GFLOP a tile with the default widths.
 
     Args:
-        patch: channels of the first layer, which has one place for each patch of 4 × 4 pixels.
-        window: side of what that layer sees around each patch, in pixels: 4, the patch alone; 6 or 8, some of its
-            neighbours as well.
-        widths: channels of each stage; every stage begins by halving the grid, the first from 16 × 16 to 8 × 8.
+        patch: channels of the first layer, which has one output for each patch of 4 × 4 pixels.
+        window: side of that layer's kernel in pixels: 4, the patch alone; 6 or 8, some of its neighbours as
+            well.
+        widths: channels of each stage; every stage begins by halving the grid, the first from 16 × 16 to 8 ×
+            8.
         depths: convolutions of each stage.
-        dropout: share of the embedding that is dropped in training.
+        dropout: fraction of the embedding that is dropped in training.
     """
 
     def __init__(
@@ -125,9 +129,9 @@ class PatchCNN(nn.Module):
         self.features = channels
 
     def grid(self, x: Tensor) -> Tensor:
-        """Map (batch, 13, 64, 64) to (batch, features, side, side): what is seen where."""
-        seen: Tensor = self.blocks(x)
-        return seen
+        """Map (batch, 13, 64, 64) to (batch, features, side, side): the grid of features."""
+        features: Tensor = self.blocks(x)
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 13, 64, 64) to (batch, features)."""
@@ -150,7 +154,7 @@ _SQUARE_ONLY = {"image_size": TILE_SIZE}  # vision transformers fix the size of 
 
 
 class TorchvisionBackbone(nn.Module):
-    """A torchvision network by name, its first layer taking 13 bands and its last layer taken off.
+    """A torchvision network by name, with a first layer for 13 bands and without its last layer.
 
     Args:
         name: as `torchvision.models.list_models()` lists it, e.g. `resnet18`.
@@ -160,7 +164,7 @@ class TorchvisionBackbone(nn.Module):
         super().__init__()
         self.network = _build(name)
         _widen_first_layer(self.network, name)
-        self.features = _take_off_last_layer(self.network, name)
+        self.features = _remove_last_layer(self.network, name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 13, 64, 64) to (batch, features)."""
@@ -181,7 +185,7 @@ def _build(name: str) -> nn.Module:
 def _widen_first_layer(network: nn.Module, name: str) -> None:
     path, first = next(((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
     if path is None or first is None:
-        raise TrainingError(f"{name} has no convolution that could take 13 bands")
+        raise TrainingError(f"{name} has no convolution that can be replaced by one for 13 bands")
     wide = nn.Conv2d(
         BAND_COUNT,
         first.out_channels,
@@ -193,7 +197,7 @@ def _widen_first_layer(network: nn.Module, name: str) -> None:
     _replace(network, path, wide)
 
 
-def _take_off_last_layer(network: nn.Module, name: str) -> int:
+def _remove_last_layer(network: nn.Module, name: str) -> int:
     linear = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not linear or linear[-1][1].out_features != 1000:
         raise TrainingError(f"{name} does not end in a linear layer, so its head cannot be replaced")

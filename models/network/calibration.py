@@ -1,9 +1,11 @@
-"""Prediction sets that hold the true class as often as they promise.
+"""Calibration: temperature scaling of probabilities, and conformal prediction sets.
 
-Split conformal prediction with the threshold score ("least ambiguous set-valued classifiers", Sadinle, Lei & Wasserman
-2019, doi:10.1080/01621459.2017.1395341): a class is in the set if its probability is at least a threshold, which is
-the quantile of the true class's probability on tiles that did not train the network. Of all ways with that guarantee it
-gives the smallest sets. A set may be empty: no class is likely enough for the coverage that was asked.
+Temperature scaling: Guo et al. 2017 (arXiv:1706.04599). Prediction sets: split conformal prediction with the
+    threshold
+score ("least ambiguous set-valued classifiers", Sadinle, Lei & Wasserman 2019,
+doi:10.1080/01621459.2017.1395341). A class is in the set if its probability is at least a threshold: the
+quantile of the true class's probability on tiles that did not train the network. Of all methods with that
+guarantee it has the smallest sets. A set may be empty.
 """
 
 import math
@@ -43,21 +45,23 @@ _FREE_RANKS = 2
 
 
 def fit_thresholds(
-    probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], coverages: tuple[float, ...] = COVERAGES
+    probabilities: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    coverages: tuple[float, ...] = COVERAGES,
 ) -> dict[float, float]:
-    """Return {coverage: lowest probability a class in the set may have}.
+    """Return {coverage: minimum probability of a class in the set}.
 
     Args:
         probabilities: float (n, classes), calibrated, of tiles that did not train the network.
         labels: int (n,).
-        coverages: shares (0-1) of tiles whose set is to hold the true class.
+        coverages: fractions (0-1) of tiles whose set is to include the true class.
     """
     of_truth = np.sort(probabilities[np.arange(len(labels)), labels])
     return {coverage: _threshold(of_truth, coverage) for coverage in coverages}
 
 
 def _threshold(of_truth: npt.NDArray[np.floating], coverage: float) -> float:
-    """Return the finite-sample quantile of the sorted probabilities; 0, every class, where n is too small for it."""
+    """Return the finite-sample quantile of the sorted probabilities; 0, every class, where n is too small."""
     below = len(of_truth) - math.ceil((len(of_truth) + 1) * coverage)
     return float(of_truth[below]) if below >= 0 else 0.0
 
@@ -65,16 +69,17 @@ def _threshold(of_truth: npt.NDArray[np.floating], coverage: float) -> float:
 def scores_of(
     method: str, probabilities: npt.NDArray[np.floating], random: np.random.Generator, penalty: float = 0.01
 ) -> npt.NDArray[np.float64]:
-    """Return how badly each class fits each tile, float (n, classes): a set holds the classes up to a limit.
+    """Return the nonconformity of each class, float (n, classes): a set has the classes up to a limit.
 
-    `lac`: 1 - probability, which model files use. `aps`: the probability of all likelier classes and a random share of
-    its own (Romano, Sesia & Candès 2020, arXiv:2006.02544). `raps`: the same and a `penalty` for each rank beyond the
-    second (Angelopoulos et al. 2021, arXiv:2009.14193). Here so that `tilewise assess` can compare them.
+    `lac`: 1 - probability, which model files use. `aps`: the probability of all likelier classes and a random
+        fraction
+    of its own (Romano, Sesia & Candès 2020, arXiv:2006.02544). `raps`: the same and a `penalty` for each rank
+    beyond the second (Angelopoulos et al. 2021, arXiv:2009.14193). `tilewise assess` compares them.
 
     Args:
         method: `lac`, `aps` or `raps`.
         probabilities: float (n, classes).
-        random: draws the share.
+        random: draws the fractions.
         penalty: of `raps`.
     """
     if method == "lac":
@@ -90,7 +95,8 @@ def scores_of(
 
 
 def limit_of(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], coverage: float) -> float:
-    """Return the limit of `scores` (n, classes) at which sets hold the true class with `coverage` (0-1)."""
+    """Return the limit of `scores` (n, classes) at which sets include the true class with `coverage`
+    (0-1)."""
     of_truth = np.sort(scores[np.arange(len(labels)), labels])
-    place = math.ceil((len(of_truth) + 1) * coverage) - 1
-    return float(of_truth[place]) if place < len(of_truth) else math.inf
+    rank = math.ceil((len(of_truth) + 1) * coverage) - 1
+    return float(of_truth[rank]) if rank < len(of_truth) else math.inf

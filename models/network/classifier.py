@@ -1,4 +1,4 @@
-"""A whole classifier: preprocessing, backbone, head and calibration, as it is trained and as it is exported."""
+"""The classifier: preprocessing, backbone, head and outlier score; and the graph that is exported."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,24 +11,23 @@ from tilewise.models.network.preprocess import Preprocess
 _SIDES = (2, 3)
 
 
-def _turned(turns: int, mirrored: bool) -> Callable[[Tensor], Tensor]:
+def _symmetry(turns: int, mirrored: bool) -> Callable[[Tensor], Tensor]:
     return lambda tiles: torch.rot90(tiles.flip(3) if mirrored else tiles, turns, _SIDES)
 
 
-SYMMETRIES = [_turned(turns, mirrored) for mirrored in (False, True) for turns in range(4)]
-"""Functions of tiles (batch, bands, height, width): the tile itself first, four turns, then the same of its mirror."""
+SYMMETRIES = [_symmetry(turns, mirrored) for mirrored in (False, True) for turns in range(4)]
+"""The symmetries of a square, as functions of tiles (batch, bands, height, width); the identity first."""
 
 
 class Classifier(nn.Module):
-    """DN in; class logits and an embedding out.
+    """Map DN to class logits and an embedding.
 
     Args:
-        backbone: maps (batch, 13, 64, 64) to (batch, features) and says `features`.
-        classes: how many.
+        backbone: maps (batch, 13, 64, 64) to (batch, features); has the attribute `features`.
+        classes: number of classes.
         band_mean, band_std: of the training data, 13 numbers each, in DN.
-        symmetries: how many of a tile's eight turns and mirrors are seen, 1 to 8: once it learns no more, the
-            embedding is the mean over them, and the logits with it, since the head is linear. Each costs as much as
-            the first.
+        symmetries: number of a tile's eight rotations and reflections, 1 to 8, that embedding and logits are
+            averaged over outside training (test-time augmentation); each costs as much as the first.
     """
 
     temperature: Tensor
@@ -46,13 +45,14 @@ class Classifier(nn.Module):
         self.preprocess = Preprocess(band_mean, band_std)
         self.backbone = backbone
         self.head = nn.Linear(int(backbone.features), classes)  # type: ignore[arg-type]
-        # Calibration is fitted at export and lives in the model file; checkpoints hold what training moves.
+        # Calibration is fitted at export and is in the model file only; checkpoints have the trained weights.
         self.register_buffer("temperature", torch.ones(()), persistent=False)
         self.outliers = OutlierScore(classes, int(backbone.features))  # type: ignore[arg-type]
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Map DN (batch, 13, 64, 64), uint16 or float, to logits (batch, classes) and embedding (batch, features)."""
-        embedding = self._embed(tiles) if self.training or self.symmetries == 1 else self._embed_all_ways(tiles)
+        """Map DN (batch, 13, 64, 64), uint16 or float, to logits (batch, classes) and embedding (batch,
+        features)."""
+        embedding = self._embed(tiles) if self.training or self.symmetries == 1 else self._embed_symmetries(tiles)
         return self.head(embedding), embedding
 
     def _embed(self, tiles: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ class Classifier(nn.Module):
         embedding: Tensor = self.backbone(normalised)
         return embedding
 
-    def _embed_all_ways(self, tiles: Tensor) -> Tensor:
-        ways = SYMMETRIES[: self.symmetries]
-        return self._embed(torch.cat([way(tiles) for way in ways])).unflatten(0, (len(ways), -1)).mean(0)
+    def _embed_symmetries(self, tiles: Tensor) -> Tensor:
+        views = [symmetry(tiles) for symmetry in SYMMETRIES[: self.symmetries]]
+        return self._embed(torch.cat(views)).unflatten(0, (len(views), -1)).mean(0)
 
 
 class Exported(nn.Module):
-    """The graph of the model file: what `tilewise.models.model_file` promises, around a classifier."""
+    """The graph of the model file, with the outputs of `tilewise.models.model_file`, around a classifier."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

@@ -13,13 +13,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from canary import main, scraped
+from canary import Haproxy, KubernetesRoute, RouteError, balanced, main, scraped
 from click.testing import CliRunner, Result
-from monitoring import Monitoring, free_ports, missing_programs, monitoring
-from programs import ProgramError, running
-from routes import Haproxy, KubernetesRoute, RouteError, balanced
+from monitoring import Monitoring, ProgramError, free_ports, missing_programs, monitoring, running
 from servers import Server, served
-from stage import Callers
+from stage import Client
 from tiny_onnx import write_model
 from watched import tiles, until, watched_metadata
 
@@ -93,9 +91,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture
-def callers(site: Site) -> Iterator[Callers]:
-    """Callers who send tiles to the balancer while a test runs."""
-    sending = Callers(site.balancer, tiles=20, pause=0.1)
+def callers(site: Site) -> Iterator[Client]:
+    """Client who send tiles to the balancer while a test runs."""
+    sending = Client(site.balancer, tiles=20, pause=0.1)
     sending.start()
     yield sending
     sending.stop()
@@ -107,15 +105,15 @@ def answering(url: str) -> set[str]:
     np.save(stream, TRAINING[:1])
     kind = {"Content-Type": "application/octet-stream"}
     with httpx.Client(base_url=url, headers=kind, trust_env=False, timeout=30) as client:
-        overrides = [client.post("/classify", content=stream.getvalue()).json() for _ in range(10)]
-    return {answer["model"]["version"] for answer in overrides}
+        responses = [client.post("/classify", content=stream.getvalue()).json() for _ in range(10)]
+    return {answer["model"]["version"] for answer in responses}
 
 
 @needs_programs
 def test_a_share_is_a_share_of_the_tiles_and_nothing_else(site: Site) -> None:
     assert answering(site.balancer) == {"1"}
     assert command("share", 50, "--haproxy", site.route.path).output == "50 % to the candidate\n"
-    assert site.route.shares() == {"champion": 50, "candidate": 50}
+    assert site.route.weights() == {"champion": 50, "candidate": 50}
     assert answering(site.balancer) == {"1", "bad"}
     assert httpx.get(f"{site.balancer}/model", trust_env=False, timeout=30).json()["version"] == "1"
     command("share", 0, "--haproxy", site.route.path)
@@ -124,45 +122,45 @@ def test_a_share_is_a_share_of_the_tiles_and_nothing_else(site: Site) -> None:
 
 @needs_programs
 def test_a_candidate_that_nobody_asked_is_not_judged(site: Site) -> None:
-    done = site.run("--least", 1000)
+    done = site.run("--min-requests", 1000)
     assert done.exit_code == 1, done.output
     assert "fewer than 1000 requests" in done.stderr
-    assert site.route.shares()["candidate"] == 0
+    assert site.route.weights()["candidate"] == 0
 
 
 @needs_programs
 @pytest.mark.slow
-def test_alerts_take_a_bad_candidate_out(site: Site, callers: Callers) -> None:
-    done = site.run("--least", 10_000, minutes=1)
+def test_alerts_take_a_bad_candidate_out(site: Site, callers: Client) -> None:
+    done = site.run("--min-requests", 10_000, minutes=1)
     assert done.exit_code == 3, done.output
     assert "TilewiseCanary" in done.stderr
-    assert site.route.shares() == {"champion": 100, "candidate": 0}
+    assert site.route.weights() == {"champion": 100, "candidate": 0}
     assert "candidate" not in (site.watch.folder / "targets.json").read_text()
     assert callers.failed == {}
 
 
 @needs_programs
 @pytest.mark.slow
-def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site, callers: Callers) -> None:
+def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site, callers: Client) -> None:
     good = model(site.models[1].with_name("good.onnx"), "good", "Forest", logit=7)
     shutil.copyfile(good, site.models[1])
     until(lambda: "good" in httpx.get(f"{site.candidate.url}/model", trust_env=False).text, "it serves the good one")
     until(lambda: not site.watch.query('ALERTS{action="rollback", alertstate="firing"}'), "old alerts have ended")
-    refused = site.run("--least", 5, "--wait", 1, "--full", "false")
+    refused = site.run("--min-requests", 5, "--wait", 1, "--full", "false")
     assert refused.exit_code == 1, refused.output
-    assert "'false' ends with 1, so the champion stays" in refused.stderr
-    assert site.route.shares()["candidate"] == 0
+    assert "'false' ended with 1, so the champion stays" in refused.stderr
+    assert site.route.weights()["candidate"] == 0
 
-    done = site.run("--least", 5, "--wait", 1, "--full", f"cp {good} {site.models[0]}")
+    done = site.run("--min-requests", 5, "--wait", 1, "--full", f"cp {good} {site.models[0]}")
     assert done.exit_code == 0, done.output
     assert "100 % to the candidate" in done.output
     assert "the champion's service has taken it up" in done.output
     assert answering(site.balancer) == {"good"}
-    assert site.route.shares() == {"champion": 100, "candidate": 0}
+    assert site.route.weights() == {"champion": 100, "candidate": 0}
     assert callers.failed == {}
     again = site.run()
     assert again.exit_code == 1
-    assert "there is nothing to try" in again.stderr
+    assert "register another candidate first" in again.stderr
 
 
 @needs_programs
@@ -185,8 +183,8 @@ def test_without_prometheus_nobody_is_tried(site: Site) -> None:
     words = ["run", "--prometheus", "http://127.0.0.1:9", "--haproxy", site.route.path]
     done = command(*words, "--champion", site.champion.url, "--candidate", "http://127.0.0.1:9")
     assert done.exit_code == 1
-    assert "http://127.0.0.1:9: the service does not answer" in done.stderr
-    assert site.route.shares()["candidate"] == 0
+    assert "http://127.0.0.1:9: the service does not respond" in done.stderr
+    assert site.route.weights()["candidate"] == 0
 
 
 def test_prometheus_is_told_of_the_candidate_for_as_long_as_it_is_tried(tmp_path: Path) -> None:
@@ -220,23 +218,23 @@ def test_in_kubernetes_weights_are_patched_into_the_route(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("share", 5), "--haproxy SOCKET or --httproute NAME"),
         (("share", 101, "--httproute", "x"), "0<=x<=100"),
         (("run", "--prometheus", "p", "--champion", "a", "--candidate", "b", "--steps", "50,5"), "rising"),
     ],
 )
-def test_what_is_said_wrong_is_told_before_anything_happens(words: tuple[object, ...], overrides: str) -> None:
+def test_what_is_said_wrong_is_told_before_anything_happens(words: tuple[object, ...], message: str) -> None:
     done = command(*words)
     assert done.exit_code == 2
-    assert overrides in done.output
+    assert message in done.output
 
 
 def test_a_balancer_that_is_gone_is_said(tmp_path: Path) -> None:
     done = command("share", 5, "--haproxy", tmp_path / "none.sock")
     assert done.exit_code == 1
-    assert "HAProxy does not answer" in done.stderr
+    assert "HAProxy does not respond" in done.stderr
 
 
 def test_a_program_that_ends_is_said_with_its_last_words(tmp_path: Path) -> None:

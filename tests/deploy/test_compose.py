@@ -54,8 +54,8 @@ def test_no_password_has_a_default_and_each_is_in_the_example() -> None:
 
 def test_the_service_s_variables_are_settings_that_there_are() -> None:
     known = {f"TILEWISE_{name.upper()}" for name in Settings.__dataclass_fields__}
-    overrides = {name for name in SERVICES["tilewise"]["environment"] if name.startswith("TILEWISE_")}
-    assert overrides <= known
+    variables = {name for name in SERVICES["tilewise"]["environment"] if name.startswith("TILEWISE_")}
+    assert variables <= known
     of_compose = {"TILEWISE_IMAGE", "TILEWISE_PORT"}
     assert set(re.findall(r"TILEWISE_\w+", EXAMPLE)) <= known | of_compose
 

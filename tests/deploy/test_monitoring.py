@@ -48,9 +48,9 @@ def post(url: str, pixels: Tiles, bands: tuple[str, ...] = BAND_NAMES, key: str 
     stream = io.BytesIO()
     np.save(stream, pixels)
     headers = {"Content-Type": "application/octet-stream"} | ({"Tilewise-Key": key} if key else {})
-    overrides = {"bands": ",".join(bands)}
+    options = {"bands": ",".join(bands)}
     done = httpx.post(
-        f"{url}/classify", content=stream.getvalue(), params=overrides, headers=headers, trust_env=False, timeout=30
+        f"{url}/classify", content=stream.getvalue(), params=options, headers=headers, trust_env=False, timeout=30
     )
     assert done.status_code == 200, done.text
     assert all("class" in result for result in done.json()["results"])
@@ -179,11 +179,11 @@ def bands_that_drift(watch: Monitoring, instance: str) -> set[str]:
 
 def real_tiles(folder: Path, limit: int) -> Tiles:
     """Real Level-1C tiles, drawn at random."""
-    overrides = make_read_options("eurosat", "L1C", None, 0.0)
+    options = make_read_options("eurosat", "L1C", None, 0.0)
     with zipfile.ZipFile(folder / "EuroSAT_MS.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".tif")]
         drawn = np.random.default_rng(0).permutation(names)[:limit]
-        return np.stack([read_tile(archive.read(name), overrides, name, 64).pixels for name in drawn])
+        return np.stack([read_tile(archive.read(name), options, name, 64).pixels for name in drawn])
 
 
 def level_2a(folder: Path, limit: int) -> tuple[Tiles, tuple[str, ...]]:

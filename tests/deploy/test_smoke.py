@@ -45,24 +45,24 @@ def test_a_sound_service_is_started_asked_and_ended(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--model", str(model), "--seconds", "1", "--connections", "4", "--max-p99", "30"])
     assert done.exit_code == 0, done.output
     assert "contract: kept" in done.output
-    assert "not answered: none" in done.output
+    assert "failed: none" in done.output
 
 
 def test_each_thing_that_is_wrong_is_said(nonsense: str) -> None:
     done = CliRunner().invoke(main, ["--url", nonsense, "--seconds", "0.5", "--connections", "1"])
     assert done.exit_code == 1
     assert "contract: broken" in done.stdout
-    for overrides in (
-        "does not tell its sha256",
-        "answers 500 to sound tiles",
+    for message in (
+        "GET /model lacks sha256",
+        "returns 500 for valid tiles",
         "does not count requests",
-        "ended in 500",
+        "failed with 500",
     ):
-        assert overrides in done.stderr
+        assert message in done.stderr
 
 
 def test_a_service_that_is_not_there_and_options_that_do_not_go_together_are_said() -> None:
     gone = CliRunner().invoke(main, ["--url", "http://127.0.0.1:9"])
     assert gone.exit_code == 1
-    assert "http://127.0.0.1:9: the service does not answer" in gone.stderr
-    assert "say one of" in CliRunner().invoke(main, ["--url", "a", "--model", "b"]).output
+    assert "http://127.0.0.1:9: the service does not respond" in gone.stderr
+    assert "name one of" in CliRunner().invoke(main, ["--url", "a", "--model", "b"]).output

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tiny_onnx import metadata, write_model
 
 from tilewise.models.cli import card
-from tilewise.models.model_file import int8_of, open_model
+from tilewise.models.model_file import PredictionSets, int8_of, open_model
 
 
 def assessed(folder: Path, sha256: str) -> Path:
@@ -30,8 +31,8 @@ def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(model_
     speed = tmp_path / "speed.md"
     speed.write_text("## Speed\n\n12,000 tiles/s\n")
     folder = assessed(tmp_path / "assessment", open_model(model_file).sha256)
-    status, overrides = run(model_file, "--assessment", folder, "--append", speed, "--out", tmp_path / "card.md")
-    assert (status, overrides) == (0, f"the card is {tmp_path / 'card.md'}\n")
+    status, printed = run(model_file, "--assessment", folder, "--append", speed, "--out", tmp_path / "card.md")
+    assert (status, printed) == (0, f"the card is {tmp_path / 'card.md'}\n")
     text = (tmp_path / "card.md").read_text()
     assert open_model(model_file).sha256 in text
     assert "| x | 95.1 |" in text
@@ -41,9 +42,9 @@ def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(model_
 @pytest.mark.parametrize("there", [False, True])
 def test_figures_of_another_model_or_none_are_refused(model_file: Path, tmp_path: Path, there: bool) -> None:
     folder = assessed(tmp_path / "other", "0" * 64) if there else tmp_path / "other"
-    status, overrides = run(model_file, "--assessment", folder, "--out", tmp_path / "card.md")
+    status, printed = run(model_file, "--assessment", folder, "--out", tmp_path / "card.md")
     assert status == 1
-    assert "assess" in overrides
+    assert "assess" in printed
     assert not (tmp_path / "card.md").exists()
 
 
@@ -54,5 +55,13 @@ def test_figures_of_the_int8_file_are_taken_while_it_lies_beside_the_model(model
     folder = assessed(tmp_path / "int8", hashlib.sha256(b"eight bits").hexdigest())
     assert run(model, "--assessment", folder, "--out", tmp_path / "card.md")[0] == 0
     int8_of(model).write_bytes(b"eight other bits")
-    status, overrides = run(model, "--assessment", folder, "--out", tmp_path / "card.md")
-    assert (status, "nor an INT8 file beside it; assess them again" in overrides) == (1, True)
+    status, printed = run(model, "--assessment", folder, "--out", tmp_path / "card.md")
+    assert (status, "nor an INT8 file beside it; assess them again" in printed) == (1, True)
+
+
+def test_a_card_names_each_coverage_as_it_is(tmp_path: Path) -> None:
+    sets = PredictionSets(method="split", thresholds={0.9: 0.3, 0.925: 0.2, 0.975: 0.1})
+    text = metadata().model_copy(update={"prediction_sets": sets}).model_dump_json()
+    status, printed = run(write_model(tmp_path / "model.onnx", text), "--out", tmp_path / "card.md")
+    assert status == 0, printed
+    assert "for 90%, 92.5%, 97.5% |" in (tmp_path / "card.md").read_text()

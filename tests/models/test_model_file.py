@@ -17,7 +17,7 @@ from tiny_onnx import linear_graph, metadata, write_model
 
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.models.model_file import SCHEMA_VERSION, open_model
+from tilewise.models.model_file import FORMER_METADATA_KEY, METADATA_KEY, SCHEMA_VERSION, open_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,8 +70,8 @@ def test_a_graph_made_by_another_tool_opens_if_it_has_the_form_and_the_metadata(
 
 
 def test_metadata_survive_the_way_through_the_file(tmp_path: Path) -> None:
-    overrides = metadata().model_copy(update={"metrics": {"val/accuracy": 0.95}, "licence": "CC-BY-4.0"})
-    assert open_model(write_model(tmp_path / "model.onnx", overrides.model_dump_json())).metadata == overrides
+    known = metadata().model_copy(update={"metrics": {"val/accuracy": 0.95}, "licence": "CC-BY-4.0"})
+    assert open_model(write_model(tmp_path / "model.onnx", known.model_dump_json())).metadata == known
 
 
 # Files that are no model of ours.
@@ -96,6 +96,22 @@ def test_a_truncated_model_is_refused(tmp_path: Path, model_file: Path, share: f
     content = model_file.read_bytes()
     (tmp_path / "model.onnx").write_bytes(content[: int(len(content) * share)])
     refusal(tmp_path / "model.onnx")
+
+
+def test_a_file_with_the_metadata_key_from_before_the_project_was_renamed_opens(tmp_path: Path) -> None:
+    graph = linear_graph(None)
+    onnx.helper.set_model_props(graph, {FORMER_METADATA_KEY: metadata().model_dump_json()})
+    onnx.save(graph, str(tmp_path / "model.onnx"))
+    assert FORMER_METADATA_KEY == "sentile"
+    assert open_model(tmp_path / "model.onnx").metadata == metadata()
+
+
+def test_of_two_metadata_keys_the_present_one_counts(tmp_path: Path) -> None:
+    graph = linear_graph(None)
+    former = metadata().model_copy(update={"name": "former"}).model_dump_json()
+    onnx.helper.set_model_props(graph, {FORMER_METADATA_KEY: former, METADATA_KEY: metadata().model_dump_json()})
+    onnx.save(graph, str(tmp_path / "model.onnx"))
+    assert open_model(tmp_path / "model.onnx").metadata == metadata()
 
 
 def test_an_onnx_file_without_metadata_is_refused(tmp_path: Path) -> None:
@@ -185,18 +201,18 @@ def test_metadata_that_lack_a_field_are_refused_and_the_field_is_named(tmp_path:
     ],
 )
 def test_a_graph_with_other_inputs_or_outputs_is_refused(tmp_path: Path, form: dict[str, Any]) -> None:
-    assert "its graph takes" in refusal(write_model(tmp_path / "model.onnx", **form))
+    assert "its graph has the inputs" in refusal(write_model(tmp_path / "model.onnx", **form))
 
 
 def test_a_graph_that_answers_more_classes_than_its_metadata_name_is_refused(tmp_path: Path) -> None:
     message = refusal(write_model(tmp_path / "model.onnx", weights=np.zeros((14, 3), np.float32)))
-    assert "its metadata name 2 classes" in message
+    assert "its metadata have 2 classes" in message
 
 
 @pytest.mark.parametrize("fields", [{"tile_size": 32}, {"bands": ["B02", "B03"]}])
 def test_metadata_that_contradict_the_graph_are_refused(tmp_path: Path, fields: dict[str, object]) -> None:
     message = refusal(write_model(tmp_path / "model.onnx", changed(**fields)))
-    assert "other bands or tiles than its graph" in message
+    assert "other bands or tile sizes than its graph" in message
 
 
 # Without torch.

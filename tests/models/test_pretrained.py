@@ -1,6 +1,7 @@
 """The weights that ship: sound files, small enough, one made from the other, and right about real tiles."""
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def test_the_files_say_what_they_are_and_belong_together(shipped: ModelFile) -> 
 def test_both_files_take_less_than_five_megabytes_and_have_a_card() -> None:
     assert sum(path.stat().st_size for path in (SHIPPED, int8_of(SHIPPED))) < 5e6
     assert open_model(SHIPPED).sha256 in SHIPPED.with_name("README.md").read_text(encoding="utf-8")
+
+
+def test_the_weights_are_those_of_release_1_4_0(shipped: ModelFile) -> None:
+    assert shipped.metadata.version == "1.4.0"
+    assert shipped.metadata.weights == "ffef73bc4ac46a265ce29a51b576616db46b51b9d7f67d29a3c49c92d5d3d541"
+
+
+def test_the_card_has_the_digests_of_both_files() -> None:
+    card = SHIPPED.with_name("README.md").read_text(encoding="utf-8")
+    fp32, int8 = (open_model(path).sha256 for path in (SHIPPED, int8_of(SHIPPED)))
+    assert re.findall(r"SHA-256 `(\w{64})` \|$", card, re.MULTILINE) == [fp32]
+    assert re.findall(r"^- sha256: (\w{64})$", card, re.MULTILINE) == [fp32, int8]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.sources import find_source
 from tilewise.models.model_file import Outliers, PredictionSets, open_model
 from tilewise.models.network import calibration
-from tilewise.training.evaluate.outputs import answers_of
+from tilewise.training.evaluate.outputs import predict_rows
 
 MakeModel = Callable[..., Path]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]  # of tests/conftest.py
@@ -49,7 +49,7 @@ def make_model(judged: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeMo
         plain = metadata(CLASSES)
         write_model(path, plain.model_dump_json(), weights=weights)
         pack = Pack(judged)
-        answers = answers_of(open_model(path), pack, pack.rows("val"))
+        answers = predict_rows(open_model(path), pack, pack.rows("val"))
         calibrated = plain.model_copy(
             update={
                 "prediction_sets": PredictionSets(

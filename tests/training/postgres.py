@@ -35,7 +35,19 @@ def postgres(programs: Path) -> Iterator[str]:
         access = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
         _run(programs / "initdb", "-D", folder / "data", "-U", USER, "--no-sync", *access)
         options = f"-h 127.0.0.1 -p {port} -k {folder} -F"
-        _run(programs / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-o", options, "-w", "-t", 60, "start")
+        _run(
+            programs / "pg_ctl",
+            "-D",
+            folder / "data",
+            "-l",
+            folder / "log",
+            "-o",
+            options,
+            "-w",
+            "-t",
+            60,
+            "start",
+        )
         try:
             yield f"postgresql+psycopg://{USER}:{password}@127.0.0.1:{port}/postgres"
         finally:

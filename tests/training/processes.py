@@ -28,7 +28,12 @@ def train_and_terminate(*arguments: str, after: str, timeout: float = 200) -> tu
     """Run `tilewise train`, send SIGTERM once it prints a line with `after`, and return status and output."""
     command = [sys.executable, "-u", "-m", "tilewise", "train", *arguments]
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_pass_on, args=(process, lines), daemon=True).start()

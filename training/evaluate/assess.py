@@ -1,10 +1,12 @@
-"""`tilewise assess`: what a model file is worth, measured on a pack."""
+"""`tilewise assess`: measure a model file on a pack; a report with verdicts, as Markdown and as JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ import click
 import numpy as np
 
 from tilewise.datasets.core.console import one_line_errors, shown
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.packs.derived import open_pack
 from tilewise.models.model_file import open_model
 from tilewise.training.evaluate.accuracy import (
@@ -24,21 +27,31 @@ from tilewise.training.evaluate.accuracy import (
     rows_of,
     zone_table,
 )
-from tilewise.training.evaluate.out_of_distribution import FILE, out_of_distribution_table
-from tilewise.training.evaluate.outputs import DEFAULT, AssessSettings, Case, Table, read_settings
+from tilewise.training.evaluate.assess_settings import DEFAULT, AssessSettings, Targets, read_assess_settings
+from tilewise.training.evaluate.evaluation import Table
+from tilewise.training.evaluate.out_of_distribution import (
+    ELSEWHERE,
+    FILE,
+    IN_DISTRIBUTION,
+    out_of_distribution_table,
+)
+from tilewise.training.evaluate.outputs import PackEvaluator
 from tilewise.training.tracking import code_revision
 
 MARKDOWN, JSON = "assessment.md", "assessment.json"
 
+Verdict = tuple[str, float, str, str]
+"""Name, figure, target and whether it is met: a row of the table of verdicts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What was measured.
+    """The report on a model file.
 
     Attributes:
-        command: the command line that measures it again.
-        about: what the file and the tiles are.
-        tables: of figures; the first holds the verdicts.
+        command: the command line that repeats it.
+        about: facts about the file and the tiles.
+        tables: figures; the first is the table of verdicts.
     """
 
     command: str
@@ -46,86 +59,114 @@ class Assessment:
     tables: tuple[Table, ...]
 
     def markdown(self) -> str:
-        """Return the report for people."""
+        """Return the report as Markdown."""
         facts = "\n".join(f"- {name}: {text}" for name, text in self.about.items())
         head = f"## Assessment of {self.about['model']}\n\n```bash\n{self.command}\n```\n\n{facts}"
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report for programs."""
+        """Return the report as a JSON object."""
         return {"command": self.command, **self.about, "tables": {t.name: t.as_json() for t in self.tables}}
 
     def write(self, folder: Path) -> list[Path]:
-        """Write both forms into `folder` and return where."""
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / MARKDOWN, folder / JSON]
-        paths[0].write_text(self.markdown(), encoding="utf-8")
-        paths[1].write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
-        return paths
+        """Write both forms into `folder` and return their paths."""
+        contents = {MARKDOWN: self.markdown(), JSON: json.dumps(self.as_json(), indent=2) + "\n"}
+        for name, content in contents.items():
+            with atomic_write(folder / name) as partial:
+                partial.write_text(content, encoding="utf-8")
+        return [folder / name for name in contents]
 
 
-def measure_model(case: Case, settings: AssessSettings, clouds: Path | None, command: str) -> Assessment:
-    """Measure everything."""
-    plain = {source: case.ask(case.rows(source), step=source) for source in case.sources}
-    accuracy, evaluations = accuracy_table(case, plain)
-    labels = case.labels(rows_of(case))
-    logits = np.concatenate([plain[source].logits for source in case.sources])
-    error, sets = certainty_tables(logits, labels, case.model.metadata.classes, settings, case.progress)
-    unknown_tiles = out_of_distribution_table(case, plain, settings, clouds)
+def assess_model(evaluator: PackEvaluator, settings: AssessSettings, clouds: Path | None, command: str) -> Assessment:
+    """Compute every table, and the verdicts on them.
+
+    Args:
+        clouds: a folder of scenes with a cloud probability; None: clouds are not measured.
+        command: the command line, for the report.
+    """
+    plain = {source: evaluator.run(evaluator.rows(source), step=source) for source in evaluator.sources}
+    accuracy, evaluations = accuracy_table(evaluator, plain)
+    labels = evaluator.labels(rows_of(evaluator))
+    logits = np.concatenate([plain[source].logits for source in evaluator.sources])
+    error, sets = certainty_tables(logits, labels, evaluator.model.metadata.classes, settings, evaluator.progress)
+    detection = out_of_distribution_table(evaluator, plain, settings, clouds)
     tables = (
         accuracy,
         class_table(evaluations),
-        zone_table(case, plain, settings),
+        zone_table(evaluator, plain, settings),
         error,
         sets,
-        unknown_tiles,
-        robustness_table(case, plain),
+        detection,
+        robustness_table(evaluator, plain),
     )
-    return Assessment(command, _about(case), (_verdicts(error, sets, unknown_tiles, settings), *tables))
+    return Assessment(command, _about(evaluator), (verdict_table(error, sets, detection, settings), *tables))
 
 
-def _about(case: Case) -> dict[str, str]:
-    metadata = case.model.metadata
+def _about(evaluator: PackEvaluator) -> dict[str, str]:
+    model, metadata = evaluator.model, evaluator.model.metadata
     return {
-        "model": case.model.path.name,
-        "sha256": case.model.sha256,
+        "model": model.path.name,
+        "sha256": model.sha256,
         "network": f"{metadata.network}, {metadata.precision}, version {metadata.version}",
         "trained on the data": metadata.data_hash[:12],
-        "measured on": f"split {case.split!r} of the data {case.pack.summary.data_hash[:12]}",
-        "synthetic": str(case.pack.summary.synthetic).lower(),
+        "measured on": f"split {evaluator.split!r} of the data {evaluator.pack.summary.data_hash[:12]}",
+        "synthetic": str(evaluator.pack.summary.synthetic).lower(),
         "code revision": code_revision(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
-def _verdicts(error: Table, sets: Table, unknown_tiles: Table, settings: AssessSettings) -> Table:
-    targets, rows = settings.targets, []
-    found = _figure(error, 0, "mean %")
-    rows.append(
-        _verdict("calibration error", found, found <= targets.calibration_error, f"≤ {targets.calibration_error:.1%}")
+def verdict_table(error: Table, sets: Table, detection: Table, settings: AssessSettings) -> Table:
+    """Return the table that compares figures with the targets in the settings."""
+    rows = [
+        _calibration_verdict(error, settings.targets),
+        *_coverage_verdicts(sets, settings.targets),
+        *_detection_verdicts(detection, settings),
+    ]
+    note = (
+        "The targets in `configs/assess.yaml` against the figures in the tables below. False alarms may "
+        "exceed their "
+        "target by two standard errors of a fraction of that many tiles."
     )
-    for place, row in enumerate(sets.rows):
+    return Table("verdicts", "In short", note, ("figure", "found %", "target", "met"), tuple(rows))
+
+
+def _calibration_verdict(error: Table, targets: Targets) -> Verdict:
+    found, limit = _figure(error, 0, "mean %"), targets.calibration_error
+    return _verdict("calibration error", found, found <= limit, f"≤ {_percent(limit)}")
+
+
+def _coverage_verdicts(sets: Table, targets: Targets) -> Iterator[Verdict]:
+    for index, row in enumerate(sets.rows):
         if row[0] == "LAC":
-            asked, covered = _figure(sets, place, "asked %"), _figure(sets, place, "covered %")
-            met = abs(covered - asked) <= targets.coverage_within
-            rows.append(_verdict(f"coverage at {asked:.0%}", covered, met, f"± {targets.coverage_within:.1%}"))
-    for place, row in enumerate(unknown_tiles.rows):
-        flagged, known = _figure(unknown_tiles, place, f"{FILE} %"), str(row[0]).startswith("known: ")
-        limit = settings.false_alarms + 2 * np.sqrt(
-            settings.false_alarms * (1 - settings.false_alarms) / int(row[1] or 1)
-        )
-        if known:
-            rows.append(
-                _verdict(f"false alarms, {row[0]}", flagged, flagged <= limit, f"about ≤ {settings.false_alarms:.0%}")
-            )
-        elif ": known" not in str(row[0]):
-            rows.append(_verdict(f"flagged, {row[0]}", flagged, flagged >= targets.flagged, f"≥ {targets.flagged:.0%}"))
-    note = "What is asked (`configs/assess.yaml`) against what was found in the tables below."
-    return Table("verdicts", "In short", note, ("figure", "found %", "asked", "met"), tuple(rows))
+            target, covered = _figure(sets, index, "target %"), _figure(sets, index, "covered %")
+            met = abs(covered - target) <= targets.coverage_within
+            yield _verdict(f"coverage at {_percent(target)}", covered, met, f"± {_percent(targets.coverage_within)}")
 
 
-def _verdict(name: str, found: float, met: bool, asked: str) -> tuple[str, float, str, str]:
-    return name, found, asked, "yes" if met else "NO"
+def _detection_verdicts(detection: Table, settings: AssessSettings) -> Iterator[Verdict]:
+    for index, (title, tiles, *_) in enumerate(detection.rows):
+        flagged = _figure(detection, index, f"{FILE} %")
+        if str(title).startswith(IN_DISTRIBUTION):
+            yield _false_alarm_verdict(f"false alarms, {title}", flagged, int(tiles or 0), settings.false_alarms)
+        elif title != ELSEWHERE:
+            target = settings.targets.flagged
+            yield _verdict(f"flagged, {title}", flagged, flagged >= target, f"≥ {_percent(target)}")
+
+
+def _false_alarm_verdict(name: str, flagged: float, tiles: int, target: float) -> Verdict:
+    """Return whether a fraction of so many tiles is at most the target and two standard errors."""
+    limit = target + 2 * math.sqrt(target * (1 - target) / max(tiles, 1))
+    asked = f"≤ {_percent(target)}, of {tiles} tiles ≤ {limit:.1%}"
+    return _verdict(name, flagged, flagged <= limit, asked)
+
+
+def _verdict(name: str, found: float, met: bool, target: str) -> Verdict:
+    return name, found, target, "yes" if met else "NO"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g}%"
 
 
 def _figure(table: Table, row: int, column: str) -> float:
@@ -142,16 +183,15 @@ def _figure(table: Table, row: int, column: str) -> float:
 @click.option("--settings", type=click.Path(path_type=Path), default=DEFAULT, help="Default: configs/assess.yaml.")
 @one_line_errors
 def assess(model: Path, data: Path, split: str, clouds: Path | None, out: Path | None, settings: Path) -> None:
-    """Measure a model file: accuracy by source, bands, class and latitude, calibration and prediction sets on held-out
-    halves, what is flagged as unknown, and robustness.
+    """Measure a model file: accuracy by source, bands, class and latitude, calibration and prediction sets on
+    held-out halves, out-of-distribution detection, and robustness.
 
-    Nothing is trained and the file is not changed. What was asked and what was found is the first table.
+    Nothing is trained and the file is not changed. The first table compares figures with targets.
     """
     command = shlex.join(["tilewise", "assess", *sys.argv[2:]])
     with shown() as progress:
-        found = measure_model(
-            Case(open_model(model), open_pack(data), split, progress), read_settings(settings), clouds, command
-        )
+        evaluator = PackEvaluator(open_model(model), open_pack(data), split, progress)
+        found = assess_model(evaluator, read_assess_settings(settings), clouds, command)
     click.echo(found.markdown())
     if out is not None:
         for path in found.write(out):

@@ -1,6 +1,8 @@
-"""What tiles may suffer before a model sees them, and should be classified all the same: one definition for all.
+"""Disturbances and faults of tiles, for measuring robustness: noise, haze, rotation, JPEG; wrong offset,
+scale, bands.
 
-Tiles are uint16 (n, 13, height, width), DN, 0 = no data. The gates (`training.promotion`) and `tilewise assess` measure accuracy under each of `DISTURBANCES`.
+Tiles are uint16 (n, 13, height, width), DN, 0 = no data. A model should classify tiles under `DISTURBANCES`
+all the same; it should flag tiles with `FAULTS`. The gates and `tilewise assess` measure both.
 """
 
 import io
@@ -19,27 +21,27 @@ from tilewise.datasets.core.tile import BAND_COUNT, DN, only_bands
 from tilewise.datasets.loading.geometry import ALL_VALID
 
 Floats = npt.NDArray[np.floating]
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 Bands = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One mistake.
+    """A fault of input tiles.
 
     Attributes:
-        words: what it is, for tables.
-        make: maps tiles to the same tiles with the mistake.
-        touches: says of a tile's bands whether the mistake changes it at all.
+        description: for tables.
+        apply: maps tiles to the same tiles with the fault.
+        affects: maps a tile's bands to whether the fault changes it.
     """
 
-    words: str
-    make: Callable[[DN], DN]
-    touches: Callable[[Bands], bool] = lambda bands: True
+    description: str
+    apply: Callable[[DN], DN]
+    affects: Callable[[Bands], bool] = lambda bands: True
 
 
 def offset_left_in(tiles: DN) -> DN:
-    """Leave in the offset of 1000 DN that products have had since processing baseline 04.00."""
+    """Keep the offset of 1000 DN that products have had since processing baseline 04.00."""
     return as_dn(tiles, tiles.astype(np.float32) - BASELINE_OFFSET)
 
 
@@ -51,16 +53,15 @@ def unit_scale(tiles: DN) -> DN:
 def eurosat_order(tiles: DN) -> DN:
     """Read files whose B8A is the last band, as EuroSAT's, as if they were in the canonical order."""
     found = np.zeros_like(tiles)
-    for taken, into in groups(tiles):
-        names = [BAND_NAMES[place] for place in into]
-        found[np.ix_(taken, into)] = tiles[
-            np.ix_(taken, np.array(positions(n for n in EUROSAT_MS_ORDER if n in names)))
-        ]
+    for rows, bands in band_groups(tiles):
+        names = [BAND_NAMES[band] for band in bands]
+        order = np.array(positions(name for name in EUROSAT_MS_ORDER if name in names))
+        found[np.ix_(rows, bands)] = tiles[np.ix_(rows, order)]
     return found
 
 
 def red_for_blue(tiles: DN) -> DN:
-    """Exchange red and blue."""
+    """Swap red and blue."""
     red, _, blue = positions(RGB_BANDS)
     found = tiles.copy()
     found[:, [red, blue]] = tiles[:, [blue, red]]
@@ -68,13 +69,13 @@ def red_for_blue(tiles: DN) -> DN:
 
 
 def cut_off(tiles: DN) -> DN:
-    """Take away the part of each tile that lies beyond a slanting edge of the swath, a tenth to nine tenths of it."""
+    """Set the part of each tile beyond a slanting swath edge to no data, a tenth to nine tenths of it."""
     count, _, height, width = tiles.shape
     down, across = np.mgrid[0:height, 0:width]
-    place = down + 0.2 * across
-    shares = np.linspace(0.1, 0.9, count) if count > 1 else np.array([0.5])
-    edges = np.quantile(place, np.random.default_rng(0).permutation(shares))
-    return np.where((place < edges[:, None, None])[:, None], np.uint16(0), tiles)
+    distance = down + 0.2 * across
+    fractions = np.linspace(0.1, 0.9, count) if count > 1 else np.array([0.5])
+    edges = np.quantile(distance, np.random.default_rng(0).permutation(fractions))
+    return np.where((distance < edges[:, None, None])[:, None], np.uint16(0), tiles)
 
 
 FAULTS: dict[str, Fault] = {
@@ -91,8 +92,8 @@ def as_dn(tiles: DN, changed: npt.NDArray[np.number]) -> DN:
     return np.where(tiles == 0, 0, np.clip(np.rint(changed), 1, DN_MAX)).astype(np.uint16)
 
 
-def groups(tiles: DN) -> list[tuple[Places, Places]]:
-    """Return (rows, positions of bands) of the tiles that have the same bands."""
+def band_groups(tiles: DN) -> list[tuple[Indices, Indices]]:
+    """Return (rows, band indices) of each group of tiles that have the same bands."""
     present = (tiles > 0).any((2, 3))
     kinds, which = np.unique(present, axis=0, return_inverse=True)
     return [(np.flatnonzero(which == number), np.flatnonzero(kind)) for number, kind in enumerate(kinds)]
@@ -100,7 +101,7 @@ def groups(tiles: DN) -> list[tuple[Places, Places]]:
 
 _HAZE = (("B01", 400), ("B02", 270), ("B03", 155), ("B04", 80), ("B05", 60), ("B06", 50))
 _JPEG_QUALITY = 75  # Pillow's default
-_JPEG_CUT = 0.01  # share of the pixels at each end that 8 bit do not reach
+_JPEG_CUT = 0.01  # fraction of the pixels at each end that 8 bits clip
 _TURN_DEGREES = 30.0
 
 
@@ -109,13 +110,14 @@ def _brighter(tiles: DN) -> DN:
 
 
 def _band_gain(tiles: DN) -> DN:
-    """Make each band of each tile 10 % brighter or darker, by chance."""
+    """Make each band of each tile 10 % brighter or darker, at random."""
     signs = np.random.default_rng(0).choice([-1, 1], (len(tiles), BAND_COUNT, 1, 1))
     return as_dn(tiles, tiles * (1 + 0.1 * signs).astype(np.float32))
 
 
 def _haze(tiles: DN) -> DN:
-    """Add path radiance that falls with wavelength, about as Rayleigh scattering does (λ⁻⁴ from 400 DN at 443 nm)."""
+    """Add path radiance that falls with wavelength, about as Rayleigh scattering does (λ⁻⁴ from 400 DN at 443
+    nm)."""
     haze = np.zeros((tiles.shape[1], 1, 1), np.float32)
     for name, added in _HAZE:
         haze[positions([name])[0]] = added
@@ -132,9 +134,10 @@ def _turned(tiles: DN) -> DN:
 
 
 def _rotated(tiles: DN) -> DN:
-    """Rotate by 30 degrees; what lies beyond the edge is mirrored."""
+    """Rotate by 30 degrees; pixels beyond the edge are mirrored."""
     return _interpolated(
-        tiles, lambda pixels: ndimage.rotate(pixels, _TURN_DEGREES, (3, 2), reshape=False, order=1, mode="mirror")
+        tiles,
+        lambda pixels: ndimage.rotate(pixels, _TURN_DEGREES, (3, 2), reshape=False, order=1, mode="mirror"),
     )
 
 
@@ -144,7 +147,7 @@ def _half_pixel(tiles: DN) -> DN:
 
 
 def _smaller(tiles: DN) -> DN:
-    """Show everything at half the size, each pixel the mean of four; what lies beyond the edge is mirrored."""
+    """Shrink to half the size, each pixel the mean of four; pixels beyond the edge are mirrored."""
     return _interpolated(tiles, _halved)
 
 
@@ -155,33 +158,34 @@ def _halved(pixels: Floats) -> Floats:
 
 
 def enlarged(tiles: DN, times: int, down: float = 0.5, right: float = 0.5) -> DN:
-    """Show a part of each tile as large as the tile, interpolated.
+    """Enlarge a part of each tile to the size of the tile, interpolated.
 
     Args:
         tiles: uint16 (n, 13, height, width), DN.
-        times: how much larger, on each side.
-        down, right: where the part lies, from 0, at the upper and the left edge, to 1.
+        times: factor of each side.
+        down, right: position of the part, from 0, at the upper and the left edge, to 1.
     """
     height, width = (side // times for side in tiles.shape[2:])
     top, left = round(down * (tiles.shape[2] - height)), round(right * (tiles.shape[3] - width))
     part = tiles[:, :, top : top + height, left : left + width]
     return _interpolated(
-        part, lambda pixels: ndimage.zoom(pixels, (1, 1, times, times), order=1, grid_mode=True, mode="nearest")
+        part,
+        lambda pixels: ndimage.zoom(pixels, (1, 1, times, times), order=1, grid_mode=True, mode="nearest"),
     )
 
 
 def _striped(tiles: DN) -> DN:
-    """Make every eighth line no data, as a detector fault does."""
+    """Set every eighth line to no data, as a detector fault does."""
     found = tiles.copy()
     found[:, :, ::8] = 0
     return found
 
 
 def _jpeg(tiles: DN) -> DN:
-    """Bring each band to 8 bit between its own extremes and through a JPEG, as previews are made."""
+    """Scale each band to 8 bits between its own extremes and pass it through a JPEG, as previews are made."""
     found = tiles.copy()
-    for row, place in zip(*np.nonzero(tiles.any(axis=(2, 3))), strict=True):
-        found[row, place] = _through_jpeg(tiles[row, place])
+    for row, band in zip(*np.nonzero(tiles.any(axis=(2, 3))), strict=True):
+        found[row, band] = _through_jpeg(tiles[row, band])
     return found
 
 
@@ -194,7 +198,7 @@ def _through_jpeg(band: DN) -> DN:
 
 
 def _interpolated(tiles: DN, move: Callable[[Floats], Floats]) -> DN:
-    """Return `tiles` moved; a pixel that any no-data neighbour went into is no data."""
+    """Return `tiles` moved; a pixel that was interpolated from any no-data pixel is no data."""
     valid = move((tiles > 0).astype(np.float32)) > ALL_VALID
     return np.where(valid, np.clip(np.rint(move(tiles.astype(np.float32))), 1, DN_MAX), 0).astype(np.uint16)
 
@@ -216,11 +220,11 @@ DISTURBANCES: dict[str, Callable[[DN], DN]] = {
     "10m_bands": partial(only_bands, bands=BAND_SETS["10m"]),
     "rgb_bands": partial(only_bands, bands=BAND_SETS["rgb"]),
 }
-"""By name; what each is in words: `WORDS`."""
+"""By name; `DESCRIPTIONS` has the words for tables."""
 
-WORDS: dict[str, str] = {
+DESCRIPTIONS: dict[str, str] = {
     "gain": "10 % brighter",
-    "band_gain": "each band 10 % brighter or darker, by chance",
+    "band_gain": "each band 10 % brighter or darker, at random",
     "haze": "haze: +400 DN at 443 nm, less with wavelength",
     "weak_noise": "sensor noise, standard deviation 30 DN",
     "noise": "sensor noise, standard deviation 100 DN",

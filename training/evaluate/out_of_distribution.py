@@ -1,6 +1,8 @@
-"""Whether input that a model file does not know is flagged: by its own score, and by others for comparison.
+"""Out-of-distribution detection: the fraction of faulty and cloudy tiles flagged by the file's score and by
+others.
 
-Limits come from one half of the known tiles, of every kind; false alarms are counted on the other half.
+Thresholds are fitted on one half of the in-distribution tiles of each kind; false alarms are counted on the
+other half.
 """
 
 from __future__ import annotations
@@ -23,28 +25,29 @@ from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading, read_d
 from tilewise.datasets.scenes.band_files import is_mask_name
 from tilewise.datasets.scenes.options import CloudKind
 from tilewise.models.network.outliers import MahalanobisScore, fit_threshold
-from tilewise.training.evaluate.accuracy import Plain
+from tilewise.training.evaluate.assess_settings import AssessSettings
 from tilewise.training.evaluate.disturbances import FAULTS
-from tilewise.training.evaluate.evaluation import held_back
-from tilewise.training.evaluate.outputs import AssessSettings, Case, Outputs, Table
+from tilewise.training.evaluate.evaluation import Cell, Table, held_back
+from tilewise.training.evaluate.outputs import ModelOutputs, PackEvaluator, SourceOutputs, run_model
 
-_SAID = ReadOptions(level=Level.L1C, scale=1e-4, offset=0.0)
+_SCENE_OPTIONS = ReadOptions(level=Level.L1C, scale=1e-4, offset=0.0)
 
 
 def cut_tiles(folder: Path, settings: AssessSettings) -> tuple[DN, npt.NDArray[np.float64]]:
-    """Return tiles of all scenes below `folder`, uint16 (n, 13, 64, 64), and the share (0-1) of cloud in each, (n,).
+    """Return tiles of all scenes below `folder`, uint16 (n, 13, 64, 64), and the cloudy fraction of each,
+    (n,).
 
-    Scenes are GeoTIFFs of DN with named bands, one of them the cloud probability in percent. Ones smaller than a tile
-    are mirrored to its size. Lines and columns at the edges without any data are left out.
+    Scenes are GeoTIFFs of DN with named bands, one of them the cloud probability in percent. Scenes smaller
+    than a tile are mirrored to its size. Lines and columns at the edges without data are left out.
 
     Raises:
-        TrainingError: no scene with a cloud probability is there.
+        TrainingError: the folder has no scene with a cloud probability.
     """
     found = [part for path in sorted(folder.rglob("*.tif")) for part in [_cut(path, settings)] if part is not None]
     if not found:
         raise TrainingError(f"{folder}: no GeoTIFF with a band for the cloud probability; name another --clouds")
-    tiles, shares = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return tiles, shares
+    tiles, cloudy = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return tiles, cloudy
 
 
 def _cut(path: Path, settings: AssessSettings) -> tuple[DN, npt.NDArray[np.float64]] | None:
@@ -56,17 +59,21 @@ def _cut(path: Path, settings: AssessSettings) -> tuple[DN, npt.NDArray[np.float
         ]
         if not masks:
             return None
-        pixels, percent = read_dn(dataset, plan_reading(dataset, path.name, _SAID)), dataset.read(masks[0])
+        pixels, percent = (
+            read_dn(dataset, plan_reading(dataset, path.name, _SCENE_OPTIONS)),
+            dataset.read(masks[0]),
+        )
     pixels, cloud = _trimmed(pixels, percent >= settings.cloud_percent)
     tall, wide = (max(0, TILE_SIZE - side) for side in cloud.shape)
     pixels = np.pad(pixels, ((0, 0), (0, tall), (0, wide)), mode="symmetric")
     cloud = np.pad(cloud, ((0, tall), (0, wide)), mode="symmetric")
-    places = [
+    windows = [
         (slice(top, top + TILE_SIZE), slice(left, left + TILE_SIZE))
         for top in range(0, cloud.shape[0] - TILE_SIZE + 1, settings.cloud_step)
         for left in range(0, cloud.shape[1] - TILE_SIZE + 1, settings.cloud_step)
     ]
-    return np.stack([pixels[:, down, across] for down, across in places]), np.array([cloud[p].mean() for p in places])
+    tiles = np.stack([pixels[:, lines, columns] for lines, columns in windows])
+    return tiles, np.array([cloud[window].mean() for window in windows])
 
 
 def _trimmed(pixels: DN, cloud: npt.NDArray[np.bool_]) -> tuple[DN, npt.NDArray[np.bool_]]:
@@ -81,28 +88,34 @@ def _trimmed(pixels: DN, cloud: npt.NDArray[np.bool_]) -> tuple[DN, npt.NDArray[
 
 Scores = npt.NDArray[np.floating]
 FILE = "the file's score"
+IN_DISTRIBUTION = "in distribution: "
+ELSEWHERE = "the same scenes on clear days: in distribution, though elsewhere"
 _CLOUDS = "real clouds"
+
+OutlierScores = dict[str, Callable[[ModelOutputs], Scores]]
+"""Outlier scores by name, functions of a model's outputs; larger: further out of distribution."""
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Scores that compete, each a function of outputs; larger for stranger. The first is the model file's own."""
+class Detectors:
+    """Outlier scores with their thresholds; the first is the model file's own."""
 
-    by_name: dict[str, Callable[[Outputs], Scores]]
-    limits: dict[str, float]
+    scores: OutlierScores
+    thresholds: dict[str, float]
 
-    def flagged(self, name: str, outputs: Outputs) -> float:
-        """Return the share (0-1) that a score flags."""
-        return float((self.by_name[name](outputs) > self.limits[name]).mean())
+    def flagged(self, name: str, outputs: ModelOutputs) -> float:
+        """Return the fraction (0-1) of tiles whose score is above its threshold."""
+        return float((self.scores[name](outputs) > self.thresholds[name]).mean())
 
 
-def scores_that_compete(case: Case, settings: AssessSettings) -> dict[str, Callable[[Outputs], Scores]]:
-    """Return the file's score and the usual ones: on embedding, logits and probabilities; fitted on training tiles."""
-    train = spread(case.pack.rows("train"), settings.fitted)
-    train = train[case.labels(train) >= 0]
-    known = case.ask(train, step="training tiles")
-    distance = MahalanobisScore(len(case.model.metadata.classes), known.embedding.shape[1])
-    embeddings, labels = torch.from_numpy(known.embedding), torch.from_numpy(case.labels(train))
+def outlier_scores(evaluator: PackEvaluator, settings: AssessSettings) -> OutlierScores:
+    """Return the file's score and common ones on embedding, logits and probabilities; fitted on training
+    tiles."""
+    train = spread(evaluator.pack.rows("train"), settings.fitted)
+    train = train[evaluator.labels(train) >= 0]
+    known = evaluator.run(train, step="training tiles")
+    distance = MahalanobisScore(len(evaluator.model.metadata.classes), known.embedding.shape[1])
+    embeddings, labels = torch.from_numpy(known.embedding), torch.from_numpy(evaluator.labels(train))
     distance.fit(embeddings, labels)
     background = MahalanobisScore(1, known.embedding.shape[1])
     background.fit(embeddings, torch.zeros_like(labels))
@@ -119,66 +132,77 @@ def scores_that_compete(case: Case, settings: AssessSettings) -> dict[str, Calla
     }
 
 
-def out_of_distribution_table(case: Case, plain: Plain, settings: AssessSettings, clouds: Path | None) -> Table:
-    """Return the share of each kind of input that each score flags, and that the file flags by its own threshold."""
-    known = _known(case, plain)
-    by_name = scores_that_compete(case, settings)
-    kinds = np.concatenate([np.full(len(found), kind) for kind, found in _halved(known, 0)])
-    limits = {
-        name: fit_threshold(
-            np.concatenate([score(found) for _, found in _halved(known, 0)]), settings.false_alarms, kinds
-        )
-        for name, score in by_name.items()
-    }
-    judges = Judges(by_name, limits)
-    rows = [_row(case, judges, f"known: {kind}", found) for kind, found in _halved(known, 1)]
-    rows += [_row(case, judges, title, found) for title, found in _faulty(case)]
+def out_of_distribution_table(
+    evaluator: PackEvaluator, plain: SourceOutputs, settings: AssessSettings, clouds: Path | None
+) -> Table:
+    """Return the fraction of each kind of input flagged by each score, and by the file's own threshold."""
+    known = _in_distribution(evaluator, plain)
+    detectors = _fit_detectors(outlier_scores(evaluator, settings), known, settings)
+    rows = [_row(evaluator, detectors, f"{IN_DISTRIBUTION}{kind}", found) for kind, found in _halves(known, 1)]
+    rows += [_row(evaluator, detectors, title, found) for title, found in _faulty(evaluator)]
     if clouds is not None:
-        rows += [_row(case, judges, title, found) for title, found in _cloudy(case, clouds, settings)]
+        cloudy = _cloudy(evaluator, clouds, settings)
+        rows += [_row(evaluator, detectors, title, found) for title, found in cloudy]
     note = (
-        f"Share flagged. Limits flag {settings.false_alarms:.0%} of one half of the known tiles, of the kind that is "
-        "flagged most; known tiles below are the other half. The last column is the file's score at the threshold that "
-        f"is inside the file.{'' if clouds else ' Clouds were not measured: no --clouds.'}"
+        f"Fraction flagged. Thresholds flag {settings.false_alarms:.0%} of one half of the in-distribution "
+        f"tiles, of "
+        "the kind that is flagged most; the in-distribution tiles below are the other half. The last column "
+        "is the "
+        f"file's score at the threshold inside the "
+        f"file.{'' if clouds else ' Clouds were not measured: no --clouds.'}"
     )
-    header = ("input", "tiles", *(f"{name} %" for name in by_name), "file's threshold %")
-    return Table("strangers", "What is flagged", note, header, tuple(rows))
+    header = ("input", "tiles", *(f"{name} %" for name in detectors.scores), "file's threshold %")
+    return Table("out_of_distribution", "Out-of-distribution detection", note, header, tuple(rows))
 
 
-def _known(case: Case, plain: Plain) -> dict[str, Outputs]:
-    """Return the outputs for each kind of known tiles that no score was fitted on."""
-    unlabelled = held_back(case.pack)
-    return plain | ({UNLABELLED: case.ask(unlabelled, step=UNLABELLED)} if len(unlabelled) else {})
+def _fit_detectors(scores: OutlierScores, known: dict[str, ModelOutputs], settings: AssessSettings) -> Detectors:
+    """Fit each score's threshold on the first half of the in-distribution tiles."""
+    fitted = list(_halves(known, 0))
+    kinds = np.concatenate([np.full(len(outputs), kind) for kind, outputs in fitted])
+    thresholds = {
+        name: fit_threshold(np.concatenate([score(outputs) for _, outputs in fitted]), settings.false_alarms, kinds)
+        for name, score in scores.items()
+    }
+    return Detectors(scores, thresholds)
 
 
-def _halved(known: dict[str, Outputs], half: int) -> Iterator[tuple[str, Outputs]]:
-    for kind, found in known.items():
-        yield kind, found.take(np.arange(half, len(found), 2))
+def _in_distribution(evaluator: PackEvaluator, plain: SourceOutputs) -> dict[str, ModelOutputs]:
+    """Return the outputs for each kind of in-distribution tiles that no score was fitted on."""
+    unlabelled = held_back(evaluator.pack)
+    return plain | ({UNLABELLED: evaluator.run(unlabelled, step=UNLABELLED)} if len(unlabelled) else {})
 
 
-def _faulty(case: Case) -> Iterator[tuple[str, Outputs]]:
-    """Yield what is wrong with the tiles of a kind, and the outputs for them."""
-    kinds = {source: case.rows(source) for source in case.sources}
-    kinds |= {UNLABELLED: rows} if len(rows := held_back(case.pack)) else {}
-    for kind, where in kinds.items():
+def _halves(known: dict[str, ModelOutputs], half: int) -> Iterator[tuple[str, ModelOutputs]]:
+    for kind, outputs in known.items():
+        yield kind, outputs.take(np.arange(half, len(outputs), 2))
+
+
+def _faulty(evaluator: PackEvaluator) -> Iterator[tuple[str, ModelOutputs]]:
+    """Yield each fault that affects a kind of tiles, with the outputs under it."""
+    kinds = {source: evaluator.rows(source) for source in evaluator.sources}
+    kinds |= {UNLABELLED: rows} if len(rows := held_back(evaluator.pack)) else {}
+    for kind, index in kinds.items():
         for fault in FAULTS.values():
-            if fault.touches(case.pack.bands(int(where[0]))):
-                yield f"{kind}: {fault.words}", case.ask(where, fault.make, f"{kind}, {fault.words}")
+            if fault.affects(evaluator.pack.bands(int(index[0]))):
+                step = f"{kind}, {fault.description}"
+                yield f"{kind}: {fault.description}", evaluator.run(index, fault.apply, step)
 
 
-def _cloudy(case: Case, folder: Path, settings: AssessSettings) -> Iterator[tuple[str, Outputs]]:
-    tiles, shares = cut_tiles(folder, settings)
+def _cloudy(evaluator: PackEvaluator, folder: Path, settings: AssessSettings) -> Iterator[tuple[str, ModelOutputs]]:
+    tiles, cloudy = cut_tiles(folder, settings)
     for title, chosen in (
-        (f"{_CLOUDS}: {settings.cloudy:.0%} of the pixels or more", shares >= settings.cloudy),
-        ("the same scenes on clear days: known, though elsewhere", shares == 0),
+        (f"{_CLOUDS}: {settings.cloudy:.0%} of the pixels or more", cloudy >= settings.cloudy),
+        (ELSEWHERE, cloudy == 0),
     ):
         if chosen.any():
-            yield title, case.ask_tiles(tiles[chosen])
+            yield title, run_model(evaluator.model, tiles[chosen])
 
 
-def _row(case: Case, judges: Judges, title: str, found: Outputs) -> tuple[str | int | float | None, ...]:
-    return (title, len(found), *(judges.flagged(name, found) for name in judges.by_name), case.flagged(found))
+def _row(evaluator: PackEvaluator, detectors: Detectors, title: str, outputs: ModelOutputs) -> tuple[Cell, ...]:
+    flagged = (detectors.flagged(name, outputs) for name in detectors.scores)
+    return (title, len(outputs), *flagged, evaluator.flagged(outputs))
 
 
 def _unit(embedding: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return embeddings of length 1, as Sun et al. 2022 compare them (arXiv:2204.06507)."""
+    """Return embeddings scaled to length 1, as in Sun et al. 2022 (arXiv:2204.06507)."""
     return np.asarray(embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12))

@@ -1,131 +1,38 @@
-"""What a model file answers on the tiles of a pack, as its users would get it: through onnxruntime, not torch."""
+"""Run a model file on the tiles of a pack through onnxruntime, as its users do: outputs, labels, latency."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from time import thread_time
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sklearn.metrics import f1_score
 
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import TrainingError
-from tilewise.datasets.core.locations import CONFIGS
 from tilewise.datasets.core.tile import DN, TILE_SIZE
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import INPUT, OUTPUTS, ModelFile, open_model
 from tilewise.training.evaluate.disturbances import DISTURBANCES
 from tilewise.training.evaluate.evaluation import ALL
 
-DEFAULT = CONFIGS / "assess.yaml"
-
-
-class Targets(BaseModel):
-    """What is asked of a model file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    calibration_error: float = Field(0.015, ge=0, le=1)
-    coverage_within: float = Field(0.01, ge=0, le=1)
-    flagged: float = Field(0.95, ge=0, le=1)
-    auroc: float = Field(0.95, ge=0, le=1)
-
-
-class AssessSettings(BaseModel):
-    """The whole file; see there for what each number means."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = Field(0, ge=0)
-    halves: int = Field(20, ge=1, le=1000)
-    coverages: tuple[float, ...] = Field((0.9, 0.95, 0.99), min_length=1)
-    raps_penalty: float = Field(0.01, ge=0)
-    false_alarms: float = Field(0.05, gt=0, lt=1)
-    neighbours: int = Field(10, ge=1)
-    fitted: int = Field(4000, ge=2)
-    zone_degrees: float = Field(5, gt=0)
-    zone_tiles: int = Field(20, ge=1)
-    cloudy: float = Field(0.5, gt=0, le=1)
-    cloud_percent: float = Field(50, ge=0, le=100)
-    cloud_step: int = Field(16, ge=1)
-    targets: Targets = Field(default_factory=lambda: Targets.model_validate({}))
-
-
-def read_settings(path: Path) -> AssessSettings:
-    """Return the settings in a file.
-
-    Raises:
-        TrainingError: it cannot be read, or says what nobody knows.
-    """
-    try:
-        return AssessSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except (OSError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path}: cannot be read: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise TrainingError(f"{path}: {where}: {first['msg']}; configs/assess.yaml shows every setting") from error
-
-
-Cell = str | int | float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Figures with a title, what they mean, and a header.
-
-    Attributes:
-        name: a short key for programs.
-        title: for people.
-        note: what was measured, and how.
-        header: of the columns; a name that ends in ` %` holds shares (0-1), shown in percent.
-        rows: as long as the header each.
-    """
-
-    name: str
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def markdown(self) -> str:
-        """Return the table under its title."""
-        rule = "|".join("---" if place == 0 else "---:" for place in range(len(self.header)))
-        lines = [f"### {self.title}", "", self.note, "", f"| {' | '.join(self.header)} |", f"|{rule}|"]
-        for row in self.rows:
-            cells = (_shown(cell, name) for cell, name in zip(row, self.header, strict=True))
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the same as an object."""
-        rows = [dict(zip(self.header, row, strict=True)) for row in self.rows]
-        return {"title": self.title, "note": self.note, "rows": rows}
-
-
-def _shown(cell: Cell, column: str) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, float):
-        return f"{100 * cell:.2f}" if column.endswith("%") else f"{cell:.3f}"
-    return str(cell)
-
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Transform = Callable[[DN], DN]
+
+NO_ZONE = "none"  # the zone of tiles without coordinates
 _BATCH = 64
+_LATENCY_BATCHES = (1, 16)
+_LATENCY_RUNS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
-    """The outputs for n tiles: float32 (n, classes), (n, classes), (n, features), (n,)."""
+class ModelOutputs:
+    """The outputs of a model file for n tiles: float32 (n, classes), (n, classes), (n, features), (n,)."""
 
     probabilities: Floats
     logits: Floats
@@ -135,20 +42,74 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.outlier_score)
 
-    def take(self, rows: npt.NDArray[np.generic]) -> Outputs:
+    def take(self, rows: npt.NDArray[np.generic]) -> ModelOutputs:
         """Return the outputs for some of the tiles."""
-        return Outputs(self.probabilities[rows], self.logits[rows], self.embedding[rows], self.outlier_score[rows])
+        return ModelOutputs(self.probabilities[rows], self.logits[rows], self.embedding[rows], self.outlier_score[rows])
+
+
+SourceOutputs = dict[str, ModelOutputs]
+"""The outputs for the undisturbed tiles of each source, by its name."""
+
+
+def open_single_threaded(path: Path) -> ModelFile:
+    """Open a model file with one thread, so that latencies compare."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return open_model(path, options)
+
+
+def run_model(model: ModelFile, tiles: DN) -> ModelOutputs:
+    """Return the outputs for uint16 (n, 13, 64, 64), n >= 1, in batches of 64."""
+    return _concatenated([_run(model, tiles[start : start + _BATCH]) for start in range(0, len(tiles), _BATCH)])
+
+
+def run_rows(
+    model: ModelFile,
+    pack: Pack,
+    rows: Rows,
+    transform: Transform | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> ModelOutputs:
+    """Return the outputs for the tiles in `rows`, at least one, batch by batch.
+
+    Args:
+        transform: applied to each batch first, uint16 (n, 13, 64, 64).
+        report: called with the number of tiles that are done, after each batch.
+    """
+    parts = []
+    for start in range(0, len(rows), _BATCH):
+        tiles = pack.fetch(rows[start : start + _BATCH])
+        parts.append(_run(model, tiles if transform is None else transform(tiles)))
+        report(min(start + _BATCH, len(rows)))
+    return _concatenated(parts)
+
+
+def labels_of(model: ModelFile, pack: Pack, rows: Rows) -> Rows:
+    """Return the tiles' labels as indices into the model's classes, int64 (n,); -1: a class it does not
+    know."""
+    known = model.metadata.classes
+    indices = np.array([known.index(name) if name in known else -1 for name in pack.summary.classes])
+    return np.asarray(indices[pack.labels[rows]], np.int64)
+
+
+def _run(model: ModelFile, tiles: DN) -> ModelOutputs:
+    return ModelOutputs(*model.session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(tiles)}))
+
+
+def _concatenated(parts: Sequence[ModelOutputs]) -> ModelOutputs:
+    names = ("probabilities", "logits", "embedding", "outlier_score")
+    return ModelOutputs(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model file and the tiles that it is measured on.
+class PackEvaluator:
+    """A model file and the split of a pack that it is measured on.
 
     Attributes:
         model: the model file.
         pack: the pack.
         split: whose tiles are measured.
-        progress: told of long work.
+        progress: reports long work.
     """
 
     model: ModelFile
@@ -165,7 +126,7 @@ class Case:
         """The sources that have tiles in the split.
 
         Raises:
-            TrainingError: there is none, or the model does not know all classes of the pack.
+            TrainingError: there is none.
         """
         found = [source for source in self.pack.summary.sources if len(self.rows(source))]
         if not found:
@@ -174,124 +135,93 @@ class Case:
         return found
 
     def labels(self, rows: Rows) -> Rows:
-        """Return the tiles' classes as positions in the model's classes, int64 (n,); -1 where it does not know one."""
-        known = self.model.metadata.classes
-        places = np.array([known.index(name) if name in known else -1 for name in self.pack.summary.classes])
-        return np.asarray(places[self.pack.labels[rows]], np.int64)
+        """Return labels as `labels_of` does."""
+        return labels_of(self.model, self.pack, rows)
 
-    def ask(self, rows: Rows, change: Callable[[DN], DN] | None = None, step: str = "answering") -> Outputs:
-        """Return the outputs for the tiles in `rows`, each batch changed by `change` first."""
-        parts = []
-        for start in range(0, len(rows), _BATCH):
-            tiles = self.pack.fetch(rows[start : start + _BATCH])
-            parts.append(self._run(tiles if change is None else change(tiles)))
-            self.progress(step, min(start + _BATCH, len(rows)), len(rows))
-        return _joined(parts)
+    def run(self, rows: Rows, transform: Transform | None = None, step: str = "classifying") -> ModelOutputs:
+        """Return the outputs for the tiles in `rows`, as `run_rows` does; `step` names the work for
+        `progress`."""
+        return run_rows(self.model, self.pack, rows, transform, lambda done: self.progress(step, done, len(rows)))
 
-    def ask_through(self, view: str, rows: Rows, step: str) -> Outputs:
-        """Return the outputs for the tiles in `rows`, seen through all bands, or those of a set of `BAND_SETS`."""
-        return self.ask(rows, None if view == ALL else DISTURBANCES[f"{view}_bands"], step)
+    def run_view(self, view: str, rows: Rows, step: str) -> ModelOutputs:
+        """Return the outputs for the tiles in `rows` with all their bands, or those of a set of `BAND_SETS`
+        only."""
+        return self.run(rows, None if view == ALL else DISTURBANCES[f"{view}_bands"], step)
 
-    def ask_tiles(self, tiles: DN) -> Outputs:
-        """Return the outputs for uint16 (n, 13, 64, 64), n >= 1."""
-        return _joined([self._run(tiles[start : start + _BATCH]) for start in range(0, len(tiles), _BATCH)])
-
-    def flagged(self, found: Outputs) -> float | None:
-        """Return the share (0-1) that the file's own threshold flags; None where it has none."""
+    def flagged(self, outputs: ModelOutputs) -> float | None:
+        """Return the fraction (0-1) above the file's own outlier threshold; None where it has none."""
         limits = self.model.metadata.outliers
-        return None if limits is None else float((found.outlier_score > limits.threshold).mean())
-
-    def _run(self, tiles: DN) -> Outputs:
-        return Outputs(*self.model.session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(tiles)}))
-
-
-def _joined(parts: list[Outputs]) -> Outputs:
-    names = ("probabilities", "logits", "embedding", "outlier_score")
-    return Outputs(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-
-Shares = npt.NDArray[np.float32]
-
-NOWHERE = "none"  # the zone of tiles without coordinates
-_BATCH = 64
-_LATENCY_BATCHES = (1, 16)
-_LATENCY_RUNS = 30
+        return None if limits is None else float((outputs.outlier_score > limits.threshold).mean())
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """A model's answers to n tiles, and what is true of these.
+class Predictions:
+    """A model's predictions for n tiles, with their labels.
 
     Attributes:
         classes: class names, in the order of `probabilities`.
         probabilities: float32 (n, classes).
         outlier_scores: float32 (n,).
-        labels: int64 (n,), positions in `classes`.
-        zones: str (n,), the CRS that each tile's coordinates are in, e.g. `EPSG:32632`.
+        labels: int64 (n,), indices into `classes`.
+        zones: str (n,), the CRS of each tile's coordinates, e.g. `EPSG:32632`.
     """
 
     classes: tuple[str, ...]
-    probabilities: Shares
-    outlier_scores: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    probabilities: Floats
+    outlier_scores: Floats
+    labels: Rows
     zones: npt.NDArray[np.str_]
 
     @property
-    def answered(self) -> npt.NDArray[np.int64]:
+    def predicted(self) -> Rows:
         """The most probable classes, int64 (n,)."""
         return self.probabilities.argmax(1)
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """Whether each answer is true, bool (n,)."""
-        return self.answered == self.labels
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each prediction is the label, bool (n,)."""
+        return self.predicted == self.labels
+
+    @property
+    def of_label(self) -> Floats:
+        """The probability of each tile's label, float32 (n,)."""
+        return np.asarray(self.probabilities[np.arange(len(self.labels)), self.labels])
 
     @property
     def accuracy(self) -> float:
-        """Share (0-1) of true answers."""
-        return float(self.right.mean())
+        """Fraction (0-1) of correct predictions."""
+        return float(self.correct.mean())
 
     @property
     def macro_f1(self) -> float:
         """Mean F1 (0-1) of the classes that the tiles have."""
         seen = np.unique(self.labels)
-        return float(f1_score(self.labels, self.answered, labels=seen, average="macro", zero_division=0.0))
+        return float(f1_score(self.labels, self.predicted, labels=seen, average="macro", zero_division=0.0))
 
 
-def open_single_threaded(path: Path) -> ModelFile:
-    """Open a model file with one thread, so that latencies compare."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return open_model(path, options)
-
-
-def answers_of(
-    model: ModelFile, pack: Pack, rows: npt.NDArray[np.int64], change: Callable[[DN], DN] | None = None
-) -> Answers:
-    """Return the model's answers to the tiles in `rows`, each batch changed by `change` first.
+def predict_rows(model: ModelFile, pack: Pack, rows: Rows, transform: Transform | None = None) -> Predictions:
+    """Return the model's predictions for the tiles in `rows`, each batch transformed first.
 
     Raises:
         TrainingError: no rows, or classes of the pack that the model does not know.
     """
     if not len(rows):
         raise TrainingError(f"{pack.root}: no tile is in this split; pack with another --split")
-    names = model.metadata.classes
-    unknown = sorted(set(pack.summary.classes) - set(names))
-    if unknown:
+    classes = model.metadata.classes
+    if unknown := sorted(set(pack.summary.classes) - set(classes)):
         raise TrainingError(f"{model.path}: it does not know the classes {', '.join(unknown)} of {pack.root}")
-    outputs: list[tuple[Shares, npt.NDArray[np.float32]]] = []
-    for start in range(0, len(rows), _BATCH):
-        tiles = pack.fetch(rows[start : start + _BATCH])
-        tiles = tiles if change is None else change(tiles)
-        outputs.append(tuple(model.session.run(["probabilities", "outlier_score"], {INPUT: tiles})))
-    probabilities, scores = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    places = np.array([names.index(name) for name in pack.summary.classes])
-    zones = np.array([zone or NOWHERE for zone in pack.index["crs"].take(rows).to_pylist()])
-    return Answers(names, probabilities, scores, places[pack.labels[rows]], zones)
+    outputs = run_rows(model, pack, rows, transform)
+    zones = np.array([zone or NO_ZONE for zone in pack.index["crs"].take(rows).to_pylist()])
+    labels = labels_of(model, pack, rows)
+    return Predictions(classes, outputs.probabilities, outputs.outlier_score, labels, zones)
 
 
-def milliseconds_a_tile(models: dict[str, ModelFile], seed: int = 0) -> dict[str, dict[int, float]]:
-    """Return the median CPU time of each model, in ms a tile, by batch size; measured in turn, so that they compare."""
+def cpu_milliseconds(models: dict[str, ModelFile], seed: int = 0) -> dict[str, dict[int, float]]:
+    """Return the median CPU time of each model, in ms a tile, by batch size (1 and 16); measured in turn.
+
+    CPU time is the calling thread's: models must be opened by `open_single_threaded`. Other work on the
+    machine then does not count.
+    """
     random = np.random.default_rng(seed)
     found: dict[str, dict[int, float]] = {name: {} for name in models}
     for size in _LATENCY_BATCHES:
@@ -299,17 +229,17 @@ def milliseconds_a_tile(models: dict[str, ModelFile], seed: int = 0) -> dict[str
         times: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(_LATENCY_RUNS):
             for name, model in models.items():
-                started = perf_counter()
+                started = thread_time()
                 model.session.run(["probabilities"], {INPUT: tiles})
-                times[name].append((perf_counter() - started) / size * 1000)
-        for name, taken in times.items():
-            found[name][size] = float(np.median(taken))
+                times[name].append((thread_time() - started) / size * 1000)
+        for name, durations in times.items():
+            found[name][size] = float(np.median(durations))
     return found
 
 
 def graph_difference(model: ModelFile, tiles: DN) -> float:
-    """Return the largest difference of probabilities between the graph as onnxruntime optimises it, in one batch, and
-    the graph as it was exported, tile by tile."""
+    """Return the largest difference of probabilities between the graph as onnxruntime optimises it, in one
+    batch, and the graph as it was exported, tile by tile."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = open_model(model.path, options).session

@@ -1,4 +1,4 @@
-"""Between training and the model file: calibrate on validation tiles, and write down what users must know."""
+"""Calibrate a trained classifier on validation tiles, and collect the metadata of its model file."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,34 +22,35 @@ from tilewise.models.network import calibration, outliers
 from tilewise.models.network.calibration import fit_temperature
 from tilewise.models.network.classifier import Classifier
 from tilewise.models.network.preprocess import LINES
-from tilewise.training.evaluate.disturbances import as_dn, eurosat_order, groups, red_for_blue
+from tilewise.training.evaluate.disturbances import as_dn, band_groups, eurosat_order, red_for_blue
 from tilewise.training.evaluate.evaluation import HELD_BACK, evaluate, held_back
 from tilewise.training.fit.task import ClassificationTask
 from tilewise.training.tracking import code_revision
 
 _OFFSETS = (-BASELINE_OFFSET, -BASELINE_OFFSET, -BASELINE_OFFSET, -0.6 * BASELINE_OFFSET, BASELINE_OFFSET)
 _SCALES = (1 / QUANTIFICATION, 0.01, 0.1, 0.2, 5.0, 10.0)
-_NOISE = (60, 300)  # DN; sound bands have at most about 20
+_NOISE = (60, 300)  # DN; valid bands have at most about 20
 _EACH_KIND = 8000  # tiles that are drawn from each kind
 _MAX_TURNS = 16
 _VAPOUR, _CIRRUS, _SHORT_WAVE = positions(["B09", "B10", "B11"])
 
 
 def exposures(kinds: Sequence[DN], seed: int = 0) -> Iterator[tuple[DN, DN]]:
-    """Yield sound tiles and as many faulty ones, drawn from tiles of several `kinds`, all kinds alike.
+    """Yield valid tiles and as many faulty ones, drawn from tiles of several `kinds` in equal numbers.
 
-    A third of the draws show all the bands that the tiles have; all but the first are mixtures of two tiles.
+    A third of the draws have all bands of the tiles; all but the first are mixtures of two tiles.
     """
     random = np.random.default_rng(seed)
     for tiles in kinds:
         for turn in range(max(2, min(_MAX_TURNS, -(-_EACH_KIND // len(tiles))))):
-            drawn = draw_sound(mix_lines(tiles, random), random) if turn else tiles
+            drawn = draw_brightness(mix_lines(tiles, random), random) if turn else tiles
             drawn = draw_bands(drawn, random) if turn % 3 else drawn
             yield drawn, draw_faults(drawn, random)
 
 
 def draw_faults(tiles: DN, random: np.random.Generator) -> DN:
-    """Return `tiles` with a random mistake each: offset, order, scale, a bright flat veil as of cloud, or noise."""
+    """Return `tiles` with a random fault each: offset, band order, scale, a bright veil like a cloud, or
+    noise."""
     kinds = random.permutation(np.arange(len(tiles)) % len(_DRAWN))
     found = np.zeros_like(tiles)
     for kind, make in enumerate(_DRAWN):
@@ -58,22 +59,24 @@ def draw_faults(tiles: DN, random: np.random.Generator) -> DN:
 
 
 def mix_lines(tiles: DN, random: np.random.Generator, share: float = 0.6) -> DN:
-    """Return `tiles` with the first lines of a `share` (0-1) of them taken from another one: two kinds of land each."""
+    """Return `tiles` with the first lines of a `share` (0-1) of them replaced by those of another tile, as at
+    a border of two land covers."""
     count, lines = len(tiles), tiles.shape[2]
     until = np.where(random.random(count) < share, random.integers(0, lines, count), 0)
     others = tiles[random.permutation(count)]
     return np.where((np.arange(lines) < until[:, None])[:, None, :, None], others, tiles)
 
 
-def draw_sound(tiles: DN, random: np.random.Generator, gain: float = 0.07, band_gain: float = 0.03) -> DN:
-    """Return `tiles` with the small differences of brightness (standard deviations) that sound input has too."""
+def draw_brightness(tiles: DN, random: np.random.Generator, gain: float = 0.07, band_gain: float = 0.03) -> DN:
+    """Return `tiles` with the small differences of brightness (standard deviations) that valid input has
+    too."""
     count = len(tiles)
     logs = random.normal(0, gain, (count, 1, 1, 1)) + random.normal(0, band_gain, (count, BAND_COUNT, 1, 1))
     return as_dn(tiles, tiles * np.exp(logs))
 
 
 def draw_bands(tiles: DN, random: np.random.Generator) -> DN:
-    """Return `tiles` through a random set of bands each: a common one (`l2a`, `10m`, `rgb`) or any."""
+    """Return `tiles` with a random set of bands each: a common one (`l2a`, `10m`, `rgb`) or any."""
     present = np.asarray((tiles > 0).any((2, 3)))
     common = [np.isin(np.arange(BAND_COUNT), positions(BAND_SETS[name])) for name in ("l1c", "l2a", "10m", "rgb")]
     chosen = random.integers(0, len(common) + 1, len(tiles))
@@ -94,19 +97,20 @@ def _draw_scale(tiles: DN, random: np.random.Generator) -> DN:
 
 
 def _draw_order(tiles: DN, random: np.random.Generator) -> DN:
-    """Exchange the bands that each tile has: B8A last, all reversed, red for blue, or any order."""
+    """Permute the bands of each tile: B8A last, all reversed, red and blue swapped, or any order."""
     orders = (eurosat_order, eurosat_order, _reversed, red_for_blue, lambda some: _shuffled(some, random))
     kinds = random.integers(0, len(orders), len(tiles))
     found = tiles.copy()
     for kind, make in enumerate(orders):
         found[kinds == kind] = make(tiles[kinds == kind])
-    same = (found == tiles).all((1, 2, 3))  # an order that changes nothing is no mistake
+    same = (found == tiles).all((1, 2, 3))  # an order that changes nothing is no fault
     found[same] = _reversed(tiles[same])
     return found
 
 
 def _draw_veil(tiles: DN, random: np.random.Generator) -> DN:
-    """Lay a bright cloud of some thickness over tiles: about as white in all bands, darker where water absorbs."""
+    """Blend tiles with a bright cloud of random thickness: about equal in all bands, darker where water
+    absorbs."""
     count = len(tiles)
     thickness = random.uniform(0.4, 1.0, (count, 1, 1, 1))
     cloud = random.uniform(3000, 8000, (count, 1, 1, 1)) * np.exp(random.normal(0, 0.1, (count, BAND_COUNT, 1, 1)))
@@ -117,35 +121,36 @@ def _draw_veil(tiles: DN, random: np.random.Generator) -> DN:
 
 
 def _draw_noise(tiles: DN, random: np.random.Generator) -> DN:
-    """Add noise to each pixel and band, as strong as hides what the network looks for."""
+    """Add noise to each pixel and band, strong enough to hide the features of the network."""
     deviation = random.uniform(*_NOISE, (len(tiles), 1, 1, 1))
     return as_dn(tiles, tiles + random.normal(0, 1, tiles.shape) * deviation)
 
 
-# Orders are many and the hardest to tell.
+# Band orders are many and the hardest to detect.
 _DRAWN = (_draw_offset, _draw_order, _draw_order, _draw_order, _draw_scale, _draw_veil, _draw_noise)
 
 
 def _reversed(tiles: DN) -> DN:
     found = np.zeros_like(tiles)
-    for taken, into in groups(tiles):
+    for taken, into in band_groups(tiles):
         found[np.ix_(taken, into)] = tiles[np.ix_(taken, into[::-1])]
     return found
 
 
 def _shuffled(tiles: DN, random: np.random.Generator) -> DN:
     found = np.zeros_like(tiles)
-    for taken, into in groups(tiles):
+    for taken, into in band_groups(tiles):
         for row in taken:
             found[row, into] = tiles[row, random.permutation(into)]
     return found
 
 
-_MAX_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding here
-_MAX_EXPOSED = 2500  # tiles of each source that the input check learns from
-_BATCH = 256  # tiles, or turns and mirrors of tiles, that are in memory at once
+_MAX_FITTED = 8192  # tiles that the outlier score is fitted on: enough for the covariance of any embedding
+_MAX_EXPOSED = 2500  # tiles of each source that the input check is fitted on
+_BATCH = 256  # tiles, or symmetries of tiles, in memory at once
 
-# A folder that is called otherwise may hold another run tomorrow, and services tell models apart by their versions.
+# A folder that is called otherwise may hold another run tomorrow, and services tell models apart by their
+# versions.
 _SEMANTIC = re.compile(r"\d+\.\d+\.\d+")
 
 Rows = npt.NDArray[np.int64]
@@ -153,7 +158,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was fitted on the validation split.
+    """The results of calibration on the validation split.
 
     Attributes:
         prediction_sets, outliers: for the model file's metadata.
@@ -166,24 +171,25 @@ class Calibration:
 
 
 def calibrate(classifier: Classifier, datamodule: TileDataModule, classes: list[str]) -> Calibration:
-    """Fit temperature, prediction sets and outlier score of `classifier` (32 bit, on the CPU), changing it in place."""
+    """Fit temperature, prediction sets and outlier score of `classifier` (32 bit, on the CPU), changing it in
+    place."""
     pack = datamodule.pack
     _fit_outliers(classifier, pack)
-    answers = _answers(classifier, pack, pack.rows("val"))
-    classifier.temperature.fill_(fit_temperature(answers.logits, answers.labels))
-    probabilities = torch.softmax(answers.logits / classifier.temperature, 1)
+    outputs = _run(classifier, pack, pack.rows("val"))
+    classifier.temperature.fill_(fit_temperature(outputs.logits, outputs.labels))
+    probabilities = torch.softmax(outputs.logits / classifier.temperature, 1)
     return Calibration(
         prediction_sets=PredictionSets(
             method=calibration.METHOD,
-            thresholds=calibration.fit_thresholds(probabilities.numpy(), answers.labels.numpy()),
-            calibrated_on=f"{len(answers.labels)} tiles of the validation split",
+            thresholds=calibration.fit_thresholds(probabilities.numpy(), outputs.labels.numpy()),
+            calibrated_on=f"{len(outputs.labels)} tiles of the validation split",
         ),
         outliers=Outliers(
             method=outliers.METHOD,
             threshold=_fit_limits(classifier, pack),
             false_alarms=outliers.FALSE_ALARMS,
         ),
-        metrics=evaluate("val", probabilities, answers.labels, classes).metrics("calibrated"),
+        metrics=evaluate("val", probabilities, outputs.labels, classes).metrics("calibrated"),
     )
 
 
@@ -218,13 +224,14 @@ def describe(
 
 
 def _network(classifier: Classifier) -> str:
-    """Return the architecture in words."""
+    """Return the name of the architecture."""
     seen = f", mean of {classifier.symmetries} symmetries" if classifier.symmetries > 1 else ""
     return f"{type(classifier.backbone).__name__}{seen}"
 
 
 def _digest(classifier: Classifier) -> str:
-    """Return SHA-256 of what a checkpoint holds: weights, statistics of normalisation, and no calibration."""
+    """Return SHA-256 of the state in a checkpoint: weights and normalisation statistics, without
+    calibration."""
     digest = sha256()
     for name, tensor in sorted(classifier.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -233,8 +240,9 @@ def _digest(classifier: Classifier) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answers:
-    """Logits (n, classes), embeddings (n, features) and labels (n,), and the raw parts of the outlier score."""
+class _Outputs:
+    """Logits (n, classes), embeddings (n, features) and labels (n,), and the raw parts of the outlier
+    score."""
 
     logits: Tensor
     embeddings: Tensor
@@ -244,14 +252,14 @@ class _Answers:
 
 
 def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
-    """Fit the outlier score's parts on training tiles, and on unlabelled ones by the classes they are taken for."""
+    """Fit the outlier score's parts on training tiles, and on unlabelled ones by their predicted classes."""
     train, unlabelled = spread(pack.rows("train"), _MAX_FITTED), _fitted_part(pack.rows(UNLABELLED))
-    labelled = _answers(classifier, pack, train)
+    labelled = _run(classifier, pack, train)
     embeddings, labels = [labelled.embeddings], [labelled.labels]
     if len(unlabelled):
-        answered = _answers(classifier, pack, unlabelled)
-        embeddings.append(answered.embeddings)
-        labels.append(answered.logits.argmax(1))
+        found = _run(classifier, pack, unlabelled)
+        embeddings.append(found.embeddings)
+        labels.append(found.logits.argmax(1))
     classifier.outliers.fit_distance(torch.cat(embeddings), torch.cat(labels))
     kinds = [pack.rows("train", source) for source in pack.summary.sources] + [unlabelled]
     lines = [_lines(pack, spread(rows, _MAX_EXPOSED)) for rows in kinds if len(rows)]
@@ -259,17 +267,18 @@ def _fit_outliers(classifier: Classifier, pack: Pack) -> None:
 
 
 def _fit_limits(classifier: Classifier, pack: Pack) -> float:
-    """Bring the outlier score's parts to one scale, and return the threshold: on tiles that neither was fitted on."""
+    """Scale the outlier score's parts and return the threshold, both on tiles that they were not fitted
+    on."""
     kinds = {source: pack.rows("val", source) for source in pack.summary.sources}
     kinds[UNLABELLED] = held_back(pack)
-    known = {kind: _answers(classifier, pack, rows) for kind, rows in kinds.items() if len(rows)}
-    classifier.outliers.fit_limits([answers.parts for answers in known.values()])
+    known = {kind: _run(classifier, pack, rows) for kind, rows in kinds.items() if len(rows)}
+    classifier.outliers.fit_limits([outputs.parts for outputs in known.values()])
     scores = {kind: classifier.outliers.combine(a.parts, a.missing).numpy() for kind, a in known.items()}
     names = np.concatenate([np.full(len(found), kind) for kind, found in scores.items()])
     return outliers.fit_threshold(np.concatenate(list(scores.values())), kinds=names)
 
 
-def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
+def _run(classifier: Classifier, pack: Pack, rows: Rows) -> _Outputs:
     answered, batch = [], _BATCH // classifier.symmetries
     with torch.no_grad():
         for start in range(0, len(rows), batch):
@@ -277,14 +286,14 @@ def _answers(classifier: Classifier, pack: Pack, rows: Rows) -> _Answers:
             logits, embedding = classifier(tiles)
             answered.append((logits, embedding, *classifier.outliers.parts(tiles, embedding, logits)))
     logits, embeddings, scores, gone = (torch.cat(parts) for parts in zip(*answered, strict=True))
-    return _Answers(logits, embeddings, scores, gone, torch.from_numpy(pack.labels[rows]))
+    return _Outputs(logits, embeddings, scores, gone, torch.from_numpy(pack.labels[rows]))
 
 
 def _lines(pack: Pack, rows: Rows) -> DN:
-    """Return what the input check looks at of the tiles in `rows`, uint16."""
+    """Return the lines of the tiles in `rows` that the input check uses, uint16."""
     return np.ascontiguousarray(pack.fetch(rows)[:, :, LINES])
 
 
 def _fitted_part(rows: Rows) -> Rows:
-    """Return the rows without those that are held back for the limits."""
+    """Return the rows without those that `held_back` reserves for thresholds."""
     return rows[np.arange(len(rows)) % HELD_BACK != 0]

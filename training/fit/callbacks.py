@@ -1,15 +1,15 @@
-"""What a run can be taken up from: a last checkpoint after epochs, and one where it ends early, told to by SIGTERM or
-by a loss that is no number.
+"""Callbacks of training: weight averaging, seeds, history, system metrics, the last checkpoint, and early
+ends by SIGTERM or a loss that is not finite.
 
-An epoch may be shorter than it takes to save: on a GPU half a second. So the last checkpoint is left out where saving
-would take more than a twentieth of the time, but never after the last epoch.
+An epoch may be shorter than saving takes: on a GPU half a second. The last checkpoint is therefore skipped
+where saving would take more than a twentieth of the time, but never after the last epoch.
 
-Each step, a word of two flags is put together on the device: is the loss broken, and was this process told to end. The
-processes agree on it with one small reduction, and the host reads it two steps later, when it has long arrived, so that
-no step waits for the device. A broken step does not move the weights: the optimiser skips it on the device.
+Each step computes two flags on the device: is the loss not finite, and did this process receive SIGTERM. One
+small reduction combines them over processes, and the host reads them two steps later, when they have arrived,
+so that no step waits for the device. The optimiser skips a step whose loss is not finite, on the device.
 
-Lightning does the latter by a broadcast and a wait in every step (Lightning-AI/pytorch-lightning#21487), and broadcasts
-from inside the signal handler; here its part in it is switched off while fitting.
+Lightning does the latter by a broadcast and a wait in every step (Lightning-AI/pytorch-lightning#21487), and
+broadcasts from inside the signal handler; here that is switched off while fitting.
 """
 
 import contextlib
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into a StoppedError, so that what was begun is ended, too; a training within listens by itself.
+    """Turn SIGTERM into a StoppedError, so that started work is ended, too; a training inside handles SIGTERM
+    itself.
 
-    Outside the main thread, which alone may listen to signals, nothing changes.
+    Outside the main thread, which alone may handle signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,8 +65,8 @@ def interrupt_on_sigterm() -> Iterator[None]:
 class SystemMetrics(Callback):
     """Runs MLflow's own monitor, which takes a sample every ten seconds, in a thread of the first process.
 
-    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the seconds; a run that is resumed goes on counting. It needs
-    psutil, and nvidia-ml-py for NVIDIA's GPUs.
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes the seconds; a run that is resumed goes on counting. It
+    needs psutil, and nvidia-ml-py for NVIDIA's GPUs.
     """
 
     def __init__(self) -> None:
@@ -96,18 +97,18 @@ class SystemMetrics(Callback):
             self._monitor = None
 
 
-_LONG = 10  # seconds of an epoch from which its line says them whole
+_LONG = 10  # seconds of an epoch from which they are printed without decimals
 
 
 class Ema(WeightAveraging):
     """Exponential moving average of the weights, which validation, checkpoints and export use.
 
-    The decay grows with the number of steps, min(decay, (1 + n) / (10 + n)), so that short runs are not held back by
-    their first, untrained weights. Steps are counted on the host: Lightning's own update asks the device for their
-    number, and so waits for it, once a step.
+    The decay grows with the number of steps, min(decay, (1 + n) / (10 + n)), so that short runs are not
+    dominated by their first, untrained weights. Steps are counted on the host: Lightning's own update asks
+    the device for their number, and so waits for it, once a step.
 
     Args:
-        decay: share of the old average that each step keeps, once warm.
+        decay: fraction of the old average that each step keeps, in the long run.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -122,16 +123,16 @@ class Ema(WeightAveraging):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Follow the weights after each of the optimiser's steps."""
+        """Update the average after each step of the optimiser."""
         if trainer.global_step > self._latest_update_step and self._average_model is not None:
-            update_average(self._average_model, pl_module, share_kept(self._decay, self._count))
+            update_average(self._average_model, pl_module, kept_fraction(self._decay, self._count))
             self._count += 1
             self._latest_update_step = trainer.global_step
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up the average, and the number of steps in it."""
+        """Restore the average, and the number of steps in it."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         if self._average_model is not None:
             self._count = int(self._average_model.n_averaged)
@@ -140,8 +141,8 @@ class Ema(WeightAveraging):
 class SeedEachStep(Callback):
     """Seeds torch from the run's seed, the epoch, the step and the process, for the network's dropout.
 
-    A run that is resumed at any step then drops the same as one that was never interrupted. Augmentation needs no
-    seeding: its draws belong to tiles (`tilewise.datasets.loading.draws`).
+    A run that is resumed at any step then has the same dropout as an uninterrupted one. Augmentation needs no
+    seeding: its draws are seeded by tile (`tilewise.datasets.loading.draws`).
     """
 
     def on_train_batch_start(
@@ -154,7 +155,7 @@ class SeedEachStep(Callback):
 
 
 class History(Callback):
-    """Keeps `history.csv` in the run's folder: one row an epoch, for plots; a resumed run adds to it."""
+    """Write `history.csv` in the run's folder: one row an epoch, for plots; a resumed run appends to it."""
 
     COLUMNS = ("train/loss", "val/loss", "val/accuracy", "val/macro_f1", "val/calibration_error")
 
@@ -174,7 +175,7 @@ class History(Callback):
 
 
 class EpochLines(Callback):
-    """One line an epoch, for logs: what a progress bar is for a terminal."""
+    """Print one line an epoch, for logs, in place of a progress bar."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -198,8 +199,8 @@ class EpochLines(Callback):
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}  {seconds} s", flush=True)
 
 
-def share_kept(decay: float, steps: int) -> float:
-    """Return the share (0-1) of the old average that is kept after `steps` steps; the first takes the weights over."""
+def kept_fraction(decay: float, steps: int) -> float:
+    """Return the fraction (0-1) of the old average that is kept after `steps` steps; 0 for the first."""
     return min(decay, (1 + steps) / (10 + steps)) if steps else 0.0
 
 
@@ -215,9 +216,9 @@ def update_average(average: AveragedModel, model: nn.Module, kept: float) -> Non
     average.n_averaged += 1
 
 
-_LAG = 2  # steps that a GPU may be ahead of the host's look at their flags
-_SAVING = 0.05  # the share of the time that last checkpoints may take
-_NAMED = 5  # tiles in the error's line; the file beside the checkpoint has all
+_LAG = 2  # steps after which the host reads a step's flags
+_SAVING = 0.05  # fraction of the time that last checkpoints may take
+_NAMED = 5  # tiles in the error message; the file beside the checkpoint has all
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +238,12 @@ class _Word:
 
 
 class Health(Checkpoint):
-    """Keeps a last checkpoint, and stops a run whose loss is not finite, or that is told to end.
+    """Save the last checkpoint, and stop a run whose loss is not finite or that receives SIGTERM.
 
-    Lightning's `save_last` only saves where the best is saved, so it can be many epochs old.
+    Lightning's `save_last` only saves together with the best checkpoint, so it can be many epochs old.
 
-    It is a `Checkpoint` so that Lightning calls it after the other callbacks. The task must say in `broken`, bool (),
-    whether any loss was not finite since fitting began.
+    It is a `Checkpoint` so that Lightning calls it after the other callbacks. The task has the attribute
+    `broken`, bool (): whether any loss was not finite since fitting began.
     """
 
     def __init__(self) -> None:
@@ -258,36 +259,38 @@ class Health(Checkpoint):
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self._be_told())
+            signal.signal(signal.SIGTERM, lambda *_: self._on_sigterm())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember whose loss comes next."""
+        """Record the rows of the next step."""
         self._rows.append(batch["rows"])
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        """Put the step's flags together, and let the optimiser skip it if it is broken."""
+        """Compute the step's flags, and let the optimiser skip it if its loss is not finite."""
         told = torch.full((), float(self._interrupted_by_sigterm), device=pl_module.device)
         flags = torch.stack([pl_module.broken.float(), told])
         if trainer.world_size > 1:
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = flags[0]  # type: ignore[attr-defined]  # what a loss scaler would say
+            optimizer.found_inf = flags[0]  # type: ignore[attr-defined]  # as a loss scaler sets it
         self._words.append(_send(trainer.global_step, flags, self._rows))
         self._rows = []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at flags that have arrived."""
+        """Read the flags that have arrived."""
         lag = 0 if pl_module.device.type == "cpu" else _LAG
         while len(self._words) > lag:
-            # Told at an epoch's last step, the run ends after its validation: there is no way back into between them.
+            # Told at an epoch's last step, the run ends after its validation: there is no way back into
+            # between them.
             self._look(trainer, pl_module, may_end=not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the flags that are left, and keep the state after the epoch, unless that was done just now."""
+        """Look at the flags that are left, and keep the state after the epoch, unless that was done just
+        now."""
         while self._words:
             self._look(trainer, pl_module, may_end=True)
         if self._agreed(trainer, pl_module):
@@ -302,7 +305,7 @@ class Health(Checkpoint):
         ended = time.monotonic()
         self._due = ended + (ended - began) / _SAVING
 
-    def _be_told(self) -> None:
+    def _on_sigterm(self) -> None:
         self._interrupted_by_sigterm = True
 
     def _agreed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
@@ -352,8 +355,10 @@ def _stop_broken(trainer: pl.Trainer, pl_module: Any, word: _Word) -> None:
         listed.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     some = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     raise TrainingError(
-        f"the loss of step {word.step} (epoch {trainer.current_epoch + 1}) is not finite; its batch held {some} "
-        f"(all in {listed}), and {folder.broken} has the weights from before it; look at those tiles, or lower "
+        f"the loss of step {word.step} (epoch {trainer.current_epoch + 1}) is not finite; its batch held "
+        f"{some} "
+        f"(all in {listed}), and {folder.broken} has the weights from before it; look at those tiles, or "
+        f"lower "
         "model.optimisation.rate"
     )
 

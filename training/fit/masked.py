@@ -1,9 +1,10 @@
-"""What tiles teach without labels: parts of them are hidden, and the network says what is there.
+"""Masked pretraining without labels: parts of tiles are hidden, and the network reconstructs them.
 
-Masked image modelling (He et al. 2022, arXiv:2111.06377; Xie et al. 2022, arXiv:2111.09886), for tiles of several
-bands: squares are hidden in all bands, and some bands whole, so that the network learns what lies beside what and what
-one band says of another. Hidden pixels are shown as what an absent band is, the mean. What is asked for is not each
-pixel but the level and the spread of each 4 × 4 of them, in standard deviations of the band.
+Masked image modelling (He et al. 2022, arXiv:2111.06377; Xie et al. 2022, arXiv:2111.09886), for tiles of
+several bands: squares are hidden in all bands, and some bands whole, so that the network learns spatial
+context and relations between bands. Hidden pixels get the fill value of absent bands, the mean. Targets
+are not single pixels but mean and standard deviation of each cell of 4 × 4 pixels, in standard
+deviations of the band.
 """
 
 from collections.abc import Callable
@@ -21,20 +22,20 @@ from tilewise.models.network.backbones import ResidualCNN
 from tilewise.models.network.classifier import Classifier
 from tilewise.training.fit.optimisation import Optimisation, OptimisedModule, compiled, wanted
 
-CELL = 4  # pixels on a side of what is asked for as one
+CELL = 4  # pixels on a side of a cell
 _CELLS = TILE_SIZE // CELL
-_SEED = 0x6D61736B  # what is hidden must not follow what else is drawn for a tile
+_SEED = 0x6D61736B  # masks must not correlate with a tile's other random draws
 _EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
 class Masking:
-    """What is hidden.
+    """The masks.
 
     Attributes:
-        share: of the squares of a tile (0-1), in all bands.
+        share: fraction of the squares of a tile that are hidden (0-1), in all bands.
         square: pixels on a side of a square: 4, 8, 16 or 32.
-        bands: how probable it is (0-1) that a band of a tile is hidden whole.
+        bands: probability (0-1) that a band of a tile is hidden whole.
     """
 
     share: float = 0.6
@@ -51,11 +52,11 @@ class Masking:
 
 
 class Reconstruction(nn.Module):
-    """Hides parts of tiles, and measures how well a network says what was there.
+    """Hide parts of tiles, and compute the loss of their reconstruction.
 
     Args:
         classifier: its backbone learns; it must have `grid` (`tilewise.models.network.backbones`).
-        masking: what is hidden.
+        masking: the masks.
 
     Raises:
         TrainingError: the backbone has no grid of features.
@@ -66,44 +67,47 @@ class Reconstruction(nn.Module):
         backbone = classifier.backbone
         if not hasattr(backbone, "grid"):
             raise TrainingError(
-                f"model.backbone: {type(backbone).__name__} does not say what is seen where; "
-                "pretraining takes tilewise.models.network.backbones.ResidualCNN or tilewise.models.network.backbones.PatchCNN"
+                f"model.backbone: {type(backbone).__name__} has no grid of features; "
+                "pretraining takes tilewise.models.network.backbones.ResidualCNN or "
+                "tilewise.models.network.backbones.PatchCNN"
             )
         self.masking = masking
         self.preprocess, self.backbone = classifier.preprocess, backbone
         self.decoder = _decoder(backbone)
 
     def hidden(self, keys: Tensor) -> Tensor:
-        """Return bool (batch, 13, 16, 16): which cells of which bands are hidden, by the keys (batch,) of the tiles."""
+        """Return bool (batch, 13, 16, 16): which cells of which bands are hidden, by the keys (batch,) of the
+        tiles."""
         return draw_hidden(self.masking, Draws(keys, _SEED))
 
     def forward(self, tiles: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss () of a batch and how many cells it is the mean over ().
 
-        The loss is the squared error of what was hidden, in standard deviations.
+        The loss is the squared error of the hidden cells, in standard deviations.
 
         Args:
-            tiles: float32 (batch, 13, 64, 64), DN; a cell with no data (0) in it is never asked for.
-            keys: int64 (batch,), by which what is hidden is drawn.
+            tiles: float32 (batch, 13, 64, 64), DN; cells with no data (0) are left out.
+            keys: int64 (batch,), that seed the masks.
         """
         hidden = self.hidden(keys)
-        asked = hidden & (functional.avg_pool2d((tiles > 0).float(), CELL) == 1)
+        targets = hidden & (functional.avg_pool2d((tiles > 0).float(), CELL) == 1)
         shown = torch.where(_enlarged(hidden, CELL) & (tiles > 0), self.preprocess.fill, tiles)
         seen = self.preprocess(shown).contiguous(memory_format=torch.channels_last)
         grid: Tensor = self.backbone.grid(seen)  # type: ignore[operator]
-        overrides = self.decoder(grid).float().unflatten(1, (2, BAND_COUNT))
-        wrong = (overrides - describe(self.preprocess(tiles))).square().sum(1) * asked
-        cells = asked.sum()
-        return wrong.sum() / (2 * cells.clamp(min=1)), cells
+        predicted = self.decoder(grid).float().unflatten(1, (2, BAND_COUNT))
+        errors = (predicted - describe(self.preprocess(tiles))).square().sum(1) * targets
+        cells = targets.sum()
+        return errors.sum() / (2 * cells.clamp(min=1)), cells
 
 
 class MaskedPretraining(OptimisedModule):
-    """Trains a network on tiles without labels; `model.start_from` of a later training takes its checkpoint.
+    """Train a network on tiles without labels; a later training starts from its checkpoint
+    (`model.start_from`).
 
     Args:
         classes, band_mean, band_std: taken from the data module.
         backbone: the network, of `tilewise.models.network.backbones`.
-        optimisation: how its weights move; smoothing and balance, which are of labels, count for nothing.
+        optimisation: how its weights move; label smoothing and class balance are ignored.
         compile: compile the network; null: on a GPU.
         masking: what is hidden.
     """
@@ -119,8 +123,8 @@ class MaskedPretraining(OptimisedModule):
         masking: Masking = Masking(),
     ) -> None:
         super().__init__(optimisation)
-        # The classifier whole, under its name, so that a checkpoint is what a training can start from; its head stays
-        # as it was drawn.
+        # The classifier whole, under its name, so that a checkpoint is what a training can start from; its
+        # head stays as it was drawn.
         self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std)
         self.classifier.head.requires_grad_(False)
         self.reconstruction = Reconstruction(self.classifier, masking)
@@ -141,10 +145,10 @@ class MaskedPretraining(OptimisedModule):
         return self.watched(loss, len(batch["tiles"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss on tiles of the val split, each hidden in the same places every time."""
+        """Log the loss on tiles of the val split, each with the same mask every time."""
         real = batch["rows"] >= 0
         loss, cells = self.reconstruction(batch["tiles"][real].float(), batch["rows"][real])
-        # Weighed by what was asked for, so that it is the same however tiles are batched and parted.
+        # Weighted by the number of cells, so that it does not depend on batches and processes.
         self.log("val/loss", loss, prog_bar=True, batch_size=int(cells), sync_dist=True)
 
 
@@ -156,7 +160,8 @@ def draw_hidden(masking: Masking, draws: Draws) -> Tensor:
 
 
 def _enlarged(cells: Tensor, factor: int) -> Tensor:
-    """Return (…, factor × side, factor × side) of (…, side, side): each cell as often as it is wide and high."""
+    """Return (…, factor × side, factor × side) of (…, side, side): each cell as often as it is wide and
+    high."""
     return cells.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 

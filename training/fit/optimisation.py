@@ -1,4 +1,4 @@
-"""How weights move: AdamW, a rate that rises and falls, gradients that are clipped; the same for every task."""
+"""Optimiser, learning rate, gradient clipping, precision and compilation; the same for every task."""
 
 import math
 import time
@@ -20,10 +20,10 @@ AUTO = "auto"
 
 
 def best_precision() -> str:
-    """Return Lightning's name of the fastest sound precision of this machine.
+    """Return Lightning's name of the fastest stable precision on this machine.
 
-    bf16 on GPUs that have it and on CPUs with bfloat16 instructions (AVX-512 BF16 or AMX), fp16 with loss scaling on
-    older GPUs, 32 bit elsewhere.
+    bf16 on GPUs that have it and on CPUs with bfloat16 instructions (AVX-512 BF16 or AMX), fp16 with loss
+    scaling on older GPUs, 32 bit elsewhere.
     """
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
@@ -33,8 +33,10 @@ def best_precision() -> str:
 def allow_tf32(allowed: bool) -> None:
     """Let NVIDIA GPUs since Ampere multiply 32-bit numbers with 10-bit mantissas (TF32), or forbid it.
 
-    Training takes it: what of it runs in 32 bit is then several times faster, and no less exact than the rest in bf16.
-    Testing and export do not: what is measured and shipped is measured and shipped in 32 bit. Without this call, torch
+    Training takes it: what of it runs in 32 bit is then several times faster, and no less exact than the rest
+        in bf16.
+    Testing and export do not: what is measured and shipped is measured and shipped in 32 bit. Without this
+        call, torch
     would use it in convolutions and not in products of matrices.
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -49,11 +51,11 @@ def _cpu_has_bf16() -> bool:
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 _ROUNDS = 5
-_GAIN = 1.02  # below that, a recompilation somewhere would cost more than is won
+_GAIN = 1.02  # below, a recompilation would cost more than the gain
 
 
 def wanted(setting: bool | None, device: torch.device) -> bool:
-    """Return whether to compile: as the setting says, and where it leaves that open on a GPU."""
+    """Return whether to compile: by the setting; None: on a GPU."""
     return device.type == "cuda" if setting is None else setting
 
 
@@ -64,9 +66,9 @@ def compiled(network: nn.Module) -> Callable[..., Any]:
 
 
 def faster_forward(classifier: nn.Module, tiles: Tensor) -> tuple[Forward, str]:
-    """Return the faster of `classifier` and its compiled form, and a line that says which and by how much.
+    """Return the faster of `classifier` and its compiled form, and a line with the choice and the speedup.
 
-    Where it cannot be compiled, it is used as it is. Weights, buffers and random numbers are left as they were.
+    If it cannot be compiled, it is used plain. Weights, buffers and random state are unchanged.
 
     Args:
         classifier: maps `tiles` to logits and embedding.
@@ -77,7 +79,7 @@ def faster_forward(classifier: nn.Module, tiles: Tensor) -> tuple[Forward, str]:
         try:
             candidate = compiled(classifier)
             quick = seconds(candidate, tiles)
-        except Exception as error:  # the compiler raises whatever its back end does
+        except Exception as error:  # the compiler raises any error of its back end
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             return classifier, f"the network is not compiled: {reason}"
     figures = f"{plain / quick:.2f} times as fast ({plain * 1e3:.1f} ms plain, {quick * 1e3:.1f} ms compiled)"
@@ -87,7 +89,7 @@ def faster_forward(classifier: nn.Module, tiles: Tensor) -> tuple[Forward, str]:
 
 
 def seconds(forward: Forward, tiles: Tensor, rounds: int = _ROUNDS) -> float:
-    """Return the shortest time of a pass forward and backward, after two that do not count."""
+    """Return the shortest time of a pass forward and backward, after two warm-up passes."""
     taken = []
     for _ in range(rounds + 2):
         _wait(tiles.device)
@@ -123,15 +125,14 @@ def _wait(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How weights move.
-
-    Attributes:
-        rate: highest learning rate.
-        weight_decay: of AdamW, on matrices and kernels only.
-        warmup: share (0-1) of all steps in which the rate rises from 0; then it falls as a cosine to `final_rate`.
-        final_rate: share of `rate` at the last step.
-        label_smoothing: 0 to 1.
-        balance_classes: weigh classes by the inverse of their frequency.
+    """Settings of the optimiser. Attributes:
+    rate: highest learning rate.
+    weight_decay: of AdamW, on matrices and kernels only.
+    warmup: fraction (0-1) of all steps in which the rate rises from 0; then it falls as a cosine to
+        `final_rate`.
+    final_rate: fraction of `rate` at the last step.
+    label_smoothing: 0 to 1.
+    balance_classes: weigh classes by the inverse of their frequency.
     """
 
     rate: float = 2e-3
@@ -143,7 +144,7 @@ class Optimisation:
 
 
 class OptimisedModule(pl.LightningModule):
-    """A task whose weights move as `Optimisation` says, and whose losses are watched.
+    """A task that is optimised by `Optimisation`, and whose losses are watched.
 
     Attributes:
         broken: bool (), whether any training loss was not finite (`tilewise.training.fit.callbacks`).
@@ -160,25 +161,26 @@ class OptimisedModule(pl.LightningModule):
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
 
     def watched(self, loss: Tensor, tiles: int) -> Tensor:
-        """Return the `loss` () of a training batch of so many tiles, logged, and remember whether it is finite."""
+        """Log the `loss` () of a training batch of so many tiles, record whether it is finite, and return
+        it."""
         self.broken = self.broken | ~loss.detach().isfinite()
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=tiles, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW with a rate that warms up and then falls as a cosine, step by step."""
+        """Return AdamW with linear warm-up and cosine decay of the learning rate, step by step."""
         kernels = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
         groups: list[dict[str, Any]] = [
             {"params": kernels, "weight_decay": self.optimisation.weight_decay},
             {"params": others},
         ]
-        # A fused step undoes loss scaling by itself, which leaves no moment to clip in.
+        # A fused step unscales the loss itself, so gradients cannot be clipped in between.
         fused = self.trainer.precision != "16-mixed"
         optimiser = torch.optim.AdamW(groups, lr=self.optimisation.rate, weight_decay=0.0, fused=fused)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
-            raise TrainingError("the learning rate needs to know its end; set trainer.max_epochs or trainer.max_steps")
+            raise TrainingError("the learning rate schedule needs an end; set trainer.max_epochs or trainer.max_steps")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, int(steps), self.optimisation))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -188,7 +190,7 @@ class OptimisedModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip; Lightning refuses to with a fused optimiser, though without loss scaling nothing speaks against it."""
+        """Clip gradients; Lightning refuses to with a fused optimiser, which is safe without loss scaling."""
         if not gradient_clip_val or self.trainer.precision == "16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":

@@ -1,13 +1,16 @@
-"""Self-training: tiles that nobody labelled get labels that most opinions agree on, and so can train the next model.
+"""Self-training: tiles that nobody labelled get labels that most opinions agree on, and so can train the next
+model.
 
-Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, four opinions are
-asked of each: the model's of the tile as it is, however it is turned and through whichever bands; the model's of parts
-of it at twice and at four times the size; and that of its colours alone (`tilewise.training.fit.pseudo_labels`). A label that three give,
-or the first two where it is of one thing in a tile, such as a road, teaches the next model what Level-2A looks like
-(self-training; Yarowsky 1995, doi:10.3115/981658.981684; with agreement of views as in Sohn et al. 2020,
-arXiv:2001.07685). Such labels train and never judge: the folder's card says `split: train`.
+Labels here are of Level-1C; most users hold Level-2A. Where such tiles are at hand without labels, four
+opinions are asked of each: the model's of the tile as it is, however it is turned and through whichever
+bands; the model's of parts of it at twice and at four times the size; and that of its colours alone
+(`tilewise.training.fit.pseudo_labels`). A label that three give, or the first two where it is of one thing in
+a tile, such as a road, teaches the next model what Level-2A looks like (self-training; Yarowsky 1995,
+doi:10.3115/981658.981684; with agreement of views as in Sohn et al. 2020, arXiv:2001.07685). Such labels
+train and never judge: the folder's card says `split: train`.
 
-The size matters for fields: what a network calls one crop, and another where it sees it larger, it only tells by the
+The size matters for fields: what a network calls one crop, and another where it sees it larger, it only tells
+    by the
 size of the parcels, which differs from country to country (docs/decisions/0022 and 0023).
 """
 
@@ -51,8 +54,8 @@ class Colours:
     """Classes of Level-2A tiles by their colours, learned from the labelled Level-1C tiles of a pack.
 
     Args:
-        pack: whose train split is learned, as Level-2A would show it (`tilewise.datasets.loading.atmosphere`); tiles without all bands
-            of Level-1C are passed over.
+        pack: whose train split is learned, as Level-2A would show it
+            (`tilewise.datasets.loading.atmosphere`); tiles without all bands of Level-1C are passed over.
         seed: of the atmospheres and of the forest.
 
     Raises:
@@ -78,7 +81,8 @@ class Colours:
 
 
 def colour_features(tiles: DN) -> npt.NDArray[np.float64]:
-    """Return float64 (n, 36): of each index and each band's logarithm five percentiles and the standard deviation.
+    """Return float64 (n, 36): of each index and each band's logarithm five percentiles and the standard
+    deviation.
 
     Pixels without data are passed over; what a tile has no pixel of is 0.
 
@@ -98,17 +102,25 @@ def colour_features(tiles: DN) -> npt.NDArray[np.float64]:
 
 
 def _without_air(tiles: DN, first: int, seed: int) -> DN:
-    """Return uint16 tiles of Level-1C as their Level-2A would be; tile `first` is the first of all that are seen."""
+    """Return uint16 tiles of Level-1C as their Level-2A would be; tile `first` is the first of all that are
+    seen."""
     atmosphere = Atmosphere(AtmosphereOptions(share=1.0))
     draws = Draws(torch.arange(first, first + len(tiles)), seed)
     changed = atmosphere(torch.from_numpy(tiles.astype(np.float32)), draws)
     return changed.round().clamp(max=DN_MAX).numpy().astype(np.uint16)
 
 
-# Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to teach.
+# Without the near infrared dark water is taken for forest, so RGB has no say: it is what the labels are to
+# teach.
 VIEWS = ("l2a", "10m")
 SIZES = (1, 2, 4)  # times; where a tile is a few parcels, a part of it at four times the size is within one
-_PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # of the parts: the middle and the corners
+_PLACES = (
+    (0.5, 0.5),
+    (0.0, 0.0),
+    (0.0, 1.0),
+    (1.0, 0.0),
+    (1.0, 1.0),
+)  # of the parts: the middle and the corners
 _OPINIONS = len(SIZES) + 1
 # Classes of EuroSAT that cover land all over.
 PARCELS = ("AnnualCrop", "PermanentCrop", "Pasture", "HerbaceousVegetation", "Forest")
@@ -165,7 +177,11 @@ def read_unlabelled(path: Path) -> Unlabelled:
 
 
 def guess(
-    model: ModelFile, colours: Colours, tiles: DN, parcels: Collection[str] = PARCELS, progress: Report = silent
+    model: ModelFile,
+    colours: Colours,
+    tiles: DN,
+    parcels: Collection[str] = PARCELS,
+    progress: Report = silent,
 ) -> list[Guess]:
     """Return what the four opinions make of uint16 tiles (n, 13, 64, 64) in DN; see `vote`."""
     guesses: list[Guess] = []
@@ -182,8 +198,8 @@ def vote(answers: Sequence[str], parcels: Collection[str]) -> Guess:
 
     Args:
         answers: about the tile as it is, its parts at twice and at four times the size, and its colours.
-        parcels: the classes of which a small part shows as much as the whole. Of others it does not, nor do colours
-            tell them: where the first two answers give one of those, all count as agreeing.
+        parcels: the classes of which a small part shows as much as the whole. Of others it does not, nor do
+            colours tell them: where the first two answers give one of those, all count as agreeing.
     """
     own, larger = answers[:2]
     if own == larger and own not in parcels:
@@ -193,7 +209,8 @@ def vote(answers: Sequence[str], parcels: Collection[str]) -> Guess:
 
 
 def _seen(model: ModelFile, tiles: DN, times: int) -> list[str]:
-    """Return the class of each tile at so many times the size, by the mean over views and turns, or over parts."""
+    """Return the class of each tile at so many times the size, by the mean over views and turns, or over
+    parts."""
     shown = _turned(tiles) if times == 1 else [enlarged(tiles, times, *place) for place in _PLACES]
     answers = [_answers(model, each, view) for view in VIEWS for each in shown]
     return [model.metadata.classes[winner] for winner in np.mean(answers, axis=0).argmax(1)]
@@ -215,9 +232,10 @@ def write_sources(
 ) -> tuple[int, int]:
     """Write all tiles as two sources: those to train on, and the others, which are known and yet unlabelled.
 
-    `<out>/<Class>/…` holds tiles on which so many opinions agree; `<out>-unlabelled` holds the rest, and every fourth
-    tile whatever its guess: on those the limits are set beyond which a tile counts as strange. What
-    earlier guesses left there goes first: a tile would else have two labels, or train and be unlabelled at once.
+    `<out>/<Class>/…` holds tiles on which so many opinions agree; `<out>-unlabelled` holds the rest, and
+    every fourth tile whatever its guess: on those the limits are set beyond which a tile counts as strange.
+    What earlier guesses left there goes first: a tile would else have two labels, or train and be unlabelled
+    at once.
 
     Returns:
         How many were written into the one and into the other.
@@ -291,7 +309,8 @@ def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: 
 def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int, parcels: str) -> None:
     """Label TILES (.npz: `tiles` uint16 (n, bands, 64, 64) of DN at Level-2A, `bands`) where opinions agree.
 
-    Two folders are written, which pack like any others, beside the labelled ones: --out, whose tiles train and never
+    Two folders are written, which pack like any others, beside the labelled ones: --out, whose tiles train
+        and never
     judge, and one called after it, -unlabelled, with the tiles that stay without a label.
     """
     _spare_what_is_no_guess(out)  # said before every tile is looked at

@@ -1,4 +1,4 @@
-"""Lightning's trainer, with what a whole run is: fit, then test and export the best checkpoint."""
+"""Lightning's trainer for a whole run: fit, then test and export the best checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from tilewise.datasets.core.tile import DN
 from tilewise.datasets.loading.module import TileDataModule
 from tilewise.datasets.packs.pack import spread
 from tilewise.datasets.quality.suspects import write_predictions
-from tilewise.training.evaluate.evaluation import ALL, Evaluation, as_markdown, evaluate, views_of, write_evaluations
+from tilewise.training.evaluate.evaluation import (
+    ALL,
+    Evaluation,
+    as_markdown,
+    evaluate,
+    views_of,
+    write_evaluations,
+)
 from tilewise.training.fit.task import ClassificationTask
 from tilewise.training.settings import Quantisation, RunFolder
 from tilewise.training.tracking import log_data, log_model_file, log_results
@@ -25,7 +32,7 @@ class Trainer(pl.Trainer):
     """A Lightning trainer whose root folder is the folder of one run.
 
     Attributes:
-        quantisation: how the exported model's INT8 form is made.
+        quantisation: options of the INT8 file.
     """
 
     quantisation = Quantisation()
@@ -96,7 +103,7 @@ class Trainer(pl.Trainer):
         calibration = calibrate(classifier, datamodule, model.classes)
         metadata = describe(model, datamodule, self.folder.root.name, calibration)
         tiles = _some_tiles(datamodule)
-        int8_of(self.folder.model).unlink(missing_ok=True)  # it is another model's from here on
+        int8_of(self.folder.model).unlink(missing_ok=True)  # it belongs to the former model
         difference = export_model(classifier, metadata, self.folder.model, tiles)
         size = self.folder.model.stat().st_size / 1e6
         click.echo(
@@ -108,7 +115,7 @@ class Trainer(pl.Trainer):
         log_model_file(self, self.folder.model)
 
     def _load_best(self, model: ClassificationTask, ckpt_path: str | None) -> Path:
-        """Load the weights of `ckpt_path`, or of the run's best checkpoint, and return which it was."""
+        """Load the weights of `ckpt_path`, or of the run's best checkpoint, and return its path."""
         path = Path(ckpt_path) if ckpt_path else self.folder.best
         if not path.is_file():
             raise TrainingError(f"{path}: there is no such checkpoint; `tilewise train fit` makes one")
@@ -121,24 +128,24 @@ class Trainer(pl.Trainer):
 
 
 def _write_answers(path: Path, model: ClassificationTask, datamodule: TileDataModule) -> None:
-    rows, classes = model.answers.rows.numpy(), model.classes
+    rows, classes = model.collected.rows.numpy(), model.classes
     sources = datamodule.pack.sources[rows].tolist()
     keys = list(zip(sources, datamodule.pack.names(rows), strict=True))
-    labels = [classes[label] for label in model.answers.labels.tolist()]
-    write_predictions(path, keys, labels, model.answers.logits(ALL).softmax(1).numpy(), classes)
+    labels = [classes[label] for label in model.collected.labels.tolist()]
+    write_predictions(path, keys, labels, model.collected.logits(ALL).softmax(1).numpy(), classes)
 
 
 def _evaluate_groups(model: ClassificationTask, datamodule: TileDataModule) -> list[Evaluation]:
-    """Measure the answers that testing left: everything together, then each source through each set of bands."""
-    answers, pack = model.answers, datamodule.pack
-    rows, labels = answers.rows.numpy(), answers.labels
-    found = [evaluate(ALL, answers.logits(ALL).softmax(1), labels, model.classes)]
+    """Evaluate the collected logits: all tiles together, then each source with each set of bands."""
+    collected, pack = model.collected, datamodule.pack
+    rows, labels = collected.rows.numpy(), collected.labels
+    found = [evaluate(ALL, collected.logits(ALL).softmax(1), labels, model.classes)]
     for source in pack.summary.sources:
         chosen = torch.from_numpy(np.flatnonzero(pack.sources[rows] == source))
         if not len(chosen):
             continue
         for view in views_of(pack.bands(int(rows[chosen[0]]))):
-            probabilities = answers.logits(view)[chosen].softmax(1)
+            probabilities = collected.logits(view)[chosen].softmax(1)
             found.append(evaluate(f"{source}/{view}", probabilities, labels[chosen], model.classes))
     return found
 

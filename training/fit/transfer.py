@@ -1,12 +1,12 @@
-"""What a network learns from others: their answers to the very tiles that it sees, beside the labels.
+"""Transfer learning: initial weights from a checkpoint or model file, and distillation from teacher networks.
 
-Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531), with one augmented view for teachers and student as in
-Beyer et al. 2022 (arXiv:2106.05237): a tile that is cut, mixed, hazy or short of bands gets what the teachers make of
-it, where its label would claim more than can be seen.
+Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531), with one augmented view for teachers and
+student as in Beyer et al. 2022 (arXiv:2106.05237): the target of a tile that is cut, mixed, hazy or short of
+bands is what a teacher predicts for that very view, where its label would be overconfident.
 
-In each step one teacher answers, drawn by chance, and sees the tiles turned or mirrored in one of the eight ways, drawn
-by chance. The loss is linear in its target, so that the student learns the mean over all teachers and all ways, which
-is more often right than any of them (docs/decisions/0016), at the price of a single answer.
+Each step draws one teacher and one of the eight symmetries of the tiles. The loss is linear in its target, so
+the student learns the mean over all teachers and symmetries, which is more accurate than any of them
+(docs/decisions/0016), at the cost of a single prediction.
 """
 
 from collections.abc import Sequence
@@ -26,37 +26,38 @@ from tilewise.training.fit.optimisation import Forward, compiled
 from tilewise.training.settings import RunFolder
 
 _PREFIX, _HEAD = "classifier.", "head."
-_PRETRAINED = "reconstruction."  # what a checkpoint of `training.pretraining` has and no other
+_PRETRAINED = "reconstruction."  # prefix that only checkpoints of pretraining have
 _MODEL_FILE = ".onnx"
-_MEASURED = 1024  # tiles
+_MEASURED = 1024  # tiles, for `unfold_weights`
 
 
 def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None:
-    """Load what `checkpoint` learned into `classifier`, with the bands' statistics that it was learned on.
+    """Load the weights of `checkpoint` into `classifier`, with the band statistics of its training.
 
     Args:
-        classifier: of the same network and as many classes.
+        classifier: with the same network and number of classes.
         checkpoint: of a run.
-        setting: what named it, for messages.
+        setting: the setting that names it, for messages.
 
     Raises:
-        TrainingError: there is no such checkpoint, or it is broken, or of another network or number of classes.
+        TrainingError: there is no such checkpoint, or it is broken, or of another network or number of
+            classes.
     """
     _load(classifier, _saved(checkpoint, setting), f"{setting}: {checkpoint}")
 
 
 def start_from(classifier: Classifier, source: Path, classes: Sequence[str], pack: Pack | None, setting: str) -> None:
-    """Load what a training starts from into `classifier`, whatever the classes it was learned for.
+    """Load initial weights into `classifier`, which may have other classes.
 
-    The head stays as it was drawn where the classes of a model file are others, where a checkpoint is for another
-    number of them (it does not know their names), and where it is of pretraining.
+    The head keeps its random initialisation where the classes of a model file differ, where a checkpoint has
+    another number of classes (it has no names), and where it is of pretraining.
 
     Args:
-        classifier: of the same network.
-        source: a checkpoint of a run or of pretraining, or where there is a `pack` an fp32 model file.
-        classes: what the classifier is to know.
-        pack: whose train split tells what the layers of a model file's network give (`tilewise.models.export.unfold`).
-        setting: what named it, for messages.
+        classifier: with the same network.
+        source: a checkpoint of a run or of pretraining, or with a `pack` an fp32 model file.
+        classes: names of the classes.
+        pack: whose train split a model file's layers are measured on (`tilewise.models.export.unfold`).
+        setting: the setting that names it, for messages.
 
     Raises:
         TrainingError: there is no such file, or it is broken, or of another network.
@@ -71,19 +72,20 @@ def start_from(classifier: Classifier, source: Path, classes: Sequence[str], pac
     _load(classifier, weights, f"{setting}: {source}")
 
 
-def _load(classifier: Classifier, weights: dict[str, Tensor], overrides: str) -> None:
+def _load(classifier: Classifier, weights: dict[str, Tensor], origin: str) -> None:
     try:
         classifier.load_state_dict(weights)
     except RuntimeError as error:
-        raise TrainingError(f"{overrides}: a checkpoint of another network or classes") from error
+        raise TrainingError(f"{origin}: a checkpoint of another network or classes") from error
 
 
 def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
-    """Return the weights of the classifier in a checkpoint, bands' statistics included; no head if it was pretrained.
+    """Return the classifier's weights in a checkpoint, with band statistics; without the head if it was
+    pretrained.
 
     Args:
         checkpoint: a `best.ckpt` or `last.ckpt`.
-        setting: what named it, for the message.
+        setting: the setting that names it, for messages.
 
     Raises:
         TrainingError: there is none, or it is broken.
@@ -92,7 +94,7 @@ def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
         raise TrainingError(f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run")
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch raises whatever the broken part of the archive makes it raise
+    except Exception as error:  # torch raises many kinds of errors for broken archives
         raise TrainingError(f"{setting}: {checkpoint}: no checkpoint of a run, or a broken one") from error
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     pretrained = any(name.startswith(_PRETRAINED) for name in state)
@@ -102,14 +104,14 @@ def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
 def _of_model_file(
     classifier: Classifier, path: Path, classes: Sequence[str], pack: Pack, setting: str
 ) -> dict[str, Tensor]:
-    """Return the weights in a model file of the network of `classifier`; without the head of other classes."""
-    from tilewise.models.export.unfold import unfolded
+    """Return the weights of a model file of the same network; without the head if its classes differ."""
+    from tilewise.models.export.unfold import unfold_weights
     from tilewise.models.model_file import open_model  # a machine that only fits may have no ONNX
 
     tiles = torch.from_numpy(pack.fetch(spread(pack.rows("train"), _MEASURED)))
     try:
         opened = open_model(path)
-        weights = unfolded(opened, classifier.backbone, tiles)
+        weights = unfold_weights(opened, classifier.backbone, tiles)
     except ModelFileError as error:
         raise TrainingError(f"{setting}: {error}") from error
     known = opened.metadata.classes == tuple(classes)
@@ -118,11 +120,11 @@ def _of_model_file(
 
 @dataclass(frozen=True)
 class Distillation:
-    """Who teaches, and how much they say.
+    """The teachers, and their weight in the target.
 
     Attributes:
-        teachers: folders of finished runs, of any network, with the classes of this one in the same order.
-        share: of the target (0-1) that is the teacher's probabilities; the rest is the label.
+        teachers: folders of finished runs, of any network, with the same classes in the same order.
+        share: fraction of the target (0-1) that is the teacher's probabilities; the rest is the label.
     """
 
     teachers: list[Path]
@@ -132,16 +134,16 @@ class Distillation:
         if not self.teachers:
             raise TrainingError("model.distillation.teachers: name at least one folder of a run")
         if not 0 <= self.share <= 1:
-            raise TrainingError(f"model.distillation.share: {self.share} is no share from 0 to 1")
+            raise TrainingError(f"model.distillation.share: {self.share} is not between 0 and 1")
 
 
 class Teachers:
-    """Networks that answer and learn nothing.
+    """Frozen networks whose predictions are targets.
 
     Args:
-        options: where they are.
-        classes: how many they must know.
-        device: where they answer.
+        options: their folders and weight.
+        classes: the number of classes that they must have.
+        device: the device that they run on.
         compile: whether they are compiled, as the student is.
 
     Raises:
@@ -154,17 +156,17 @@ class Teachers:
 
     @torch.no_grad()
     def blend(self, tiles: Tensor, targets: Tensor) -> Tensor:
-        """Return targets float32 (batch, classes): labels and a teacher's answers to `tiles`, by their shares.
+        """Return targets float32 (batch, classes): labels blended with a teacher's probabilities for `tiles`.
 
-        Which teacher and which way is drawn from torch's generator of the CPU, which `SeedEachStep` seeds.
+        Teacher and symmetry are drawn from torch's CPU generator, which `SeedEachStep` seeds.
         """
-        teacher, way = (int(torch.randint(n, (1,))) for n in (len(self._forwards), len(SYMMETRIES)))
-        logits, _ = self._forwards[teacher](SYMMETRIES[way](tiles).contiguous())
+        teacher, symmetry = (int(torch.randint(n, (1,))) for n in (len(self._forwards), len(SYMMETRIES)))
+        logits, _ = self._forwards[teacher](SYMMETRIES[symmetry](tiles).contiguous())
         return torch.lerp(targets, logits.float().softmax(1), self._share)
 
 
 def _teacher(run: RunFolder, classes: int, device: torch.device, compile: bool) -> Forward:
-    ones = [1.0] * BAND_COUNT  # the statistics of its bands come with its weights
+    ones = [1.0] * BAND_COUNT  # band statistics come with the weights
     classifier = Classifier(_backbone_of(run), classes, ones, ones)
     load_weights(classifier, run.best, "model.distillation.teachers")
     classifier.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -172,7 +174,7 @@ def _teacher(run: RunFolder, classes: int, device: torch.device, compile: bool) 
 
 
 def _backbone_of(run: RunFolder) -> nn.Module:
-    """Return the network, with weights drawn, that the settings of `run` name."""
+    """Return the network that the settings of `run` name, randomly initialised."""
     if not run.settings.is_file():
         raise TrainingError(f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}")
     named = run.read_settings().get("model", {}).get("backbone")

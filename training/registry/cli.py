@@ -30,8 +30,7 @@ from tilewise.datasets.core.errors import TilewiseError, TrainingError
 from tilewise.datasets.core.locations import checkout
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import open_model
-from tilewise.training.registry.cases import case_of, circumstances
-from tilewise.training.registry.gates import DEFAULT, Case, Finding, examine, read_settings
+from tilewise.training.registry.gates import DEFAULT, GateContext, GateResult, read_gate_settings, run_gates
 from tilewise.training.registry.registry import CHAMPION, NAME, Registry
 from tilewise.training.settings import RunFolder, differing, newest_run
 from tilewise.training.tracking import Tracking, run_id_of
@@ -39,9 +38,7 @@ from tilewise.training.tracking import Tracking, run_id_of
 _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
 
-def compare_runs(
-    uri: str, experiment: str | None = None, limit: int = 20, model: str = NAME
-) -> list[dict[str, Any]]:
+def compare_runs(uri: str, experiment: str | None = None, limit: int = 20, model: str = NAME) -> list[dict[str, Any]]:
     """Return one row for each run, newest first.
 
     A row has the run's name, start, state, data (name and hash), code revision, the version of `model` that
@@ -54,9 +51,7 @@ def compare_runs(
     found = [e for e in client.search_experiments() if experiment in (None, e.name)]
     if not found:
         raise TrainingError(f"{uri}: there is no experiment {experiment!r}")
-    runs = client.search_runs(
-        [e.experiment_id for e in found], order_by=["start_time DESC"], max_results=limit
-    )
+    runs = client.search_runs([e.experiment_id for e in found], order_by=["start_time DESC"], max_results=limit)
     trained = [run for run in runs if run.data.params]
     differing = _differing([dict(run.data.params) for run in trained])
     versions = {version.run_id: version.tags.get("semver", "") for version in Registry(uri, model).versions()}
@@ -148,22 +143,16 @@ def register(
     path = model or (run.model if run else Path())
     run_id = run_id_of(run, registry.uri) if run else None
     version = registry.register(open_model(path), who, why, semver, run_id)
-    click.echo(
-        f"{path} is {registry.name} {version.tags['semver']} (version {version.version}), the candidate"
-    )
+    click.echo(f"{path} is {registry.name} {version.tags['semver']} (version {version.version}), the candidate")
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("version", required=False)
 @click.option("--data", "data", type=FOLDER, required=True, help="Pack that both models are measured on.")
 @click.option("--gates", "gates", type=FILE, default=DEFAULT, help="The gates. Default: configs/gates.yaml.")
-@click.option(
-    "--approve", "approve", metavar="NAME", help="The person who approves, where the gates require one."
-)
+@click.option("--approve", "approve", metavar="NAME", help="The person who approves, where the gates require one.")
 @click.option("--dry-run", "dry_run", is_flag=True, help="Measure and print only.")
-@click.option(
-    "--bento/--no-bento", "bento", default=True, show_default=True, help="Build a bento of the same version."
-)
+@click.option("--bento/--no-bento", "bento", default=True, show_default=True, help="Build a bento of the same version.")
 @who_option
 @why_option
 @registry_options
@@ -187,7 +176,7 @@ def promote(
       tilewise promote --data data/packed --dry-run
       tilewise promote --data data/packed --approve Ada --why "rivers are better"
     """
-    settings = read_settings(gates)
+    settings = read_gate_settings(gates)
     approver = (approve or "").strip()
     if approver and (objection := settings.objection(approver)):
         raise GatesRefusedError(objection)  # before the measurements, which take minutes
@@ -195,38 +184,39 @@ def promote(
     registry.refuse_the_champion(found)
     with tempfile.TemporaryDirectory(prefix="tilewise-promote-") as folder:
         candidate = registry.fetch(found, Path(folder, "candidate")).path
-        case = case_of(candidate, registry, champion, Path(folder), Pack(data), settings)
-        findings = examine_with_progress(case)
-        print_findings(found, champion if case.champion else None, findings)
+        context = registry.gate_context(candidate, champion, Path(folder), Pack(data), settings)
+        findings = examine_with_progress(context)
+        print_findings(found, champion if context.champion else None, findings)
         if not dry_run:
-            registry.write_findings(found, findings, **circumstances(case, champion))
+            registry.write_results(found, findings, **context.tags(champion))
         _refuse_failures(registry, found, findings, who, dry_run)
         if dry_run:
             return
         if objection := settings.objection(approver):
             raise GatesRefusedError(f"every gate passes, but {objection}")
         if bento:
-            tag = build_bento(case.candidate.path, found.tags["semver"])
+            tag = build_bento(context.candidate.path, found.tags["semver"])
             registry.tag(found, bento=tag)
             click.echo(f"the bento {tag} holds it")
+    registry.require_champion(champion)
     registry.promote(found, approver or who, why or "it passed the gates")
     registry.tag(found, approved_by=approver or "nobody", promoted_by=who)
     click.echo(f"{registry.name} {found.tags.get('semver', found.version)} is the champion now")
 
 
-def examine_with_progress(case: Case) -> list[Finding]:
+def examine_with_progress(context: GateContext) -> list[GateResult]:
     """Return the gates' findings; show progress in a terminal, since they take minutes."""
-    findings: list[Finding] = []
+    findings: list[GateResult] = []
     console = Console(stderr=True)
     with console.status("measuring the first gate") as status:
-        for finding in examine(case):
+        for finding in run_gates(context):
             findings.append(finding)
             status.update(f"{len(findings)} figures so far, the last of {finding.gate}")
     return findings
 
 
 def _refuse_failures(
-    registry: Registry, version: ModelVersion, findings: list[Finding], who: str, dry_run: bool
+    registry: Registry, version: ModelVersion, findings: list[GateResult], who: str, dry_run: bool
 ) -> None:
     failed = [finding.gate for finding in findings if not finding.passed]
     if failed and not dry_run:
@@ -309,14 +299,10 @@ def compare(experiment: str | None, limit: int, as_json: bool, registry: Registr
     print_table(table)
 
 
-def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[Finding]) -> None:
+def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[GateResult]) -> None:
     """Print a table of the gates' findings."""
-    against = (
-        f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
-    )
-    table = Table(
-        "gate", "", "figure", "required", title=f"{version.tags.get('semver', version.version)}, {against}"
-    )
+    against = f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
+    table = Table("gate", "", "figure", "required", title=f"{version.tags.get('semver', version.version)}, {against}")
     for finding in findings:
         state = "pass" if finding.passed else "FAIL"
         table.add_row(finding.gate, state, f"{finding.figure:.4g}", finding.limit)
@@ -343,9 +329,7 @@ def build_bento(model: Path, version: str) -> str:
         version,
         "--keep",
     ]
-    done = subprocess.run(
-        command, cwd=checkout(), capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
-    )
+    done = subprocess.run(command, cwd=checkout(), capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
     if done.returncode != 0:
         raise TrainingError(f"the bento cannot be built, so nothing was promoted: {done.stderr.strip()}")
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Whether a real service with a model keeps its contract: started as operators start it, asked as users ask it."""
+"""Contract test: start a service with a model as operators do, and check its API as clients use it."""
 
 import io
 import os
@@ -20,27 +20,27 @@ from tilewise.models.model_file import INPUT, ModelFile
 
 TILES = 5
 _START_SECONDS = 60
-_ALIKE = 1e-4  # probabilities are answered with six digits
+_ALIKE = 1e-4  # responses have six digits
 
 
 SERVICE = "tilewise.bento.service:Tilewise"
 
 
 def violations(model: ModelFile, tiles: DN) -> list[str]:
-    """Serve `model`, send it `tiles` (n, 13, 64, 64), and return what is wrong with the answers, in words."""
+    """Serve `model`, send it `tiles` (n, 13, 64, 64), and return what is wrong with the responses."""
     try:
         with _served(model.path) as url, httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             return [*_card(client, model), *_answers(client, model, tiles), *_refusals(client)]
     except (TimeoutError, httpx.HTTPError) as error:
-        return [f"the service does not answer: {error}"]
+        return [f"the service does not respond: {error}"]
 
 
 def _card(client: httpx.Client, model: ModelFile) -> Iterator[str]:
     card = client.get("/model").json()
     if card.get("sha256") != model.sha256:
-        yield "GET /model tells of another model"
+        yield "GET /model describes another model"
     if tuple(card.get("classes", ())) != model.metadata.classes:
-        yield "GET /model tells of other classes"
+        yield "GET /model has other classes"
 
 
 def _answers(client: httpx.Client, model: ModelFile, tiles: DN) -> Iterator[str]:
@@ -48,34 +48,38 @@ def _answers(client: httpx.Client, model: ModelFile, tiles: DN) -> Iterator[str]
     np.save(body, tiles)
     answer = client.post("/classify", content=body.getvalue(), headers={"Content-Type": "application/octet-stream"})
     if answer.status_code != 200:
-        yield f"POST /classify answers {answer.status_code} to sound tiles"
+        yield f"POST /classify returns {answer.status_code} for valid tiles"
         return
     results: list[dict[str, Any]] = answer.json()["results"]
     if len(results) != len(tiles):
-        yield f"POST /classify answers {len(results)} results to {len(tiles)} tiles"
+        yield f"POST /classify returns {len(results)} results for {len(tiles)} tiles"
         return
     expected = model.session.run(["probabilities"], {INPUT: tiles})[0]
-    for index, (result, shares) in enumerate(zip(results, expected, strict=True)):
-        overrides = [result.get("probabilities", {}).get(name, float("nan")) for name in model.metadata.classes]
-        if not np.allclose(overrides, shares, atol=_ALIKE):
-            yield f"tile {index} is answered with other probabilities than the model gives"
+    for index, (result, probabilities) in enumerate(zip(results, expected, strict=True)):
+        found = [result.get("probabilities", {}).get(name, float("nan")) for name in model.metadata.classes]
+        if not np.allclose(found, probabilities, atol=_ALIKE):
+            yield f"tile {index} gets other probabilities than by the model file"
 
 
 def _refusals(client: httpx.Client) -> Iterator[str]:
     answer = client.post("/classify", content=b"no tile", headers={"Content-Type": "image/tiff"})
     if not 400 <= answer.status_code < 500:
-        yield f"POST /classify answers {answer.status_code} to what is no tile"
+        yield f"POST /classify returns {answer.status_code} for an invalid tile"
     elif set(answer.json().get("error", {})) != {"code", "message", "hint"}:
-        yield "an error has another shape than code, message and hint"
+        yield "an error lacks code, message or hint"
 
 
 @contextmanager
 def _served(model: Path) -> Iterator[str]:
-    """Serve a model file on a free loopback port for the length of the block; raises TimeoutError if it never does."""
+    """Serve a model file on a free loopback port for the duration of the block; raises TimeoutError if it
+    never does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory(prefix="tilewise-contract-") as home, Path(home, "log.txt").open("wb") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="tilewise-contract-") as home,
+        Path(home, "log.txt").open("wb") as log,
+    ):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TILEWISE_")}
         own = {
             "TILEWISE_MODEL": str(model.resolve()),
@@ -111,4 +115,4 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
             pass
         time.sleep(0.1)
     lines = log.read_text(errors="replace").strip().splitlines()
-    raise TimeoutError(f"it never became ready; its last words: {lines[-1] if lines else 'none'}")
+    raise TimeoutError(f"it never became ready; its last output: {lines[-1] if lines else 'none'}")

@@ -1,14 +1,16 @@
-"""The gates that a model passes before it serves. Each is a function from a case to findings with figures."""
+"""The gates that a model must pass before it serves: each is a function from a context to results with
+figures."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from mlflow.entities.model_registry import ModelVersion
+from pydantic import BaseModel, ConfigDict, Field
 
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.locations import CONFIGS
@@ -16,24 +18,26 @@ from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import ModelFile, int8_of
 from tilewise.training.evaluate.disturbances import DISTURBANCES
 from tilewise.training.evaluate.outputs import (
-    NOWHERE,
-    Answers,
-    answers_of,
+    NO_ZONE,
+    Predictions,
+    cpu_milliseconds,
     graph_difference,
-    milliseconds_a_tile,
     open_single_threaded,
+    predict_rows,
 )
 from tilewise.training.registry import contract
+from tilewise.training.settings import read_yaml_settings
 
 DEFAULT = CONFIGS / "gates.yaml"
 
 
-class _Settings(BaseModel):
+class _GateModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Champion(_Settings):
-    """What may be lost against the model that serves, with `confidence`, in `resamples` of a paired bootstrap."""
+class ChampionGate(_GateModel):
+    """The most that may be lost against the champion, at `confidence`, by `resamples` of a paired
+    bootstrap."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: int = Field(2000, ge=100, le=100_000)
@@ -41,8 +45,8 @@ class Champion(_Settings):
     macro_f1: float = Field(ge=0, le=1)
 
 
-class Floor(_Settings):
-    """What every model must reach."""
+class FloorGate(_GateModel):
+    """Minimum figures of every model."""
 
     accuracy: float = Field(ge=0, le=1)
     macro_f1: float = Field(ge=0, le=1)
@@ -50,15 +54,15 @@ class Floor(_Settings):
     class_tiles: int = Field(10, ge=1)
 
 
-class Coverage(_Settings):
-    """How far the prediction sets may fall short of the coverage that is asked."""
+class CoverageGate(_GateModel):
+    """How far the coverage of prediction sets may be below the target."""
 
-    asked: float = Field(gt=0, lt=1)
+    target: float = Field(gt=0, lt=1)
     max_below: float = Field(ge=0, le=1)
 
 
-class Robustness(_Settings):
-    """The most accuracy that disturbances may cost, by their names in `tilewise.training.evaluate.disturbances`."""
+class RobustnessGate(_GateModel):
+    """The most accuracy that disturbances may cost, by name (`tilewise.training.evaluate.disturbances`)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -70,43 +74,43 @@ class Robustness(_Settings):
         return {name: float(limit) for name, limit in (self.__pydantic_extra__ or {}).items()}
 
     def model_post_init(self, context: object, /) -> None:
-        """Refuse disturbances that nobody knows."""
+        """Refuse unknown disturbances."""
         unknown = sorted(set(self.__pydantic_extra__ or {}) - set(DISTURBANCES))
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: the disturbances are {', '.join(DISTURBANCES)}")
 
 
-class Zones(_Settings):
-    """How far accuracy in a zone with `tiles` or more may lie below that of all."""
+class ZonesGate(_GateModel):
+    """How far the accuracy in a zone of at least `tiles` may be below that of all tiles."""
 
     tiles: int = Field(30, ge=1)
     max_below: float = Field(ge=0, le=1)
 
 
-class Latency(_Settings):
+class LatencyGate(_GateModel):
     """CPU time, one thread, batches of one."""
 
     milliseconds: float = Field(gt=0)
     times_champion: float = Field(1.5, gt=0)
 
 
-class GateSettings(_Settings):
-    """The whole file; what is None is not asked.
+class GateSettings(_GateModel):
+    """The whole file; a gate that is None is not applied.
 
-    `approval`: true asks for a person's name, a list for one of these names (an empty one for any).
+    `approval`: true requires a person's name, a list one of these names (an empty one any).
     """
 
     split: str = "test"
     min_tiles: int = Field(100, ge=1)
     seed: int = 0
-    champion: Champion | None = None
-    floor: Floor | None = None
+    champion: ChampionGate | None = None
+    floor: FloorGate | None = None
     calibration: float | None = None
-    coverage: Coverage | None = None
+    coverage: CoverageGate | None = None
     outliers: float | None = None
-    robustness: Robustness | None = None
-    zones: Zones | None = None
-    latency: Latency | None = None
+    robustness: RobustnessGate | None = None
+    zones: ZonesGate | None = None
+    latency: LatencyGate | None = None
     megabytes: float | None = None
     parity: float | None = None
     int8: float | None = None
@@ -119,38 +123,27 @@ class GateSettings(_Settings):
         if self.approval is False or (approver and (not named or approver in named)):
             return None
         wanted = f"one of {', '.join(named)}" if named else "a person"
-        return f"{wanted} must approve; say --approve NAME"
+        return f"{wanted} must approve; add --approve NAME"
 
 
-def read_settings(path: Path) -> GateSettings:
-    """Return what a gates file asks.
-
-    Raises:
-        TrainingError: it cannot be read, or asks what nobody knows.
-    """
-    try:
-        return GateSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path}: cannot be read: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise TrainingError(f"{path}: {where}: {first['msg']}; configs/gates.yaml shows every setting") from error
+def read_gate_settings(path: Path) -> GateSettings:
+    """Read a file like `configs/gates.yaml`; raises as `read_yaml_settings` does."""
+    return read_yaml_settings(path, GateSettings, DEFAULT)
 
 
 _PARITY_TILES = 64
-_CHUNK = 200  # resamples that are drawn at once: bounds the memory of the bootstrap
+_CHUNK = 200  # resamples drawn at once: bounds the memory of the bootstrap
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What one gate found.
+class GateResult:
+    """The result of one gate.
 
     Attributes:
         gate: its name, e.g. `floor/accuracy`.
-        passed: whether the model may go on.
-        figure: what was measured.
-        limit: what was asked, in words.
+        passed: whether the model passed.
+        figure: the measured value.
+        limit: the limit, in words.
     """
 
     gate: str
@@ -160,198 +153,224 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Case:
+class GateContext:
     """A candidate, the champion if there is one, and the tiles that both are measured on."""
 
     candidate: ModelFile
     champion: ModelFile | None
     pack: Pack
     settings: GateSettings
-    _seen: dict[tuple[str, str], Answers] = field(default_factory=dict)
+    _cache: dict[tuple[str, str], Predictions] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> npt.NDArray[np.int64]:
         """The tiles' rows in the pack."""
         return self.pack.rows(self.settings.split)
 
-    def answers(self, model: ModelFile, disturbance: str = "") -> Answers:
-        """Return a model's answers to the tiles, disturbed or not; worked out once."""
+    def predictions(self, model: ModelFile, disturbance: str = "") -> Predictions:
+        """Return a model's predictions for the tiles, disturbed or not; computed once."""
         key = (model.sha256, disturbance)
-        if key not in self._seen:
-            self._seen[key] = answers_of(model, self.pack, self.rows, DISTURBANCES.get(disturbance))
-        return self._seen[key]
+        if key not in self._cache:
+            self._cache[key] = predict_rows(model, self.pack, self.rows, DISTURBANCES.get(disturbance))
+        return self._cache[key]
+
+    def tags(self, champion: ModelVersion | None) -> dict[str, str]:
+        """Return the data and the champion that the candidate was measured on and against, for a version's
+        tags."""
+        against = champion.tags.get("semver", str(champion.version)) if champion and self.champion else "none"
+        return {
+            "data_hash": self.pack.summary.data_hash,
+            "split": self.settings.split,
+            "tiles": str(len(self.rows)),
+            "champion": against,
+        }
 
 
-def examine(case: Case) -> Iterator[Finding]:
-    """Yield what every gate that the settings ask for finds.
+def open_context(candidate: Path, champion: Path | None, pack: Pack, settings: GateSettings) -> GateContext:
+    """Open both model files, single-threaded, for a comparison on the tiles of a pack.
+
+    A champion that lacks classes of the tiles cannot be compared: this is printed, and the context has none.
+    """
+    serving = open_single_threaded(champion) if champion else None
+    if serving and not set(pack.summary.classes) <= set(serving.metadata.classes):
+        click.echo("the champion lacks classes of these tiles, so the candidate is not compared with it")
+        serving = None
+    return GateContext(open_single_threaded(candidate), serving, pack, settings)
+
+
+def run_gates(context: GateContext) -> Iterator[GateResult]:
+    """Yield the results of every gate in the settings.
 
     Raises:
-        TrainingError: the tiles are too few to decide anything.
+        TrainingError: there are too few tiles.
     """
-    if len(case.rows) < case.settings.min_tiles:
+    if len(context.rows) < context.settings.min_tiles:
         raise TrainingError(
-            f"{case.pack.root}: {len(case.rows)} tiles in the split {case.settings.split!r}, "
-            f"{case.settings.min_tiles} are the least; name another pack, or change the gates file"
+            f"{context.pack.root}: {len(context.rows)} tiles in the split {context.settings.split!r}, the "
+            f"minimum is "
+            f"{context.settings.min_tiles}; name another pack, or change the gates file"
         )
     for name, gate in GATES.items():
-        if getattr(case.settings, name):
-            yield from gate(case)
+        if getattr(context.settings, name):
+            yield from gate(context)
 
 
-def lower_bounds(candidate: Answers, champion: Answers, case: Case) -> dict[str, float]:
-    """Return the lower confidence bounds of the candidate's gain in accuracy and macro F1, by a paired bootstrap.
+def lower_bounds(candidate: Predictions, champion: Predictions, context: GateContext) -> dict[str, float]:
+    """Return the lower confidence bounds of the candidate's gain in accuracy and macro F1, by a paired
+    bootstrap.
 
-    Both models answer the same tiles, so tiles are drawn with replacement and both are measured on each draw
-    (Efron & Tibshirani 1993, chapter 13, the percentile interval): what is hard for both cancels out.
+    Both models are measured on the same tiles, so tiles are drawn with replacement and both are measured on
+    each draw (Efron & Tibshirani 1993, chapter 13, the percentile interval): tiles that are hard for both
+    cancel out.
     """
-    asked = case.settings.champion
-    assert asked is not None  # noqa: S101 - only called where the settings ask for it
-    random = np.random.default_rng(case.settings.seed)
+    gate = context.settings.champion
+    assert gate is not None  # noqa: S101 - only called where the settings have it
+    random = np.random.default_rng(context.settings.seed)
     accuracy, macro_f1 = [], []
-    for start in range(0, asked.resamples, _CHUNK):
-        draws = random.integers(0, len(case.rows), (min(_CHUNK, asked.resamples - start), len(case.rows)))
-        accuracy += list(candidate.right[draws].mean(1) - champion.right[draws].mean(1))
+    for start in range(0, gate.resamples, _CHUNK):
+        draws = random.integers(0, len(context.rows), (min(_CHUNK, gate.resamples - start), len(context.rows)))
+        accuracy += list(candidate.correct[draws].mean(1) - champion.correct[draws].mean(1))
         macro_f1 += [_macro_f1(candidate, draw) - _macro_f1(champion, draw) for draw in draws]
-    level = 1 - asked.confidence
+    level = 1 - gate.confidence
     return {"accuracy": float(np.quantile(accuracy, level)), "macro_f1": float(np.quantile(macro_f1, level))}
 
 
-def _macro_f1(answers: Answers, draw: npt.NDArray[np.int64]) -> float:
-    """Return macro F1 over the classes that a draw has, from the confusion matrix."""
-    count = len(answers.classes)
-    confusion = np.bincount(answers.labels[draw] * count + answers.answered[draw], minlength=count**2)
+def _macro_f1(predictions: Predictions, draw: npt.NDArray[np.int64]) -> float:
+    """Return macro F1 over the classes in a draw, from the confusion matrix."""
+    count = len(predictions.classes)
+    confusion = np.bincount(predictions.labels[draw] * count + predictions.predicted[draw], minlength=count**2)
     confusion = confusion.reshape(count, count)
-    true, answered, both = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+    true, predicted, both = confusion.sum(1), confusion.sum(0), confusion.diagonal()
     seen = true > 0
-    return float((2 * both[seen] / (true[seen] + answered[seen])).mean())
+    return float((2 * both[seen] / (true[seen] + predicted[seen])).mean())
 
 
-def _champion(case: Case) -> Iterator[Finding]:
-    if case.champion is None or case.settings.champion is None:
+def _champion(context: GateContext) -> Iterator[GateResult]:
+    if context.champion is None or context.settings.champion is None:
         return
-    bounds = lower_bounds(case.answers(case.candidate), case.answers(case.champion), case)
+    bounds = lower_bounds(context.predictions(context.candidate), context.predictions(context.champion), context)
     for name, bound in bounds.items():
-        margin = getattr(case.settings.champion, name)
-        limit = f"≥ -{margin:g} against the champion, {case.settings.champion.confidence:.0%} sure"
-        yield Finding(f"champion/{name}", bound >= -margin, bound, limit)
+        margin = getattr(context.settings.champion, name)
+        limit = f"≥ -{margin:g} against the champion, {context.settings.champion.confidence:.0%}"
+        yield GateResult(f"champion/{name}", bound >= -margin, bound, limit)
 
 
-def _floor(case: Case) -> Iterator[Finding]:
-    floor, answers = case.settings.floor, case.answers(case.candidate)
-    assert floor is not None  # noqa: S101 - asked for, see `examine`
+def _floor(context: GateContext) -> Iterator[GateResult]:
+    floor, predictions = context.settings.floor, context.predictions(context.candidate)
+    assert floor is not None  # noqa: S101 - checked by `run_gates`
     for name in ("accuracy", "macro_f1"):
-        figure, minimum = getattr(answers, name), getattr(floor, name)
-        yield Finding(f"floor/{name}", figure >= minimum, figure, f"≥ {minimum:g}")
-    for index, name in enumerate(answers.classes):
-        of_class = answers.labels == index
+        figure, minimum = getattr(predictions, name), getattr(floor, name)
+        yield GateResult(f"floor/{name}", figure >= minimum, figure, f"≥ {minimum:g}")
+    for index, name in enumerate(predictions.classes):
+        of_class = predictions.labels == index
         if of_class.sum() >= floor.class_tiles:
-            recall = float(answers.right[of_class].mean())
-            yield Finding(f"floor/recall/{name}", recall >= floor.class_recall, recall, f"≥ {floor.class_recall:g}")
+            recall = float(predictions.correct[of_class].mean())
+            yield GateResult(f"floor/recall/{name}", recall >= floor.class_recall, recall, f"≥ {floor.class_recall:g}")
 
 
-def _calibration(case: Case) -> Iterator[Finding]:
+def _calibration(context: GateContext) -> Iterator[GateResult]:
     import torch  # here, as the registry's other commands need not wait for it
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     from tilewise.training.evaluate.evaluation import CALIBRATION_BINS
 
-    limit, answers = case.settings.calibration or 0.0, case.answers(case.candidate)
+    limit, predictions = context.settings.calibration or 0.0, context.predictions(context.candidate)
     error = multiclass_calibration_error(
-        torch.from_numpy(answers.probabilities),
-        torch.from_numpy(answers.labels),
-        len(answers.classes),
+        torch.from_numpy(predictions.probabilities),
+        torch.from_numpy(predictions.labels),
+        len(predictions.classes),
         n_bins=CALIBRATION_BINS,
     )
-    yield Finding("calibration", float(error) <= limit, float(error), f"≤ {limit:g}")
+    yield GateResult("calibration", float(error) <= limit, float(error), f"≤ {limit:g}")
 
 
-def _coverage(case: Case) -> Iterator[Finding]:
-    asked, sets = case.settings.coverage, case.candidate.metadata.prediction_sets
-    assert asked is not None  # noqa: S101 - asked for, see `examine`
-    if sets is None or max(sets.thresholds) < asked.asked:
-        yield Finding("coverage", False, 0.0, f"prediction sets calibrated for {asked.asked:g}")
+def _coverage(context: GateContext) -> Iterator[GateResult]:
+    gate, sets = context.settings.coverage, context.candidate.metadata.prediction_sets
+    assert gate is not None  # noqa: S101 - checked by `run_gates`
+    if sets is None or max(sets.thresholds) < gate.target:
+        yield GateResult("coverage", False, 0.0, f"prediction sets calibrated for {gate.target:g}")
         return
-    answers = case.answers(case.candidate)
-    of_truth = answers.probabilities[np.arange(len(answers.labels)), answers.labels]
-    covered = float((of_truth >= sets.threshold(asked.asked)).mean())
-    minimum = asked.asked - asked.max_below
-    yield Finding("coverage", covered >= minimum, covered, f"≥ {minimum:g} where {asked.asked:g} is asked")
+    of_label = context.predictions(context.candidate).of_label
+    covered = float((of_label >= sets.threshold(gate.target)).mean())
+    minimum = gate.target - gate.max_below
+    yield GateResult("coverage", covered >= minimum, covered, f"≥ {minimum:g} at the target {gate.target:g}")
 
 
-def _outliers(case: Case) -> Iterator[Finding]:
-    limit, known = case.settings.outliers or 0.0, case.candidate.metadata.outliers
+def _outliers(context: GateContext) -> Iterator[GateResult]:
+    limit, known = context.settings.outliers or 0.0, context.candidate.metadata.outliers
     if known is None:
-        yield Finding("outliers", False, 0.0, "a calibrated outlier score")
+        yield GateResult("outliers", False, 0.0, "a calibrated outlier score")
         return
-    flagged = float((case.answers(case.candidate).outlier_scores > known.threshold).mean())
-    yield Finding("outliers", flagged <= limit, flagged, f"≤ {limit:g} of known tiles flagged")
+    flagged = float((context.predictions(context.candidate).outlier_scores > known.threshold).mean())
+    yield GateResult("outliers", flagged <= limit, flagged, f"≤ {limit:g} of in-distribution tiles flagged")
 
 
-def _robustness(case: Case) -> Iterator[Finding]:
-    asked, clean = case.settings.robustness, case.answers(case.candidate).accuracy
-    assert asked is not None  # noqa: S101 - asked for, see `examine`
-    for name, max_cost in asked.limits.items():
-        accuracy = case.answers(case.candidate, name).accuracy
+def _robustness(context: GateContext) -> Iterator[GateResult]:
+    gate, clean = context.settings.robustness, context.predictions(context.candidate).accuracy
+    assert gate is not None  # noqa: S101 - checked by `run_gates`
+    for name, max_cost in gate.limits.items():
+        accuracy = context.predictions(context.candidate, name).accuracy
         cost = clean - accuracy
-        yield Finding(f"robustness/{name}", cost <= max_cost, cost, f"≤ {max_cost:g} of accuracy lost")
-        if case.champion:
-            behind = case.answers(case.champion, name).accuracy - accuracy
-            limit = f"≤ {asked.more_than_champion:g} behind the champion"
-            yield Finding(f"robustness/{name}/champion", behind <= asked.more_than_champion, behind, limit)
+        yield GateResult(f"robustness/{name}", cost <= max_cost, cost, f"≤ {max_cost:g} of accuracy lost")
+        if context.champion:
+            behind = context.predictions(context.champion, name).accuracy - accuracy
+            limit = f"≤ {gate.more_than_champion:g} behind the champion"
+            yield GateResult(f"robustness/{name}/champion", behind <= gate.more_than_champion, behind, limit)
 
 
-def _zones(case: Case) -> Iterator[Finding]:
-    asked, answers = case.settings.zones, case.answers(case.candidate)
-    assert asked is not None  # noqa: S101 - asked for, see `examine`
-    for zone in np.unique(answers.zones):
-        there = answers.zones == zone
-        if zone != NOWHERE and there.sum() >= asked.tiles:
-            below = answers.accuracy - float(answers.right[there].mean())
-            yield Finding(f"zones/{zone}", below <= asked.max_below, below, f"≤ {asked.max_below:g} below all")
+def _zones(context: GateContext) -> Iterator[GateResult]:
+    gate, predictions = context.settings.zones, context.predictions(context.candidate)
+    assert gate is not None  # noqa: S101 - checked by `run_gates`
+    for zone in np.unique(predictions.zones):
+        inside = predictions.zones == zone
+        if zone != NO_ZONE and inside.sum() >= gate.tiles:
+            below = predictions.accuracy - float(predictions.correct[inside].mean())
+            yield GateResult(f"zones/{zone}", below <= gate.max_below, below, f"≤ {gate.max_below:g} below all")
 
 
-def _latency(case: Case) -> Iterator[Finding]:
-    asked = case.settings.latency
-    assert asked is not None  # noqa: S101 - asked for, see `examine`
-    models = {"candidate": case.candidate} | ({"champion": case.champion} if case.champion else {})
-    taken = {name: times[1] for name, times in milliseconds_a_tile(models).items()}
-    limit = asked.milliseconds
-    yield Finding("latency", taken["candidate"] <= limit, taken["candidate"], f"≤ {limit:g} ms a tile")
-    if case.champion:
+def _latency(context: GateContext) -> Iterator[GateResult]:
+    gate = context.settings.latency
+    assert gate is not None  # noqa: S101 - checked by `run_gates`
+    models = {"candidate": context.candidate} | ({"champion": context.champion} if context.champion else {})
+    taken = {name: times[1] for name, times in cpu_milliseconds(models).items()}
+    limit = gate.milliseconds
+    yield GateResult("latency", taken["candidate"] <= limit, taken["candidate"], f"≤ {limit:g} ms of CPU time a tile")
+    if context.champion:
         times = taken["candidate"] / taken["champion"]
-        yield Finding("latency/champion", times <= asked.times_champion, times, f"≤ {asked.times_champion:g} ×")
+        yield GateResult("latency/champion", times <= gate.times_champion, times, f"≤ {gate.times_champion:g} ×")
 
 
-def _megabytes(case: Case) -> Iterator[Finding]:
-    size, limit = case.candidate.path.stat().st_size / 1e6, case.settings.megabytes or 0.0
-    yield Finding("megabytes", size <= limit, size, f"≤ {limit:g} MB")
+def _megabytes(context: GateContext) -> Iterator[GateResult]:
+    size, limit = context.candidate.path.stat().st_size / 1e6, context.settings.megabytes or 0.0
+    yield GateResult("megabytes", size <= limit, size, f"≤ {limit:g} MB")
 
 
-def _parity(case: Case) -> Iterator[Finding]:
-    limit = case.settings.parity or 0.0
-    difference = graph_difference(case.candidate, case.pack.fetch(case.rows[:_PARITY_TILES]))
-    yield Finding("parity", difference <= limit, difference, f"≤ {limit:g} between optimised and plain graph")
+def _parity(context: GateContext) -> Iterator[GateResult]:
+    limit = context.settings.parity or 0.0
+    difference = graph_difference(context.candidate, context.pack.fetch(context.rows[:_PARITY_TILES]))
+    yield GateResult("parity", difference <= limit, difference, f"≤ {limit:g} between optimised and plain graph")
 
 
-def _int8(case: Case) -> Iterator[Finding]:
-    """Judge the INT8 file of the version, where it has one: services take it where the processor gains by it."""
-    path, limit = int8_of(case.candidate.path), case.settings.int8 or 0.0
+def _int8(context: GateContext) -> Iterator[GateResult]:
+    """Compare the version's INT8 file, if it has one, with fp32: services use it where the processor is
+    faster with it."""
+    path, limit = int8_of(context.candidate.path), context.settings.int8 or 0.0
     if not path.is_file():
         return
     int8 = open_single_threaded(path)
-    if int8.metadata.quantised_from != case.candidate.sha256:
-        yield Finding("int8", False, 1.0, "an INT8 file that was made from this version's fp32 file")
+    if int8.metadata.quantised_from != context.candidate.sha256:
+        yield GateResult("int8", False, 1.0, "an INT8 file made from this version's fp32 file")
         return
-    lost = case.answers(case.candidate).accuracy - case.answers(int8).accuracy
-    yield Finding("int8", lost <= limit, lost, f"≤ {limit:g} of accuracy lost against fp32")
+    lost = context.predictions(context.candidate).accuracy - context.predictions(int8).accuracy
+    yield GateResult("int8", lost <= limit, lost, f"≤ {limit:g} of accuracy lost against fp32")
 
 
-def _contract(case: Case) -> Iterator[Finding]:
-    broken = contract.violations(case.candidate, case.pack.fetch(case.rows[: contract.TILES]))
-    yield Finding("contract", not broken, len(broken), "; ".join(broken) or "a real service keeps its contract")
+def _contract(context: GateContext) -> Iterator[GateResult]:
+    broken = contract.violations(context.candidate, context.pack.fetch(context.rows[: contract.TILES]))
+    yield GateResult("contract", not broken, len(broken), "; ".join(broken) or "a running service keeps its contract")
 
 
-GATES: dict[str, Callable[[Case], Iterator[Finding]]] = {
+GATES: dict[str, Callable[[GateContext], Iterator[GateResult]]] = {
     "floor": _floor,
     "champion": _champion,
     "calibration": _calibration,

@@ -1,4 +1,5 @@
-"""Whether there is a reason to retrain: asked of the service, of Prometheus, of the registry and of reviewed tiles."""
+"""Triggers of a retraining: drift of a service, alerts of Prometheus, age of the champion, newly labelled
+tiles."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from tilewise.datasets.quality.reviewed import reviewed_since
 from tilewise.training.registry.registry import CHAMPION, Registry
 
 SHIFT = 0.25
-"""PSI above which a band has shifted (N. Siddiqi, Credit Risk Scorecards, 2006), as in deploy/prometheus/alerts.yml."""
+"""PSI above which a band has shifted (N. Siddiqi, Credit Risk Scorecards, 2006), as in
+deploy/prometheus/alerts.yml."""
 
 _DRIFT, _MEASURE = "tilewise_drift", "psi"
 _ACTION = "retrain"
@@ -25,16 +27,16 @@ _TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """What is a reason. None is not asked; of those that are asked, one is enough.
+    """The conditions of a retraining; those that are None are not checked, one of the others is enough.
 
     Attributes:
-        because: why, in words; without any other, a reason in itself.
-        drift: URL of a service whose metrics tell of drift.
-        max_psi: above which a band of it has drifted.
-        alert: URL of a Prometheus in which an alert labelled `action: retrain` may fire.
-        days: that the champion may be old.
-        tiles: that people labelled since the champion was registered.
-        reviewed: the folder that these are in.
+        because: the reason in words; without any condition, a reason in itself.
+        drift: URL of a service whose metrics include drift.
+        max_psi: PSI above which one of its bands has drifted.
+        alert: URL of a Prometheus where an alert labelled `action: retrain` may fire.
+        days: maximum age of the champion.
+        tiles: number of tiles labelled since the champion was registered that is enough.
+        reviewed: the folder of labelled tiles.
     """
 
     because: str = ""
@@ -47,38 +49,41 @@ class Triggers:
 
     @property
     def conditional(self) -> bool:
-        """Whether anything is to be asked."""
+        """Whether there is any condition."""
         return (self.drift, self.alert, self.days, self.tiles) != (None,) * 4
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """What was asked, in words with its figure, and whether it is a reason."""
+class TriggerCheck:
+    """A condition with its measured figure in words, and whether it holds."""
 
-    overrides: str
+    message: str
     holds: bool
 
 
-def check(triggers: Triggers, registry: Registry) -> list[Check]:
-    """Return what each trigger that is asked says.
+def check_triggers(triggers: Triggers, registry: Registry) -> list[TriggerCheck]:
+    """Check each condition that is set.
 
     Raises:
-        TrainingError: nothing is asked, or whom is asked does not answer: silence is no sign that all is well.
+        TrainingError: no condition is set, or a source does not respond; no response is not taken for no
+            reason.
     """
     if not triggers.conditional:
         if not triggers.because:
-            raise TrainingError("no reason is said; say --because WHY, or a condition such as --if-drift URL")
-        return [Check(triggers.because, True)]
-    return list(_ask(triggers, registry))
+            raise TrainingError(
+                "no reason to retrain is given; add --because WHY, or a condition such as --if-drift URL"
+            )
+        return [TriggerCheck(triggers.because, True)]
+    return list(_check(triggers, registry))
 
 
-def reason_of(checks: list[Check], because: str) -> str:
-    """Return why there is a retraining, for the history: what holds, after what was said."""
-    found = [check.overrides for check in checks if check.holds]
-    return ": ".join(dict.fromkeys(word for word in (because, "; ".join(found)) if word))
+def reason_of(checks: list[TriggerCheck], because: str) -> str:
+    """Return the reason of a retraining, for the history: `because`, then the conditions that hold."""
+    found = "; ".join(check.message for check in checks if check.holds)
+    return ": ".join(dict.fromkeys(text for text in (because, found) if text))
 
 
-def _ask(triggers: Triggers, registry: Registry) -> Iterator[Check]:
+def _check(triggers: Triggers, registry: Registry) -> Iterator[TriggerCheck]:
     if triggers.drift is not None:
         yield _drift(triggers.drift, triggers.max_psi)
     if triggers.alert is not None:
@@ -89,7 +94,7 @@ def _ask(triggers: Triggers, registry: Registry) -> Iterator[Check]:
         yield _labelled(registry, triggers.reviewed, triggers.tiles)
 
 
-def _drift(url: str, limit: float) -> Check:
+def _drift(url: str, limit: float) -> TriggerCheck:
     text = _get(url, "/metrics", os.environ.get("TILEWISE_API_KEY")).text
     found = {
         sample.labels["band"]: sample.value
@@ -98,12 +103,14 @@ def _drift(url: str, limit: float) -> Check:
         if sample.name == _DRIFT and sample.labels.get("measure") == _MEASURE
     }
     if not found:
-        return Check(f"{url} tells no drift: too few tiles yet, or the model has no reference", False)
+        return TriggerCheck(
+            f"{url} reports no drift: too few tiles yet, or the model has no reference histograms", False
+        )
     band, psi = max(found.items(), key=lambda item: item[1])
-    return Check(f"{band} of {url} has a PSI of {psi:.3f}, {limit:g} is the most", psi > limit)
+    return TriggerCheck(f"{band} of {url} has a PSI of {psi:.3f}, the limit is {limit:g}", psi > limit)
 
 
-def _alert(url: str) -> Check:
+def _alert(url: str) -> TriggerCheck:
     try:
         alerts: list[dict[str, Any]] = _get(url, "/api/v1/alerts").json()["data"]["alerts"]
         firing = sorted(
@@ -114,23 +121,24 @@ def _alert(url: str) -> Check:
             }
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{url} answers as no Prometheus does; name its address, e.g. http://HOST:9090") from error
-    return Check(f"{', '.join(firing) or f'no alert that asks to {_ACTION}'} fires in {url}", bool(firing))
+        raise TrainingError(f"{url} is no Prometheus; name its address, e.g. http://HOST:9090") from error
+    return TriggerCheck(f"{', '.join(firing) or f'no alert with action={_ACTION}'} fires in {url}", bool(firing))
 
 
-def _age(registry: Registry, days: float) -> Check:
+def _age(registry: Registry, days: float) -> TriggerCheck:
     moment = _champion_since(registry)
     if moment is None:
-        return Check(f"{registry.name} has no champion", True)
+        return TriggerCheck(f"{registry.name} has no champion", True)
     age = datetime.now(UTC) - moment
-    return Check(
-        f"the champion is {age / timedelta(days=1):.1f} days old, {days:g} is the most", age >= timedelta(days=days)
+    return TriggerCheck(
+        f"the champion is {age / timedelta(days=1):.1f} days old, the limit is {days:g}",
+        age >= timedelta(days=days),
     )
 
 
-def _labelled(registry: Registry, folder: Path, minimum: int) -> Check:
+def _labelled(registry: Registry, folder: Path, minimum: int) -> TriggerCheck:
     count = reviewed_since(folder, _champion_since(registry) or datetime.min.replace(tzinfo=UTC))
-    return Check(f"{count} tiles were labelled since the champion, {minimum} are enough", count >= minimum)
+    return TriggerCheck(f"{count} tiles were labelled since the champion, the minimum is {minimum}", count >= minimum)
 
 
 def _champion_since(registry: Registry) -> datetime | None:
@@ -141,15 +149,15 @@ def _champion_since(registry: Registry) -> datetime | None:
 
 def _get(url: str, path: str, key: str | None = None) -> httpx.Response:
     try:
-        answer = httpx.get(
+        response = httpx.get(
             url.rstrip("/") + path,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=_TIMEOUT_S,
             follow_redirects=True,
         )
-        answer.raise_for_status()
+        response.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise TrainingError(
-            f"{url}: {path} cannot be read ({error}); say the right address, and a service's key in TILEWISE_API_KEY"
+            f"{url}: {path} cannot be read ({error}); check the address, and set a service's key as TILEWISE_API_KEY"
         ) from error
-    return answer
+    return response

@@ -1,8 +1,9 @@
-"""Model versions in MLflow's registry: which is candidate, champion or archived, and who moved it when and why.
+"""Model versions in MLflow's registry: candidate, champion, archived; and the history of who moved them when
+and why.
 
-Aliases say what a version is now (`candidate`, `champion`, `previous`), since services follow aliases; tags say what
-became of it: `semver`, `stage`, a figure for each gate, and one tag for each event. The registry is MLflow's; nothing
-is kept beside it.
+Services follow aliases: `candidate`, `champion`, `previous`. Tags hold the state of a version: `semver`,
+    `stage`, a
+figure for each gate, and one tag for each event. Everything is stored in MLflow.
 """
 
 import json
@@ -17,9 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tilewise.datasets.core.errors import TrainingError
+from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import ModelFile, ModelMetadata, open_model
 from tilewise.training.logged_model import FILE, digests, log_model
-from tilewise.training.registry.gates import Finding
+from tilewise.training.registry.gates import GateContext, GateResult, GateSettings, open_context
 from tilewise.training.tracking import Tracking, experiment_id
 
 NAME = "tilewise"
@@ -31,15 +33,15 @@ _MEASURED = "measured."
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a version.
+    """An event in the history of a version.
 
     Attributes:
         when: ISO 8601, UTC, to the microsecond.
         what: `registered`, `passed`, `refused`, `promoted`, `archived` or `rolled back`.
         version: the registry's number of the version.
         semver: the version's semantic version.
-        who: the person (or program) that did it.
-        why: in their words.
+        who: the person or program that caused it.
+        why: the reason given.
     """
 
     when: str
@@ -72,14 +74,17 @@ class Registry:
         *,
         candidate: bool = True,
     ) -> ModelVersion:
-        """Make a model file, with the INT8 file beside it, a version and the candidate; archive the candidate before.
+        """Register a model file, with the INT8 file beside it, as a version; make it the candidate.
 
-        The version is the run's own logged model where the run holds this file; else the file is logged, to a run of
-        its own if `run_id` is None. Without `candidate`, the candidate stays the one that it was: services may try it,
-        and must not try what the gates refuse.
+        The version is the run's own logged model where the run has this file; else the file is logged, to a
+        run of its own if `run_id` is None. The former candidate is archived.
+
+        Args:
+            candidate: False: the candidate stays as it is. Services may try the candidate on live requests,
+                so a model that the gates refuse must not become it.
 
         Raises:
-            TrainingError: the semantic version is none or taken.
+            TrainingError: the semantic version is invalid or taken.
         """
         semver = ".".join(map(str, _parts(semver))) if semver else self.next_semver(model.metadata)
         if any(version.tags.get("semver") == semver for version in self.versions()):
@@ -102,22 +107,22 @@ class Registry:
         return sorted(found, key=lambda version: int(version.version))
 
     def by_alias(self, alias: str) -> ModelVersion | None:
-        """Return the version that an alias names, if any."""
+        """Return the version of an alias, if there is one."""
         try:
             return self.client.get_model_version_by_alias(self.name, alias)
         except MlflowException:
             return None
 
-    def find(self, overrides: str | None) -> ModelVersion:
-        """Return a version by its number, its semantic version, or an alias; the candidate if None is said.
+    def find(self, version: str | None) -> ModelVersion:
+        """Return a version by its number, its semantic version, or an alias; None: the candidate.
 
         Raises:
             TrainingError: there is none.
         """
-        wanted = overrides or CANDIDATE
-        for version in self.versions():
-            if wanted in (_number(version), version.tags.get("semver")):
-                return version
+        wanted = version or CANDIDATE
+        for known in self.versions():
+            if wanted in (_number(known), known.tags.get("semver")):
+                return known
         named = self.by_alias(wanted)
         if named is None:
             raise TrainingError(
@@ -127,32 +132,45 @@ class Registry:
         return named
 
     def fetch(self, version: ModelVersion, folder: Path) -> ModelFile:
-        """Download a version's model file into `folder` and open it; raises ModelFileError where it is not sound."""
+        """Download a version's model file into `folder` and open it.
+
+        Raises:
+            ModelFileError: the file is invalid.
+            TrainingError: there is no file, or not the one that was registered.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         found = sorted(self._download(version, folder).rglob(FILE))
         if not found:
-            raise TrainingError(f"{self.name} {version.version} holds no {FILE}; register it again")
+            raise TrainingError(f"{self.name} {version.version} has no {FILE}; register it again")
         model = open_model(found[0])
         self._check_digests(version, model)
         return model
 
-    def write_findings(self, version: ModelVersion, findings: Iterable[Finding], **circumstances: str) -> None:
+    def gate_context(
+        self, candidate: Path, champion: ModelVersion | None, folder: Path, pack: Pack, settings: GateSettings
+    ) -> GateContext:
+        """Return what the gates compare: a model file and the champion, which is downloaded into `folder`."""
+        serving = self.fetch(champion, folder / "champion").path if champion else None
+        return open_context(candidate, serving, pack, settings)
+
+    def write_results(self, version: ModelVersion, results: Iterable[GateResult], **measured: str) -> None:
         """Write each gate's figure on a version, as tags and as `gates/<version>.json` of its run.
 
         Args:
-            circumstances: what it was measured on and against, tags as well. What was measured before goes.
+            measured: what was measured on and against, as further tags. Tags of earlier measurements are
+                removed.
         """
-        found = list(findings)
+        found = list(results)
         for key in self.client.get_model_version(self.name, version.version).tags:
             if key.startswith((_GATE, _MEASURED)):
                 self.client.delete_model_version_tag(self.name, version.version, key)
-        for key, overrides in circumstances.items():
-            self.client.set_model_version_tag(self.name, version.version, _MEASURED + key, overrides)
-        for finding in found:
-            text = f"{'pass' if finding.passed else 'FAIL'} {finding.figure:.4g} ({finding.limit})"
-            self.client.set_model_version_tag(self.name, version.version, _GATE + finding.gate, text)
+        for key, value in measured.items():
+            self.client.set_model_version_tag(self.name, version.version, _MEASURED + key, value)
+        for result in found:
+            text = f"{'pass' if result.passed else 'FAIL'} {result.figure:.4g} ({result.limit})"
+            self.client.set_model_version_tag(self.name, version.version, _GATE + result.gate, text)
         if version.run_id:
-            content = json.dumps([asdict(finding) for finding in found], indent=2)
+            content = json.dumps([asdict(result) for result in found], indent=2)
             self.client.log_text(version.run_id, content, f"gates/{version.version}.json")
 
     def tag(self, version: ModelVersion, **tags: str) -> None:
@@ -161,7 +179,7 @@ class Registry:
             self.client.set_model_version_tag(self.name, version.version, key, value)
 
     def promote(self, version: ModelVersion, who: str, why: str) -> None:
-        """Make a version the champion, and archive the one that was."""
+        """Make a version the champion, and archive the former champion."""
         self.refuse_the_champion(version)
         champion = self.by_alias(CHAMPION)
         if champion is not None:
@@ -175,18 +193,35 @@ class Registry:
         self.note(version, "promoted", who, why)
 
     def refuse_the_champion(self, version: ModelVersion) -> None:
-        """Raise TrainingError where a version is the champion already."""
+        """Raise TrainingError if a version is already the champion."""
         champion = self.by_alias(CHAMPION)
         if champion is not None and champion.version == version.version:
             raise TrainingError(f"{self.name} {version.tags.get('semver', version.version)} is the champion already")
 
+    def require_champion(self, measured: ModelVersion | None) -> None:
+        """Raise TrainingError unless the champion is still the one that a candidate was measured against.
+
+        Args:
+            measured: the champion at the time of the measurement; None: there was none.
+        """
+        champion = self.by_alias(CHAMPION)
+        now = self._semver_of(champion) if champion else "none"
+        if (champion and champion.version) != (measured and measured.version):
+            before = self._semver_of(measured) if measured else "none"
+            raise TrainingError(
+                f"the champion of {self.name} changed from {before} to {now} while gates were measured, so "
+                f"nothing "
+                "was promoted; promote again, to measure against the new one"
+            )
+
     def refuse(self, version: ModelVersion, who: str, why: str) -> None:
-        """Write on a version that the gates refused it; aliases stay as they are."""
+        """Mark a version as refused by the gates; aliases stay as they are."""
         self.tag(version, stage="refused")
         self.note(version, "refused", who, why)
 
     def rollback(self, who: str, why: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion]:
-        """Make the champion before this one the champion again; return (the one that goes, the one that comes).
+        """Make the former champion, or the version `to`, the champion again; return (the old one, the new
+        one).
 
         Raises:
             TrainingError: there is no champion, or none before it.
@@ -201,7 +236,12 @@ class Registry:
         self.tag(champion, stage="rolled back")
         self.tag(target, stage=CHAMPION)
         self.note(champion, "rolled back", who, why)
-        self.note(target, "promoted", who, f"version {champion.tags.get('semver', champion.version)} was rolled back")
+        self.note(
+            target,
+            "promoted",
+            who,
+            f"version {champion.tags.get('semver', champion.version)} was rolled back",
+        )
         return champion, target
 
     def history(self) -> list[Event]:
@@ -223,9 +263,9 @@ class Registry:
     def next_semver(self, metadata: ModelMetadata) -> str:
         """Return the version after the newest.
 
-        Major where classes or the bands that the network looks at are others; patch where the trained weights are the
-        same, so that only calibration differs; minor where it was trained again. Of weights that do not say their
-        digest, the data decide.
+        Major: other classes, or other bands that the network uses. Patch: the same trained weights, so that
+            only
+        calibration differs. Minor: trained again. Without a digest of the weights, the data decide.
         """
         known = [version for version in self.versions() if version.tags.get("semver")]
         if not known:
@@ -233,11 +273,11 @@ class Registry:
         newest = max(known, key=lambda version: _parts(version.tags["semver"]))
         major, minor, patch = _parts(newest.tags["semver"])
         now = _origin(metadata)
-        # A version from before these tags were written says nothing of them, and so nothing else.
+        # A version from before these tags were written is taken to have the same.
         if any(newest.tags.get(key, now[key]) != now[key] for key in ("classes", "bands")):
             return f"{major + 1}.0.0"
-        telling = "weights" if newest.tags.get("weights") and now["weights"] else "data_hash"
-        if newest.tags.get(telling) != now[telling]:
+        key = "weights" if newest.tags.get("weights") and now["weights"] else "data_hash"
+        if newest.tags.get(key) != now[key]:
             return f"{major}.{minor + 1}.0"
         return f"{major}.{minor}.{patch + 1}"
 
@@ -254,15 +294,16 @@ class Registry:
         )
 
     def _new_run(self, semver: str) -> str:
-        """Return a run for a model file that no run here has exported."""
+        """Return a new run, for a model file that no run of this store exported."""
         run = self.client.create_run(experiment_id(Tracking(uri=self.uri)), run_name=f"register {semver}")
         self.client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 
     def _check_digests(self, version: ModelVersion, model: ModelFile) -> None:
-        """What is measured and served must be what was registered, to the byte."""
-        for key, now in digests(model).items():
-            if version.tags.get(key, now) != now:
+        """Refuse a file that is not, to the byte, the one that was registered, or one registered without
+        digests."""
+        for key, digest in digests(model).items():
+            if version.tags.get(key) != digest:
                 which = f"{self.name} {version.version}"
                 raise TrainingError(f"{which}: the file is not the one that was registered ({key}); register it again")
 
@@ -270,8 +311,9 @@ class Registry:
         return Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.uri))
 
     def _champion_before(self, champion: ModelVersion) -> ModelVersion:
-        gone = {event.version for event in self.history() if event.what == "rolled back"} | {_number(champion)}
-        before = [event.version for event in self.history() if event.what == "promoted" and event.version not in gone]
+        """Return the champion before this one, by the history; a rollback takes back the promotions after its
+        target."""
+        before = [number for number in _champions(self.history()) if number != _number(champion)]
         if not before:
             raise TrainingError(
                 f"{self.name} {self._semver_of(champion)} has no champion before it; name one with --to"
@@ -287,13 +329,30 @@ class Registry:
         return str(tags.get("semver", ""))
 
 
+def _champions(events: Iterable[Event]) -> list[str]:
+    """Return the numbers of the champions in order, the present one last, without those that were rolled
+    back."""
+    line: list[str] = []
+    rolled_back = False
+    for event in events:
+        if event.what == "rolled back":
+            line, rolled_back = line[:-1], True
+        elif event.what == "promoted":
+            if rolled_back and event.version in line:
+                line = line[: len(line) - line[::-1].index(event.version)]
+            else:
+                line.append(event.version)
+            rolled_back = False
+    return line
+
+
 def _number(version: ModelVersion) -> str:
-    """Return the registry's number of a version: MLflow's stores give it as text or as a number."""
+    """Return the registry's number of a version as text; some of MLflow's stores give an integer."""
     return str(version.version)
 
 
 def _origin(metadata: ModelMetadata) -> dict[str, str]:
-    """Return what versions are counted by, and where a model comes from, as tags."""
+    """Return what semantic versions depend on, and the origin of the model, as tags."""
     return {
         "classes": ",".join(metadata.classes),
         "bands": ",".join(metadata.trained_bands),
@@ -308,5 +367,5 @@ def _parts(semver: str) -> tuple[int, int, int]:
     try:
         major, minor, patch = (int(part) for part in semver.split("."))
     except ValueError as error:
-        raise TrainingError(f"{semver!r} is no semantic version; say MAJOR.MINOR.PATCH, e.g. 1.2.0") from error
+        raise TrainingError(f"{semver!r} is no semantic version; use MAJOR.MINOR.PATCH, e.g. 1.2.0") from error
     return major, minor, patch

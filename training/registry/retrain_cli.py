@@ -25,7 +25,7 @@ from tilewise.training.fit.callbacks import interrupt_on_sigterm
 from tilewise.training.registry.cli import REGISTRY_OPTIONS, who_option
 from tilewise.training.registry.gates import DEFAULT
 from tilewise.training.registry.reasons import SHIFT, Triggers
-from tilewise.training.registry.retrain import Ending, Outcome, Plan, retrain
+from tilewise.training.registry.retrain import Ending, Outcome, RetrainPlan, retrain
 
 STATUS = {Ending.PASSED: 0, Ending.NOTHING: 3, Ending.REFUSED: 4}
 """Exit statuses; 1: something failed, 2: usage error."""
@@ -34,24 +34,16 @@ REPORT = Path("artifacts/retraining/retraining.json")
 
 
 @click.command(context_settings=CONTEXT)
-@click.option(
-    "--because", "because", default="", metavar="REASON", help="Retrain for this reason; for the history."
-)
-@click.option(
-    "--if-drift", "drift", metavar="URL", help="Retrain if a band of the requests to this service drifted."
-)
-@click.option(
-    "--max-psi", "max_psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted."
-)
+@click.option("--because", "because", default="", metavar="REASON", help="Retrain for this reason; for the history.")
+@click.option("--if-drift", "drift", metavar="URL", help="Retrain if a band of the requests to this service drifted.")
+@click.option("--max-psi", "max_psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted.")
 @click.option(
     "--if-alert",
     "alert",
     metavar="URL",
     help="Retrain if an alert with action: retrain fires in this Prometheus.",
 )
-@click.option(
-    "--if-older", "days", type=click.FloatRange(0), metavar="DAYS", help="Retrain if the champion is older."
-)
+@click.option("--if-older", "days", type=click.FloatRange(0), metavar="DAYS", help="Retrain if the champion is older.")
 @click.option(
     "--if-labelled",
     "tiles",
@@ -68,22 +60,20 @@ REPORT = Path("artifacts/retraining/retraining.json")
     help="Tiles that people labelled.",
 )
 @click.option(
-    "--run", "run", type=FOLDER, default=Plan.run, show_default=True, help="Folder of the pipeline's run."
+    "--run", "run", type=FOLDER, default=RetrainPlan.run, show_default=True, help="Folder of the pipeline's run."
 )
 @click.option(
     "--data",
     "data",
     type=FOLDER,
-    default=Plan.data,
+    default=RetrainPlan.data,
     show_default=True,
     help="Pack that models are measured on.",
 )
 @click.option("--gates", "gates", type=FILE, default=DEFAULT, help="The gates. Default: configs/gates.yaml.")
 @out_option(FILE, "JSON file of the outcome.", REPORT)
 @click.option("--flow", "flow", is_flag=True, help="Run as a Prefect flow.")
-@click.option(
-    "--cron", "cron", metavar="WHEN", help="Serve the flow to Prefect at these times, until Ctrl-C."
-)
+@click.option("--cron", "cron", metavar="WHEN", help="Serve the flow to Prefect at these times, until Ctrl-C.")
 @who_option
 @lambda command: with_options(command, REGISTRY_OPTIONS)
 @one_line_errors
@@ -123,11 +113,11 @@ def _plan(
     tiles: int | None,
     reviewed: Path,
     **rest: Any,
-) -> Plan:
-    return Plan(Triggers(because, drift, max_psi, alert, days, tiles, reviewed), **rest)
+) -> RetrainPlan:
+    return RetrainPlan(Triggers(because, drift, max_psi, alert, days, tiles, reviewed), **rest)
 
 
-def _run(plan: Plan, as_flow: bool) -> Outcome:
+def _run(plan: RetrainPlan, as_flow: bool) -> Outcome:
     if not as_flow:
         return retrain(plan)
     from tilewise.training.registry.flow import retraining
@@ -141,16 +131,14 @@ def _write(outcome: Outcome, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _print_outcome(outcome: Outcome, plan: Plan) -> None:
+def _print_outcome(outcome: Outcome, plan: RetrainPlan) -> None:
     """Print the findings, and what to do next."""
     if outcome.findings:
         table = Table("gate", "", "figure", "required", title=f"{plan.name} {outcome.version}")
         for finding in outcome.findings:
-            table.add_row(
-                finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit
-            )
+            table.add_row(finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit)
         print_table(table)
-    click.echo(outcome.overrides)
+    click.echo(outcome.message)
     if outcome.ending is Ending.PASSED:
         words = ["tilewise", "promote", outcome.version, "--data", str(plan.data), "--approve"]
         click.echo(f"it is not served yet; promote it with: {shlex.join(words)} NAME")

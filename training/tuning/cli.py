@@ -12,7 +12,7 @@ from tilewise.datasets.core.console import CONTEXT, FILE, one_line_errors, print
 from tilewise.datasets.core.errors import StoppedError
 from tilewise.training.settings import RUNS
 from tilewise.training.tuning.space import DEFAULT, as_text, read_tune_settings
-from tilewise.training.tuning.study import METRIC, Plan, Search, words
+from tilewise.training.tuning.study import METRIC, Search, StudyPlan, words
 
 TUNING = RUNS.parent / "tuning"
 
@@ -56,9 +56,7 @@ TUNING = RUNS.parent / "tuning"
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @one_line_errors
-def tune(
-    trials: int, study: str, storage: str | None, space: Path, show: int, options: tuple[str, ...]
-) -> None:
+def tune(trials: int, study: str, storage: str | None, space: Path, show: int, options: tuple[str, ...]) -> None:
     """Search for hyperparameters: each trial trains and is measured on the validation split; slow ones are
     pruned.
 
@@ -73,7 +71,7 @@ def tune(
     """
     silence_mlflow()
     output = sys.stdout
-    plan = Plan(
+    plan = StudyPlan(
         study=study,
         storage=storage or f"sqlite:///{TUNING}/study.db",
         folder=TUNING / study,
@@ -103,9 +101,7 @@ def _print_table(search: Search, limit: int) -> None:
     ended = search.ended()
     if not ended:
         return
-    table = Table(
-        "trial", METRIC, "epochs", "", "settings", title=f"{search.plan.study}: {len(ended)} trials ended"
-    )
+    table = Table("trial", METRIC, "epochs", "", "settings", title=f"{search.plan.study}: {len(ended)} trials ended")
     for trial in ended[:limit]:
         state = "" if trial.state is TrialState.COMPLETE else "pruned"
         row = [str(trial.number), f"{trial.value:.4f}", str(len(trial.intermediate_values)), state]

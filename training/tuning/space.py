@@ -1,4 +1,4 @@
-"""What is searched, and how: `configs/tune.yaml`, and the options that all trials share."""
+"""The search space: `configs/tune.yaml`, validated, and the options that all trials share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Any
 
 import optuna
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.locations import CONFIGS
+from tilewise.training.settings import read_yaml_settings
 from tilewise.training.tracking import Tracking
 
 DEFAULT = CONFIGS / "tune.yaml"
@@ -18,7 +19,7 @@ Value = bool | int | float | str
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`; whole ones where both ends are; `log`: as likely in each decade."""
+    """Numbers from `low` to `high`, integers where both bounds are; `log`: on a logarithmic scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +35,7 @@ class Range(BaseModel):
 
 
 class Choices(BaseModel):
-    """One of a few values; lists are written as text, e.g. "[32, 64]"."""
+    """One of several values; lists are written as text, e.g. "[32, 64]"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,16 +44,16 @@ class Choices(BaseModel):
     def suggest(self, trial: optuna.Trial, name: str) -> Value:
         """Return the trial's value."""
         chosen = trial.suggest_categorical(name, self.choices)
-        assert chosen is not None  # noqa: S101 - it is one of the choices
+        assert chosen is not None  # noqa: S101 - one of the choices
         return chosen
 
 
 class Pruning(BaseModel):
-    """When a trial is given up: below the median of the others at the same epoch (Optuna's MedianPruner).
+    """When a trial is pruned: below the median of the others at the same epoch (Optuna's MedianPruner).
 
     Attributes:
-        after_trials: as many must have ended first.
-        after_epochs: as many are left to every trial.
+        after_trials: number of trials that must have ended first.
+        after_epochs: number of epochs that every trial trains at least.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,9 +67,9 @@ class TuneSettings(BaseModel):
 
     Attributes:
         seed: of the search.
-        random_trials: trials at random before the search learns from them (Optuna's TPE).
-        pruning: when a trial is given up.
-        settings: options of every trial that the command line does not say.
+        random_trials: random trials before the sampler learns from them (Optuna's TPE).
+        pruning: when a trial is pruned.
+        settings: options of every trial that the command line does not set.
         space: options that are searched.
     """
 
@@ -86,48 +87,35 @@ class TuneSettings(BaseModel):
 
 
 def read_tune_settings(path: Path) -> TuneSettings:
-    """Read a file like `configs/tune.yaml`.
-
-    Raises:
-        TrainingError: there is none, or it says what it should not.
-    """
-    try:
-        return TuneSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise TrainingError(f"{path}: there is no such file; configs/tune.yaml is an example") from error
-    except (yaml.YAMLError, ValidationError) as error:
-        why = error.errors()[0] if isinstance(error, ValidationError) else None
-        told = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else " ".join(str(error).split())
-        raise TrainingError(f"{path}: {told}; configs/tune.yaml is an example") from error
+    """Read a file like `configs/tune.yaml`; raises as `read_yaml_settings` does."""
+    return read_yaml_settings(path, TuneSettings, DEFAULT)
 
 
-def said_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
+def given_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Return (name, value) of each `--name=value` or `--name value`."""
     found = []
-    for place, word in enumerate(arguments):
+    for index, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            found.append((name[2:].rstrip("+"), value if equals else "".join(arguments[place + 1 : place + 2])))
+            found.append((name[2:].rstrip("+"), value if equals else "".join(arguments[index + 1 : index + 2])))
     return found
 
 
 def trial_options(settings: TuneSettings, arguments: Sequence[str]) -> list[str]:
-    """Return what all trials are told: `arguments`, and the settings that these do not say.
+    """Return the options of all trials: `arguments`, and the settings that these do not set.
 
     Raises:
-        TrainingError: an option is both said and searched.
+        TrainingError: an option is both given and searched.
     """
-    overrides = {name for name, _ in said_options(arguments)}
-    if twice := sorted(overrides & set(settings.space)):
-        raise TrainingError(f"--{twice[0]} is said and searched; leave it out here, or out of the search space")
-    return [
-        *arguments,
-        *(f"--{name}={as_text(value)}" for name, value in settings.settings.items() if name not in overrides),
-    ]
+    given = {name for name, _ in given_options(arguments)}
+    if twice := sorted(given & set(settings.space)):
+        raise TrainingError(f"--{twice[0]} is given and searched; omit it here, or from the search space")
+    others = {name: value for name, value in settings.settings.items() if name not in given}
+    return [*arguments, *(f"--{name}={as_text(value)}" for name, value in others.items())]
 
 
 def as_text(value: Value) -> str:
-    """Return a value as training's command line reads it."""
+    """Return a value in the form of training's command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -137,14 +125,14 @@ def tracking_of(arguments: Sequence[str]) -> Tracking:
     Raises:
         TrainingError: a --config that cannot be read, or a key that tracking does not have.
     """
-    options = said_options(arguments)
+    options = given_options(arguments)
     files = [CONFIGS / "trainer.yaml", *(Path(value) for name, value in options if name == "config")]
-    overrides: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for path in files:
-        overrides |= _section(path, "tracking")
-    overrides |= {n.removeprefix("tracking."): yaml.safe_load(v) for n, v in options if n.startswith("tracking.")}
+        found |= _section(path, "tracking")
+    found |= {n.removeprefix("tracking."): yaml.safe_load(v) for n, v in options if n.startswith("tracking.")}
     try:
-        return Tracking(**{**overrides, "artifacts": Path(overrides.get("artifacts", Tracking.artifacts))})
+        return Tracking(**{**found, "artifacts": Path(found.get("artifacts", Tracking.artifacts))})
     except TypeError as error:
         raise TrainingError(f"tracking: {error}; `tilewise train run --help` lists its options") from error
 

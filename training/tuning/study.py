@@ -1,4 +1,4 @@
-"""A search: trials are asked of Optuna's study, run, and told; what was killed is taken up again."""
+"""Hyperparameter search with Optuna: run trials, report their epochs, prune, resume after an interruption."""
 
 import contextlib
 import csv
@@ -32,13 +32,13 @@ METRIC = "val/accuracy"
 
 @dataclass
 class Reporting:
-    """A trial that is running.
+    """The running trial.
 
     Attributes:
         trial: the study's.
-        tell: shows a line to the user.
+        tell: prints a line to the user.
         values: METRIC after each epoch that was reported, by epoch (from 1).
-        pruned: whether it was given up.
+        pruned: whether it was pruned.
         interrupted: whether the user stopped it.
     """
 
@@ -49,7 +49,7 @@ class Reporting:
     interrupted: bool = False
 
     def report(self, epoch: int, value: float) -> None:
-        """Report an epoch once; a trial that was taken up again reports those before anew."""
+        """Report an epoch once; a resumed trial reports its former epochs again."""
         if epoch not in self.values:
             self.trial.report(value, epoch)
         self.values[epoch] = value
@@ -60,7 +60,7 @@ _RUNNING: ContextVar[Reporting | None] = ContextVar("running trial", default=Non
 
 @contextmanager
 def reporting(running: Reporting) -> Iterator[None]:
-    """Let `ReportEpochs` report to this trial for the length of the block."""
+    """Let `ReportEpochs` report to this trial for the duration of the block."""
     token = _RUNNING.set(running)
     try:
         yield
@@ -69,15 +69,16 @@ def reporting(running: Reporting) -> Iterator[None]:
 
 
 class ReportEpochs(Callback):
-    """Reports each epoch to the trial that is running; outside a search it does nothing."""
+    """Report each epoch to the running trial; do nothing outside a search."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End where SIGTERM came while the trainer was set up, before `tilewise.training.fit.callbacks` listens to it."""
+        """End where SIGTERM came while the trainer was set up, before `tilewise.training.fit.callbacks`
+        listens to it."""
         if _RUNNING.get() is not None and trainer.received_sigterm:
             raise StoppedError("stopped by SIGTERM; the same command goes on")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report, and end training where the study gives the trial up."""
+        """Report, and end training if the study prunes the trial."""
         running = _RUNNING.get()
         if running is None or METRIC not in trainer.callback_metrics:
             return
@@ -88,7 +89,7 @@ class ReportEpochs(Callback):
             running.pruned = trainer.should_stop = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Remember that it was the user: Lightning ends with status 1 whatever stopped it."""
+        """Record whether the user interrupted it: Lightning ends with status 1 for any exception."""
         running = _RUNNING.get()
         if running is not None:
             running.interrupted = isinstance(exception, KeyboardInterrupt)
@@ -98,10 +99,11 @@ _PARENT = "mlflow.parentRunId"
 
 
 class StudyRuns:
-    """The runs of one study; does nothing where tracking is off."""
+    """The MLflow runs of one study: a parent, and a child for each trial; does nothing where tracking is
+    off."""
 
     def __init__(self, tracking: Tracking, study: str, known: str | None) -> None:
-        """Take up the parent run `known` where it still is, else begin one."""
+        """Continue the parent run `known` if it still exists, else create one."""
         self._tracking = tracking
         self.parent: str | None = None
         if tracking.enabled:
@@ -117,13 +119,14 @@ class StudyRuns:
         return [f"--tracking.tags={json.dumps(tags)}", f"--tracking.run={name}"]
 
     def forget_unstarted(self, folder: RunFolder) -> None:
-        """Delete the run of a trial that was killed before its first checkpoint: it begins anew, with a new run."""
+        """Delete the run of a trial that was killed before its first checkpoint: it starts again with a new
+        run."""
         run = run_id_of(folder, self._tracking.uri) if self.parent else None
         if run and not folder.last.is_file():
             self._client.delete_run(run)
 
     def trial_ended(self, folder: RunFolder, state: str, number: int, best: float | None) -> None:
-        """Say how a trial ended on its own run, and how good the best one is on the study's."""
+        """Log a trial's final state to its run, and the best value to the study's run."""
         if self.parent is None:
             return
         if run := run_id_of(folder, self._tracking.uri):
@@ -146,25 +149,25 @@ class StudyRuns:
 
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-_MAX_FAILURES = 3  # one after the other: then it is not the trials' settings
-_MAX_ATTEMPTS = 3  # at a trial that kills the process that runs it
+_MAX_FAILURES = 3  # in a row: then the cause is not the trials' settings
+_MAX_ATTEMPTS = 3  # of a trial that kills its process
 _CALLBACK = "--trainer.callbacks+=tilewise.training.tuning.study.ReportEpochs"
-_ASKED, _RUN, _FOLDER, _ATTEMPTS = "asked", "mlflow_run", "folder", "attempts"
+_SETTINGS, _RUN, _FOLDER, _ATTEMPTS = "settings", "mlflow_run", "folder", "attempts"
 _LOCK = "tune.lock"
 _USAGE, _INTERRUPTED, _TERMINATED = 2, 130, 143
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a search is to do.
+class StudyPlan:
+    """The settings of a search.
 
     Attributes:
         study: its name.
         storage: Optuna's, e.g. `sqlite:///artifacts/tuning/study.db`.
-        folder: where trials keep their runs.
-        trials: how many are to have ended, in all.
-        settings: what is searched, and how.
-        arguments: options of training that were said for all trials.
+        folder: of the trials' runs.
+        trials: total number of trials.
+        settings: search space, sampler and pruner.
+        arguments: options of training for all trials.
     """
 
     study: str
@@ -176,13 +179,13 @@ class Plan:
 
 
 class Search:
-    """A study that is opened, with its runs in MLflow.
+    """An open study, with its runs in MLflow.
 
     Raises:
         TrainingError: the storage cannot be used, or the study was begun with other settings.
     """
 
-    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+    def __init__(self, plan: StudyPlan, tell: Callable[[str], None]) -> None:
         self.plan, self._tell = plan, tell
         self._options = trial_options(plan.settings, plan.arguments)
         tracking = tracking_of(self._options)
@@ -193,11 +196,12 @@ class Search:
             self.study.set_user_attr(_RUN, self._runs.parent)
 
     def run(self) -> None:
-        """Run trials until as many as were asked for have ended.
+        """Run trials until as many as planned have ended.
 
         Raises:
-            TrainingError: trials fail one after the other.
-            KeyboardInterrupt, StoppedError: the user or a scheduler stopped it; the trial is taken up next time.
+            TrainingError: several trials fail in a row.
+            KeyboardInterrupt, StoppedError: the user or a scheduler stopped it; the next run resumes the
+                trial.
         """
         status = "FAILED"
         try:
@@ -211,40 +215,40 @@ class Search:
             self._runs.end(status, {name: as_text(value) for name, value in self.best_settings().items()})
 
     def _run_all(self) -> None:
-        with self._alone():
-            self._take_up_what_was_killed()
+        with self._study_lock():
+            self._requeue_killed_trials()
         failures = 0
         while (well := self._run_next()) is not None:
             failures = 0 if well else failures + 1
             if failures == _MAX_FAILURES:
-                raise TrainingError(f"{failures} trials failed one after the other; their logs: {self.plan.folder}")
+                raise TrainingError(f"{failures} trials failed in a row; their logs: {self.plan.folder}")
 
     def ended(self) -> list[FrozenTrial]:
-        """Return the trials that ended, complete or given up, best first."""
+        """Return the trials that ended, complete or pruned, best first."""
         found = [trial for trial in self.study.get_trials(states=ENDED) if trial.value is not None]
         return sorted(found, key=lambda trial: (trial.state is not TrialState.COMPLETE, -(trial.value or 0.0)))
 
     def best_settings(self) -> dict[str, Value]:
-        """Return the best complete trial's value of each option that was searched; nothing before one is complete."""
+        """Return the best complete trial's value of each searched option; empty before one is complete."""
         complete = [trial for trial in self.ended() if trial.state is TrialState.COMPLETE]
         return dict(complete[0].params) if complete else {}
 
     def folder_of(self, trial: FrozenTrial | optuna.Trial) -> RunFolder:
-        """Return where a trial keeps its run; one that is taken up again has the folder of the first attempt."""
+        """Return the folder of a trial's run; a resumed trial has the folder of its first attempt."""
         return RunFolder(self.plan.folder / trial.user_attrs.get(_FOLDER, f"trial-{trial.number:04}"))
 
     def _begun(self) -> int:
-        """Return how many trials ended, or are run by another process."""
+        """Return the number of trials that ended or run, in any process."""
         return len(self.study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING)))
 
-    def _alone(self) -> FileLock:
-        """Return what keeps other processes from beginning trials, and from looking for those whose process is gone."""
+    def _study_lock(self) -> FileLock:
+        """Return the lock under which trials are started and killed ones are searched for."""
         return _lock_of(self.plan.folder)
 
     def _run_next(self) -> bool | None:
-        """Begin a trial and run it; return whether it ended as a trial should, None where enough have begun."""
+        """Start a trial and run it; return whether it succeeded, None if enough have started."""
         with ExitStack() as held:
-            with self._alone():  # a trial without its lock would be taken for one whose process is gone
+            with self._study_lock():  # a trial without its lock counts as killed
                 if self._begun() >= self.plan.trials:
                     return None
                 trial = self.study.ask()
@@ -253,20 +257,20 @@ class Search:
             return self._run_one(trial, folder)
 
     def _run_one(self, trial: optuna.Trial, folder: RunFolder) -> bool:
-        """Run a trial and tell the study; return whether it ended as a trial should."""
+        """Run a trial and report its result to the study; return whether it succeeded."""
         trial.set_user_attr(_FOLDER, folder.root.name)
         running = Reporting(trial, self._tell)
         code = self._train(running, folder)
-        self._stop_where_told(code, running)
+        self._raise_if_stopped(code, running)
         state = TrialState.FAIL if code or not running.values else TrialState.PRUNED
         if state is TrialState.PRUNED and not running.pruned:
             state = TrialState.COMPLETE
         self.study.tell(trial, max(running.values.values()) if state is TrialState.COMPLETE else None, state)
-        self._tell_end(trial, folder, state, running)
+        self._print_end(trial, folder, state, running)
         return state is not TrialState.FAIL
 
     def _train(self, running: Reporting, folder: RunFolder) -> int:
-        """Train with the trial's settings, what it prints kept in its folder; return the exit status."""
+        """Train with the trial's settings, its output logged to its folder; return the exit status."""
         trial, before = running.trial, list(sys.argv)
         chosen = self.plan.settings.suggest(trial)
         self._tell(f"trial {trial.number}  {words(chosen)}")
@@ -276,7 +280,11 @@ class Search:
                 running.report(epoch, value)
         arguments = [*self._options, *(f"--{name}={as_text(value)}" for name, value in chosen.items())]
         arguments += [*self._runs.options(trial.number, folder.root.name), _CALLBACK]
-        with (folder.root / "trial.log").open("a") as log, contextlib.redirect_stdout(log), reporting(running):
+        with (
+            (folder.root / "trial.log").open("a") as log,
+            contextlib.redirect_stdout(log),
+            reporting(running),
+        ):
             try:
                 train(["fit", *arguments, f"--out={folder.root}", "--ckpt_path=last"])
             except SystemExit as stop:
@@ -285,28 +293,30 @@ class Search:
                 sys.argv[:] = before
         return 0
 
-    def _stop_where_told(self, code: int, running: Reporting) -> None:
+    def _raise_if_stopped(self, code: int, running: Reporting) -> None:
         if running.interrupted or code == _INTERRUPTED:
             raise KeyboardInterrupt
         if code == _TERMINATED:
-            raise StoppedError(f"stopped in trial {running.trial.number}; the same command goes on with it")
+            raise StoppedError(f"stopped in trial {running.trial.number}; the same command resumes it")
         if code == _USAGE:
             self.study.tell(running.trial, state=TrialState.FAIL)
-            raise TrainingError("training does not know an option; see above, and mend it here or in the search space")
+            raise TrainingError(
+                "training does not know an option; see above, and correct it here or in the search space"
+            )
 
-    def _tell_end(self, trial: optuna.Trial, folder: RunFolder, state: TrialState, running: Reporting) -> None:
+    def _print_end(self, trial: optuna.Trial, folder: RunFolder, state: TrialState, running: Reporting) -> None:
         best = self.ended()[0].value if self.best_settings() else None
         self._runs.trial_ended(folder, state.name.lower(), trial.number, best)
-        told = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "given up", TrialState.FAIL: "failed"}[state]
+        ending = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "given up", TrialState.FAIL: "failed"}[state]
         value = f", {METRIC} {max(running.values.values()):.4f}" if running.values else ""
         self._tell(
-            f"trial {trial.number}  {told}{value}; best so far {best:.4f}"
+            f"trial {trial.number}  {ending}{value}; best so far {best:.4f}"
             if best
-            else f"trial {trial.number}  {told}{value}"
+            else f"trial {trial.number}  {ending}{value}"
         )
 
-    def _take_up_what_was_killed(self) -> None:
-        """Ask anew for trials whose process is gone; nobody holds the lock in their folder."""
+    def _requeue_killed_trials(self) -> None:
+        """Queue trials again whose process is gone, which shows by the free lock in their folder."""
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             folder, attempt = self.folder_of(trial), trial.user_attrs.get(_ATTEMPTS, 1)
             try:
@@ -320,25 +330,26 @@ class Search:
                 self._tell(f"trial {trial.number}  was killed, and is taken up again")
 
     def _refuse_other_settings(self) -> None:
-        """Trials are compared with each other, so all of a study must have been told the same."""
+        """Refuse to continue a study with other settings: its trials are compared with each other."""
         shared = self.plan.settings.model_dump(mode="json", include={"settings", "space"})
-        asked = hashlib.sha256(json.dumps([shared, self._options], sort_keys=True).encode()).hexdigest()
-        if self.study.user_attrs.get(_ASKED, asked) != asked:
+        digest = hashlib.sha256(json.dumps([shared, self._options], sort_keys=True).encode()).hexdigest()
+        if self.study.user_attrs.get(_SETTINGS, digest) != digest:
             raise TrainingError(
-                f"the study {self.plan.study!r} was begun with another search space or other options; say those again, "
+                f"the study {self.plan.study!r} was begun with another search space or other options; use "
+                f"those again, "
                 "or name another --study"
             )
-        self.study.set_user_attr(_ASKED, asked)
+        self.study.set_user_attr(_SETTINGS, digest)
 
 
 def _lock_of(folder: Path, timeout: float = -1) -> FileLock:
-    """Return the lock of a folder, which is made where it is not there; by default one waits for it for ever."""
+    """Return the lock of a folder, which is created if missing; it waits for ever by default."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / _LOCK, timeout=timeout)
 
 
-def open_study(plan: Plan) -> optuna.Study:
-    """Open the study, or begin it.
+def open_study(plan: StudyPlan) -> optuna.Study:
+    """Open or create the study.
 
     Raises:
         TrainingError: the storage cannot be used.
@@ -348,7 +359,7 @@ def open_study(plan: Plan) -> optuna.Study:
     try:
         if plan.storage.startswith("sqlite:///"):
             Path(plan.storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        with _lock_of(plan.folder):  # two that make the tables at once break each other's
+        with _lock_of(plan.folder):  # two processes must not create the tables at once
             study = optuna.create_study(
                 storage=plan.storage,
                 study_name=plan.study,
@@ -359,14 +370,15 @@ def open_study(plan: Plan) -> optuna.Study:
     except (SQLAlchemyError, OSError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         raise TrainingError(f"{plan.storage}: no storage of Optuna ({why}); name another with --storage") from error
-    # A search that goes on must not draw again what it drew first.
+    # A resumed search must not draw the same values again.
     seed = plan.settings.seed + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=plan.settings.random_trials, seed=seed)
     return study
 
 
 def history(folder: RunFolder) -> dict[int, float]:
-    """Return METRIC after each epoch of a run, by epoch (from 1), as `tilewise.training.fit.callbacks.History` kept it."""
+    """Return METRIC after each epoch of a run, by epoch (from 1), as
+    `tilewise.training.fit.callbacks.History` kept it."""
     path = folder.root / "history.csv"
     if not path.is_file():
         return {}
@@ -377,6 +389,6 @@ def history(folder: RunFolder) -> dict[int, float]:
 
 
 def words(settings: dict[str, Value]) -> str:
-    """Return settings for people: the last part of each name, and short numbers."""
+    """Return settings in short: the last part of each name, and rounded numbers."""
     shown = {name: f"{value:.4g}" if isinstance(value, float) else as_text(value) for name, value in settings.items()}
     return "  ".join(f"{name.rpartition('.')[2]} {value}" for name, value in shown.items())

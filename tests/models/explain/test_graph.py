@@ -27,8 +27,8 @@ def whole(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-def step(name: str, *constants: np.ndarray, **overrides: Any) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
-    return name, constants, overrides
+def step(name: str, *constants: np.ndarray, **attributes: Any) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
+    return name, constants, attributes
 
 
 SCALES, ZEROS = np.float32([0.02, 0.03, 0.05]), np.array([128, 120, 0], np.uint8)
@@ -71,11 +71,11 @@ CHAINS = {
 def chained(steps: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]) -> onnx.ModelProto:
     """Return a graph of operators one after the other, from `tiles` float (n, 3, 8, 8) to `logits`."""
     nodes, constants, before = [], [], INPUT
-    for place, (name, inputs, overrides) in enumerate(steps):
+    for place, (name, inputs, attributes) in enumerate(steps):
         after = "logits" if place == len(steps) - 1 else f"after{place}"
         names = [f"c{place}_{n}" for n in range(len(inputs))]
         constants += [numpy_helper.from_array(np.asarray(value), key) for key, value in zip(names, inputs, strict=True)]
-        nodes.append(helper.make_node(name, [before, *names], [after], **overrides))
+        nodes.append(helper.make_node(name, [before, *names], [after], **attributes))
         before = after
     shape = ["n", 3, 8, 8]
     tiles = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)
@@ -118,5 +118,5 @@ def test_only_what_the_output_needs_is_run(tmp_path: Path) -> None:
 
 def test_unknown_operators_are_refused_by_name() -> None:
     steps = [step("Relu"), step("Elu"), step("MaxPool", kernel_shape=[2, 2], ceil_mode=1)]
-    with pytest.raises(ModelFileError, match=r"odd\.onnx: .*Elu, MaxPool with ceil_mode; say --method occlusion"):
+    with pytest.raises(ModelFileError, match=r"odd\.onnx: .*Elu, MaxPool with ceil_mode; use --method occlusion"):
         TorchGraph(chained(steps), "logits", "odd.onnx")

@@ -9,7 +9,7 @@ import torch
 from tilewise.datasets.core.errors import ModelFileError
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.export.export import export
-from tilewise.models.export.unfold import unfolded
+from tilewise.models.export.unfold import unfold_weights
 from tilewise.models.model_file import INPUT, int8_of, open_model
 from tilewise.models.network.backbones import PatchCNN, ResidualCNN
 from tilewise.models.network.classifier import Classifier
@@ -26,7 +26,7 @@ def tiles(pack: Pack) -> torch.Tensor:
 
 def test_they_answer_as_the_file_does_and_in_training_almost(skilled_model: Path, tiles: torch.Tensor) -> None:
     classifier = Classifier(network(), 10, [1.0] * 13, [1.0] * 13)
-    classifier.load_state_dict(unfolded(open_model(skilled_model), network(), tiles))
+    classifier.load_state_dict(unfold_weights(open_model(skilled_model), network(), tiles))
     expected = open_model(skilled_model).session.run(["logits"], {INPUT: tiles.numpy()})[0]
     with torch.no_grad():
         answering, learning = classifier.eval()(tiles)[0].numpy(), classifier.train()(tiles)[0].numpy()
@@ -38,7 +38,7 @@ def test_they_answer_as_the_file_does_and_in_training_almost(skilled_model: Path
 def test_the_network_that_is_handed_over_stays_as_it_is(skilled_model: Path, tiles: torch.Tensor) -> None:
     given = network()
     before = {name: value.clone() for name, value in given.state_dict().items()}
-    unfolded(open_model(skilled_model), given, tiles)
+    unfold_weights(open_model(skilled_model), given, tiles)
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
 
 
@@ -46,16 +46,16 @@ def test_a_file_that_looks_in_several_ways_holds_the_same_weights(
     skilled_model: Path, tiles: torch.Tensor, tmp_path: Path
 ) -> None:
     classifier = Classifier(network(), 10, [1.0] * 13, [1.0] * 13, symmetries=4)
-    classifier.load_state_dict(unfolded(open_model(skilled_model), network(), tiles))
+    classifier.load_state_dict(unfold_weights(open_model(skilled_model), network(), tiles))
     export(classifier.eval(), open_model(skilled_model).metadata, tmp_path / "four.onnx", tiles[:4].numpy())
-    again = unfolded(open_model(tmp_path / "four.onnx"), network(), tiles)
+    again = unfold_weights(open_model(tmp_path / "four.onnx"), network(), tiles)
     assert torch.allclose(again["head.weight"], classifier.head.weight)
 
 
 def test_other_networks_and_rounded_weights_are_refused(skilled_model: Path, tiles: torch.Tensor) -> None:
     with pytest.raises(ModelFileError, match="another network"):
-        unfolded(open_model(skilled_model), ResidualCNN((8, 16), (1, 1), (8,)), tiles)
+        unfold_weights(open_model(skilled_model), ResidualCNN((8, 16), (1, 1), (8,)), tiles)
     with pytest.raises(ModelFileError, match="another network"):
-        unfolded(open_model(skilled_model), PatchCNN(16, (24, 40), (1, 1)), tiles)
+        unfold_weights(open_model(skilled_model), PatchCNN(16, (24, 40), (1, 1)), tiles)
     with pytest.raises(ModelFileError, match="name the fp32 file beside it"):
-        unfolded(open_model(int8_of(skilled_model)), network(), tiles)
+        unfold_weights(open_model(int8_of(skilled_model)), network(), tiles)

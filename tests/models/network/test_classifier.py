@@ -10,7 +10,7 @@ import torch
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.packs.pack import Pack
-from tilewise.models.explain.attribution import Method, explain
+from tilewise.models.explain.attribution import AttributionMethod, explain
 from tilewise.models.export.export import export
 from tilewise.models.export.quantise import quantise
 from tilewise.models.model_file import INPUT, ModelMetadata, int8_of, open_model
@@ -70,6 +70,8 @@ def test_the_file_answers_a_turned_tile_as_the_tile_itself_in_both_precisions(pa
 def test_its_answers_are_explained_like_any_others(pack: Pack, exported: Path) -> None:
     tile = Tile("made", pack.fetch(np.arange(1))[0], BAND_NAMES, None)
     turned = replace(tile, pixels=np.ascontiguousarray(np.rot90(tile.pixels, 1, (1, 2))))
-    heat, of_turned = (explain(open_model(exported), each, method=Method.GRADIENTS).heat for each in (tile, turned))
+    heat, of_turned = (
+        explain(open_model(exported), each, method=AttributionMethod.GRADIENTS).heat for each in (tile, turned)
+    )
     assert heat.std() > 0
     np.testing.assert_allclose(np.rot90(heat), of_turned, atol=1e-4 * np.abs(heat).max())

@@ -68,7 +68,7 @@ def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
     pixels[0, 4] = 5000 - pixels[0, 3] + random.integers(0, 500, (9, 64))
     pixels[0, 8] = 0
     pixels[0, :, 2:5] = 0
-    alike = statistics(torch.from_numpy(pixels)).alike[0].numpy()
+    alike = statistics(torch.from_numpy(pixels)).correlation[0].numpy()
     expected = [np.corrcoef(pixels[0, n][pixels[0, 0] > 0], pixels[0, n + 1][pixels[0, 0] > 0])[0, 1] for n in range(7)]
     np.testing.assert_allclose(alike[:7], expected, atol=1e-3)
     assert expected[3] < -0.9
@@ -78,11 +78,11 @@ def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
 def test_a_pixel_that_one_band_lacks_and_bright_flat_bands_change_next_to_nothing() -> None:
     random = np.random.default_rng(0)
     pixels = (2500 + random.normal(0, 60, (1, 1, 9, 64)) + random.normal(0, 20, (1, 13, 9, 64))).astype(np.float32)
-    sound = statistics(torch.from_numpy(pixels)).alike
+    sound = statistics(torch.from_numpy(pixels)).correlation
     assert sound.min() > 0.8
     pixels[0, 3, 4, 20] = 0
-    assert (statistics(torch.from_numpy(pixels)).alike - sound).abs().max() < 0.01
-    assert statistics(torch.full((1, 13, 9, 64), 40_000.0)).alike.abs().max() < 0.01
+    assert (statistics(torch.from_numpy(pixels)).correlation - sound).abs().max() < 0.01
+    assert statistics(torch.full((1, 13, 9, 64), 40_000.0)).correlation.abs().max() < 0.01
 
 
 def test_a_tile_without_any_data_has_a_finite_score(fitted: InputCheck) -> None:

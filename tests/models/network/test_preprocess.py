@@ -1,8 +1,7 @@
 import numpy as np
 import torch
 
-from tilewise.models.model_file import MIDDLE, STEPS
-from tilewise.models.network.preprocess import Preprocess
+from tilewise.models.network.preprocess import MIDDLE, STEPS, Preprocess
 
 MEAN, STD = [1000.0 + i for i in range(13)], [100.0 + i for i in range(13)]
 WIDE = [500.0 + i for i in range(13)]  # less than 128 steps of a 24th from 0 to the mean

@@ -39,18 +39,18 @@ def test_every_pair_of_three_counts(model_file: Path, skilled_model: Path, pack:
 def test_the_command_prints_a_table(model_file: Path, skilled_model: Path, pack_folder: Path) -> None:
     done = ask(model_file, skilled_model, "--data", pack_folder, "--split", "val", "--split", "test")
     assert done.exit_code == 0, done.output
-    assert "| split: tiles, bands | tiles | agree % | right % |" in done.output
+    assert "| split: tiles, bands | tiles | agree % | accuracy % |" in done.output
     assert "| test: geotiff/rgb |" in done.output
 
 
 @pytest.mark.parametrize(
-    ("twice", "split", "said"),
+    ("twice", "split", "message"),
     [(True, "val", "each of other weights"), (False, "nowhere", "no tile is in the split 'nowhere'; it has")],
 )
 def test_what_cannot_be_compared_is_one_line(
-    twice: bool, split: str, overrides: str, model_file: Path, skilled_model: Path, pack_folder: Path
+    twice: bool, split: str, message: str, model_file: Path, skilled_model: Path, pack_folder: Path
 ) -> None:
     done = ask(model_file, model_file if twice else skilled_model, "--data", pack_folder, "--split", split)
     assert done.exit_code == 1
-    assert overrides in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1

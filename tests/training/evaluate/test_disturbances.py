@@ -3,7 +3,7 @@ import pytest
 
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.packs.pack import Pack
-from tilewise.training.evaluate.disturbances import DISTURBANCES, WORDS
+from tilewise.training.evaluate.disturbances import DESCRIPTIONS, DISTURBANCES
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_every_disturbance_keeps_form_and_absent_bands_and_has_words(tiles: DN, 
     assert found.dtype == np.uint16
     assert not found[:, 9].any()
     assert (found != tiles).any()
-    assert WORDS[name]
+    assert DESCRIPTIONS[name]
 
 
 @pytest.mark.parametrize("name", ["rotated", "half_pixel", "jpeg", "band_gain"])
@@ -37,7 +37,7 @@ def test_a_disturbed_tile_still_looks_like_itself(tiles: DN, name: str) -> None:
 def test_noise_is_as_strong_as_its_words_say(name: str, deviation: int) -> None:
     tiles = np.full((2, 13, 64, 64), 3000, np.uint16)
     assert DISTURBANCES[name](tiles).std() == pytest.approx(deviation, rel=0.02)
-    assert f"{deviation} DN" in WORDS[name]
+    assert f"{deviation} DN" in DESCRIPTIONS[name]
 
 
 @pytest.mark.parametrize("name", ["rotated", "half_pixel"])

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from tilewise.datasets.core.bands import L2A_BANDS, RGB_BANDS, positions
-from tilewise.training.evaluate.evaluation import as_markdown, evaluate, see_through, views_of, write_evaluations
+from tilewise.training.evaluate.evaluation import (
+    as_markdown,
+    evaluate,
+    see_through,
+    views_of,
+    write_evaluations,
+)
 
 CLASSES = ["Forest", "River", "Sea"]
 

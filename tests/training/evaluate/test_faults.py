@@ -4,7 +4,7 @@ import pytest
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS, positions
 from tilewise.datasets.core.tile import DN
 from tilewise.training.evaluate.disturbances import FAULTS, cut_off, eurosat_order, offset_left_in, unit_scale
-from tilewise.training.fit.calibrate import draw_bands, draw_faults, draw_sound, mix_lines
+from tilewise.training.fit.calibrate import draw_bands, draw_brightness, draw_faults, mix_lines
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def tiles() -> DN:
 
 def test_no_fault_makes_data_of_holes(tiles: DN) -> None:
     for fault in FAULTS.values():
-        assert (fault.make(tiles)[:, :, :2] == 0).all()
+        assert (fault.apply(tiles)[:, :, :2] == 0).all()
 
 
 def test_the_offset_is_added_and_the_scale_leaves_the_min_dn(tiles: DN) -> None:
@@ -43,7 +43,7 @@ def test_a_swath_takes_a_tenth_to_nine_tenths_of_a_tile(tiles: DN) -> None:
 def test_drawn_faults_change_every_tile_and_sound_draws_change_little(tiles: DN) -> None:
     random = np.random.default_rng(1)
     assert (draw_faults(tiles, random) != tiles).any((1, 2, 3)).all()
-    ratio = draw_sound(tiles, random)[:, :, 2:] / tiles[:, :, 2:]
+    ratio = draw_brightness(tiles, random)[:, :, 2:] / tiles[:, :, 2:]
     assert np.median(ratio, axis=(1, 2, 3)).min() > 0.6
     assert np.median(ratio, axis=(1, 2, 3)).max() < 1.6
 

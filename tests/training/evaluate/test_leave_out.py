@@ -8,8 +8,8 @@ from tilewise.datasets.core.console import silent
 from tilewise.datasets.core.errors import PackError, TrainingError
 from tilewise.datasets.packs.derived import without_classes
 from tilewise.datasets.packs.pack import Pack
+from tilewise.training.evaluate.assess_settings import DEFAULT, read_assess_settings
 from tilewise.training.evaluate.leave_out import as_table, make_folds, measure
-from tilewise.training.evaluate.outputs import DEFAULT, read_settings
 
 
 def test_a_pack_without_classes_is_a_whole_pack_of_the_same_pixels(pack: Pack, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_is_done_already_is_taken_up_and_another_recipe_is_refused(pack: Pa
     recipe = {"options": ["--trainer.max_epochs", "3"], "data": pack.summary.data_hash}
     fold.recipe.write_text(json.dumps(recipe))
     fold.result.write_text('{"synthetic: Forest": {"file": 0.9}}')
-    settings = read_settings(DEFAULT)
+    settings = read_assess_settings(DEFAULT)
     assert measure(fold, pack, ("--trainer.max_epochs", "3"), settings, silent) == {"synthetic: Forest": {"file": 0.9}}
     with pytest.raises(
         TrainingError, match=r"without-Forest was begun with other options or data .*name another --out"

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from tilewise.training.evaluate.assess_settings import AssessSettings
 from tilewise.training.evaluate.out_of_distribution import cut_tiles
-from tilewise.training.evaluate.outputs import AssessSettings
 
 
 @pytest.mark.realdata

@@ -63,7 +63,7 @@ def test_a_file_that_loses_too_much_is_refused_and_the_old_one_goes(
     assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
     output = capsys.readouterr().out
     assert "no INT8 file was written, the model serves in fp32: INT8 loses" in output
-    assert "points of accuracy, -100 is the most" in output
+    assert "points of accuracy, the limit is -100" in output
 
 
 def test_a_file_whose_probabilities_mean_something_else_is_refused(model: Path, pack: Pack) -> None:
@@ -87,7 +87,7 @@ def test_without_gain_on_this_processor_the_file_is_kept_and_it_is_said(
     monkeypatch.setattr(quantisation, "gain", lambda fp32, int8: 0.8)
     files, _ = export_int8(model, pack, LENIENT)
     assert files == [int8_of(model)]
-    assert "gains nothing by INT8; services on ones like it use fp32" in capsys.readouterr().out
+    assert "gains nothing from INT8; services on such processors use fp32" in capsys.readouterr().out
 
 
 def test_it_can_be_switched_off(model: Path, pack: Pack) -> None:

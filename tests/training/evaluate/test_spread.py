@@ -13,7 +13,11 @@ from tilewise.training.evaluate.spread import FIGURES, spread
 def run_of(folder: Path, seed: int, accuracy: float, tiles: int = 50) -> str:
     """Leave what a tested run leaves."""
     (folder / "evaluation").mkdir(parents=True)
-    settings = {"seed_everything": seed, "model": {"compile": True}, "trainer": {"default_root_dir": str(folder)}}
+    settings = {
+        "seed_everything": seed,
+        "model": {"compile": True},
+        "trainer": {"default_root_dir": str(folder)},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     groups = {"all": {"tiles": tiles, **dict.fromkeys(FIGURES, accuracy)}}
     (folder / "evaluation/metrics.json").write_text(json.dumps({"groups": groups}))
@@ -29,7 +33,7 @@ def test_mean_deviation_and_range_are_told_and_what_the_runs_differ_in(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         ("one", "two different runs at least"),
         ("same", "two different runs at least"),
@@ -40,7 +44,7 @@ def test_mean_deviation_and_range_are_told_and_what_the_runs_differ_in(tmp_path:
         ("other ways", "tested with different model.symmetries: [1, 8]"),
     ],
 )
-def test_what_is_no_spread_is_refused_in_one_line(spoil: str, overrides: str, tmp_path: Path) -> None:
+def test_what_is_no_spread_is_refused_in_one_line(spoil: str, message: str, tmp_path: Path) -> None:
     first = run_of(tmp_path / "first", 0, 0.9)
     second = run_of(tmp_path / "second", 1, 0.9, 51 if spoil == "other tiles" else 50)
     metrics = tmp_path / "second/evaluation/metrics.json"
@@ -54,5 +58,5 @@ def test_what_is_no_spread_is_refused_in_one_line(spoil: str, overrides: str, tm
         (tmp_path / "second/config.yaml").unlink()
     done = CliRunner().invoke(spread, {"one": [first], "same": [first, first]}.get(spoil, [first, second]))
     assert done.exit_code == 1
-    assert overrides in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1

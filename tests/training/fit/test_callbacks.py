@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tilewise.training.fit.callbacks import Ema, EpochLines, SeedEachStep, share_kept, update_average
+from tilewise.training.fit.callbacks import Ema, EpochLines, SeedEachStep, kept_fraction, update_average
 
 
 def test_the_average_follows_early_steps_and_smooths_late_ones() -> None:
-    assert share_kept(0.999, 0) == 0
-    assert share_kept(0.999, 1) == pytest.approx(2 / 11)
-    assert share_kept(0.999, 10**6) == 0.999
+    assert kept_fraction(0.999, 0) == 0
+    assert kept_fraction(0.999, 1) == pytest.approx(2 / 11)
+    assert kept_fraction(0.999, 10**6) == 0.999
 
 
 def test_weights_are_averaged_and_whole_numbers_are_copied() -> None:
@@ -37,7 +37,7 @@ def test_an_average_does_not_ask_the_device_for_a_value() -> None:
     with torch.device("meta"):  # whose tensors have no values to ask for
         model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     average = AveragedModel(model, use_buffers=True).to("meta")
-    update_average(average, model, kept=share_kept(0.999, 5))
+    update_average(average, model, kept=kept_fraction(0.999, 5))
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         average.update_parameters(model)  # torch's own way does
 
@@ -62,7 +62,12 @@ class Walker(pl.LightningModule):
 
 
 def walk(folder: Path, **options: object) -> Walker:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     walker = Walker()
     pl.Trainer(default_root_dir=folder, callbacks=[SeedEachStep(), Ema()], **quiet, **options).fit(walker)  # type: ignore[arg-type]
     return walker
@@ -73,7 +78,7 @@ def test_the_weights_after_training_are_the_average_over_the_optimisers_steps(tm
         walker = walk(tmp_path, max_epochs=1, accumulate_grad_batches=accumulate, enable_checkpointing=False)
         expected = 0.0
         for step in range(6 // accumulate):
-            kept = share_kept(0.999, step)
+            kept = kept_fraction(0.999, step)
             expected = kept * expected + (1 - kept) * (step + 1)
         assert walker.weight.item() == pytest.approx(expected)
 

@@ -36,7 +36,9 @@ def tiles() -> torch.Tensor:
     return torch.randint(1, 4000, (5, 13, 64, 64), generator=torch.Generator().manual_seed(1)).float()
 
 
-def test_a_target_is_the_label_and_what_one_teacher_makes_of_the_tile_in_one_of_eight_ways(tmp_path: Path) -> None:
+def test_a_target_is_the_label_and_what_one_teacher_makes_of_the_tile_in_one_of_eight_ways(
+    tmp_path: Path,
+) -> None:
     first, second = run_of(tmp_path / "first", 1), run_of(tmp_path / "second", 2)
     labels = torch.eye(3)[[0, 1, 2, 0, 1]]
     teachers = Teachers(Distillation([tmp_path / "first", tmp_path / "second"], 0.75), 3, CPU, compile=False)
@@ -55,7 +57,12 @@ def test_a_target_is_the_label_and_what_one_teacher_makes_of_the_tile_in_one_of_
 def test_teachers_learn_nothing_and_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     run_of(tmp_path / "first", 1)
     task = ClassificationTask(
-        CLASSES, MEAN, STD, [1, 1, 1], PatchCNN(8, (8,), (1,)), distillation=Distillation([tmp_path / "first"])
+        CLASSES,
+        MEAN,
+        STD,
+        [1, 1, 1],
+        PatchCNN(8, (8,), (1,)),
+        distillation=Distillation([tmp_path / "first"]),
     )
     before = set(task.state_dict())
     task.on_fit_start()

@@ -60,7 +60,11 @@ def test_the_weights_that_are_kept_are_those_from_before_the_broken_step(bright_
         fit(bright_pack, tmp_path / "broken", "--model.backbone.init_args.limit=5", "--trainer.max_epochs=1")
     step = json.loads((tmp_path / "broken/checkpoints/not-finite.json").read_text())["step"]
     assert 0 < step < 7
-    every = ["--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1", "--checkpoint.filename={step}"]
+    every = [
+        "--checkpoint.every_n_train_steps=1",
+        "--checkpoint.save_top_k=-1",
+        "--checkpoint.filename={step}",
+    ]
     fit(bright_pack, tmp_path / "sound", "--trainer.max_epochs=1", "--checkpoint.monitor=null", *every)
     sound = torch.load(tmp_path / f"sound/checkpoints/step={step}.ckpt", weights_only=True)["current_model_state"]
     broken = torch.load(tmp_path / "broken/checkpoints/not-finite.ckpt", weights_only=True)["current_model_state"]

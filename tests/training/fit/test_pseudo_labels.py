@@ -131,7 +131,16 @@ def test_guessed_tiles_train_though_no_list_names_them(
     array: Path, model_file: Path, pack_folder: Path, tiles_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "l2a-guessed"
-    settings = ["--model", str(model_file), "--labelled", str(pack_folder), "--out", str(out), "--agreeing", "1"]
+    settings = [
+        "--model",
+        str(model_file),
+        "--labelled",
+        str(pack_folder),
+        "--out",
+        str(out),
+        "--agreeing",
+        "1",
+    ]
     answered = CliRunner().invoke(main, [str(array), *settings])
     assert answered.exit_code == 0, answered.output
     kept, rest = (len(find_source(folder).files()) for folder in (out, tmp_path / "l2a-guessed-unlabelled"))
@@ -166,7 +175,11 @@ def test_classes_that_are_none_are_refused_before_any_tile_is_looked_at(
 
 
 def test_an_array_of_another_form_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "wrong.npz", tiles=np.zeros((2, 3, 64, 64), np.float32), bands=np.array(["B02", "B03", "B04"]))
+    np.savez(
+        tmp_path / "wrong.npz",
+        tiles=np.zeros((2, 3, 64, 64), np.float32),
+        bands=np.array(["B02", "B03", "B04"]),
+    )
     with pytest.raises(NoTilesError, match="they are uint16"):
         read_unlabelled(tmp_path / "wrong.npz")
     (tmp_path / "none.npz").write_bytes(b"no arrays")

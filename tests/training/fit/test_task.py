@@ -90,7 +90,12 @@ def test_weights_of_other_classes_leave_the_head_as_it_was_drawn(tmp_path: Path)
     torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
     classes = ["a", "b", "c"]
     second = ClassificationTask(
-        classes, [1.0] * 13, [1.0] * 13, [1] * 3, ResidualCNN((8,), (1,), (8,)), start_from=tmp_path / "best.ckpt"
+        classes,
+        [1.0] * 13,
+        [1.0] * 13,
+        [1] * 3,
+        ResidualCNN((8,), (1,), (8,)),
+        start_from=tmp_path / "best.ckpt",
     )
     drawn = second.classifier.head.weight.clone()
     begin(second)

@@ -79,7 +79,11 @@ def test_the_head_of_pretraining_is_left_out(tmp_path: Path) -> None:
 def test_tiles_without_labels_are_refused_where_labels_train(
     pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}", "--data.train_splits=[train,unlabelled]"]
+    words = [
+        f"--data.pack={pack_folder}",
+        f"--out={tmp_path / 'run'}",
+        "--data.train_splits=[train,unlabelled]",
+    ]
     with pytest.raises(SystemExit):
         main(["fit", *NETWORK, *words])
     assert "error: data.train_splits: tiles that are unlabelled have no labels to train by" in capsys.readouterr().err

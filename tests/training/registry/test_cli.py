@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 
-from tilewise.models.model_file import open_model
 from tilewise.cli import main
+from tilewise.models.model_file import open_model
 from tilewise.training.registry.registry import Registry
 
 ROOT = Path(__file__).parents[3]
@@ -61,7 +61,7 @@ def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
 
     unapproved = inside(uri, *promote, "--no-bento")
     assert unapproved.exit_code == 1
-    assert "say --approve NAME" in unapproved.stderr
+    assert "add --approve NAME" in unapproved.stderr
     assert Registry(uri).by_alias("champion") is None
 
     approved = command(uri, tmp_path, *promote, "--approve", "Grace", "--why", "first of all")

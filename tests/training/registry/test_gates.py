@@ -1,7 +1,9 @@
 """Each gate lets a sound model pass and stops one that lacks what it asks for."""
 
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +15,27 @@ from tilewise.datasets.packs.pack import Pack
 from tilewise.models.export.quantise import rewrite_metadata
 from tilewise.models.model_file import Outliers, PredictionSets, int8_of, open_model
 from tilewise.training.evaluate.disturbances import DISTURBANCES
-from tilewise.training.evaluate.outputs import open_single_threaded
+from tilewise.training.evaluate.outputs import cpu_milliseconds, open_single_threaded
 from tilewise.training.registry.gates import (
     DEFAULT,
     GATES,
-    Case,
-    Finding,
+    GateContext,
+    GateResult,
     GateSettings,
-    examine,
     lower_bounds,
-    read_settings,
+    read_gate_settings,
+    run_gates,
 )
 
 MakeModel = Callable[..., Path]
 
 
-def judge(judged: Path, candidate: Path, serving: Path | None = None, /, **asked: object) -> dict[str, Finding]:
-    """Return the findings of the gates that are asked, by name."""
-    settings = GateSettings.model_validate(asked)
+def judge(judged: Path, candidate: Path, serving: Path | None = None, /, **gates: object) -> dict[str, GateResult]:
+    """Return the results of the gates in the settings, by name."""
+    settings = GateSettings.model_validate(gates)
     opened = open_single_threaded(serving) if serving else None
-    case = Case(open_single_threaded(candidate), opened, Pack(judged), settings)
-    return {finding.gate: finding for finding in examine(case)}
+    context = GateContext(open_single_threaded(candidate), opened, Pack(judged), settings)
+    return {result.gate: result for result in run_gates(context)}
 
 
 CHAMPION = {"accuracy": 0.01, "macro_f1": 0.02, "resamples": 500}
@@ -41,7 +43,7 @@ FLOOR = {"accuracy": 0.6, "macro_f1": 0.6, "class_recall": 0.05, "class_tiles": 
 
 
 def test_every_gate_of_the_shipped_file_is_known() -> None:
-    settings = read_settings(DEFAULT)
+    settings = read_gate_settings(DEFAULT)
     assert all(getattr(settings, name) for name in GATES)
 
 
@@ -71,8 +73,11 @@ def test_the_bootstrap_is_paired(judged: Path, make_model: MakeModel) -> None:
     """Two models that miss the same tiles differ in nothing, however few tiles there are."""
     settings = GateSettings.model_validate({"champion": CHAMPION})
     model = open_single_threaded(make_model(noise=0.3))
-    case = Case(model, model, Pack(judged), settings)
-    assert lower_bounds(case.answers(model), case.answers(model), case) == {"accuracy": 0, "macro_f1": 0}
+    context = GateContext(model, model, Pack(judged), settings)
+    assert lower_bounds(context.predictions(model), context.predictions(model), context) == {
+        "accuracy": 0,
+        "macro_f1": 0,
+    }
 
 
 def test_the_bootstrap_repeats(judged: Path, make_model: MakeModel) -> None:
@@ -89,7 +94,7 @@ def test_recall_is_judged_for_classes_with_enough_tiles_only(judged: Path, make_
 
 
 def test_prediction_sets_must_be_there_and_cover(judged: Path, make_model: MakeModel) -> None:
-    asked = {"asked": 0.9, "max_below": 0.1}
+    asked = {"target": 0.9, "max_below": 0.1}
     assert judge(judged, make_model(), coverage=asked)["coverage"].passed
     assert not judge(judged, make_model(prediction_sets=None), coverage=asked)["coverage"].passed
     hopeful = PredictionSets(method="none", thresholds={0.9: 0.999})
@@ -144,8 +149,8 @@ def test_the_int8_file_is_judged_where_there_is_one(judged: Path, make_model: Ma
     shutil.copyfile(make_model(noise=1.5), int8_of(candidate))
     assert not judge(judged, candidate, int8=0.01)["int8"].passed, "it was made from another file"
     opened = open_model(int8_of(candidate))
-    overrides = opened.metadata.model_copy(update={"quantised_from": open_model(candidate).sha256})
-    rewrite_metadata(int8_of(candidate), overrides)
+    changed = opened.metadata.model_copy(update={"quantised_from": open_model(candidate).sha256})
+    rewrite_metadata(int8_of(candidate), changed)
     lossy = judge(judged, candidate, int8=0.01)["int8"]
     assert not lossy.passed
     assert lossy.figure > 0.01
@@ -155,8 +160,8 @@ def test_the_int8_file_is_judged_where_there_is_one(judged: Path, make_model: Ma
 def test_a_list_of_approvers_is_for_these_alone() -> None:
     asked = GateSettings.model_validate({"approval": ["Ada", "Grace"]})
     assert asked.objection("Grace") is None
-    assert asked.objection("Edsger") == "one of Ada, Grace must approve; say --approve NAME"
-    assert GateSettings(approval=True).objection("") == "a person must approve; say --approve NAME"
+    assert asked.objection("Edsger") == "one of Ada, Grace must approve; add --approve NAME"
+    assert GateSettings(approval=True).objection("") == "a person must approve; add --approve NAME"
     assert GateSettings(approval=False).objection("") is None
 
 
@@ -167,7 +172,7 @@ def test_a_real_service_keeps_its_contract(judged: Path, make_model: MakeModel) 
 
 
 def test_too_few_tiles_decide_nothing(judged: Path, make_model: MakeModel) -> None:
-    with pytest.raises(TrainingError, match="120 tiles in the split 'test', 1000 are the least"):
+    with pytest.raises(TrainingError, match="120 tiles in the split 'test', the minimum is 1000"):
         judge(judged, make_model(), min_tiles=1000, megabytes=1)
 
 
@@ -200,4 +205,13 @@ def test_a_gates_file_with_a_mistake_is_refused(tmp_path: Path, text: str, says:
     path = tmp_path / "gates.yaml"
     path.write_text(text)
     with pytest.raises(TrainingError, match=says):
-        read_settings(path)
+        read_gate_settings(path)
+
+
+def test_latency_is_cpu_time_and_not_the_time_that_a_busy_machine_takes(make_model: MakeModel) -> None:
+    class Waiting:
+        def run(self, *_: object) -> None:
+            time.sleep(0.002)
+
+    waiting = replace(open_single_threaded(make_model()), session=Waiting())
+    assert cpu_milliseconds({"model": waiting})["model"][1] < 1

@@ -8,7 +8,7 @@ import pytest
 from tilewise.bento.serving.releases import AliasSource
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.models.model_file import ModelFile, int8_of, open_model
-from tilewise.training.registry.gates import Finding
+from tilewise.training.registry.gates import GateResult
 from tilewise.training.registry.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
 
 MakeModel = Callable[..., Path]
@@ -73,7 +73,11 @@ def test_the_candidate_before_is_archived(registry: Registry, models: list[Model
     registry.register(models[1], "Grace", "")
     assert registry.find(str(first.version)).tags["stage"] == "archived"
     told = [(event.semver, event.what, event.who) for event in registry.history()]
-    assert told == [("1.0.0", "registered", "Ada"), ("1.0.0", "archived", "Grace"), ("1.0.1", "registered", "Grace")]
+    assert told == [
+        ("1.0.0", "registered", "Ada"),
+        ("1.0.0", "archived", "Grace"),
+        ("1.0.1", "registered", "Grace"),
+    ]
 
 
 def test_a_version_brings_its_int8_file_and_refuses_another(
@@ -135,6 +139,44 @@ def test_two_rollbacks_go_two_champions_back(registry: Registry, models: list[Mo
         registry.rollback("Ada", "")
 
 
+def test_a_rollback_goes_to_a_champion_that_was_rolled_back_and_promoted_again(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    first, second, third = (registry.register(model, "Ada", "") for model in models)
+    registry.promote(first, "Ada", "")
+    registry.promote(second, "Ada", "")
+    registry.rollback("Ada", "")
+    registry.promote(second, "Ada", "")
+    registry.promote(third, "Ada", "")
+    assert alias(registry, PREVIOUS) == "1.0.1"
+    _, comes = registry.rollback("Ada", "")
+    assert comes.tags["semver"] == "1.0.1"
+    _, comes = registry.rollback("Ada", "")
+    assert comes.tags["semver"] == "1.0.0"
+
+
+def test_a_rollback_to_a_named_version_takes_back_all_promotions_after_it(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    for model in models:
+        registry.promote(registry.register(model, "Ada", ""), "Ada", "")
+    registry.rollback("Ada", "", to="1.0.0")
+    with pytest.raises(TrainingError, match="no champion before it"):
+        registry.rollback("Ada", "")
+
+
+def test_a_champion_that_changed_since_the_measurement_is_noticed(registry: Registry, models: list[ModelFile]) -> None:
+    registry.require_champion(None)
+    first, second = (registry.register(model, "Ada", "") for model in models[:2])
+    registry.promote(first, "Ada", "")
+    registry.require_champion(first)
+    with pytest.raises(TrainingError, match=r"changed from none to 1\.0\.0 .*promote again"):
+        registry.require_champion(None)
+    registry.promote(second, "Grace", "")
+    with pytest.raises(TrainingError, match=r"changed from 1\.0\.0 to 1\.0\.1 .*promote again"):
+        registry.require_champion(first)
+
+
 def test_without_a_champion_there_is_nothing_to_roll_back(registry: Registry) -> None:
     with pytest.raises(TrainingError, match="no champion to roll back"):
         registry.rollback("Ada", "")
@@ -142,15 +184,15 @@ def test_without_a_champion_there_is_nothing_to_roll_back(registry: Registry) ->
 
 def test_a_version_is_found_by_number_semantic_version_or_alias(registry: Registry, models: list[ModelFile]) -> None:
     registry.register(models[0], "Ada", "", semver="7.0.0")
-    assert {str(registry.find(overrides).version) for overrides in ("1", "7.0.0", "candidate", None)} == {"1"}
+    assert {str(registry.find(name).version) for name in ("1", "7.0.0", "candidate", None)} == {"1"}
     with pytest.raises(TrainingError, match="no version '8'"):
         registry.find("8")
 
 
 def test_findings_are_written_on_the_version(registry: Registry, models: list[ModelFile]) -> None:
     version = registry.register(models[0], "Ada", "")
-    registry.write_findings(version, [Finding("parity", True, 0.0, "≤ 0.1")])
-    registry.write_findings(version, [Finding("floor/accuracy", False, 0.41, "≥ 0.7")], split="test")
+    registry.write_results(version, [GateResult("parity", True, 0.0, "≤ 0.1")])
+    registry.write_results(version, [GateResult("floor/accuracy", False, 0.41, "≥ 0.7")], split="test")
     tags = registry.find("1").tags
     assert tags["gate.floor/accuracy"] == "FAIL 0.41 (≥ 0.7)"
     assert tags["measured.split"] == "test"
@@ -167,3 +209,12 @@ def test_a_file_that_was_changed_in_the_store_is_not_taken(
     stored.write_bytes(models[1].path.read_bytes())
     with pytest.raises(TrainingError, match="not the one that was registered"):
         registry.fetch(version, tmp_path / "fetched")
+
+
+def test_a_version_without_the_digest_of_its_file_is_not_taken(
+    registry: Registry, models: list[ModelFile], tmp_path: Path
+) -> None:
+    registry.register(models[0], "Ada", "")
+    registry.client.delete_model_version_tag(registry.name, "1", "sha256")
+    with pytest.raises(TrainingError, match=r"not the one that was registered \(sha256\); register it again"):
+        registry.fetch(registry.find("1"), tmp_path / "fetched")

@@ -14,16 +14,16 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
+from monitoring import PROJECT, running
 from postgres import postgres, programs
-from programs import PROJECT, running
 
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.serving.releases import AliasSource
+from tilewise.cli import main
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.export.quantise import rewrite_metadata
 from tilewise.models.model_file import int8_of, open_model
 from tilewise.training.cli import main as train
-from tilewise.cli import main
 from tilewise.training.registry.registry import Registry
 
 MakeModel = Callable[..., Path]
@@ -135,7 +135,12 @@ def test_the_model_of_a_run_is_logged_with_signature_and_example_and_answers(ser
 
 
 def test_versions_go_from_candidate_to_champion_and_back_and_the_history_tells(
-    server: str, run: Path, judged: Path, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str,
+    run: Path,
+    judged: Path,
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     (tmp_path / "gates.yaml").write_text(GATES)

@@ -182,7 +182,7 @@ def test_mistakes_are_told_at_once(pack_folder: Path, in_folder: Path, capfd: py
     pack = f"--data.pack={pack_folder}"
     misspelt = SPACE.replace("optimisation.rate", "optimisation.raet")
     for text, arguments, told in (
-        (SPACE, ["--data.batch_size=8"], "--data.batch_size is said and searched"),
+        (SPACE, ["--data.batch_size=8"], "--data.batch_size is given and searched"),
         ("space: {}", [], "space.yaml: space: "),
         ("space: {a: {low: 1}}", [], "space.yaml: space.a"),
         (misspelt, ["--study=misspelt"], "training does not know an option"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Barrier
 
 from tilewise.training.tuning.space import Choices, TuneSettings
-from tilewise.training.tuning.study import Plan, open_study
+from tilewise.training.tuning.study import StudyPlan, open_study
 
 SEARCHES = 6
 
@@ -14,10 +14,10 @@ def test_searches_that_begin_at_the_same_moment_share_one_study(tmp_path: Path) 
     settings = TuneSettings(space={"data.batch_size": Choices(choices=(12, 24))})
     for turn in range(4):
         folder = tmp_path / str(turn)
-        plan = Plan("tune", f"sqlite:///{folder}/study.db", folder, 1, settings, ())
+        plan = StudyPlan("tune", f"sqlite:///{folder}/study.db", folder, 1, settings, ())
         together = Barrier(SEARCHES)
 
-        def begin(plan: Plan = plan, together: Barrier = together) -> int:
+        def begin(plan: StudyPlan = plan, together: Barrier = together) -> int:
             together.wait(timeout=60)
             return open_study(plan)._study_id
 

@@ -1,4 +1,4 @@
-"""The entrance of an INT8 file: one step does what the float passes did."""
+"""The input stage of an INT8 file: one step does what the float passes did."""
 
 from pathlib import Path
 
@@ -10,15 +10,14 @@ import torch
 from onnx import helper, numpy_helper
 
 from tilewise.models.export.quantise import InputStage, find_input_stage, fold
-from tilewise.models.model_file import MIDDLE, STEPS
-from tilewise.models.network.preprocess import Preprocess
+from tilewise.models.network.preprocess import MIDDLE, STEPS, Preprocess
 
 MEAN = [1371, 1140, 1074, 995, 1270, 2133, 2532, 2461, 2783, 789, 12, 1946, 1189]
 STD = [249, 319, 372, 576, 552, 804, 1023, 1068, 1155, 423, 4, 954, 740]
 
 
 class First(torch.nn.Module):
-    """The entrance and one convolution that hands on what it sees."""
+    """The input stage and one convolution that hands on what it sees."""
 
     def __init__(self, std: list[int]) -> None:
         super().__init__()
@@ -40,10 +39,10 @@ def exported(folder: Path, std: list[int]) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    return exported(tmp_path_factory.mktemp("entrance"), STD)
+    return exported(tmp_path_factory.mktemp("input-stage"), STD)
 
 
-def entrance_of(graph: onnx.ModelProto) -> InputStage:
+def input_stage_of(graph: onnx.ModelProto) -> InputStage:
     found = find_input_stage(graph.graph)
     assert found is not None
     return found
@@ -55,7 +54,7 @@ def run(graph: onnx.ModelProto, tiles: np.ndarray) -> np.ndarray:
 
 
 def with_eight_bits(graph: onnx.ModelProto, input_stage: InputStage) -> onnx.ModelProto:
-    """Put QuantizeLinear and DequantizeLinear behind the entrance, as onnxruntime's quantiser does."""
+    """Put QuantizeLinear and DequantizeLinear behind the input stage, as onnxruntime's quantiser does."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     nodes = copy.graph.node
@@ -73,7 +72,7 @@ def with_eight_bits(graph: onnx.ModelProto, input_stage: InputStage) -> onnx.Mod
 
 
 def test_the_steps_found_are_those_that_the_network_was_trained_with(graph: onnx.ModelProto) -> None:
-    input_stage = entrance_of(graph)
+    input_stage = input_stage_of(graph)
     assert input_stage.step[3] == pytest.approx(STD[3] / STEPS, rel=1e-5)
     assert input_stage.step[0] == pytest.approx(MEAN[0] / MIDDLE, rel=1e-5)  # wider, so that DN 0 has a number
     assert input_stage.zero[0] == 0
@@ -86,7 +85,7 @@ def test_one_step_gives_what_the_float_passes_gave_for_holes_absent_bands_and_br
     tiles[0, 10] = 0
     tiles[1, :, 10:30] = 0
     tiles[1, :, 40:] = 60_000
-    input_stage = entrance_of(graph)
+    input_stage = input_stage_of(graph)
     before = with_eight_bits(graph, input_stage)
     after = with_eight_bits(graph, input_stage)
     fold(after.graph, input_stage)
@@ -97,5 +96,5 @@ def test_one_step_gives_what_the_float_passes_gave_for_holes_absent_bands_and_br
     assert np.abs(run(after, tiles) - run(graph, tiles)).max() <= 0.51 / STEPS
 
 
-def test_a_band_that_training_never_saw_leaves_the_entrance_as_it_is(tmp_path: Path) -> None:
+def test_a_band_that_training_never_saw_leaves_the_input_stage_as_it_is(tmp_path: Path) -> None:
     assert find_input_stage(exported(tmp_path, [*STD[:12], 0]).graph) is None
