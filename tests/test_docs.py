@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, each has its place, rooms name their files, and the site builds."""
+"""The documents: links resolve, every page is in the nav, every folder README is complete, and the site builds."""
 
 import re
 import subprocess
@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).parents[1]
-ROOMS = ("datasets", "models", "training", "bento", "configs", "notebooks", "tests", "benchmarks", "deploy")
-OF_NO_ACCOUNT = ("README.md", "__init__.py", "__main__.py")
+FOLDERS = ("datasets", "models", "training", "bento", "configs", "notebooks", "tests", "benchmarks", "deploy")
+UNLISTED = ("README.md", "__init__.py", "__main__.py")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
@@ -70,22 +70,24 @@ def test_lists_begin_after_an_empty_line_as_markdown_outside_github_wants(name: 
         assert not glued, f"{name}: put an empty line before {line!r}"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_rooms_readme_names_every_file_of_the_room_and_no_other(room: str) -> None:
-    readme = prose(PROJECT / room / "README.md")
-    overrides = Counter(PurePosixPath(name).name for name in re.findall(r"`([\w./-]+)`", readme))
-    folders = re.findall(r"`([\w./-]+)/`", readme)
-    files = [PurePosixPath(name).relative_to(room) for name in tracked() if name.startswith(f"{room}/")]
-    there = Counter(path.name for path in files)
-    lacking = []
-    for path in files:
-        mirrors = room == "tests" and path.name.startswith("test_") and len(path.parts) > 1
-        as_a_whole = path.suffix != ".py" and any(path.is_relative_to(folder) for folder in folders)
-        if not (path.name in OF_NO_ACCOUNT or mirrors or as_a_whole or overrides[path.name] >= there[path.name]):
-            lacking.append(str(path))
-    assert lacking == [], f"give them a line in {room}/README.md"
-    rows = re.findall(r"^\| `([\w./-]+\.\w+)`", readme, re.MULTILINE)
-    assert [name for name in rows if PurePosixPath(name).name not in there] == []
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_readme_names_its_subfolders_and_the_files_directly_in_it(folder: str) -> None:
+    readme = prose(PROJECT / folder / "README.md")
+    inside = [PurePosixPath(name).relative_to(folder) for name in tracked() if name.startswith(f"{folder}/")]
+    files = {path.name for path in inside if len(path.parts) == 1} - set(UNLISTED)
+    if folder == "tests":
+        files = {name for name in files if not name.startswith("test_")}
+    subfolders = {f"{path.parts[0]}/" for path in inside if len(path.parts) > 1}
+    missing = (files | subfolders) - set(re.findall(r"`([\w./-]+)`", readme))
+    assert sorted(missing) == [], f"name them in {folder}/README.md"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_readme_lists_nothing_that_is_not_there(folder: str) -> None:
+    first_columns = re.findall(r"^\| (`.*?) \|", prose(PROJECT / folder / "README.md"), re.MULTILINE)
+    listed = [name for column in first_columns for name in re.findall(r"`([\w-]+(?:[./][\w./-]*))`", column)]
+    assert listed != []
+    assert [name for name in listed if not (PROJECT / folder / name).exists()] == []
 
 
 def test_the_index_of_decisions_lists_each_under_a_number_of_its_own() -> None:
