@@ -3,9 +3,10 @@
     python benchmarks/structure.py                # this checkout
     python benchmarks/structure.py OTHER_CHECKOUT
 
-Product code is the Python below `datasets`, `models`, `training`, `bento`, `deploy`, and the package's own files. Tests,
-benchmarks and notebooks are not counted. An import circle is a pair of sibling folders that import each other. It reads
-source text alone, so it measures any revision (`git worktree add FOLDER REVISION`), from before the package, too.
+Product code is the Python below `datasets`, `models`, `training`, `bento` and `deploy`, and the package's
+own files. Tests, benchmarks and notebooks are not counted. An import circle is a pair of sibling folders that
+import each other. It reads source text alone, so it also measures revisions from before the package
+(`git worktree add FOLDER REVISION`).
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def _commands(path: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("project", nargs="?", type=Path, default=PROJECT)
     project = parser.parse_args().project
     files = sources(project)
@@ -99,7 +102,9 @@ def main() -> None:
     importers = Counter(target for targets in graph.values() for target in targets)
     single = [module for module, count in importers.items() if count == 1 and module not in packages]
     per_folder = Counter(PurePosixPath(module.replace(".", "/")).parts[0] for module in files)
-    print("product files", len(files), "·", ", ".join(f"{name} {count}" for name, count in per_folder.items()))
+    print(
+        "product files", len(files), "·", ", ".join(f"{name} {count}" for name, count in per_folder.items())
+    )
     print("lines", f"{sum(len(path.read_text().splitlines()) for path in files.values()):,}")
     print("modules with one importer", len(single))
     print("import circles between folders", len(pairs := circles(graph, packages)))

@@ -15,10 +15,15 @@ from tilewise.bento.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
 FOLDERS = ("datasets", "models", "training", "bento")
-SOURCES = sorted([path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py")] + [*PROJECT.glob("tilewise/*.py")])
+SOURCES = sorted(
+    [
+        *(path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py")),
+        *PROJECT.glob("tilewise/*.py"),
+    ]
+)
 LINKED = {f"tilewise/{name}": name for name in (*FOLDERS, "configs", "bentofile.yaml")}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT)}
-COVERED = ("serving", "security", "observability")
+SETTINGS_PAGES = ("serving", "security", "observability")
 
 
 def test_imports_follow_the_contracts() -> None:
@@ -66,7 +71,7 @@ def test_the_make_targets_that_the_readme_names_exist() -> None:
 
 
 def test_every_setting_of_the_service_is_documented() -> None:
-    pages = "".join((PROJECT / f"docs/{name}.md").read_text() for name in ("serving", "security", "observability"))
+    pages = "".join((PROJECT / f"docs/{name}.md").read_text() for name in SETTINGS_PAGES)
     assert [item.name for item in fields(Settings) if f"`TILEWISE_{item.name.upper()}`" not in pages] == []
 
 
@@ -75,7 +80,9 @@ def test_no_package_registry_and_no_path_of_a_machine_is_in_the_repository() -> 
     for name in tracked():
         path = PROJECT / name
         if path.suffix in suffixes and path.is_file():
-            found = re.search(r"index-url\s*=?\s*https?://|/(?:home|Users)/\w+/", path.read_text(errors="ignore"))
+            found = re.search(
+                r"index-url\s*=?\s*https?://|/(?:home|Users)/\w+/", path.read_text(errors="ignore")
+            )
             assert found is None, f"{name} holds {found.group()!r}"  # type: ignore[union-attr]
 
 
@@ -92,5 +99,7 @@ def test_the_package_is_made_of_links_into_the_repository_and_there_are_no_other
 
 
 def tracked() -> list[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True
+    )
     return listed.stdout.splitlines()
