@@ -9,8 +9,11 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import click
 import pytest
 import yaml
+
+from tilewise.cli import main as tilewise
 
 PROJECT = Path(__file__).parents[1]
 FOLDERS = ("datasets", "models", "training", "bento", "configs", "notebooks", "tests", "benchmarks", "deploy")
@@ -134,6 +137,45 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert 'href="serving.html"' in pages["start.html"]
     assert re.search(r'href="https://[^"]+/blob/main/configs/pipeline\.yaml"', pages["start.html"])
     assert 'href="../data.html"' in pages["rooms/datasets.html"]
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """Return (page, command line) of every `tilewise …` in the code blocks and code spans of the guides."""
+    found = []
+    for name in PAGES:
+        if name in ("CHANGELOG.md", "docs/lifecycle.md") or name.startswith("docs/decisions/00"):
+            continue  # former names; a printed log
+        text = re.sub(r"\\\n\s*", " ", (PROJECT / name).read_text())
+        blocks = "\n".join(FENCED.findall(text))
+        lines = re.findall(r"^(?:\$ )?(tilewise [^\n#|;&]+)", blocks, re.MULTILINE)
+        found += [(name, line) for line in lines + re.findall(r"`(tilewise [^`\n]+)`", text)]
+    return found
+
+
+def problem_of(line: str) -> str | None:
+    """Return what is wrong with a documented command line: no such command, or an option that it lacks."""
+    command: click.Command = tilewise
+    context = click.Context(command)
+    words = re.sub(r"(['\"]).*?\1", "TEXT", line).split()[1:]
+    while words and isinstance(command, click.Group) and re.fullmatch(r"[a-z][a-z-]*", words[0]):
+        subcommand = command.get_command(context, words.pop(0))
+        if subcommand is None:
+            return "no such command"
+        command = subcommand
+    if isinstance(command, click.Group) or command.context_settings.get("ignore_unknown_options"):
+        return None  # `tilewise train` passes options on to Lightning, which checks them
+    options = {
+        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    used = {word.partition("=")[0] for word in words if word.startswith("--")}
+    return ", ".join(sorted(used - options - {"--help", "--version"})) or None
+
+
+def test_documented_commands_and_options_exist() -> None:
+    commands = documented_commands()
+    assert len(commands) > 80
+    wrong = [f"{page}: {line.strip()}: {problem}" for page, line in commands if (problem := problem_of(line))]
+    assert wrong == []
 
 
 def read(name: str) -> str:
