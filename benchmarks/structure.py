@@ -86,8 +86,8 @@ def _exported(path: Path) -> int:
 
 
 def _commands(path: Path) -> int:
-    """Count the entries `"name": ("module:function", …` of the group's table."""
-    return len(re.findall(r'"[\w-]+": \(\s*"[\w.]+:\w+"', path.read_text())) if path.is_file() else 0
+    """Count the entries `"name": Entry("module:function", …` of the group's table."""
+    return len(re.findall(r'"[\w-]+": \w*\(\s*"[\w.]+:\w+"', path.read_text())) if path.is_file() else 0
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ def project(folder: Path) -> Path:
         "bento/serving/__init__.py": "",
         "bento/serving/batcher.py": "def f():\n    from tilewise.bento.api import app\n",
         "tilewise/__init__.py": '__all__ = ["load", "Client"]\n',
-        "tilewise/cli.py": 'COMMANDS = {"serve": ("x.y:serve", "S"), "data": ("x.y:main", "D")}\n',
+        "tilewise/cli.py": 'COMMANDS = {"serve": ("x.y:serve", "S"), "data": Entry("x.y:main", "D")}\n',
         "pyproject.toml": '[project]\nname = "x"\n[project.scripts]\ntilewise = "tilewise.cli:main"\n',
     }
     for name, text in texts.items():
