@@ -1,4 +1,4 @@
-# tilewise: `make help` lists what can be done here.
+# tilewise: `make help` lists the targets.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ export BENTOML_DO_NOT_TRACK := True
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY) ## Install everything into .venv (about 8 GB, torch being most of it)
+setup: $(READY) ## Install everything into .venv (about 8 GB, mostly torch)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tilewise needs Python 3.11 or newer: make PYTHON=python3.12 …")'
@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,ops,dev]'
 	@touch $@
 
-demo: $(READY) ## Train, export and classify synthetic tiles in demo/, in under 3 minutes, without a download
+demo: $(READY) ## Train, export and classify synthetic tiles in demo/: under 3 minutes, no download
 	@tilewise demo --overwrite
 
 test: $(READY) ## Run the whole test suite, on all cores (under 10 minutes on 2)
@@ -35,10 +35,10 @@ test: $(READY) ## Run the whole test suite, on all cores (under 10 minutes on 2)
 test-fast: $(READY) ## Run the tests that take less than ten seconds each
 	@python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-lint: $(READY) ## Check style, types and the directions of imports
+lint: $(READY) ## Check style, types and import rules
 	@ruff check . && ruff format --check . && mypy && lint-imports
 
-format: $(READY) ## Put the code into its standard form
+format: $(READY) ## Format the code
 	@ruff check --fix . ; ruff format .
 
 RAW ?= data/raw
@@ -59,7 +59,7 @@ GUESS := tilewise train pseudo-label $(UNLABELLED)
 # network; the student takes all of them and no label of any tile, and in the end those that it helps to label itself.
 # LAST is the seed of the last step. Other seeds: make shipped SEED=1 SHIPPED=artifacts/pretrained/seed-1
 LAST ?= $(SEED)
-pretrained: teacher shipped ## Train the weights of models/pretrained again: 15 minutes of an H200 and 15 of a core
+pretrained: teacher shipped ## Train the weights of models/pretrained again: 15 minutes of an H200, 15 of a core
 
 teacher: $(READY) # 6 minutes of an H200
 	@$(HAVE_UNLABELLED)
@@ -89,7 +89,7 @@ shipped: $(READY)
 CPUS := $(PRETRAINED)/on-cpus
 
 # As 1.1.0 was made, but for what it makes of Level-2A. The second cycle draws otherwise than the first: as seed 100, 101, …
-pretrain-cpu: $(READY) ## Train such weights without a GPU, and without a teacher: about 115 minutes of one core
+pretrain-cpu: $(READY) ## Train such weights without a GPU and without a teacher: 115 minutes of one core
 	@$(HAVE_UNLABELLED)
 	$(PACK) --out $(CPUS)/packed
 	$(FIT) --seed_everything $(SEED) --config configs/experiments/pretrained.yaml --data.pack $(CPUS)/packed --out $(CPUS)/first
@@ -105,17 +105,17 @@ pretrain-cpu: $(READY) ## Train such weights without a GPU, and without a teache
 serve: $(READY) ## Serve the newest model on http://localhost:3000
 	@bentoml serve
 
-docs: $(READY) ## Build docs/ as a site in artifacts/site; a link that leads nowhere fails
+docs: $(READY) ## Build docs/ as a site in artifacts/site; broken links fail
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet && echo "the site is artifacts/site/index.html"
 
-rehearsal: $(READY) ## Play a model's whole life with real processes: at most 15 minutes; needs Debian's prometheus and haproxy
+rehearsal: $(READY) ## Run a model's whole lifecycle with real processes: at most 15 minutes; needs Debian's prometheus and haproxy
 	@deploy/rehearsal
 
-bento: $(READY) ## Build a bento, code and newest model in one, and print its tag
+bento: $(READY) ## Build a bento (code and newest model) and print its tag
 	@tilewise build
 
-pipeline: $(READY) ## Run what has changed of the DVC pipeline (dvc.yaml)
+pipeline: $(READY) ## Run the changed stages of the DVC pipeline (dvc.yaml)
 	@dvc repro
 
-clean: ## Remove what commands made: demo/, artifacts/, caches (not data/, not the virtual environment)
+clean: ## Remove generated files: demo/, artifacts/, caches (not data/, not .venv)
 	@rm -rf demo artifacts .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,4 +1,4 @@
-"""What the README says about the service is true: its commands run, and print what it shows, in form."""
+"""The README's examples run, and print output of the form that it shows."""
 
 import os
 import re
@@ -28,14 +28,14 @@ URL = "http://localhost:3000"
 
 @dataclass(frozen=True)
 class Example:
-    """A command of the README, and what stands below it."""
+    """A command of the README, and the output shown below it."""
 
     command: str
     output: str
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = SECTION) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def examples() -> list[Example]:
@@ -48,7 +48,7 @@ def examples() -> list[Example]:
 
 
 def form_of(output: str) -> re.Pattern[str]:
-    """What outputs of the form of `output` match: its keys, any numbers and texts; `…` stands for anything."""
+    """Return a pattern for outputs of the same form: equal keys, any values; `…` matches anything."""
     pieces = re.split(r'("[^"]*"\s*:|"[^"]*"|-?\d+(?:\.\d+)?|…|\s+)', output)
     return re.compile("".join(map(_piece, pieces)), re.DOTALL)
 
@@ -68,7 +68,7 @@ def _piece(piece: str) -> str:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     weights = np.zeros((14, len(CLASSES)), np.float32)
-    weights[-1, CLASSES.index("Forest")] = 10  # sure of its answer, as the README's model is
+    weights[-1, CLASSES.index("Forest")] = 10  # answers Forest with a high probability, as in the README
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     model = write_model(path, calibrated(CLASSES).model_dump_json(), weights=weights)
     with served(model, tmp_path_factory.mktemp("bentoml"), TILEWISE_WORKERS="1") as server:
@@ -77,7 +77,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `make demo` leaves, and a tile of EuroSAT's kind."""
+    """A folder with the files of `make demo`, and a tile whose bands have no names, as EuroSAT's."""
     folder = tmp_path_factory.mktemp("readme")
     for label in ("Forest", "River"):
         path = folder / f"demo/raw/synthetic/{label}/{label}_1.tif"
@@ -100,14 +100,22 @@ def run(command: list[str], server: Server, folder: Path) -> str:
 
 
 def test_every_curl_line_of_the_readme_is_one_that_is_run_here() -> None:
-    lines = re.findall(r"^.*\bcurl .*$", README, re.MULTILINE)
+    lines = re.findall(r"^\$ .*\bcurl .*$", README, re.MULTILINE)
     assert len(lines) >= 8
-    assert [line.removeprefix("$ ") for line in lines] == [e.command for e in examples() if "curl" in e.command]
+    assert [line.removeprefix("$ ") for line in lines] == [
+        e.command for e in examples() if "curl" in e.command
+    ]
+
+
+def test_the_readme_has_at_most_180_lines() -> None:
+    assert len(README.splitlines()) <= 180
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.command)
-def test_a_command_prints_what_the_readme_shows_in_form(server: Server, folder: Path, example: Example) -> None:
+def test_a_command_prints_what_the_readme_shows_in_form(
+    server: Server, folder: Path, example: Example
+) -> None:
     printed = run(["bash", "-c", example.command.replace("curl ", "curl -sS ")], server, folder)
     assert form_of(example.output).fullmatch(printed.strip()), printed
     for name in re.findall(r"-o (\S+)", example.command):
@@ -115,11 +123,11 @@ def test_a_command_prints_what_the_readme_shows_in_form(server: Server, folder: 
         assert (folder / name).read_bytes().startswith(kinds[name.rpartition(".")[2]])
 
 
-def test_forms_tell_other_outputs_from_alike_ones() -> None:
-    form = form_of('{"name": "a.tif", "share": 0.97, "bands": ["B01", …]}')
-    assert form.fullmatch('{"name":"b","share":1.0,"bands":["B02","B03"]}')
-    assert not form.fullmatch('{"name":"b","shares":1.0,"bands":["B02"]}')
-    assert not form.fullmatch('{"name":"b","share":null,"bands":["B02"]}')
+def test_a_form_matches_other_values_and_no_other_keys() -> None:
+    form = form_of('{"name": "a.tif", "score": 0.97, "bands": ["B01", …]}')
+    assert form.fullmatch('{"name":"b","score":1.0,"bands":["B02","B03"]}')
+    assert not form.fullmatch('{"name":"b","scores":1.0,"bands":["B02"]}')
+    assert not form.fullmatch('{"name":"b","score":null,"bands":["B02"]}')
 
 
 def test_the_python_example_runs(server: Server, folder: Path) -> None:
@@ -133,13 +141,23 @@ def test_the_python_example_runs(server: Server, folder: Path) -> None:
     assert form_of(re.sub("River", "Forest", shown.strip())).fullmatch("\n".join(lines))
 
 
-def test_the_clients_command_runs(server: Server, folder: Path) -> None:
-    (command,) = re.findall(r"`\S*python (-m bento\.client \S+) FILES…`", SECTION)
-    printed = run([sys.executable, *command.split(), "demo/raw/synthetic/Forest/Forest_1.tif"], server, folder)
-    assert printed.splitlines()[0].startswith("name")
+def test_the_python_api_example_runs_without_a_service(folder: Path, server: Server) -> None:
+    (program,) = blocks("python", README.partition("## From Python")[2].partition("\n## ")[0])
+    assert len(program.splitlines()) <= 12
+    lines = run([sys.executable, "-c", program], server, folder).splitlines()
+    assert re.fullmatch(rf"({'|'.join(CLASSES)}) [01]\.\d+", lines[0])
+    assert lines[-1] == "(128, 192) 6"
 
 
-def test_the_paths_that_it_names_are_answered(server: Server) -> None:
+def test_the_classify_command_runs(server: Server, folder: Path) -> None:
+    (command,) = re.findall(r"`tilewise (classify --server \S+) FILES…`", SECTION)
+    tile = "demo/raw/synthetic/Forest/Forest_1.tif"
+    for words in (command.split(), ["classify"]):  # by the service; by a model file
+        printed = run([sys.executable, "-m", "tilewise", *words, tile], server, folder)
+        assert printed.splitlines()[0].startswith("name")
+
+
+def test_the_paths_that_the_readme_names_are_answered(server: Server) -> None:
     paths = re.findall(r"`(/[a-z]+)`", SECTION)
     assert "/readyz" in paths
     for path in paths:

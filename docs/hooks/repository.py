@@ -1,7 +1,8 @@
-"""Makes one site of docs/ and of what lies beside it, by the same relative links that work on GitHub.
+"""Build one site from docs/ and the READMEs beside it, by the same relative links that work on GitHub.
 
-MkDocs knows the files below docs/ only. This hook adds the README of the project and of each room as pages, and turns
-links that leave docs/ into links to these pages or, where there is none, to the file in the repository.
+MkDocs knows the files below docs/ only. This hook adds the README of the project and of each folder as
+pages, and turns links that leave docs/ into links to these pages or, if there is none, to the file in the
+repository.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PROJECT = Path(__file__).parents[2]
 DOCS = "docs"
 ICON = "bento/page/icon.svg"
 _INDEX = "README.md"
-_ROOMS = (
+_FOLDERS = (
     "datasets",
     "models",
     "models/pretrained",  # a model's card
@@ -42,35 +43,35 @@ _LINK = re.compile(r"\]\((?![a-z]+:|[/#])([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Name headings as GitHub does, and list the pages of folders that the nav stands for as a whole."""
+    """Name headings as GitHub does, and expand `folder/*` in the nav."""
     config.mdx_configs["toc"] = {**config.mdx_configs.get("toc", {}), "slugify": slugify(case="lower")}
     config.nav = _expand(config.nav)
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside docs/, and the icon of the service's page."""
+    """Add the pages outside docs/, and the icon of the service's page."""
     for path, name in {**beside(), ICON: "icon.svg"}.items():
         files.append(File.generated(config, name, abs_src_path=str(PROJECT / path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the page's links to where their targets are on the site."""
+    """Rewrite the page's links to their targets on the site."""
     source = config.extra["source"]
-    parts = _FENCED.split(markdown)  # what lies between fences has odd places
+    parts = _FENCED.split(markdown)  # odd parts are code blocks
     parts[::2] = [_LINK.sub(lambda m: _relink(m, page.file.src_uri, source), part) for part in parts[::2]]
     return "".join(parts)
 
 
 def beside() -> dict[str, str]:
-    """Return {path in the repository: name on the site} of the pages that lie outside docs/."""
-    rooms = {f"{room}/{_INDEX}": f"rooms/{room.replace('/', '-')}.md" for room in _ROOMS}
+    """Return {path in the repository: name on the site} of the pages outside docs/."""
+    rooms = {f"{room}/{_INDEX}": f"rooms/{room.replace('/', '-')}.md" for room in _FOLDERS}
     return _BESIDE | {path: name for path, name in rooms.items() if (PROJECT / path).is_file()}
 
 
 def site_link(page: str, target: str, source: str) -> str:
-    """Return where the page `page` of the site links to for `target`, which is relative to the page's own file.
+    """Return the link on the site's page `page` for `target`, which is relative to the page's own file.
 
     Args:
         page: name on the site, as of `beside`.
@@ -92,7 +93,7 @@ def _relink(match: re.Match[str], page: str, source: str) -> str:
 
 
 def _expand(nav: object) -> object:
-    """Put a folder's pages, by name, in the place of `folder/*`."""
+    """Replace `folder/*` by the folder's pages, by name."""
     if isinstance(nav, dict):
         return {title: _expand(item) for title, item in nav.items()}
     if not isinstance(nav, list):
@@ -107,4 +108,8 @@ def _expand(nav: object) -> object:
 def _pages(folder: str) -> list[str]:
     if folder == "rooms":
         return [name for name in beside().values() if PurePosixPath(name).parent.name == folder]
-    return [f"{folder}/{path.name}" for path in sorted((PROJECT / DOCS / folder).glob("*.md")) if path.name != _INDEX]
+    return [
+        f"{folder}/{path.name}"
+        for path in sorted((PROJECT / DOCS / folder).glob("*.md"))
+        if path.name != _INDEX
+    ]
