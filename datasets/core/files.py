@@ -1,4 +1,4 @@
-"""Writing so that a disk that is full, or takes no more, is an error and never half a result."""
+"""Write files whole or not at all: atomic replacement, disk errors that GDAL hides, checksums."""
 
 import errno
 import hashlib
@@ -12,6 +12,33 @@ from rasterio.errors import RasterioError
 
 _PROBE = bytes(2**16)
 _CHUNK = 2**20
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well it replaces `path`, else it is removed.
+
+    Readers see the former file or the new one, never a part. The folder is made if it is missing. Two processes must
+    not write the same `path` at once: the temporary name is the same for both.
+
+    Args:
+        durable: whether the new file is on the disk before it replaces the former one, so that it also survives a
+            loss of power. False: for files that are rewritten every few seconds, or cheaply made again.
+
+    Raises:
+        OSError: the disk does not take the file.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        if durable:
+            sync(partial)
+        partial.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
