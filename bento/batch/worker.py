@@ -248,7 +248,7 @@ def scene_info_of(task: Task, scene: Scene, answer: SceneAnswer) -> SceneInfo:
         place=answer.place,
         height=answer.height,
         width=answer.width,
-        window_place=scene.place,
+        window_place=scene.georeference,
         sources=tuple(p if "://" in p else str(Path(p).absolute()) for p in map(str, task.source.paths)),
         datetime=scene.taken.strftime(_UTC) if scene.taken else None,
         platform=scene.platform,

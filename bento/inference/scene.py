@@ -20,9 +20,9 @@ from tilewise.bento.inference.window_grid import starts
 from tilewise.bento.inference.windows import GridOptions, WindowAnswer, classify
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.tile import DN, Georeference
-from tilewise.datasets.readers.geotiff import ReadingPlan, closed_world, read_dn
+from tilewise.datasets.readers.geotiff import ReadingPlan, isolated_gdal, read_dn
 from tilewise.datasets.scenes import ground
-from tilewise.datasets.scenes.ground import NEAR_10_M, place_of
+from tilewise.datasets.scenes.ground import NEAR_10_M, require_georeference
 
 __all__ = [
     "NEAR_10_M",
@@ -31,7 +31,7 @@ __all__ = [
     "WindowAnswer",
     "check_ground_size",
     "classify_scene",
-    "place_of",
+    "require_georeference",
     "starts",
 ]
 
@@ -89,7 +89,7 @@ class _OpenDataset:
 
     def __init__(self, dataset: DatasetReader, plan: ReadingPlan) -> None:
         self.name, self.bands = plan.name, plan.bands
-        self.place = Georeference(dataset.crs, dataset.transform)
+        self.georeference = Georeference(dataset.crs, dataset.transform)
         self.height, self.width = dataset.height, dataset.width
         height, width = dataset.block_shapes[0]
         self.block = int(height), int(width)
@@ -98,5 +98,5 @@ class _OpenDataset:
 
     def read(self, window: Window) -> DN:
         """Return uint16 (13, height, width), 0 = no data."""
-        with self._lock, closed_world():
+        with self._lock, isolated_gdal():
             return read_dn(self._dataset, self._plan, window)

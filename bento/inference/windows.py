@@ -38,7 +38,7 @@ class ReadableScene(Protocol):
     block: tuple[int, int]
 
     @property
-    def place(self) -> Georeference:
+    def georeference(self) -> Georeference:
         """Where its pixels lie."""
 
     @property
@@ -309,9 +309,9 @@ def classify(
     grid = grid or GridOptions()
     window_grid = _window_grid_of(scene, grid, engine.metadata.tile_size)
     strips = range(len(window_grid.strips))[slice(*rows) if rows else slice(None)]
-    transform = scene.place.transform @ Affine.scale(grid.cell)
+    transform = scene.georeference.transform @ Affine.scale(grid.cell)
     return SceneAnswer(
-        Georeference(scene.place.crs, transform),
+        Georeference(scene.georeference.crs, transform),
         -(-scene.height // grid.cell),
         -(-scene.width // grid.cell),
         strips,

@@ -18,7 +18,7 @@ from tilewise.bento.inference.scene import (
     WindowAnswer,
     check_ground_size,
     classify_scene,
-    place_of,
+    require_georeference,
     starts,
 )
 from tilewise.bento.inference.uploads import describe_outlier, describe_set
@@ -156,7 +156,7 @@ FORMS: dict[str, Callable[[AnsweredScene], bytes]] = {GEOJSON: to_geojson, MAP: 
 @contextmanager
 def _opened(path: Path, question: SceneQuestion) -> Iterator[tuple[DatasetReader, ReadingPlan, Georeference]]:
     with open_geotiff(path, question.name) as dataset:
-        place = place_of(dataset, question.name)
+        place = require_georeference(dataset, question.name)
         check_ground_size(dataset, question.name)
         yield dataset, plan_reading(dataset, question.name, question.overrides), place
 

@@ -17,7 +17,7 @@ from tilewise.datasets.scenes import SceneOptions, SceneSource
 from tilewise.datasets.scenes.rasters import RASTER_SUFFIXES, fetch_text, is_remote, shown
 from tilewise.datasets.scenes.safe import METADATA_NAMES, is_safe
 from tilewise.datasets.scenes.search import Kind
-from tilewise.datasets.scenes.stac import Item, bands_of, places_of
+from tilewise.datasets.scenes.stac import Item, bands_of, files_of
 
 MAX_BYTES = 256 * 2**10
 _LONGEST_ID = 256
@@ -155,7 +155,7 @@ def scene_of(notice: Notice, places: Places, options: SceneOptions) -> Told:
         NoticeError: it leads where it may not, to what is no scene, or to several.
         TilewiseError: what it names is not there, or cannot be read now.
     """
-    options = replace(options, overrides=notice.fill(options.overrides))
+    options = replace(options, read_options=notice.fill(options.read_options))
     if notice.item:
         return _of_item(notice.item, _self_of(notice.item), places, options)
     place = places.admit(notice.scene)
@@ -202,7 +202,7 @@ def _of_item(content: dict[str, Any], base: str, places: Places, options: SceneO
     if lost := bands_of(Item(name, "", json.dumps(content))) - bands_of(item):
         raise NoticeError(f"{name}: {', '.join(sorted(lost))} cannot be had: {refusal}")
     try:
-        paths = places_of(item)
+        paths = files_of(item)
     except TilewiseError as error:
         raise NoticeError(str(error)) from error
     identity = f"{content.get('collection') or ''}/{content.get('id')}"

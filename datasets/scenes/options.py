@@ -1,4 +1,4 @@
-"""The options by which command lines say how scenes are read."""
+"""Options for reading scenes, and their command-line form."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from tilewise.datasets.core.radiometry import ReadOptions
 
 
 class CloudKind(StrEnum):
-    """Where it is written which pixels are clouds."""
+    """Kind of a cloud mask."""
 
     SCL = "scl"
     QA60 = "qa60"
@@ -23,14 +23,14 @@ class CloudKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CloudMask:
-    """Which pixels are clouds, and so no data.
+    """The mask of pixels that are clouds, and so no data.
 
     Attributes:
         kind: the scene classification (SCL) of Level-2A: its classes 3 (cloud shadow), 8, 9 (cloud) and 10 (thin
             cirrus); QA60 of Google's catalogue: bits 10 and 11, or MSK_CLASSI of Level-1C products; a probability in
-            percent that comes with the scene; or a file of one's own beside it.
-        percent: probabilities from here up are clouds (0-100).
-        pattern: of FILE: the file's path from the scene's folder; `{stem}` stands for the scene's file stem.
+            percent that comes with the scene; or the user's own file beside it.
+        percent: probabilities of at least this are clouds (0–100).
+        pattern: of FILE: the file's path from the scene's folder; `{stem}` is replaced by the scene's file stem.
     """
 
     kind: CloudKind
@@ -43,23 +43,23 @@ class SceneOptions:
     """How scenes are read.
 
     Attributes:
-        said: what files do not say of their bands and radiometry.
-        clouds: which pixels are clouds, and so no data; None: all are kept.
-        warp: bring scenes that are in degrees, or not near 10 m, to 10 m in their UTM zone; else they are refused.
-        quick_fingerprint: know a local file by its size, time, head and tail, and not by all its bytes.
+        read_options: bands and radiometry that files do not declare.
+        clouds: mask of the pixels that are no data; None: all pixels are kept.
+        warp: warp scenes in degrees, or not near 10 m, to 10 m in their UTM zone; else they are refused.
+        quick_fingerprint: identify a local file by its size, time, head and tail, instead of by all its bytes.
     """
 
-    overrides: ReadOptions = field(default_factory=ReadOptions)
+    read_options: ReadOptions = field(default_factory=ReadOptions)
     clouds: CloudMask | None = None
     warp: bool = False
     quick_fingerprint: bool = False
 
 
 def parse_clouds(text: str) -> CloudMask | None:
-    """Turn `none`, `scl`, `qa60`, `probability`, `probability:40` or `file:{stem}_clouds.tif:40` into a mask.
+    """Parse `none`, `scl`, `qa60`, `probability`, `probability:40` or `file:{stem}_clouds.tif:40` as a mask.
 
     Raises:
-        SceneError: it is none of these, or the percentage is no number from 0 to 100.
+        SceneError: it is none of these, or the percentage is not a number from 0 to 100.
     """
     kind, _, rest = text.strip().partition(":")
     if kind.lower() == "none" and not rest:
@@ -67,15 +67,15 @@ def parse_clouds(text: str) -> CloudMask | None:
     try:
         known = CloudKind(kind.lower())
     except ValueError:
-        raise _misunderstood(text) from None
+        raise _invalid(text) from None
     if known is CloudKind.FILE:
         pattern, _, tail = rest.rpartition(":")
         pattern, tail = (pattern, tail) if pattern and _is_number(tail) else (rest, "")
         if not pattern:
-            raise _misunderstood(text)
+            raise _invalid(text)
         return CloudMask(known, _percent(tail, text), pattern)
     if rest and known is not CloudKind.PROBABILITY:
-        raise _misunderstood(text)
+        raise _invalid(text)
     return CloudMask(known, _percent(rest, text))
 
 
@@ -83,7 +83,7 @@ def _percent(text: str, whole: str) -> float:
     if not text:
         return CloudMask(CloudKind.PROBABILITY).percent
     if not _is_number(text) or not 0 <= float(text) <= 100:
-        raise _misunderstood(whole)
+        raise _invalid(whole)
     return float(text)
 
 
@@ -91,9 +91,9 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdecimal()
 
 
-def _misunderstood(text: str) -> SceneError:
+def _invalid(text: str) -> SceneError:
     return SceneError(
-        f"{text!r} names no cloud mask; say none, scl, qa60, probability, probability:40 (percent) or "
+        f"{text!r} is not a cloud mask; use none, scl, qa60, probability, probability:40 (percent) or "
         "file:{stem}_clouds.tif:40"
     )
 
@@ -132,12 +132,13 @@ def make_scene_options(
     warp: bool = False,
     quick_fingerprint: bool = False,
 ) -> SceneOptions:
-    """Return what was said by the options of `scene_options`.
+    """Return the values of the command-line options of `scene_options`.
 
     Raises:
         UnknownBandError: a band name that Sentinel-2 does not have.
-        RadiometryUnknownError: a scale or offset that cannot be.
-        SceneError: a cloud mask that is none.
+        RadiometryUnknownError: an impossible scale or offset.
+        SceneError: `clouds` is not a cloud mask.
     """
-    overrides = make_read_options(bands, level, scale, offset)
-    return SceneOptions(overrides, parse_clouds(clouds), warp, quick_fingerprint)
+    return SceneOptions(
+        make_read_options(bands, level, scale, offset), parse_clouds(clouds), warp, quick_fingerprint
+    )

@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score
 from tilewise.datasets.core.console import Report, one_line_errors, shown
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.locations import checkout
-from tilewise.datasets.packs.derived import without_classes
 from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.packing import without_classes
 from tilewise.models.model_file import open_model
 from tilewise.training.evaluate.out_of_distribution import scores_that_compete
 from tilewise.training.evaluate.outputs import DEFAULT, AssessSettings, Case, Table, read_settings
