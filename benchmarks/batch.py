@@ -46,7 +46,7 @@ from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.eurosat import CLASSES, read_ms
 from tilewise.datasets.scenes import find_scenes
-from tilewise.datasets.scenes.rasters import open_raster, scene_world
+from tilewise.datasets.scenes.rasters import open_raster, scene_gdal
 from tilewise.models.model_file import usable_cores
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def read_bare(path: Path, _: Path) -> dict[str, float]:
             waiting.put(Window(left, top, right - left, bottom - top))
 
     def work() -> None:
-        with scene_world(), open_raster(path) as dataset:
+        with scene_gdal(), open_raster(path) as dataset:
             while not waiting.empty():
                 try:
                     dataset.read(window=waiting.get_nowait())
@@ -133,7 +133,7 @@ def read_bare(path: Path, _: Path) -> dict[str, float]:
 
 def infer_bare(path: Path, model: Path) -> dict[str, float]:
     """Run the network on tiles in memory by all cores: threads of their own, or one that parts each batch."""
-    with scene_world(), open_raster(path) as dataset:
+    with scene_gdal(), open_raster(path) as dataset:
         pixels = dataset.read(window=Window(0, 0, 2048, 2048))
     tiles = pixels.reshape(13, 32, 64, 32, 64).transpose(1, 3, 0, 2, 4).reshape(-1, 13, 64, 64).copy()
     cores, rates, costs = usable_cores(), [], []

@@ -36,6 +36,7 @@ import torch
 from peers.networks import build
 from torch.utils.flop_counter import FlopCounterMode
 
+from tilewise.datasets.loading.augment import AugmentOptions
 from tilewise.datasets.loading.module import TileDataModule
 from tilewise.models.network.classifier import Classifier
 from tilewise.training.fit.callbacks import Ema, Health, SeedEachStep
@@ -195,7 +196,8 @@ class Clock(pl.Callback):
 def full_step(setting: Setting, pack: Path, precision: str) -> float:
     """Return images/s of training as `tilewise train fit` does it."""
     pl.seed_everything(0, verbose=False)
-    data = TileDataModule(pack, batch_size=setting.batch, compile=setting.compile)
+    augment = AugmentOptions(compile=setting.compile)
+    data = TileDataModule(pack, batch_size=setting.batch, augment=augment)
     known = data.classes, data.band_mean, data.band_std, data.class_counts
     task = ClassificationTask(*known, build(setting.network), compile=setting.compile)
     clock = Clock()

@@ -28,7 +28,7 @@ from tilewise.datasets.core.console import (
 from tilewise.datasets.core.errors import DriftError, PackError, ValidationFailedError
 from tilewise.datasets.packs.pack import CARD, Pack, PackSummary
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import SPLITS, Method, SplitPlan, shown_splits
+from tilewise.datasets.packs.splits import SPLITS, SplitMethod, SplitPlan, shown_splits
 from tilewise.datasets.packs.statistics import measure, write_statistics
 from tilewise.datasets.packs.versions import (
     PackDiff,
@@ -41,7 +41,6 @@ from tilewise.datasets.packs.versions import (
 )
 from tilewise.datasets.quality.card import write_card
 from tilewise.datasets.quality.reviewed import is_empty
-from tilewise.datasets.quality.schema import Limits
 from tilewise.datasets.quality.validate import ERROR, ValidationReport, validate_pack, write_report
 from tilewise.datasets.quality.validate import validate as run_checks
 from tilewise.datasets.readers.corrections import Correction, read_corrections
@@ -111,7 +110,7 @@ def _sources_and_splits(command: Any) -> Any:
         click.option(
             "--split",
             "method",
-            type=click.Choice([m.value for m in Method]),
+            type=click.Choice([m.value for m in SplitMethod]),
             default="random",
             show_default=True,
             help="How tiles are divided into train, val and test.",
@@ -194,15 +193,15 @@ def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
 @click.option(
     "--max-no-data",
     "max_no_data",
-    default=Limits.max_no_data,
+    default=ValidationLimits.max_no_data,
     show_default=True,
     help="Largest fraction of pixels without data.",
 )
-@click.option("--highest-dn", "highest_dn", default=Limits.highest_dn, show_default=True, help="Highest plausible DN.")
+@click.option("--highest-dn", "highest_dn", default=ValidationLimits.highest_dn, show_default=True, help="Highest plausible DN.")
 @click.option(
     "--max-imbalance",
     "max_imbalance",
-    default=Limits.max_imbalance,
+    default=ValidationLimits.max_imbalance,
     show_default=True,
     help="Largest ratio between the classes' tile counts.",
 )
@@ -223,7 +222,7 @@ def validate(
       tilewise data validate data/raw
       tilewise data validate data/packed
     """
-    limits = Limits(max_no_data, highest_dn, Limits.lowest_contrast, max_imbalance)
+    limits = ValidationLimits(max_no_data, highest_dn, ValidationLimits.lowest_contrast, max_imbalance)
     packs = [folder for folder in options["folders"] if (folder / CARD).is_file()]
     with shown() as progress:
         if packs:
@@ -333,12 +332,12 @@ def diff(before: str, after: str, data: Path, repo: Path, out: Path | None, max_
 
 def _print_diff(found: PackDiff) -> None:
     for side in (found.before, found.after):
-        click.echo(f"{side['said']}: {side['tiles']:,} tiles, data hash {side['data_hash'][:12]}")
+        click.echo(f"{side['name']}: {side['tiles']:,} tiles, data hash {side['data_hash'][:12]}")
     for line in in_words(found):
         click.echo(line)
     classes = Table("class", "before", "after", title=f"classes, PSI {found.class_psi:.3f}: {verdict(found.class_psi)}")
     for item in found.classes:
-        classes.add_row(item.name, f"{item.before} ({item.share_before:.1%})", f"{item.after} ({item.share_after:.1%})")
+        classes.add_row(item.name, f"{item.before} ({item.fraction_before:.1%})", f"{item.after} ({item.fraction_after:.1%})")
     bands = Table("band", "mean", "std", "PSI", "KL", "W", title="train split; W: Wasserstein distance; in DN")
     for band in found.bands:
         name, mean, std, _, *drift = band_cells(band)
@@ -383,7 +382,7 @@ def _parse(
     # A folder of reviewed tiles may be empty as yet, which is no error.
     filled = tuple(folder for folder in folders if not is_empty(folder))
     sources = find_sources(filled, Format(format) if format else None, reading)
-    return sources, SplitPlan(Method(method), lists, _parse_fractions(fractions), seed, block_km)
+    return sources, SplitPlan(SplitMethod(method), lists, _parse_fractions(fractions), seed, block_km)
 
 
 def _parse_fractions(text: str) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
 """Fake data for all tests: made once a session by the project's own generator, never real.
 
-`make test` runs files of tests side by side, each within one process (pytest-xdist, `--dist=loadfile`). Fixtures of
-a session are made once in each process; what is dear goes through `made_once`.
+`make test` runs files of tests side by side, each within one process (pytest-xdist, `--dist=loadfile`).
+Fixtures of a session are made once in each process; what is dear goes through `made_once`.
 """
 
 import os
@@ -17,17 +17,21 @@ from filelock import FileLock
 from tilewise.datasets.acquire.synthetic import synthesise
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import Method, SplitPlan
+from tilewise.datasets.packs.splits import SplitMethod, SplitPlan
 from tilewise.datasets.readers.sources import find_source
 
 REAL_DATA = Path(os.environ.get("TILEWISE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
-if ONE_OF_SEVERAL:  # as many processes as cores, each with as many threads as cores, would wait for one another
+if (
+    ONE_OF_SEVERAL
+):  # as many processes as cores, each with as many threads as cores, would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start would ignore it too
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job: what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -80,14 +84,19 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiles_folder(made_once: MadeOnce) -> Path:
     """Synthetic GeoTIFF tiles in EuroSAT's layout: ten classes of twelve."""
-    return made_once("raw", lambda raw: synthesise(raw / "synthetic", tiles_per_class=12, seed=1)) / "synthetic"
+    return (
+        made_once("raw", lambda raw: synthesise(raw / "synthetic", tiles_per_class=12, seed=1)) / "synthetic"
+    )
 
 
 @pytest.fixture(scope="session")
 def pack_folder(tiles_folder: Path, made_once: MadeOnce) -> Path:
     """The synthetic tiles packed, split at random 60/20/20."""
-    plan = SplitPlan(Method.RANDOM, shares=(0.6, 0.2, 0.2))
-    return made_once("packed", lambda folder: write_pack([find_source(tiles_folder)], folder / "pack", plan)) / "pack"
+    plan = SplitPlan(SplitMethod.RANDOM, fractions=(0.6, 0.2, 0.2))
+    return (
+        made_once("packed", lambda folder: write_pack([find_source(tiles_folder)], folder / "pack", plan))
+        / "pack"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -150,10 +159,14 @@ def export_skilled(pack: Pack, path: Path) -> None:
     with torch.no_grad():
         embedding = classifier(torch.from_numpy(pack.fetch(rows)))[1].numpy()
         known = np.column_stack([embedding, np.ones(len(rows))])
-        weights = 8 * np.linalg.lstsq(known, np.eye(len(pack.summary.classes))[pack.labels[rows]], rcond=3e-2)[0]
+        weights = (
+            8 * np.linalg.lstsq(known, np.eye(len(pack.summary.classes))[pack.labels[rows]], rcond=3e-2)[0]
+        )
         classifier.head.weight.copy_(torch.from_numpy(weights[:-1].T))
         classifier.head.bias.copy_(torch.from_numpy(weights[-1]))
-    metadata = ModelMetadata(name="test", version="0", classes=pack.summary.classes, network="PatchCNN", synthetic=True)
+    metadata = ModelMetadata(
+        name="test", version="0", classes=pack.summary.classes, network="PatchCNN", synthetic=True
+    )
     tiles = pack.fetch(rows)
     export(classifier, metadata, path, tiles)
     tiles[::3, 5:] = 0

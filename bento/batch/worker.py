@@ -251,7 +251,7 @@ def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassifica
         georeference=classification.georeference,
         height=classification.height,
         width=classification.width,
-        scene_georeference=scene.place,
+        scene_georeference=scene.georeference,
         sources=tuple(p if "://" in p else str(Path(p).absolute()) for p in map(str, task.source.paths)),
         datetime=scene.taken.strftime(_UTC) if scene.taken else None,
         platform=scene.platform,

@@ -23,7 +23,7 @@ from tilewise.datasets.core.errors import (
 )
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, ReadOptions
 from tilewise.datasets.core.tile import DN, place_bands, valid_mask
-from tilewise.datasets.readers.geotiff import ReadingPlan, closed_world, open_geotiff, plan_reading
+from tilewise.datasets.readers.geotiff import ReadingPlan, isolated_gdal, open_geotiff, plan_reading
 
 LONGEST_SIDE = 512
 PERCENTILES = (2, 98)
@@ -116,7 +116,7 @@ def cloud_mask(pixels: DN) -> Valid:
 def to_png(colours: npt.NDArray[np.uint8], valid: Valid) -> bytes:
     """Return uint8 (3, height, width) as a PNG that is transparent where not `valid`."""
     _, height, width = colours.shape
-    with closed_world(), MemoryFile() as memory:
+    with isolated_gdal(), MemoryFile() as memory:
         with memory.open(driver="PNG", count=4, height=height, width=width, dtype="uint8") as picture:
             picture.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
             picture.write(np.concatenate([colours, 255 * valid[None].astype(np.uint8)]))

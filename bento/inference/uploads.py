@@ -15,7 +15,7 @@ from tilewise.bento.request_context import RequestContext
 from tilewise.datasets.core.errors import NoDataError, TilewiseError
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
-from tilewise.datasets.readers.geotiff import closed_world, read_tile
+from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile
 
 _DIGITS = 6
 _LOG = logging.getLogger("tilewise")
@@ -123,7 +123,7 @@ def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:
     A model that fails affects only its own uploads: their results are `ModelFailure`.
     """
     stages: list[metrics.TimedStage] = []
-    with metrics.timed("read", len(uploads), stages), closed_world():
+    with metrics.timed("read", len(uploads), stages), isolated_gdal():
         outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
     results: list[Answer | ModelFailure] = [outcome if isinstance(outcome, dict) else {} for outcome in outcomes]
     batch = Batch(uploads, outcomes, results, stages=stages)

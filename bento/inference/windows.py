@@ -37,7 +37,7 @@ class ReadableScene(Protocol):
     block: tuple[int, int]
 
     @property
-    def place(self) -> Georeference:
+    def georeference(self) -> Georeference:
         """CRS and transform of its pixels."""
 
     @property
@@ -323,9 +323,9 @@ def classify(
     grid = grid or GridOptions()
     window_grid = _window_grid_of(scene, grid, engine.metadata.tile_size)
     strips = range(len(window_grid.strips))[slice(*rows) if rows else slice(None)]
-    transform = scene.place.transform @ Affine.scale(grid.cell)
+    transform = scene.georeference.transform @ Affine.scale(grid.cell)
     return SceneClassification(
-        Georeference(scene.place.crs, transform),
+        Georeference(scene.georeference.crs, transform),
         -(-scene.height // grid.cell),
         -(-scene.width // grid.cell),
         strips,

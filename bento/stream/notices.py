@@ -17,7 +17,7 @@ from tilewise.datasets.scenes import SceneOptions, SceneSource
 from tilewise.datasets.scenes.rasters import RASTER_SUFFIXES, fetch_text, is_remote, shown
 from tilewise.datasets.scenes.safe import METADATA_NAMES, is_safe
 from tilewise.datasets.scenes.search import Kind
-from tilewise.datasets.scenes.stac import Item, bands_of, places_of
+from tilewise.datasets.scenes.stac import Item, bands_of, files_of
 
 MAX_BYTES = 256 * 2**10
 _MAX_ID = 256
@@ -153,7 +153,7 @@ def scene_of(notice: Notice, allowed: AllowList, options: SceneOptions) -> Scene
         NoticeError: it is not allowed, not a scene, or several scenes.
         TilewiseError: it is missing, or cannot be read now.
     """
-    options = replace(options, overrides=notice.fill(options.overrides))
+    options = replace(options, read_options=notice.fill(options.read_options))
     if notice.item:
         return _job_of_item(notice.item, _self_href(notice.item), allowed, options)
     location = allowed.resolve(notice.scene)
@@ -203,7 +203,7 @@ def _job_of_item(content: dict[str, Any], base: str, allowed: AllowList, options
     if missing := bands_of(Item(name, "", json.dumps(content))) - bands_of(item):
         raise NoticeError(f"{name}: {', '.join(sorted(missing))} cannot be read: {refusal}")
     try:
-        paths = places_of(item)
+        paths = files_of(item)
     except TilewiseError as error:
         raise NoticeError(str(error)) from error
     identity = f"{content.get('collection') or ''}/{content.get('id')}"

@@ -26,7 +26,7 @@ from tilewise.datasets.acquire.download import (
 )
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import FetchError, UnsafeArchiveError
-from tilewise.datasets.readers.sources import CARD_NAME, Card, Format
+from tilewise.datasets.readers.sources import CARD_NAME, DatasetCard, Format
 
 SPLITS_NAME = "eurosat-splits"
 SPLITS_URL = "https://hf.co/datasets/torchgeo/eurosat/resolve/1ce6f1bfb56db63fd91b6ecc466ea67f2509774c"
@@ -246,7 +246,9 @@ def _judge(archive: Archive, supply: _Supply, sums: _Checksums, source: str | No
             f"{supply.label}: the checksum is not the published one (md5 {sums.md5}); the file was removed, "
             f"so fetch again, or {_ARCHIVE_WAY_OUT}"
         )
-    context.say(f"warning: {supply.label} is not the published {archive.format} (sha256 {sums.sha256}); used as it is")
+    context.say(
+        f"warning: {supply.label} is not the published {archive.format} (sha256 {sums.sha256}); used as it is"
+    )
 
 
 def _install(archive: Archive, supply: _Supply, sums: _Checksums, folder: Path, context: Context) -> None:
@@ -268,18 +270,22 @@ def _install(archive: Archive, supply: _Supply, sums: _Checksums, folder: Path, 
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _card(archive: Archive, supply: _Supply, sums: _Checksums, files: int) -> Card:
+def _card(archive: Archive, supply: _Supply, sums: _Checksums, files: int) -> DatasetCard:
     published = sums.md5 == archive.md5
     record = {"source": supply.label, "source_id": supply.source_id, "published": published}
     extra = {"archive": {**record, **asdict(sums), "files": files}}
     name = str(archive.format)
     if published:
-        return Card(name, archive.format, _LICENCE, _ORIGIN, extra=extra)
+        return DatasetCard(name, archive.format, _LICENCE, _ORIGIN, extra=extra)
     licence = f"{_LICENCE}, where it is a part of the published archive"
-    return Card(name, archive.format, licence, supply.label, notes=f"not the published {name}", extra=extra)
+    return DatasetCard(
+        name, archive.format, licence, supply.label, notes=f"not the published {name}", extra=extra
+    )
 
 
-def fetch_splits(lists: Iterable[SplitList], out: Path, source: str | None = None, context: Context = QUIETLY) -> Path:
+def fetch_splits(
+    lists: Iterable[SplitList], out: Path, source: str | None = None, context: Context = QUIETLY
+) -> Path:
     """Obtain the lists from `source` (a folder or a base URL; None: the publisher) and return `out`/splits.
 
     Raises:

@@ -1,15 +1,16 @@
 """Landscapes of EuroSAT's ten classes, painted and seen through a plain atmosphere: what synthetic tiles show.
 
-A class is painted as shares of materials on a grid of 64 × 64 pixels of 10 m; the materials' reflectance spectra are
-mixed by those shares; a plain atmosphere (path reflectance that falls with the fourth power of wavelength, absorption
-by water vapour in B09, an opaque B10) makes of that something like Level-1C's top-of-atmosphere reflectance; the bands
-of 20 and 60 m are averaged to their own grid and interpolated back to 10 m. DN = reflectance × 10 000 without the
-offset of −1000, uint16, never 0.
+A class is painted as shares of materials on a grid of 64 × 64 pixels of 10 m; the materials' reflectance
+spectra are mixed by those shares; a plain atmosphere (path reflectance that falls with the fourth power of
+wavelength, absorption by water vapour in B09, an opaque B10) makes of that something like Level-1C's
+top-of-atmosphere reflectance; the bands of 20 and 60 m are averaged to their own grid and interpolated back
+to 10 m. DN = reflectance × 10 000 without the offset of −1000, uint16, never 0.
 
-Origin of the spectra: the values in `SPECTRA` were set by hand at the band centres, to two or three decimals, after the
-well-known shapes of vegetation, soil, roofs and water that published libraries show (USGS Spectral Library Version 7,
-Kokaly et al. 2017, doi:10.3133/ds1035; ECOSTRESS library, Meerdink et al. 2019, doi:10.1016/j.rse.2019.05.015). They
-are not measurements; no value is copied from those libraries, and none is derived from EuroSAT.
+Origin of the spectra: the values in `SPECTRA` were set by hand at the band centres, to two or three decimals,
+after the well-known shapes of vegetation, soil, roofs and water that published libraries show (USGS Spectral
+Library Version 7, Kokaly et al. 2017, doi:10.3133/ds1035; ECOSTRESS library, Meerdink et al. 2019,
+doi:10.1016/j.rse.2019.05.015). They are not measurements; no value is copied from those libraries, and none
+is derived from EuroSAT.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,12 @@
 """Synthetic Sentinel-2 tiles of EuroSAT's ten classes, for the demo and the tests: plausible, not real.
 
-No pixel made here is an observation of the Earth, and no score reached on such tiles says how well a model does on
-real ones. Every file says so: a GeoTIFF by its tag `TILEWISE_SYNTHETIC`, a folder by its card (`dataset.json`). What the
-tiles show, and where their spectra come from, is in `tilewise.datasets.acquire.landscapes`.
+No pixel made here is an observation of the Earth, and no score reached on such tiles says how well a model
+does on real ones. Every file says so: a GeoTIFF by its tag `TILEWISE_SYNTHETIC`, a folder by its card
+(`dataset.json`). What the tiles show, and where their spectra come from, is in
+`tilewise.datasets.acquire.landscapes`.
 
-The same seed, class and number give the same tile and the same bytes, however many are made and in which order (on one
-version of NumPy and of GDAL).
+The same seed, class and number give the same tile and the same bytes, however many are made and in which
+order (on one version of NumPy and of GDAL).
 """
 
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from tilewise.datasets.core.errors import NoTilesError, TilewiseError
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE, Georeference, Tile
 from tilewise.datasets.readers.eurosat import CLASSES
-from tilewise.datasets.readers.sources import CARD_NAME, Card, Format, find_source
+from tilewise.datasets.readers.sources import CARD_NAME, DatasetCard, Format, find_source
 
 Floats = npt.NDArray[np.float64]
 
@@ -219,7 +220,7 @@ def _create(path: Path, profile: dict[str, Any]) -> Iterator[DatasetWriter]:
 
 
 def _write_card(out: Path, tiles_per_class: int, seed: int) -> None:
-    card = Card(
+    card = DatasetCard(
         name="tilewise-synthetic",
         format=Format.GEOTIFF,
         licence="CC0-1.0",

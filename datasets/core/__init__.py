@@ -1,1 +1,1 @@
-"""Tiles, bands, radiometry, errors: the forms that everything else is written in. Free of torch."""
+"""Tiles, bands, radiometry, errors: the types that everything else uses. Free of torch."""

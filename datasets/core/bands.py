@@ -1,9 +1,9 @@
-"""The thirteen bands of Sentinel-2's MultiSpectral Instrument, known by name and never by position.
+"""The thirteen bands of Sentinel-2's MultiSpectral Instrument, identified by name and never by position.
 
 Centre wavelengths are those of Sentinel-2A, in nm, from ESA's Sentinel-2 Spectral Response Functions
 (COPE-GSEG-EOPG-TN-15-0007, version 3.0); the native resolution is the ground sampling distance in metres.
-Aliases cover the names met in the wild: unpadded (`B1`), padded (`B08A`), and the common names of the STAC
-`eo` extension (`nir08`). All look-ups ignore case.
+Aliases cover other spellings: unpadded (`B1`), padded (`B08A`), and the common names of the STAC `eo`
+extension (`nir08`). All look-ups ignore case.
 """
 
 import re
@@ -46,7 +46,7 @@ TEN_METRE_BANDS = tuple(band.name for band in BANDS if band.resolution_m == 10)
 RGB_BANDS = ("B04", "B03", "B02")
 EUROSAT_MS_ORDER = (*(name for name in BAND_NAMES if name != "B8A"), "B8A")  # B8A is last in EuroSAT's files
 
-# Lists of bands that can be said by one word, wherever a list of bands can be said.
+# Names for lists of bands, accepted wherever a list of bands is.
 BAND_SETS: dict[str, tuple[str, ...]] = {
     "l1c": L1C_BANDS,
     "l2a": L2A_BANDS,
@@ -55,38 +55,40 @@ BAND_SETS: dict[str, tuple[str, ...]] = {
     "eurosat": EUROSAT_MS_ORDER,
 }
 
-LEAVE_OUT = "_"  # in a list of a file's bands: not a band of Sentinel-2, to be left out
+LEAVE_OUT = "_"  # in a list of a file's bands: a raster band to leave out
 
 _BY_NAME = {alias.lower(): band for band in BANDS for alias in (band.name, *band.aliases)}
-_POSITION = {name: index for index, name in enumerate(BAND_NAMES)}
+_INDEX = {name: index for index, name in enumerate(BAND_NAMES)}
 _FIRST_WORD = re.compile(r"[A-Za-z0-9]+")
 _RED_EDGE = re.compile(r"red[ _-]edge[ _-]?", re.IGNORECASE)  # `Red Edge 1` is not the red band
 
 
 def find_band(name: str) -> Band:
-    """Return the band called `name` (a name or an alias, in any case).
+    """Return the band with the name or alias `name`, ignoring case.
 
     Raises:
-        UnknownBandError: no band has that name; the message lists those that exist.
+        UnknownBandError: no band has that name; the message lists all bands.
     """
     band = _BY_NAME.get(name.strip().lower())
     if band is None:
-        raise UnknownBandError(f"no Sentinel-2 band is called {name!r}; the bands are {', '.join(BAND_NAMES)}")
+        raise UnknownBandError(
+            f"no Sentinel-2 band is called {name!r}; the bands are {', '.join(BAND_NAMES)}"
+        )
     return band
 
 
 def positions(names: Iterable[str]) -> list[int]:
-    """Return where each named band stands in the canonical order of a tile (0 for B01 … 12 for B12)."""
-    return [_POSITION[find_band(name).name] for name in names]
+    """Return the index of each named band in the canonical order of a tile (0 for B01 … 12 for B12)."""
+    return [_INDEX[find_band(name).name] for name in names]
 
 
 def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Turn `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, …) into band names.
+    """Parse `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, …) into canonical band names.
 
-    `_` stands for a raster band that is to be left out, and is kept.
+    `_` marks a raster band to leave out, and is kept.
 
     Raises:
-        UnknownBandError: a name is unknown or stands twice.
+        UnknownBandError: a name is unknown or occurs twice.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
     if len(words) == 1 and words[0].strip().lower() in BAND_SETS:
@@ -101,8 +103,8 @@ def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
 def band_of_description(description: str | None) -> str | None:
     """Return the band that a raster band's description names, or None.
 
-    Descriptions are free text: `B8A`, `B4, central wavelength 665 nm` (GDAL's SENTINEL2 driver) and `red` all
-    occur; the first word decides.
+    Descriptions are free text, such as `B8A`, `B4, central wavelength 665 nm` (GDAL's SENTINEL2 driver) or
+    `red`; the first word decides.
     """
     match = _FIRST_WORD.match(_RED_EDGE.sub("rededge", (description or "").strip()))
     band = _BY_NAME.get(match.group().lower()) if match else None

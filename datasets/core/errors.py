@@ -1,12 +1,12 @@
-"""Every error that tilewise raises on purpose. Each says what is wrong, where, and the way out.
+"""All errors that tilewise raises on purpose. A message says what is wrong, where, and after `; ` the way out.
 
-The command lines print them as one line and exit with `exit_status`; the service has one table that maps
-them to HTTP codes (`bento/errors.py`). Nothing else in the project knows about either.
+The command lines print a message as one line and exit with `exit_status`; the service maps errors to HTTP
+codes in one table (`bento/errors.py`).
 """
 
 
 class TilewiseError(Exception):
-    """Base of all errors that a user can cause and can mend."""
+    """Base of all errors that a user can cause and fix."""
 
     exit_status = 1
 
@@ -16,11 +16,11 @@ class UnknownBandError(TilewiseError):
 
 
 class BandsUnknownError(TilewiseError):
-    """A file does not say which bands it holds, and nobody else did."""
+    """A file does not name its bands, and the user did not either."""
 
 
 class RadiometryUnknownError(TilewiseError):
-    """A file does not say its processing level, scale or offset, and nobody else did."""
+    """A file's processing level, scale or offset is neither in its metadata nor given by the user."""
 
 
 class UnreadableImageError(TilewiseError):
@@ -32,27 +32,27 @@ class TileShapeError(TilewiseError):
 
 
 class SceneTooLargeError(TilewiseError):
-    """A scene with more pixels, or more work in it, than the service takes."""
+    """A scene with more pixels, or more work, than the service accepts."""
 
 
 class MissingBandError(TilewiseError):
-    """A file without a band that what is asked of it needs."""
+    """A file without a band that the request needs."""
 
 
 class NoDataError(TilewiseError):
-    """A tile without a single pixel that holds data."""
+    """A tile without any valid pixel."""
 
 
 class NoTilesError(TilewiseError):
-    """A folder, archive or list without a single tile in it."""
+    """A folder, archive or list without any tile."""
 
 
 class FetchError(TilewiseError):
-    """An archive could not be fetched, or is not the published one."""
+    """A file could not be fetched, or is not the published one."""
 
 
 class UnsafeArchiveError(TilewiseError):
-    """An archive that would write outside its target or unpack to far more than it should."""
+    """An archive that would write outside its target or unpack to far more than allowed."""
 
 
 class ValidationFailedError(TilewiseError):
@@ -68,15 +68,15 @@ class CorrectionsError(TilewiseError):
 
 
 class VersionError(TilewiseError):
-    """A version of the data that cannot be had: no such revision, or bytes that no remote holds."""
+    """A version of the data that cannot be read: no such revision, or bytes that no remote holds."""
 
 
 class DriftError(TilewiseError):
-    """Data have changed more than was allowed."""
+    """Data have changed more than allowed."""
 
 
 class ReviewError(TilewiseError):
-    """A prediction log, a review or a folder of reviewed tiles that cannot be read, or do not fit each other."""
+    """A prediction log, a review or a folder of reviewed tiles cannot be read, or they do not fit each other."""
 
 
 class PredictionsError(TilewiseError):
@@ -84,19 +84,19 @@ class PredictionsError(TilewiseError):
 
 
 class SplitError(TilewiseError):
-    """A split that names no tile, or tiles that no split names."""
+    """A split without tiles, or tiles without a split."""
 
 
 class SceneError(TilewiseError):
-    """A scene, or what was said of it, that cannot be understood."""
+    """A scene, or an option for reading it, is not valid."""
 
 
 class NoticeError(TilewiseError):
-    """A message that tells of no scene which this consumer may read."""
+    """A message without a scene that this consumer may read."""
 
 
 class QueueError(TilewiseError):
-    """A queue that cannot be reached, or does not take or give messages."""
+    """A queue that cannot be reached, or fails to send or receive messages."""
 
 
 class ResultsError(TilewiseError):
@@ -108,18 +108,18 @@ class FolderBusyError(ResultsError):
 
 
 class ModelFileError(TilewiseError):
-    """A model file that is missing, corrupt, not ours, or of another version."""
+    """A model file that is missing, corrupt, not made by tilewise, or of another version."""
 
 
 class ExportError(TilewiseError):
-    """An exported model that does not answer as its original does."""
+    """An exported model that does not give the answers of its original."""
 
 
 class TrainingError(TilewiseError):
-    """Training cannot start or go on as asked."""
+    """Training cannot start or continue with the given options."""
 
 
 class StoppedError(TilewiseError):
-    """Training was told to end by SIGTERM, and kept all it needs to go on."""
+    """Training was stopped by SIGTERM, after it saved all that a resumption needs."""
 
-    exit_status = 143  # what a shell reports of a process that SIGTERM ended
+    exit_status = 143  # a shell's status for a process that SIGTERM ended

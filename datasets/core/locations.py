@@ -1,4 +1,4 @@
-"""Where things are: configs and weights that ship with the package, and what commands write below the working folder."""
+"""Paths: configs and weights that ship with the package, and the folder that commands write to."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ CONFIGS = PACKAGE / "configs"
 MODEL_NAME = "model.onnx"
 PRETRAINED_MODEL = PACKAGE / "models" / "pretrained" / MODEL_NAME
 RUNS = Path("artifacts")
-"""Where training writes, below the working folder."""
+"""The folder that training writes to, below the working folder."""
 
 
 def checkout() -> Path | None:
-    """Return the root of the repository that the package is run from, or None where it is installed from a wheel."""
+    """Return the root of the repository that the package runs from, or None where it is installed from a wheel."""
     root = PACKAGE.resolve().parent
     return root if (root / "pyproject.toml").is_file() and (root / "tests").is_dir() else None

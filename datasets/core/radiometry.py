@@ -1,9 +1,9 @@
-"""From the numbers in a file to DN = reflectance × 10 000.
+"""Convert the numbers in a file to DN = reflectance × 10 000.
 
 ESA's products define reflectance = (number + ADD_OFFSET) / QUANTIFICATION_VALUE. The offset is −1000 since
 processing baseline 04.00 (25 January 2022) and 0 before; 0 always means no data. Here the same is written as
-reflectance = (number + offset) × scale. Which of these holds for a file is read from its metadata or said by
-the user, and never guessed from the values: DN of 1,300 may be a meadow without the offset or water with it.
+reflectance = (number + offset) × scale. A file's scale and offset come from its metadata or from the user,
+and are never guessed from the values: a DN of 1,300 may be a meadow without the offset or water with it.
 """
 
 import math
@@ -32,7 +32,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Radiometry:
-    """How a file's numbers become reflectance: (number + offset) × scale, at a processing level."""
+    """Conversion of a file's numbers to reflectance: (number + offset) × scale, at a processing level."""
 
     level: Level
     scale: float
@@ -40,14 +40,14 @@ class Radiometry:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the file's numbers are DN already."""
+        """Whether the file's numbers are already DN."""
         return self.offset == 0 and abs(self.scale * QUANTIFICATION - 1) < 1e-9
 
     def to_dn(self, numbers: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint16]:
         """Return DN (uint16, the shape of `numbers`); 0 where not `valid`.
 
-        A valid pixel never becomes 0, since 0 is no data: what falls below is clipped to 1 (reflectance
-        0.0001), as ESA clips dark pixels when the offset is taken off, and what lies above 65,535 to that.
+        A valid pixel never becomes 0, since 0 is no data: lower values are clipped to 1 (reflectance 0.0001),
+        as ESA clips dark pixels when it removes the offset, and higher ones to 65,535.
         """
         factor = self.scale * QUANTIFICATION
         if numbers.dtype == np.uint16 and self.is_identity:
@@ -62,7 +62,7 @@ class Radiometry:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What the user says about files that do not say it themselves. None means: not said.
+    """The user's options for reading files: they win over the files' own metadata. None: use the metadata.
 
     Attributes:
         bands: canonical band names in the file's order; `_` for a band to leave out.
@@ -79,10 +79,10 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a raster file says about itself that bears on radiometry.
+    """A raster file's metadata that bear on radiometry.
 
     Attributes:
-        name: the file's name (a SAFE product's name tells its level and baseline).
+        name: the file's name (a SAFE product's name has its level and baseline).
         dtype: numpy name of its data type.
         tags: its metadata items.
         bands: the canonical names of its spectral bands.
@@ -98,7 +98,7 @@ class FileFacts:
     offset: float | None = None
 
     def tag(self, *names: str) -> str | None:
-        """Return the first of these metadata items that the file has, whatever its case."""
+        """Return the first of the named metadata items that the file has, ignoring case."""
         lowered = {key.lower(): value for key, value in self.tags.items()}
         return next((lowered[name.lower()] for name in names if name.lower() in lowered), None)
 
@@ -108,17 +108,17 @@ _LEVEL_IN_PRODUCT_NAME = re.compile(r"_MSIL(1C|2A)_")
 _BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
 
 
-def decide_radiometry(facts: FileFacts, overrides: ReadOptions) -> Radiometry:
-    """Return how the file's numbers become reflectance: what the user says, else what the file says.
+def decide_radiometry(facts: FileFacts, options: ReadOptions) -> Radiometry:
+    """Return how the file's numbers become reflectance: by the user's options, else by the file's metadata.
 
     Raises:
-        RadiometryUnknownError: something is neither in the metadata nor said; the message names all of it.
+        RadiometryUnknownError: level, scale or offset are in neither; the message names all that are missing.
     """
-    level = overrides.level or _level_of(facts)
-    scale = overrides.scale if overrides.scale is not None else _scale_of(facts, level)
-    offset = overrides.offset if overrides.offset is not None else _offset_of(facts)
+    level = options.level or _level_of(facts)
+    scale = options.scale if options.scale is not None else _scale_of(facts, level)
+    offset = options.offset if options.offset is not None else _offset_of(facts)
     if level is None or scale is None or offset is None:
-        raise RadiometryUnknownError(_what_is_missing(facts, level, scale, offset))
+        raise RadiometryUnknownError(_missing_message(facts, level, scale, offset))
     return Radiometry(level, scale, offset)
 
 
@@ -144,7 +144,7 @@ def _offset_of(facts: FileFacts) -> float | None:
     added = _esa_offset_of(facts)
     if facts.offset is None or not facts.scale:
         return added
-    if facts.offset == 0 and added:  # a GDAL scale alone, and ESA's offset: was it taken off or forgotten?
+    if facts.offset == 0 and added:  # a GDAL scale alone, and ESA's offset: it may be removed or forgotten
         return None
     return facts.offset / facts.scale
 
@@ -160,15 +160,15 @@ def _esa_offset_of(facts: FileFacts) -> float | None:
 
 
 def _baseline_of(facts: FileFacts) -> float | None:
-    overrides = _number(facts.tag("PROCESSING_BASELINE"))
-    if overrides is not None:
-        return overrides
+    tagged = _number(facts.tag("PROCESSING_BASELINE"))
+    if tagged is not None:
+        return tagged
     match = _BASELINE.search(facts.tag("PRODUCT_URI") or facts.name)
     return float(f"{match.group(1)}.{match.group(2)}") if match else None
 
 
 def _number(text: str | None) -> float | None:
-    """Return the finite number that a metadata item holds, or None: what is no number says nothing."""
+    """Return the finite number in a metadata item, or None where it is missing or not a number."""
     try:
         number = float(text or "")
     except ValueError:
@@ -176,15 +176,16 @@ def _number(text: str | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _what_is_missing(facts: FileFacts, level: Level | None, scale: float | None, offset: float | None) -> str:
-    ways = []
+def _missing_message(facts: FileFacts, level: Level | None, scale: float | None, offset: float | None) -> str:
+    missing = []
     if level is None:
-        ways.append("level (L1C or L2A)")
+        missing.append("level (L1C or L2A)")
     if scale is None:
-        ways.append("scale (reflectance per unit: 0.0001 for DN, 1 for reflectance 0-1)")
+        missing.append("scale (reflectance per unit: 0.0001 for DN, 1 for reflectance 0-1)")
     if offset is None:
-        ways.append("offset (0 for processing baselines before 04.00 and harmonised data, -1000 since)")
+        missing.append("offset (0 for processing baselines before 04.00 and harmonised data, -1000 since)")
+    names = " and no ".join(text.split(" (")[0] for text in missing)
     return (
-        f"{facts.name}: its metadata do not tell the {' nor the '.join(way.split(' (')[0] for way in ways)}; "
-        f"say {'; '.join(ways)} - as options on the command line (--level L2A …), as fields of a request"
+        f"{facts.name}: its metadata have no {names}; "
+        f"give {'; '.join(missing)} - as options on the command line (--level L2A …), as fields of a request"
     )

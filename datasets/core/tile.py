@@ -1,8 +1,8 @@
-"""The one form that every reader ends in, and everything else starts from.
+"""The tile: the array that every reader returns, and everything else starts from.
 
-A tile is uint16 (13, height, width) in the canonical band order (`tilewise.datasets.core.bands.BAND_NAMES`); its numbers
-are DN = reflectance × 10 000; 0 is no data, and a band that is absent is all no data. Trained networks take
-tiles of 64 × 64 pixels at about 10 m.
+A tile is uint16 (13, height, width) in the canonical band order (`tilewise.datasets.core.bands.BAND_NAMES`).
+Its numbers are DN = reflectance × 10 000; 0 is no data, and a band that is absent is all no data. Trained
+networks take tiles of 64 × 64 pixels at about 10 m.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,12 @@ BAND_COUNT = len(BAND_NAMES)
 NO_DATA = 0
 
 DN = npt.NDArray[np.uint16]
+Values = TypeVar("Values")
 
 
 @dataclass(frozen=True, slots=True)
 class Georeference:
-    """Where a raster lies on Earth: its coordinate reference system and its pixel-to-CRS transform."""
+    """A raster's coordinate reference system and its pixel-to-CRS transform."""
 
     crs: CRS
     transform: Affine
@@ -45,15 +46,16 @@ class Georeference:
     def footprint(self, width: int, height: int) -> dict[str, Any] | None:
         """Return the outline of a `width` × `height` raster as GeoJSON in EPSG:4326 (longitude, latitude).
 
-        It is a MultiPolygon of two parts where it crosses the antimeridian, and None where longitude and latitude
-        cannot be told: with a local or a vertical CRS, or with coordinates outside the domain of the CRS.
+        It is a MultiPolygon of two parts where it crosses the antimeridian, and None where longitude and
+        latitude are
+        unknown: with a local or a vertical CRS, or with coordinates outside the domain of the CRS.
         """
         return _footprint(self.crs, self.transform, width, height)
 
 
-@lru_cache(maxsize=4096)  # of one tile, it is asked for when it is read and again when it is answered
+@lru_cache(maxsize=4096)  # requested when a tile is read, and again when it is answered
 def _footprint(crs: CRS, transform: Affine, width: int, height: int) -> dict[str, Any] | None:
-    from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
+    from rasterio._err import CPLE_BaseError  # rasterio.warp raises it; rasterio.errors does not have it
     from rasterio.errors import RasterioError
     from rasterio.warp import transform_geom
 
@@ -75,14 +77,14 @@ def rings_of(geometry: dict[str, Any]) -> list[list[tuple[float, float]]]:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A tile in the one form, with what is known of its origin.
+    """A tile's pixels with its name, bands, processing level and georeference.
 
     Attributes:
-        name: what the tile is called (a file's stem, or an upload's file name).
+        name: a file's stem, or an upload's file name.
         pixels: uint16 (13, height, width), DN, 0 = no data.
         bands: canonical names of the bands that are present, in canonical order.
-        level: the processing level the reflectances come from; None where nobody says (of a bare array of DN).
-        georeference: where it lies, or None if the file does not say.
+        level: processing level of the reflectances; None where it is unknown (of a bare array of DN).
+        georeference: CRS and transform, or None if the file has none.
     """
 
     name: str
@@ -93,7 +95,7 @@ class Tile:
 
     @property
     def valid_fraction(self) -> float:
-        """Share of pixels (0–1) that hold data in every band that is present."""
+        """Fraction of pixels (0–1) that hold data in every band that is present."""
         return float(valid_mask(self.pixels, self.bands).mean())
 
     @property
@@ -103,23 +105,31 @@ class Tile:
         return self.georeference.footprint(width, height) if self.georeference else None
 
 
+def has_data(values: Values) -> Values:
+    """Return bool, the shape of `values`: where a number holds data.
+
+    `values` are DN, as a NumPy array or as a torch tensor, of any shape.
+    """
+    return values != NO_DATA  # type: ignore[return-value]  # of arrays and tensors, a comparison is one again
+
+
+def valid_mask(pixels: DN, bands: Sequence[str] = BAND_NAMES) -> npt.NDArray[np.bool_]:
+    """Return bool (height, width): where every one of `bands` holds data in `pixels` (13, height, width)."""
+    if not bands:
+        return np.zeros(pixels.shape[1:], bool)
+    present = pixels if len(bands) == BAND_COUNT else pixels[positions(bands)]
+    return np.asarray(has_data(present.min(axis=0)))
+
+
 def only_bands(tiles: DN, bands: Sequence[str]) -> DN:
-    """Return `tiles`, uint16 (..., 13, height, width), with every band outside `bands` made no data."""
+    """Return `tiles`, uint16 (..., 13, height, width), with every band outside `bands` set to no data."""
     keep = np.zeros((BAND_COUNT, 1, 1), np.uint16)
     keep[positions(bands)] = 1
     return tiles * keep
 
 
-def valid_mask(pixels: DN, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-    """Return bool (height, width): where every one of `bands` holds data in `pixels` (13, height, width)."""
-    if not bands:
-        return np.zeros(pixels.shape[1:], bool)
-    present = pixels if len(bands) == BAND_COUNT else pixels[positions(bands)]
-    return np.asarray(present.min(axis=0) != NO_DATA)
-
-
 def place_bands(values: npt.NDArray[Any], bands: tuple[str, ...]) -> DN:
-    """Return uint16 (13, height, width) with `values` (len(bands), height, width) at their places."""
+    """Return uint16 (13, height, width) with `values` (len(bands), height, width) in the canonical order."""
     pixels = np.zeros((BAND_COUNT, *values.shape[1:]), np.uint16)
     pixels[positions(bands)] = values
     return pixels

@@ -1,150 +1,91 @@
-"""Loaders of whole batches: which rows, read by one call, in an order that can be taken up within an epoch."""
+"""Load whole batches of a pack: from the memory map, from the device's memory, or read ahead from the disk."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
-from tilewise.datasets.loading.draws import BlockOptions, EpochOrder, Indices, Part, in_chunks
-from tilewise.datasets.loading.geometry import Geometry
-from tilewise.datasets.packs.pack import PLANE_BYTES, PLANES, Pack
+from tilewise.datasets.loading.geometry import AlbumentationsWarp
+from tilewise.datasets.loading.sampling import BlockOptions, Indices, StepSampler
+from tilewise.datasets.packs.pack import PLANE_BYTES, PLANES
 
 if TYPE_CHECKING:
     from tilewise.datasets.packs.pack import Pack
 
+Batch = dict[str, Tensor]
+Store = Literal["auto", "device", "memory", "disk"]
+
 _GAP = 512 * 1024  # bytes that are cheaper to read through than to skip
 _BYTES_AHEAD = 8 * 2**20
-_AHEAD = 4  # requests that may wait: more would push out of the cache what is needed first
+_MAX_REQUESTS = 4  # that wait: more would push out of the cache what is needed first
+_PLANES_AT_A_TIME = 1024  # copied to a device: 8 MB
 
 
-class ReadAhead:
-    """Reads the tiles of coming steps in the background.
-
-    Attributes:
-        bytes_read: so far.
-    """
-
-    def __init__(self, pack: Pack) -> None:
-        self._pack, self.bytes_read = pack, 0
-        self._wanted: queue.Queue[npt.NDArray[np.int64] | None] = queue.Queue(_AHEAD)
-        self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
-        self._thread.start()
-
-    def want(self, rows: npt.NDArray[np.int64]) -> None:
-        """Have the tiles in `rows` read; forgotten if the disk is behind already."""
-        if not len(rows):
-            return
-        try:
-            self._wanted.put_nowait(rows)
-        except queue.Full:
-            return
-
-    def close(self) -> None:
-        """Finish what was asked for, and end the thread."""
-        self._wanted.put(None)
-        self._thread.join(timeout=60)
-
-    def _work(self) -> None:
-        buffer = memoryview(bytearray(_BYTES_AHEAD))
-        with (self._pack.root / PLANES).open("rb", buffering=0) as file:
-            while (rows := self._wanted.get()) is not None:
-                for start, stop in byte_ranges(self._pack, rows):
-                    file.seek(start)
-                    while start < stop and (count := file.readinto(buffer[: min(_BYTES_AHEAD, stop - start)])):
-                        start += count
-                        self.bytes_read += count
-
-
-def byte_ranges(pack: Pack, rows: npt.NDArray[np.int64], gap: int = _GAP) -> list[tuple[int, int]]:
-    """Return where the pixels of `rows` lie in the file of planes: ascending (start, stop), near ones made one."""
-    ordered = np.unique(rows)
-    starts = pack.first_plane[ordered] * PLANE_BYTES
-    stops = starts + np.array([len(pack.places[row]) for row in ordered], np.int64) * PLANE_BYTES
-    breaks = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
-    firsts, lasts = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(ordered)]]) - 1
-    return [(int(starts[first]), int(stops[last])) for first, last in zip(firsts, lasts, strict=True)]
-
-
-_PIECE = 1024  # planes copied at a time: 8 MB
-
-
-class ResidentTiles:
-    """The planes of some rows of a pack on a device, only the bands that each tile has.
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are loaded.
 
     Attributes:
-        rows: int64, ascending: which tiles.
+        workers: loader processes; 0 reads in the training process. The pack is memory-mapped, so 0 is often
+            fastest.
+        evaluation_batch: tiles that validation and test answer at a time; their figures do not depend on it.
+        store: where tiles are kept. `device`: all pixels live on the device. `memory`: pixels are gathered
+            from the memory map. `disk`: they are shuffled in blocks that are read ahead. `auto` decides by
+            the tiles' size: on a GPU that holds them, else in memory, else on disk.
+        blocks: how tiles on the disk are shuffled.
 
-    Args:
-        pack: where they come from.
-        rows: int64 (n,): which tiles.
-        device: where they go.
+    Raises:
+        TrainingError: fewer than 0 workers, or an evaluation batch below 1.
     """
 
-    def __init__(self, pack: Pack, rows: npt.NDArray[np.int64], device: torch.device) -> None:
-        self.rows = rows = np.unique(rows)
-        sources = np.concatenate([pack.first_plane[row] + np.arange(len(pack.places[row])) for row in rows])
-        places = np.zeros((len(pack), BAND_COUNT), np.int32)  # 0 is the plane of bands that a tile lacks
-        places[np.repeat(rows, [len(pack.places[row]) for row in rows]), _concatenate(pack, rows)] = (
-            np.arange(len(sources), dtype=np.int32) + 1
-        )
-        # As int16: not every device gathers uint16, and a gather does not look at the values.
-        self._planes = torch.zeros((len(sources) + 1, TILE_SIZE, TILE_SIZE), dtype=torch.int16, device=device)
-        for first in range(0, len(sources), _PIECE):
-            piece = pack.planes[sources[first : first + _PIECE]].astype(np.uint16).view(np.int16)
-            self._planes[first + 1 : first + 1 + len(piece)] = torch.from_numpy(piece).to(device)
-        self._places = torch.from_numpy(places).to(device)
-        self._labels = torch.from_numpy(pack.labels).to(device)
+    workers: int = 0
+    evaluation_batch: int = 256
+    store: Store = "auto"
+    blocks: BlockOptions = BlockOptions()  # noqa: RUF009 - frozen
 
-    def fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tiles uint16 (batch, 13, 64, 64) and labels int64 (batch,) of `rows`, int64 on the device."""
-        return self._planes[self._places[rows].long()].view(torch.uint16), self._labels[rows]
-
-
-def resident_bytes(pack: Pack, rows: npt.NDArray[np.int64]) -> int:
-    """Return how many bytes the tiles in `rows` take on a device."""
-    return sum(len(pack.places[row]) for row in np.unique(rows)) * PLANE_BYTES
-
-
-def _concatenate(pack: Pack, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return cast("npt.NDArray[np.int64]", np.concatenate([pack.places[row] for row in rows]))
-
-
-Batch = dict[str, Tensor]
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.evaluation_batch < 1:
+            raise TrainingError(
+                f"data.loader: workers {self.workers} must be 0 or more, "
+                f"evaluation_batch {self.evaluation_batch} 1 or more"
+            )
 
 
 class PackedDataset(Dataset[Batch]):
-    """Rows of a pack. A whole batch is fetched by one call, not tile by tile.
+    """Fetch rows of a pack, a whole batch by one call.
 
-    An index counts through epochs: index + epoch × length is the same tile in another epoch, augmented otherwise. That
-    number is the tile's key, on which with the seed all its draws depend, and nothing else. An index of −1 is a place
-    that is not counted: the first tile stands there, with the label and the row −1.
+    An index counts through epochs: index + epoch × length is the same tile in another epoch, augmented
+    differently. That number is the tile's key, on which with the seed all its draws depend, and nothing else.
+    An index of −1 fills a chunk up: its item is the first tile, with the label and the row −1.
 
     Args:
-        pack: where tiles come from.
+        pack: source of the tiles.
         rows: int64: the pack's rows that an index counts.
-        geometry: turns and warps tiles on the CPU.
-        seed: of the warps.
-        pixels: false leaves out `tiles`, for whoever has them on the device.
+        warp: warps tiles one by one on the CPU.
+        seed: seed of the warps.
+        pixels: false leaves out `tiles`, where they are on the device already.
     """
 
     def __init__(
         self,
         pack: Pack,
         rows: npt.NDArray[np.int64],
-        geometry: Geometry | None = None,
+        warp: AlbumentationsWarp | None = None,
         seed: int = 0,
         pixels: bool = True,
     ) -> None:
-        self._pack, self.rows, self._geometry, self._seed, self._pixels = pack, rows, geometry, seed, pixels
+        self._pack, self.rows, self._warp, self._seed, self._pixels = pack, rows, warp, seed, pixels
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,64 +101,24 @@ class PackedDataset(Dataset[Batch]):
         }
         if self._pixels:
             tiles = self._pack.fetch(rows)
-            if self._geometry is not None:
-                _warp_each(tiles, self._geometry, keys, self._seed)
+            if self._warp is not None:
+                _warp_each(tiles, self._warp, keys, self._seed)
             batch["tiles"] = torch.from_numpy(tiles)
         return batch
 
 
-class StepSampler(Sampler[list[int]]):
-    """This process's indices of each step, as indices that count through epochs.
-
-    Attributes:
-        start: the step that the next epoch begins with; then 0 again.
-
-    Args:
-        order: of the tiles of all processes.
-        part: which process this is.
-        blocks: how they are shuffled in blocks, if they are.
-        ahead: is told the positions (not counting through epochs) of the tiles of the coming window.
-    """
-
-    def __init__(
-        self,
-        order: EpochOrder,
-        part: Part,
-        blocks: BlockOptions | None = None,
-        ahead: Callable[[Indices], None] | None = None,
-    ) -> None:
-        self._order, self._part, self._blocks, self._ahead = order, part, blocks, ahead
-        self._epoch, self.start = 0, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the order of `epoch`; Lightning calls this."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._order.steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        steps = self._part.of_batch(self._order.of(self._epoch), self._blocks)
-        start, self.start = self.start, 0
-        for number in range(start, len(steps)):
-            self._look_ahead(steps, start, number)
-            yield (steps[number] + self._epoch * self._order.length).tolist()
-
-    def _look_ahead(self, steps: Indices, start: int, number: int) -> None:
-        """At the first step of a window, ask for the tiles of the next one."""
-        if self._ahead is None or self._blocks is None:
-            return
-        window = max(1, self._blocks.window // self._order.batch)
-        if number == start:
-            self._ahead(steps[start : start + window].ravel())
-        if number == start or number % window == 0:
-            self._ahead(steps[number + window : number + 2 * window].ravel())
+def _warp_each(tiles: DN, warp: AlbumentationsWarp, keys: Indices, seed: int) -> None:
+    """Warp each tile of a batch in place, only in the bands that it has."""
+    for tile, key in zip(tiles, keys.tolist(), strict=True):
+        warp.reseed(int(np.random.SeedSequence([seed, key]).generate_state(1)[0] >> 1))
+        bands = tile.any(axis=(1, 2))
+        tile[bands] = warp(tile[bands])
 
 
 class TrainLoader(DataLoader[Batch]):
-    """Loads the steps of an epoch, and can be stopped and taken up at any of them.
+    """Load the steps of an epoch; can be stopped and resumed at any of them.
 
-    Lightning keeps the state in every checkpoint, and gives it back to a run that is resumed within an epoch.
+    Lightning keeps the state in every checkpoint, and restores it to a run that is resumed within an epoch.
     """
 
     def __init__(self, dataset: PackedDataset, sampler: StepSampler, **options: Any) -> None:
@@ -232,25 +133,12 @@ class TrainLoader(DataLoader[Batch]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many steps of the epoch have been given out."""
+        """Return how many steps of the epoch have been yielded."""
         return {"step": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next epoch after the steps that had been given out; a finished epoch leaves nothing to take up."""
+        """Begin the next epoch after the steps that had been yielded; after a finished epoch, at its start."""
         self._steps.start = state["step"] % len(self._steps)
-
-
-class ChunkSampler(Sampler[list[int]]):
-    """All indices in order, in chunks that are the same for any number of processes (`tilewise.datasets.loading.draws.in_chunks`)."""
-
-    def __init__(self, length: int, chunk: int, part: Part) -> None:
-        self._chunks = [positions.tolist() for positions in in_chunks(length, chunk, part)]
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._chunks)
 
 
 def as_is(batch: Any) -> Any:
@@ -258,9 +146,94 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def _warp_each(tiles: DN, geometry: Geometry, keys: Indices, seed: int) -> None:
-    """Warp each tile of a batch in place, touching only the bands that it has."""
-    for tile, key in zip(tiles, keys.tolist(), strict=True):
-        geometry.reseed(int(np.random.SeedSequence([seed, key]).generate_state(1)[0] >> 1))
-        bands = tile.any(axis=(1, 2))
-        tile[bands] = geometry(tile[bands])
+class ResidentTiles:
+    """Keep the planes of some rows of a pack on a device, only the bands that each tile has.
+
+    Attributes:
+        rows: int64, ascending: which tiles.
+
+    Args:
+        pack: source of the tiles.
+        rows: int64 (n,): which tiles.
+        device: the device that keeps them.
+    """
+
+    def __init__(self, pack: Pack, rows: npt.NDArray[np.int64], device: torch.device) -> None:
+        self.rows = rows = np.unique(rows)
+        sources = np.concatenate(
+            [pack.first_plane[row] + np.arange(len(pack.band_indices[row])) for row in rows]
+        )
+        planes = np.zeros((len(pack), BAND_COUNT), np.int32)  # 0 is the plane of bands that a tile lacks
+        planes[
+            np.repeat(rows, [len(pack.band_indices[row]) for row in rows]), _all_band_indices(pack, rows)
+        ] = np.arange(len(sources), dtype=np.int32) + 1
+        # As int16: not every device gathers uint16, and a gather does not look at the values.
+        self._planes = torch.zeros((len(sources) + 1, TILE_SIZE, TILE_SIZE), dtype=torch.int16, device=device)
+        for first in range(0, len(sources), _PLANES_AT_A_TIME):
+            part = pack.planes[sources[first : first + _PLANES_AT_A_TIME]].astype(np.uint16).view(np.int16)
+            self._planes[first + 1 : first + 1 + len(part)] = torch.from_numpy(part).to(device)
+        self._plane_of = torch.from_numpy(planes).to(device)
+        self._labels = torch.from_numpy(pack.labels).to(device)
+
+    def fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tiles uint16 (batch, 13, 64, 64) and labels int64 (batch,) of `rows`, int64 on the device."""
+        return self._planes[self._plane_of[rows].long()].view(torch.uint16), self._labels[rows]
+
+
+def resident_bytes(pack: Pack, rows: npt.NDArray[np.int64]) -> int:
+    """Return how many bytes the tiles in `rows` take on a device."""
+    return sum(len(pack.band_indices[row]) for row in np.unique(rows)) * PLANE_BYTES
+
+
+def _all_band_indices(pack: Pack, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return cast("npt.NDArray[np.int64]", np.concatenate([pack.band_indices[row] for row in rows]))
+
+
+class ReadAhead:
+    """Read the tiles of coming steps in the background, so that the operating system's cache holds them.
+
+    Attributes:
+        bytes_read: bytes read so far.
+    """
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack, self.bytes_read = pack, 0
+        self._requests: queue.Queue[npt.NDArray[np.int64] | None] = queue.Queue(_MAX_REQUESTS)
+        self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def request(self, rows: npt.NDArray[np.int64]) -> None:
+        """Have the tiles in `rows` read; the request is dropped if the disk is behind already."""
+        if not len(rows):
+            return
+        try:
+            self._requests.put_nowait(rows)
+        except queue.Full:
+            return
+
+    def close(self) -> None:
+        """Finish the requests that wait, and end the thread."""
+        self._requests.put(None)
+        self._thread.join(timeout=60)
+
+    def _work(self) -> None:
+        buffer = memoryview(bytearray(_BYTES_AHEAD))
+        with (self._pack.root / PLANES).open("rb", buffering=0) as file:
+            while (rows := self._requests.get()) is not None:
+                for start, stop in byte_ranges(self._pack, rows):
+                    file.seek(start)
+                    while start < stop and (
+                        count := file.readinto(buffer[: min(_BYTES_AHEAD, stop - start)])
+                    ):
+                        start += count
+                        self.bytes_read += count
+
+
+def byte_ranges(pack: Pack, rows: npt.NDArray[np.int64], gap: int = _GAP) -> list[tuple[int, int]]:
+    """Return the ranges of the planes file that hold `rows`: ascending (start, stop), those within `gap` merged."""
+    ordered = np.unique(rows)
+    starts = pack.first_plane[ordered] * PLANE_BYTES
+    stops = starts + np.array([len(pack.band_indices[row]) for row in ordered], np.int64) * PLANE_BYTES
+    breaks = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
+    firsts, lasts = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(ordered)]]) - 1
+    return [(int(starts[first]), int(stops[last])) for first, last in zip(firsts, lasts, strict=True)]

@@ -1,9 +1,10 @@
-"""Mosaics of several tiles of one class, each at a fraction of its size: what the same land looks like in small pieces.
+"""Make mosaics of several tiles of one class, each at a fraction of its size: the same land in small pieces.
 
-A classifier that has only seen large fields of one crop and small ones of another tells them by their size. Zooming
-out of a tile (`tilewise.datasets.loading.geometry`) halves its fields and mirrors them; a mosaic has fields of other tiles beside them,
-down to a quarter of the size, and the label stays true: of classes that cover land all over, such as crops, not of
-those that are one thing in a tile, such as a road (docs/decisions/0023).
+A classifier that has only seen large fields of one crop and small ones of another tells them apart by their
+size. Zooming out of a tile (`tilewise.datasets.loading.geometry`) halves its fields and mirrors them; a
+mosaic has fields of other tiles beside them, down to a quarter of the size, and the label stays true: for
+classes that cover all of a tile, such as crops, not for those that are one object in it, such as a road
+(docs/decisions/0023).
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.errors import TrainingError
-from tilewise.datasets.core.tile import TILE_SIZE
+from tilewise.datasets.core.tile import TILE_SIZE, has_data
 from tilewise.datasets.loading.draws import Draws
 
 
@@ -24,36 +25,43 @@ class MosaicOptions:
     """How often tiles become mosaics.
 
     Attributes:
-        share: of the tiles of those classes (0–1).
-        classes: the classes whose tiles may, by name; none named: all classes.
-        bands: the bands that a tile must have for it: of what small pieces are may not be seen without, e.g. B08.
-        sides: how many tiles stand along a mosaic's side; each mosaic draws one of these numbers.
+        fraction: fraction of the tiles of `classes` (0–1).
+        classes: names of the classes whose tiles may become mosaics; empty: all classes.
+        bands: bands that a tile must have, e.g. B08, without which small pieces cannot be told apart.
+        sides: numbers of tiles along a mosaic's side; each mosaic draws one of them.
+
+    Raises:
+        TrainingError: `fraction` is outside 0–1, or a side does not divide a tile.
+        UnknownBandError: a band that Sentinel-2 does not have.
     """
 
-    share: float = 0.0
+    fraction: float = 0.0
     classes: tuple[str, ...] = ()
     bands: tuple[str, ...] = ()
     sides: tuple[int, ...] = (2, 4)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise TrainingError(f"data.mosaic.share: {self.share} is no share from 0 to 1")
+        if not 0 <= self.fraction <= 1:
+            raise TrainingError(
+                f"data.augment.mosaic.fraction: {self.fraction} is not a fraction from 0 to 1"
+            )
         if not self.sides or any(side < 2 or TILE_SIZE % side for side in self.sides):
             raise TrainingError(
-                f"data.mosaic.sides: {list(self.sides)} are not numbers of tiles, 2 or more, that divide {TILE_SIZE}"
+                f"data.augment.mosaic.sides: {list(self.sides)} are not numbers of tiles, 2 or more, "
+                f"that divide {TILE_SIZE}"
             )
-        positions(self.bands)  # refuses what is no band
+        positions(self.bands)  # raises on an unknown band
 
 
 class Mosaic(nn.Module):
-    """Puts some tiles together with others of their class in the batch.
+    """Combine some tiles with others of their class in the batch.
 
     Args:
-        options: how often.
+        options: how often, and which tiles.
         classes: the names of all classes, in the order of labels.
 
     Raises:
-        TrainingError: a class that may become a mosaic is none of `classes`.
+        TrainingError: `options` name a class that is not in `classes`.
     """
 
     _may: Tensor
@@ -64,7 +72,8 @@ class Mosaic(nn.Module):
         unknown = sorted(set(options.classes) - set(classes))
         if unknown:
             raise TrainingError(
-                f"data.mosaic.classes: no class is called {', '.join(unknown)}; they are {', '.join(classes)}"
+                f"data.augment.mosaic.classes: no class is called {', '.join(unknown)}; "
+                f"the classes are {', '.join(classes)}"
             )
         self._options = options
         may = [not options.classes or name in options.classes for name in classes]
@@ -77,13 +86,13 @@ class Mosaic(nn.Module):
         Args:
             tiles: float32 DN (batch, 13, height, width).
             labels: int64 (batch,).
-            draws: of these tiles.
+            draws: the draws of these tiles.
         """
         sides = self._options.sides
-        present = tiles.amax(dim=(2, 3)) > 0  # (batch, 13)
+        present = has_data(tiles.amax(dim=(2, 3)))  # (batch, 13)
         mates = mates_of(present, labels, max(sides) ** 2)
         may = self._may[labels] & present[:, self._needed].all(dim=1)
-        drawn = (draws.uniform() < self._options.share) & may
+        drawn = (draws.uniform() < self._options.fraction) & may
         which = (draws.uniform() * len(sides)).long()
         made = tiles
         for number, side in enumerate(sides):
@@ -93,17 +102,17 @@ class Mosaic(nn.Module):
 
 
 def mosaic(tiles: Tensor, mates: Tensor, draws: Draws) -> Tensor:
-    """Return float32 DN (batch, 13, height, width): for each tile a square of its mates, each mirrored by chance.
+    """Return float32 DN (batch, 13, height, width): for each tile a square of its mates, each mirrored at random.
 
     Args:
         tiles: float32 DN (batch, 13, height, width); a pixel that covers no data becomes no data.
         mates: int64 (batch, side²): rows of `tiles`.
-        draws: of these tiles.
+        draws: the draws of these tiles.
     """
     batch, cells = mates.shape
     side = round(cells**0.5)
     small = functional.avg_pool2d(tiles, side)
-    small = torch.where(-functional.max_pool2d(-tiles, side) > 0, small, 0.0)[mates]
+    small = torch.where(has_data(-functional.max_pool2d(-tiles, side)), small, 0.0)[mates]
     for axis in (3, 4):
         small = torch.where(draws.uniform(cells, 1, 1, 1) < 0.5, small, small.flip(axis))
     grid = small.view(batch, side, side, *small.shape[2:])
@@ -113,17 +122,17 @@ def mosaic(tiles: Tensor, mates: Tensor, draws: Draws) -> Tensor:
 def mates_of(present: Tensor, labels: Tensor, count: int) -> Tensor:
     """Return int64 (batch, count): rows of the same label and bands, first the tile itself, then those that follow it.
 
-    The order of tiles is random, so mates are too. Where a batch has fewer, they come round again. A device that has a
-    part of a batch finds them in its part.
+    The order of tiles is random, so mates are too. Where a batch has fewer, they are repeated. A device that
+    has a part of a batch finds them in its part.
 
     Args:
         present: bool (batch, 13), the bands that each tile has.
         labels: int64 (batch,).
-        count: how many.
+        count: number of mates for each tile.
     """
     alike = (labels[:, None] == labels) & (present[:, None] == present).all(dim=2)
-    place = torch.arange(len(labels), device=labels.device)
-    ahead = ((place - place[:, None]) % len(labels)).masked_fill(~alike, len(labels))
+    index = torch.arange(len(labels), device=labels.device)
+    ahead = ((index - index[:, None]) % len(labels)).masked_fill(~alike, len(labels))
     nearest = ahead.topk(min(count, len(labels)), largest=False).indices
     number = torch.arange(count, device=labels.device) % alike.sum(dim=1)[:, None].clamp(max=nearest.shape[1])
     return nearest.gather(1, number)

@@ -1,27 +1,39 @@
-"""Writing a pack (see `tilewise.datasets.packs.pack` for what it is): whole, or not at all."""
+"""Write packs (`tilewise.datasets.packs.pack`), whole or not at all: from tiles, or from another pack's classes."""
 
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import PackError
 from tilewise.datasets.core.tile import TILE_SIZE, Tile
-from tilewise.datasets.packs.pack import CARD, INDEX, PLANES, STATISTICS, VERSION, Origin, Pack, PackSummary
+from tilewise.datasets.packs.pack import (
+    CARD,
+    INDEX,
+    PLANES,
+    STATISTICS,
+    VERSION,
+    Pack,
+    PackSummary,
+    SourceOrigin,
+)
 from tilewise.datasets.packs.splits import SplitPlan, assign
 from tilewise.datasets.packs.statistics import measure, write_statistics
-from tilewise.datasets.readers.corrections import Correction, Tally, tally
+from tilewise.datasets.readers.corrections import Correction, CorrectionCounts, count_corrections
 from tilewise.datasets.readers.records import TileRecord, Unreadable, read_all
 from tilewise.datasets.readers.sources import Source, fixed_splits, read_card
 
@@ -35,41 +47,104 @@ def write_pack(
     progress: Report = silent,
     corrections: Sequence[Correction] = (),
 ) -> PackSummary:
-    """Read every tile of `sources` and write the pack `out`; an old pack stays whole until the new one is.
+    """Read every tile of `sources` and write the pack `out`; a former pack stays whole until the new one is.
 
     Tiles have the classes that `corrections` give them.
 
     Raises:
-        PackError: a tile is unreadable, the disk is full (nothing half-written stays), or `out` is something
-            else than a pack.
+        PackError: a tile is unreadable, the disk is full (nothing half-written stays), or `out` is not a
+            pack.
         SplitError: the plan does not fit the tiles.
         CorrectionsError: the corrections do not fit the tiles.
     """
-    _spare_what_is_no_pack(out)
-    assign([], plan)  # shares and lists that cannot be are said before every tile is read
-    corrected = tally(sources, corrections)
+    _refuse_other_folders(out)
+    assign([], plan)  # wrong fractions and lists are reported before every tile is read
+    counts = count_corrections(sources, corrections)
+    with _new_folder(out) as folder:
+        records = _write_planes(read_all(sources, progress, "packing", corrections), folder / PLANES)
+        summary = _write_index(
+            records, assign(records, plan, fixed_splits(sources)), sources, plan, counts, folder
+        )
+        write_statistics(measure(Pack(folder)), folder / STATISTICS)
+    return summary
+
+
+def without_classes(pack: Pack, left_out: tuple[str, ...], out: Path, splits: tuple[str, ...]) -> PackSummary:
+    """Write the pack `out`: the tiles of `pack` in `splits` that are in none of the classes `left_out`.
+
+    Pixels are linked, not copied. Statistics are measured anew, so that they do not depend on what was left
+    out.
+
+    Raises:
+        PackError: the pack is not one on disk, has no such class, or would keep fewer than two classes.
+    """
+    classes = tuple(name for name in pack.summary.classes if name not in left_out)
+    unknown = sorted(set(left_out) - set(pack.summary.classes))
+    if unknown:
+        raise PackError(
+            f"{pack.root}: no class {', '.join(unknown)}; it has {', '.join(pack.summary.classes)}"
+        )
+    if len(classes) < 2:
+        raise PackError(
+            f"{pack.root}: of {len(pack.summary.classes)} classes two must be left; leave out fewer"
+        )
+    if not (pack.root / PLANES).is_file():
+        raise PackError(f"{pack.root}: not a pack on disk; `tilewise data pack` makes one")
+    with _new_folder(out) as folder:
+        _link(pack.root / PLANES, folder / PLANES)
+        summary = _write_part_of_index(pack, classes, folder, splits)
+        write_statistics(measure(Pack(folder)), folder / STATISTICS)
+    return summary
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `out`; when the block ends well it replaces `out`, else it is removed.
+
+    Raises:
+        PackError: the disk is full, or fails in another way.
+    """
     target = out.resolve()
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        records = _write_planes(read_all(sources, progress, "packing", corrections), partial / PLANES)
-        summary = _write_index(records, assign(records, plan, fixed_splits(sources)), sources, plan, corrected, partial)
-        write_statistics(measure(Pack(partial)), partial / STATISTICS)
+        yield partial
         _replace(partial, target)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise PackError(f"{out}: no space left on the disk while packing; free some and pack again") from error
+            raise PackError(
+                f"{out}: no space left on the disk while packing; free some and pack again"
+            ) from error
         raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return summary
 
 
-def _spare_what_is_no_pack(out: Path) -> None:
+def _replace(new: Path, old: Path) -> None:
+    """Rename the folder `new` to `old`, which is deleted only once it has been replaced."""
+    aside = new.with_suffix(".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _link(file: Path, link: Path) -> None:
+    """Link a file hard, or by a symbolic link where the file system cannot."""
+    try:
+        os.link(file, link)
+    except OSError:
+        link.symlink_to(file.resolve())
+
+
+def _refuse_other_folders(out: Path) -> None:
     """Refuse to replace a folder of something else: `--out data` must not delete the data."""
     if out.exists() and not (out / CARD).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise PackError(f"{out}: exists and is no pack; pack into a new or an empty folder, or delete it first")
+        raise PackError(
+            f"{out}: exists and is not a pack; pack into a new or an empty folder, or delete it first"
+        )
 
 
 def _write_planes(outcomes: Iterable[tuple[TileRecord, Tile] | Unreadable], path: Path) -> list[TileRecord]:
@@ -91,7 +166,7 @@ def _write_index(
     splits: list[str],
     sources: Sequence[Source],
     plan: SplitPlan,
-    corrected: Tally,
+    corrections: CorrectionCounts,
     folder: Path,
 ) -> PackSummary:
     table = index_table(records, splits)
@@ -105,19 +180,43 @@ def _write_index(
         synthetic=any(source.synthetic for source in sources),
         sources=tuple(sorted({record.source for record in records})),
         split_method=plan.method.value,
-        counts=_counts(records, splits),
-        relabelled=corrected.relabelled,
-        left_out=corrected.left_out,
+        counts=_counts([record.label for record in records], splits),
+        relabelled=corrections.relabelled,
+        left_out=corrections.left_out,
         origins=tuple(map(_origin, sources)),
     )
-    (folder / CARD).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+    _write_summary(summary, folder)
     return summary
 
 
-def _origin(source: Source) -> Origin:
-    overrides = read_card(source.root)
-    name, licence, origin, notes = (str(overrides.get(key, "")) for key in ("name", "licence", "origin", "notes"))
-    return Origin(name or source.root.name, source.format.value, licence, origin, notes)
+def _write_part_of_index(
+    pack: Pack, classes: tuple[str, ...], folder: Path, splits: tuple[str, ...]
+) -> PackSummary:
+    names = np.array(pack.summary.classes)[pack.labels]
+    kept = np.flatnonzero(np.isin(names, classes) & np.isin(pack.splits, splits))
+    table = pack.index.take(kept)
+    pq.write_table(table, folder / INDEX)
+    hashed = f"{pack.summary.data_hash} {','.join(classes)} {','.join(splits)}"
+    summary = replace(
+        pack.summary,
+        classes=classes,
+        tiles=len(kept),
+        data_hash=hashlib.sha256(hashed.encode()).hexdigest(),
+        sources=tuple(sorted(pc.unique(table["source"]).to_pylist())),
+        counts=_counts(names[kept].tolist(), pack.splits[kept].tolist()),
+    )
+    _write_summary(summary, folder)
+    return summary
+
+
+def _write_summary(summary: PackSummary, folder: Path) -> None:
+    (folder / CARD).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+
+
+def _origin(source: Source) -> SourceOrigin:
+    card = read_card(source.root)
+    name, licence, origin, notes = (str(card.get(key, "")) for key in ("name", "licence", "origin", "notes"))
+    return SourceOrigin(name or source.root.name, source.format.value, licence, origin, notes)
 
 
 def index_table(records: Sequence[TileRecord], splits: Sequence[str]) -> pa.Table:
@@ -127,30 +226,22 @@ def index_table(records: Sequence[TileRecord], splits: Sequence[str]) -> pa.Tabl
         for item in fields(TileRecord)
         if item.name != "bounds"
     }
-    for place, side in enumerate(("left", "bottom", "right", "top")):
-        columns[side] = pa.array([r.bounds[place] if r.bounds else None for r in records], pa.float64())
+    for index, side in enumerate(("left", "bottom", "right", "top")):
+        columns[side] = pa.array([r.bounds[index] if r.bounds else None for r in records], pa.float64())
     planes = np.cumsum([0, *(len(record.bands) for record in records)])[:-1]
     return pa.table({**columns, "split": list(splits), "first_plane": planes.astype(np.int64)})
 
 
 def data_hash(records: Sequence[TileRecord], splits: Sequence[str]) -> str:
-    """Return a SHA-256 that changes with any pixel, name, class or split, not with the order of files."""
-    rows = sorted(f"{r.name}\t{r.source}\t{r.label}\t{s}\t{r.sha256}" for r, s in zip(records, splits, strict=True))
+    """Return a SHA-256 that changes with any pixel, name, class or split, and not with the order of files."""
+    rows = sorted(
+        f"{r.name}\t{r.source}\t{r.label}\t{s}\t{r.sha256}" for r, s in zip(records, splits, strict=True)
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def _counts(records: Sequence[TileRecord], splits: Sequence[str]) -> dict[str, dict[str, int]]:
+def _counts(labels: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str, int]]:
     counted: dict[str, Counter[str]] = {}
-    for record, split in zip(records, splits, strict=True):
-        counted.setdefault(split, Counter())[record.label] += 1
+    for label, split in zip(labels, splits, strict=True):
+        counted.setdefault(split, Counter())[label] += 1
     return {split: dict(sorted(counts.items())) for split, counts in sorted(counted.items())}
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old`, which is deleted only once it has been replaced."""
-    aside = new.with_suffix(".old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists():
-        old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside, ignore_errors=True)

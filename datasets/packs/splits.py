@@ -1,7 +1,7 @@
-"""Which tiles train, which validate, which test.
+"""Divide tiles into train, val and test splits.
 
-Three ways: published lists of names; stratified at random, by a hash of the name, so that the order of files
-does not matter; and spatial blocks, so that near neighbours never straddle a split.
+By published lists of names; stratified at random, by a hash of the name, so that the order of files does not
+matter; or by spatial blocks, so that near neighbours never straddle a split.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ KNOWN_SPLITS = (*SPLITS, UNLABELLED)
 _EQUAL_AREA = "EPSG:6933"  # metres, the whole Earth: blocks have one size everywhere
 
 
-class Method(StrEnum):
-    """How tiles are divided."""
+class SplitMethod(StrEnum):
+    """How tiles are divided into splits."""
 
     LISTS = "lists"
     RANDOM = "random"
@@ -38,34 +38,37 @@ class SplitPlan:
 
     Attributes:
         method: by published lists, at random, or by spatial blocks.
-        lists: the folder of lists (`*train*.txt`, `*val*.txt`, `*test*.txt`, one name a line), for `lists`.
-        shares: of train, val and test, for the others; they sum to 1.
-        seed: changes the draw of the others.
-        block_km: side of a spatial block.
+        lists: folder of lists (`*train*.txt`, `*val*.txt`, `*test*.txt`, one name a line), for `lists`.
+        fractions: fractions of train, val and test, for the others; they sum to 1.
+        seed: seed of the draw of the others.
+        block_km: side of a spatial block in km, above 0.
     """
 
-    method: Method = Method.RANDOM
+    method: SplitMethod = SplitMethod.RANDOM
     lists: Path | None = None
-    shares: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
     seed: int = 0
     block_km: float = 50.0
 
 
 def shown_splits(counts: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
-    """Return the splits that a table of `counts`, {split: {class: tiles}}, tells of: the usual ones, others if used."""
+    """Return the splits that a table of `counts`, {split: {class: tiles}}, shows: the usual ones, others if used."""
     return tuple(split for split in KNOWN_SPLITS if split in SPLITS or counts.get(split))
 
 
 def assign(
     records: Sequence[TileRecord], plan: SplitPlan, fixed: Mapping[str, str] = MappingProxyType({})
 ) -> list[str]:
-    """Return the split of each record, in order. A name always falls into one split, whatever its source.
+    """Return the split of each record, in order. A name is always in one split, whatever its source.
 
     Args:
-        fixed: {name: split} of tiles that the plan is not asked about (`tilewise.datasets.readers.sources.fixed_splits`).
+        records: the tiles.
+        plan: how they are divided.
+        fixed: {name: split} of tiles whose split is fixed (`tilewise.datasets.readers.sources.fixed_splits`).
 
     Raises:
-        SplitError: a tile is in no list or in two, or has no coordinates; shares or blocks cannot be.
+        SplitError: a tile is in no list or in two, or has no coordinates; or fractions or blocks are out of
+            range.
     """
     if wrong := set(fixed.values()) - set(KNOWN_SPLITS):
         raise SplitError(
@@ -77,25 +80,29 @@ def assign(
 
 
 def _planned(records: Sequence[TileRecord], plan: SplitPlan) -> list[str]:
-    if plan.method is Method.LISTS:
+    if plan.method is SplitMethod.LISTS:
         split_of = read_lists(plan.lists)
         return [_listed(record.name, split_of, plan.lists) for record in records]
-    if not (min(plan.shares) >= 0 and abs(sum(plan.shares) - 1) <= 1e-6):
-        raise SplitError(f"shares of train, val and test must be 0 or more and sum to 1, not {plan.shares}")
+    if not (min(plan.fractions) >= 0 and abs(sum(plan.fractions) - 1) <= 1e-6):
+        raise SplitError(
+            f"shares of train, val and test must be 0 or more and sum to 1, not {plan.fractions}"
+        )
     if not 0 < plan.block_km < math.inf:
         raise SplitError(f"the side of a spatial block must be above 0 km, not {plan.block_km:g}")
-    groups = _blocks(records, plan) if plan.method is Method.SPATIAL else _strata(records)
-    return _deal(records, groups, plan)
+    groups = _blocks(records, plan) if plan.method is SplitMethod.SPATIAL else _strata(records)
+    return _assign_groups(records, groups, plan)
 
 
 def read_lists(folder: Path | None) -> dict[str, str]:
     """Return {tile name: split} from the list files in `folder`; names may carry an extension.
 
     Raises:
-        SplitError: a list is missing or empty, or a name stands in two lists.
+        SplitError: a list is missing or empty, or a name is in two lists.
     """
     if folder is None or not folder.is_dir():
-        raise SplitError(f"{folder}: no folder of split lists; `tilewise data fetch eurosat-splits` makes one")
+        raise SplitError(
+            f"{folder}: no folder of split lists; `tilewise data fetch eurosat-splits` makes one"
+        )
     split_of: dict[str, str] = {}
     for split in SPLITS:
         for name in _read_list(folder, split):
@@ -107,11 +114,11 @@ def read_lists(folder: Path | None) -> dict[str, str]:
 def _read_list(folder: Path, split: str) -> list[str]:
     paths = sorted(folder.glob(f"*{split}*.txt"))
     if len(paths) != 1:
-        raise SplitError(f"{folder}: one list *{split}*.txt is wanted, {len(paths)} are there")
+        raise SplitError(f"{folder}: one list *{split}*.txt is needed, but there are {len(paths)}")
     lines = paths[0].read_text(encoding="utf-8-sig").splitlines()
     names = [line.strip().rsplit(".", 1)[0] for line in lines if line.strip()]
     if not names:
-        raise SplitError(f"{paths[0]}: an empty list")
+        raise SplitError(f"{paths[0]}: the list is empty")
     return names
 
 
@@ -122,7 +129,7 @@ def _listed(name: str, split_of: Mapping[str, str], folder: Path | None) -> str:
 
 
 def _strata(records: Sequence[TileRecord]) -> dict[str, dict[str, list[str]]]:
-    """Group names as {class: {name: [name]}}: within a class, each name is dealt by itself.
+    """Group names as {class: {name: [name]}}: within a class, each name is assigned by itself.
 
     The class is the one before review: a corrected label must not move other tiles into another split.
     """
@@ -133,7 +140,7 @@ def _strata(records: Sequence[TileRecord]) -> dict[str, dict[str, list[str]]]:
 
 
 def _blocks(records: Sequence[TileRecord], plan: SplitPlan) -> dict[str, dict[str, list[str]]]:
-    """Group names as {"": {block: names}}: whole blocks are dealt."""
+    """Group names as {"": {block: names}}: whole blocks are assigned."""
     blocks: dict[str, list[str]] = defaultdict(list)
     for record in records:
         blocks[_block_of(record, plan.block_km * 1000)].append(record.name)
@@ -142,29 +149,33 @@ def _blocks(records: Sequence[TileRecord], plan: SplitPlan) -> dict[str, dict[st
 
 def _block_of(record: TileRecord, side: float) -> str:
     if record.bounds is None:
-        raise SplitError(f"{record.name}: no coordinates, so it has no spatial block; split by lists or at random")
+        raise SplitError(
+            f"{record.name}: no coordinates, so it has no spatial block; split by lists or at random"
+        )
     left, bottom, right, top = record.bounds
     xs, ys = transform(record.crs, _EQUAL_AREA, [(left + right) / 2], [(bottom + top) / 2])
     return f"{int(xs[0] // side)}/{int(ys[0] // side)}"
 
 
-def _deal(records: Sequence[TileRecord], groups: dict[str, dict[str, list[str]]], plan: SplitPlan) -> list[str]:
-    """Deal the groups of each stratum to the splits, in the order of their hashes, by the shares."""
+def _assign_groups(
+    records: Sequence[TileRecord], groups: dict[str, dict[str, list[str]]], plan: SplitPlan
+) -> list[str]:
+    """Assign the groups of each stratum to the splits, in the order of their hashes, by the fractions."""
     split_of: dict[str, str] = {}
     for stratum in groups.values():
-        total, dealt = sum(map(len, stratum.values())), 0
+        total, done = sum(map(len, stratum.values())), 0
         for group in sorted(stratum, key=lambda group: _hash(group, plan.seed)):
-            middle = (dealt + len(stratum[group]) / 2) / total
-            split = _split_at(middle, plan.shares)
+            middle = (done + len(stratum[group]) / 2) / total
+            split = _split_at(middle, plan.fractions)
             split_of.update(dict.fromkeys(stratum[group], split))
-            dealt += len(stratum[group])
+            done += len(stratum[group])
     return [split_of[record.name] for record in records]
 
 
-def _split_at(position: float, shares: tuple[float, float, float]) -> str:
-    if position < shares[0]:
+def _split_at(position: float, fractions: tuple[float, float, float]) -> str:
+    if position < fractions[0]:
         return "train"
-    return "val" if position < shares[0] + shares[1] else "test"
+    return "val" if position < fractions[0] + fractions[1] else "test"
 
 
 def _hash(text: str, seed: int) -> str:

@@ -1,88 +1,37 @@
-"""Per-band statistics of a pack: what normalisation, drift checks and people need to know of the values.
+"""Per-band statistics of a pack, and distances between histograms: for normalisation, drift checks and people.
 
-All numbers are DN (reflectance × 10 000) of valid pixels; band by band, since an RGB tile has only three.
+All values are DN (reflectance × 10 000) of valid pixels; band by band, since an RGB tile has only three.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tilewise.datasets.core.bands import BAND_NAMES
-from tilewise.datasets.core.tile import DN
-from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.core.tile import DN, has_data
 
+if TYPE_CHECKING:
+    from tilewise.datasets.packs.pack import Pack
 Counts = npt.NDArray[np.int64]
-Shares = npt.NDArray[np.float64]
+Fractions = npt.NDArray[np.float64]
 
-GROUPS = 10  # PSI and KL compare ten groups of bins, each with about a tenth of the reference
-MIN_SHARE = 1e-4  # of a group, where there is nothing in it: the logarithm of 0 has no use
-STABLE, SHIFTED = 0.1, 0.25  # PSI below the one, and above the other, by custom
-
-
-def distances(counts: Counts, reference: Counts, edges: Sequence[int]) -> dict[str, float]:
-    """Return how far `counts` between `edges` (DN) lie from `reference`, both int64 (bins,) with something in them.
-
-    `psi` and `kl` have no unit and are taken over groups of bins; `wasserstein` is in DN.
-    """
-    starts = group_starts(reference)
-    found, expected = (shares(np.add.reduceat(c, starts), MIN_SHARE) for c in (counts, reference))
-    return {
-        "psi": psi(found, expected),
-        "kl": kl(found, expected),
-        "wasserstein": wasserstein(shares(counts), shares(reference), edges),
-    }
-
-
-def psi(found: Shares, expected: Shares) -> float:
-    """Return the population stability index of two distributions over the same groups, all shares above 0.
-
-    Σ (found − expected) · ln(found / expected). By custom, below 0.1 is stable and above 0.25 a shift (N. Siddiqi,
-    Credit Risk Scorecards, 2006). It is the Kullback-Leibler divergence made symmetric (Jeffreys, 1946).
-    """
-    return float(np.sum((found - expected) * np.log(found / expected)))
-
-
-def kl(found: Shares, expected: Shares) -> float:
-    """Return the divergence of `found` from `expected`, in nats, all shares being above 0.
-
-    Σ found · ln(found / expected) (S. Kullback, R. Leibler, 1951).
-    """
-    return float(np.sum(found * np.log(found / expected)))
-
-
-def wasserstein(found: Shares, expected: Shares, edges: Sequence[int]) -> float:
-    """Return how far, on average, DN must be moved to make one histogram of the other, in DN.
-
-    ∫ |F − G|, F and G being the cumulative distributions (S. Vallender, 1974), with each bin's values at its middle.
-    What is beyond the last edge but one counts as if that bin were as wide as the one before it.
-    """
-    middles = (np.asarray(edges[:-1], np.float64) + edges[1:]) / 2
-    middles[-1] = edges[-2] + (edges[-2] - edges[-3]) / 2
-    apart = np.abs(np.cumsum(found - expected))[:-1]
-    return float(np.sum(apart * np.diff(middles)))
-
-
-def group_starts(reference: Counts, groups: int = GROUPS) -> Counts:
-    """Return the first bin of each of up to `groups` groups of neighbouring bins with about as much in each."""
-    below = np.concatenate([[0], np.cumsum(reference)[:-1]]) / reference.sum()
-    return np.unique(np.searchsorted(below, np.arange(groups) / groups, "left").clip(max=len(reference) - 1))
-
-
-def shares(counts: Counts, minimum: float = 0.0) -> Shares:
-    """Return counts as shares that sum to 1, none of them below (about) `least`."""
-    found = np.maximum(counts / counts.sum(), minimum)
-    return np.asarray(found / found.sum())
-
-
-# Histogram edges in DN: fine where water and the cirrus band (about 12 DN) lie, coarser where land does, and
-# one bin for all that is brighter than reflectance 1.
 EDGES: tuple[int, ...] = (*range(1, 101, 5), *range(101, 4001, 100), *range(4001, 10_001, 500), 65_536)
+"""Histogram edges in DN: fine for water and the cirrus band (about 12 DN), coarser for land, one bin above
+reflectance 1."""
+
 _PERCENTILES = (1, 5, 50, 95, 99)
 _BATCH = 256
+
+N_GROUPS = 10  # PSI and KL compare ten groups of bins, each with about a tenth of the reference
+MIN_FRACTION = 1e-4  # of an empty group: the logarithm of 0 has no use
+STABLE, SHIFTED = 0.1, 0.25  # a PSI below the first is stable, above the second a shift, by custom
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +40,8 @@ class BandStatistics:
 
     Attributes:
         band: canonical name.
-        tiles: how many tiles have the band.
-        no_data: share of those tiles' pixels without data.
+        tiles: number of tiles that have the band.
+        no_data: fraction of those tiles' pixels without data (0–1).
         mean, std: over valid pixels.
         low, high: extremes of valid pixels.
         percentiles: {"1": DN, "5": …, "50": …, "95": …, "99": …}, interpolated in the histogram.
@@ -111,7 +60,7 @@ class BandStatistics:
 
 
 def measure(pack: Pack, split: str = "train") -> list[BandStatistics]:
-    """Return the statistics of every band over the tiles of `split`; a band no tile has gets zeros."""
+    """Return the statistics of every band over the tiles of `split`; zeros for a band that no tile has."""
     sums = _Sums()
     for tiles in _batches(pack, pack.rows(split)):
         sums.add(tiles)
@@ -130,7 +79,7 @@ def _batches(pack: Pack, rows: npt.NDArray[np.int64]) -> Iterator[DN]:
 
 
 class _Sums:
-    """Running sums over batches, one entry a band."""
+    """Accumulate sums over batches, one entry a band."""
 
     def __init__(self) -> None:
         bands = len(BAND_NAMES)
@@ -147,7 +96,7 @@ class _Sums:
         for index in range(len(BAND_NAMES)):
             band = tiles[:, index]
             band = band[band.any(axis=(1, 2))]  # tiles that have the band at all
-            values = band[band > 0]
+            values = band[has_data(band)]
             if not values.size:
                 continue
             exact = values.astype(np.float64)
@@ -180,5 +129,67 @@ class _Sums:
 def _percentiles(histogram: npt.NDArray[np.int64]) -> dict[str, float]:
     if not histogram.any():
         return dict.fromkeys(map(str, _PERCENTILES), 0.0)
-    shares = np.concatenate([[0.0], np.cumsum(histogram) / histogram.sum()])
-    return {str(p): float(np.interp(p / 100, shares, EDGES)) for p in _PERCENTILES}
+    cumulative = np.concatenate([[0.0], np.cumsum(histogram) / histogram.sum()])
+    return {str(p): float(np.interp(p / 100, cumulative, EDGES)) for p in _PERCENTILES}
+
+
+def distances(counts: Counts, reference: Counts, edges: Sequence[int]) -> dict[str, float]:
+    """Return the distances of the histogram `counts` from `reference`, both int64 (bins,), not empty.
+
+    Args:
+        counts: values in each bin.
+        reference: the same of the reference.
+        edges: edges of the bins, in DN.
+
+    Returns:
+        `psi` and `kl`, without unit, over groups of bins; `wasserstein` in DN.
+    """
+    starts = group_starts(reference)
+    found, expected = (fractions(np.add.reduceat(c, starts), MIN_FRACTION) for c in (counts, reference))
+    return {
+        "psi": psi(found, expected),
+        "kl": kl(found, expected),
+        "wasserstein": wasserstein(fractions(counts), fractions(reference), edges),
+    }
+
+
+def psi(found: Fractions, expected: Fractions) -> float:
+    """Return the population stability index of two distributions over the same groups, all fractions above 0.
+
+    Σ (found − expected) · ln(found / expected). By custom, below 0.1 is stable and above 0.25 a shift (N.
+    Siddiqi, Credit Risk Scorecards, 2006). It is the Kullback-Leibler divergence made symmetric (Jeffreys,
+    1946).
+    """
+    return float(np.sum((found - expected) * np.log(found / expected)))
+
+
+def kl(found: Fractions, expected: Fractions) -> float:
+    """Return the Kullback-Leibler divergence of `found` from `expected`, in nats, all fractions above 0.
+
+    Σ found · ln(found / expected) (S. Kullback, R. Leibler, 1951).
+    """
+    return float(np.sum(found * np.log(found / expected)))
+
+
+def wasserstein(found: Fractions, expected: Fractions, edges: Sequence[int]) -> float:
+    """Return the Wasserstein distance of two histograms in DN: how far values must be moved, on average.
+
+    ∫ |F − G|, F and G being the cumulative distributions (S. Vallender, 1974), with each bin's values at its
+    middle. The last bin counts as if it were as wide as the one before it.
+    """
+    middles = (np.asarray(edges[:-1], np.float64) + edges[1:]) / 2
+    middles[-1] = edges[-2] + (edges[-2] - edges[-3]) / 2
+    apart = np.abs(np.cumsum(found - expected))[:-1]
+    return float(np.sum(apart * np.diff(middles)))
+
+
+def group_starts(reference: Counts, groups: int = N_GROUPS) -> Counts:
+    """Return the first bin of each of up to `groups` groups of neighbouring bins, about equally filled."""
+    below = np.concatenate([[0], np.cumsum(reference)[:-1]]) / reference.sum()
+    return np.unique(np.searchsorted(below, np.arange(groups) / groups, "left").clip(max=len(reference) - 1))
+
+
+def fractions(counts: Counts, minimum: float = 0.0) -> Fractions:
+    """Return counts as fractions that sum to 1, none of them below (about) `minimum`."""
+    found = np.maximum(counts / counts.sum(), minimum)
+    return np.asarray(found / found.sum())

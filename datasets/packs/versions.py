@@ -1,4 +1,4 @@
-"""What changed between two versions of the data: tiles, classes, and the values of each band."""
+"""Read two versions of a pack, from folders or git revisions, and compare their tiles, classes and band values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ import numpy as np
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import PackError, TilewiseError, VersionError
 from tilewise.datasets.packs.pack import CARD, INDEX, STATISTICS, PackSummary, parse_index, parse_summary
-from tilewise.datasets.packs.statistics import MIN_SHARE, SHIFTED, STABLE, distances, psi, shares
+from tilewise.datasets.packs.statistics import MIN_FRACTION, SHIFTED, STABLE, distances, fractions, psi
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
 Read = Callable[[str], bytes]
 """Given the name of one of a pack's files, returns its bytes."""
+Key = tuple[str, str]
+"""The source and name of a tile: what identifies it in two versions."""
+Tiles = dict[Key, dict[str, str]]
+_EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,45 +32,47 @@ class Version:
     """A pack as it was at one time.
 
     Attributes:
-        said: how the user named it: a folder or a revision.
-        summary: what its `pack.json` says.
+        name: the folder or revision that the user named.
+        summary: content of its `pack.json`.
         index: its index, one row a tile.
         edges: of the histograms, in DN.
-        bands: the statistics of its train split, by band (see `tilewise.datasets.packs.statistics.BandStatistics`).
+        bands: the statistics of its train split, by band (see
+            `tilewise.datasets.packs.statistics.BandStatistics`).
     """
 
-    overrides: str
+    name: str
     summary: PackSummary
     index: Table
     edges: tuple[int, ...]
     bands: dict[str, dict[str, Any]]
 
 
-def open_version(overrides: str, pack: Path = Path("data/packed"), repository: Path = Path()) -> Version:
-    """Return the version that is in the folder `said`, or that `pack` was at the git revision `said`.
+def open_version(name: str, pack: Path = Path("data/packed"), repository: Path = Path()) -> Version:
+    """Return the version in the folder `name`, or the one that `pack` had at the git revision `name`.
 
     Args:
-        pack: where the pack is in the repository.
+        name: a folder or a git revision.
+        pack: path of the pack in the repository.
         repository: a folder in the working tree.
 
     Raises:
-        VersionError: neither a pack nor a revision, or its bytes are nowhere.
-        PackError: the pack is not whole or of another version.
+        VersionError: `name` is neither a pack nor a revision, or no remote holds its bytes.
+        PackError: the pack is incomplete, or of another version.
     """
-    if (Path(overrides) / CARD).is_file():
-        return _parse(overrides, lambda name: _read_local(Path(overrides) / name))
-    return _parse(overrides, _reader_at(overrides, pack, repository))
+    if (Path(name) / CARD).is_file():
+        return _parse(name, lambda file: _read_local(Path(name) / file))
+    return _parse(name, _reader_at(name, pack, repository))
 
 
-def _parse(overrides: str, read: Read) -> Version:
-    summary = parse_summary(read(CARD), overrides)
-    index = parse_index(read(INDEX), overrides)
+def _parse(name: str, read: Read) -> Version:
+    summary = parse_summary(read(CARD), name)
+    index = parse_index(read(INDEX), name)
     try:
         statistics = json.loads(read(STATISTICS))
         bands = {band["band"]: band for band in statistics["bands"]}
-        return Version(overrides, summary, index, tuple(statistics["edges"]), bands)
+        return Version(name, summary, index, tuple(statistics["edges"]), bands)
     except (ValueError, KeyError, TypeError) as error:
-        raise PackError(f"{overrides}/{STATISTICS}: not what tilewise writes; pack again") from error
+        raise PackError(f"{name}/{STATISTICS}: not written by tilewise; pack again") from error
 
 
 def _read_local(path: Path) -> bytes:
@@ -76,14 +82,16 @@ def _read_local(path: Path) -> bytes:
 
 
 def _reader_at(revision: str, pack: Path, repository: Path) -> Read:
-    """Return what reads the files of the pack at a revision, through DVC."""
+    """Return a function that reads the pack's files at a revision, through DVC."""
     try:
         from dvc.api import DVCFileSystem
         from dvc.exceptions import DvcException
         from dvc.scm import RevError, SCMError
         from dvc_data.index import DataIndexDirError
     except ImportError as error:
-        raise TilewiseError("versions are read by DVC; pip install 'tilewise[ops]'") from error
+        raise TilewiseError(
+            "versions are read by DVC, which is not installed; pip install 'tilewise[ops]'"
+        ) from error
     files = DVCFileSystem(str(repository), rev=revision)
 
     def read(name: str) -> bytes:
@@ -91,30 +99,26 @@ def _reader_at(revision: str, pack: Path, repository: Path) -> Read:
         try:
             return bytes(files.cat_file(path))
         except RevError:
-            raise VersionError(f"{revision}: neither a pack nor a revision; `git log` lists some") from None
+            raise VersionError(
+                f"{revision}: neither a pack nor a revision; `git log` lists revisions"
+            ) from None
         except SCMError as error:
-            raise VersionError(f"{revision}: no pack is there, and {error}; name two packs, or --repo") from error
+            raise VersionError(f"{revision}: not a pack, and {error}; name two packs, or --repo") from error
         except FileNotFoundError as error:
             raise VersionError(
                 f"{revision}: it has no {path}, or neither cache nor remote holds it; "
-                "`dvc push` where it was made, or say where packs are with --pack"
+                "`dvc push` where it was made, or name the pack's path with --pack"
             ) from error
         except (DvcException, DataIndexDirError, OSError) as error:
-            why = error.__cause__ or error  # of a remote that refuses, DVC says no more than that it failed
-            raise VersionError(f"{revision}: {path} cannot be had ({why}); see `dvc remote list`") from error
+            why = error.__cause__ or error  # DVC's own message only says that the remote failed
+            raise VersionError(f"{revision}: {path} cannot be read ({why}); see `dvc remote list`") from error
 
     return read
 
 
-_EXAMPLES = 10
-Key = tuple[str, str]
-"""The source and name of a tile: what makes it the same in two versions."""
-Tiles = dict[Key, dict[str, str]]
-
-
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A tile that is in both versions, and is now something else: its class or its split."""
+class TileChange:
+    """A tile that is in both versions, and whose class or split changed."""
 
     source: str
     name: str
@@ -124,13 +128,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class ClassChange:
-    """How many tiles a class had and has, and their share (0-1) of all."""
+    """How many tiles a class had and has, and their fraction (0–1) of all tiles."""
 
     name: str
     before: int
     after: int
-    share_before: float
-    share_after: float
+    fraction_before: float
+    fraction_after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +143,9 @@ class BandChange:
 
     Attributes:
         band: canonical name.
-        before, after: tiles, mean and std (DN), and share of no data (0-1).
-        psi, kl, wasserstein: see `tilewise.datasets.packs.statistics`; None where one of the versions has no such band, or counted it
-            between other edges.
+        before, after: tiles, mean and std (DN), and fraction of no data (0–1).
+        psi, kl, wasserstein: see `tilewise.datasets.packs.statistics`; None where a version lacks the band,
+            or has other histogram edges.
     """
 
     band: str
@@ -154,14 +158,14 @@ class BandChange:
 
 @dataclass(frozen=True, slots=True)
 class PackDiff:
-    """Everything that two versions differ in.
+    """All differences between two versions.
 
     Attributes:
-        before, after: how the versions were named, their data hashes and numbers of tiles.
+        before, after: the versions' names, data hashes and numbers of tiles.
         added, removed: (source, name) of tiles in one version only.
         relabelled: tiles with another class.
-        moved: tiles in another split.
-        repainted: tiles with other pixels or bands.
+        resplit: tiles in another split.
+        changed_pixels: tiles with other pixels or bands.
         classes: every class of either version.
         class_psi: population stability index of the class balance.
         bands: every band of either version.
@@ -171,9 +175,9 @@ class PackDiff:
     after: dict[str, Any]
     added: list[Key]
     removed: list[Key]
-    relabelled: list[Change]
-    moved: list[Change]
-    repainted: list[Key]
+    relabelled: list[TileChange]
+    resplit: list[TileChange]
+    changed_pixels: list[Key]
     classes: list[ClassChange]
     class_psi: float
     bands: list[BandChange]
@@ -181,7 +185,7 @@ class PackDiff:
     @property
     def is_empty(self) -> bool:
         """Whether both versions hold the same tiles, with the same classes, splits and pixels."""
-        return not (self.added or self.removed or self.relabelled or self.moved or self.repainted)
+        return not (self.added or self.removed or self.relabelled or self.resplit or self.changed_pixels)
 
     @property
     def max_drift(self) -> tuple[str, float]:
@@ -191,7 +195,7 @@ class PackDiff:
 
 
 def compare(before: Version, after: Version) -> PackDiff:
-    """Return what changed from one version to the next."""
+    """Return the differences from one version to the next."""
     old, new = _tiles(before), _tiles(after)
     both = [key for key in old if key in new]
     classes = _compare_classes(before, after)
@@ -201,8 +205,8 @@ def compare(before: Version, after: Version) -> PackDiff:
         added=sorted(new.keys() - old.keys()),
         removed=sorted(old.keys() - new.keys()),
         relabelled=_changes(both, old, new, "label"),
-        moved=_changes(both, old, new, "split"),
-        repainted=[key for key in both if old[key]["sha256"] != new[key]["sha256"]],
+        resplit=_changes(both, old, new, "split"),
+        changed_pixels=[key for key in both if old[key]["sha256"] != new[key]["sha256"]],
         classes=classes,
         class_psi=_class_psi(classes),
         bands=[found for band in BAND_NAMES if (found := _compare_band(band, before, after))],
@@ -210,87 +214,109 @@ def compare(before: Version, after: Version) -> PackDiff:
 
 
 def verdict(value: float) -> str:
-    """Return what a PSI means, by custom."""
+    """Return how a PSI is customarily rated."""
     return "stable" if value < STABLE else "changed" if value < SHIFTED else "shifted"
 
 
 def write_diff(diff: PackDiff, folder: Path) -> None:
-    """Write `diff.json`, which names every tile, and `diff.md` for people, into `folder`."""
+    """Write `diff.json`, which names every tile, and the readable `diff.md` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "diff.json").write_text(json.dumps(asdict(diff), indent=1) + "\n", encoding="utf-8")
     (folder / "diff.md").write_text(as_markdown(diff), encoding="utf-8")
 
 
 def as_markdown(diff: PackDiff) -> str:
-    """Return the differences as a page."""
-    lines = [f"# {diff.before['said']} → {diff.after['said']}", ""]
-    lines += [f"{side['said']}: {side['tiles']:,} tiles, data hash {side['data_hash'][:12]}." for side in _sides(diff)]
-    lines += ["", *(f"- {line}" for line in in_words(diff)), ""]
-    lines += ["| class | before | after | share before | share after |", "|---|---:|---:|---:|---:|"]
+    """Return the differences as Markdown."""
+    lines = [f"# {diff.before['name']} → {diff.after['name']}", ""]
     lines += [
-        f"| {c.name} | {c.before} | {c.after} | {c.share_before:.1%} | {c.share_after:.1%} |" for c in diff.classes
+        f"{side['name']}: {side['tiles']:,} tiles, data hash {side['data_hash'][:12]}."
+        for side in (diff.before, diff.after)
+    ]
+    lines += ["", *(f"- {line}" for line in in_words(diff)), ""]
+    lines += ["| class | before | after | fraction before | fraction after |", "|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| {c.name} | {c.before} | {c.after} | {c.fraction_before:.1%} | {c.fraction_after:.1%} |"
+        for c in diff.classes
     ]
     lines += ["", f"Class balance: PSI {diff.class_psi:.3f}, {verdict(diff.class_psi)}.", ""]
     lines += ["Bands, over the train split, in DN (reflectance × 10 000):", ""]
-    lines += ["| band | mean | std | no data | PSI | KL | Wasserstein (DN) |", "|---|---|---|---|---:|---:|---:|"]
+    lines += [
+        "| band | mean | std | no data | PSI | KL | Wasserstein (DN) |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
     lines += ["| " + " | ".join(band_cells(band)) + " |" for band in diff.bands]
     return "\n".join(lines) + "\n"
 
 
 def in_words(diff: PackDiff) -> list[str]:
-    """Return what happened to the tiles, a line for each kind of change, with a few names."""
+    """Return how the tiles changed, a line for each kind of change, with a few names."""
     kinds: list[tuple[str, list[str]]] = [
         ("added", [name for _, name in diff.added]),
         ("removed", [name for _, name in diff.removed]),
         ("relabelled", [f"{c.name} {c.before} → {c.after}" for c in diff.relabelled]),
-        ("in another split", [f"{c.name} {c.before} → {c.after}" for c in diff.moved]),
-        ("with other pixels", [name for _, name in diff.repainted]),
+        ("in another split", [f"{c.name} {c.before} → {c.after}" for c in diff.resplit]),
+        ("with other pixels", [name for _, name in diff.changed_pixels]),
     ]
-    return [_told(kind, names) for kind, names in kinds if names] or ["the same tiles, classes, splits and pixels"]
+    return [_counted(kind, names) for kind, names in kinds if names] or [
+        "the same tiles, classes, splits and pixels"
+    ]
 
 
 def band_cells(band: BandChange) -> list[str]:
     """Return a band's row of a table, as text."""
     pairs = [("mean", "{:.1f}"), ("std", "{:.1f}"), ("no_data", "{:.2%}")]
-    told = [f"{form.format(band.before[key])} → {form.format(band.after[key])}" for key, form in pairs]
+    cells = [f"{form.format(band.before[key])} → {form.format(band.after[key])}" for key, form in pairs]
     if band.psi is None or band.kl is None or band.wasserstein is None:
-        return [band.band, *told, "–", "–", "–"]
-    return [band.band, *told, f"{band.psi:.3f} {verdict(band.psi)}", f"{band.kl:.3f}", f"{band.wasserstein:.1f}"]
+        return [band.band, *cells, "–", "–", "–"]
+    return [
+        band.band,
+        *cells,
+        f"{band.psi:.3f} {verdict(band.psi)}",
+        f"{band.kl:.3f}",
+        f"{band.wasserstein:.1f}",
+    ]
 
 
 def _tiles(version: Version) -> Tiles:
-    """Return {(source, name): label, split and hash}; a name under two classes of one source is told by both."""
+    """Return {(source, name): label, split and hash}; a name under two classes of one source includes its class."""
     rows = version.index.select(["source", "name", "label", "split", "sha256"]).to_pylist()
     count = Counter((row["source"], row["name"]) for row in rows)
     return {
-        (row["source"], row["name"] if count[row["source"], row["name"]] == 1 else f"{row['label']}/{row['name']}"): row
+        (
+            row["source"],
+            row["name"] if count[row["source"], row["name"]] == 1 else f"{row['label']}/{row['name']}",
+        ): row
         for row in rows
     }
 
 
-def _changes(both: list[Key], old: Tiles, new: Tiles, what: str) -> list[Change]:
-    return [Change(*key, old[key][what], new[key][what]) for key in both if old[key][what] != new[key][what]]
+def _changes(both: list[Key], old: Tiles, new: Tiles, column: str) -> list[TileChange]:
+    return [
+        TileChange(*key, old[key][column], new[key][column])
+        for key in both
+        if old[key][column] != new[key][column]
+    ]
 
 
 def _facts(version: Version) -> dict[str, Any]:
-    return {"said": version.overrides, "data_hash": version.summary.data_hash, "tiles": version.summary.tiles}
-
-
-def _sides(diff: PackDiff) -> tuple[dict[str, Any], dict[str, Any]]:
-    return diff.before, diff.after
+    return {"name": version.name, "data_hash": version.summary.data_hash, "tiles": version.summary.tiles}
 
 
 def _compare_classes(before: Version, after: Version) -> list[ClassChange]:
     old, new = (Counter(version.index["label"].to_pylist()) for version in (before, after))
     return [
-        ClassChange(name, old[name], new[name], old[name] / max(old.total(), 1), new[name] / max(new.total(), 1))
+        ClassChange(
+            name, old[name], new[name], old[name] / max(old.total(), 1), new[name] / max(new.total(), 1)
+        )
         for name in sorted(old.keys() | new.keys())
     ]
 
 
 def _class_psi(classes: list[ClassChange]) -> float:
     before, after = (np.array([getattr(c, side) for c in classes], np.int64) for side in ("before", "after"))
-    return psi(shares(after, MIN_SHARE), shares(before, MIN_SHARE)) if before.any() and after.any() else 0.0
+    if not (before.any() and after.any()):
+        return 0.0
+    return psi(fractions(after, MIN_FRACTION), fractions(before, MIN_FRACTION))
 
 
 def _compare_band(name: str, before: Version, after: Version) -> BandChange | None:
@@ -299,11 +325,15 @@ def _compare_band(name: str, before: Version, after: Version) -> BandChange | No
         return None
     counts = [np.asarray(band["histogram"], np.int64) for band in (new, old)]
     comparable = before.edges == after.edges and all(count.any() for count in counts)
-    found = distances(counts[0], counts[1], before.edges) if comparable else dict.fromkeys(("psi", "kl", "wasserstein"))
+    found = (
+        distances(counts[0], counts[1], before.edges)
+        if comparable
+        else dict.fromkeys(("psi", "kl", "wasserstein"))
+    )
     keys = ("tiles", "mean", "std", "no_data")
     return BandChange(name, {key: old[key] for key in keys}, {key: new[key] for key in keys}, **found)
 
 
-def _told(kind: str, names: list[str]) -> str:
+def _counted(kind: str, names: list[str]) -> str:
     more = f" and {len(names) - _EXAMPLES:,} more" if len(names) > _EXAMPLES else ""
     return f"{len(names):,} {kind}: {', '.join(names[:_EXAMPLES])}{more}"

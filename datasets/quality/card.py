@@ -1,7 +1,8 @@
-"""The card of a pack: which tiles, from where, under which licences, and what was done and found. Never by hand.
+"""Write the data card of a pack: its tiles, sources, licences, splits, bands, corrections and validation.
 
-After Gebru et al. 2021, "Datasheets for Datasets", arXiv:1803.09010. Everything on it stands in the pack's own files
-(`tilewise.datasets.packs.pack`) or is computed from them, so that a pack without its sources can be told of as well.
+After Gebru et al. 2021, "Datasheets for Datasets", arXiv:1803.09010. Everything on it is in the pack's own
+files (`tilewise.datasets.packs.pack`) or is computed from them, so that a pack without its sources has a card
+too.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
 from tilewise.datasets.core.errors import PackError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.packs.pack import INDEX, Pack
-from tilewise.datasets.packs.splits import Method, shown_splits
+from tilewise.datasets.packs.splits import SplitMethod, shown_splits
 
 if TYPE_CHECKING:
     from tilewise.datasets.quality.validate import ValidationReport
@@ -25,18 +27,23 @@ if TYPE_CHECKING:
 _MAX_NAMED = 50  # relabelled tiles
 _PERCENTILES = ("1", "50", "99")
 _HOW_SPLIT = {
-    Method.RANDOM: "at random. Tiles of one place may lie in several splits, so that test figures flatter.",
-    Method.SPATIAL: "by blocks of ground. Tiles of one block lie in one split.",
-    Method.LISTS: "by lists of names that were given.",
+    SplitMethod.RANDOM: "at random. Tiles of the same place may be in several splits, so test figures flatter.",
+    SplitMethod.SPATIAL: "by spatial blocks. Tiles of one block are in one split.",
+    SplitMethod.LISTS: "by published lists of names.",
 }
-_PLACES = ("west", "south", "east", "north")
+_EXTENT = ("west", "south", "east", "north")
 
 
 def write_card(pack: Pack, report: ValidationReport, out: Path) -> None:
-    """Write the card of `pack` as Markdown; `report` is its validation (`tilewise.datasets.quality.validate.validate_pack`).
+    """Write the data card of `pack` as Markdown, whole or not at all.
+
+    Args:
+        pack: the pack.
+        report: its validation (`tilewise.datasets.quality.validate.validate_pack`).
+        out: path of the card.
 
     Raises:
-        PackError: the index or the statistics are not whole.
+        PackError: the index or the statistics are incomplete.
     """
     parts = [
         _head(pack, report),
@@ -44,8 +51,8 @@ def write_card(pack: Pack, report: ValidationReport, out: Path) -> None:
         _sources(pack),
         "## Classes and splits",
         _classes(pack),
-        "## Where",
-        _where(pack),
+        "## Extent",
+        _extents(pack),
         "## Bands",
         _bands(pack),
         "## Corrections",
@@ -53,15 +60,13 @@ def write_card(pack: Pack, report: ValidationReport, out: Path) -> None:
         "## Validation",
         _validation(report),
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    partial.replace(out)
+    with atomic_write(out) as partial:
+        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _head(pack: Pack, report: ValidationReport) -> str:
     summary = pack.summary
-    nature = "**synthetic**: computed, or some of them, and no observations" if summary.synthetic else "observations"
+    nature = "**synthetic**: all or some are computed, not observed" if summary.synthetic else "observations"
     facts = [
         ("tiles", f"{summary.tiles:,} of 64 × 64 pixels, {nature}"),
         ("values", f"DN = reflectance × 10 000, uint16, 0 = no data; {summary.planes:,} planes of one band"),
@@ -74,27 +79,29 @@ def _head(pack: Pack, report: ValidationReport) -> str:
 
 
 def _sources(pack: Pack) -> str:
-    overrides = "not said by the folder that was packed"
+    unknown = "not declared by the folder that was packed"
     rows = [
         (
             item.name,
             item.format,
-            item.licence or overrides,
-            "; ".join(filter(None, (item.origin or overrides, item.notes))),
+            item.licence or unknown,
+            "; ".join(filter(None, (item.origin or unknown, item.notes))),
         )
         for item in pack.summary.origins
     ]
-    unknown = "The pack was made before folders' licences were kept; pack again to have them here."
-    told = _table(("folder", "format", "licence", "origin"), rows) if rows else unknown
-    return f"{told}\n\n{_forms(pack)}"
+    outdated = "The pack was made before folders' licences were kept; pack again to have them here."
+    table = _table(("folder", "format", "licence", "origin"), rows) if rows else outdated
+    return f"{table}\n\n{_formats(pack)}"
 
 
-def _forms(pack: Pack) -> str:
-    """Return how many tiles of each format, processing level and set of bands there are."""
-    forms = Counter(
+def _formats(pack: Pack) -> str:
+    """Return the number of tiles of each format, processing level and set of bands."""
+    counts = Counter(
         (source, level, " ".join(bands)) for source, level, bands in _rows(pack, "source", "level", "bands")
     )
-    rows = [(source, level or "unknown", bands, f"{n:,}") for (source, level, bands), n in sorted(forms.items())]
+    rows = [
+        (source, level or "unknown", bands, f"{n:,}") for (source, level, bands), n in sorted(counts.items())
+    ]
     return _table(("format", "level", "bands", "tiles"), rows, numbers=1)
 
 
@@ -111,26 +118,28 @@ def _classes(pack: Pack) -> str:
 
 
 def _how_split(method: str) -> str:
-    return _HOW_SPLIT[Method(method)] if method in list(Method) else f"by `{method}`."
+    return _HOW_SPLIT[SplitMethod(method)] if method in list(SplitMethod) else f"by `{method}`."
 
 
-def _where(pack: Pack) -> str:
+def _extents(pack: Pack) -> str:
     """Return the extent of the tiles of each CRS, in degrees."""
     extents: dict[str, list[Bounds]] = defaultdict(list)
     for crs, left, bottom, right, top in _rows(pack, "crs", "left", "bottom", "right", "top"):
         extents["" if None in (left, bottom, right, top) else crs].append((left, bottom, right, top))
-    rows = [(crs or "no place", f"{len(found):,}", *_extent(crs, found)) for crs, found in sorted(extents.items())]
-    return _table(("CRS", "tiles", *_PLACES), rows, numbers=1 + len(_PLACES))
+    rows = [
+        (crs or "none", f"{len(found):,}", *_extent(crs, found)) for crs, found in sorted(extents.items())
+    ]
+    return _table(("CRS", "tiles", *_EXTENT), rows, numbers=1 + len(_EXTENT))
 
 
 def _extent(crs: str, found: Sequence[Bounds]) -> tuple[str, ...]:
     if not crs:
-        return ("",) * len(_PLACES)
+        return ("",) * len(_EXTENT)
     left, bottom, right, top = zip(*found, strict=True)
     try:
         degrees = transform_bounds(crs, "EPSG:4326", min(left), min(bottom), max(right), max(top))
-    except RasterioError:  # a CRS that this PROJ does not know is no reason for no card
-        return ("?",) * len(_PLACES)
+    except RasterioError:  # a CRS that this PROJ does not know must not prevent the card
+        return ("?",) * len(_EXTENT)
     return tuple(f"{value:.2f}" for value in degrees)
 
 
@@ -146,33 +155,31 @@ def _bands(pack: Pack) -> str:
         )
         for band in pack.statistics()
     ]
-    headers = ("band", "tiles", "no data", "mean", "std", "least", *(f"{p} %" for p in _PERCENTILES), "greatest")
-    overrides = "Valid pixels of the train split, in DN; shares of pixels are read off a histogram."
-    return f"{overrides}\n\n{_table(headers, rows, numbers=len(headers) - 1)}"
+    headers = ("band", "tiles", "no data", "mean", "std", "min", *(f"{p} %" for p in _PERCENTILES), "max")
+    caption = "Valid pixels of the train split, in DN; percentiles are interpolated in a histogram."
+    return f"{caption}\n\n{_table(headers, rows, numbers=len(headers) - 1)}"
 
 
 def _corrections(pack: Pack) -> str:
     summary = pack.summary
     if not summary.relabelled and not summary.left_out:
         return "None: every tile has the class of its folder."
-    overrides = (
-        f"People reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
-    )
+    text = f"People reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
     if "given" not in pack.index.column_names:
-        return overrides
+        return text
     rows = sorted({row for row in _rows(pack, "name", "given", "label") if row[1] and row[1] != row[2]})
     more = f"\n\nand {len(rows) - _MAX_NAMED:,} more." if len(rows) > _MAX_NAMED else ""
-    return f"{overrides}\n\n{_table(('tile', 'folder', 'class now'), rows[:_MAX_NAMED])}{more}" if rows else overrides
+    return f"{text}\n\n{_table(('tile', 'folder', 'class now'), rows[:_MAX_NAMED])}{more}" if rows else text
 
 
 def _validation(report: ValidationReport) -> str:
-    overrides = f"Index, pixels and card against the schema and their hashes: {_verdict(report)}."
+    text = f"Index, pixels and card against the schema and their hashes: {_verdict(report)}."
     rows = [(item.severity, item.check, f"{item.count:,}", item.message) for item in report.findings]
-    return f"{overrides}\n\n{_table(('severity', 'check', 'tiles', 'what'), rows)}" if rows else overrides
+    return f"{text}\n\n{_table(('severity', 'check', 'tiles', 'what'), rows)}" if rows else text
 
 
 def _rows(pack: Pack, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """Return those columns of the index, tile by tile.
+    """Return the named columns of the index, tile by tile.
 
     Raises:
         PackError: the index lacks one.
@@ -188,7 +195,7 @@ def _verdict(report: ValidationReport) -> str:
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """Return a table of Markdown whose last `numbers` columns stand to the right."""
+    """Return a table of Markdown whose last `numbers` columns are right-aligned."""
     rule = ["---"] * (len(headers) - numbers) + ["---:"] * numbers
     return "\n".join(_row(cells) for cells in (headers, rule, *([*map(_cell, row)] for row in rows)))
 
@@ -198,5 +205,5 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Keep a name that a folder was given from ending the cell, or being markup."""
+    """Escape a text, such as a folder's name, so that it neither ends the cell nor is markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

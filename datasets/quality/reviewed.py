@@ -1,11 +1,11 @@
-"""Tiles that a service answered and people labelled: a source like any other, and who said so when, of which answer.
+"""Keep the tiles that a service answered and people labelled: a source of tiles, with each label's reviewer and origin.
 
-    data/reviewed/dataset.json           the card: its tiles train, whatever the split
-    data/reviewed/reviewed.csv           one row a decision, those included that a tile cannot be used (`_`)
-    data/reviewed/<Class>/served_….tif   GeoTIFFs that name their bands and say their radiometry
+    data/reviewed/dataset.json           the card: its tiles train, whatever the split plan
+    data/reviewed/reviewed.csv           one row a decision, including that a tile cannot be used (`_`)
+    data/reviewed/<Class>/served_….tif   GeoTIFFs that declare their bands and radiometry
 
-DVC owns the bytes: it is an output of the pipeline that only grows (dvc.yaml), so `dvc.lock` says which labels a model
-learned.
+DVC versions the bytes: the folder is an output of the pipeline that only grows (dvc.yaml), so `dvc.lock`
+records which labels a model learned.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import rasterio
 
 from tilewise.datasets.core.bands import LEAVE_OUT, positions
 from tilewise.datasets.core.errors import ReviewError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.radiometry import Level
 from tilewise.datasets.core.tile import NO_DATA, Tile
 from tilewise.datasets.packs.splits import SPLITS
-from tilewise.datasets.readers.sources import CARD_NAME, Card, Format
+from tilewise.datasets.readers.sources import CARD_NAME, DatasetCard, Format
 
 DEFAULT = Path("data/reviewed")
 TABLE = "reviewed.csv"
@@ -34,7 +36,7 @@ _LEVEL_NAMES = {Level.L1C: "Level-1C", Level.L2A: "Level-2A"}
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a person saw in one tile: a class, or `_` where it cannot be used; who, and what for (may be empty)."""
+    """A person's decision on one tile: its class, or `_` where it cannot be used; the reviewer and a reason or ""."""
 
     name: str
     label: str
@@ -43,21 +45,21 @@ class Decision:
 
     @property
     def usable(self) -> bool:
-        """Whether the tile is to be trained on."""
+        """Whether the tile can be trained on."""
         return self.label != LEAVE_OUT
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """The answer that brought a tile to review.
+class AnswerOrigin:
+    """The answer that a reviewed tile was served with; all are text, as in the table.
 
     Attributes:
-        served: when it was answered, ISO 8601, UTC.
-        request_id: of the request.
-        answered, confidence: the class that was answered and its probability (0-1).
-        outlier_score: as text; empty where the model had no threshold.
-        model, version, model_sha256: what answered.
-        sha256: of the tile's bands' names and DN (`tilewise.datasets.readers.records.content_hash`).
+        served: time of the answer, ISO 8601, UTC.
+        request_id: the request's identifier.
+        answered, confidence: the class that was answered and its probability (0–1).
+        outlier_score: empty where the model had no threshold.
+        model, version, model_sha256: the model that answered.
+        sha256: hash of the tile's bands' names and DN (`tilewise.datasets.readers.records.content_hash`).
     """
 
     served: str
@@ -73,20 +75,20 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
-    """One row of the table: a decision, when it was taken up (ISO 8601, UTC), and where its tile came from."""
+    """One row of the table: a decision, when it was applied (ISO 8601, UTC), and the origin of its tile."""
 
     decision: Decision
     reviewed: str
-    origin: Origin
+    origin: AnswerOrigin
 
 
 _DECISION = tuple(item.name for item in fields(Decision))
-_ORIGIN = tuple(item.name for item in fields(Origin))
+_ORIGIN = tuple(item.name for item in fields(AnswerOrigin))
 COLUMNS = (*_DECISION, "reviewed", *_ORIGIN)
 
 
 def begin(root: Path) -> None:
-    """Make the folder with its card and an empty table, where there is none."""
+    """Make the folder with its card and an empty table, where they are missing."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / CARD_NAME).is_file():
         _card().write(root)
@@ -95,12 +97,12 @@ def begin(root: Path) -> None:
 
 
 def is_empty(root: Path) -> bool:
-    """Whether `root` is a folder of reviewed tiles in which there is no tile yet."""
+    """Return whether `root` is a folder of reviewed tiles without any tile yet."""
     return (root / TABLE).is_file() and not any(root.glob(f"*/*{_SUFFIX}"))
 
 
 def read_reviewed(root: Path) -> dict[str, Reviewed]:
-    """Return all decisions by the tiles' names; none where there is no such folder.
+    """Return all decisions by the tiles' names; empty where there is no such folder.
 
     Raises:
         ReviewError: a table with other columns.
@@ -111,7 +113,9 @@ def read_reviewed(root: Path) -> dict[str, Reviewed]:
     rows = read_table(path, COLUMNS)
     return {
         row["name"]: Reviewed(
-            Decision(*(row[name] for name in _DECISION)), row["reviewed"], Origin(*(row[name] for name in _ORIGIN))
+            Decision(*(row[name] for name in _DECISION)),
+            row["reviewed"],
+            AnswerOrigin(*(row[name] for name in _ORIGIN)),
         )
         for row in rows
     }
@@ -123,11 +127,13 @@ def reviewed_since(root: Path, moment: datetime) -> int:
     return sum(row.decision.usable and datetime.fromisoformat(row.reviewed) > moment for row in found)
 
 
-def take_up(root: Path, decisions: Iterable[tuple[Decision, Origin, Tile]]) -> int:
-    """Write labelled tiles and who said so into `root`; a later decision on a tile takes the place of the earlier one.
+def take_up(root: Path, decisions: Iterable[tuple[Decision, AnswerOrigin, Tile]]) -> int:
+    """Add labelled tiles and their decisions to `root`; a later decision on a tile replaces the earlier one.
+
+    Tiles are written before the table, so that a run that is stopped halfway can be repeated.
 
     Returns:
-        How many decisions are new or changed. Tiles are written first: what is stopped halfway is done again.
+        Number of decisions that are new or changed.
     """
     begin(root)
     known = read_reviewed(root)
@@ -147,46 +153,50 @@ def take_up(root: Path, decisions: Iterable[tuple[Decision, Origin, Tile]]) -> i
 
 
 def write_tile(tile: Tile, path: Path) -> None:
-    """Write a tile as a GeoTIFF that says everything about itself, whole or not at all; its level must be known.
+    """Write a tile as a GeoTIFF that declares its bands and radiometry, whole or not at all; its level must be known.
 
-    uint16 DN of the present bands in canonical order, 0 = no data, where it lies if that is known.
+    uint16 DN of the present bands in canonical order, 0 = no data, with the tile's georeference if it has
+    one.
     """
-    assert tile.level is not None  # noqa: S101 - `tilewise.datasets.quality.review` lets no other in
+    assert tile.level is not None  # noqa: S101 - `tilewise.datasets.quality.review` leaves others out
     height, width = tile.pixels.shape[1:]
-    place = {"crs": tile.georeference.crs, "transform": tile.georeference.transform} if tile.georeference else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    size = {"count": len(tile.bands), "height": height, "width": width, "dtype": "uint16", "nodata": NO_DATA}
-    packed = {"compress": "deflate", "predictor": 2, "interleave": "band"}
-    try:
-        with rasterio.open(part, "w", driver="GTiff", **size, **packed, **place) as dataset:
-            dataset.write(tile.pixels[positions(tile.bands)])
-            dataset.descriptions = tile.bands
-            dataset.update_tags(
-                PROCESSING_LEVEL=_LEVEL_NAMES[tile.level], QUANTIFICATION_VALUE="10000", RADIO_ADD_OFFSET="0"
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    profile: dict[str, Any] = {"count": len(tile.bands), "height": height, "width": width}
+    profile |= {
+        "dtype": "uint16",
+        "nodata": NO_DATA,
+        "compress": "deflate",
+        "predictor": 2,
+        "interleave": "band",
+    }
+    if tile.georeference:
+        profile |= {"crs": tile.georeference.crs, "transform": tile.georeference.transform}
+    with atomic_write(path) as partial, rasterio.open(partial, "w", driver="GTiff", **profile) as dataset:
+        dataset.write(tile.pixels[positions(tile.bands)])
+        dataset.descriptions = tile.bands
+        dataset.update_tags(
+            PROCESSING_LEVEL=_LEVEL_NAMES[tile.level], QUANTIFICATION_VALUE="10000", RADIO_ADD_OFFSET="0"
+        )
 
 
-def read_table(path: Path, wanted: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of a CSV that has the columns `wanted` and perhaps others; cells without blanks around them.
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a CSV that has `columns` and perhaps others; cells without blanks around them.
 
     Raises:
-        ReviewError: there is no such file, no such columns, or it is no CSV in UTF-8.
+        ReviewError: there is no such file, it lacks a column, or it is not a CSV in UTF-8.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in wanted if name not in (reader.fieldnames or ())]
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise ReviewError(f"{path}: it has no column {', '.join(missing)}; its first line names the columns")
-            return [{name: (row[name] or "").strip() for name in wanted} for row in reader]
+                raise ReviewError(
+                    f"{path}: it has no column {', '.join(missing)}; its first line names the columns"
+                )
+            return [{name: (row[name] or "").strip() for name in columns} for row in reader]
     except FileNotFoundError:
-        raise ReviewError(f"{path}: there is no such file; `tilewise data review` says where it goes") from None
+        raise ReviewError(f"{path}: there is no such file; `tilewise data review` prints its path") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ReviewError(f"{path}: no CSV in UTF-8 ({error}); save the table as one") from None
+        raise ReviewError(f"{path}: not a CSV in UTF-8 ({error}); save the table as one") from None
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
@@ -201,22 +211,22 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
 def _write_table(root: Path, known: Mapping[str, Reviewed]) -> None:
     """Write the table, sorted by name, whole or not at all."""
     rows = [
-        {**asdict(row.decision), "reviewed": row.reviewed, **asdict(row.origin)} for _, row in sorted(known.items())
+        {**asdict(row.decision), "reviewed": row.reviewed, **asdict(row.origin)}
+        for _, row in sorted(known.items())
     ]
-    part = root / f".{TABLE}.part"
-    part.write_text(as_csv(COLUMNS, rows), encoding="utf-8")
-    part.replace(root / TABLE)
+    with atomic_write(root / TABLE) as partial:
+        partial.write_text(as_csv(COLUMNS, rows), encoding="utf-8")
 
 
 def _remove_elsewhere(root: Path, decision: Decision) -> None:
-    """Remove the tile from the folder of the class that it was taken for before."""
+    """Remove the tile from the folder of its former class."""
     for path in root.glob(f"*/{decision.name}{_SUFFIX}"):
         if not decision.usable or path.parent.name != decision.label:
             path.unlink()
 
 
-def _card() -> Card:
-    return Card(
+def _card() -> DatasetCard:
+    return DatasetCard(
         name="reviewed",
         format=Format.GEOTIFF,
         licence="that of the images that were sent to the service",

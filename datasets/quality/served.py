@@ -1,7 +1,7 @@
-"""What a service answered, read back from its prediction log for people to review (docs/feedback.md).
+"""Read the tiles that a service answered from its prediction log, for people to review (docs/feedback.md).
 
-A tile is known by its pixels: the same tile sent twice is one tile, and its name is made of their hash, so that no name
-that a client chose ever becomes a file's.
+A tile is identified by its pixels: the same tile sent twice is one tile, and its name is made of their hash,
+so that a client's file name never becomes the name of a file here.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Served:
     """A tile that a service answered, without its pixels.
 
     Attributes:
-        sha256: of its bands' names and DN (`tilewise.datasets.readers.records.content_hash`).
-        when: it was answered last.
-        request_id: of that request.
-        file: its name as it was sent; empty where the log keeps none.
-        answered, confidence: the answered class and its probability (0-1).
-        second, p_second: the next class and its probability.
+        sha256: hash of its bands' names and DN (`tilewise.datasets.readers.records.content_hash`).
+        when: time of its latest answer.
+        request_id: identifier of that request.
+        file: the client's name of the file; empty where the log keeps none.
+        answered, confidence: the answered class and its probability (0–1).
+        second, p_second: the next class and its probability (0–1).
         outlier_score: None where the model has no threshold for it.
         outlier: whether it was flagged as unlike the training data.
-        bands: that it has, in canonical order.
-        level: None where nobody said.
-        place: (longitude, latitude) of its middle in degrees, or None.
-        model, version, model_sha256: what answered.
-        classes: that the model knows.
+        bands: its bands, in canonical order.
+        level: processing level; None where it is unknown.
+        centre: (longitude, latitude) of its centre in degrees, or None.
+        model, version, model_sha256: the model that answered.
+        classes: the model's classes.
     """
 
     sha256: str
@@ -65,7 +65,7 @@ class Served:
     outlier: bool
     bands: tuple[str, ...]
     level: Level | None
-    place: tuple[float, float] | None
+    centre: tuple[float, float] | None
     model: str
     version: str
     model_sha256: str
@@ -73,24 +73,24 @@ class Served:
 
     @property
     def name(self) -> str:
-        """What the tile is called from here on, and its file."""
+        """The tile's name from here on, and its file's."""
         return PREFIX + self.sha256[:_NAME_DIGITS]
 
     @property
     def margin(self) -> float:
-        """How far the answer is ahead of the next class (0-1): 0 is undecided."""
+        """The answer's lead over the next class (0–1): 0 is undecided."""
         return self.confidence - self.p_second
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """What a prediction log holds.
+    """The content of a prediction log, without pixels.
 
     Attributes:
-        tiles: different ones, each with its latest answer.
-        rows: answers in all.
-        without_pixels: answers that were kept without their tile.
-        broken: answers whose tile is not what its row says.
+        tiles: the different tiles, each with its latest answer.
+        rows: number of answers.
+        without_pixels: number of answers that were kept without their tile.
+        broken: number of answers whose tile does not fit its row.
     """
 
     tiles: tuple[Served, ...]
@@ -100,10 +100,10 @@ class Log:
 
 
 def read_log(folder: Path, since: datetime | None = None, progress: Report = silent) -> Log:
-    """Return the answers in `folder`, of `since` and later; pixels are hashed and not kept.
+    """Return the answers in `folder` from `since` on; pixels are hashed and not kept.
 
     Raises:
-        ReviewError: there is no log, or a file in it that is none.
+        ReviewError: there is no log, or one of its files is not one.
     """
     found: dict[str, Served] = {}
     rows = without = broken = 0
@@ -124,37 +124,40 @@ def read_log(folder: Path, since: datetime | None = None, progress: Report = sil
     return Log(tuple(found.values()), rows, without, broken)
 
 
-def fetch(folder: Path, wanted: Mapping[str, Served], progress: Report = silent) -> Iterator[tuple[Served, Tile]]:
+def fetch(
+    folder: Path, wanted: Mapping[str, Served], progress: Report = silent
+) -> Iterator[tuple[Served, Tile]]:
     """Yield the tiles of `wanted`, {sha256: tile}, with their pixels, in the log's order, each once.
 
     Raises:
-        ReviewError: a file of the log has gone bad.
+        ReviewError: a file of the log is damaged.
     """
-    open_ones = dict(wanted)
+    missing = dict(wanted)
     for row in _rows(folder, progress):
-        tile = _tile_of(row) if open_ones and row.get("tile") is not None else None
-        served = open_ones.pop(content_hash(tile.pixels, tile.bands), None) if tile else None
+        tile = _tile_of(row) if missing and row.get("tile") is not None else None
+        served = missing.pop(content_hash(tile.pixels, tile.bands), None) if tile else None
         if tile is not None and served is not None:
             yield served, tile
 
 
 def by_doubt(tiles: Sequence[Served]) -> list[Served]:
-    """Return the tiles in the order in which a person's look teaches most.
+    """Return the tiles in the order in which their review is most useful.
 
-    Two lists are taken in turn, so that neither crowds the other out: tiles flagged as unlike the training data, the
-    strangest first, and the others, the least decided first. Scores of different models do not compare, so how strange
-    a tile is, is the share of its own model's tiles that it exceeds.
+    Two lists are taken in turn, so that neither crowds the other out: outliers, the most unusual first, and
+    the others, the least decided first. Outlier scores of different models do not compare, so a tile is
+    ranked by the fraction of its own model's tiles that it exceeds.
     """
-    strangeness = _strangeness(tiles)
-    flagged = sorted((t for t in tiles if t.outlier), key=lambda t: (-strangeness[t.sha256], t.sha256))
+    rank = _outlier_ranks(tiles)
+    flagged = sorted((t for t in tiles if t.outlier), key=lambda t: (-rank[t.sha256], t.sha256))
     others = sorted((t for t in tiles if not t.outlier), key=lambda t: (t.margin, t.sha256))
     ordered: list[Served] = []
-    for place in range(max(len(flagged), len(others))):
-        ordered += [*flagged[place : place + 1], *others[place : place + 1]]
+    for index in range(max(len(flagged), len(others))):
+        ordered += [*flagged[index : index + 1], *others[index : index + 1]]
     return ordered
 
 
-def _strangeness(tiles: Sequence[Served]) -> dict[str, float]:
+def _outlier_ranks(tiles: Sequence[Served]) -> dict[str, float]:
+    """Return, by hash, the fraction (0–1) of the same model's tiles with a lower outlier score."""
     scores: dict[str, list[float]] = {}
     for tile in tiles:
         scores.setdefault(tile.model_sha256, []).append(tile.outlier_score or 0.0)
@@ -178,18 +181,20 @@ def _rows(folder: Path, progress: Report) -> Iterator[dict[str, Any]]:
         try:
             with pq.ParquetFile(path) as file:
                 if (file.schema_arrow.metadata or {}).get(_KEY) != _VERSION:
-                    raise ReviewError(f"{path}: no prediction log of version {_VERSION.decode()}; move it elsewhere")
+                    raise ReviewError(
+                        f"{path}: not a prediction log of version {_VERSION.decode()}; move it elsewhere"
+                    )
                 for batch in file.iter_batches(_IN_MEMORY):
                     yield from batch.to_pylist()
         except FileNotFoundError:  # a running service deletes its oldest files
             continue
         except (pa.ArrowException, OSError) as error:
-            raise ReviewError(f"{path}: not a sound Parquet file ({error}); move it elsewhere") from error
+            raise ReviewError(f"{path}: not a valid Parquet file ({error}); move it elsewhere") from error
     progress("reading the log", len(paths), len(paths))
 
 
 def _tile_of(row: Mapping[str, Any]) -> Tile | None:
-    """Return the tile that a row holds; None where its bytes do not fit its bands."""
+    """Return the tile in a row, or None where its bytes do not fit its bands."""
     bands = tuple(row["bands"])
     if not bands or not set(bands) <= set(BAND_NAMES) or len(row["tile"]) != len(bands) * TILE_SIZE**2 * 2:
         return None
@@ -199,7 +204,7 @@ def _tile_of(row: Mapping[str, Any]) -> Tile | None:
 
 
 def _georeference_of(row: Mapping[str, Any]) -> Georeference | None:
-    """Return where a row's tile lies; logs of earlier versions kept a box only, which is too large to be it."""
+    """Return a row's georeference; logs of earlier versions have only a bounding box, which is too large."""
     crs, transform = row.get("crs"), row.get("transform")
     if not crs or not transform or len(transform) != 6 or not np.isfinite(transform).all():
         return None
@@ -225,7 +230,7 @@ def _describe(row: Mapping[str, Any], tile: Tile) -> Served:
         outlier=bool(row["outlier"]),
         bands=tile.bands,
         level=tile.level,
-        place=_middle_of(row["bbox"]),
+        centre=_centre_of(row["bbox"]),
         model=row["model_name"],
         version=row["model_version"],
         model_sha256=row["model_sha256"],
@@ -233,7 +238,7 @@ def _describe(row: Mapping[str, Any], tile: Tile) -> Served:
     )
 
 
-def _middle_of(box: Mapping[str, float] | None) -> tuple[float, float] | None:
+def _centre_of(box: Mapping[str, float] | None) -> tuple[float, float] | None:
     if box is None:
         return None
     width = (box["xmax"] - box["xmin"]) % 360  # across the antimeridian, it ends west of where it begins

@@ -1,12 +1,11 @@
-"""Labels that a person has reviewed: a CSV that git versions, and that validation and packing apply.
+"""Corrected labels: a CSV that git versions, and that validation and packing apply.
 
     name,label,reviewer,why
     Forest_12,River,Ada,the river fills the tile
     Forest_99,_,Ada,nothing but cloud
 
-A tile is known by its name (the file's stem), whatever its source: a name in two sources is the same place. Its
-class is `label` in the place of its folder's name; `_` leaves it out. Newly labelled tiles go the same way: they lie
-in a folder named for what a model answered, and the file says what a person saw.
+A tile is identified by its name (the file's stem), whatever its source: a name in two sources is the same
+location. Its class is `label` instead of its folder's name; `_` leaves it out.
 """
 
 import csv
@@ -18,12 +17,13 @@ from pathlib import Path
 
 from tilewise.datasets.core.bands import LEAVE_OUT
 from tilewise.datasets.core.errors import CorrectionsError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.readers.sources import Source, TileFile
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What one person decided of one tile: its class (`_`: leave it out), who, and why."""
+    """One person's decision on one tile: its class (`_`: leave it out), the reviewer and the reason."""
 
     name: str
     label: str
@@ -32,126 +32,133 @@ class Correction:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether the tile is not to be used."""
+        """Whether the tile is left out."""
         return self.label == LEAVE_OUT
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """What corrections do to a set of tiles.
+class CorrectionCounts:
+    """How corrections apply to a set of tiles.
 
     Attributes:
-        relabelled: files whose class they change.
-        left_out: files that they take out.
-        unmet: names that they hold and no file has.
+        relabelled: number of files whose class they change.
+        left_out: number of files that they leave out.
+        unmatched: corrected names that no file has.
     """
 
     relabelled: int = 0
     left_out: int = 0
-    unmet: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
 
 COLUMNS = tuple(item.name for item in fields(Correction))
 
 
 def read_corrections(path: Path | None) -> tuple[Correction, ...]:
-    """Return what the file says, in its order; nothing where there is no path.
+    """Return the corrections in a file, in its order; none where `path` is None.
 
     Raises:
-        CorrectionsError: no such file, other columns, an empty cell, or a name said twice.
+        CorrectionsError: no such file, other columns, an empty cell, or a name that occurs twice.
     """
     if path is None:
         return ()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise CorrectionsError(f"{path}: there is no such file; `tilewise data correct` begins one") from None
+        raise CorrectionsError(
+            f"{path}: there is no such file; `tilewise data correct` creates one"
+        ) from None
     except UnicodeDecodeError:
         raise CorrectionsError(f"{path}: not UTF-8; save the table as CSV in UTF-8") from None
     try:
         return _parse(text, path)
     except csv.Error as error:
-        raise CorrectionsError(f"{path}: no CSV ({error}); the columns are {','.join(COLUMNS)}") from None
+        raise CorrectionsError(f"{path}: not a CSV ({error}); the columns are {','.join(COLUMNS)}") from None
 
 
 def write_corrections(path: Path, corrections: Iterable[Correction]) -> None:
-    """Write the file, sorted by name so that two people's changes merge; whole, or not at all."""
+    """Write a file of corrections, sorted by name so that two people's changes merge; whole, or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(item) for item in sorted(corrections, key=lambda item: item.name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(text.getvalue(), encoding="utf-8")
 
 
 def record(path: Path, decided: Iterable[Correction]) -> None:
-    """Write down decisions; a later one on the same tile takes the place of the earlier one.
+    """Add decisions to a file of corrections; a later one on the same tile replaces the earlier one.
 
     Raises:
-        CorrectionsError: an empty cell, or the file is none of corrections.
+        CorrectionsError: an empty cell, or the file is not one of corrections.
     """
     known = {item.name: item for item in (read_corrections(path) if path.exists() else ())}
     for item in decided:
-        known[item.name] = _sound(item, str(path))
+        known[item.name] = _checked(item, str(path))
     write_corrections(path, known.values())
 
 
 def correct(files: Iterable[TileFile], corrections: Sequence[Correction]) -> list[TileFile]:
-    """Return the files with their reviewed classes, in order, without those that are left out."""
+    """Return the files with their corrected classes, in order, without those that are left out."""
     by_name = {item.name: item for item in corrections}
     kept = []
     for file in files:
-        decided = by_name.get(file.name)
-        if decided is None:
+        correction = by_name.get(file.name)
+        if correction is None:
             kept.append(file)
-        elif not decided.leaves_out:
-            kept.append(replace(file, label=decided.label))
+        elif not correction.leaves_out:
+            kept.append(replace(file, label=correction.label))
     return kept
 
 
-def tally(sources: Sequence[Source], corrections: Sequence[Correction]) -> Tally:
-    """Return what the corrections do to the files of `sources`.
+def count_corrections(sources: Sequence[Source], corrections: Sequence[Correction]) -> CorrectionCounts:
+    """Return how the corrections apply to the files of `sources`.
 
     Raises:
-        CorrectionsError: a class that no folder is named for, or a name under two classes of one source.
+        CorrectionsError: a class that no folder has, or a name under two classes of one source.
     """
     if not corrections:
-        return Tally()
+        return CorrectionCounts()
     found = [(source.root, file) for source in sources for file in source.files()]
     by_name = {item.name: item for item in corrections}
     _refuse_unknown_classes(corrections, {file.label for _, file in found})
     _refuse_ambiguous([(root, file.name) for root, file in found if file.name in by_name])
-    met = [(file, by_name[file.name]) for _, file in found if file.name in by_name]
-    names = {file.name for file, _ in met}
-    return Tally(
-        relabelled=sum(not overrides.leaves_out and overrides.label != file.label for file, overrides in met),
-        left_out=sum(overrides.leaves_out for _, overrides in met),
-        unmet=tuple(item.name for item in corrections if item.name not in names),
+    matched = [(file, by_name[file.name]) for _, file in found if file.name in by_name]
+    names = {file.name for file, _ in matched}
+    return CorrectionCounts(
+        relabelled=sum(not item.leaves_out and item.label != file.label for file, item in matched),
+        left_out=sum(item.leaves_out for _, item in matched),
+        unmatched=tuple(item.name for item in corrections if item.name not in names),
     )
 
 
 def _parse(text: str, path: Path) -> tuple[Correction, ...]:
     reader = csv.DictReader(io.StringIO(text))
     if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise CorrectionsError(f"{path}: its columns are {reader.fieldnames}; they must be {','.join(COLUMNS)}")
+        raise CorrectionsError(
+            f"{path}: its columns are {reader.fieldnames}; they must be {','.join(COLUMNS)}"
+        )
     found: dict[str, Correction] = {}
     for row in reader:
         where = f"{path}: line {reader.line_num}"
         if None in row or None in row.values():
-            raise CorrectionsError(f"{where}: {len(COLUMNS)} cells are wanted; put quotes around a text with commas")
-        item = _sound(Correction(**{key: value.strip() for key, value in row.items()}), where)
+            raise CorrectionsError(
+                f"{where}: {len(COLUMNS)} cells are needed; put quotes around a text with commas"
+            )
+        item = _checked(Correction(**{key: value.strip() for key, value in row.items()}), where)
         if item.name in found:
-            raise CorrectionsError(f"{where}: {item.name} is said twice; keep the line that holds")
+            raise CorrectionsError(f"{where}: {item.name} occurs twice; keep the right line")
         found[item.name] = item
     return tuple(found.values())
 
 
-def _sound(item: Correction, where: str) -> Correction:
+def _checked(item: Correction, where: str) -> Correction:
+    """Return the correction; raise CorrectionsError where a cell is empty, or a name leads into a folder."""
     empty = [name for name, value in asdict(item).items() if not value.strip()]
     if empty:
-        raise CorrectionsError(f"{where}: no {' and no '.join(empty)}; every cell is filled in, so that others can ask")
+        raise CorrectionsError(
+            f"{where}: no {' and no '.join(empty)}; every cell is filled in, so that others can ask"
+        )
     if any(sign in item.name + item.label for sign in "/\\\n\r\0"):
         raise CorrectionsError(f"{where}: {item.name!r}, {item.label!r}: a name has no folder")
     return item

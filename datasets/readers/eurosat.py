@@ -1,9 +1,9 @@
-"""EuroSAT's two archives, read into the one tile form.
+"""Read the tiles of EuroSAT's two archives.
 
-EuroSAT (Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242) is Level-1C without the later +1000 offset.
-Its multispectral files hold B8A as the **last** of 13 bands and name none of them; that order exists only
-here. Its RGB files are 8-bit JPEGs of B04, B03, B02; how their bytes become DN was fitted on the tiles that
-stand in both archives (docs/decisions/0002-rgb-scale.md).
+EuroSAT (Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242) is Level-1C without the later +1000 offset. Its
+multispectral files have B8A as the **last** of 13 bands and do not name their bands. Its RGB files are 8-bit
+JPEGs of B04, B03, B02; the conversion of their bytes to DN was fitted on the tiles that are in both archives
+(docs/decisions/0002-rgb-scale.md).
 """
 
 from pathlib import Path
@@ -51,10 +51,10 @@ def read_ms(path: Path) -> Tile:
 
 
 def read_rgb(path: Path) -> Tile:
-    """Read one tile of EuroSAT RGB (`EuroSAT_RGB/<Class>/<Class>_<n>.jpg`), bytes turned to DN.
+    """Read one tile of EuroSAT RGB (`EuroSAT_RGB/<Class>/<Class>_<n>.jpg`) as DN.
 
     Raises:
-        UnreadableImageError: it is not a JPEG, or a truncated one.
+        UnreadableImageError: it is not a JPEG, or is truncated.
         TileShapeError: it is not 64 × 64 with three bands.
     """
     try:
@@ -75,11 +75,11 @@ def _check_rgb_shape(dataset: DatasetReader, name: str) -> None:
 
 
 def rgb_to_dn(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Return DN for EuroSAT's bytes (any shape): (byte − 1) × 2750 / 254, at least 1: no pixel is missing."""
+    """Return DN for EuroSAT's bytes (any shape): (byte − 1) × 2750 / 254, at least 1, since no pixel is missing."""
     dn = np.rint((rgb.astype(np.float32) - RGB_ZERO) * RGB_DN_PER_STEP)
     return np.clip(dn, 1, None).astype(np.uint16)
 
 
 def class_of(path: Path) -> str:
-    """Return the class of a tile from the folder it lies in."""
+    """Return the class of a tile: the name of its folder."""
     return path.parent.name

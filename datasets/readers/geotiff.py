@@ -1,4 +1,4 @@
-"""Opening GeoTIFFs that may be hostile, and reading them into the one tile form.
+"""Open GeoTIFFs that may be hostile, and read them as tiles.
 
 Only GDAL's GTiff driver ever opens a file here; side-car files (`.aux.xml`, `.ovr`, `.msk`) and directory
 listings are off, so that nothing outside the file itself is read. Sizes are checked on the header, before any
@@ -35,117 +35,42 @@ from tilewise.datasets.core.radiometry import FileFacts, Radiometry, ReadOptions
 from tilewise.datasets.core.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
 
 GDAL_METADATA, SUB_DIRECTORIES = 42112, 330
-MAX_DIRECTORIES = 256  # those beyond are not looked at
-_MAX_ENTRIES = 4096  # of a directory; libtiff takes what has more for none
-_BEYOND = 2**62  # the end of any file
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How numbers are written in a file: their order, and the sizes that differ in a BigTIFF."""
-
-    order: str
-    big: bool
-
-    @property
-    def place(self) -> struct.Struct:
-        return struct.Struct(self.order + ("Q" if self.big else "I"))
-
-    @property
-    def count(self) -> struct.Struct:
-        return struct.Struct(self.order + ("Q" if self.big else "H"))
-
-    @property
-    def entry(self) -> struct.Struct:
-        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
-
-
-def count_text(file: BinaryIO) -> tuple[int, int]:
-    """Return the number of directories in `file` and the bytes of GDAL's metadata in them; (0, 0): it is no sound TIFF.
-
-    Directories are told up to one more than `MAX_DIRECTORIES`.
-    """
-    head = file.read(16)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
-    if order is None or len(head) < 16:
-        return 0, 0
-    layout = _Layout(order, struct.unpack(order + "H", head[2:4])[0] == 43)
-    waiting, seen, text = [layout.place.unpack_from(head, 8 if layout.big else 4)[0]], set[int](), 0
-    while waiting and len(seen) <= MAX_DIRECTORIES:
-        place = waiting.pop()
-        if place and place not in seen:
-            seen.add(place)
-            more, size = _read_directory(file, place, layout)
-            waiting += more
-            text += size
-    return len(seen), text
-
-
-def _read_directory(file: BinaryIO, place: int, layout: _Layout) -> tuple[list[int], int]:
-    """Return where further directories are that this one names, and the bytes of its text."""
-    file.seek(min(place, _BEYOND))
-    first = file.read(layout.count.size)
-    if len(first) < layout.count.size:
-        return [], 0
-    form = layout.entry
-    size = layout.count.unpack(first)[0] * form.size
-    if size > _MAX_ENTRIES * form.size:
-        return [], 0
-    content = file.read(size + layout.place.size)
-    lines = list(form.iter_unpack(content[: min(size, len(content) - len(content) % form.size)]))
-    following = content[size:]
-    further = [layout.place.unpack(following)[0]] if len(following) == layout.place.size else []
-    for tag, kind, count, value in lines:
-        if tag == SUB_DIRECTORIES:
-            further += _read_places(file, kind, count, value, layout)
-    return further, sum(count for tag, _, count, _ in lines if tag == GDAL_METADATA)
-
-
-def _read_places(file: BinaryIO, kind: int, count: int, value: bytes, layout: _Layout) -> list[int]:
-    """Return the places that an entry holds, as 4 or 8 bytes each: in itself, or where it says."""
-    number = struct.Struct(layout.order + ("Q" if kind in (16, 18) else "I"))
-    size = min(count, MAX_DIRECTORIES + 1) * number.size
-    if size > len(value):
-        file.seek(min(layout.place.unpack(value)[0], _BEYOND))
-        value = file.read(size)
-    whole = min(size, len(value) - len(value) % number.size)
-    return [place for (place,) in number.iter_unpack(value[:whole])]
-
-
+MAX_DIRECTORIES = 256  # further ones are not read
+_MAX_ENTRIES = 4096  # of a directory; libtiff rejects one with more
+_MAX_OFFSET = 2**62  # beyond the end of any file
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 MAX_BANDS = 64  # Sentinel-2 has 13; some exports add masks and probabilities
 MAX_BLOCK_BYTES = 512 * 2**20
 MAX_PADDING_BYTES = 32 * 2**20  # decoded; a tile of 13 bands of float32 in a block of 512 × 512 takes 14 MB
 MAX_TEXT_BYTES = 128 * 2**10  # of GDAL's metadata; a Sentinel-2 file has a few kilobytes
 
-# Nothing but the bytes of the file itself may be read, and a corrupt block is an error, not a warning.
-_CLOSED_WORLD = {
+# GDAL reads only the file's own bytes, and a corrupt block is an error, not a warning.
+_ISOLATED_GDAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_TIFF_INTERNAL_MASK": "YES",
     "GDAL_GEOREF_SOURCES": "INTERNAL",
-    "GTIFF_SRS_SOURCE": "GEOKEYS",  # the CRS as the file has it; looking it up again takes as long as reading a tile
+    "GTIFF_SRS_SOURCE": "GEOKEYS",  # the CRS as the file has it; looking it up takes as long as reading a tile
     "GTIFF_IGNORE_READ_ERRORS": "NO",
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",  # no URL ends so: GDAL's network is off
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",  # no URL has this ending: GDAL's network is off
     "VSI_CACHE": "NO",
 }
 
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile need not lie anywhere
-
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no georeference
 
 _THIS_THREAD = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingPlan:
-    """How one raster is brought to the tile form.
+    """How one raster's bands are read as DN.
 
     Attributes:
-        name: what the raster is called in errors.
+        name: the raster's name in error messages.
         indexes: 1-based raster bands, in the order of `bands`.
         bands: canonical band names.
-        radiometry: from the raster's numbers to DN.
-        no_data: the raster's declared no-data value, if any; 0 and NaN are no data always.
+        radiometry: conversion of the raster's numbers to DN.
+        no_data: the raster's declared no-data value, if any; 0 and NaN are always no data.
     """
 
     name: str
@@ -156,20 +81,20 @@ class ReadingPlan:
 
 
 @contextmanager
-def closed_world() -> Iterator[None]:
+def isolated_gdal() -> Iterator[None]:
     """Set GDAL up for files that may be hostile, in this thread, for the length of the block.
 
-    `open_geotiff` does so for each file; one block around many files saves a tenth of the time that reading them takes.
+    `open_geotiff` does so for each file; one block around many files makes reading them a tenth faster.
     """
-    if getattr(_THIS_THREAD, "closed", False):
+    if getattr(_THIS_THREAD, "isolated", False):
         yield
         return
-    with rasterio.Env(**_CLOSED_WORLD):
-        _THIS_THREAD.closed = True
+    with rasterio.Env(**_ISOLATED_GDAL):
+        _THIS_THREAD.isolated = True
         try:
             yield
         finally:
-            _THIS_THREAD.closed = False
+            _THIS_THREAD.isolated = False
 
 
 @contextmanager
@@ -178,12 +103,12 @@ def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[Data
 
     Raises:
         UnreadableImageError: it is not a GeoTIFF, or its header is broken.
-        TileShapeError: its data type, number of bands or blocks are none that Sentinel-2 files have.
+        TileShapeError: no Sentinel-2 file has its data type, number of bands or blocks.
     """
     label = name or (source.name if isinstance(source, Path) else "the upload")
-    with closed_world(), ExitStack() as opened:
+    with isolated_gdal(), ExitStack() as opened:
         try:
-            _refuse_endless_text(source, label)
+            _refuse_much_metadata(source, label)
             dataset = opened.enter_context(_open(source, opened))
         except (RasterioError, ValueError, OSError) as error:
             raise UnreadableImageError(f"{label}: {why_unreadable(source)}") from error
@@ -193,32 +118,32 @@ def open_geotiff(source: Path | bytes, name: str | None = None) -> Iterator[Data
 
 def _open(source: Path | bytes, opened: ExitStack) -> DatasetReader:
     if isinstance(source, bytes):
-        if not source:  # rasterio would take it for a file to write
+        if not source:  # rasterio would open an empty file for writing
             raise ValueError
         return opened.enter_context(MemoryFile(source)).open(driver="GTiff")
-    if not source.is_file():  # GDAL would take `/vsicurl/…` and the like for a path
+    if not source.is_file():  # GDAL would accept `/vsicurl/…` and the like as a path
         raise FileNotFoundError(source)
     return rasterio.open(source, driver="GTiff")
 
 
-def _refuse_endless_text(source: Path | bytes, name: str) -> None:
-    """Refuse a file with so much metadata that GDAL would not come to an end with it."""
+def _refuse_much_metadata(source: Path | bytes, name: str) -> None:
+    """Refuse a file with so much metadata that GDAL would not finish parsing it."""
     if isinstance(source, Path) and not source.is_file():
         return
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        directories, size = count_text(file)
+        directories, size = measure_metadata(file)
     if directories > MAX_DIRECTORIES or size > MAX_TEXT_BYTES:
         raise UnreadableImageError(
             f"{name}: more than {MAX_DIRECTORIES} directories, or {MAX_TEXT_BYTES // 1024} KiB of metadata; "
-            "delete what no reader needs"
+            "delete metadata that no reader needs"
         )
 
 
 def check_header(dataset: DatasetReader, name: str) -> None:
-    """Refuse an open raster whose header tells of what no Sentinel-2 file has, before a pixel of it is decoded.
+    """Check an open raster's header before any of its pixels is decoded.
 
     Raises:
-        TileShapeError: its data type, number of bands or blocks are none that Sentinel-2 files have.
+        TileShapeError: no Sentinel-2 file has its data type, number of bands or blocks.
         UnreadableImageError: it names another file as its overviews.
     """
     _refuse_other_files(dataset, name)
@@ -230,7 +155,7 @@ def check_header(dataset: DatasetReader, name: str) -> None:
 def _refuse_other_files(dataset: DatasetReader, name: str) -> None:
     """Refuse a file that names another one as its overviews: GDAL would open that with any driver, URLs included.
 
-    GDAL itself writes the item into side-car files only (gcore/gdaldefaultoverviews.cpp).
+    GDAL itself writes this metadata item into side-car files only (gcore/gdaldefaultoverviews.cpp).
     """
     try:
         named = "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS")
@@ -253,17 +178,17 @@ def _refuse_odd_bands(dataset: DatasetReader, name: str) -> None:
 def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
     """Refuse a header that would make GDAL allocate gigabytes to decode a single block."""
     height, width = dataset.block_shapes[0]
-    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1
-    size = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
+    bands = dataset.count if dataset.interleaving is Interleaving.pixel else 1
+    size = height * width * bands * np.dtype(dataset.dtypes[0]).itemsize
     if size > MAX_BLOCK_BYTES:
         raise TileShapeError(
             f"{name}: its blocks of {width} × {height} pixels take {size / 2**20:.0f} MiB each, "
-            f"{MAX_BLOCK_BYTES / 2**20:.0f} MiB is the most; rewrite it with tiles of 512 × 512"
+            f"{MAX_BLOCK_BYTES / 2**20:.0f} MiB is the maximum; rewrite it with tiles of 512 × 512"
         )
 
 
 def _refuse_padding(dataset: DatasetReader, name: str) -> None:
-    """Refuse a small raster in blocks so large that decoding it would cost as much as a large one."""
+    """Refuse a small raster in blocks so large that decoding it would cost as much as decoding a large one."""
     height, width = dataset.block_shapes[0]
     pixels = math.ceil(dataset.height / height) * height * math.ceil(dataset.width / width) * width
     size = pixels * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
@@ -274,13 +199,13 @@ def _refuse_padding(dataset: DatasetReader, name: str) -> None:
         )
 
 
-def plan_reading(dataset: DatasetReader, name: str, overrides: ReadOptions) -> ReadingPlan:
-    """Decide how `dataset` is brought to the tile form, from its metadata and what the user says.
+def plan_reading(dataset: DatasetReader, name: str, options: ReadOptions) -> ReadingPlan:
+    """Decide how `dataset` is read as DN, from its metadata and the user's options.
 
     Raises:
-        BandsUnknownError: bands are neither named in the file nor said, or the two contradict each other.
-        RadiometryUnknownError: level, scale or offset are neither in the file nor said.
-        UnreadableImageError: its metadata are no UTF-8 text.
+        BandsUnknownError: bands are neither named in the file nor given, or the two contradict each other.
+        RadiometryUnknownError: level, scale or offset are neither in the file nor given.
+        UnreadableImageError: its metadata are not UTF-8 text.
     """
     try:
         descriptions, tags = dataset.descriptions, dataset.tags()
@@ -289,15 +214,15 @@ def plan_reading(dataset: DatasetReader, name: str, overrides: ReadOptions) -> R
             f"{name}: its band descriptions or tags are not UTF-8 text; write them anew, or delete them"
         ) from error
     named = _named_in_file(descriptions, name)
-    indexes, bands = _select_bands(named, dataset.count, name, overrides.bands)
-    scale, offset = _declared_scale(dataset, name, indexes, overrides)
+    indexes, bands = _select_bands(named, dataset.count, name, options.bands)
+    scale, offset = _declared_scale(dataset, name, indexes, options)
     facts = FileFacts(name, dataset.dtypes[0], tags, bands, scale, offset)
-    radiometry = decide_radiometry(facts, overrides)
+    radiometry = decide_radiometry(facts, options)
     return ReadingPlan(name, indexes, bands, radiometry, dataset.nodata)
 
 
 def read_dn(dataset: DatasetReader, plan: ReadingPlan, window: Window | None = None) -> DN:
-    """Return uint16 (13, height, width): `window` of `dataset` (all of it by default) in the tile form.
+    """Return uint16 (13, height, width): the DN of `window` of `dataset` (all of it by default).
 
     Raises:
         UnreadableImageError: the file is truncated or a block is corrupt.
@@ -306,7 +231,7 @@ def read_dn(dataset: DatasetReader, plan: ReadingPlan, window: Window | None = N
 
 
 def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None = None) -> DN:
-    """Return uint16 (len(plan.bands), height, width): the planned bands alone as DN, in the plan's order.
+    """Return uint16 (len(plan.bands), height, width): the DN of the planned bands alone, in the plan's order.
 
     Raises:
         UnreadableImageError: the file is truncated or a block is corrupt.
@@ -314,17 +239,22 @@ def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None 
     try:
         numbers = dataset.read(indexes=list(plan.indexes), window=window)
     except RasterioError as error:
-        raise UnreadableImageError(f"{plan.name}: truncated or corrupt, its pixels cannot be decoded") from error
+        raise UnreadableImageError(
+            f"{plan.name}: truncated or corrupt, its pixels cannot be decoded"
+        ) from error
     if numbers.dtype == np.uint16 and plan.radiometry.is_identity and not plan.no_data:
-        return numbers  # DN as they are, 0 where there is no data: nothing of a large scene need be touched
-    return plan.radiometry.to_dn(numbers, _valid(numbers, plan.no_data))
+        return numbers  # they are DN already, 0 = no data: a large scene is not copied
+    return plan.radiometry.to_dn(numbers, valid_numbers(numbers, plan.no_data))
 
 
-def read_tile(source: Path | bytes, overrides: ReadOptions, name: str | None = None, size: int = TILE_SIZE) -> Tile:
+def read_tile(
+    source: Path | bytes, options: ReadOptions, name: str | None = None, size: int = TILE_SIZE
+) -> Tile:
     """Read one `size` × `size` tile from a GeoTIFF.
 
     Raises:
-        TilewiseError: one of the kinds above, or TileShapeError where the size is another.
+        TileShapeError: the raster has another size, or is not like a Sentinel-2 file.
+        TilewiseError: as `open_geotiff`, `plan_reading` and `read_dn` raise.
     """
     label = name or (source.name if isinstance(source, Path) else "the upload")
     with open_geotiff(source, label) as dataset:
@@ -333,17 +263,32 @@ def read_tile(source: Path | bytes, overrides: ReadOptions, name: str | None = N
                 f"{label}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}; "
                 "cut it to size, or classify it as a scene"
             )
-        plan = plan_reading(dataset, label, overrides)
+        plan = plan_reading(dataset, label, options)
         pixels = read_dn(dataset, plan)
-        return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset))
+        return Tile(
+            label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)
+        )
 
 
 def georeference_of(dataset: DatasetReader) -> Georeference | None:
-    """Return where `dataset` lies on Earth, or None where it does not say (a local CRS says nothing)."""
+    """Return the georeference of `dataset`, or None where it has none, or one without longitude and latitude."""
     if dataset.crs is None or dataset.transform.is_identity:
         return None
-    place = Georeference(dataset.crs, dataset.transform)
-    return place if place.footprint(dataset.width, dataset.height) else None
+    georeference = Georeference(dataset.crs, dataset.transform)
+    return georeference if georeference.footprint(dataset.width, dataset.height) else None
+
+
+def valid_numbers(numbers: npt.NDArray[np.generic], no_data: float | None) -> npt.NDArray[np.bool_]:
+    """Return bool, the shape of `numbers`: where a raster's numbers hold data.
+
+    Args:
+        numbers: numbers as they are in the file; 0, NaN and infinity are no data.
+        no_data: the raster's declared no-data value, if any.
+    """
+    valid = np.isfinite(numbers) & (numbers != 0)
+    if no_data is not None and np.isfinite(no_data):
+        valid &= numbers != no_data
+    return valid
 
 
 def _named_in_file(descriptions: Sequence[str | None], name: str) -> dict[str, int]:
@@ -360,55 +305,49 @@ def _named_in_file(descriptions: Sequence[str | None], name: str) -> dict[str, i
 
 
 def _select_bands(
-    named: dict[str, int], count: int, name: str, overrides: tuple[str, ...] | None
+    named: dict[str, int], count: int, name: str, given: tuple[str, ...] | None
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    if overrides is None:
+    """Return the 1-based indexes and names of the bands to read: those `given`, else those `named` in the file."""
+    if given is None:
         if not named:
             raise BandsUnknownError(
-                f"{name}: its {count} bands have no names; say which they are, in the file's order: "
+                f"{name}: its {count} bands have no names; give them in the file's order: "
                 f"bands={','.join(BAND_NAMES[: max(count, 3)][:3])},… or l1c, l2a, 10m, rgb, eurosat "
                 "(--bands on the command line, a field of a request)"
             )
         return tuple(named.values()), tuple(named)
-    if len(overrides) != count:
+    if len(given) != count:
         raise BandsUnknownError(
-            f"{name}: {len(overrides)} band names were said, but the file has {count} bands ({LEAVE_OUT} leaves one out)"
+            f"{name}: {len(given)} band names were given, but the file has {count} bands ({LEAVE_OUT} leaves one out)"
         )
-    chosen = {band: index for index, band in enumerate(overrides, start=1) if band != LEAVE_OUT}
+    chosen = {band: index for index, band in enumerate(given, start=1) if band != LEAVE_OUT}
     if not chosen:
         raise BandsUnknownError(f"{name}: the band list leaves every band out")
     wrong = {band: index for band, index in chosen.items() if named.get(band, index) != index}
     if wrong:
         raise BandsUnknownError(
-            f"{name}: the file itself names its bands, and {', '.join(wrong)} stand elsewhere than was said; "
-            "leave the band list out"
+            f"{name}: the file names its bands itself, and {', '.join(wrong)} are in other positions than in the band "
+            "list; leave the band list out"
         )
     return tuple(chosen.values()), tuple(chosen)
 
 
 def _declared_scale(
-    dataset: DatasetReader, name: str, indexes: tuple[int, ...], overrides: ReadOptions
+    dataset: DatasetReader, name: str, indexes: tuple[int, ...], options: ReadOptions
 ) -> tuple[float | None, float | None]:
     """Return the GDAL scale and offset (in reflectance) that all these bands declare, or None for both."""
     declared = {(dataset.scales[index - 1], dataset.offsets[index - 1]) for index in indexes}
-    if len(declared) > 1 and (overrides.scale is None or overrides.offset is None):
+    if len(declared) > 1 and (options.scale is None or options.offset is None):
         raise RadiometryUnknownError(
-            f"{name}: its bands declare different scales or offsets; say one scale and offset for all"
+            f"{name}: its bands declare different scales or offsets; give one scale and offset for all"
         )
     scale, offset = declared.pop()
-    sound = 0 < scale < math.inf and math.isfinite(offset) and (scale, offset) != (1.0, 0.0)
-    return (scale, offset) if sound else (None, None)
-
-
-def _valid(numbers: npt.NDArray[np.generic], no_data: float | None) -> npt.NDArray[np.bool_]:
-    valid = np.isfinite(numbers) & (numbers != 0)
-    if no_data is not None and np.isfinite(no_data):
-        valid &= numbers != no_data
-    return valid
+    usable = 0 < scale < math.inf and math.isfinite(offset) and (scale, offset) != (1.0, 0.0)
+    return (scale, offset) if usable else (None, None)
 
 
 def why_unreadable(source: Path | bytes) -> str:
-    """Say in words what bytes that are no GeoTIFF look like."""
+    """Return why bytes are not a readable GeoTIFF, in words."""
     if isinstance(source, Path) and not source.is_file():
         return "there is no such file"
     try:
@@ -427,3 +366,75 @@ def why_unreadable(source: Path | bytes) -> str:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(4)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a TIFF file writes numbers: the byte order, and the sizes that differ in a BigTIFF."""
+
+    order: str
+    big: bool
+
+    @property
+    def offset(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "I"))
+
+    @property
+    def count(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "H"))
+
+    @property
+    def entry(self) -> struct.Struct:
+        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
+
+
+def measure_metadata(file: BinaryIO) -> tuple[int, int]:
+    """Return the number of directories in `file` and the bytes of GDAL's metadata in them; (0, 0): not a valid TIFF.
+
+    Directories are counted up to one more than `MAX_DIRECTORIES`.
+    """
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None or len(head) < 16:
+        return 0, 0
+    layout = _Layout(order, struct.unpack(order + "H", head[2:4])[0] == 43)
+    waiting, seen, text = [layout.offset.unpack_from(head, 8 if layout.big else 4)[0]], set[int](), 0
+    while waiting and len(seen) <= MAX_DIRECTORIES:
+        offset = waiting.pop()
+        if offset and offset not in seen:
+            seen.add(offset)
+            more, size = _read_directory(file, offset, layout)
+            waiting += more
+            text += size
+    return len(seen), text
+
+
+def _read_directory(file: BinaryIO, offset: int, layout: _Layout) -> tuple[list[int], int]:
+    """Return the offsets of further directories that this one names, and the bytes of its metadata."""
+    file.seek(min(offset, _MAX_OFFSET))
+    first = file.read(layout.count.size)
+    if len(first) < layout.count.size:
+        return [], 0
+    form = layout.entry
+    size = layout.count.unpack(first)[0] * form.size
+    if size > _MAX_ENTRIES * form.size:
+        return [], 0
+    content = file.read(size + layout.offset.size)
+    lines = list(form.iter_unpack(content[: min(size, len(content) - len(content) % form.size)]))
+    following = content[size:]
+    further = [layout.offset.unpack(following)[0]] if len(following) == layout.offset.size else []
+    for tag, kind, count, value in lines:
+        if tag == SUB_DIRECTORIES:
+            further += _read_offsets(file, kind, count, value, layout)
+    return further, sum(count for tag, _, count, _ in lines if tag == GDAL_METADATA)
+
+
+def _read_offsets(file: BinaryIO, kind: int, count: int, value: bytes, layout: _Layout) -> list[int]:
+    """Return the offsets in an entry, 4 or 8 bytes each: in the entry itself, or where it points."""
+    number = struct.Struct(layout.order + ("Q" if kind in (16, 18) else "I"))
+    size = min(count, MAX_DIRECTORIES + 1) * number.size
+    if size > len(value):
+        file.seek(min(layout.offset.unpack(value)[0], _MAX_OFFSET))
+        value = file.read(size)
+    whole = min(size, len(value) - len(value) % number.size)
+    return [offset for (offset,) in number.iter_unpack(value[:whole])]

@@ -1,4 +1,4 @@
-"""What is known of one labelled tile, apart from its pixels: a row of the index, what validation checks."""
+"""Read labelled tiles together with their records: the metadata that the index keeps and validation checks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import TilewiseError
-from tilewise.datasets.core.tile import DN, Tile
+from tilewise.datasets.core.tile import DN, Tile, has_data
 from tilewise.datasets.readers.corrections import Correction, correct
 from tilewise.datasets.readers.eurosat import class_of
 from tilewise.datasets.readers.sources import Source, TileFile
@@ -23,18 +23,18 @@ class TileRecord:
     """One labelled tile without its pixels.
 
     Attributes:
-        name: the file's stem; a name in two sources is the same place.
-        label: its class, as reviewed (`tilewise.datasets.readers.corrections`).
-        source: the format of the folder it came from (`eurosat-ms`, …).
+        name: the file's stem; a name in two sources is the same location.
+        label: its class, after corrections (`tilewise.datasets.readers.corrections`).
+        source: format of its folder (`eurosat-ms`, …).
         level: processing level.
-        bands: canonical names of the bands present.
+        bands: canonical names of the present bands.
         crs: its CRS as `EPSG:n` or WKT; empty where the file has none.
         bounds: (left, bottom, right, top) in CRS units, or None.
-        sha256: of its present bands' names and DN: equal tiles have equal hashes, whatever their file.
-        valid_fraction: share of pixels (0–1) that hold data in every present band.
-        low: least DN among valid pixels (0 if there is none).
-        high: greatest DN.
-        given: the class of its folder, which its label was before it was reviewed.
+        sha256: hash of its present bands' names and DN: equal tiles have equal hashes, whatever their file.
+        valid_fraction: fraction of pixels (0–1) that hold data in every present band.
+        low: minimum DN of valid pixels (0 if there is none).
+        high: maximum DN.
+        given: the class of its folder, before corrections.
     """
 
     name: str
@@ -53,7 +53,7 @@ class TileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A file that could not be read, and why."""
+    """A file that could not be read, and the reason."""
 
     name: str
     label: str
@@ -67,9 +67,9 @@ def read_all(
     step: str = "reading tiles",
     corrections: Sequence[Correction] = (),
 ) -> Iterator[tuple[TileRecord, Tile] | Unreadable]:
-    """Read every tile of `sources` in order, a few at a time in threads; failures are yielded, not raised.
+    """Read every tile of `sources` in order, several at a time in threads; failures are yielded, not raised.
 
-    Tiles have their reviewed classes, and those that `corrections` leave out are not read.
+    Tiles have their corrected classes, and those that `corrections` leave out are not read.
     """
     jobs = [(source, file) for source in sources for file in correct(source.files(), corrections)]
     done = 0
@@ -99,16 +99,16 @@ def _read_one(job: tuple[Source, TileFile]) -> tuple[TileRecord, Tile] | Unreada
 
 def _describe(source: Source, file: TileFile, tile: Tile) -> TileRecord:
     present = tile.pixels[positions(tile.bands)]
-    valid = present[present > 0]
-    place = tile.georeference
+    valid = present[has_data(present)]
+    georeference = tile.georeference
     return TileRecord(
         name=file.name,
         label=file.label,
         source=source.format,
         level=tile.level or "",
         bands=tile.bands,
-        crs=place.crs.to_string() if place else "",
-        bounds=place.bounds(*tile.pixels.shape[:0:-1]) if place else None,
+        crs=georeference.crs.to_string() if georeference else "",
+        bounds=georeference.bounds(*tile.pixels.shape[:0:-1]) if georeference else None,
         sha256=content_hash(tile.pixels, tile.bands),
         valid_fraction=tile.valid_fraction,
         low=int(valid.min(initial=65_535)) if valid.size else 0,

@@ -1,7 +1,7 @@
 """Folders of labelled tiles: `<root>/<Class>/<name>.tif` or `.jpg`, in one of three formats.
 
-A folder that tilewise made (fetched, unpacked or synthesised) carries a card, `dataset.json`, that says its
-format and origin, so that no later step has to be told again.
+A folder that tilewise made (fetched, unpacked or synthesised) has a card, `dataset.json`, with its format and
+origin, so that later steps need no options.
 """
 
 import json
@@ -21,7 +21,7 @@ CARD_NAME = "dataset.json"
 
 
 class Format(StrEnum):
-    """How the files of a folder are read."""
+    """File format of a folder's tiles."""
 
     EUROSAT_MS = "eurosat-ms"
     EUROSAT_RGB = "eurosat-rgb"
@@ -37,8 +37,18 @@ _PUBLISHED_FOLDERS = {"EuroSAT_MS": Format.EUROSAT_MS, "EuroSAT_RGB": Format.EUR
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """What a folder of tiles says of itself: `dataset.json`."""
+class DatasetCard:
+    """The card of a folder of tiles: the content of its `dataset.json`.
+
+    Attributes:
+        name: name of the data set.
+        format: format of its files.
+        licence: licence of its files.
+        origin: source of its files.
+        synthetic: whether its tiles are computed.
+        notes: remarks.
+        extra: further fields; `split` is the split that all its tiles go to.
+    """
 
     name: str
     format: Format
@@ -67,14 +77,16 @@ class Source:
     """A folder of labelled tiles and how to read them.
 
     Attributes:
-        root, format, said: where its tiles are, and how they are read.
-        synthetic: whether they were computed.
-        split: where all its tiles go, whatever the plan: labels that nobody checked train and never judge.
+        root: the folder.
+        format: format of its files.
+        options: bands and radiometry that its files do not declare.
+        synthetic: whether its tiles are computed.
+        split: the split of all its tiles, whatever the plan: unchecked labels may train, but not evaluate.
     """
 
     root: Path
     format: Format
-    overrides: ReadOptions = field(default_factory=ReadOptions)
+    options: ReadOptions = field(default_factory=ReadOptions)
     synthetic: bool = False
     split: str | None = None
 
@@ -88,25 +100,29 @@ class Source:
         paths = sorted(path for path in self.root.glob("*/*") if path.suffix.lower() in suffixes)
         if not paths:
             raise NoTilesError(
-                f"{self.root}: no tiles; {self.format} wants {self.root.name}/<Class>/<name>{suffixes[0]}"
+                f"{self.root}: no tiles; {self.format} needs {self.root.name}/<Class>/<name>{suffixes[0]}"
             )
         return [TileFile(path, path.stem, eurosat.class_of(path)) for path in paths]
 
     def read(self, path: Path) -> Tile:
-        """Read one of the files into the one tile form; raises the reader's TilewiseError."""
+        """Read one of the files as a tile.
+
+        Raises:
+            TilewiseError: the file cannot be read.
+        """
         return self._reader()(path)
 
     def _reader(self) -> Callable[[Path], Tile]:
         readers: dict[Format, Callable[[Path], Tile]] = {
             Format.EUROSAT_MS: eurosat.read_ms,
             Format.EUROSAT_RGB: eurosat.read_rgb,
-            Format.GEOTIFF: lambda path: read_tile(path, self.overrides, path.stem),
+            Format.GEOTIFF: lambda path: read_tile(path, self.options, path.stem),
         }
         return readers[self.format]
 
 
-def find_source(root: Path, form: Format | None = None, overrides: ReadOptions | None = None) -> Source:
-    """Return the source in `root`, in the format that is said, else its card's, else that of its name.
+def find_source(root: Path, form: Format | None = None, options: ReadOptions | None = None) -> Source:
+    """Return the source in `root`. Its format is `form`, else that of its card, else that of its name.
 
     Raises:
         NoTilesError: there is no such folder, or its card is broken.
@@ -116,22 +132,22 @@ def find_source(root: Path, form: Format | None = None, overrides: ReadOptions |
     card = read_card(root)
     form = form or Format(card.get("format", _PUBLISHED_FOLDERS.get(root.name, Format.GEOTIFF)))
     split = (card.get("extra") or {}).get("split")
-    return Source(root, form, overrides or ReadOptions(), bool(card.get("synthetic", False)), split)
+    return Source(root, form, options or ReadOptions(), bool(card.get("synthetic", False)), split)
 
 
 def find_sources(
-    roots: tuple[Path, ...], form: Format | None = None, overrides: ReadOptions | None = None
+    roots: tuple[Path, ...], form: Format | None = None, options: ReadOptions | None = None
 ) -> list[Source]:
-    """Return the sources in `roots`; a folder that holds only such folders stands for all of them."""
+    """Return the sources in `roots`; a folder that contains sources means all of them."""
     found = []
     for root in roots:
         inner = [child for child in sorted(root.glob("*/")) if _is_source(child)] if root.is_dir() else []
-        found += [find_source(child, form, overrides) for child in inner] or [find_source(root, form, overrides)]
+        found += [find_source(child, form, options) for child in inner] or [find_source(root, form, options)]
     return found
 
 
 def fixed_splits(sources: Sequence[Source]) -> dict[str, str]:
-    """Return {tile name: split} for the tiles of sources that say where they all go."""
+    """Return {tile name: split} for the tiles of sources whose card fixes their split."""
     return {file.name: source.split for source in sources if source.split for file in source.files()}
 
 
@@ -140,7 +156,7 @@ def _is_source(folder: Path) -> bool:
 
 
 def read_card(root: Path) -> dict[str, Any]:
-    """Return what the folder's `dataset.json` says; nothing where it has none.
+    """Return the content of the folder's `dataset.json`; empty where it has none.
 
     Raises:
         NoTilesError: the card is broken.
@@ -153,6 +169,6 @@ def read_card(root: Path) -> dict[str, Any]:
         Format(card.get("format", Format.GEOTIFF))
     except (ValueError, TypeError) as error:
         raise NoTilesError(
-            f"{path}: no card that tilewise knows ({error}); mend it: `format` is {', '.join(Format)}"
+            f"{path}: not a valid card ({error}); set `format` to one of {', '.join(Format)}"
         ) from error
     return card

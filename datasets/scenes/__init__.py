@@ -1,4 +1,4 @@
-"""Sentinel-2 scenes in any form: found, opened, and read window by window as DN on one grid."""
+"""Find Sentinel-2 scenes of any kind, open them, and read them window by window as DN on one grid."""
 
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions, parse_clouds
 from tilewise.datasets.scenes.scene import BrokenBlock, Scene

@@ -1,7 +1,7 @@
-"""A scene as one file per band in a folder: `…_B02.tif`, `T29UNU_20221005T115411_B8A_20m.jp2`, `blue.tif`.
+"""Read a scene from one GeoTIFF, or from one file per band: `…_B02.tif`, `T29UNU_20221005T115411_B8A_20m.jp2`.
 
-Files belong to one scene where they stand in one folder and are called alike but for the band. Of a band in several
-resolutions the finest is read.
+Files belong to one scene where they are in one folder and have the same name but for the band. Of a band in
+several resolutions the finest is read.
 """
 
 import re
@@ -37,23 +37,39 @@ _MASK_NAMES = {
 }
 _DATE = re.compile(r"(?<!\d)(20\d\d)-?(0[1-9]|1[0-2])-?([0-2]\d|3[01])(?:T(\d\d):?(\d\d):?(\d\d))?(?!\d)")
 _PLATFORM = re.compile(r"(?:^|_)S2([A-D])_")
+_NAME = re.compile(
+    r"^(?P<head>(?:.*?[_\-. ])?)(?P<word>B(?:0?[1-9]|1[0-2]|0?8A)|SCL|QA60|(?:MSK_)?CLDPRB|CLD)"
+    r"(?:[_\-.](?P<metres>\d\d)m)?$",
+    re.IGNORECASE,
+)
+_UNKNOWN_METRES = 99  # a name with a resolution goes before one without
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRaster:
+    """A file's name, parsed: its scene, its band or mask (`word`), and its resolution in metres."""
+
+    path: Path
+    scene: str
+    word: str
+    metres: int
 
 
 def read_stacked(path: Path, options: SceneOptions) -> Parts:
     """Return the parts of a scene in one GeoTIFF.
 
     Raises:
-        TilewiseError: it cannot be opened, or does not say its bands, its radiometry or its place.
+        TilewiseError: it cannot be opened, or its bands, radiometry or georeference are unknown.
     """
     with open_raster(path) as dataset:
-        plan = in_canonical_order(plan_reading(dataset, path.name, options.overrides))
+        plan = in_canonical_order(plan_reading(dataset, path.name, options.read_options))
         layer = Layer(path, plan, grid_of(dataset, path.name), block_of(dataset))
         clouds = _mask_within(path, dataset, options.clouds)
     return Parts((layer,), clouds, plan.radiometry.level, date_in(path.stem), platform_in(path.stem))
 
 
 def date_in(name: str) -> datetime | None:
-    """Return the date, and the time where there is one, that a name holds: `2017-09-26`, `20221005T115411`."""
+    """Return the date, and the time if any, in a name: `2017-09-26`, `20221005T115411`."""
     match = _DATE.search(name)
     if match is None:
         return None
@@ -64,13 +80,13 @@ def date_in(name: str) -> datetime | None:
 
 
 def platform_in(name: str) -> str | None:
-    """Return the satellite that a product's name begins with, as STAC writes it: `sentinel-2a`."""
+    """Return the satellite at the start of a product's name, in STAC's spelling: `sentinel-2a`."""
     match = _PLATFORM.search(name)
     return f"sentinel-2{match.group(1).lower()}" if match else None
 
 
 def is_mask_name(text: str, kind: CloudKind) -> bool:
-    """Say whether a band, file or asset called `text` is a cloud mask of this kind."""
+    """Return whether a band, file or asset named `text` is a cloud mask of this kind."""
     return re.sub(r"[^a-z0-9]", "", text.lower()) in _MASK_NAMES.get(kind, ())
 
 
@@ -84,38 +100,22 @@ def _mask_within(path: Path, dataset: DatasetReader, mask: CloudMask | None) -> 
 
 
 def no_mask(name: str, mask: CloudMask) -> SceneError:
-    """Return the error of a scene without the cloud mask that was asked for."""
+    """Return the error of a scene without the requested cloud mask."""
     return SceneError(
-        f"{name}: it has no {mask.kind.value.upper()} to tell its clouds by; name a mask of your own "
+        f"{name}: it has no cloud mask {mask.kind.value.upper()}; name a mask of your own "
         "(--clouds file:{stem}_clouds.tif), or leave --clouds out"
     )
 
 
-_NAME = re.compile(
-    r"^(?P<head>(?:.*?[_\-. ])?)(?P<word>B(?:0?[1-9]|1[0-2]|0?8A)|SCL|QA60|(?:MSK_)?CLDPRB|CLD)"
-    r"(?:[_\-.](?P<metres>\d\d)m)?$",
-    re.IGNORECASE,
-)
-_UNSAID = 99  # metres: a name that says its resolution goes before one that does not
-
-
-@dataclass(frozen=True, slots=True)
-class NamedRaster:
-    """What a file's name says: which scene it belongs to, which band or mask it is, and its resolution in metres."""
-
-    path: Path
-    scene: str
-    word: str
-    metres: int
-
-
 def parse_name(path: Path) -> NamedRaster | None:
-    """Return what the name of a file says, or None where it names no band."""
+    """Parse the name of a file, or return None where it names no band."""
     match = _NAME.match(path.stem)
     if match:
-        return NamedRaster(path, match["head"].rstrip("_-. "), match["word"].upper(), int(match["metres"] or _UNSAID))
+        return NamedRaster(
+            path, match["head"].rstrip("_-. "), match["word"].upper(), int(match["metres"] or _UNKNOWN_METRES)
+        )
     try:
-        return NamedRaster(path, "", find_band(path.stem).name, _UNSAID)  # `blue.tif`
+        return NamedRaster(path, "", find_band(path.stem).name, _UNKNOWN_METRES)  # `blue.tif`
     except UnknownBandError:
         return None
 
@@ -123,7 +123,8 @@ def parse_name(path: Path) -> NamedRaster | None:
 def group_by_scene(paths: Iterable[Path]) -> dict[tuple[Path, str], tuple[Path, ...]]:
     """Return the files of each scene of one file per band, by folder and common name.
 
-    A group of one band is none, nor is one whose first file has more than one band: those are scenes by themselves.
+    A group of a single band, or whose first file has several bands, is left out: its files are scenes of
+    their own.
     """
     groups: dict[tuple[Path, str], list[NamedRaster]] = defaultdict(list)
     for path in paths:
@@ -136,17 +137,19 @@ def read_band_files(name: str, paths: Sequence[Path], options: SceneOptions) -> 
     """Return the parts of a scene of one file per band.
 
     Raises:
-        TilewiseError: a file cannot be opened, or nobody says its radiometry or place.
+        TilewiseError: a file cannot be opened, or its radiometry or georeference are unknown.
     """
-    if options.overrides.bands and LEAVE_OUT in options.overrides.bands:
-        raise SceneError(f"{name}: its files name their bands, so {LEAVE_OUT} leaves none out; leave --bands out")
+    if options.read_options.bands and LEAVE_OUT in options.read_options.bands:
+        raise SceneError(
+            f"{name}: its files name their bands, so {LEAVE_OUT} has no effect; leave --bands out"
+        )
     named = [found for path in paths if (found := parse_name(path))]
     files = _finest(named)
     if not files:
         raise SceneError(f"{name}: none of its files is a band of Sentinel-2")
     layers, level = [], None
     for band, path in files.items():
-        layer, level = layer_of_band(BandFile(path, band, {}), name, tuple(files), options.overrides)
+        layer, level = layer_of_band(BandFile(path, band, {}), name, tuple(files), options.read_options)
         layers.append(layer)
     first = next(iter(files.values())).stem
     clouds = _mask_beside(name, named, options.clouds)

@@ -1,7 +1,7 @@
-"""Where a scene lies and how large its pixels are: the grid that its windows lie on.
+"""The grid of a scene: its georeference and pixel size, on which its windows are read.
 
-A network knows a class by its texture at one ground size, so a scene that is in degrees or far from 10 m is refused,
-or warped to 10 m in the UTM zone of its centre; which of the two is the caller's choice, and never silent.
+A network recognises a class by its texture at one ground size, so a scene in degrees or far from 10 m is
+refused, or warped to 10 m in the UTM zone of its centre, as the caller chooses.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from affine import Affine
-from rasterio._err import CPLE_BaseError  # what rasterio.warp raises; rasterio.errors does not have it
+from rasterio._err import CPLE_BaseError  # rasterio.warp raises it; rasterio.errors does not have it
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
@@ -19,90 +19,98 @@ from tilewise.datasets.core.errors import SceneError, TileShapeError
 from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.geotiff import georeference_of
 
-NEAR_10_M = (8.0, 12.5)  # metres a pixel that networks trained at 10 m still know
+NEAR_10_M = (8.0, 12.5)  # metres a pixel at which networks trained at 10 m still work
 STEP_M = 10.0
 MAX_SIDE = 200_000  # pixels; more is a broken transform, not a scene
-_MAX_LATITUDE = 84.0  # UTM ends there
-_SAME_PLACE = 1e-6  # of a pixel
+_MAX_LATITUDE = 84.0  # degrees; the limit of UTM
+_TOLERANCE = 1e-6  # of a pixel
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A raster's place on Earth and its size in pixels."""
+    """A raster's georeference and its size in pixels."""
 
-    place: Georeference
+    georeference: Georeference
     height: int
     width: int
 
     @property
     def pixel_m(self) -> float:
-        """Side of a pixel in metres, of one as large and square; of a CRS in degrees, about."""
-        side = abs(self.place.transform.determinant) ** 0.5
-        return side * (self.place.crs.linear_units_factor[1] if self.place.crs.is_projected else 111_320.0)
+        """Side in metres of a square pixel of the same area; approximate with a CRS in degrees."""
+        side = abs(self.georeference.transform.determinant) ** 0.5
+        crs = self.georeference.crs
+        return side * (crs.linear_units_factor[1] if crs.is_projected else 111_320.0)
 
     def is_same(self, other: "Grid") -> bool:
-        """Whether the pixels of both are the same pixels."""
-        if (self.height, self.width) != (other.height, other.width) or self.place.crs != other.place.crs:
+        """Return whether both have the same pixels."""
+        if (self.height, self.width) != (
+            other.height,
+            other.width,
+        ) or self.georeference.crs != other.georeference.crs:
             return False
-        between = ~self.place.transform @ other.place.transform
-        return between.almost_equals(Affine.identity(), _SAME_PLACE)
+        between = ~self.georeference.transform @ other.georeference.transform
+        return between.almost_equals(Affine.identity(), _TOLERANCE)
 
 
 def grid_of(dataset: DatasetReader, name: str) -> Grid:
     """Return the grid of an open raster.
 
     Raises:
-        TileShapeError: it does not say where it lies.
+        TileShapeError: it has no georeference.
     """
-    return Grid(place_of(dataset, name), dataset.height, dataset.width)
+    return Grid(require_georeference(dataset, name), dataset.height, dataset.width)
 
 
-def place_of(dataset: DatasetReader, name: str) -> Georeference:
-    """Return where a raster lies.
+def require_georeference(dataset: DatasetReader, name: str) -> Georeference:
+    """Return the georeference of a raster.
 
     Raises:
-        TileShapeError: it does not say, or not in a way that leads to longitude and latitude.
+        TileShapeError: it has none, or one without longitude and latitude.
     """
     if dataset.crs is None:
-        raise TileShapeError(f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…")
-    place = georeference_of(dataset)
-    if place is None:
         raise TileShapeError(
-            f"{name}: its coordinates are missing or lie nowhere on Earth; "
+            f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…"
+        )
+    georeference = georeference_of(dataset)
+    if georeference is None:
+        raise TileShapeError(
+            f"{name}: its coordinates are missing or not on Earth; "
             "set them with gdal_edit.py -a_srs EPSG:… -a_ullr …"
         )
-    return place
+    return georeference
 
 
 def check_ground_size(grid: Grid, name: str, way: str = "") -> None:
-    """Refuse a raster whose pixels are not about 10 m; `way` is said before the `gdalwarp` that mends it.
+    """Check that the pixels of a raster are about 10 m; `way` precedes the `gdalwarp` command in the message.
 
     Raises:
-        TileShapeError: its CRS is no map projection, or its pixels have another size.
+        TileShapeError: its CRS is not a map projection, or its pixels have another size.
     """
-    crs = grid.place.crs
+    crs = grid.georeference.crs
     if not crs.is_projected:
         raise TileShapeError(
-            f"{name}: its pixels are measured in degrees, the model wants about 10 m; {way}warp it first: "
+            f"{name}: its pixels are measured in degrees, the model needs about 10 m; {way}warp it first: "
             f"gdalwarp -t_srs EPSG:{_utm_code(*_centre(grid))} -tr 10 10 -r cubic"
         )
     if not NEAR_10_M[0] <= grid.pixel_m <= NEAR_10_M[1]:
         step = f"{10 / crs.linear_units_factor[1]:.6g}"
         raise TileShapeError(
-            f"{name}: its pixels measure {grid.pixel_m:.3g} m, the model wants about 10 m; "
+            f"{name}: its pixels measure {grid.pixel_m:.3g} m, the model needs about 10 m; "
             f"{way}resample it first: gdalwarp -tr {step} {step} -r cubic"
         )
 
 
 def grid_for_windows(grids: Sequence[Grid], name: str, warp: bool) -> Grid:
-    """Return the grid that a scene's windows lie on: that of its finest raster, or 10 m in its UTM zone.
+    """Return the grid of a scene's windows: that of its finest raster, or 10 m in its UTM zone.
 
     Raises:
         SceneError: the rasters have different coordinate reference systems.
         TileShapeError: the finest pixels are not about 10 m, and `warp` is off.
     """
-    if len({grid.place.crs for grid in grids}) > 1:
-        raise SceneError(f"{name}: its files have different coordinate reference systems; warp them to one first")
+    if len({grid.georeference.crs for grid in grids}) > 1:
+        raise SceneError(
+            f"{name}: its files have different coordinate reference systems; warp them to one first"
+        )
     finest = min(grids, key=lambda grid: grid.pixel_m)
     if warp and not _is_near_10_m(finest):
         return utm_grid(finest, name)
@@ -111,33 +119,38 @@ def grid_for_windows(grids: Sequence[Grid], name: str, warp: bool) -> Grid:
 
 
 def utm_grid(grid: Grid, name: str) -> Grid:
-    """Return the grid of 10 m, at multiples of 10 m, that holds all of `grid`, in the UTM zone of its centre.
+    """Return the grid of 10 m, at multiples of 10 m, that covers `grid`, in the UTM zone of its centre.
 
     Raises:
-        TileShapeError: it lies outside UTM, or is larger than any scene.
+        TileShapeError: it is outside UTM, or larger than any scene.
     """
     longitude, latitude = _centre(grid)
     if abs(latitude) > _MAX_LATITUDE:
-        raise TileShapeError(f"{name}: it lies at latitude {latitude:.1f}, where UTM has no zone; warp it first")
+        raise TileShapeError(
+            f"{name}: it is at latitude {latitude:.1f}, where UTM has no zone; warp it first"
+        )
     crs = CRS.from_epsg(_utm_code(longitude, latitude))
-    bounds = transform_bounds(grid.place.crs, crs, *grid.place.bounds(grid.width, grid.height), densify_pts=21)
+    own_bounds = grid.georeference.bounds(grid.width, grid.height)
+    bounds = transform_bounds(grid.georeference.crs, crs, *own_bounds, densify_pts=21)
     left, bottom = (math.floor(edge / STEP_M + 1e-6) * STEP_M for edge in bounds[:2])
     right, top = (math.ceil(edge / STEP_M - 1e-6) * STEP_M for edge in bounds[2:])
     width, height = round((right - left) / STEP_M), round((top - bottom) / STEP_M)
     if not 0 < max(width, height) <= MAX_SIDE:
-        raise TileShapeError(f"{name}: at 10 m it would have {width:,} × {height:,} pixels; cut it into parts")
+        raise TileShapeError(
+            f"{name}: at 10 m it would have {width:,} × {height:,} pixels; cut it into parts"
+        )
     return Grid(Georeference(crs, Affine(STEP_M, 0, left, 0, -STEP_M, top)), height, width)
 
 
 def _is_near_10_m(grid: Grid) -> bool:
-    return grid.place.crs.is_projected and NEAR_10_M[0] <= grid.pixel_m <= NEAR_10_M[1]
+    return grid.georeference.crs.is_projected and NEAR_10_M[0] <= grid.pixel_m <= NEAR_10_M[1]
 
 
 def _centre(grid: Grid) -> tuple[float, float]:
-    """Return longitude and latitude of the centre of a grid."""
-    x, y = grid.place.transform @ (grid.width / 2, grid.height / 2)
+    """Return the longitude and latitude of the centre of a grid, in degrees."""
+    x, y = grid.georeference.transform @ (grid.width / 2, grid.height / 2)
     try:
-        (longitude,), (latitude,) = transform(grid.place.crs, CRS.from_epsg(4326), [x], [y])
+        (longitude,), (latitude,) = transform(grid.georeference.crs, CRS.from_epsg(4326), [x], [y])
     except (CPLE_BaseError, RasterioError):
         return x, y
     return longitude, latitude

@@ -1,4 +1,4 @@
-"""The rasters that a scene is made of: bands as DN, and the mask of its clouds."""
+"""The layers of a scene: rasters of bands as DN, and the raster of its cloud mask."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from tilewise.datasets.scenes.ground import Grid, grid_of
 from tilewise.datasets.scenes.options import CloudKind, CloudMask
 from tilewise.datasets.scenes.rasters import name_of, open_raster
 
-SCL_CLOUDS = (3, 8, 9, 10)  # shadow, cloud of medium and of high probability, thin cirrus (L2A ATBD, table 3)
+SCL_CLOUDS = (3, 8, 9, 10)  # shadow, cloud of medium and high probability, thin cirrus (L2A ATBD, table 3)
 _QA60_CLOUDS = (1 << 10) | (1 << 11)  # opaque clouds and cirrus
 
 
@@ -27,13 +27,13 @@ class Layer:
     """Some bands of a scene in one raster.
 
     Attributes:
-        place: its path, or its address on the web.
+        source: its path or URL.
         plan: which of its bands are read, and how their numbers become DN.
-        grid: its own pixels.
-        block: (height, width) of what is decoded at once.
+        grid: its own grid.
+        block: (height, width) of its blocks.
     """
 
-    place: str | Path
+    source: str | Path
     plan: ReadingPlan
     grid: Grid
     block: tuple[int, int]
@@ -41,24 +41,24 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class CloudLayer:
-    """The raster that says where clouds are.
+    """The raster of a cloud mask.
 
     Attributes:
-        place: its path, or its address on the web.
-        indexes: 1-based raster bands; a pixel is cloud where any of them says so.
-        mask: what their numbers mean.
-        grid: its own pixels.
-        flags: its bands are 0 or 1 each (MSK_CLASSI), and no QA60 bits.
+        source: its path or URL.
+        indexes: 1-based raster bands; a pixel is cloud where any of them marks it.
+        mask: meaning of their numbers.
+        grid: its own grid.
+        flags: its bands are 0 or 1 (MSK_CLASSI), instead of QA60's bits.
     """
 
-    place: str | Path
+    source: str | Path
     indexes: tuple[int, ...]
     mask: CloudMask
     grid: Grid
     flags: bool = False
 
     def is_cloud(self, numbers: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-        """Return bool (height, width) for `numbers` (bands, height, width); where nothing is said, it is cloud."""
+        """Return bool (height, width) for `numbers` (bands, height, width); unknown numbers are cloud."""
         known = np.isfinite(numbers)
         values = np.where(known, numbers, 0)
         if self.mask.kind is CloudKind.SCL:
@@ -72,14 +72,14 @@ class CloudLayer:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a reader found of a scene.
+    """The parts of a scene that a reader found.
 
     Attributes:
         layers: its bands.
-        clouds: where its clouds are; None where nobody asked.
+        clouds: its cloud mask; None where none was requested.
         level: processing level.
-        taken: when it was taken, UTC; None: unknown.
-        platform: which satellite took it; None: unknown.
+        taken: acquisition time, UTC; None: unknown.
+        platform: satellite; None: unknown.
     """
 
     layers: tuple[Layer, ...]
@@ -91,18 +91,18 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class BandFile:
-    """A raster that holds one band, as its name or its metadata say.
+    """A raster with one band, according to its name or to metadata beside it.
 
     Attributes:
-        place: path or address.
+        source: path or URL.
         band: canonical name.
-        tags: metadata of this band that stand elsewhere than in the raster.
+        tags: metadata of this band from elsewhere than the raster.
         index: 1-based raster band.
-        scale, offset: as declared elsewhere: reflectance per unit, and what is added to reflectance.
-        no_data: as declared elsewhere.
+        scale, offset: from that metadata: reflectance per unit, and the offset added to reflectance.
+        no_data: no-data value from that metadata.
     """
 
-    place: str | Path
+    source: str | Path
     band: str
     tags: Mapping[str, str]
     index: int = 1
@@ -111,35 +111,41 @@ class BandFile:
     no_data: float | None = None
 
 
-def layer_of_band(file: BandFile, name: str, bands: tuple[str, ...], overrides: ReadOptions) -> tuple[Layer, Level]:
-    """Return the layer of a raster that holds one of the `bands` of the scene `name`, and its processing level.
+def layer_of_band(
+    file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions
+) -> tuple[Layer, Level]:
+    """Return the layer of a raster with one of the `bands` of the scene `name`, and its processing level.
 
     Raises:
-        RadiometryUnknownError: level, scale or offset are neither in any metadata nor said.
+        RadiometryUnknownError: level, scale or offset are neither in any metadata nor given.
         UnreadableImageError: the raster cannot be opened.
     """
-    with open_raster(file.place) as dataset:
+    with open_raster(file.source) as dataset:
         scale, offset = _declared(dataset, file)
         tags = {**dataset.tags(), **file.tags}
         facts = FileFacts(name, dataset.dtypes[0], tags, bands, scale, offset)
-        radiometry = decide_radiometry(facts, overrides)
+        radiometry = decide_radiometry(facts, options)
         no_data = dataset.nodata if file.no_data is None else file.no_data
-        plan = ReadingPlan(name_of(file.place), (file.index,), (file.band,), radiometry, no_data)
-        return Layer(file.place, plan, grid_of(dataset, name_of(file.place)), block_of(dataset)), radiometry.level
+        plan = ReadingPlan(name_of(file.source), (file.index,), (file.band,), radiometry, no_data)
+        return Layer(
+            file.source, plan, grid_of(dataset, name_of(file.source)), block_of(dataset)
+        ), radiometry.level
 
 
 def cloud_layer(
-    place: str | Path, mask: CloudMask, indexes: tuple[int, ...] = (1,), *, flags: bool = False
+    source: str | Path, mask: CloudMask, indexes: tuple[int, ...] = (1,), *, flags: bool = False
 ) -> CloudLayer:
-    """Return the layer of a raster that says where clouds are.
+    """Return the layer of a raster with a cloud mask.
 
     Raises:
-        TilewiseError: it cannot be opened, or says not where it lies.
+        TilewiseError: it cannot be opened, lacks a band, or has no georeference.
     """
-    with open_raster(place) as dataset:
+    with open_raster(source) as dataset:
         if max(indexes) > dataset.count:
-            raise SceneError(f"{name_of(place)}: a cloud mask of {dataset.count} bands; {max(indexes)} are needed")
-        return CloudLayer(place, indexes, mask, grid_of(dataset, name_of(place)), flags)
+            raise SceneError(
+                f"{name_of(source)}: a cloud mask of {dataset.count} bands; {max(indexes)} are needed"
+            )
+        return CloudLayer(source, indexes, mask, grid_of(dataset, name_of(source)), flags)
 
 
 def block_of(dataset: DatasetReader) -> tuple[int, int]:
@@ -149,16 +155,16 @@ def block_of(dataset: DatasetReader) -> tuple[int, int]:
 
 
 def in_canonical_order(plan: ReadingPlan) -> ReadingPlan:
-    """Return the same plan with its bands in the order of a tile, so that whole tiles are read in one go."""
+    """Return the same plan with its bands in the order of a tile, so that whole tiles are read at once."""
     pairs = sorted(zip(plan.bands, plan.indexes, strict=True), key=lambda pair: BAND_NAMES.index(pair[0]))
     bands, indexes = zip(*pairs, strict=True)
     return replace(plan, bands=bands, indexes=indexes)
 
 
 def _declared(dataset: DatasetReader, file: BandFile) -> tuple[float | None, float | None]:
-    """Return the scale and the offset that apply to reflectance: from elsewhere, else the raster's own, else None."""
+    """Return scale and offset of reflectance: from the metadata beside the raster, else its own, else None."""
     scale, offset = file.scale, file.offset or 0.0
     if scale is None:
         scale, offset = dataset.scales[file.index - 1], dataset.offsets[file.index - 1]
-    sound = 0 < scale < math.inf and math.isfinite(offset) and (scale, offset) != (1.0, 0.0)
-    return (scale, offset) if sound else (None, None)
+    usable = 0 < scale < math.inf and math.isfinite(offset) and (scale, offset) != (1.0, 0.0)
+    return (scale, offset) if usable else (None, None)

@@ -11,7 +11,7 @@ from tilewise.datasets.core.radiometry import ReadOptions
 
 
 class CloudKind(StrEnum):
-    """Where it is written which pixels are clouds."""
+    """Kind of a cloud mask."""
 
     SCL = "scl"
     QA60 = "qa60"
@@ -21,7 +21,7 @@ class CloudKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CloudMask:
-    """Which pixels are clouds, and so no data.
+    """The mask of pixels that are clouds, and so no data.
 
     Attributes:
         kind: the scene classification (SCL) of Level-2A: its classes 3 (cloud shadow), 8, 9 (cloud) and 10
@@ -41,24 +41,24 @@ class SceneOptions:
     """How scenes are read.
 
     Attributes:
-        said: what files do not say of their bands and radiometry.
+        read_options: bands and radiometry that files do not declare.
         clouds: which pixels are clouds, and so no data; None: all are kept.
         warp: bring scenes that are in degrees, or not near 10 m, to 10 m in their UTM zone; else they are
             refused.
         quick_fingerprint: know a local file by its size, time, head and tail, and not by all its bytes.
     """
 
-    overrides: ReadOptions = field(default_factory=ReadOptions)
+    read_options: ReadOptions = field(default_factory=ReadOptions)
     clouds: CloudMask | None = None
     warp: bool = False
     quick_fingerprint: bool = False
 
 
 def parse_clouds(text: str) -> CloudMask | None:
-    """Turn `none`, `scl`, `qa60`, `probability`, `probability:40` or `file:{stem}_clouds.tif:40` into a mask.
+    """Parse `none`, `scl`, `qa60`, `probability`, `probability:40` or `file:{stem}_clouds.tif:40` as a mask.
 
     Raises:
-        SceneError: it is none of these, or the percentage is no number from 0 to 100.
+        SceneError: it is none of these, or the percentage is not a number from 0 to 100.
     """
     kind, _, rest = text.strip().partition(":")
     if kind.lower() == "none" and not rest:
@@ -66,15 +66,15 @@ def parse_clouds(text: str) -> CloudMask | None:
     try:
         known = CloudKind(kind.lower())
     except ValueError:
-        raise _misunderstood(text) from None
+        raise _invalid(text) from None
     if known is CloudKind.FILE:
         pattern, _, tail = rest.rpartition(":")
         pattern, tail = (pattern, tail) if pattern and _is_number(tail) else (rest, "")
         if not pattern:
-            raise _misunderstood(text)
+            raise _invalid(text)
         return CloudMask(known, _percent(tail, text), pattern)
     if rest and known is not CloudKind.PROBABILITY:
-        raise _misunderstood(text)
+        raise _invalid(text)
     return CloudMask(known, _percent(rest, text))
 
 
@@ -82,7 +82,7 @@ def _percent(text: str, whole: str) -> float:
     if not text:
         return CloudMask(CloudKind.PROBABILITY).percent
     if not _is_number(text) or not 0 <= float(text) <= 100:
-        raise _misunderstood(whole)
+        raise _invalid(whole)
     return float(text)
 
 
@@ -90,9 +90,9 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdecimal()
 
 
-def _misunderstood(text: str) -> SceneError:
+def _invalid(text: str) -> SceneError:
     return SceneError(
-        f"{text!r} names no cloud mask; say none, scl, qa60, probability, probability:40 (percent) or "
+        f"{text!r} is not a cloud mask; use none, scl, qa60, probability, probability:40 (percent) or "
         "file:{stem}_clouds.tif:40"
     )
 
@@ -111,8 +111,8 @@ def make_scene_options(
 
     Raises:
         UnknownBandError: a band name that Sentinel-2 does not have.
-        RadiometryUnknownError: a scale or offset that cannot be.
-        SceneError: a cloud mask that is none.
+        RadiometryUnknownError: an impossible scale or offset.
+        SceneError: `clouds` is not a cloud mask.
     """
     overrides = make_read_options(bands, level, scale, offset)
     return SceneOptions(overrides, parse_clouds(clouds), warp, quick_fingerprint)

@@ -1,7 +1,7 @@
-"""Opening the rasters that scenes are made of: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP ranges.
+"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP ranges; fetch metadata by HTTP.
 
-This is for the files of whoever runs a batch. Uploads go through `tilewise.datasets.readers.geotiff.open_geotiff`, which knows neither
-JPEG 2000 nor the network.
+This is for trusted files, such as those of a batch run. Uploads are opened by
+`tilewise.datasets.readers.geotiff.open_geotiff`, which supports neither JPEG 2000 nor the network.
 """
 
 import hashlib
@@ -17,61 +17,14 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from tilewise.datasets.core.errors import FetchError, UnreadableImageError
-from tilewise.datasets.readers.geotiff import check_header, closed_world, why_unreadable
-
-_MAX_BYTES = 32 * 2**20
-_SECONDS = 30.0
-_TELLING = ("etag", "last-modified", "content-length", "x-goog-hash", "content-md5")
-
-
-def fetch_text(url: str) -> bytes:
-    """Return what an http(s) address gives, of a bounded size.
-
-    Raises:
-        FetchError: there is no answer, another status than 200, or too long a text.
-    """
-    try:
-        with httpx.stream("GET", url, timeout=_SECONDS, follow_redirects=True) as answer:
-            if answer.status_code != 200:
-                raise FetchError(f"{shown(url)}: the server answers {answer.status_code}")
-            content = b""
-            for piece in answer.iter_bytes():
-                content += piece
-                if len(content) > _MAX_BYTES:
-                    raise FetchError(f"{shown(url)}: more than {_MAX_BYTES // 2**20} MiB, too long for STAC metadata")
-            return content
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FetchError(f"{shown(url)}: no answer ({type(error).__name__}); is the network there?") from error
-
-
-def remote_state(url: str) -> str:
-    """Return a text that changes when the file at an address does, as far as its server tells.
-
-    Raises:
-        FetchError: there is no answer, or the server does not have the file.
-    """
-    try:
-        answer = httpx.head(url, timeout=_SECONDS, follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FetchError(f"{shown(url)}: no answer ({type(error).__name__}); is the network there?") from error
-    if answer.status_code not in (200, 206):
-        raise FetchError(f"{shown(url)}: the server answers {answer.status_code}")
-    told = {name: answer.headers[name] for name in _TELLING if name in answer.headers}
-    return hashlib.sha256(repr((urlsplit(url)._replace(query="").geturl(), sorted(told.items()))).encode()).hexdigest()
-
-
-def shown(url: str) -> str:
-    """Return an address as it may be printed: without a query, which may hold a key, and without a password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
+from tilewise.datasets.readers.geotiff import check_header, isolated_gdal, why_unreadable
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # the signature box, ISO/IEC 15444-1 annex I
 _CACHE_MB = 64
 
-# Threads of our own read different parts of a scene; GDAL's would fight with them and with the network for the cores.
-_SCENES: dict[str, Any] = {
+# Our own threads read different parts of a scene; GDAL's would compete with them for the cores.
+_LOCAL: dict[str, Any] = {
     "GDAL_NUM_THREADS": "1",
     "GDAL_CACHEMAX": _CACHE_MB,
 }
@@ -84,37 +37,41 @@ _REMOTE: dict[str, Any] = {
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
 }
 
+_MAX_BYTES = 32 * 2**20
+_TIMEOUT_S = 30.0
+_STATE_HEADERS = ("etag", "last-modified", "content-length", "x-goog-hash", "content-md5")
+
 
 @contextmanager
-def scene_world(*, remote: bool = False) -> Iterator[None]:
+def scene_gdal(*, remote: bool = False) -> Iterator[None]:
     """Set GDAL up for reading scenes, in this thread, for the length of the block; `remote`: with a network."""
-    with closed_world(), rasterio.Env(**(_SCENES | _REMOTE if remote else _SCENES)):
+    with isolated_gdal(), rasterio.Env(**(_LOCAL | _REMOTE if remote else _LOCAL)):
         yield
 
 
-def is_remote(place: str | Path) -> bool:
-    """Say whether a place is an address on the web and no path."""
-    return isinstance(place, str) and urlsplit(place).scheme in ("http", "https")
+def is_remote(source: str | Path) -> bool:
+    """Return whether a source is an http(s) URL, not a path."""
+    return isinstance(source, str) and urlsplit(source).scheme in ("http", "https")
 
 
-def name_of(place: str | Path) -> str:
-    """Return what a place is called in messages: its last part, without a query that may hold a key."""
-    return Path(urlsplit(str(place)).path).name if is_remote(place) else Path(place).name
+def name_of(source: str | Path) -> str:
+    """Return the name of a source in messages: its last part, without a query, which may contain a key."""
+    return Path(urlsplit(str(source)).path).name if is_remote(source) else Path(source).name
 
 
-def open_raster(place: str | Path) -> DatasetReader:
-    """Open a raster of a scene; the caller closes it, and reads it within `scene_world` in one thread.
+def open_raster(source: str | Path) -> DatasetReader:
+    """Open a raster of a scene; the caller closes it, and reads it within `scene_gdal` in one thread.
 
     Raises:
         UnreadableImageError: it cannot be opened.
-        TileShapeError: its header tells of what no Sentinel-2 file has.
+        TileShapeError: no Sentinel-2 file has such a header.
     """
-    name = name_of(place)
-    with scene_world(remote=is_remote(place)):
+    name = name_of(source)
+    with scene_gdal(remote=is_remote(source)):
         try:
-            dataset = _open(place)
+            dataset = _open(source)
         except (RasterioError, OSError, ValueError) as error:
-            raise UnreadableImageError(f"{name}: {_why(place)}") from error
+            raise UnreadableImageError(f"{name}: {_why(source)}") from error
         try:
             check_header(dataset, name)
         except BaseException:
@@ -123,12 +80,12 @@ def open_raster(place: str | Path) -> DatasetReader:
         return dataset
 
 
-def _open(place: str | Path) -> DatasetReader:
-    if is_remote(place):
-        return rasterio.open(f"/vsicurl/{place}", driver="GTiff")
-    if not Path(place).is_file():  # GDAL would take `/vsicurl/…` and the like for a path
-        raise FileNotFoundError(place)
-    return rasterio.open(place, driver="JP2OpenJPEG" if _is_jp2(Path(place)) else "GTiff")
+def _open(source: str | Path) -> DatasetReader:
+    if is_remote(source):
+        return rasterio.open(f"/vsicurl/{source}", driver="GTiff")
+    if not Path(source).is_file():  # GDAL would accept `/vsicurl/…` and the like as a path
+        raise FileNotFoundError(source)
+    return rasterio.open(source, driver="JP2OpenJPEG" if _is_jp2(Path(source)) else "GTiff")
 
 
 def _is_jp2(path: Path) -> bool:
@@ -139,10 +96,57 @@ def _is_jp2(path: Path) -> bool:
         return False
 
 
-def _why(place: str | Path) -> str:
-    if is_remote(place):
-        where = urlsplit(str(place)).netloc
-        return f"{where} does not give it as a GeoTIFF (.tif) read by ranges; download it and classify it from disk"
-    if _is_jp2(Path(place)):
+def _why(source: str | Path) -> str:
+    if is_remote(source):
+        server = urlsplit(str(source)).netloc
+        return (
+            f"{server} does not serve it as a GeoTIFF (.tif) by ranges; download it and classify it from disk"
+        )
+    if _is_jp2(Path(source)):
         return "a truncated or corrupt JPEG 2000 file"
-    return why_unreadable(Path(place))
+    return why_unreadable(Path(source))
+
+
+def fetch_text(url: str) -> bytes:
+    """Return the body of an http(s) URL, of a bounded size.
+
+    Raises:
+        FetchError: there is no response, another status than 200, or too long a body.
+    """
+    try:
+        with httpx.stream("GET", url, timeout=_TIMEOUT_S, follow_redirects=True) as response:
+            if response.status_code != 200:
+                raise FetchError(f"{shown(url)}: the server answers {response.status_code}")
+            content = b""
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > _MAX_BYTES:
+                    raise FetchError(
+                        f"{shown(url)}: more than {_MAX_BYTES // 2**20} MiB, too long for STAC metadata"
+                    )
+            return content
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FetchError(f"{shown(url)}: no response ({type(error).__name__}); check the network") from error
+
+
+def remote_state(url: str) -> str:
+    """Return a hash that changes when the file at a URL does, as far as the server's headers show.
+
+    Raises:
+        FetchError: there is no response, or the server does not have the file.
+    """
+    try:
+        response = httpx.head(url, timeout=_TIMEOUT_S, follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FetchError(f"{shown(url)}: no response ({type(error).__name__}); check the network") from error
+    if response.status_code not in (200, 206):
+        raise FetchError(f"{shown(url)}: the server answers {response.status_code}")
+    state = {name: response.headers[name] for name in _STATE_HEADERS if name in response.headers}
+    public = urlsplit(url)._replace(query="").geturl()
+    return hashlib.sha256(repr((public, sorted(state.items()))).encode()).hexdigest()
+
+
+def shown(url: str) -> str:
+    """Return a URL as it may be printed: without a query, which may contain a key, and without a password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"

@@ -1,9 +1,9 @@
-"""A scene as ESA delivers it: a SAFE product of Level-1C or Level-2A, unpacked, of one granule.
+"""Read a scene from a SAFE product of ESA: Level-1C or Level-2A, unpacked, of one granule.
 
-The numbers become reflectance as the product's own metadata tell (MTD_MSIL1C.xml, MTD_MSIL2A.xml): quantification and,
-band by band, RADIO_ADD_OFFSET or BOA_ADD_OFFSET (Sentinel-2 Products Specification Document, 15.0, tables of
-Product_Image_Characteristics). The metadata come with the product and are not trusted: XML without entities or DTD, and
-files inside the product alone.
+The numbers become reflectance by the product's own metadata (MTD_MSIL1C.xml, MTD_MSIL2A.xml): quantification
+and, band by band, RADIO_ADD_OFFSET or BOA_ADD_OFFSET (Sentinel-2 Products Specification Document, 15.0,
+tables of Product_Image_Characteristics). The metadata are not trusted: XML without entities or DTD, and only
+files inside the product.
 """
 
 import re
@@ -26,8 +26,8 @@ from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 METADATA_NAMES = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")
 _MAX_XML = 32 * 2**20
 _IMAGE = re.compile(r"_(B(?:0[1-9]|1[0-2]|8A)|SCL)(?:_(\d\d)m)?$")
-_NATIVE = 10  # metres: of Level-1C files, whose names do not say, each band has one alone
-_MASKS = {  # where else a product says what is cloud, best first, and which raster bands
+_NATIVE = 10  # metres: of Level-1C files, whose names have no resolution and which are one for each band
+_MASKS = {  # further cloud masks of a product, best first, and their raster bands
     CloudKind.PROBABILITY: (("MSK_CLDPRB_20m.jp2", (1,)), ("MSK_CLDPRB_60m.jp2", (1,))),
     CloudKind.QA60: (("MSK_CLASSI_B00.jp2", (1, 2)),),  # opaque cloud and cirrus, since baseline 04.00
 }
@@ -35,7 +35,7 @@ _MASKS = {  # where else a product says what is cloud, best first, and which ras
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """An image file of a product that is there."""
+    """An existing image file of a product."""
 
     path: Path
     band: str
@@ -43,7 +43,7 @@ class _Image:
 
 
 def is_safe(folder: Path) -> bool:
-    """Say whether a folder is a SAFE product, or was one."""
+    """Return whether a folder is a SAFE product, or has the metadata of one."""
     return folder.suffix.upper() == ".SAFE" or any((folder / name).is_file() for name in METADATA_NAMES)
 
 
@@ -51,37 +51,41 @@ def read_safe(folder: Path, options: SceneOptions) -> Parts:
     """Return the parts of a SAFE product.
 
     Raises:
-        SceneError: its metadata are missing, or tell of more granules than one, or no image file is there.
-        UnreadableImageError: the metadata are no sound XML, or a file cannot be opened.
-        RadiometryUnknownError: the metadata do not tell the radiometry, and nobody says it.
+        SceneError: its metadata are missing, or list several granules, or no image file exists.
+        UnreadableImageError: the metadata are not valid XML, or a file cannot be opened.
+        RadiometryUnknownError: the radiometry is neither in the metadata nor given.
     """
     root = _metadata(folder)
     images = list(_images(root, folder))
     finest = {image.band: image for image in sorted(images, key=lambda image: -image.metres)}
     bands = tuple(band for band in BAND_NAMES if band in finest)
     if not bands:
-        raise SceneError(f"{folder.name}: none of the image files that its metadata name is there; download it again")
+        raise SceneError(
+            f"{folder.name}: none of the image files that its metadata name exists; download it again"
+        )
     layers, level = [], None
     for band in bands:
         file = BandFile(finest[band].path, band, _tags(root, band))
-        layer, level = _layer(file, folder.name, bands, options.overrides)
+        layer, level = _layer(file, folder.name, bands, options.read_options)
         layers.append(layer)
     clouds = _clouds(folder, images, options.clouds)
     return Parts(tuple(layers), clouds, level, _start(root), _platform(root, folder.name))
 
 
-def _layer(file: BandFile, name: str, bands: tuple[str, ...], overrides: ReadOptions) -> tuple[Layer, Level]:
-    """Return the layer of a band, by the product's own metadata: what is said fills their gaps, for other files too."""
+def _layer(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions) -> tuple[Layer, Level]:
+    """Return the layer of a band, by the product's own metadata; `options`, meant for other files too, fill gaps."""
     try:
         return layer_of_band(file, name, bands, ReadOptions())
     except RadiometryUnknownError:
-        return layer_of_band(file, name, bands, overrides)
+        return layer_of_band(file, name, bands, options)
 
 
 def _metadata(folder: Path) -> Element:
     path = next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
     if path is None:
-        raise SceneError(f"{folder.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again")
+        raise SceneError(
+            f"{folder.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_XML + 1)
@@ -89,16 +93,20 @@ def _metadata(folder: Path) -> Element:
             raise UnreadableImageError(f"{folder.name}: {path.name} is larger than any product's metadata")
         root: Element = fromstring(content, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise UnreadableImageError(f"{folder.name}: {path.name} is no sound XML; download the product again") from error
+        raise UnreadableImageError(
+            f"{folder.name}: {path.name} is not valid XML; download the product again"
+        ) from error
     except OSError as error:
         raise UnreadableImageError(f"{folder.name}: {path.name} cannot be read: {error.strerror}") from error
     if len([granule for granule in root.iter("Granule") if granule.get("granuleIdentifier")]) > 1:
-        raise SceneError(f"{folder.name}: a product of several granules, as before 2016; classify them one by one")
+        raise SceneError(
+            f"{folder.name}: a product of several granules, as before 2016; classify them one by one"
+        )
     return root
 
 
 def _images(root: Element, folder: Path) -> Iterator[_Image]:
-    """Give the image files that the metadata name, and that are there and inside the product."""
+    """Yield the image files that the metadata name, and that exist inside the product."""
     whole = folder.resolve()
     for element in root.iter("IMAGE_FILE"):
         text = (element.text or "").strip()
@@ -112,9 +120,11 @@ def _images(root: Element, folder: Path) -> Iterator[_Image]:
 
 
 def _tags(root: Element, band: str) -> dict[str, str]:
-    """Return the product's metadata that bear on the radiometry of a band, by the names they have in tags."""
+    """Return the product's metadata on the radiometry of a band, by the names of raster tags."""
     names = ("PROCESSING_LEVEL", "PROCESSING_BASELINE", "PRODUCT_URI", "PRODUCT_TYPE")
-    values = {name: _text(root, name) for name in (*names, "QUANTIFICATION_VALUE", "BOA_QUANTIFICATION_VALUE")}
+    values = {
+        name: _text(root, name) for name in (*names, "QUANTIFICATION_VALUE", "BOA_QUANTIFICATION_VALUE")
+    }
     for name in ("RADIO_ADD_OFFSET", "BOA_ADD_OFFSET"):
         of_band = [e.text for e in root.iter(name) if e.get("band_id") == str(BAND_NAMES.index(band))]
         values[name] = of_band[0] if of_band else None
@@ -134,8 +144,12 @@ def _start(root: Element) -> datetime | None:
 
 
 def _platform(root: Element, name: str) -> str | None:
-    overrides = _text(root, "SPACECRAFT_NAME")
-    return overrides.lower() if overrides and re.fullmatch(r"Sentinel-2[A-D]", overrides) else platform_in(name)
+    spacecraft = _text(root, "SPACECRAFT_NAME")
+    return (
+        spacecraft.lower()
+        if spacecraft and re.fullmatch(r"Sentinel-2[A-D]", spacecraft)
+        else platform_in(name)
+    )
 
 
 def _clouds(folder: Path, images: list[_Image], mask: CloudMask | None) -> CloudLayer | None:

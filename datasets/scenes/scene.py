@@ -1,4 +1,4 @@
-"""An open scene: DN in the one form, on one grid, window by window, whatever files it is made of."""
+"""An open scene: DN on one grid, window by window, whatever files it is made of."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -22,13 +22,13 @@ from tilewise.datasets.core.tile import BAND_COUNT, DN, Georeference, canonical_
 from tilewise.datasets.readers.geotiff import read_bands
 from tilewise.datasets.scenes.ground import grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
-from tilewise.datasets.scenes.rasters import is_remote, name_of, open_raster, scene_world
+from tilewise.datasets.scenes.rasters import is_remote, name_of, open_raster, scene_gdal
 from tilewise.datasets.scenes.resample import kernel_for, read_onto
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BrokenBlock:
-    """A block of a raster that could not be decoded: its pixels are no data."""
+    """A block of a raster that could not be decoded; its pixels are no data."""
 
     raster: str
     row: int
@@ -36,20 +36,20 @@ class BrokenBlock:
 
 
 class Scene(AbstractContextManager["Scene"]):
-    """A scene that windows can be read from, by several threads at a time: each has its own handles.
+    """A scene whose windows several threads can read at a time: each has its own file handles.
 
     Attributes:
-        name: what the scene is called in messages.
-        grid: the pixels that windows lie on, after warping if any.
-        bands: canonical names of the bands that it has.
+        name: the scene's name in messages.
+        grid: the grid of its windows, after warping if any.
+        bands: canonical names of its bands.
         level: processing level, where known.
-        taken: when it was taken, UTC, where known.
-        platform: which satellite took it, where known.
+        taken: acquisition time, UTC, where known.
+        platform: satellite, where known.
         block: (height, width) of the blocks of its finest raster.
     """
 
     def __init__(self, name: str, parts: Parts, *, warp: bool = False) -> None:
-        """Bring the parts of a scene to one grid.
+        """Combine the parts of a scene on one grid.
 
         Raises:
             SceneError: its rasters have different coordinate reference systems.
@@ -64,21 +64,21 @@ class Scene(AbstractContextManager["Scene"]):
         self._layers = parts.layers
         self._clouds = parts.clouds
         finest = min(parts.layers, key=lambda layer: layer.grid.pixel_m)
-        # Between other grids the blocks of the files say nothing of how the scene is best cut.
+        # On another grid the blocks of the files do not matter for how the scene is best cut.
         self.block = finest.block if finest.grid.is_same(self.grid) else (1, 1)
-        places = [layer.place for layer in parts.layers] + ([parts.clouds.place] if parts.clouds else [])
-        self._remote = any(is_remote(place) for place in places)
+        sources = [layer.source for layer in parts.layers] + ([parts.clouds.source] if parts.clouds else [])
+        self._remote = any(is_remote(source) for source in sources)
         self._broken: set[BrokenBlock] = set()
         self._opened: list[DatasetReader] = []
-        self._lock = threading.Condition()  # told of when a read ends
-        self._readers: set[int] = set()  # threads that are reading just now
+        self._lock = threading.Condition()  # notified when a read ends
+        self._readers: set[int] = set()  # threads that are reading
         self._closed = False
         self._mine = threading.local()
 
     @property
-    def place(self) -> Georeference:
-        """Where the grid lies."""
-        return self.grid.place
+    def georeference(self) -> Georeference:
+        """The grid's CRS and transform."""
+        return self.grid.georeference
 
     @property
     def height(self) -> int:
@@ -92,24 +92,24 @@ class Scene(AbstractContextManager["Scene"]):
 
     @property
     def broken(self) -> int:
-        """How many blocks could not be decoded until now."""
+        """Number of blocks that could not be decoded so far."""
         return len(self.broken_blocks)
 
     @property
     def broken_blocks(self) -> tuple[BrokenBlock, ...]:
-        """The blocks that could not be decoded until now, in order."""
+        """The blocks that could not be decoded so far, in order."""
         with self._lock:
             return tuple(sorted(self._broken))
 
     def read(self, window: Window) -> DN:
-        """Return uint16 (13, height, width): a window that lies within the scene; 0 = no data, and clouds by option.
+        """Return uint16 (13, height, width): a window within the scene; 0 = no data, and clouds by option.
 
         A block of a file on disk that cannot be decoded is no data, and is counted by `broken`.
 
         Raises:
-            UnreadableImageError: a file vanished, a server does not answer, or the scene is closed.
+            UnreadableImageError: a file disappeared, a server does not answer, or the scene is closed.
         """
-        with self._reading(), scene_world(remote=self._remote):
+        with self._reading(), scene_gdal(remote=self._remote):
             pixels = self._read_bands(window)
             if self._clouds is not None:
                 pixels = self._without_clouds(pixels, window, self._clouds)
@@ -118,8 +118,8 @@ class Scene(AbstractContextManager["Scene"]):
     def close(self) -> None:
         """Refuse further reads, wait for those of other threads, and close all files.
 
-        A file that is closed while another thread reads it takes the whole process down. Whoever is interrupted while
-        it waits here leaves the files open.
+        A file that is closed while another thread reads it crashes the whole process. An interrupt during the
+        wait leaves the files open.
         """
         with self._lock:
             self._closed = True
@@ -150,17 +150,19 @@ class Scene(AbstractContextManager["Scene"]):
 
     def _read_bands(self, window: Window) -> DN:
         if len(self._layers) == 1 and self._layers[0].plan.bands == BAND_NAMES:
-            return self._read_layer(self._layers[0], window)  # a large scene is worth saving a copy
+            return self._read_layer(
+                self._layers[0], window
+            )  # without a copy, which matters for a large scene
         pixels = np.zeros((BAND_COUNT, int(window.height), int(window.width)), np.uint16)
         for layer in self._layers:
             pixels[positions(layer.plan.bands)] = self._read_layer(layer, window)
         return pixels
 
     def _read_layer(self, layer: Layer, window: Window) -> DN:
-        dataset = self._handle(layer.place)
+        dataset = self._handle(layer.source)
 
         def read(part: Window) -> DN:
-            return self._read_sound(dataset, layer.place, part, len(layer.plan.bands), _of_layer(layer))
+            return self._read_valid(dataset, layer.source, part, len(layer.plan.bands), _of_layer(layer))
 
         if layer.grid.is_same(self.grid):
             return read(window)
@@ -168,12 +170,14 @@ class Scene(AbstractContextManager["Scene"]):
         return read_onto(self.grid, window, layer.grid, read, len(layer.plan.bands), kernel)
 
     def _without_clouds(self, pixels: DN, window: Window, clouds: CloudLayer) -> DN:
-        """Return `pixels` with 0 where clouds are; what no mask covers is cloud."""
-        dataset = self._handle(clouds.place)
+        """Return `pixels` with 0 in clouds; pixels outside the mask count as cloud."""
+        dataset = self._handle(clouds.source)
 
         def read(part: Window) -> DN:
-            # 1: clear, 2: cloud, and 0, as everywhere, where nothing is said.
-            return self._read_sound(dataset, clouds.place, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w))
+            # 1: clear, 2: cloud, 0: unknown.
+            return self._read_valid(
+                dataset, clouds.source, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w)
+            )
 
         if clouds.grid.is_same(self.grid):
             mask = read(window)
@@ -181,43 +185,45 @@ class Scene(AbstractContextManager["Scene"]):
             mask = read_onto(self.grid, window, clouds.grid, read, 1, Resampling.nearest)
         return np.where(mask == 1, pixels, np.uint16(0))
 
-    def _read_sound(
+    def _read_valid(
         self,
         dataset: DatasetReader,
-        place: str | Path,
+        source: str | Path,
         window: Window,
         count: int,
         read: Callable[[DatasetReader, Window], DN],
     ) -> DN:
-        """Read a window; where that fails on disk, read what can be read of it, block by block."""
+        """Read a window; where that fails on disk, read its valid blocks one by one."""
         try:
             return read(dataset, window)
         except UnreadableImageError:
-            if is_remote(place) or not Path(place).is_file():
-                raise  # a server or a file that is gone: another try may do better, and nothing may be made up
+            if is_remote(source) or not Path(source).is_file():
+                raise  # a server, or a missing file: another try may succeed, and no pixel may be invented
         pixels = np.zeros((count, int(window.height), int(window.width)), np.uint16)
         height, width = dataset.block_shapes[0]
         for row in range(int(window.row_off) // height, -(-int(window.row_off + window.height) // height)):
-            for column in range(int(window.col_off) // width, -(-int(window.col_off + window.width) // width)):
+            for column in range(
+                int(window.col_off) // width, -(-int(window.col_off + window.width) // width)
+            ):
                 part = window.intersection(Window(column * width, row * height, width, height))
                 try:
                     values = read(dataset, part)
                 except UnreadableImageError:
                     with self._lock:
-                        self._broken.add(BrokenBlock(name_of(place), row, column))
+                        self._broken.add(BrokenBlock(name_of(source), row, column))
                     continue
                 top, left = int(part.row_off - window.row_off), int(part.col_off - window.col_off)
                 pixels[:, top : top + int(part.height), left : left + int(part.width)] = values
         return pixels
 
-    def _handle(self, place: str | Path) -> DatasetReader:
+    def _handle(self, source: str | Path) -> DatasetReader:
         """Return this thread's own handle of a raster: GDAL's are not to be shared."""
         handles: dict[str | Path, DatasetReader] = self._mine.__dict__.setdefault("handles", {})
-        if place not in handles:
-            handles[place] = open_raster(place)
+        if source not in handles:
+            handles[source] = open_raster(source)
             with self._lock:
-                self._opened.append(handles[place])
-        return handles[place]
+                self._opened.append(handles[source])
+        return handles[source]
 
 
 def _of_layer(layer: Layer) -> Callable[[DatasetReader, Window], DN]:
@@ -228,5 +234,5 @@ def _clear_or_cloud(clouds: CloudLayer, dataset: DatasetReader, window: Window) 
     try:
         numbers: npt.NDArray[np.generic] = dataset.read(indexes=list(clouds.indexes), window=window)
     except RasterioError as error:
-        raise UnreadableImageError(f"{name_of(clouds.place)}: its pixels cannot be decoded") from error
+        raise UnreadableImageError(f"{name_of(clouds.source)}: its pixels cannot be decoded") from error
     return (clouds.is_cloud(numbers) + np.uint16(1))[None].astype(np.uint16)

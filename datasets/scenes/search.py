@@ -1,4 +1,4 @@
-"""Finding scenes: in folders, by patterns, in lists, in STAC metadata. What was named is never silently passed over."""
+"""Find scenes: in folders, by patterns, in lists, in STAC metadata. A source that is not a scene is never skipped."""
 
 import glob
 import hashlib
@@ -18,53 +18,19 @@ from tilewise.datasets.scenes.options import CloudKind, SceneOptions
 from tilewise.datasets.scenes.rasters import RASTER_SUFFIXES, is_remote, remote_state
 from tilewise.datasets.scenes.safe import METADATA_NAMES, is_safe, read_safe
 from tilewise.datasets.scenes.scene import Scene
-from tilewise.datasets.scenes.stac import Item, places_of, read_items, read_stac
+from tilewise.datasets.scenes.stac import Item, files_of, read_items, read_stac
 
-_ODD = re.compile(r"[^\w.+ ()\-]+")
-_LONGEST = 150  # a name grows by suffixes, and file systems end at 255 bytes
-
-
-def unique_names(scenes: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
-    """Return a name for each (stem, folders): the stem, behind the folders that tell it from its namesakes."""
-    stems = [_tidy(stem) for stem, _ in scenes]
-    names = list(stems)
-    deepest = max((len(folders) for _, folders in scenes), default=0)
-    for depth in range(1, deepest + 1):
-        alike: dict[str, list[int]] = defaultdict(list)
-        for number, name in enumerate(names):
-            alike[name].append(number)
-        for number in (number for group in alike.values() if _are_apart(group, scenes) for number in group):
-            names[number] = "-".join((*map(_tidy, scenes[number][1][-depth:]), stems[number]))
-    return _numbered(names)
-
-
-def _are_apart(group: list[int], scenes: Sequence[tuple[str, tuple[str, ...]]]) -> bool:
-    """Whether the scenes of a group lie in different folders, which can tell them apart."""
-    return len({scenes[number][1] for number in group}) > 1
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Return `names` with a number behind each that is still taken (`scene.tif` beside `scene.tiff`)."""
-    taken: set[str] = set()
-    for place, name in enumerate(names):
-        number = 1
-        while names[place] in taken:
-            number += 1
-            names[place] = f"{name}-{number}"
-        taken.add(names[place])
-    return names
-
-
-def _tidy(text: str) -> str:
-    """Return what of a text can stand in a file name anywhere; ids from STAC hold anything."""
-    return _ODD.sub("_", text).strip(". ")[:_LONGEST] or "scene"
-
-
-_END = 64 * 2**10
+_PATTERN = re.compile(r"[*?\[]")
+_ZIPPED = re.compile(r"S2[A-D]_MSIL(1C|2A)_.*\.zip$", re.IGNORECASE)
+_STAC_SUFFIXES = (".json", ".geojson")
+_LIST_SUFFIX = ".txt"
+_UNSAFE = re.compile(r"[^\w.+ ()\-]+")
+_MAX_NAME = 150  # results add suffixes, and file systems limit names to 255 bytes
+_END = 64 * 2**10  # bytes of a quick fingerprint, at either end of a file
 
 
 class Kind(StrEnum):
-    """The forms in which scenes come."""
+    """Kind of a scene's files."""
 
     STACKED = "stacked"
     BAND_FILES = "band files"
@@ -75,15 +41,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SceneSource:
-    """A scene that was found; it can be sent to other processes.
+    """A scene that was found and can be opened; it can be sent to other processes.
 
     Attributes:
-        name: of its results, unique among the scenes that were found together.
-        kind: its form.
-        paths: its files, or the folder of a SAFE product; addresses on the web are strings.
+        name: name of its results, unique among the scenes that were found together.
+        kind: kind of its files.
+        paths: its files, or the folder of a SAFE product; URLs are strings.
         options: how it is read.
-        item: of STAC.
-        problem: why it cannot be read, and the way out; "" where nothing is known against it.
+        item: its STAC item, if any.
+        problem: why it cannot be read, and the way out; "" if no reason is known.
     """
 
     name: str
@@ -98,7 +64,7 @@ class SceneSource:
         """Open the scene for the length of the block.
 
         Raises:
-            TilewiseError: it cannot be understood or read; the message says the way out.
+            TilewiseError: it cannot be read; the message says the way out.
         """
         if self.problem:
             raise SceneError(self.problem)
@@ -110,21 +76,21 @@ class SceneSource:
             yield scene
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the scene's bytes and of how they are read.
+        """Return the SHA-256 (hex) of the scene's bytes and of its options.
 
-        With `options.quick_fingerprint` a local file counts with its size, time, first and last 64 KiB only; a remote
-        one always with what its server tells of it.
+        With `options.quick_fingerprint` only the size, time, first and last 64 KiB of a local file count; of
+        a remote file always only its server's headers.
 
         Raises:
             FetchError: a server does not answer.
             UnreadableImageError: a file cannot be read.
         """
         digest = hashlib.sha256(repr((self.kind.value, self.options, self.item)).encode())
-        for place in (*self.paths, *self._mask_paths()):
-            if is_remote(place):
-                digest.update(remote_state(str(place)).encode())
+        for source in (*self.paths, *self._mask_paths()):
+            if is_remote(source):
+                digest.update(remote_state(str(source)).encode())
                 continue
-            for path in _files_in(Path(place)):
+            for path in _files_in(Path(source)):
                 digest.update(path.name.encode())
                 digest.update(_state_of(path) if self.options.quick_fingerprint else _content_of(path))
         return digest.hexdigest()
@@ -140,10 +106,12 @@ class SceneSource:
 
     def _mask_file(self) -> CloudLayer:
         mask = self.options.clouds
-        assert mask is not None  # noqa: S101 - asked by the caller
+        assert mask is not None  # noqa: S101 - the caller checked it
         (path,) = self._mask_paths() or (None,)
         if path is None:
-            raise SceneError(f"{self.name}: {mask.pattern} is no file beside the scene; put the cloud mask there")
+            raise SceneError(
+                f"{self.name}: no file {mask.pattern} beside the scene; put the cloud mask there"
+            )
         return cloud_layer(path, mask)
 
     def _mask_paths(self) -> tuple[Path, ...]:
@@ -156,10 +124,10 @@ class SceneSource:
         return (path,) if path.is_file() else ()
 
 
-def _files_in(place: Path) -> list[Path]:
-    if place.is_dir():
-        return sorted(path for path in place.rglob("*") if path.is_file())
-    return [place]
+def _files_in(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path]
 
 
 def _content_of(path: Path) -> bytes:
@@ -182,12 +150,6 @@ def _state_of(path: Path) -> bytes:
     return hashlib.sha256(repr((state.st_size, state.st_mtime_ns)).encode() + ends).digest()
 
 
-_PATTERN = re.compile(r"[*?\[]")
-_ZIPPED = re.compile(r"S2[A-D]_MSIL(1C|2A)_.*\.zip$", re.IGNORECASE)
-_STAC_SUFFIXES = (".json", ".geojson")
-_LIST_SUFFIX = ".txt"
-
-
 @dataclass(frozen=True, slots=True)
 class _Found:
     """A scene before it has its options and its final name."""
@@ -200,56 +162,56 @@ class _Found:
 
 
 def find_scenes(
-    places: Sequence[str | Path], options: SceneOptions | None = None, skip: tuple[str, ...] = ()
+    sources: Sequence[str | Path], options: SceneOptions | None = None, skip: tuple[str, ...] = ()
 ) -> list[SceneSource]:
-    """Return the scenes at `places`, in a fixed order and each once, with a name of its own each.
+    """Return the scenes in `sources`, in a fixed order, each once and with a unique name.
+
+    A source that is not a scene is returned as a scene that raises the reason when it is opened.
 
     Args:
-        places: files, folders (walked), SAFE products, patterns (`2024*/**/*.tif`), text lists of places (.txt), STAC
-            JSON (.json, or an http(s) address).
+        sources: files, folders (walked), SAFE products, patterns (`2024*/**/*.tif`), text lists of sources
+            (.txt), STAC JSON (.json, or an http(s) URL).
         options: how they will be read.
-        skip: endings of file names that are no scenes, such as those of an earlier run's maps.
-
-    A place that cannot be understood is a scene that says why when it is opened.
+        skip: endings of file names that are not scenes, such as those of an earlier run's maps.
 
     Raises:
         NoTilesError: there is no scene at all.
     """
     found: dict[tuple[object, ...], _Found] = {}
-    for place in places:
-        for scene in _look(place, skip):
+    for source in sources:
+        for scene in _find(source, skip):
             found.setdefault(_identity(scene), scene)
     if not found:
-        where = ", ".join(str(place) for place in places)
+        names = ", ".join(str(source) for source in sources)
         raise NoTilesError(
-            f"{where}: no GeoTIFF ({', '.join(RASTER_SUFFIXES[:2])}) is there; name a scene or a folder of scenes"
+            f"{names}: no GeoTIFF ({', '.join(RASTER_SUFFIXES[:2])}) found; name a scene or a folder of scenes"
         )
-    names = unique_names([(scene.stem, _folders(scene)) for scene in found.values()])
+    unique = unique_names([(scene.stem, _folders(scene)) for scene in found.values()])
     return [
         SceneSource(name, scene.kind, scene.paths, options or SceneOptions(), scene.item, scene.problem)
-        for name, scene in zip(names, found.values(), strict=True)
+        for name, scene in zip(unique, found.values(), strict=True)
     ]
 
 
-def _look(place: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]:
-    """Give the scenes at a place that may be anything."""
-    path = Path(place)
-    if is_remote(place):
-        yield from _of_stac(place)
+def _find(source: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]:
+    """Yield the scenes in a source of any kind."""
+    path = Path(source)
+    if is_remote(source):
+        yield from _of_stac(source)
     elif path.is_file() and path.suffix.lower() == _LIST_SUFFIX:
         for line in _lines(path):
-            yield from _look_in_place(line, skip)
-    elif not path.exists() and _PATTERN.search(str(place)):
-        yield from _of_pattern(str(place), skip)
+            yield from _find_by_path(line, skip)
+    elif not path.exists() and _PATTERN.search(str(source)):
+        yield from _of_pattern(str(source), skip)
     else:
-        yield from _look_in_place(place, skip)
+        yield from _find_by_path(source, skip)
 
 
-def _look_in_place(place: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]:
-    """Give the scenes at a file, a folder or an address."""
-    path = Path(place)
-    if is_remote(place) or path.suffix.lower() in _STAC_SUFFIXES:
-        yield from _of_stac(place)
+def _find_by_path(source: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]:
+    """Yield the scenes of a file, a folder or a URL."""
+    path = Path(source)
+    if is_remote(source) or path.suffix.lower() in _STAC_SUFFIXES:
+        yield from _of_stac(source)
     elif path.is_dir():
         yield from [_safe(path)] if is_safe(path) else _of_rasters(*_walk(path), skip)
     elif path.name in METADATA_NAMES:
@@ -257,28 +219,32 @@ def _look_in_place(place: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]
     elif path.suffix.lower() in RASTER_SUFFIXES and path.is_file():
         yield _Found(path.stem, Kind.STACKED, (path,))
     else:
-        yield _not_understood(path)
+        yield _not_a_scene(path)
 
 
 def _of_pattern(pattern: str, skip: tuple[str, ...]) -> Iterator[_Found]:
-    """Give the scenes that a pattern matches: its files together, as if they lay in one folder."""
+    """Yield the scenes that a pattern matches: its files together, as if they were in one folder."""
     paths = [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
     if not paths:
-        yield _Found(Path(pattern).stem, Kind.UNKNOWN, (Path(pattern),), problem=f"{pattern}: no file is called so")
+        yield _Found(
+            Path(pattern).stem, Kind.UNKNOWN, (Path(pattern),), problem=f"{pattern}: no file matches"
+        )
     files = [path for path in paths if path.suffix.lower() in RASTER_SUFFIXES and path.is_file()]
     yield from _of_rasters(files, [], skip)
     for path in paths:
         if path not in files:
-            yield from _look(path, skip)
+            yield from _find(path, skip)
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the rasters, and the SAFE products, in a folder and below it, each in order."""
+    """Return the rasters and the SAFE products in a folder and below it, each in order."""
     rasters: list[Path] = []
     products: list[Path] = []
     for here, below, files in os.walk(folder):
         products += [Path(here, name) for name in below if is_safe(Path(here, name))]
-        below[:] = sorted(name for name in below if not name.startswith(".") and Path(here, name) not in products)
+        below[:] = sorted(
+            name for name in below if not name.startswith(".") and Path(here, name) not in products
+        )
         rasters += [Path(here, name) for name in files if _is_raster(name)]
         products += [Path(here, name) for name in files if _ZIPPED.match(name)]
     return sorted(rasters), sorted(products)
@@ -289,7 +255,7 @@ def _is_raster(name: str) -> bool:
 
 
 def _of_rasters(rasters: Iterable[Path], products: Iterable[Path], skip: tuple[str, ...]) -> Iterator[_Found]:
-    """Give the scenes of many rasters: those of one file per band together, the others each by itself."""
+    """Yield the scenes of many rasters: one for each group of band files, and one for each other raster."""
     wanted = [path for path in rasters if not path.name.endswith(skip) and path.is_file()]
     groups = group_by_scene(wanted)
     grouped = {path for paths in groups.values() for path in paths}
@@ -298,7 +264,7 @@ def _of_rasters(rasters: Iterable[Path], products: Iterable[Path], skip: tuple[s
         _Found(scene or folder.name or "scene", Kind.BAND_FILES, tuple(sorted(paths)))
         for (folder, scene), paths in groups.items()
     ]
-    safe = [_safe(path) if path.is_dir() else _not_understood(path) for path in products]
+    safe = [_safe(path) if path.is_dir() else _not_a_scene(path) for path in products]
     yield from sorted([*alone, *together, *safe], key=lambda scene: [str(path) for path in scene.paths])
 
 
@@ -306,38 +272,40 @@ def _safe(folder: Path) -> _Found:
     return _Found(folder.resolve().stem, Kind.SAFE, (folder,))
 
 
-def _of_stac(place: str | Path) -> Iterator[_Found]:
+def _of_stac(source: str | Path) -> Iterator[_Found]:
     try:
-        items = read_items(place)
+        items = read_items(source)
     except TilewiseError as error:
-        yield _Found(Path(str(place)).stem, Kind.UNKNOWN, (place,), problem=str(error))
+        yield _Found(Path(str(source)).stem, Kind.UNKNOWN, (source,), problem=str(error))
         return
     if not items:
-        problem = f"{Path(str(place)).name}: no item is in it, nor do its links lead to one"
-        yield _Found(Path(str(place)).stem, Kind.UNKNOWN, (place,), problem=problem)
+        problem = f"{Path(str(source)).name}: it has no item, and none of its links leads to one"
+        yield _Found(Path(str(source)).stem, Kind.UNKNOWN, (source,), problem=problem)
     for item in items:
         try:
-            yield _Found(item.name, Kind.STAC, places_of(item), item)
+            yield _Found(item.name, Kind.STAC, files_of(item), item)
         except TilewiseError as error:
             yield _Found(item.name, Kind.STAC, (), item, str(error))
 
 
 def _lines(path: Path) -> Iterator[str | Path]:
-    """Give the places in a text list, one a line, `#` before a remark; relative paths start at the list's folder."""
+    """Yield the sources in a text list, one a line, `#` before a comment; relative paths start at its folder."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        place = line.strip()
-        if place and not place.startswith("#"):
-            yield place if is_remote(place) else path.parent / place
+        source = line.strip()
+        if source and not source.startswith("#"):
+            yield source if is_remote(source) else path.parent / source
 
 
-def _not_understood(path: Path) -> _Found:
-    """Return what a file that is no scene says."""
+def _not_a_scene(path: Path) -> _Found:
+    """Return a file that is not a scene, with the reason."""
     if not path.exists():
         problem = f"{path}: there is no such file"
     elif _ZIPPED.match(path.name):
         problem = f"{path.name}: a zipped product; unpack it and name the .SAFE folder"
     else:
-        problem = f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"
+        problem = (
+            f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"
+        )
     return _Found(path.stem, Kind.UNKNOWN, (path,), problem=problem)
 
 
@@ -348,8 +316,44 @@ def _identity(scene: _Found) -> tuple[object, ...]:
 
 
 def _folders(scene: _Found) -> tuple[str, ...]:
-    """Return the names of the folders that a scene lies in."""
+    """Return the names of the folders that contain a scene."""
     if scene.item or not scene.paths or is_remote(scene.paths[0]):
         return ()
     folder = Path(scene.paths[0]).parent
     return tuple(part for part in folder.parts if part != folder.anchor)
+
+
+def unique_names(scenes: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Return a unique name for each (stem, folders): the stem, after as many of its folders as are needed."""
+    stems = [_tidy(stem) for stem, _ in scenes]
+    names = list(stems)
+    deepest = max((len(folders) for _, folders in scenes), default=0)
+    for depth in range(1, deepest + 1):
+        alike: dict[str, list[int]] = defaultdict(list)
+        for number, name in enumerate(names):
+            alike[name].append(number)
+        for number in (number for group in alike.values() if _are_apart(group, scenes) for number in group):
+            names[number] = "-".join((*map(_tidy, scenes[number][1][-depth:]), stems[number]))
+    return _numbered(names)
+
+
+def _are_apart(group: list[int], scenes: Sequence[tuple[str, tuple[str, ...]]]) -> bool:
+    """Return whether the scenes of a group are in different folders, by which names can differ."""
+    return len({scenes[number][1] for number in group}) > 1
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Return `names` with a number after each that is still taken (`scene.tif` beside `scene.tiff`)."""
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 1
+        while names[index] in taken:
+            number += 1
+            names[index] = f"{name}-{number}"
+        taken.add(names[index])
+    return names
+
+
+def _tidy(text: str) -> str:
+    """Return a text as a valid file name on any system; ids from STAC may have any character."""
+    return _UNSAFE.sub("_", text).strip(". ")[:_MAX_NAME] or "scene"

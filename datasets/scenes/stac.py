@@ -1,7 +1,7 @@
-"""Scenes told of by STAC: an item, an ItemCollection, or a catalog or collection whose links lead to items.
+"""Read scenes from STAC: an item, an ItemCollection, or a catalog or collection whose links lead to items.
 
-Files are on disk, beside the JSON or anywhere, or on an http(s) server that gives ranges. What comes from a server
-never leads back to this machine's disk.
+Files are on disk, beside the JSON or anywhere, or on an http(s) server that supports ranges. JSON from a
+server never refers to this machine's disk.
 """
 
 import json
@@ -14,7 +14,12 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tilewise.datasets.core.bands import BAND_NAMES, find_band
-from tilewise.datasets.core.errors import BandsUnknownError, RadiometryUnknownError, SceneError, UnknownBandError
+from tilewise.datasets.core.errors import (
+    BandsUnknownError,
+    RadiometryUnknownError,
+    SceneError,
+    UnknownBandError,
+)
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.scenes.band_files import is_mask_name, no_mask
 from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Parts, cloud_layer, layer_of_band
@@ -23,13 +28,13 @@ from tilewise.datasets.scenes.rasters import fetch_text, is_remote, shown
 
 _MAX_ITEMS = 100_000
 _MAX_JSON = 256 * 2**20
-_PICTURES = {"visual", "overview", "thumbnail"}  # roles of assets that are made for eyes, in 8 bits
-_LINKS: dict[str, tuple[str, ...]] = {  # that lead to more items
+_PICTURES = {"visual", "overview", "thumbnail"}  # roles of assets for display, in 8 bits
+_LINKS: dict[str, tuple[str, ...]] = {  # relations that lead to more items
     "Catalog": ("child", "item", "items"),
     "Collection": ("child", "item", "items"),
     "FeatureCollection": ("next",),
 }
-# Where items keep what a file's tags say (the sentinel-2, processing and Earth Search extensions).
+# Properties of items that correspond to a file's tags (the sentinel-2, processing and Earth Search extensions).
 _TAGS = {
     "PROCESSING_BASELINE": ("s2:processing_baseline", "processing:version"),
     "PROCESSING_LEVEL": ("processing:level", "s2:product_type"),
@@ -43,7 +48,7 @@ class Item:
 
     Attributes:
         name: its id.
-        base: the path or address of the JSON that it stood in; relative hrefs start there.
+        base: path or URL of its JSON file; relative hrefs start there.
         text: the item itself, as JSON.
     """
 
@@ -52,98 +57,106 @@ class Item:
     text: str
 
 
-def read_items(place: str | Path) -> list[Item]:
-    """Return the items that a STAC JSON holds, or that its links lead to.
+def read_items(source: str | Path) -> list[Item]:
+    """Return the items in a STAC JSON, and those that its links lead to.
 
     Raises:
-        SceneError: it is no STAC JSON.
+        SceneError: it is not a STAC JSON.
         FetchError: a server does not answer.
     """
     found: list[Item] = []
-    waiting, seen = [str(place)], {str(place)}
+    waiting, seen = [str(source)], {str(source)}
     while waiting:
         here = waiting.pop(0)
         content = _load(here)
         found.extend(_items_of(content, here))
         if len(found) > _MAX_ITEMS:
-            raise SceneError(f"{_told(place)}: more than {_MAX_ITEMS:,} items; name a smaller part of the catalog")
-        for address in _links_of(content, here):
-            if address not in seen and len(seen) < _MAX_ITEMS:
-                seen.add(address)
-                waiting.append(address)
+            raise SceneError(
+                f"{_shown(source)}: more than {_MAX_ITEMS:,} items; name a smaller part of the catalog"
+            )
+        for link in _links_of(content, here):
+            if link not in seen and len(seen) < _MAX_ITEMS:
+                seen.add(link)
+                waiting.append(link)
     return found
 
 
 def read_stac(item: Item, options: SceneOptions) -> Parts:
-    """Return the parts of the scene that a STAC item tells of.
+    """Return the parts of the scene that a STAC item describes.
 
     Raises:
-        SceneError: an asset lies where it cannot be read from.
-        BandsUnknownError: none of its assets says that it is a band of Sentinel-2.
-        RadiometryUnknownError: its metadata do not tell the radiometry, or contradict each other.
+        SceneError: an asset's address is not allowed.
+        BandsUnknownError: none of its assets is marked as a band of Sentinel-2.
+        RadiometryUnknownError: its metadata lack the radiometry, or contradict each other.
     """
     content = json.loads(item.text)
     properties = _mapping(content.get("properties"))
-    files = _band_files(item, content, options.overrides)
+    files = _band_files(item, content, options.read_options)
     if not files:
         raise BandsUnknownError(
-            f"{item.name}: none of its assets says by eo:bands, bands or its key that it is a band of Sentinel-2; "
+            f"{item.name}: none of its assets is marked as a band of Sentinel-2, by eo:bands, bands or its key; "
             "name the files themselves, with --bands"
         )
     layers, level = [], None
     for file in files.values():
-        layer, level = layer_of_band(file, item.name, tuple(files), options.overrides)
+        layer, level = layer_of_band(file, item.name, tuple(files), options.read_options)
         layers.append(layer)
     clouds = _clouds(item, content, options.clouds)
     platform = properties.get("platform")
-    return Parts(tuple(layers), clouds, level, _taken(properties), platform if isinstance(platform, str) else None)
+    return Parts(
+        tuple(layers), clouds, level, _taken(properties), platform if isinstance(platform, str) else None
+    )
 
 
-def places_of(item: Item) -> tuple[str | Path, ...]:
-    """Return the files of an item's bands, by path or address.
+def files_of(item: Item) -> tuple[str | Path, ...]:
+    """Return the paths or URLs of the files of an item's bands.
 
     Raises:
-        TilewiseError: as `read_stac` does.
+        TilewiseError: as `read_stac` raises.
     """
     content = json.loads(item.text)
     files = _band_files(item, content, ReadOptions(scale=1.0, offset=0.0))
-    return tuple(dict.fromkeys(file.place for file in files.values()))
+    return tuple(dict.fromkeys(file.source for file in files.values()))
 
 
 def bands_of(item: Item) -> frozenset[str]:
-    """Return the names of the bands that an item's assets say they hold."""
+    """Return the names of the bands of an item's assets, by their metadata."""
     assets = _mapping(json.loads(item.text).get("assets"))
     files = {key: asset for key, asset in assets.items() if _is_of_bands(asset)}
     return frozenset(band["name"] for key, asset in files.items() for _, band in _bands_of(key, asset))
 
 
-def _load(place: str) -> dict[str, Any]:
+def _load(source: str) -> dict[str, Any]:
     try:
-        if is_remote(place):
-            content = json.loads(fetch_text(place))
+        if is_remote(source):
+            content = json.loads(fetch_text(source))
         else:
-            path = Path(place)
+            path = Path(source)
             if path.stat().st_size > _MAX_JSON:
                 raise SceneError(f"{path.name}: too large for STAC metadata")
             content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise SceneError(f"{_told(place)}: no sound JSON") from error
+        raise SceneError(f"{_shown(source)}: not valid JSON") from error
     except OSError as error:
-        raise SceneError(f"{_told(place)}: it cannot be read: {error.strerror}") from error
+        raise SceneError(f"{_shown(source)}: it cannot be read: {error.strerror}") from error
     if not isinstance(content, dict) or content.get("type") not in (
         "Feature",
         "FeatureCollection",
         "Catalog",
         "Collection",
     ):
-        raise SceneError(f"{_told(place)}: no STAC item, collection or ItemCollection")
+        raise SceneError(f"{_shown(source)}: not a STAC item, collection or ItemCollection")
     return content
 
 
 def _items_of(content: dict[str, Any], base: str) -> Iterator[Item]:
     features = content.get("features", []) if content["type"] == "FeatureCollection" else [content]
     for feature in features if isinstance(features, list) else []:
-        if isinstance(feature, dict) and feature.get("type") == "Feature" and isinstance(feature.get("assets"), dict):
+        if (
+            isinstance(feature, dict)
+            and feature.get("type") == "Feature"
+            and isinstance(feature.get("assets"), dict)
+        ):
             yield Item(str(feature.get("id") or "item"), base, json.dumps(feature, sort_keys=True))
 
 
@@ -151,15 +164,19 @@ def _links_of(content: dict[str, Any], base: str) -> Iterator[str]:
     relations = _LINKS.get(content["type"], ())
     links = content.get("links", [])
     for link in links if isinstance(links, list) else []:
-        if isinstance(link, dict) and link.get("rel") in relations and str(link.get("method", "GET")).upper() == "GET":
+        if (
+            isinstance(link, dict)
+            and link.get("rel") in relations
+            and str(link.get("method", "GET")).upper() == "GET"
+        ):
             yield str(_resolve(str(link.get("href", "")), base))
 
 
 def _resolve(href: str, base: str) -> str | Path:
-    """Return the path or address that an href means in a JSON at `base`.
+    """Return the path or URL that an href means in a JSON at `base`.
 
     Raises:
-        SceneError: it is neither a path nor an http(s) address, or an address leads to this machine's disk.
+        SceneError: it is neither a path nor an http(s) URL, or a server refers to this machine's disk.
     """
     scheme = urlsplit(href).scheme
     if scheme in ("http", "https"):
@@ -175,7 +192,7 @@ def _resolve(href: str, base: str) -> str | Path:
     return Path(base).parent / href
 
 
-def _band_files(item: Item, content: dict[str, Any], overrides: ReadOptions) -> dict[str, BandFile]:
+def _band_files(item: Item, content: dict[str, Any], options: ReadOptions) -> dict[str, BandFile]:
     """Return the file of each band; of a band in several files, the finest GeoTIFF."""
     properties = _mapping(content.get("properties"))
     found: dict[str, tuple[tuple[bool, float, str], BandFile]] = {}
@@ -186,17 +203,21 @@ def _band_files(item: Item, content: dict[str, Any], overrides: ReadOptions) -> 
             rank = (_is_jp2(asset), _number(asset.get("gsd")) or _number(band.get("gsd")) or 0.0, key)
             name = band["name"]
             if name not in found or rank < found[name][0]:
-                found[name] = (rank, _band_file(item, asset, name, index, properties, overrides))
+                found[name] = (rank, _band_file(item, asset, name, index, properties, options))
     return {name: found[name][1] for name in BAND_NAMES if name in found}
 
 
 def _is_of_bands(asset: object) -> bool:
-    """Whether an asset may hold bands, and is no picture."""
-    return isinstance(asset, dict) and bool(asset.get("href")) and not _PICTURES & set(_words(asset.get("roles")))
+    """Return whether an asset may have bands, and is not a picture."""
+    return (
+        isinstance(asset, dict)
+        and bool(asset.get("href"))
+        and not _PICTURES & set(_words(asset.get("roles")))
+    )
 
 
 def _bands_of(key: str, asset: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Give (index, {"name": canonical name, …}) of the Sentinel-2 bands in an asset."""
+    """Yield (index, {"name": canonical name, …}) of the Sentinel-2 bands in an asset."""
     listed = asset.get("eo:bands") or asset.get("bands") or []
     bands = [band for band in listed if isinstance(band, dict)] if isinstance(listed, list) else []
     for index, band in enumerate(bands, start=1):
@@ -208,26 +229,28 @@ def _bands_of(key: str, asset: dict[str, Any]) -> Iterator[tuple[int, dict[str, 
 
 
 def _band_file(
-    item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any], overrides: ReadOptions
+    item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any], options: ReadOptions
 ) -> BandFile:
     listed = asset.get("raster:bands") or asset.get("bands") or []
     raster = _mapping(listed[index - 1]) if isinstance(listed, list) and len(listed) >= index else {}
     scale = _number(raster.get("scale", raster.get("raster:scale", asset.get("raster:scale"))))
     offset = _number(raster.get("offset", raster.get("raster:offset", asset.get("raster:offset")))) or 0.0
     applied = properties.get("earthsearch:boa_offset_applied") is True
-    # Items of Earth Search may say that the offset was taken off, and still declare it: which of the two holds?
-    if applied and offset and overrides.offset is None:
+    # Items of Earth Search may declare an offset and also that it was applied, which contradict each other.
+    if applied and offset and options.offset is None:
         raise RadiometryUnknownError(
             f"{item.name}: it says both that the offset was applied and that it is {offset:g}; "
-            "say --offset 0 or --offset -1000"
+            "choose with --offset 0 or --offset -1000"
         )
-    place = _resolve(str(asset["href"]), item.base)
-    if is_remote(place) and _is_jp2(asset):
-        raise SceneError(f"{item.name}: its files are JPEG 2000 on a server; download them and classify them from disk")
+    source = _resolve(str(asset["href"]), item.base)
+    if is_remote(source) and _is_jp2(asset):
+        raise SceneError(
+            f"{item.name}: its files are JPEG 2000 on a server; download them and classify them from disk"
+        )
     tags = {tag: value for tag, keys in _TAGS.items() if (value := _first_text(properties, keys))}
     if applied:
         tags["BOA_ADD_OFFSET"] = "0"
-    return BandFile(place, band, tags, index, scale, offset, _number(raster.get("nodata")))
+    return BandFile(source, band, tags, index, scale, offset, _number(raster.get("nodata")))
 
 
 def _clouds(item: Item, content: dict[str, Any], mask: CloudMask | None) -> CloudLayer | None:
@@ -240,9 +263,9 @@ def _clouds(item: Item, content: dict[str, Any], mask: CloudMask | None) -> Clou
             or not is_mask_name(key.removesuffix("-jp2"), mask.kind)
         ):
             continue
-        place = _resolve(str(asset["href"]), item.base)
-        if not (is_remote(place) and _is_jp2(asset)):
-            return cloud_layer(place, mask)
+        source = _resolve(str(asset["href"]), item.base)
+        if not (is_remote(source) and _is_jp2(asset)):
+            return cloud_layer(source, mask)
     raise no_mask(item.name, mask)
 
 
@@ -280,5 +303,5 @@ def _words(value: object) -> list[str]:
     return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
 
 
-def _told(place: str | Path) -> str:
-    return shown(str(place)) if is_remote(place) else Path(place).name
+def _shown(source: str | Path) -> str:
+    return shown(str(source)) if is_remote(source) else Path(source).name

@@ -12,7 +12,7 @@ from tiny_onnx import metadata, write_model
 from tilewise.datasets.acquire.synthetic import render, synthesise
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import Method, SplitPlan
+from tilewise.datasets.packs.splits import SplitMethod, SplitPlan
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.sources import find_source
 from tilewise.models.model_file import Outliers, PredictionSets, open_model
@@ -29,7 +29,7 @@ def judged(made_once: MadeOnce) -> Path:
 
     def make(folder: Path) -> None:
         raw = synthesise(folder / "raw", tiles_per_class=24, seed=3)
-        write_pack([find_source(raw)], folder / "pack", SplitPlan(Method.RANDOM, shares=(0.2, 0.3, 0.5)))
+        write_pack([find_source(raw)], folder / "pack", SplitPlan(SplitMethod.RANDOM, fractions=(0.2, 0.3, 0.5)))
 
     return made_once("judged", make) / "pack"
 

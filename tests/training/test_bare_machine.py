@@ -51,7 +51,7 @@ def test_an_array_file_is_trained_on_without_what_only_reading_serving_and_track
 ) -> None:
     array = tmp_path / "tiles.npz"
     np.savez(array, tiles=pack.fetch(np.arange(len(pack))), labels=pack.labels, splits=pack.splits)
-    store = ["--data.store=device", "--trainer.max_epochs=1"]
+    store = ["--data.loader.store=device", "--trainer.max_epochs=1"]
     arguments = ["fit", *PLAIN, *store, f"--data.pack={array}", f"--out={tmp_path / 'run'}"]
     script = SCRIPT.format(lacking=LACKING, arguments=arguments)
     command = [sys.executable, "-c", script]

@@ -131,7 +131,8 @@ def test_figures_and_answers_do_not_depend_on_batch_size_workers_store_or_precis
         return (run / "evaluation/metrics.json").read_bytes(), (run / "evaluation/predictions.csv").read_bytes()
 
     expected = tested()
-    other = ["--data.batch_size=7"], ["--data.workers=2"], ["--data.store=device"], ["--trainer.precision=bf16-mixed"]
+    loader = ["--data.loader.workers=2"], ["--data.loader.store=device"]
+    other = ["--data.batch_size=7"], *loader, ["--trainer.precision=bf16-mixed"]
     for options in other:
         assert tested(*options) == expected
 

@@ -14,7 +14,8 @@ from tilewise.training.cli import main
 
 TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
 # An even number of tiles for each process: tiles mix in pairs, which are then the pairs of one process.
-MIXED = ["--data.batch_size=12", "--data.mix.cutmix=0.3", "--data.mix.mixup=0.3", "--data.evaluation_batch=7"]
+MIXING = ["--data.augment.mix.cutmix=0.3", "--data.augment.mix.mixup=0.3"]
+MIXED = ["--data.batch_size=12", *MIXING, "--data.loader.evaluation_batch=7"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +68,8 @@ def test_two_processes_learn_and_are_measured_as_one_is(pack_folder: Path, alone
 
 @pytest.mark.slow
 def test_two_processes_told_to_end_go_on_as_one_where_they_stopped(pack_folder: Path, tmp_path: Path) -> None:
-    more = ["--data.batch_size=4", "--data.store=disk", "--data.blocks.shards=2", "--data.blocks.tiles=4"]
+    blocks = ["--data.loader.blocks.shards=2", "--data.loader.blocks.tiles=4"]
+    more = ["--data.batch_size=4", "--data.loader.store=disk", *blocks]
     out = tmp_path / "two"
     status, output = train_and_terminate("fit", *options(pack_folder, out, *more, *TWO, epochs=4), after="epoch 1/4")
     assert status != 0, output

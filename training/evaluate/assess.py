@@ -17,7 +17,7 @@ import numpy as np
 
 from tilewise.datasets.core.console import one_line_errors, shown
 from tilewise.datasets.core.files import atomic_write
-from tilewise.datasets.packs.derived import open_pack
+from tilewise.datasets.packs.pack import open_pack
 from tilewise.models.model_file import open_model
 from tilewise.training.evaluate.accuracy import (
     accuracy_table,

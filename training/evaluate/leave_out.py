@@ -18,8 +18,8 @@ from tilewise.datasets.core.console import Report, one_line_errors, shown
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.locations import checkout
-from tilewise.datasets.packs.derived import without_classes
 from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.packing import without_classes
 from tilewise.models.model_file import open_model
 from tilewise.training.evaluate.assess_settings import DEFAULT, AssessSettings, read_assess_settings
 from tilewise.training.evaluate.evaluation import Cell, Table

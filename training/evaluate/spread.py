@@ -18,8 +18,7 @@ from jsonargparse import dict_to_namespace
 
 from tilewise.datasets.core.console import Report, one_line_errors, shown, silent
 from tilewise.datasets.core.errors import TrainingError
-from tilewise.datasets.packs.derived import open_pack
-from tilewise.datasets.packs.pack import UNLABELLED, Pack
+from tilewise.datasets.packs.pack import UNLABELLED, Pack, open_pack
 from tilewise.models.model_file import ModelFile, open_model
 from tilewise.training.evaluate.evaluation import METRICS_FILE, Cell, Table, views_of
 from tilewise.training.evaluate.outputs import PackEvaluator, Rows

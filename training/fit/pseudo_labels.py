@@ -36,7 +36,7 @@ from tilewise.datasets.loading.atmosphere import Atmosphere, AtmosphereOptions
 from tilewise.datasets.loading.draws import Draws
 from tilewise.datasets.packs.pack import UNLABELLED, Pack
 from tilewise.datasets.quality.reviewed import write_tile
-from tilewise.datasets.readers.sources import Card, Format, read_card
+from tilewise.datasets.readers.sources import DatasetCard, Format, read_card
 from tilewise.models.model_file import INPUT, ModelFile, open_model
 from tilewise.models.network.classifier import SYMMETRIES
 from tilewise.training.evaluate.disturbances import enlarged
@@ -63,7 +63,7 @@ class Colours:
     """
 
     def __init__(self, pack: Pack, seed: int = 0) -> None:
-        rows = np.array([row for row in pack.rows("train") if len(pack.places[row]) == BAND_COUNT], np.int64)
+        rows = np.array([row for row in pack.rows("train") if len(pack.band_indices[row]) == BAND_COUNT], np.int64)
         if not len(rows):
             raise NoTilesError(f"{pack.root}: no tile of its train split has all 13 bands, whose colours are learned")
         seen = np.tile(rows, _AIRS)
@@ -104,7 +104,7 @@ def colour_features(tiles: DN) -> npt.NDArray[np.float64]:
 def _without_air(tiles: DN, first: int, seed: int) -> DN:
     """Return uint16 tiles of Level-1C as their Level-2A would be; tile `first` is the first of all that are
     seen."""
-    atmosphere = Atmosphere(AtmosphereOptions(share=1.0))
+    atmosphere = Atmosphere(AtmosphereOptions(fraction=1.0))
     draws = Draws(torch.arange(first, first + len(tiles)), seed)
     changed = atmosphere(torch.from_numpy(tiles.astype(np.float32)), draws)
     return changed.round().clamp(max=DN_MAX).numpy().astype(np.uint16)
@@ -269,7 +269,7 @@ def _spare_what_is_no_guess(out: Path) -> None:
 
 def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: ModelFile) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    Card(
+    DatasetCard(
         name=folder.name,
         format=Format.GEOTIFF,
         licence="as the tiles",

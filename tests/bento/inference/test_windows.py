@@ -180,7 +180,7 @@ def test_maps_on_cells_take_the_value_at_the_cells_middle(engine: Engine, tmp_pa
         answer = classify(engine, scene, GridOptions(16, cell=8))
         coarse = joined(list(answer.iter_blocks()), "probability")
         assert (answer.height, answer.width) == coarse.shape == (25, 22)
-        assert answer.georeference.transform == scene.place.transform @ Affine.scale(8)
+        assert answer.georeference.transform == scene.georeference.transform @ Affine.scale(8)
     around = np.stack([fine[3:200:8, 3:171:8][:, :21], fine[4:200:8, 4:171:8][:, :21]])
     inside = np.isfinite(around).all(axis=0)
     assert (np.abs(coarse[:, :21] - around.mean(axis=0))[inside] < 0.02).all()

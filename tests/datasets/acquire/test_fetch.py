@@ -311,17 +311,19 @@ def test_bad_download_is_removed_so_that_the_next_call_starts_clean(
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("file:///etc/passwd", "only http, https and local paths"),
         (".", "is a folder"),
         ("no/such.zip", "no such file"),
     ],
 )
-def test_source_that_is_no_url_and_no_file_is_refused(archive: Archive, out: Path, source: str, overrides: str) -> None:
+def test_source_that_is_no_url_and_no_file_is_refused(
+    archive: Archive, out: Path, source: str, message: str
+) -> None:
     with pytest.raises(FetchError) as caught:
         fetch_archive(archive, out, source, QUIETLY)
-    assert overrides in refusal(caught)
+    assert message in refusal(caught)
 
 
 def test_out_that_is_a_file_is_one_line(archive: Archive, tmp_path: Path) -> None:

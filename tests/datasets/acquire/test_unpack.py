@@ -117,7 +117,7 @@ def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "limits", "said"),
+    ("body", "limits", "message"),
     [
         (make_zip(TILES), UnpackLimits(max_members=3), "4 members, more than 3"),
         (make_zip(TILES), UnpackLimits(max_bytes=1000), "1,000 are allowed"),
@@ -129,10 +129,12 @@ def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
     ],
     ids=["members", "bytes", "ratio"],
 )
-def test_more_than_the_limits_is_refused(tmp_path: Path, body: bytes, limits: UnpackLimits, overrides: str) -> None:
+def test_more_than_the_limits_is_refused(
+    tmp_path: Path, body: bytes, limits: UnpackLimits, message: str
+) -> None:
     error = refuse(body, tmp_path, limits)
     assert isinstance(error, UnsafeArchiveError)
-    assert overrides in str(error)
+    assert message in str(error)
 
 
 def test_header_that_lies_about_the_size_gains_nothing(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_unpacking_stops_at_what_is_declared(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"<html>please log in</html>", "not a readable zip"),
         (make_zip(TILES)[:-30], "not a readable zip"),
@@ -170,10 +172,10 @@ def test_unpacking_stops_at_what_is_declared(tmp_path: Path, monkeypatch: pytest
     ],
     ids=["html", "cut", "damaged", "another", "bzip2", "encrypted"],
 )
-def test_broken_or_foreign_zip_is_one_line(tmp_path: Path, body: bytes, overrides: str) -> None:
+def test_broken_or_foreign_zip_is_one_line(tmp_path: Path, body: bytes, message: str) -> None:
     error = refuse(body, tmp_path)
     assert isinstance(error, BrokenZipError)
-    assert overrides in str(error)
+    assert message in str(error)
 
 
 def test_too_little_space_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,19 @@
 
 import pytest
 
-from tilewise.datasets.core.bands import BAND_NAMES, BANDS, band_of_description, find_band, parse_bands, positions
+from tilewise.datasets.core.bands import (
+    BAND_NAMES,
+    BANDS,
+    band_of_description,
+    find_band,
+    parse_bands,
+    positions,
+)
 from tilewise.datasets.core.errors import UnknownBandError
 
 
 @pytest.mark.parametrize(
-    ("said", "name"),
+    ("text", "name"),
     [
         ("B1", "B01"),
         ("b02", "B02"),
@@ -24,8 +31,8 @@ from tilewise.datasets.core.errors import UnknownBandError
         ("SWIR2", "B12"),
     ],
 )
-def test_a_band_is_found_by_its_aliases_in_any_case(overrides: str, name: str) -> None:
-    assert find_band(overrides).name == name
+def test_a_band_is_found_by_its_aliases_in_any_case(text: str, name: str) -> None:
+    assert find_band(text).name == name
 
 
 def test_no_two_bands_share_a_name() -> None:
@@ -33,11 +40,11 @@ def test_no_two_bands_share_a_name() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("said", ["B13", "B8B", "", "1", "panchromatic", "B02;B03"])
-def test_an_unknown_band_is_refused_with_a_list_of_those_that_exist(overrides: str) -> None:
+@pytest.mark.parametrize("text", ["B13", "B8B", "", "1", "panchromatic", "B02;B03"])
+def test_an_unknown_band_is_refused_with_a_list_of_those_that_exist(text: str) -> None:
     with pytest.raises(UnknownBandError) as refused:
-        find_band(overrides)
-    assert repr(overrides) in str(refused.value)
+        find_band(text)
+    assert repr(text) in str(refused.value)
     assert all(name in str(refused.value) for name in BAND_NAMES)
 
 
@@ -65,16 +72,16 @@ def test_a_list_of_bands_keeps_its_order_and_what_is_left_out() -> None:
     assert parse_bands(["_", "b8a"]) == ("_", "B8A")
 
 
-@pytest.mark.parametrize("said", ["B02,B02", "B4,red", "B8A,_,nir08"])
-def test_a_band_named_twice_is_refused(overrides: str) -> None:
+@pytest.mark.parametrize("text", ["B02,B02", "B4,red", "B8A,_,nir08"])
+def test_a_band_named_twice_is_refused(text: str) -> None:
     with pytest.raises(UnknownBandError, match="twice"):
-        parse_bands(overrides)
+        parse_bands(text)
 
 
-@pytest.mark.parametrize("said", ["rgb,B08", "B02,", "B02 B03"])
-def test_a_list_with_a_word_that_is_no_band_is_refused(overrides: str) -> None:
+@pytest.mark.parametrize("text", ["rgb,B08", "B02,", "B02 B03"])
+def test_a_list_with_a_word_that_is_no_band_is_refused(text: str) -> None:
     with pytest.raises(UnknownBandError, match="is called"):
-        parse_bands(overrides)
+        parse_bands(text)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS, positions
 from tilewise.datasets.loading.atmosphere import Atmosphere, AtmosphereOptions
 from tilewise.datasets.loading.draws import Draws
 
-STILL = AtmosphereOptions(share=1.0, path=(1.0, 1.0), band_path=0.0, band_transmittance=0.0)
+STILL = AtmosphereOptions(fraction=1.0, path=(1.0, 1.0), band_path=0.0, band_transmittance=0.0)
 
 
 def corrected(tiles: Tensor, options: AtmosphereOptions = STILL) -> Tensor:
@@ -38,7 +38,7 @@ def test_no_data_stay_no_data_and_data_never_become_it() -> None:
 
 
 def test_band_10_is_gone_where_level_2a_was_made_and_only_there() -> None:
-    changed = corrected(torch.full((600, 13, 2, 2), 2000.0), AtmosphereOptions(share=0.4))
+    changed = corrected(torch.full((600, 13, 2, 2), 2000.0), AtmosphereOptions(fraction=0.4))
     gone = ~band(changed, "B10").flatten(1).any(dim=1)
     assert 0.3 < gone.float().mean() < 0.5
     assert (changed[~gone] == 2000).all()

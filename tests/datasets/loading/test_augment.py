@@ -1,5 +1,7 @@
 """Augmentation on the device: no data stays no data, bands are hidden in sets, mixtures add up."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,14 @@ from tilewise.datasets.core.errors import TrainingError, UnknownBandError
 from tilewise.datasets.loading.atmosphere import AtmosphereOptions
 from tilewise.datasets.loading.augment import (
     Augmentation,
-    BandDropout,
+    AugmentOptions,
+    BandDropoutOptions,
     DropBands,
     HoleOptions,
     Mix,
     MixOptions,
     Noise,
-    Radiometry,
+    RadiometricJitter,
     RadiometryOptions,
     beta_quantiles,
 )
@@ -39,10 +42,10 @@ def draws(count: int, seed: int = 0) -> Draws:
 
 def jitter_radiometry(tiles: Tensor, options: RadiometryOptions, seed: int = 0) -> Tensor:
     drawn = draws(len(tiles), seed)
-    return Noise(options)(Radiometry(options)(tiles, drawn), drawn)
+    return Noise(options)(RadiometricJitter(options)(tiles, drawn), drawn)
 
 
-def drop_bands(tiles: Tensor, options: BandDropout, seed: int = 0) -> Tensor:
+def drop_bands(tiles: Tensor, options: BandDropoutOptions, seed: int = 0) -> Tensor:
     return DropBands(options)(tiles, draws(len(tiles), seed))
 
 
@@ -103,13 +106,19 @@ def test_noise_differs_from_pixel_to_pixel() -> None:
     assert changed.std().item() == pytest.approx(100, rel=0.05)
     assert changed.mean().item() == pytest.approx(2000, abs=5)
     of_tiles = changed.std(dim=(1, 2, 3))
-    assert (of_tiles < 50).float().mean().item() == pytest.approx(0.38, abs=0.05)  # half normal: many are nearly clean
+    assert (of_tiles < 50).float().mean().item() == pytest.approx(
+        0.38, abs=0.05
+    )  # half normal: many are nearly clean
     assert of_tiles.max() > 250
 
 
 def test_only_the_asked_share_of_tiles_gets_noise() -> None:
     tiles = flat(2000)
-    noisy = (Noise(RadiometryOptions(noise=0.01, noise_fraction=0.3))(tiles, draws(2000)) != tiles).flatten(1).any(1)
+    noisy = (
+        (Noise(RadiometryOptions(noise=0.01, noise_fraction=0.3))(tiles, draws(2000)) != tiles)
+        .flatten(1)
+        .any(1)
+    )
     assert noisy.float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
@@ -129,7 +138,7 @@ def test_no_disturbance_changes_nothing() -> None:
 
 def test_the_same_seed_disturbs_the_same() -> None:
     def once(seed: int) -> Tensor:
-        return drop_bands(jitter_radiometry(flat(32), RadiometryOptions(), seed), BandDropout(), seed)
+        return drop_bands(jitter_radiometry(flat(32), RadiometryOptions(), seed), BandDropoutOptions(), seed)
 
     assert torch.equal(once(3), once(3))
     assert not torch.equal(once(3), once(4))
@@ -153,49 +162,57 @@ def test_gain_and_haze_are_those_of_a_calculation_by_hand() -> None:
 @pytest.mark.parametrize("name", ["l1c", "l2a", "10m", "rgb", "eurosat"])
 def test_a_tile_keeps_the_bands_of_a_set_unaltered_and_no_others(name: str) -> None:
     tiles = torch.randint(1, 9000, (8, 13, 4, 4)).float()
-    kept = drop_bands(tiles, BandDropout(sets={name: 1.0}, random=0.0))
+    kept = drop_bands(tiles, BandDropoutOptions(sets={name: 1.0}, random=0.0))
     assert torch.equal(kept, only_bands(tiles, *BAND_SETS[name]))
 
 
 def test_sets_are_drawn_as_often_as_they_weigh() -> None:
-    kept = present(drop_bands(flat(4000, size=2), BandDropout(sets={"all": 3.0, "rgb": 1.0}, random=0.0)))
+    kept = present(
+        drop_bands(flat(4000, size=2), BandDropoutOptions(sets={"all": 3.0, "rgb": 1.0}, random=0.0))
+    )
     assert set(kept) == {BAND_NAMES, ("B02", "B03", "B04")}
     assert kept.count(BAND_NAMES) / 4000 == pytest.approx(0.75, abs=0.03)
 
 
 def test_random_sets_keep_the_share_of_bands_asked_for() -> None:
-    options = BandDropout(sets={"all": 0.0}, random=1.0, keep=(0.5, 0.7), fewest=1)
+    options = BandDropoutOptions(sets={"all": 0.0}, random=1.0, keep=(0.5, 0.7), min_bands=1)
     counts = np.array([len(bands) for bands in present(drop_bands(flat(3000, size=2), options))])
     assert counts.mean() / 13 == pytest.approx(0.6, abs=0.02)
     assert len(set(counts.tolist())) > 6
     hidden = {
-        name for bands in present(drop_bands(flat(100, size=2), options)) for name in set(BAND_NAMES) - set(bands)
+        name
+        for bands in present(drop_bands(flat(100, size=2), options))
+        for name in set(BAND_NAMES) - set(bands)
     }
     assert hidden == set(BAND_NAMES)
 
 
 @pytest.mark.parametrize("fewest", [1, 3, 6])
 def test_no_tile_is_left_with_fewer_bands_than_the_fewest(fewest: int) -> None:
-    options = BandDropout(sets={"all": 0.0}, random=1.0, keep=(0.1, 0.5), fewest=fewest)
+    options = BandDropoutOptions(sets={"all": 0.0}, random=1.0, keep=(0.1, 0.5), min_bands=fewest)
     counts = [len(bands) for bands in present(drop_bands(flat(2000, size=2), options))]
     assert min(counts) == fewest
 
 
 def test_a_tile_that_has_few_bands_of_a_set_keeps_all_it_has() -> None:
     tiles = only_bands(flat(8), "B04", "B11", "B12")
-    assert torch.equal(drop_bands(tiles, BandDropout(sets={"rgb": 1.0}, random=0.0)), tiles)
+    assert torch.equal(drop_bands(tiles, BandDropoutOptions(sets={"rgb": 1.0}, random=0.0)), tiles)
     lone = only_bands(flat(8), "B11")
-    assert torch.equal(drop_bands(lone, BandDropout()), lone)
+    assert torch.equal(drop_bands(lone, BandDropoutOptions()), lone)
 
 
 def test_hidden_bands_are_not_invented_for_tiles_that_lack_them() -> None:
     tiles = only_bands(flat(500), *BAND_SETS["10m"])
-    assert all(set(bands) <= set(BAND_SETS["10m"]) for bands in present(drop_bands(tiles, BandDropout())))
+    assert all(
+        set(bands) <= set(BAND_SETS["10m"]) for bands in present(drop_bands(tiles, BandDropoutOptions()))
+    )
 
 
 def test_a_set_of_bands_that_does_not_exist_is_refused_with_a_list_of_those_that_do() -> None:
-    with pytest.raises(UnknownBandError, match="is called 20m; the sets are all, l1c, l2a, 10m, rgb, eurosat"):
-        BandDropout(sets={"all": 1.0, "20m": 1.0})
+    with pytest.raises(
+        UnknownBandError, match="is called 20m; the sets are all, l1c, l2a, 10m, rgb, eurosat"
+    ):
+        BandDropoutOptions(sets={"all": 1.0, "20m": 1.0})
 
 
 # Mixing.
@@ -217,11 +234,16 @@ def test_targets_are_the_shares_of_the_area() -> None:
         assert (mixed == mixed[:, :1]).all()  # all bands of a pixel come from one tile
         shares.append(float(targets.diagonal().min()))
     assert min(shares) < 0.2
-    assert np.mean([float(mix(*numbered(16, 32), MixOptions(1.0), n)[1].diagonal().mean()) for n in range(20)]) < 0.7
+    assert (
+        np.mean([float(mix(*numbered(16, 32), MixOptions(1.0), n)[1].diagonal().mean()) for n in range(20)])
+        < 0.7
+    )
 
 
 def test_what_is_pasted_is_one_rectangle_at_its_own_place_from_the_neighbour() -> None:
-    tiles = torch.arange(8 * 13 * 64 * 64).reshape(8, 13, 64, 64).float() + 1  # every pixel is unlike all others
+    tiles = (
+        torch.arange(8 * 13 * 64 * 64).reshape(8, 13, 64, 64).float() + 1
+    )  # every pixel is unlike all others
     mixed = mix(tiles, torch.eye(8), MixOptions(cutmix=1.0))[0].numpy()
     array, rectangles = tiles.numpy(), set()
     for n in range(8):
@@ -304,9 +326,25 @@ def test_shares_that_add_up_to_more_than_all_tiles_are_refused() -> None:
 
 
 def whole(mosaics: float = 0.5) -> Augmentation:
-    options = (GeometryOptions(), RadiometryOptions(noise=0.004), BandDropout(), MixOptions(cutmix=0.4, mixup=0.3))
-    more = (AtmosphereOptions(share=0.5), HoleOptions(0.5, striped=0.5), MosaicOptions(mosaics))
-    return Augmentation([str(n) for n in range(10)], 5, *options, *more)
+    options = AugmentOptions(
+        radiometry=RadiometryOptions(noise=0.004),
+        mix=MixOptions(cutmix=0.4, mixup=0.3),
+        atmosphere=AtmosphereOptions(fraction=0.5),
+        holes=HoleOptions(0.5, striped=0.5),
+        mosaic=MosaicOptions(mosaics),
+    )
+    return Augmentation([str(n) for n in range(10)], 5, options)
+
+
+def only(**parts: Any) -> AugmentOptions:
+    """Options that do nothing but `parts`."""
+    off: dict[str, Any] = {
+        "geometry": GeometryOptions(flips=False, warp=0.0),
+        "radiometry": STILL,
+        "band_dropout": BandDropoutOptions(sets={"all": 1.0}, random=0.0),
+        "mix": MixOptions(cutmix=0.0),
+    }
+    return AugmentOptions(**{**off, **parts})
 
 
 def test_without_mosaics_a_part_of_a_batch_is_augmented_as_it_is_within_the_batch() -> None:
@@ -321,7 +359,9 @@ def test_without_mosaics_a_part_of_a_batch_is_augmented_as_it_is_within_the_batc
 def test_the_whole_of_it_is_one_graph_and_batches_of_one_shape_need_no_other() -> None:
     counted = CompileCounter()
     augment = whole()
-    compiled = torch.compile(augment, backend=counted, fullgraph=True, dynamic=False)  # a break in the graph raises
+    compiled = torch.compile(
+        augment, backend=counted, fullgraph=True, dynamic=False
+    )  # a break in the graph raises
     for epoch in range(3):
         tiles = torch.randint(0, 9000, (8, 13, 64, 64), dtype=torch.int32).to(torch.uint16)
         arguments = tiles, torch.arange(8), torch.arange(8) + 8 * epoch
@@ -332,7 +372,7 @@ def test_the_whole_of_it_is_one_graph_and_batches_of_one_shape_need_no_other() -
 
 def test_the_whole_tiles_lack_what_was_cut_out_and_neither_lines_nor_noise() -> None:
     options = RadiometryOptions(0, 0, 0, 0, noise=0.01)
-    augment = Augmentation(["a"], 5, radiometry=options, holes=HoleOptions(0.5, striped=0.5))
+    augment = Augmentation(["a"], 5, only(radiometry=options, holes=HoleOptions(0.5, striped=0.5)))
     tiles = torch.full((64, 13, 64, 64), 2000, dtype=torch.int32).to(torch.uint16)
     seen, whole, _ = augment(tiles, torch.zeros(64, dtype=torch.int64), torch.arange(64))
     assert set(whole.unique().tolist()) == {0.0, 2000.0}
@@ -346,7 +386,7 @@ def test_the_whole_tiles_lack_what_was_cut_out_and_neither_lines_nor_noise() -> 
 
 def test_without_damage_the_whole_tiles_are_those_that_are_seen() -> None:
     tiles = torch.full((4, 13, 64, 64), 2000, dtype=torch.int32).to(torch.uint16)
-    augment = Augmentation(["a"], 5, radiometry=RadiometryOptions(), holes=HoleOptions(1.0))
+    augment = Augmentation(["a"], 5, only(radiometry=RadiometryOptions(), holes=HoleOptions(1.0)))
     seen, whole, _ = augment(tiles, torch.zeros(4, dtype=torch.int64), torch.arange(4))
     assert torch.equal(seen, whole)
 

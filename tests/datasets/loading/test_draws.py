@@ -40,7 +40,12 @@ def test_a_tile_draws_the_same_in_any_batch() -> None:
 def test_another_seed_key_or_turn_draws_otherwise() -> None:
     keys = torch.arange(1000)
     first = Draws(keys, seed=0)
-    columns = [first.uniform(), first.uniform(), Draws(keys, seed=1).uniform(), Draws(keys + 1000, seed=0).uniform()]
+    columns = [
+        first.uniform(),
+        first.uniform(),
+        Draws(keys, seed=1).uniform(),
+        Draws(keys + 1000, seed=0).uniform(),
+    ]
     assert np.abs(np.corrcoef(torch.stack(columns).numpy()) - np.eye(4)).max() < 0.1
 
 

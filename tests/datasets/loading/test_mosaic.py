@@ -26,7 +26,7 @@ def mosaics(options: MosaicOptions, tiles: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize("side", [2, 4])
 def test_a_mosaic_holds_whole_tiles_of_its_class_and_no_other(side: int) -> None:
     labels = torch.arange(60) % 3
-    made = mosaics(MosaicOptions(share=1.0, sides=(side,)), tiles_of(labels), labels)
+    made = mosaics(MosaicOptions(fraction=1.0, sides=(side,)), tiles_of(labels), labels)
     for row, tile in enumerate(made):
         cells = tile.unfold(1, SIDE // side, SIDE // side).unfold(2, SIDE // side, SIDE // side).flatten(3)
         assert (cells.amin(3) == cells.amax(3)).all(), "a cell is of one tile"
@@ -39,7 +39,7 @@ def test_a_mosaic_holds_whole_tiles_of_its_class_and_no_other(side: int) -> None
 def test_only_the_classes_that_were_named_become_mosaics() -> None:
     labels = torch.arange(30) % 3
     tiles = tiles_of(labels)
-    made = mosaics(MosaicOptions(share=1.0, classes=("crop", "wood")), tiles, labels)
+    made = mosaics(MosaicOptions(fraction=1.0, classes=("crop", "wood")), tiles, labels)
     changed = (made != tiles).flatten(1).any(1)
     assert changed.equal(labels != 1)
 
@@ -48,14 +48,14 @@ def test_only_tiles_that_have_the_bands_become_mosaics() -> None:
     labels = torch.zeros(8, dtype=torch.long)
     tiles = tiles_of(labels)
     tiles[::2, positions(["B08"])] = 0
-    made = mosaics(MosaicOptions(share=1.0, bands=("B04", "B08")), tiles, labels)
+    made = mosaics(MosaicOptions(fraction=1.0, bands=("B04", "B08")), tiles, labels)
     assert (made != tiles).flatten(1).any(1).tolist() == [False, True] * 4
 
 
 def test_as_many_tiles_become_mosaics_as_were_asked_for() -> None:
     labels = torch.zeros(400, dtype=torch.long)
     tiles = tiles_of(labels)
-    changed = (mosaics(MosaicOptions(share=0.3), tiles, labels) != tiles).flatten(1).any(1)
+    changed = (mosaics(MosaicOptions(fraction=0.3), tiles, labels) != tiles).flatten(1).any(1)
     assert 0.2 < changed.float().mean() < 0.4
     assert mosaics(MosaicOptions(), tiles, labels).equal(tiles), "none is the default"
 
@@ -82,25 +82,27 @@ def test_a_pixel_that_covers_no_data_is_no_data() -> None:
 
 def test_pieces_are_mirrored_by_chance() -> None:
     tiles = torch.arange(1.0, SIDE + 1).expand(1, 13, SIDE, SIDE).contiguous()  # brighter from left to right
-    made = [mosaic(tiles, torch.zeros(1, 4, dtype=torch.long), Draws(torch.tensor([key]), 0)) for key in range(8)]
+    made = [
+        mosaic(tiles, torch.zeros(1, 4, dtype=torch.long), Draws(torch.tensor([key]), 0)) for key in range(8)
+    ]
     rising = {bool(tile[0, 0, 0, 0] < tile[0, 0, 0, 31]) for tile in made}
     assert rising == {True, False}
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("options", "message"),
     [
-        ({"share": 1.5}, "data.mosaic.share: 1.5 is no share"),
-        ({"sides": (3,)}, "data.mosaic.sides: .* divide 64"),
-        ({"sides": ()}, "data.mosaic.sides"),
+        ({"fraction": 1.5}, "data.augment.mosaic.fraction: 1.5 is not a fraction"),
+        ({"sides": (3,)}, "data.augment.mosaic.sides: .* divide 64"),
+        ({"sides": ()}, "data.augment.mosaic.sides"),
         ({"bands": ("B99",)}, "B99"),
     ],
 )
-def test_what_makes_no_mosaics_is_refused(overrides: dict[str, object], message: str) -> None:
+def test_what_makes_no_mosaics_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(TilewiseError, match=message):
-        MosaicOptions(**overrides)  # type: ignore[arg-type]
+        MosaicOptions(**options)  # type: ignore[arg-type]
 
 
 def test_a_class_that_is_none_is_refused_by_name() -> None:
-    with pytest.raises(TrainingError, match="no class is called field; they are crop, road, wood"):
-        Mosaic(MosaicOptions(share=0.1, classes=("field",)), CLASSES)
+    with pytest.raises(TrainingError, match="no class is called field; the classes are crop, road, wood"):
+        Mosaic(MosaicOptions(fraction=0.1, classes=("field",)), CLASSES)

@@ -15,7 +15,7 @@ from tilewise.datasets.packs.splits import SplitPlan
 from tilewise.datasets.packs.versions import PackDiff, as_markdown, compare, in_words, open_version
 from tilewise.datasets.readers.sources import find_source
 
-PLAN = SplitPlan(shares=(1.0, 0.0, 0.0))  # every tile trains, so that statistics are of all
+PLAN = SplitPlan(fractions=(1.0, 0.0, 0.0))  # every tile trains, so that statistics are of all
 
 
 def pack(root: Path, out: Path) -> str:
@@ -48,14 +48,14 @@ def test_every_tile_that_changed_is_named_once(found: PackDiff) -> None:
     assert found.added == [("geotiff", "B_7")]
     assert found.removed == [("geotiff", "A_0")]
     assert [(c.name, c.before, c.after) for c in found.relabelled] == [("A_1", "A", "B")]
-    assert found.repainted == [("geotiff", "B_2")]
+    assert found.changed_pixels == [("geotiff", "B_2")]
     assert not found.is_empty
     assert "1 relabelled: A_1 A → B" in in_words(found)
 
 
 def test_class_balance_is_counted_and_its_shift_measured(found: PackDiff) -> None:
     assert [(c.name, c.before, c.after) for c in found.classes] == [("A", 3, 1), ("B", 3, 5)]
-    assert found.classes[1].share_after == pytest.approx(5 / 6)
+    assert found.classes[1].fraction_after == pytest.approx(5 / 6)
     expected = (1 / 6 - 1 / 2) * np.log((1 / 6) / (1 / 2)) + (5 / 6 - 1 / 2) * np.log((5 / 6) / (1 / 2))
     assert found.class_psi == pytest.approx(expected)
 
@@ -87,7 +87,9 @@ def test_a_band_that_one_version_lacks_has_no_distance(packs: tuple[str, str], t
     assert "| B08 |" in as_markdown(after)
 
 
-def test_the_command_writes_a_report_and_fails_where_drift_is_too_large(packs: tuple[str, str], tmp_path: Path) -> None:
+def test_the_command_writes_a_report_and_fails_where_drift_is_too_large(
+    packs: tuple[str, str], tmp_path: Path
+) -> None:
     words = ["diff", *packs, "--out", str(tmp_path), "--max-psi", "0.25"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tilewise.datasets.packs.statistics import group_starts, kl, psi, shares, wasserstein
+from tilewise.datasets.packs.statistics import fractions, group_starts, kl, psi, wasserstein
 
 
 def test_equal_distributions_are_no_distance_apart() -> None:
@@ -23,9 +23,9 @@ def test_wasserstein_is_how_far_values_were_moved() -> None:
     rng = np.random.default_rng(0)
     edges = tuple(range(1, 10_002, 100))
     values = rng.normal(3000, 400, 50_000)
-    before, after = (shares(np.histogram(v, edges)[0]) for v in (values, values + 1000))
+    before, after = (fractions(np.histogram(v, edges)[0]) for v in (values, values + 1000))
     assert wasserstein(after, before, edges) == pytest.approx(1000, rel=1e-3)
-    spread = shares(np.histogram(3000 + 2 * (values - 3000), edges)[0])  # a normal distribution twice as wide
+    spread = fractions(np.histogram(3000 + 2 * (values - 3000), edges)[0])  # a normal distribution twice as wide
     assert wasserstein(spread, before, edges) == pytest.approx(400 * np.sqrt(2 / np.pi), rel=0.02)
 
 
@@ -38,6 +38,6 @@ def test_groups_hold_about_as_much_each_and_every_bin_belongs_to_one() -> None:
 
 
 def test_an_empty_group_counts_as_little_but_not_as_nothing() -> None:
-    found = shares(np.array([0, 100]), minimum=1e-4)
+    found = fractions(np.array([0, 100]), minimum=1e-4)
     assert found[0] == pytest.approx(1e-4, rel=1e-3)
     assert found.sum() == pytest.approx(1)

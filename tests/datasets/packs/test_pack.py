@@ -63,7 +63,7 @@ def test_labels_are_the_classes_of_the_folders(pack: Pack, tiles_folder: Path) -
     assert counts == {"train": 70, "val": 30, "test": 20}
 
 
-# Packs that are not whole.
+# Incomplete packs.
 
 
 @pytest.mark.parametrize("length", [0, 1, -8192, -1, 1_000_000_000])
@@ -72,14 +72,14 @@ def test_planes_of_another_length_are_detected(copy: Path, length: int) -> None:
     size = length if length >= 0 else planes.stat().st_size + length
     with planes.open("r+b") as file:
         file.truncate(size)
-    with pytest.raises(PackError, match=r"planes\.u16: missing or not whole; pack again"):
+    with pytest.raises(PackError, match=r"planes\.u16: missing or incomplete; pack again"):
         Pack(copy)
 
 
 @pytest.mark.parametrize("name", [PLANES, INDEX])
 def test_a_missing_file_is_detected(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(PackError, match=f"{name}: missing or not whole; pack again"):
+    with pytest.raises(PackError, match=f"{name}: missing or incomplete; pack again"):
         Pack(copy)
 
 
@@ -87,7 +87,7 @@ def test_a_missing_file_is_detected(copy: Path, name: str) -> None:
 def test_a_truncated_index_is_detected(copy: Path, share: float) -> None:
     content = (copy / INDEX).read_bytes()
     (copy / INDEX).write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(PackError, match=r"index\.parquet: missing or not whole"):
+    with pytest.raises(PackError, match=r"index\.parquet: missing or incomplete"):
         Pack(copy)
 
 
@@ -103,15 +103,15 @@ def test_missing_statistics_are_detected(copy: Path, text: str | None) -> None:
     (copy / STATISTICS).unlink()
     if text is not None:
         (copy / STATISTICS).write_text(text)
-    with pytest.raises(PackError, match=r"statistics\.json: missing or not whole"):
+    with pytest.raises(PackError, match=r"statistics\.json: missing or incomplete"):
         Pack(copy).statistics()
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
 def test_a_pack_of_another_version_is_refused(copy: Path, version: object) -> None:
-    overrides = json.loads((copy / CARD).read_text())
-    (copy / CARD).write_text(json.dumps({**overrides, "version": version}))
-    with pytest.raises(PackError, match=f"a pack of version {version}, this is version 1; pack again"):
+    fields = json.loads((copy / CARD).read_text())
+    (copy / CARD).write_text(json.dumps({**fields, "version": version}))
+    with pytest.raises(PackError, match=f"a pack of version {version}, but version 1 is needed; pack again"):
         Pack(copy)
 
 

@@ -17,7 +17,7 @@ from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, positions
 from tilewise.datasets.core.errors import PackError, SplitError
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import Method, SplitPlan
+from tilewise.datasets.packs.splits import SplitMethod, SplitPlan
 from tilewise.datasets.readers.sources import find_source
 
 TILES = {f"{label}/{label}_{n}": 10 * place + n for place, label in enumerate(("A", "B")) for n in range(5)}
@@ -128,7 +128,7 @@ def test_the_hash_changes_with_a_pixel_a_name_a_class_and_a_split(root: Path) ->
     hashes.append(hash_of(root))
     (root / "A" / "A_3.tif").rename(root / "A" / "A_5.tif")
     hashes.append(hash_of(root))
-    everything_trains = SplitPlan(shares=(1.0, 0.0, 0.0))
+    everything_trains = SplitPlan(fractions=(1.0, 0.0, 0.0))
     hashes.append(hash_of(root, plan=everything_trains))
     (root / "A" / "A_5.tif").rename(root / "B" / "A_5.tif")
     hashes.append(hash_of(root, plan=everything_trains))
@@ -177,10 +177,10 @@ def test_a_new_pack_takes_the_place_of_the_old_one(root: Path, old: Path) -> Non
 
 def test_packing_never_deletes_what_is_no_pack(root: Path, tmp_path: Path) -> None:
     for out in (root, tmp_path, root / "A"):
-        with pytest.raises(PackError, match="exists and is no pack"):
+        with pytest.raises(PackError, match="exists and is not a pack"):
             pack_of(root, out)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(PackError, match="exists and is no pack"):
+    with pytest.raises(PackError, match="exists and is not a pack"):
         pack_of(root, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
     assert len(find_source(root).files()) == 10
@@ -207,16 +207,18 @@ def test_a_pack_may_be_a_link_to_a_folder_elsewhere(root: Path, old: Path, tmp_p
 
 def test_a_plan_that_cannot_be_is_said_before_any_tile_is_read(root: Path, tmp_path: Path) -> None:
     seen: list[int] = []
-    for plan in (SplitPlan(shares=(0.5, 0.5, 0.5)), SplitPlan(Method.LISTS, tmp_path / "none")):
+    for plan in (SplitPlan(fractions=(0.5, 0.5, 0.5)), SplitPlan(SplitMethod.LISTS, tmp_path / "none")):
         with pytest.raises(SplitError):
-            write_pack([find_source(root)], tmp_path / "out" / "pack", plan, lambda _, done, __: seen.append(done))
+            write_pack(
+                [find_source(root)], tmp_path / "out" / "pack", plan, lambda _, done, __: seen.append(done)
+            )
     assert seen == []
     assert not (tmp_path / "out").exists()
 
 
 def test_a_split_that_does_not_fit_the_tiles_leaves_nothing(root: Path, tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="no coordinates"):
-        pack_of(root, tmp_path / "out" / "pack", SplitPlan(Method.SPATIAL))
+        pack_of(root, tmp_path / "out" / "pack", SplitPlan(SplitMethod.SPATIAL))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -259,7 +261,9 @@ def mount(tmp_path: Path) -> Iterator[Path]:
     ("room", "while_writing"),
     [(100_000, "planes"), (10 * TILE_BYTES + 4096, "index"), (10 * TILE_BYTES + 20_480, "statistics")],
 )
-def test_a_full_disk_ends_packing_with_one_line(root: Path, mount: Path, room: int, while_writing: str) -> None:
+def test_a_full_disk_ends_packing_with_one_line(
+    root: Path, mount: Path, room: int, while_writing: str
+) -> None:
     command = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(mount)]
     if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here")

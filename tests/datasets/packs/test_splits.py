@@ -9,7 +9,7 @@ import pytest
 from rasterio.warp import transform
 
 from tilewise.datasets.core.errors import SplitError
-from tilewise.datasets.packs.splits import Method, SplitPlan, assign, read_lists
+from tilewise.datasets.packs.splits import SplitMethod, SplitPlan, assign, read_lists
 from tilewise.datasets.readers.records import Bounds, TileRecord
 
 
@@ -45,7 +45,7 @@ def write_lists(folder: Path, **names: str) -> Path:
 def test_lists_say_the_split_of_each_name(tmp_path: Path) -> None:
     lists = write_lists(tmp_path, train="a.jpg b.jpg", val="c.tif", test="d")
     records = [record("d"), record("b"), record("c"), record("a"), record("b", source="eurosat-rgb")]
-    assert assign(records, SplitPlan(Method.LISTS, lists)) == ["test", "train", "val", "train", "train"]
+    assert assign(records, SplitPlan(SplitMethod.LISTS, lists)) == ["test", "train", "val", "train", "train"]
 
 
 def test_lists_may_come_from_windows(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_lists_may_come_from_windows(tmp_path: Path) -> None:
 def test_a_tile_in_no_list_is_an_error_that_names_it(tmp_path: Path) -> None:
     lists = write_lists(tmp_path, train="a", val="c", test="d")
     with pytest.raises(SplitError, match="lost is in none of the lists"):
-        assign([record("a"), record("lost")], SplitPlan(Method.LISTS, lists))
+        assign([record("a"), record("lost")], SplitPlan(SplitMethod.LISTS, lists))
 
 
 def test_a_name_in_two_lists_is_an_error(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_a_name_in_two_lists_is_an_error(tmp_path: Path) -> None:
 
 def test_a_missing_an_empty_and_a_double_list_are_errors(tmp_path: Path) -> None:
     lists = write_lists(tmp_path, train="a", val="c")
-    with pytest.raises(SplitError, match=r"one list \*test\*\.txt is wanted, 0 are there"):
+    with pytest.raises(SplitError, match=r"one list \*test\*\.txt is needed, but there are 0"):
         read_lists(lists)
-    with pytest.raises(SplitError, match=r"eurosat-test\.txt: an empty list"):
+    with pytest.raises(SplitError, match=r"eurosat-test\.txt: the list is empty"):
         read_lists(write_lists(lists, test=""))
     write_lists(lists, test="d")
     (lists / "my-test.txt").write_text("e\n")
@@ -81,7 +81,7 @@ def test_a_missing_an_empty_and_a_double_list_are_errors(tmp_path: Path) -> None
 @pytest.mark.parametrize("there", [True, False])
 def test_lists_without_a_folder_say_how_to_get_one(tmp_path: Path, there: bool) -> None:
     with pytest.raises(SplitError, match="fetch eurosat-splits"):
-        assign([record("a")], SplitPlan(Method.LISTS, tmp_path / "no" if there else None))
+        assign([record("a")], SplitPlan(SplitMethod.LISTS, tmp_path / "no" if there else None))
 
 
 # At random.
@@ -89,7 +89,7 @@ def test_lists_without_a_folder_say_how_to_get_one(tmp_path: Path, there: bool) 
 
 def test_each_class_is_divided_by_the_shares_exactly() -> None:
     records = labelled(A=100, B=10, C=40)
-    splits = assign(records, SplitPlan(shares=(0.6, 0.2, 0.2)))
+    splits = assign(records, SplitPlan(fractions=(0.6, 0.2, 0.2)))
     counts = Counter((r.label, split) for r, split in zip(records, splits, strict=True))
     for label, total in {"A": 100, "B": 10, "C": 40}.items():
         shares = [counts[label, split] / total for split in ("train", "val", "test")]
@@ -98,7 +98,7 @@ def test_each_class_is_divided_by_the_shares_exactly() -> None:
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.7, 0.3, 0.0)])
 def test_a_share_of_nothing_gets_nothing(shares: tuple[float, float, float]) -> None:
-    counts = Counter(assign(labelled(A=10, B=20), SplitPlan(shares=shares)))
+    counts = Counter(assign(labelled(A=10, B=20), SplitPlan(fractions=shares)))
     assert [counts[split] / 30 for split in ("train", "val", "test")] == pytest.approx(shares)
 
 
@@ -119,8 +119,8 @@ def test_the_draw_does_not_follow_the_names_order() -> None:
     assert 40 < splits[:100].count("train") < 80
 
 
-@pytest.mark.parametrize("method", [Method.RANDOM, Method.SPATIAL])
-def test_a_name_in_two_sources_falls_into_one_split(method: Method) -> None:
+@pytest.mark.parametrize("method", [SplitMethod.RANDOM, SplitMethod.SPATIAL])
+def test_a_name_in_two_sources_falls_into_one_split(method: SplitMethod) -> None:
     ms = strewn(60, 400_000)
     rgb = [record(r.name, r.label, r.bounds, "eurosat-rgb") for r in ms]
     splits = assign([*ms, *rgb], SplitPlan(method))
@@ -133,7 +133,7 @@ def test_a_name_in_two_sources_falls_into_one_split(method: Method) -> None:
 
 def test_no_block_is_in_two_splits() -> None:
     records = strewn(600, 300_000)
-    splits = assign(records, SplitPlan(Method.SPATIAL, block_km=30))
+    splits = assign(records, SplitPlan(SplitMethod.SPATIAL, block_km=30))
     blocks = defaultdict(set)
     for r, split in zip(records, splits, strict=True):
         assert r.bounds is not None
@@ -148,15 +148,15 @@ def test_no_block_is_in_two_splits() -> None:
 
 def test_near_neighbours_share_a_split_and_distant_tiles_do_not_all() -> None:
     near = strewn(40, 2_000)
-    assert len(set(assign(near, SplitPlan(Method.SPATIAL, block_km=500)))) == 1
-    assert len(set(assign(strewn(40, 400_000), SplitPlan(Method.SPATIAL, block_km=10)))) == 3
+    assert len(set(assign(near, SplitPlan(SplitMethod.SPATIAL, block_km=500)))) == 1
+    assert len(set(assign(strewn(40, 400_000), SplitPlan(SplitMethod.SPATIAL, block_km=10)))) == 3
 
 
 def test_blocks_are_dealt_the_same_in_any_order_and_otherwise_by_another_seed() -> None:
     records = strewn(100, 300_000)
-    plan = SplitPlan(Method.SPATIAL, block_km=20)
+    plan = SplitPlan(SplitMethod.SPATIAL, block_km=20)
     assert by_name(records[::-1], plan) == by_name(records, plan)
-    assert by_name(records, SplitPlan(Method.SPATIAL, block_km=20, seed=1)) != by_name(records, plan)
+    assert by_name(records, SplitPlan(SplitMethod.SPATIAL, block_km=20, seed=1)) != by_name(records, plan)
 
 
 def test_blocks_join_tiles_across_utm_zones() -> None:
@@ -168,24 +168,26 @@ def test_blocks_join_tiles_across_utm_zones() -> None:
         *("b", 1.0, 1, 9),
     )
     for seed in range(8):
-        assert len(set(assign([here, there], SplitPlan(Method.SPATIAL, seed=seed)))) == 1
+        assert len(set(assign([here, there], SplitPlan(SplitMethod.SPATIAL, seed=seed)))) == 1
 
 
 def test_a_tile_without_coordinates_has_no_block() -> None:
     with pytest.raises(SplitError, match="lost: no coordinates"):
-        assign([*strewn(3, 1000), record("lost")], SplitPlan(Method.SPATIAL))
+        assign([*strewn(3, 1000), record("lost")], SplitPlan(SplitMethod.SPATIAL))
 
 
 # Plans that cannot be.
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.2, 0.2), (0.8, 0.3, -0.1), (float("nan"), 0.5, 0.5), (60, 20, 20)])
+@pytest.mark.parametrize(
+    "shares", [(0.5, 0.2, 0.2), (0.8, 0.3, -0.1), (float("nan"), 0.5, 0.5), (60, 20, 20)]
+)
 def test_shares_that_are_none_are_refused(shares: tuple[float, float, float]) -> None:
     with pytest.raises(SplitError, match="must be 0 or more and sum to 1"):
-        assign(labelled(A=3), SplitPlan(shares=shares))
+        assign(labelled(A=3), SplitPlan(fractions=shares))
 
 
 @pytest.mark.parametrize("side", [0, -5, float("inf"), float("nan")])
 def test_blocks_without_a_side_are_refused(side: float) -> None:
     with pytest.raises(SplitError, match="above 0 km"):
-        assign(strewn(3, 1000), SplitPlan(Method.SPATIAL, block_km=side))
+        assign(strewn(3, 1000), SplitPlan(SplitMethod.SPATIAL, block_km=side))

@@ -14,7 +14,7 @@ from tilewise.datasets.packs.splits import SplitPlan
 from tilewise.datasets.packs.statistics import EDGES, BandStatistics, measure, write_statistics
 from tilewise.datasets.readers.sources import find_source
 
-EVERYTHING_TRAINS = SplitPlan(shares=(1.0, 0.0, 0.0))
+EVERYTHING_TRAINS = SplitPlan(fractions=(1.0, 0.0, 0.0))
 
 
 def packed(root: Path, plan: SplitPlan = EVERYTHING_TRAINS) -> Pack:

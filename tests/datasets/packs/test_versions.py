@@ -22,7 +22,7 @@ from tilewise.datasets.cli import main
 from tilewise.datasets.core.errors import PackError, VersionError
 from tilewise.datasets.packs.pack import PLANES, Pack
 from tilewise.datasets.packs.versions import open_version
-from tilewise.datasets.quality.reviewed import Decision, Origin, take_up
+from tilewise.datasets.quality.reviewed import AnswerOrigin, Decision, take_up
 from tilewise.datasets.readers.corrections import Correction, record
 from tilewise.models.model_file import open_model
 
@@ -92,10 +92,14 @@ def clone(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> R
 def _lay_out(root: Path) -> None:
     """Make a repository of the project's pipeline, without training, and of synthetic tiles."""
     for name in ("datasets", "configs", ".dvc"):
-        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+        shutil.copytree(
+            PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp")
+        )
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
     (root / "dvc.yaml").write_text(
-        yaml.safe_dump({"vars": ["configs/pipeline.yaml"], "stages": {name: stages[name] for name in DATA_STAGES}})
+        yaml.safe_dump(
+            {"vars": ["configs/pipeline.yaml"], "stages": {name: stages[name] for name in DATA_STAGES}}
+        )
     )
     (root / "configs/pipeline.yaml").write_text(yaml.safe_dump(SETTINGS))
     (root / "configs/corrections.csv").write_text("name,label,reviewer,why\n")
@@ -138,7 +142,18 @@ def test_a_fresh_clone_has_everything_from_the_default_remote_and_can_go_back_wi
     clone: Repository,
 ) -> None:
     assert clone.is_at("v2")
-    run(clone.root, "git", "checkout", "-q", "v1", "--", "dvc.lock", "configs/corrections.csv", "artifacts", "data")
+    run(
+        clone.root,
+        "git",
+        "checkout",
+        "-q",
+        "v1",
+        "--",
+        "dvc.lock",
+        "configs/corrections.csv",
+        "artifacts",
+        "data",
+    )
     run(clone.root, "dvc", "pull", "data/packed", str(MODEL))
     assert clone.is_at("v1")
     assert "M  dvc.lock" in run(clone.root, "git", "status", "--short")
@@ -148,14 +163,14 @@ def test_a_fresh_clone_has_everything_from_the_default_remote_and_can_go_back_wi
 
 
 def test_diff_of_two_revisions_tells_what_became_of_the_tiles(repository: Repository, tmp_path: Path) -> None:
-    told = repository.diff("v1", "v2", "--out", str(tmp_path))
-    assert "v1: 40 tiles" in told
-    assert "1 removed: Highway_2" in told
-    assert "1 relabelled: Forest_1 Forest → River" in told
+    output = repository.diff("v1", "v2", "--out", str(tmp_path))
+    assert "v1: 40 tiles" in output
+    assert "1 removed: Highway_2" in output
+    assert "1 relabelled: Forest_1 Forest → River" in output
     found = json.loads((tmp_path / "diff.json").read_text())
     assert found["removed"] == [["geotiff", "Highway_2"]]
     # A removed tile shifts the deal of its own class at most; a reviewed label shifts none.
-    assert {change["name"].partition("_")[0] for change in found["moved"]} <= {"Highway"}
+    assert {change["name"].partition("_")[0] for change in found["resplit"]} <= {"Highway"}
     assert {c["name"]: c["after"] - c["before"] for c in found["classes"] if c["before"] != c["after"]} == {
         "Forest": -1,
         "Highway": -1,
@@ -163,23 +178,25 @@ def test_diff_of_two_revisions_tells_what_became_of_the_tiles(repository: Reposi
     }
 
 
-def test_diff_takes_what_is_packed_now_for_the_second_version(repository: Repository, in_folder: Path) -> None:
+def test_diff_takes_what_is_packed_now_for_the_second_version(
+    repository: Repository, in_folder: Path
+) -> None:
     shutil.copytree(repository.root / "data/packed", in_folder / "data/packed")
     assert "the same tiles, classes, splits and pixels" in repository.diff("v2")
 
 
 @pytest.mark.parametrize(
-    ("said", "pack", "message"),
+    ("name", "pack", "message"),
     [
         ("v9", "data/packed", "v9: neither a pack nor a revision"),
         ("v1", "data/elsewhere", "v1: it has no data/elsewhere/pack.json"),
     ],
 )
 def test_a_version_that_cannot_be_had_is_one_line(
-    repository: Repository, overrides: str, pack: str, message: str
+    repository: Repository, name: str, pack: str, message: str
 ) -> None:
     with pytest.raises(VersionError, match=message):
-        open_version(overrides, Path(pack), repository.root)
+        open_version(name, Path(pack), repository.root)
 
 
 def test_outside_of_a_repository_only_packs_are_versions(pack_folder: Path, tmp_path: Path) -> None:
@@ -198,12 +215,15 @@ def test_a_pack_without_its_statistics_is_not_compared(pack_folder: Path, tmp_pa
 # The pipeline.
 
 
-def test_tiles_that_people_labelled_come_into_the_next_pack_and_go_with_its_commit(repository: Repository) -> None:
+def test_tiles_that_people_labelled_come_into_the_next_pack_and_go_with_its_commit(
+    repository: Repository,
+) -> None:
     root = repository.root
     run(root, "git", "checkout", "-q", "main")
     run(root, "dvc", "checkout", "-q")
     tile = synthesise_tile("River", 90, 1)
-    origin = Origin("2026-11-24T00:00:00+00:00", "r-1", "Forest", "0.4", "", "tilewise", "1.0.0", "0" * 64, "0" * 64)
+    model = ("tilewise", "1.0.0", "0" * 64)
+    origin = AnswerOrigin("2026-11-24T00:00:00+00:00", "r-1", "Forest", "0.4", "", *model, "0" * 64)
     take_up(root / "data/reviewed", [(Decision("served_1", "River", "Ada", ""), origin, tile)])
     run(root, "dvc", "repro", "-q")
     rows = {row["name"]: row for row in Pack(root / "data/packed").index.to_pylist()}
@@ -217,10 +237,10 @@ def test_tiles_that_people_labelled_come_into_the_next_pack_and_go_with_its_comm
 
 def test_a_correction_to_no_known_class_stops_the_pipeline(clone: Repository) -> None:
     record(clone.root / "configs/corrections.csv", [Correction("Forest_2", "Rivr", "Ada", "a slip")])
-    told = run(clone.root, "dvc", "repro", "pack", fails=True)
-    assert "Forest_2 is corrected to 'Rivr', but no folder has that class" in told
-    assert "failed to reproduce 'validate'" in told
-    assert "Running stage 'pack'" not in told
+    output = run(clone.root, "dvc", "repro", "pack", fails=True)
+    assert "Forest_2 is corrected to 'Rivr', but no folder has that class" in output
+    assert "failed to reproduce 'validate'" in output
+    assert "Running stage 'pack'" not in output
 
 
 # S3.
@@ -267,8 +287,8 @@ def test_an_s3_remote_takes_versions_and_gives_them_to_who_has_nothing(
     _use_s3(clone.root, s3)
     run(clone.root, "dvc", "remote", "default", "--local", "team")
 
-    told = run(clone.root, sys.executable, "-m", "tilewise", "data", "diff", "v1", "v2")
-    assert "1 relabelled: Forest_1 Forest → River" in told
+    output = run(clone.root, sys.executable, "-m", "tilewise", "data", "diff", "v1", "v2")
+    assert "1 relabelled: Forest_1 Forest → River" in output
     planes = Pack(repository.root / "data/packed").planes.nbytes
     fetched = sum(path.stat().st_size for path in (clone.root / ".dvc/cache").rglob("*") if path.is_file())
     assert fetched < planes / 10, "a diff must not fetch pixels"

@@ -28,16 +28,19 @@ def card_of(pack: Path, out: Path) -> tuple[int, str, str]:
 def synthetic(pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The card of the synthetic pack."""
     out = tmp_path_factory.mktemp("card") / "new" / "card.md"
-    status, overrides, text = card_of(pack_folder, out)
+    status, output, text = card_of(pack_folder, out)
     assert status == 0
-    assert f"the card is {out}; validation passed" in overrides
+    assert f"the card is {out}; validation passed" in output
     return text
 
 
 def test_a_card_tells_tiles_hash_licence_and_verdict(synthetic: str, pack: Pack) -> None:
     assert f"`{pack.summary.data_hash}`" in synthetic
     assert "| tiles | 120 of 64 × 64 pixels, **synthetic**" in synthetic
-    assert "| tilewise-synthetic | geotiff | CC0-1.0 | computed by tilewise.datasets.acquire.synthetic" in synthetic
+    assert (
+        "| tilewise-synthetic | geotiff | CC0-1.0 | computed by tilewise.datasets.acquire.synthetic"
+        in synthetic
+    )
     assert "| validation | passed |" in synthetic
 
 
@@ -61,13 +64,15 @@ def test_a_card_tells_the_values_of_each_band_and_where_tiles_lie(synthetic: str
 
 
 def test_a_card_names_the_tiles_that_people_relabelled(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "mine", {f"{label}/{label}_{n}": ord(label) + n for label in "AK" for n in range(5)})
+    root = write_folder(
+        tmp_path / "mine", {f"{label}/{label}_{n}": ord(label) + n for label in "AK" for n in range(5)}
+    )
     corrections = [Correction("A_1", "K", "Ada", "looks like K"), Correction("A_2", "_", "Ada", "cloud")]
     write_pack([find_source(root)], tmp_path / "pack", SplitPlan(), corrections=corrections)
     _, _, text = card_of(tmp_path / "pack", tmp_path / "card.md")
     assert "1 files have another class, 1 are out" in text
     assert "| A_1 | A | K |" in text
-    assert "| mine | geotiff | not said by the folder that was packed |" in text
+    assert "| mine | geotiff | not declared by the folder that was packed |" in text
 
 
 def test_names_of_folders_are_no_markup(tmp_path: Path) -> None:
@@ -77,11 +82,13 @@ def test_names_of_folders_are_no_markup(tmp_path: Path) -> None:
     assert "| a\\|&lt;b> | 3 | 1 | 1 | 5 |" in text
 
 
-def test_a_pack_from_before_licences_were_kept_has_a_card_that_says_so(pack_folder: Path, tmp_path: Path) -> None:
+def test_a_pack_from_before_licences_were_kept_has_a_card_that_says_so(
+    pack_folder: Path, tmp_path: Path
+) -> None:
     old = shutil.copytree(pack_folder, tmp_path / "old")
-    overrides = json.loads((old / CARD).read_text())
-    del overrides["origins"]
-    (old / CARD).write_text(json.dumps(overrides))
+    fields = json.loads((old / CARD).read_text())
+    del fields["origins"]
+    (old / CARD).write_text(json.dumps(fields))
     status, _, text = card_of(old, tmp_path / "card.md")
     assert status == 0
     assert "made before folders' licences were kept; pack again" in text
@@ -91,17 +98,17 @@ def test_the_card_of_a_damaged_pack_says_that_validation_failed(pack_folder: Pat
     damaged = shutil.copytree(pack_folder, tmp_path / "damaged")
     with (damaged / PLANES).open("r+b") as planes:
         planes.write(b"\xff\x7f")
-    status, overrides, text = card_of(damaged, tmp_path / "card.md")
-    assert (status, "validation failed" in overrides) == (0, True)
+    status, output, text = card_of(damaged, tmp_path / "card.md")
+    assert (status, "validation failed" in output) == (0, True)
     assert "| error | pack | 1 | the pixels are not those that were packed |" in text
 
 
 def test_without_a_whole_pack_there_is_no_card(pack_folder: Path, tmp_path: Path) -> None:
-    status, overrides, text = card_of(tmp_path, tmp_path / "card.md")
+    status, output, text = card_of(tmp_path, tmp_path / "card.md")
     assert (status, text) == (1, "")
-    assert "no pack is here; `tilewise data pack` makes one" in overrides
+    assert "no pack is here; `tilewise data pack` makes one" in output
     lacking = shutil.copytree(pack_folder, tmp_path / "lacking")
     pq.write_table(pq.read_table(lacking / INDEX).drop_columns(["crs"]), lacking / INDEX)
-    status, overrides, text = card_of(lacking, tmp_path / "card.md")
+    status, output, text = card_of(lacking, tmp_path / "card.md")
     assert (status, text) == (1, "")
-    assert "index.parquet: has no crs; pack again" in overrides
+    assert "index.parquet: has no crs; pack again" in output

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,9 @@ Write = Callable[..., Path]
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """A linear model that knows the synthetic classes, more or less, and flags what is bright."""
     labels = np.repeat(np.arange(len(CLASSES)), 6)
-    tiles = np.stack([synthesise_tile(CLASSES[label], n + 1, seed=5).pixels for n, label in enumerate(labels)])
+    tiles = np.stack(
+        [synthesise_tile(CLASSES[label], n + 1, seed=5).pixels for n, label in enumerate(labels)]
+    )
     means = np.column_stack([tiles.mean(axis=(2, 3)), np.ones(len(tiles))])
     weights = 8 * np.linalg.lstsq(means, np.eye(len(CLASSES))[labels], rcond=None)[0]
     card = calibrated(CLASSES)
@@ -53,7 +56,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 @pytest.fixture(scope="module")
 def served() -> list[Tile]:
     """Six ordinary tiles, one of them sent twice, and two that are brighter than any other."""
-    ordinary = [synthesise_tile(label, 90, 1) for label in ("Forest", "River", "SeaLake", "Highway", "Pasture")]
+    ordinary = [
+        synthesise_tile(label, 90, 1) for label in ("Forest", "River", "SeaLake", "Highway", "Pasture")
+    ]
     ordinary[0] = replace(ordinary[0], name=HOSTILE)
     bright = [
         replace(tile, name=f"bright{n}.tif", pixels=tile.pixels % 100 + np.uint16(STRANGE + 500 * n))
@@ -72,7 +77,8 @@ def keep(engine: Engine) -> Write:
         request_context = RequestContext("r-1")
         log.observe(
             classify_batch(
-                engine, [Upload(tile.name, tile, engine=engine, request_context=request_context) for tile in tiles]
+                engine,
+                [Upload(tile.name, tile, engine=engine, request_context=request_context) for tile in tiles],
             )
         )
         log.close()
@@ -99,7 +105,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def decide(path: Path, *rows: tuple[str, str], reviewer: str = "Ada") -> Path:
     """Write what a person decided: (name, label) each."""
-    path.write_text("name,label,reviewer,why\n" + "".join(f"{name},{label},{reviewer},\n" for name, label in rows))
+    path.write_text(
+        "name,label,reviewer,why\n" + "".join(f"{name},{label},{reviewer},\n" for name, label in rows)
+    )
     return path
 
 
@@ -107,9 +115,9 @@ def decide(path: Path, *rows: tuple[str, str], reviewer: str = "Ada") -> Path:
 
 
 def test_strange_and_undecided_tiles_come_first_in_turn(log: Path, in_folder: Path) -> None:
-    told = do("review", log).output
-    assert "8 answers, 7 different tiles, 0 of them labelled already" in told
-    assert "2 flagged as unlike the training data, 5 by how uncertain the answer was" in told
+    output = do("review", log).output
+    assert "8 answers, 7 different tiles, 0 of them labelled already" in output
+    assert "2 flagged as unlike the training data, 5 by how undecided the answer was" in output
     rows = rows_of(in_folder / "artifacts/review/review.csv")
     assert float(rows[0]["outlier_score"]) > STRANGE + 500 > float(rows[2]["outlier_score"]) > STRANGE
     found = {tile.name: tile for tile in read_log(log).tiles}
@@ -122,7 +130,7 @@ def test_the_page_holds_pictures_and_choices_and_asks_nobody(log: Path, in_folde
     page = (in_folder / "artifacts/review/review.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert page.count('type="radio"') == 3 * (len(CLASSES) + 1)
-    assert "default-src 'none'" in page
+    assert "default-src 'none'" in unescape(page)
     assert "http" not in page.split("</head>")[1].replace("http-equiv", "")
     assert "<img src=x" not in page
 
@@ -132,7 +140,11 @@ def test_a_tile_under_review_is_the_one_that_was_sent(log: Path, served: list[Ti
     name = next(tile.name for tile in read_log(log).tiles if tile.file == HOSTILE)
     kept = read_tile(in_folder / f"artifacts/review/tiles/{name}.tif", ReadOptions())
     assert np.array_equal(kept.pixels, served[0].pixels)
-    assert (kept.bands, kept.level, kept.georeference) == (served[0].bands, served[0].level, served[0].georeference)
+    assert (kept.bands, kept.level, kept.georeference) == (
+        served[0].bands,
+        served[0].level,
+        served[0].georeference,
+    )
     row = next(row for row in rows_of(in_folder / "artifacts/review/review.csv") if row["name"] == name)
     assert row["file"] == f"'{HOSTILE}"  # a spreadsheet takes it for text
 
@@ -167,9 +179,12 @@ def test_labelled_tiles_pack_like_any_others_and_train(log: Path, in_folder: Pat
     do("review", log)
     first, second, third, *_ = (row["name"] for row in rows_of(in_folder / "artifacts/review/review.csv"))
     decisions = decide(in_folder / "decisions.csv", (first, "River"), (second, "Forest"), (third, "_"))
-    told = do("label", decisions).output
-    assert "3 decisions, 3 of them new or changed, 1 that a tile cannot be used" in told
-    assert sorted(path.parent.name for path in (in_folder / "data/reviewed").glob("*/*.tif")) == ["Forest", "River"]
+    output = do("label", decisions).output
+    assert "3 decisions, 3 of them new or changed, 1 that a tile cannot be used" in output
+    assert sorted(path.parent.name for path in (in_folder / "data/reviewed").glob("*/*.tif")) == [
+        "Forest",
+        "River",
+    ]
     do("pack", "tiles", "data/reviewed", "--fractions", "0.3,0.4,0.3", "--out", "pack")
     pack = Pack(in_folder / "pack")
     rows = {row["name"]: row for row in pack.index.to_pylist()}
@@ -180,14 +195,16 @@ def test_labelled_tiles_pack_like_any_others_and_train(log: Path, in_folder: Pat
     do("validate", "data/reviewed", "tiles", "--fractions", "0.3,0.4,0.3")
 
 
-def test_who_decided_when_and_which_model_had_answered_what_is_kept(log: Path, engine: Engine, in_folder: Path) -> None:
+def test_who_decided_when_and_which_model_had_answered_what_is_kept(
+    log: Path, engine: Engine, in_folder: Path
+) -> None:
     do("review", log)
-    asked = rows_of(in_folder / "artifacts/review/review.csv")[0]
-    do("label", decide(in_folder / "decisions.csv", (asked["name"], "River")))
+    offered = rows_of(in_folder / "artifacts/review/review.csv")[0]
+    do("label", decide(in_folder / "decisions.csv", (offered["name"], "River")))
     (row,) = rows_of(in_folder / "data/reviewed/reviewed.csv")
-    assert (row["name"], row["label"], row["reviewer"]) == (asked["name"], "River", "Ada")
+    assert (row["name"], row["label"], row["reviewer"]) == (offered["name"], "River", "Ada")
     assert (row["model"], row["version"], row["model_sha256"]) == ("tiny", "0", engine.sha256)
-    assert (row["answered"], row["request_id"]) == (asked["answered"], "r-1")
+    assert (row["answered"], row["request_id"]) == (offered["answered"], "r-1")
     assert row["reviewed"] >= row["served"]
     assert json.loads((in_folder / "data/reviewed/dataset.json").read_text())["extra"] == {"split": "train"}
     assert "Ada" in do("reviewed").output
@@ -216,7 +233,9 @@ def test_what_is_labelled_or_packed_is_not_asked_again(log: Path, in_folder: Pat
     assert "7 different tiles, 2 of them labelled already" in do("review", log).output
     left = [row["name"] for row in rows_of(in_folder / "artifacts/review/review.csv")]
     assert set(left) == set(names[2:])
-    assert "1 of them labelled already" in do("review", log, "--data", "elsewhere", "--reviewed", "none").output
+    assert (
+        "1 of them labelled already" in do("review", log, "--data", "elsewhere", "--reviewed", "none").output
+    )
 
 
 def test_a_filled_in_table_is_taken_up_and_not_written_over(log: Path, in_folder: Path) -> None:
@@ -228,8 +247,8 @@ def test_a_filled_in_table_is_taken_up_and_not_written_over(log: Path, in_folder
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    assert "1 decisions wait in it; `tilewise data label" in do("review", log, fails=True).stderr
-    assert "nobody signed for served_" in do("label", table, fails=True).stderr
+    assert "1 decisions wait in it; apply them with `tilewise data label" in do("review", log, fails=True).stderr
+    assert "has no reviewer; name one with --reviewer NAME" in do("label", table, fails=True).stderr
     assert "1 decisions, 1 of them new" in do("label", table, "--reviewer", "Ada").output
     do("review", log)
 
@@ -248,10 +267,13 @@ def test_a_folder_without_a_label_yet_is_no_error(in_folder: Path) -> None:
     ("row", "message"),
     [
         ("{name},Rivr,Ada,", "no model knows a class 'Rivr'; the classes are AnnualCrop"),
-        ("served_0,River,Ada,", "served_0 is not under review in artifacts/review; name its review with --review"),
+        (
+            "served_0,River,Ada,",
+            "served_0 is not under review in artifacts/review; name its review with --review",
+        ),
         ("{name},../River,Ada,", "names and classes have no folders"),
-        ("{name},River,,", "nobody signed"),
-        ("{name},River,Ada,\n{name},Forest,Ada,", "is decided on twice; keep the line that holds"),
+        ("{name},River,,", "has no reviewer"),
+        ("{name},River,Ada,\n{name},Forest,Ada,", "is decided on twice; keep the right line"),
         ("{name},,Ada,", "no row has a label"),
     ],
 )
@@ -272,18 +294,20 @@ def test_a_new_class_is_taken_once_it_is_meant(log: Path, in_folder: Path) -> No
     assert (in_folder / f"data/reviewed/Snow/{name}.tif").is_file()
 
 
-def test_a_log_that_cannot_be_reviewed_says_why(log: Path, keep: Write, served: list[Tile], in_folder: Path) -> None:
+def test_a_log_that_cannot_be_reviewed_says_why(
+    log: Path, keep: Write, served: list[Tile], in_folder: Path
+) -> None:
     with pytest.raises(ReviewError, match="no prediction log; TILEWISE_PREDICTIONS="):
         read_log(in_folder)
     bare = keep(in_folder / "bare", served[:2], LogOptions())
     assert "none with its tile" in do("review", bare, fails=True).stderr
     (bare / "predictions-0.parquet").write_bytes(b"PAR1")
-    assert "not a sound Parquet file" in do("review", bare, fails=True).stderr
+    assert "not a valid Parquet file" in do("review", bare, fails=True).stderr
     pq.write_table(pa.table({"a": [1]}), bare / "predictions-0.parquet")
-    assert "no prediction log of version 1" in do("review", bare, fails=True).stderr
+    assert "not a prediction log of version 1" in do("review", bare, fails=True).stderr
     (in_folder / "mine").mkdir()
     (in_folder / "mine/file").touch()
-    assert "exists and is no review" in do("review", log, "--out", "mine", fails=True).stderr
+    assert "exists and is not a review" in do("review", log, "--out", "mine", fails=True).stderr
 
 
 def test_a_row_whose_bytes_are_no_tile_is_left_out_and_told(log: Path, in_folder: Path) -> None:
@@ -292,7 +316,8 @@ def test_a_row_whose_bytes_are_no_tile_is_left_out_and_told(log: Path, in_folder
     column = table.schema.get_field_index("tile")
     (in_folder / "log").mkdir()
     pq.write_table(
-        table.set_column(column, "tile", pa.array(short, pa.binary())), in_folder / "log/predictions-1.parquet"
+        table.set_column(column, "tile", pa.array(short, pa.binary())),
+        in_folder / "log/predictions-1.parquet",
     )
     assert "1 hold bytes that are no tile, and were left out" in do("review", "log").output
 
@@ -308,7 +333,9 @@ def test_tiles_that_the_service_deletes_meanwhile_are_not_laid_out(
     oldest.unlink()
     laid_out = write_review(chosen, log, in_folder / "review", in_folder / "reviewed")
     assert {tile.file for tile in laid_out} == {tile.name for tile in served[2:4]}
-    assert [row["name"] for row in rows_of(in_folder / "review/review.csv")] == [tile.name for tile in laid_out]
+    assert [row["name"] for row in rows_of(in_folder / "review/review.csv")] == [
+        tile.name for tile in laid_out
+    ]
 
 
 # The page, in a browser.

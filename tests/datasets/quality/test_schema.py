@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tilewise.datasets.quality.schema import (
-    Limits,
+    ValidationLimits,
     breaches,
     index_frame,
     index_schema,
@@ -33,13 +33,16 @@ SOUND: dict[str, Any] = {
 
 def told(change: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
     frame = tile_frame([TileRecord(**SOUND), TileRecord(**SOUND | change)])
-    return [(breach.check, breach.rows) for breach in breaches(frame, tile_schema(Limits()))]
+    return [(breach.check, breach.rows) for breach in breaches(frame, tile_schema(ValidationLimits()))]
 
 
 def test_sound_rows_pass_and_come_back_as_they_were() -> None:
-    records = [TileRecord(**SOUND), TileRecord(**SOUND | {"crs": "", "bounds": None, "level": "", "given": "B"})]
+    records = [
+        TileRecord(**SOUND),
+        TileRecord(**SOUND | {"crs": "", "bounds": None, "level": "", "given": "B"}),
+    ]
     frame = tile_frame(records)
-    assert breaches(frame, tile_schema(Limits())) == []
+    assert breaches(frame, tile_schema(ValidationLimits())) == []
     assert records_of(frame) == records
 
 
@@ -73,10 +76,15 @@ def test_a_row_that_breaks_a_rule_is_named_with_the_rule(change: dict[str, Any],
     [
         (lambda index: index.drop_columns("level"), "the column level breaks column_in_dataframe"),
         (lambda index: index.set_column(0, "name", [list(range(len(index)))]), "the column name breaks"),
-        (lambda index: index.take(list(reversed(range(len(index))))), "planes that do not follow one another"),
+        (
+            lambda index: index.take(list(reversed(range(len(index))))),
+            "planes that do not follow one another",
+        ),
     ],
 )
-def test_an_index_of_another_form_says_which_column(pack: Any, spoil: Callable[[Any], Any], message: str) -> None:
-    assert breaches(index_frame(pack.index), index_schema(Limits())) == []
-    found = breaches(index_frame(spoil(pack.index)), index_schema(Limits()))
+def test_an_index_of_another_form_says_which_column(
+    pack: Any, spoil: Callable[[Any], Any], message: str
+) -> None:
+    assert breaches(index_frame(pack.index), index_schema(ValidationLimits())) == []
+    found = breaches(index_frame(spoil(pack.index)), index_schema(ValidationLimits()))
     assert any(breach.message.startswith(message) for breach in found), found

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from tilewise.datasets.cli import main
 from tilewise.datasets.core.errors import PredictionsError
-from tilewise.datasets.core.pictures import Card, draw_sheet
 from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.quality.contact_sheet import SheetTile, render_sheet
 from tilewise.datasets.quality.suspects import find_suspects, read_predictions, write_predictions
 from tilewise.datasets.readers.corrections import read_corrections
 
@@ -23,7 +23,9 @@ def answers(pack: Pack, path: Path, rows: list[int] | None = None, sure: float =
     chosen = list(range(len(pack))) if rows is None else rows
     classes = pack.summary.classes
     names = pack.names(chosen)
-    shown = [(pack.labels[row] + (name in WRONG)) % len(classes) for row, name in zip(chosen, names, strict=True)]
+    shown = [
+        (pack.labels[row] + (name in WRONG)) % len(classes) for row, name in zip(chosen, names, strict=True)
+    ]
     shares = np.full((len(chosen), len(classes)), (1 - sure) / (len(classes) - 1))
     shares[np.arange(len(chosen)), shown] = sure
     keys = list(zip(pack.sources[chosen].tolist(), names, strict=True))
@@ -52,7 +54,17 @@ def test_answers_of_several_runs_are_joined(pack: Pack, tmp_path: Path) -> None:
 def test_the_page_shows_each_suspect_with_the_command_that_decides(pack_folder: Path, tmp_path: Path) -> None:
     predictions = answers(Pack(pack_folder), tmp_path / "p.csv")
     done = CliRunner().invoke(
-        main, ["suspects", str(pack_folder), "--predictions", str(predictions), "--out", str(tmp_path), "--limit", "2"]
+        main,
+        [
+            "suspects",
+            str(pack_folder),
+            "--predictions",
+            str(predictions),
+            "--out",
+            str(tmp_path),
+            "--limit",
+            "2",
+        ],
     )
     assert done.exit_code == 0, done.output
     assert "3 doubtful labels; look at" in done.stdout
@@ -70,7 +82,10 @@ def test_what_a_person_decides_is_written_down(in_folder: Path) -> None:
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     assert "Forest_3, Forest_4: River, in configs/corrections.csv; commit it and pack again" in done.stdout
-    assert [item.label for item in read_corrections(in_folder / "configs/corrections.csv")] == ["River", "River"]
+    assert [item.label for item in read_corrections(in_folder / "configs/corrections.csv")] == [
+        "River",
+        "River",
+    ]
     unsigned = CliRunner().invoke(main, [*words[:6], " ", *words[7:]])
     assert unsigned.exit_code == 1
     assert "no reviewer; every cell is filled in" in unsigned.stderr
@@ -78,7 +93,7 @@ def test_what_a_person_decides_is_written_down(in_folder: Path) -> None:
 
 def test_hostile_names_stay_text_in_page_and_shell() -> None:
     name = "<img src=x onerror=alert(1)>'; rm -rf ~"
-    page = draw_sheet("title", "advice", [Card(name, b"", ("line",), ("python", "correct", name))])
+    page = render_sheet("title", "advice", [SheetTile(name, b"", ("line",), ("python", "correct", name))])
     seen: list[str] = []
 
     class Reader(HTMLParser):

@@ -18,12 +18,12 @@ from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.packs.pack import INDEX, PLANES
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import Method, SplitPlan
-from tilewise.datasets.quality.schema import Limits
+from tilewise.datasets.packs.splits import SplitMethod, SplitPlan
+from tilewise.datasets.quality.schema import ValidationLimits
 from tilewise.datasets.quality.validate import (
     ERROR,
     WARNING,
-    Finding,
+    ValidationFinding,
     ValidationReport,
     as_markdown,
     validate,
@@ -34,11 +34,13 @@ from tilewise.datasets.readers.sources import CARD_NAME, find_source
 GOOD = {f"{label}/{label}_{n}": 10 * place + n for place, label in enumerate(("A", "B")) for n in range(5)}
 
 
-def check(root: Path, plan: SplitPlan = SplitPlan(), limits: Limits | None = None) -> ValidationReport:  # noqa: B008
+def check(
+    root: Path, plan: SplitPlan = SplitPlan(), limits: ValidationLimits | None = None  # noqa: B008 - frozen
+) -> ValidationReport:
     return validate([find_source(root)], plan, limits)
 
 
-def only(report: ValidationReport, **kind: str) -> Finding:
+def only(report: ValidationReport, **kind: str) -> ValidationFinding:
     """Return the one finding of the report, which is of this severity and check."""
     (finding,) = report.findings
     assert {name: getattr(finding, name) for name in kind} == kind
@@ -51,7 +53,7 @@ def lists(folder: Path, split_of: Mapping[str, str]) -> SplitPlan:
     for split in ("train", "val", "test"):
         names = [name for name, given in split_of.items() if given == split] or [f"no_{split}"]
         (folder / f"{split}.txt").write_text("\n".join(names))
-    return SplitPlan(Method.LISTS, folder)
+    return SplitPlan(SplitMethod.LISTS, folder)
 
 
 @pytest.fixture
@@ -92,9 +94,9 @@ def test_tiles_that_nobody_described_are_errors_that_say_what_to_say(tmp_path: P
         write_tiff(tmp_path / label / f"{label}_{seed}.tif", noise(seed, bands=3), tags={})
     report = check(tmp_path)
     assert any("3 bands have no names" in finding.message for finding in report.findings)
-    told = ReadOptions(("B04", "B03", "B02"), scale=1e-4, offset=0.0)
-    still = validate([find_source(tmp_path, overrides=told)], SplitPlan())
-    assert any("do not tell the level" in finding.message for finding in still.findings)
+    options = ReadOptions(("B04", "B03", "B02"), scale=1e-4, offset=0.0)
+    still = validate([find_source(tmp_path, options=options)], SplitPlan())
+    assert any("have no level" in finding.message for finding in still.findings)
 
 
 def test_tiles_without_data_are_errors(root: Path) -> None:
@@ -104,7 +106,7 @@ def test_tiles_without_data_are_errors(root: Path) -> None:
     found = only(check(root), severity=ERROR, check="no data")
     assert found.examples == ["A_1"]
     assert "more than 50%" in found.message
-    assert check(root, limits=Limits(max_no_data=0.52)).findings == []
+    assert check(root, limits=ValidationLimits(max_no_data=0.52)).findings == []
 
 
 def test_tiles_brighter_than_any_land_are_a_warning(root: Path) -> None:
@@ -114,7 +116,7 @@ def test_tiles_brighter_than_any_land_are_a_warning(root: Path) -> None:
     report = check(root)
     assert only(report, severity=WARNING, check="range").examples == ["A_1"]
     assert not report.failed
-    assert check(root, limits=Limits(highest_dn=30_001)).findings == []
+    assert check(root, limits=ValidationLimits(highest_dn=30_001)).findings == []
 
 
 def test_tiles_of_one_value_are_errors(root: Path) -> None:
@@ -152,7 +154,9 @@ def test_the_same_pixels_in_two_splits_are_an_error(root: Path, tmp_path: Path) 
     assert found.examples == ["A_1 = A_9"]
 
 
-@pytest.mark.parametrize(("shift_m", "overlaps"), [(0, 1), (600, 1), (-600, 1), (640, 0), (635, 0), (5000, 0)])
+@pytest.mark.parametrize(
+    ("shift_m", "overlaps"), [(0, 1), (600, 1), (-600, 1), (640, 0), (635, 0), (5000, 0)]
+)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_footprints_that_overlap_across_splits_are_a_warning(
     tmp_path: Path, shift_m: int, overlaps: int, axis: int
@@ -180,7 +184,7 @@ def test_classes_of_very_different_size_are_a_warning(tmp_path: Path) -> None:
     root = write_folder(tmp_path, {f"A/A_{n}": n for n in range(22)} | {f"B/B_{n}": 50 + n for n in range(2)})
     found = only(check(root), severity=WARNING, check="balance")
     assert found.message == "A has 11.0 times the tiles of B"
-    assert check(root, limits=Limits(max_imbalance=11)).findings == []
+    assert check(root, limits=ValidationLimits(max_imbalance=11)).findings == []
 
 
 def test_a_single_class_is_an_error(tmp_path: Path) -> None:
@@ -189,9 +193,9 @@ def test_a_single_class_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_empty_split_is_an_error(root: Path) -> None:
-    found = only(check(root, SplitPlan(shares=(0.8, 0.0, 0.2))), severity=ERROR, check="splits")
+    found = only(check(root, SplitPlan(fractions=(0.8, 0.0, 0.2))), severity=ERROR, check="splits")
     assert (found.message, found.examples) == ("no tile at all", ["val"])
-    assert check(root, SplitPlan(shares=(0.8, 0.2, 0.0))).findings == []
+    assert check(root, SplitPlan(fractions=(0.8, 0.2, 0.0))).findings == []
 
 
 def test_a_split_that_does_not_fit_is_an_error(root: Path, tmp_path: Path) -> None:
@@ -299,10 +303,14 @@ def test_a_pack_whose_index_was_changed_by_hand_fails(pack_folder: Path, tmp_pat
     changed = shutil.copytree(pack_folder, tmp_path / "pack")
     index = pq.read_table(changed / INDEX)
     labels = ["River", *index["label"].to_pylist()[1:]]
-    pq.write_table(index.set_column(index.schema.get_field_index("label"), "label", [labels]), changed / INDEX)
+    pq.write_table(
+        index.set_column(index.schema.get_field_index("label"), "label", [labels]), changed / INDEX
+    )
     messages = [finding.message for finding in validate_pack(changed).findings]
     assert "the index is not the one that pack.json was written for" in messages
     levels = ["L9", *index["level"].to_pylist()[1:]]
-    pq.write_table(index.set_column(index.schema.get_field_index("level"), "level", [levels]), changed / INDEX)
+    pq.write_table(
+        index.set_column(index.schema.get_field_index("level"), "level", [levels]), changed / INDEX
+    )
     (broken,) = validate_pack(changed).findings
     assert (broken.severity, broken.check, broken.count) == (ERROR, "level", 1)

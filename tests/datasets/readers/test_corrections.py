@@ -10,7 +10,7 @@ from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.packing import write_pack
 from tilewise.datasets.packs.splits import SplitPlan
 from tilewise.datasets.quality.validate import validate
-from tilewise.datasets.readers.corrections import Correction, read_corrections, record, tally
+from tilewise.datasets.readers.corrections import Correction, count_corrections, read_corrections, record
 from tilewise.datasets.readers.sources import Source, find_source
 
 HEAD = "name,label,reviewer,why\n"
@@ -55,15 +55,19 @@ def test_validation_sees_reviewed_classes_and_warns_of_names_that_no_tile_has(so
 
 
 def test_a_class_that_no_folder_has_is_refused(source: Source) -> None:
-    with pytest.raises(CorrectionsError, match=r"A_1 is corrected to 'b', but no folder has that class; .* A, B"):
-        tally([source], [ada("A_1", "b")])
+    with pytest.raises(
+        CorrectionsError, match=r"A_1 is corrected to 'b', but no folder has that class; .* A, B"
+    ):
+        count_corrections([source], [ada("A_1", "b")])
 
 
 def test_a_name_that_two_classes_share_cannot_be_corrected(tmp_path: Path) -> None:
     twins = find_source(write_folder(tmp_path / "data", {"A/1": 1, "B/1": 2}))
-    with pytest.raises(CorrectionsError, match="a name under two classes cannot be corrected; rename the files"):
-        tally([twins], [ada("1", "B")])
-    assert [f.check for f in validate([twins], SplitPlan(shares=(0.5, 0.5, 0))).findings][-1] == "names"
+    with pytest.raises(
+        CorrectionsError, match="a name under two classes cannot be corrected; rename the files"
+    ):
+        count_corrections([twins], [ada("1", "B")])
+    assert [f.check for f in validate([twins], SplitPlan(fractions=(0.5, 0.5, 0))).findings][-1] == "names"
 
 
 def test_decisions_are_kept_sorted_and_a_later_one_counts(tmp_path: Path) -> None:
@@ -79,14 +83,16 @@ def test_decisions_are_kept_sorted_and_a_later_one_counts(tmp_path: Path) -> Non
     [
         ("", "its columns are None; they must be name,label,reviewer,why"),
         ("name,label\na,A\n", "they must be name,label,reviewer,why"),
-        (HEAD + "a,A,Ada\n", "line 2: 4 cells are wanted"),
-        (HEAD + "a,A,Ada,a, b\n", "line 2: 4 cells are wanted; put quotes around a text with commas"),
+        (HEAD + "a,A,Ada\n", "line 2: 4 cells are needed"),
+        (HEAD + "a,A,Ada,a, b\n", "line 2: 4 cells are needed; put quotes around a text with commas"),
         (HEAD + "a,A,,why\n", "line 2: no reviewer; every cell is filled in"),
-        (HEAD + "a,A,Ada,x\na,B,Ada,x\n", "line 3: a is said twice; keep the line that holds"),
+        (HEAD + "a,A,Ada,x\na,B,Ada,x\n", "line 3: a occurs twice; keep the right line"),
         (HEAD + "../a,A,Ada,x\n", "line 2: '../a', 'A': a name has no folder"),
     ],
 )
-def test_a_file_that_says_something_else_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_says_something_else_is_refused_with_its_line(
+    text: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "c.csv"
     path.write_text(text)
     with pytest.raises(CorrectionsError) as caught:
@@ -98,6 +104,6 @@ def test_bytes_that_are_no_text_and_a_missing_file_are_refused(tmp_path: Path) -
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CorrectionsError, match="not UTF-8"):
         read_corrections(tmp_path / "c.csv")
-    with pytest.raises(CorrectionsError, match="`tilewise data correct` begins one"):
+    with pytest.raises(CorrectionsError, match="`tilewise data correct` creates one"):
         read_corrections(tmp_path / "none.csv")
     assert read_corrections(None) == ()

@@ -26,7 +26,7 @@ def test_the_last_band_of_a_file_is_b8a(tmp_path: Path) -> None:
 
 
 def test_a_multispectral_file_of_three_bands_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BandsUnknownError, match="13 band names were said, but the file has 3 bands"):
+    with pytest.raises(BandsUnknownError, match="13 band names were given, but the file has 3 bands"):
         read_ms(write_tiff(tmp_path / "Forest_1.tif", noise(bands=3), tags={}))
 
 
@@ -70,10 +70,12 @@ def test_a_truncated_jpeg_is_refused_and_not_filled_with_grey(tmp_path: Path, sh
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"), [((3, 63, 64), "64 × 63 pixels of 3"), ((1, 64, 64), "64 × 64 pixels of 1")]
+    ("shape", "message"), [((3, 63, 64), "64 × 63 pixels of 3"), ((1, 64, 64), "64 × 64 pixels of 1")]
 )
-def test_an_rgb_tile_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...], overrides: str) -> None:
-    with pytest.raises(TileShapeError, match=overrides):
+def test_an_rgb_tile_of_another_shape_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(TileShapeError, match=message):
         read_rgb(write_jpeg(tmp_path / "a.jpg", np.ones(shape, np.uint8)))
 
 

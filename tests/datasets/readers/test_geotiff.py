@@ -32,8 +32,8 @@ NOTHING = ReadOptions()
 TOLD = ReadOptions(bands=RGB_BANDS, level=Level.L2A, scale=1e-4, offset=0.0)
 
 
-def read(path: Path, overrides: ReadOptions = NOTHING) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    return read_tile(path, overrides).pixels
+def read(path: Path, options: ReadOptions = NOTHING) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    return read_tile(path, options).pixels
 
 
 def patch_tag(content: bytes, tag: int, value: int) -> bytes:
@@ -100,13 +100,13 @@ def test_a_list_that_leaves_every_band_out_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [2, 4, 13])
 def test_a_list_of_another_length_than_the_file_is_refused(tmp_path: Path, count: int) -> None:
     path = write_tiff(tmp_path / "a.tif", noise(bands=count))
-    with pytest.raises(BandsUnknownError, match=f"3 band names were said, but the file has {count} bands"):
+    with pytest.raises(BandsUnknownError, match=f"3 band names were given, but the file has {count} bands"):
         read(path, TOLD)
 
 
 def test_a_list_that_contradicts_the_names_in_the_file_is_refused(tmp_path: Path) -> None:
     path = write_l1c(tmp_path / "a.tif")
-    with pytest.raises(BandsUnknownError, match="B09, B10, B11, B12, B8A stand elsewhere"):
+    with pytest.raises(BandsUnknownError, match="B09, B10, B11, B12, B8A are in other positions"):
         read(path, ReadOptions(bands=EUROSAT_MS_ORDER))
     assert np.array_equal(read(path, ReadOptions(bands=BAND_NAMES)), noise())
 
@@ -148,7 +148,7 @@ def test_bands_of_different_scales_are_refused_unless_the_user_says_one(tmp_path
 
 def test_a_file_that_says_nothing_needs_to_be_told(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", noise(bands=1), ("B02",), {})
-    with pytest.raises(RadiometryUnknownError, match=r"a\.tif: its metadata do not tell the level nor the scale"):
+    with pytest.raises(RadiometryUnknownError, match=r"a\.tif: its metadata have no level and no scale"):
         read(path)
 
 
@@ -233,7 +233,9 @@ def test_a_window_of_a_scene_is_read_as_the_scene_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(63, 64), (64, 63), (128, 128), (1, 1)])
 def test_a_tile_of_another_size_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
     path = write_tiff(tmp_path / "a.tif", np.ones((13, *shape), np.uint16), BAND_NAMES)
-    with pytest.raises(TileShapeError, match=f"a.tif: {shape[1]} × {shape[0]} pixels, but a tile has 64 × 64"):
+    with pytest.raises(
+        TileShapeError, match=f"a.tif: {shape[1]} × {shape[0]} pixels, but a tile has 64 × 64"
+    ):
         read(path)
 
 
@@ -347,9 +349,9 @@ def test_a_side_car_file_is_not_honoured(tmp_path: Path) -> None:
         f'<PAMRasterBand band="{index}"><Description>{name}</Description><Scale>5</Scale></PAMRasterBand>'
         for index, name in enumerate(RGB_BANDS, start=1)
     )
-    overrides = '<Metadata><MDI key="PROCESSING_LEVEL">L2A</MDI></Metadata>'
-    overrides += "<SRS>EPSG:32632</SRS><GeoTransform>5e5,10,0,5e6,0,-10</GeoTransform>"
-    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{overrides}{bands}</PAMDataset>")
+    metadata = '<Metadata><MDI key="PROCESSING_LEVEL">L2A</MDI></Metadata>'
+    metadata += "<SRS>EPSG:32632</SRS><GeoTransform>5e5,10,0,5e6,0,-10</GeoTransform>"
+    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{metadata}{bands}</PAMDataset>")
     with rasterio.open(path) as dataset:
         assert dataset.descriptions == RGB_BANDS  # GDAL itself would believe it
 
@@ -385,7 +387,9 @@ def test_a_file_of_a_hundred_bands_is_refused(tmp_path: Path) -> None:
 def test_blocks_that_would_take_gigabytes_are_refused_by_the_header(tmp_path: Path) -> None:
     path = write_l1c(tmp_path / "a.tif", tiled=True, blockxsize=64, blockysize=64)
     huge = patch_tag(patch_tag(path.read_bytes(), 322, 65_536), 323, 65_536)
-    with pytest.raises(TileShapeError, match="blocks of 65536 × 65536 pixels take 106496 MiB each, 512 MiB is"):
+    with pytest.raises(
+        TileShapeError, match="blocks of 65536 × 65536 pixels take 106496 MiB each, 512 MiB is"
+    ):
         read_tile(huge, NOTHING)
     with pytest.raises(TileShapeError, match="blocks of 524288 × 64 pixels take 832 MiB each"):
         read_tile(patch_tag(path.read_bytes(), 322, 524_288), NOTHING)

@@ -11,12 +11,12 @@ from rasters import noise, write_folder, write_jpeg, write_l1c, write_tiff
 from tilewise.datasets.core.bands import RGB_BANDS
 from tilewise.datasets.core.errors import BandsUnknownError, NoTilesError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
-from tilewise.datasets.readers.sources import Card, Format, find_source, find_sources
+from tilewise.datasets.readers.sources import DatasetCard, Format, find_source, find_sources
 
 
 def card(root: Path, form: Format, synthetic: bool = False) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    Card("mine", form, "CC0-1.0", "made in a test", synthetic).write(root)
+    DatasetCard("mine", form, "CC0-1.0", "made in a test", synthetic).write(root)
 
 
 def test_a_folder_without_a_card_holds_geotiffs(tmp_path: Path) -> None:
@@ -26,7 +26,9 @@ def test_a_folder_without_a_card_holds_geotiffs(tmp_path: Path) -> None:
     assert np.array_equal(source.read(source.files()[0].path).pixels, noise(2))
 
 
-@pytest.mark.parametrize(("name", "form"), [("EuroSAT_MS", Format.EUROSAT_MS), ("EuroSAT_RGB", Format.EUROSAT_RGB)])
+@pytest.mark.parametrize(
+    ("name", "form"), [("EuroSAT_MS", Format.EUROSAT_MS), ("EuroSAT_RGB", Format.EUROSAT_RGB)]
+)
 def test_the_published_folders_are_known_by_name(tmp_path: Path, name: str, form: Format) -> None:
     (tmp_path / name).mkdir()
     assert find_source(tmp_path / name).format is form
@@ -59,14 +61,14 @@ def test_geotiffs_are_read_with_what_the_user_says(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "A" / "a.tif", noise(bands=3), tags={})
     with pytest.raises(BandsUnknownError, match="a: its 3 bands"):
         find_source(tmp_path).read(path)
-    overrides = ReadOptions(RGB_BANDS, Level.L2A, 1e-4, 0.0)
-    assert find_source(tmp_path, overrides=overrides).read(path).bands == ("B02", "B03", "B04")
+    options = ReadOptions(RGB_BANDS, Level.L2A, 1e-4, 0.0)
+    assert find_source(tmp_path, options=options).read(path).bands == ("B02", "B03", "B04")
 
 
 def test_an_empty_folder_has_no_tiles_and_says_what_is_wanted(tmp_path: Path) -> None:
     root = tmp_path / "mine"
     root.mkdir()
-    with pytest.raises(NoTilesError, match=r"no tiles; geotiff wants mine/<Class>/<name>\.tif"):
+    with pytest.raises(NoTilesError, match=r"no tiles; geotiff needs mine/<Class>/<name>\.tif"):
         find_source(root).files()
 
 
@@ -78,7 +80,7 @@ def test_a_folder_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"format": "hdf5"}', '{"format": null}', "\udcff"])
 def test_a_broken_card_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(NoTilesError, match=r"dataset\.json: no card .* eurosat-ms, eurosat-rgb, geotiff"):
+    with pytest.raises(NoTilesError, match=r"dataset\.json: not a valid card .* eurosat-ms, eurosat-rgb, geotiff"):
         find_source(tmp_path)
 
 

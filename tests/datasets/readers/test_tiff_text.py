@@ -13,14 +13,14 @@ from hostile.sound import sound_files
 from rasterio.enums import Resampling
 
 from tilewise.datasets.core.errors import UnreadableImageError
-from tilewise.datasets.readers.geotiff import MAX_DIRECTORIES, MAX_TEXT_BYTES, count_text, open_geotiff
+from tilewise.datasets.readers.geotiff import MAX_DIRECTORIES, MAX_TEXT_BYTES, measure_metadata, open_geotiff
 
 FILES = sound_files()
 SOUND = tiffs.parse(FILES[1])
 
 
 def count(content: bytes) -> tuple[int, int]:
-    return count_text(io.BytesIO(content))
+    return measure_metadata(io.BytesIO(content))
 
 
 def with_text(size: int) -> bytes:
@@ -44,7 +44,9 @@ def chained(number: int, text: int = 0) -> bytes:
             (tiffs.GDAL_METADATA, 2, text, place),
         ]
         struct.pack_into("<I", content, link, len(content))
-        content += struct.pack("<H", len(lines)) + b"".join(struct.pack("<HHII", *line) for line in lines) + bytes(4)
+        content += (
+            struct.pack("<H", len(lines)) + b"".join(struct.pack("<HHII", *line) for line in lines) + bytes(4)
+        )
         link = len(content) - 4
     return bytes(content)
 
@@ -78,7 +80,9 @@ def test_circles_come_to_an_end() -> None:
     assert count(chained(10_000))[0] == MAX_DIRECTORIES + 1
 
 
-@pytest.mark.parametrize("content", [b"", b"II*\0", b"not a TIFF at all", b"II*\0" + b"\xff" * 60, FILES[0][:100]])
+@pytest.mark.parametrize(
+    "content", [b"", b"II*\0", b"not a TIFF at all", b"II*\0" + b"\xff" * 60, FILES[0][:100]]
+)
 def test_what_is_no_sound_tiff_holds_nothing(content: bytes) -> None:
     assert count(content)[1] == 0
 

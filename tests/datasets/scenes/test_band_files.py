@@ -34,7 +34,9 @@ def test_names_tell_scene_band_and_resolution(name: str, scene: str, word: str, 
     assert (named.scene, named.word, named.metres) == (scene, word, metres)
 
 
-@pytest.mark.parametrize("name", ["scene.tif", "AB02.tif", "B13.tif", "Forest_1.tif", "B02_extra.tif", "orb1.tif"])
+@pytest.mark.parametrize(
+    "name", ["scene.tif", "AB02.tif", "B13.tif", "Forest_1.tif", "B02_extra.tif", "orb1.tif"]
+)
 def test_other_names_tell_nothing(name: str) -> None:
     assert parse_name(Path(name)) is None
 
@@ -104,5 +106,5 @@ def test_clouds_come_from_the_mask_among_the_files(tmp_path: Path) -> None:
     assert (got[:, :, :60] > 0).all()
     assert not got[:, :, 60:].any()
     (found,) = find_scenes([tmp_path], SceneOptions(DN_L2A, parse_clouds("qa60")))
-    with pytest.raises(SceneError, match="no QA60"), found.open():
+    with pytest.raises(SceneError, match="no cloud mask QA60"), found.open():
         pass

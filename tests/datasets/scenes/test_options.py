@@ -1,4 +1,4 @@
-"""What may be said of clouds, and what of it is refused."""
+"""Cloud masks on the command line: which are accepted, and which refused."""
 
 import pytest
 
@@ -19,17 +19,23 @@ from tilewise.datasets.scenes.options import CloudKind, CloudMask, make_scene_op
         ("file:C:/masks/{stem}.tif:62.5", CloudMask(CloudKind.FILE, 62.5, "C:/masks/{stem}.tif")),
     ],
 )
-def test_a_cloud_mask_is_said_in_a_word(text: str, mask: CloudMask | None) -> None:
+def test_a_cloud_mask_is_parsed(text: str, mask: CloudMask | None) -> None:
     assert parse_clouds(text) == mask
 
 
-@pytest.mark.parametrize("text", ["", "clouds", "scl:40", "none:1", "probability:x", "probability:101", "file:"])
-def test_anything_else_is_refused_with_what_can_be_said(text: str) -> None:
-    with pytest.raises(SceneError, match="say none, scl, qa60, probability"):
+@pytest.mark.parametrize(
+    "text", ["", "clouds", "scl:40", "none:1", "probability:x", "probability:101", "file:"]
+)
+def test_anything_else_is_refused_with_what_is_accepted(text: str) -> None:
+    with pytest.raises(SceneError, match="use none, scl, qa60, probability"):
         parse_clouds(text)
 
 
-def test_the_options_of_a_command_line_become_one_object_that_tells_readings_apart() -> None:
-    overrides = make_scene_options(bands="l2a", level="l2a", scale=0.0001, offset=0, clouds="scl", warp=True)
-    assert overrides == make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl", warp=True)
-    assert repr(overrides) != repr(make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl"))
+def test_the_options_of_a_command_line_become_one_object_that_differs_where_they_do() -> None:
+    options = make_scene_options(bands="l2a", level="l2a", scale=0.0001, offset=0, clouds="scl", warp=True)
+    assert options == make_scene_options(
+        bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl", warp=True
+    )
+    assert repr(options) != repr(
+        make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl")
+    )

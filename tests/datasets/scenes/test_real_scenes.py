@@ -7,7 +7,12 @@ import pytest
 from rasterio.windows import Window
 
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
-from tilewise.datasets.core.errors import BandsUnknownError, RadiometryUnknownError, TileShapeError, TilewiseError
+from tilewise.datasets.core.errors import (
+    BandsUnknownError,
+    RadiometryUnknownError,
+    TileShapeError,
+    TilewiseError,
+)
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes import SceneOptions, find_scenes, parse_clouds
 
@@ -17,7 +22,7 @@ DN_L2A = ReadOptions(L2A_BANDS, Level.L2A, 1e-4, 0)
 
 
 @pytest.mark.parametrize(
-    ("folder", "said", "error", "way"),
+    ("folder", "options", "error", "way"),
     [
         ("lahinch_l1c", ReadOptions(), RadiometryUnknownError, "offset"),
         ("waterville_l1c", ReadOptions(), RadiometryUnknownError, "offset"),
@@ -28,9 +33,9 @@ DN_L2A = ReadOptions(L2A_BANDS, Level.L2A, 1e-4, 0)
     ],
 )
 def test_without_the_right_options_each_kind_says_which_are_missing(
-    real_data: Path, folder: str, overrides: ReadOptions, error: type[TilewiseError], way: str
+    real_data: Path, folder: str, options: ReadOptions, error: type[TilewiseError], way: str
 ) -> None:
-    found = find_scenes([real_data / "scenes" / folder], SceneOptions(overrides))
+    found = find_scenes([real_data / "scenes" / folder], SceneOptions(options))
     assert found
     for source in found:
         with pytest.raises(error, match=way), source.open():
@@ -51,7 +56,7 @@ def test_with_them_it_is_read(
 ) -> None:
     for source in find_scenes([real_data / "scenes" / folder], options):
         with source.open() as scene:
-            assert (scene.bands, scene.place.crs.to_epsg(), scene.grid.pixel_m) == (bands, epsg, 10)
+            assert (scene.bands, scene.georeference.crs.to_epsg(), scene.grid.pixel_m) == (bands, epsg, 10)
             assert scene.taken is not None
             pixels = scene.read(Window(0, 0, min(scene.width, 512), min(scene.height, 512)))
             present = pixels[[BAND_NAMES.index(band) for band in bands]]
@@ -69,21 +74,25 @@ def test_all_small_scenes_in_degrees_are_warped(real_data: Path) -> None:
             assert (pixels[1] > 0).mean() > 0.75
 
 
-@pytest.mark.parametrize(("clouds", "least", "most"), [("qa60", 0, 0), ("probability:90", 0, 0.05), ("none", 0.9, 1)])
+@pytest.mark.parametrize(
+    ("clouds", "minimum", "maximum"), [("qa60", 0, 0), ("probability:90", 0, 0.05), ("none", 0.9, 1)]
+)
 def test_a_fully_cloudy_scene_is_no_data_by_either_mask(
-    real_data: Path, clouds: str, minimum: float, limit: float
+    real_data: Path, clouds: str, minimum: float, maximum: float
 ) -> None:
     path = real_data / "scenes" / "lahinch_l1c" / "2017-10-18.tif"
     (source,) = find_scenes([path], SceneOptions(DN_L1C, parse_clouds(clouds)))
     with source.open() as scene:
-        share = (scene.read(Window(0, 0, scene.width, scene.height)) > 0).mean()
-    assert minimum <= share <= limit
+        valid = (scene.read(Window(0, 0, scene.width, scene.height)) > 0).mean()
+    assert minimum <= valid <= maximum
 
 
 def test_the_product_s_offset_is_taken_off_and_its_clouds_are_cut_out(real_data: Path) -> None:
     window = Window(3000, 3000, 600, 600)
     (plain,) = find_scenes([real_data / "scenes" / "safe_l2a"], SceneOptions(warp=True))
-    (masked,) = find_scenes([real_data / "scenes" / "safe_l2a"], SceneOptions(clouds=parse_clouds("scl"), warp=True))
+    (masked,) = find_scenes(
+        [real_data / "scenes" / "safe_l2a"], SceneOptions(clouds=parse_clouds("scl"), warp=True)
+    )
     with plain.open() as scene:
         assert (scene.level, scene.platform) == (Level.L2A, "sentinel-2a")
         everything = scene.read(window)

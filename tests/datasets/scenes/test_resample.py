@@ -20,17 +20,17 @@ DEGREES = Grid(Georeference(CRS.from_epsg(4326), Affine(0.000121, 0, 2.79, 0, -9
 
 def coarse(metres: int, grid: Grid = TEN) -> Grid:
     step = metres // 10
-    place = Georeference(UTM, grid.place.transform @ Affine.scale(step))
-    return Grid(place, grid.height // step, grid.width // step)
+    georeference = Georeference(UTM, grid.georeference.transform @ Affine.scale(step))
+    return Grid(georeference, grid.height // step, grid.width // step)
 
 
 def ramp(grid: Grid) -> npt.NDArray[np.uint16]:
     """DN that say where a pixel lies: its easting in the first band, its northing in the second."""
-    x = grid.place.transform.a * (np.arange(grid.width) + 0.5)
-    y = -grid.place.transform.e * (np.arange(grid.height) + 0.5)
-    return np.stack([np.tile(1000 + x, (grid.height, 1)), np.tile(1000 + y[:, None], (1, grid.width))]).astype(
-        np.uint16
-    )
+    x = grid.georeference.transform.a * (np.arange(grid.width) + 0.5)
+    y = -grid.georeference.transform.e * (np.arange(grid.height) + 0.5)
+    return np.stack(
+        [np.tile(1000 + x, (grid.height, 1)), np.tile(1000 + y[:, None], (1, grid.width))]
+    ).astype(np.uint16)
 
 
 def onto(
@@ -53,7 +53,11 @@ def onto(
 @pytest.mark.parametrize("metres", [20, 60])
 def test_coarser_bands_come_to_lie_where_they_belong(metres: int) -> None:
     found = onto(TEN, coarse(metres), ramp(coarse(metres)))
-    inner = (slice(None), slice(2 * metres // 10, -2 * metres // 10), slice(2 * metres // 10, -2 * metres // 10))
+    inner = (
+        slice(None),
+        slice(2 * metres // 10, -2 * metres // 10),
+        slice(2 * metres // 10, -2 * metres // 10),
+    )
     assert np.abs(found[inner].astype(int) - ramp(TEN)[inner]).max() <= 1
     assert (found > 0).all()
 
@@ -80,9 +84,13 @@ def test_no_data_spreads_into_no_neighbour_and_takes_none_away() -> None:
     assert not hole[:76].any()
 
 
-@pytest.mark.parametrize(("source", "target"), [(coarse(20), TEN), (coarse(60), TEN), (DEGREES, utm_grid(DEGREES, ""))])
+@pytest.mark.parametrize(
+    ("source", "target"), [(coarse(20), TEN), (coarse(60), TEN), (DEGREES, utm_grid(DEGREES, ""))]
+)
 @pytest.mark.parametrize("kernel", [Resampling.nearest, Resampling.cubic, Resampling.cubic_spline])
-def test_a_pixel_does_not_depend_on_the_window_it_is_read_with(source: Grid, target: Grid, kernel: Resampling) -> None:
+def test_a_pixel_does_not_depend_on_the_window_it_is_read_with(
+    source: Grid, target: Grid, kernel: Resampling
+) -> None:
     pixels = smooth(1, 400)[:, : source.height, : source.width]
     whole = onto(target, source, pixels, kernel=kernel)
     for row, column, height, width in ((0, 0, 70, 90), (33, 41, 64, 64), (100, 7, 51, 150)):
@@ -92,20 +100,20 @@ def test_a_pixel_does_not_depend_on_the_window_it_is_read_with(source: Grid, tar
 
 
 def test_beyond_the_source_there_is_no_data() -> None:
-    wider = Grid(Georeference(UTM, TEN.place.transform @ Affine.translation(-50, -30)), 400, 500)
+    wider = Grid(Georeference(UTM, TEN.georeference.transform @ Affine.translation(-50, -30)), 400, 500)
     found = onto(wider, coarse(20), np.full((1, 120, 150), 3000, np.uint16))
     expected = np.zeros((400, 500), np.uint16)
     expected[30:270, 50:350] = 3000
     np.testing.assert_array_equal(found[0], expected)
-    far = Grid(Georeference(UTM, TEN.place.transform @ Affine.translation(5000, 5000)), 64, 64)
+    far = Grid(Georeference(UTM, TEN.georeference.transform @ Affine.translation(5000, 5000)), 64, 64)
     assert not onto(far, coarse(20), np.full((1, 120, 150), 3000, np.uint16)).any()
 
 
 def test_a_warped_scene_holds_all_that_the_one_in_degrees_held() -> None:
     target = utm_grid(DEGREES, "")
-    assert target.place.crs == CRS.from_epsg(32631)
-    assert target.place.transform.a == 10
-    assert target.place.transform.c % 10 == 0
+    assert target.georeference.crs == CRS.from_epsg(32631)
+    assert target.georeference.transform.a == 10
+    assert target.georeference.transform.c % 10 == 0
     pixels = smooth(2, 220)[:, :200, :220]
     found = onto(target, DEGREES, pixels)
     assert (found > 0).mean() > 0.85

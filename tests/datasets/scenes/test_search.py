@@ -1,4 +1,4 @@
-"""Finding scenes: in folders, by patterns and lists; nothing that was named is passed over in silence."""
+"""Finding scenes: in folders, by patterns and lists; no source is skipped silently."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,14 @@ from tilewise.datasets.scenes import Kind, find_scenes
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("north/a.tif", "south/a.tif", "south/b.TIFF", ".hidden/x.tif", "south/.part.tif", "a.classes.tif"):
+    for name in (
+        "north/a.tif",
+        "south/a.tif",
+        "south/b.TIFF",
+        ".hidden/x.tif",
+        "south/.part.tif",
+        "a.classes.tif",
+    ):
         write_l1c(tmp_path / name, corner=(600_000, 5_000_000))
     (tmp_path / "notes.md").write_text("hello")
     (tmp_path / "folder.tif").mkdir()
@@ -31,29 +38,35 @@ def test_folders_are_walked_in_a_fixed_order_past_hidden_files_and_earlier_resul
 def test_patterns_files_and_lists_name_scenes_and_each_is_taken_once(folder: Path) -> None:
     assert names(folder / "*" / "a.tif") == ["north-a", "south-a"]
     assert names(folder / "**" / "*.TIFF") == ["b"]
-    assert names(folder / "north" / "a.tif", folder / "north", folder / "north" / "..") == ["north-a", "south-a", "b"]
+    assert names(folder / "north" / "a.tif", folder / "north", folder / "north" / "..") == [
+        "north-a",
+        "south-a",
+        "b",
+    ]
     listed = folder / "list.txt"
     listed.write_text(f"# mine\nnorth/a.tif\n\n{folder / 'south' / 'b.TIFF'}\nsouth\n")
     assert names(listed) == ["north-a", "b", "south-a"]
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("source", "message"),
     [
         ("missing.tif", "there is no such file"),
-        ("no/such/*.tif", "no file is called so"),
+        ("no/such/*.tif", "no file matches"),
         ("notes.md", "neither a GeoTIFF, a SAFE product"),
     ],
 )
-def test_what_cannot_be_understood_is_reported_and_the_others_go_on(folder: Path, place: str, overrides: str) -> None:
-    odd, sound = find_scenes([folder / place, folder / "north" / "a.tif"])
-    with pytest.raises(SceneError, match=overrides), odd.open():
+def test_a_source_that_is_not_a_scene_is_reported_and_the_others_are_read(
+    folder: Path, source: str, message: str
+) -> None:
+    odd, valid = find_scenes([folder / source, folder / "north" / "a.tif"])
+    with pytest.raises(SceneError, match=message), odd.open():
         pass
-    with sound.open() as scene:
+    with valid.open() as scene:
         assert scene.height == 64
 
 
-def test_a_place_without_any_scene_is_an_error(tmp_path: Path) -> None:
+def test_a_source_without_any_scene_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NoTilesError, match="no GeoTIFF"):
         find_scenes([tmp_path])
 

@@ -6,8 +6,8 @@ import pytest
 
 from tilewise.datasets.core.console import silent
 from tilewise.datasets.core.errors import PackError, TrainingError
-from tilewise.datasets.packs.derived import without_classes
 from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.packing import without_classes
 from tilewise.training.evaluate.assess_settings import DEFAULT, read_assess_settings
 from tilewise.training.evaluate.leave_out import as_table, make_folds, measure
 

@@ -11,7 +11,7 @@ from tilewise.datasets.core.errors import NoTilesError
 from tilewise.datasets.core.tile import Tile, only_bands
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import Method, SplitPlan
+from tilewise.datasets.packs.splits import SplitMethod, SplitPlan
 from tilewise.datasets.quality.reviewed import write_tile
 from tilewise.datasets.readers.sources import find_source
 from tilewise.training.fit.pseudo_labels import Colours, colour_features
@@ -57,6 +57,6 @@ def test_a_pack_without_tiles_of_all_bands_is_refused(tmp_path: Path) -> None:
         tile = synthesise_tile(("Forest", "River")[number % 2], number, 0)
         seen = Tile(tile.name, only_bands(tile.pixels[None], rgb)[0], rgb, tile.level)
         write_tile(seen, tmp_path / "rgb" / tile.name.split("_")[0] / f"{tile.name}.tif")
-    write_pack([find_source(tmp_path / "rgb")], tmp_path / "pack", SplitPlan(Method.RANDOM))
+    write_pack([find_source(tmp_path / "rgb")], tmp_path / "pack", SplitPlan(SplitMethod.RANDOM))
     with pytest.raises(NoTilesError, match="no tile of its train split has all 13 bands"):
         Colours(Pack(tmp_path / "pack"))

@@ -31,7 +31,7 @@ def bright_pack(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(pack: Path, out: Path, *options: str) -> None:
-    main(["fit", *PLAIN, f"--data.pack={pack}", f"--out={out}", "--data.augment=false", *options])
+    main(["fit", *PLAIN, f"--data.pack={pack}", f"--out={out}", "--data.augment.enabled=false", *options])
 
 
 @pytest.mark.parametrize("more", [[], ["--trainer.accumulate_grad_batches=3"]])

@@ -12,7 +12,7 @@ from tilewise.datasets.core.errors import NoTilesError
 from tilewise.datasets.core.tile import DN, only_bands
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import Method, SplitPlan
+from tilewise.datasets.packs.splits import SplitMethod, SplitPlan
 from tilewise.datasets.quality.reviewed import write_tile
 from tilewise.datasets.readers.sources import find_source
 from tilewise.models.model_file import ModelFile, open_model
@@ -150,7 +150,7 @@ def test_guessed_tiles_train_though_no_list_names_them(
     for split, part in (("train", names[:50]), ("val", names[50:80]), ("test", names[80:])):
         (tmp_path / f"{split}.txt").write_text("\n".join(part))
     sources = [find_source(folder) for folder in (tiles_folder, out, tmp_path / "l2a-guessed-unlabelled")]
-    summary = write_pack(sources, tmp_path / "pack", SplitPlan(Method.LISTS, lists=tmp_path))
+    summary = write_pack(sources, tmp_path / "pack", SplitPlan(SplitMethod.LISTS, lists=tmp_path))
     assert sum(summary.counts["train"].values()) == 50 + kept
     assert sum(summary.counts["unlabelled"].values()) == rest
     assert summary.tiles == 135
@@ -167,7 +167,7 @@ def test_classes_that_are_none_are_refused_before_any_tile_is_looked_at(
         for number in range(1, 5):
             tile = synthesise_tile(label, number, 0)
             write_tile(tile, tmp_path / "two" / label / f"{tile.name}.tif")
-    write_pack([find_source(tmp_path / "two")], tmp_path / "pack", SplitPlan(Method.RANDOM))
+    write_pack([find_source(tmp_path / "two")], tmp_path / "pack", SplitPlan(SplitMethod.RANDOM))
     told = CliRunner().invoke(main, [*overrides, str(tmp_path / "pack")])
     assert told.exit_code == 1
     assert "its classes are not those of" in told.output

@@ -22,7 +22,7 @@ UNTRACKED = [*NETWORK, "--tracking.enabled=false"]
 SPACE = """
 random_trials: 2
 pruning: {after_trials: 1, after_epochs: 1}
-settings: {trainer.max_epochs: 2, trainer.devices: 1, data.augment: false}
+settings: {trainer.max_epochs: 2, trainer.devices: 1, data.augment.enabled: false}
 space:
   model.optimisation.rate: {low: 1.0e-3, high: 1.0e-1, log: true}
   data.batch_size: {choices: [12, 24]}

@@ -22,23 +22,26 @@ def test_ranges_are_where_the_tiles_lie_in_the_order_of_the_file(pack: Pack, pac
 def test_neighbours_are_read_in_one_go_and_small_gaps_read_through(pack: Pack) -> None:
     size = 13 * PLANE_BYTES
     assert byte_ranges(pack, np.array([4, 6, 5]), gap=0) == [(4 * size, 7 * size)]
-    assert byte_ranges(pack, np.array([4, 7, 40]), gap=2 * size) == [(4 * size, 8 * size), (40 * size, 41 * size)]
+    assert byte_ranges(pack, np.array([4, 7, 40]), gap=2 * size) == [
+        (4 * size, 8 * size),
+        (40 * size, 41 * size),
+    ]
 
 
-def test_what_is_wanted_is_read_in_the_background(pack: Pack) -> None:
+def test_requested_tiles_are_read_in_the_background(pack: Pack) -> None:
     reader = ReadAhead(pack)
-    reader.want(np.arange(0, 10))
-    reader.want(np.array([], np.int64))
-    reader.want(np.arange(100, 105))
+    reader.request(np.arange(0, 10))
+    reader.request(np.array([], np.int64))
+    reader.request(np.arange(100, 105))
     reader.close()
     assert reader.bytes_read == 15 * 13 * PLANE_BYTES
 
 
-def test_a_reader_that_is_behind_forgets_wishes_and_holds_nobody_up(pack: Pack) -> None:
+def test_a_reader_that_is_behind_drops_requests_and_never_blocks(pack: Pack) -> None:
     reader = ReadAhead(pack)
     started = time.monotonic()
     for _ in range(5000):
-        reader.want(np.arange(len(pack)))
+        reader.request(np.arange(len(pack)))
     assert time.monotonic() - started < 30
     reader.close()
     assert 0 < reader.bytes_read < 5000 * len(pack) * 13 * PLANE_BYTES

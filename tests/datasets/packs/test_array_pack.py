@@ -1,4 +1,4 @@
-"""An array file is a pack to whoever trains; one that is not sound is refused in one line."""
+"""An array file is read as a pack; one that is not valid is refused in one line."""
 
 import pickle
 from pathlib import Path
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tilewise.datasets.core.errors import PackError
-from tilewise.datasets.packs.derived import ArrayPack, open_pack
-from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.pack import ArrayPack, Pack, open_pack
 
 
 def written(path: Path, pack: Pack, **other: Any) -> Path:
@@ -55,9 +54,9 @@ def test_it_is_sent_to_other_processes_by_name(pack: Pack, tmp_path: Path) -> No
         ({"splits": None}, "lacks splits"),
         ({"tiles": np.zeros((120, 12, 64, 64), np.uint16)}, "tiles must be uint16"),
         ({"tiles": np.zeros((120, 13, 64, 64), np.float32)}, "tiles must be uint16"),
-        ({"labels": np.zeros(3, np.int64)}, "not equally many"),
+        ({"labels": np.zeros(3, np.int64)}, "must be equally many"),
         ({"classes": np.array(["a", "b"])}, "labels go up to 9, but it names 2 classes"),
-        ({"splits": np.array([{}] * 120, object)}, "cannot|not an array file"),
+        ({"splits": np.array([{}] * 120, object)}, "cannot|not a readable array file"),
     ],
 )
 def test_an_unsound_file_is_refused(pack: Pack, tmp_path: Path, other: dict[str, Any], reason: str) -> None:
@@ -67,5 +66,5 @@ def test_an_unsound_file_is_refused(pack: Pack, tmp_path: Path, other: dict[str,
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tiles.npz").write_bytes(b"not an archive")
-    with pytest.raises(PackError, match="not an array file"):
+    with pytest.raises(PackError, match="not a readable array file"):
         open_pack(tmp_path / "tiles.npz")

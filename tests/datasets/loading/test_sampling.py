@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tilewise.datasets.core.errors import TrainingError
-from tilewise.datasets.loading.draws import BlockOptions, EpochOrder, Part, in_chunks
+from tilewise.datasets.loading.sampling import BlockOptions, EpochOrder, ProcessRank, in_chunks
 
 BLOCKS = BlockOptions(tiles=16, window=256, shards=4)
 
@@ -55,34 +55,40 @@ def test_blocks_are_shuffled_within_windows_so_that_few_are_needed_at_a_time() -
 
 @pytest.mark.parametrize("blocks", [None, BLOCKS])
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_have_the_batches_of_one_process_between_them(count: int, blocks: BlockOptions | None) -> None:
+def test_processes_have_the_batches_of_one_process_between_them(
+    count: int, blocks: BlockOptions | None
+) -> None:
     steps = EpochOrder(1000, 24, 0, blocks).of(1)
-    parts = [Part(rank, count).of_batch(steps, blocks) for rank in range(count)]
+    parts = [ProcessRank(rank, count).columns_of(steps, blocks) for rank in range(count)]
     assert np.array_equal(np.concatenate(parts, axis=1), steps)
 
 
 def test_with_blocks_each_process_reads_tiles_of_its_own_blocks_alone() -> None:
     steps = EpochOrder(1024, 32, 0, BLOCKS).of(0)
-    own = [set(np.unique(Part(rank, 2).of_batch(steps, BLOCKS) // 16).tolist()) for rank in range(2)]
+    own = [set(np.unique(ProcessRank(rank, 2).columns_of(steps, BLOCKS) // 16).tolist()) for rank in range(2)]
     assert not own[0] & own[1]
 
 
-def test_what_cannot_be_parted_is_refused_with_the_setting_to_change() -> None:
-    with pytest.raises(TrainingError, match=r"data\.batch_size \(24\) cannot be parted among 5 processes"):
-        Part(0, 5).of_batch(EpochOrder(100, 24, 0).of(0))
-    with pytest.raises(TrainingError, match=r"data\.blocks\.shards \(4\) cannot be parted among 3 processes"):
-        Part(0, 3).of_batch(EpochOrder(1000, 24, 0, BLOCKS).of(0), BLOCKS)
-    with pytest.raises(TrainingError, match="26 tiles cannot be parted into 4 shards"):
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_setting_to_change() -> None:
+    with pytest.raises(TrainingError, match=r"data\.batch_size \(24\) cannot be divided among 5 processes"):
+        ProcessRank(0, 5).columns_of(EpochOrder(100, 24, 0).of(0))
+    with pytest.raises(
+        TrainingError, match=r"data\.loader\.blocks\.shards \(4\) cannot be divided among 3 processes"
+    ):
+        ProcessRank(0, 3).columns_of(EpochOrder(1000, 24, 0, BLOCKS).of(0), BLOCKS)
+    with pytest.raises(TrainingError, match="26 tiles cannot be divided into 4 shards"):
         EpochOrder(1000, 26, 0, BLOCKS)
 
 
 @pytest.mark.parametrize("length", [1, 7, 16, 17, 100])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_chunks_count_each_tile_once_and_are_alike_for_any_number_of_processes(length: int, count: int) -> None:
-    parts = [list(in_chunks(length, 16, Part(rank, count))) for rank in range(count)]
+def test_chunks_count_each_tile_once_and_are_alike_for_any_number_of_processes(
+    length: int, count: int
+) -> None:
+    parts = [list(in_chunks(length, 16, ProcessRank(rank, count))) for rank in range(count)]
     assert len({len(part) for part in parts}) == 1
     assert {len(chunk) for part in parts for chunk in part} == {min(16, length)}
     everything = np.concatenate([chunk for part in parts for chunk in part])
     assert sorted(everything[everything >= 0].tolist()) == list(range(length))
-    alone = {chunk.tobytes() for chunk in in_chunks(length, 16, Part())}
+    alone = {chunk.tobytes() for chunk in in_chunks(length, 16, ProcessRank())}
     assert {chunk.tobytes() for part in parts for chunk in part if (chunk >= 0).any()} == alone
