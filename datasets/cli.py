@@ -41,6 +41,7 @@ from tilewise.datasets.packs.versions import (
 )
 from tilewise.datasets.quality.card import write_card
 from tilewise.datasets.quality.reviewed import is_empty
+from tilewise.datasets.quality.schema import ValidationLimits
 from tilewise.datasets.quality.validate import ERROR, ValidationReport, validate_pack, write_report
 from tilewise.datasets.quality.validate import validate as run_checks
 from tilewise.datasets.readers.corrections import Correction, read_corrections
