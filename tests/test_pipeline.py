@@ -90,9 +90,14 @@ print(json.dumps(own))
 
 def test_stages_depend_on_code_that_is_there_and_caches_of_python_do_not_count(repository: Path) -> None:
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
-    code = {dep for stage in stages.values() for dep in stage.get("deps", ()) if dep.startswith(("d", "m", "t"))}
+    code = {
+        dep for stage in stages.values() for dep in stage.get("deps", ()) if dep.startswith(("d", "m", "t"))
+    }
     assert not [dep for dep in code if not dep.startswith("data/") and not (PROJECT / dep).exists()]
-    assert run(repository, "dvc", "check-ignore", "datasets/core/__pycache__/tile.cpython-311.pyc").returncode == 0
+    assert (
+        run(repository, "dvc", "check-ignore", "datasets/core/__pycache__/tile.cpython-311.pyc").returncode
+        == 0
+    )
 
 
 def test_a_fresh_clone_shows_what_it_would_run(repository: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What a rehearsal stands on: its commands, its page, its way out. The story itself is played by `deploy/rehearsal`."""
+"""What a rehearsal stands on: its commands, its page, its way out. The story itself is played by
+`deploy/rehearsal`."""
 
 import io
 import subprocess
@@ -30,7 +31,9 @@ def test_a_command_is_shown_with_the_end_of_what_it_says_and_all_of_it_is_kept(
     assert "one\ntwo\nthree" in (rehearsal.folder / "commands.log").read_text()
 
 
-def test_a_command_that_ends_otherwise_than_it_must_stops_the_story_and_shows_why(rehearsal: Rehearsal) -> None:
+def test_a_command_that_ends_otherwise_than_it_must_stops_the_story_and_shows_why(
+    rehearsal: Rehearsal,
+) -> None:
     assert rehearsal.python("-c", "raise SystemExit(3)", expect=(0, 3)) == ""
     with pytest.raises(RehearsalError, match=r"(?s)ended with 1, not 0:.*no luck"):
         rehearsal.python("-c", "raise SystemExit('no luck')")
@@ -47,7 +50,9 @@ def test_what_must_be_so_and_is_not_is_said(rehearsal: Rehearsal) -> None:
         rehearsal.wait_until(lambda: False, "pigs fly", seconds=0.1)
 
 
-def test_the_service_of_who_calls_has_no_say_in_it(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_of_who_calls_has_no_say_in_it(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TILEWISE_MODEL", "mine.onnx")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://production")
     assert not [name for name in rehearsal.environment() if name.startswith(("TILEWISE_", "MLFLOW_"))]

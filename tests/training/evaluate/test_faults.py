@@ -4,7 +4,7 @@ import pytest
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS, positions
 from tilewise.datasets.core.tile import DN
 from tilewise.training.evaluate.disturbances import FAULTS, cut_off, eurosat_order, offset_left_in, unit_scale
-from tilewise.training.fit.calibrate import draw_bands, draw_faults, draw_brightness, mix_lines
+from tilewise.training.fit.calibrate import draw_bands, draw_brightness, draw_faults, mix_lines
 
 
 @pytest.fixture
