@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tilewise.training.evaluate.evaluation import ALL
-from tilewise.training.evaluate.spread import read_measured
+from tilewise.training.evaluate.spread import read_test_metrics
 from tilewise.training.settings import RunFolder
 
 PRECISIONS = ("bf16-mixed", "32-true")
@@ -48,7 +48,7 @@ def train(arguments: argparse.Namespace, precision: str, seed: int) -> tuple[flo
             ["test", "--out", folder, "--trainer.precision=32-true"],
         ):
             subprocess.run([sys.executable, "-m", "tilewise", "train", *command], check=True, stdout=subprocess.DEVNULL)
-        _, groups = read_measured(RunFolder(Path(folder)))
+        _, groups = read_test_metrics(RunFolder(Path(folder)))
         group = groups[ALL]
         return group["accuracy"], group["tiles"]
 

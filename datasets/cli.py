@@ -198,7 +198,9 @@ def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
     show_default=True,
     help="Largest fraction of pixels without data.",
 )
-@click.option("--highest-dn", "highest_dn", default=ValidationLimits.highest_dn, show_default=True, help="Highest plausible DN.")
+@click.option(
+    "--highest-dn", "highest_dn", default=ValidationLimits.highest_dn, show_default=True, help="Highest plausible DN."
+)
 @click.option(
     "--max-imbalance",
     "max_imbalance",
@@ -338,7 +340,9 @@ def _print_diff(found: PackDiff) -> None:
         click.echo(line)
     classes = Table("class", "before", "after", title=f"classes, PSI {found.class_psi:.3f}: {verdict(found.class_psi)}")
     for item in found.classes:
-        classes.add_row(item.name, f"{item.before} ({item.fraction_before:.1%})", f"{item.after} ({item.fraction_after:.1%})")
+        classes.add_row(
+            item.name, f"{item.before} ({item.fraction_before:.1%})", f"{item.after} ({item.fraction_after:.1%})"
+        )
     bands = Table("band", "mean", "std", "PSI", "KL", "W", title="train split; W: Wasserstein distance; in DN")
     for band in found.bands:
         name, mean, std, _, *drift = band_cells(band)

@@ -152,9 +152,7 @@ def _receive(response: httpx.Response, job: Download, start: int, size: int | No
             done += len(chunk)
             if done > bound:
                 job.part.unlink()
-                raise job.failure(
-                    f"the server sends more than the {bound:,} bytes allowed; its part was removed"
-                )
+                raise job.failure(f"the server sends more than the {bound:,} bytes allowed; its part was removed")
             sink.write(chunk)
             report("download", done, size)
 
@@ -208,9 +206,7 @@ class BrokenZipError(FetchError):
     """A zip that cannot be read, or that holds nothing of what it should."""
 
 
-def unpack(
-    path: Path, folder: str, into: Path, limits: UnpackLimits = _LIMITS, report: Report = silent
-) -> int:
+def unpack(path: Path, folder: str, into: Path, limits: UnpackLimits = _LIMITS, report: Report = silent) -> int:
     """Unpack what the zip `path` has below `folder` to below `into`/`folder`; return the number of files.
 
     `into` need not exist, its parent must. What a failure leaves in it is the caller's to remove. `report`
@@ -280,9 +276,7 @@ def _is_safe_name(name: str) -> bool:
     return not {"", ".", ".."} & set(name.removesuffix("/").split("/"))
 
 
-def _extract(
-    zipped: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int, into: Path, report: Report
-) -> None:
+def _extract(zipped: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int, into: Path, report: Report) -> None:
     written = 0
     for info in members:
         target = into / info.filename

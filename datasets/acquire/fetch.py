@@ -246,9 +246,7 @@ def _judge(archive: Archive, supply: _Supply, sums: _Checksums, source: str | No
             f"{supply.label}: the checksum is not the published one (md5 {sums.md5}); the file was removed, "
             f"so fetch again, or {_ARCHIVE_WAY_OUT}"
         )
-    context.say(
-        f"warning: {supply.label} is not the published {archive.format} (sha256 {sums.sha256}); used as it is"
-    )
+    context.say(f"warning: {supply.label} is not the published {archive.format} (sha256 {sums.sha256}); used as it is")
 
 
 def _install(archive: Archive, supply: _Supply, sums: _Checksums, folder: Path, context: Context) -> None:
@@ -278,14 +276,10 @@ def _card(archive: Archive, supply: _Supply, sums: _Checksums, files: int) -> Da
     if published:
         return DatasetCard(name, archive.format, _LICENCE, _ORIGIN, extra=extra)
     licence = f"{_LICENCE}, where it is a part of the published archive"
-    return DatasetCard(
-        name, archive.format, licence, supply.label, notes=f"not the published {name}", extra=extra
-    )
+    return DatasetCard(name, archive.format, licence, supply.label, notes=f"not the published {name}", extra=extra)
 
 
-def fetch_splits(
-    lists: Iterable[SplitList], out: Path, source: str | None = None, context: Context = QUIETLY
-) -> Path:
+def fetch_splits(lists: Iterable[SplitList], out: Path, source: str | None = None, context: Context = QUIETLY) -> Path:
     """Obtain the lists from `source` (a folder or a base URL; None: the publisher) and return `out`/splits.
 
     Raises:

@@ -71,9 +71,7 @@ def find_band(name: str) -> Band:
     """
     band = _BY_NAME.get(name.strip().lower())
     if band is None:
-        raise UnknownBandError(
-            f"no Sentinel-2 band is called {name!r}; the bands are {', '.join(BAND_NAMES)}"
-        )
+        raise UnknownBandError(f"no Sentinel-2 band is called {name!r}; the bands are {', '.join(BAND_NAMES)}")
     return band
 
 

@@ -18,9 +18,7 @@ Heat = npt.NDArray[np.float32]
 
 def true_colour(tile: Tile) -> Picture:
     """Return uint8 (height, width, 3): red, green and blue, or a tile's first bands where it lacks any of them."""
-    return composite(
-        tile, RGB_BANDS if set(RGB_BANDS) <= set(tile.bands) else (*tile.bands, *2 * tile.bands[:1])[:3]
-    )
+    return composite(tile, RGB_BANDS if set(RGB_BANDS) <= set(tile.bands) else (*tile.bands, *2 * tile.bands[:1])[:3])
 
 
 def composite(tile: Tile, bands: tuple[str, ...]) -> Picture:

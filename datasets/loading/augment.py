@@ -219,9 +219,7 @@ class DropBands(nn.Module):
         self._options = options
         weights = torch.tensor([*options.sets.values(), options.random], dtype=torch.float32)
         self.register_buffer("_weights", (weights.cumsum(0) / weights.sum())[:-1])
-        self.register_buffer(
-            "_sets", torch.stack([*map(_mask_of, options.sets), torch.zeros(len(BAND_NAMES)).bool()])
-        )
+        self.register_buffer("_sets", torch.stack([*map(_mask_of, options.sets), torch.zeros(len(BAND_NAMES)).bool()]))
 
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
         """Return tiles (batch, 13, height, width) with bands hidden."""
@@ -267,9 +265,7 @@ class Mix(nn.Module):
         if options.mixup > 0:
             mixes = (kind >= options.cutmix) & (kind < options.cutmix + options.mixup)
             weight = weight + (drawn * mixes)[:, None, None]
-        weight = (
-            weight * alike[:, None, None]
-        )  # (batch, height, width): the other tile's weight in each pixel
+        weight = weight * alike[:, None, None]  # (batch, height, width): the other tile's weight in each pixel
         area = weight.mean(dim=(1, 2))[:, None]
         return _blend(tiles, foreign, weight[:, None]), targets * (1 - area) + targets[neighbours] * area
 

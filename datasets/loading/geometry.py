@@ -124,9 +124,7 @@ def warp(tiles: Tensor, matrices: Tensor) -> Tensor:
     valid = (held | ~present).all(dim=1, keepdim=True)
     stack = torch.cat([tiles, valid.to(tiles.dtype)], dim=1)
     grid = functional.affine_grid(matrices, list(stack.shape), align_corners=True)
-    sampled = functional.grid_sample(
-        stack, grid, mode="bilinear", padding_mode="reflection", align_corners=True
-    )
+    sampled = functional.grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
     kept = (sampled[:, -1:] > ALL_VALID) & present
     return torch.where(kept, sampled[:, :-1].clamp(min=1.0), 0.0)
 
@@ -147,9 +145,7 @@ class AlbumentationsWarp:
     """
 
     def __init__(self, options: GeometryOptions) -> None:
-        os.environ.setdefault(
-            "NO_ALBUMENTATIONS_UPDATE", "1"
-        )  # else its import looks for a newer version online
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import looks for a newer version online
         try:
             import albumentations as albu
             import cv2
@@ -158,9 +154,7 @@ class AlbumentationsWarp:
                 "data.augment.geometry.backend: albumentations is not installed; "
                 "pip install albumentations==2.0.8, or choose torch"
             ) from error
-        cv2.setNumThreads(
-            0
-        )  # a pool of OpenCV threads in every loader process competes with torch for the cores
+        cv2.setNumThreads(0)  # a pool of OpenCV threads in every loader process competes with torch for the cores
         self._compose = albu.Compose(_transforms(options))
 
     def reseed(self, seed: int) -> None:
@@ -178,9 +172,7 @@ class AlbumentationsWarp:
             return np.maximum(np.rint(warped), 1).astype(np.uint16).transpose(2, 0, 1)
         warped = self._compose(image=np.dstack([image, valid]))["image"]
         kept = warped[..., -1:] > ALL_VALID
-        return (
-            np.where(kept, np.maximum(np.rint(warped[..., :-1]), 1), 0).astype(np.uint16).transpose(2, 0, 1)
-        )
+        return np.where(kept, np.maximum(np.rint(warped[..., :-1]), 1), 0).astype(np.uint16).transpose(2, 0, 1)
 
 
 def _transforms(options: GeometryOptions) -> list[albu.BasicTransform]:

@@ -160,13 +160,11 @@ class ResidentTiles:
 
     def __init__(self, pack: Pack, rows: npt.NDArray[np.int64], device: torch.device) -> None:
         self.rows = rows = np.unique(rows)
-        sources = np.concatenate(
-            [pack.first_plane[row] + np.arange(len(pack.band_indices[row])) for row in rows]
-        )
+        sources = np.concatenate([pack.first_plane[row] + np.arange(len(pack.band_indices[row])) for row in rows])
         planes = np.zeros((len(pack), BAND_COUNT), np.int32)  # 0 is the plane of bands that a tile lacks
-        planes[
-            np.repeat(rows, [len(pack.band_indices[row]) for row in rows]), _all_band_indices(pack, rows)
-        ] = np.arange(len(sources), dtype=np.int32) + 1
+        planes[np.repeat(rows, [len(pack.band_indices[row]) for row in rows]), _all_band_indices(pack, rows)] = (
+            np.arange(len(sources), dtype=np.int32) + 1
+        )
         # As int16: not every device gathers uint16, and a gather does not look at the values.
         self._planes = torch.zeros((len(sources) + 1, TILE_SIZE, TILE_SIZE), dtype=torch.int16, device=device)
         for first in range(0, len(sources), _PLANES_AT_A_TIME):
@@ -222,9 +220,7 @@ class ReadAhead:
             while (rows := self._requests.get()) is not None:
                 for start, stop in byte_ranges(self._pack, rows):
                     file.seek(start)
-                    while start < stop and (
-                        count := file.readinto(buffer[: min(_BYTES_AHEAD, stop - start)])
-                    ):
+                    while start < stop and (count := file.readinto(buffer[: min(_BYTES_AHEAD, stop - start)])):
                         start += count
                         self.bytes_read += count
 

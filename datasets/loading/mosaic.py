@@ -42,9 +42,7 @@ class MosaicOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
-            raise TrainingError(
-                f"data.augment.mosaic.fraction: {self.fraction} is not a fraction from 0 to 1"
-            )
+            raise TrainingError(f"data.augment.mosaic.fraction: {self.fraction} is not a fraction from 0 to 1")
         if not self.sides or any(side < 2 or TILE_SIZE % side for side in self.sides):
             raise TrainingError(
                 f"data.augment.mosaic.sides: {list(self.sides)} are not numbers of tiles, 2 or more, "

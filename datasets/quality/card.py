@@ -99,9 +99,7 @@ def _formats(pack: Pack) -> str:
     counts = Counter(
         (source, level, " ".join(bands)) for source, level, bands in _rows(pack, "source", "level", "bands")
     )
-    rows = [
-        (source, level or "unknown", bands, f"{n:,}") for (source, level, bands), n in sorted(counts.items())
-    ]
+    rows = [(source, level or "unknown", bands, f"{n:,}") for (source, level, bands), n in sorted(counts.items())]
     return _table(("format", "level", "bands", "tiles"), rows, numbers=1)
 
 
@@ -126,9 +124,7 @@ def _extents(pack: Pack) -> str:
     extents: dict[str, list[Bounds]] = defaultdict(list)
     for crs, left, bottom, right, top in _rows(pack, "crs", "left", "bottom", "right", "top"):
         extents["" if None in (left, bottom, right, top) else crs].append((left, bottom, right, top))
-    rows = [
-        (crs or "none", f"{len(found):,}", *_extent(crs, found)) for crs, found in sorted(extents.items())
-    ]
+    rows = [(crs or "none", f"{len(found):,}", *_extent(crs, found)) for crs, found in sorted(extents.items())]
     return _table(("CRS", "tiles", *_EXTENT), rows, numbers=1 + len(_EXTENT))
 
 

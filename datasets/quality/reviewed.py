@@ -189,9 +189,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise ReviewError(
-                    f"{path}: it has no column {', '.join(missing)}; its first line names the columns"
-                )
+                raise ReviewError(f"{path}: it has no column {', '.join(missing)}; its first line names the columns")
             return [{name: (row[name] or "").strip() for name in columns} for row in reader]
     except FileNotFoundError:
         raise ReviewError(f"{path}: there is no such file; `tilewise data review` prints its path") from None
@@ -211,8 +209,7 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
 def _write_table(root: Path, known: Mapping[str, Reviewed]) -> None:
     """Write the table, sorted by name, whole or not at all."""
     rows = [
-        {**asdict(row.decision), "reviewed": row.reviewed, **asdict(row.origin)}
-        for _, row in sorted(known.items())
+        {**asdict(row.decision), "reviewed": row.reviewed, **asdict(row.origin)} for _, row in sorted(known.items())
     ]
     with atomic_write(root / TABLE) as partial:
         partial.write_text(as_csv(COLUMNS, rows), encoding="utf-8")

@@ -112,9 +112,7 @@ def validate(
     return _report(records, splits, findings + split_findings)
 
 
-def validate_pack(
-    root: Path, limits: ValidationLimits | None = None, progress: Report = silent
-) -> ValidationReport:
+def validate_pack(root: Path, limits: ValidationLimits | None = None, progress: Report = silent) -> ValidationReport:
     """Check a pack's index against the schema, its pixels against their hashes, and its `pack.json` against both.
 
     Raises:
@@ -223,9 +221,7 @@ def _check_duplicates(records: Sequence[TileRecord], limits: ValidationLimits) -
     contradictory = [g for g in groups if len({r.label for r in g}) > 1]
     plain = [g for g in groups if g not in contradictory]
     return [
-        *_if_any(
-            ERROR, "duplicates", "the same pixels under two classes", [_names(g) for g in contradictory]
-        ),
+        *_if_any(ERROR, "duplicates", "the same pixels under two classes", [_names(g) for g in contradictory]),
         *_if_any(WARNING, "duplicates", "the same pixels in two files", [_names(g) for g in plain]),
     ]
 
@@ -268,11 +264,7 @@ def _check_content(pack: Pack, records: Sequence[TileRecord], progress: Report) 
     foreign = data_hash(records, pack.splits.tolist()) != pack.summary.data_hash
     return [
         *_if_any(ERROR, "pack", "the pixels are not those that were packed", other),
-        *(
-            [_finding(ERROR, "pack", "the index is not the one that pack.json was written for", [])]
-            if foreign
-            else []
-        ),
+        *([_finding(ERROR, "pack", "the index is not the one that pack.json was written for", [])] if foreign else []),
     ]
 
 

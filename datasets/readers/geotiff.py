@@ -239,17 +239,13 @@ def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None 
     try:
         numbers = dataset.read(indexes=list(plan.indexes), window=window)
     except RasterioError as error:
-        raise UnreadableImageError(
-            f"{plan.name}: truncated or corrupt, its pixels cannot be decoded"
-        ) from error
+        raise UnreadableImageError(f"{plan.name}: truncated or corrupt, its pixels cannot be decoded") from error
     if numbers.dtype == np.uint16 and plan.radiometry.is_identity and not plan.no_data:
         return numbers  # they are DN already, 0 = no data: a large scene is not copied
     return plan.radiometry.to_dn(numbers, valid_numbers(numbers, plan.no_data))
 
 
-def read_tile(
-    source: Path | bytes, options: ReadOptions, name: str | None = None, size: int = TILE_SIZE
-) -> Tile:
+def read_tile(source: Path | bytes, options: ReadOptions, name: str | None = None, size: int = TILE_SIZE) -> Tile:
     """Read one `size` × `size` tile from a GeoTIFF.
 
     Raises:
@@ -265,9 +261,7 @@ def read_tile(
             )
         plan = plan_reading(dataset, label, options)
         pixels = read_dn(dataset, plan)
-        return Tile(
-            label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)
-        )
+        return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset))
 
 
 def georeference_of(dataset: DatasetReader) -> Georeference | None:

@@ -168,7 +168,5 @@ def read_card(root: Path) -> dict[str, Any]:
         card = dict(json.loads(path.read_text(encoding="utf-8")))
         Format(card.get("format", Format.GEOTIFF))
     except (ValueError, TypeError) as error:
-        raise NoTilesError(
-            f"{path}: not a valid card ({error}); set `format` to one of {', '.join(Format)}"
-        ) from error
+        raise NoTilesError(f"{path}: not a valid card ({error}); set `format` to one of {', '.join(Format)}") from error
     return card

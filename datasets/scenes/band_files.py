@@ -140,9 +140,7 @@ def read_band_files(name: str, paths: Sequence[Path], options: SceneOptions) -> 
         TilewiseError: a file cannot be opened, or its radiometry or georeference are unknown.
     """
     if options.read_options.bands and LEAVE_OUT in options.read_options.bands:
-        raise SceneError(
-            f"{name}: its files name their bands, so {LEAVE_OUT} has no effect; leave --bands out"
-        )
+        raise SceneError(f"{name}: its files name their bands, so {LEAVE_OUT} has no effect; leave --bands out")
     named = [found for path in paths if (found := parse_name(path))]
     files = _finest(named)
     if not files:

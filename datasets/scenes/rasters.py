@@ -99,9 +99,7 @@ def _is_jp2(path: Path) -> bool:
 def _why(source: str | Path) -> str:
     if is_remote(source):
         server = urlsplit(str(source)).netloc
-        return (
-            f"{server} does not serve it as a GeoTIFF (.tif) by ranges; download it and classify it from disk"
-        )
+        return f"{server} does not serve it as a GeoTIFF (.tif) by ranges; download it and classify it from disk"
     if _is_jp2(Path(source)):
         return "a truncated or corrupt JPEG 2000 file"
     return why_unreadable(Path(source))
@@ -121,9 +119,7 @@ def fetch_text(url: str) -> bytes:
             for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > _MAX_BYTES:
-                    raise FetchError(
-                        f"{shown(url)}: more than {_MAX_BYTES // 2**20} MiB, too long for STAC metadata"
-                    )
+                    raise FetchError(f"{shown(url)}: more than {_MAX_BYTES // 2**20} MiB, too long for STAC metadata")
             return content
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchError(f"{shown(url)}: no response ({type(error).__name__}); check the network") from error

@@ -109,9 +109,7 @@ class SceneSource:
         assert mask is not None  # noqa: S101 - the caller checked it
         (path,) = self._mask_paths() or (None,)
         if path is None:
-            raise SceneError(
-                f"{self.name}: no file {mask.pattern} beside the scene; put the cloud mask there"
-            )
+            raise SceneError(f"{self.name}: no file {mask.pattern} beside the scene; put the cloud mask there")
         return cloud_layer(path, mask)
 
     def _mask_paths(self) -> tuple[Path, ...]:
@@ -226,9 +224,7 @@ def _of_pattern(pattern: str, skip: tuple[str, ...]) -> Iterator[_Found]:
     """Yield the scenes that a pattern matches: its files together, as if they were in one folder."""
     paths = [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
     if not paths:
-        yield _Found(
-            Path(pattern).stem, Kind.UNKNOWN, (Path(pattern),), problem=f"{pattern}: no file matches"
-        )
+        yield _Found(Path(pattern).stem, Kind.UNKNOWN, (Path(pattern),), problem=f"{pattern}: no file matches")
     files = [path for path in paths if path.suffix.lower() in RASTER_SUFFIXES and path.is_file()]
     yield from _of_rasters(files, [], skip)
     for path in paths:
@@ -242,9 +238,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
     products: list[Path] = []
     for here, below, files in os.walk(folder):
         products += [Path(here, name) for name in below if is_safe(Path(here, name))]
-        below[:] = sorted(
-            name for name in below if not name.startswith(".") and Path(here, name) not in products
-        )
+        below[:] = sorted(name for name in below if not name.startswith(".") and Path(here, name) not in products)
         rasters += [Path(here, name) for name in files if _is_raster(name)]
         products += [Path(here, name) for name in files if _ZIPPED.match(name)]
     return sorted(rasters), sorted(products)
@@ -303,9 +297,7 @@ def _not_a_scene(path: Path) -> _Found:
     elif _ZIPPED.match(path.name):
         problem = f"{path.name}: a zipped product; unpack it and name the .SAFE folder"
     else:
-        problem = (
-            f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"
-        )
+        problem = f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"
     return _Found(path.stem, Kind.UNKNOWN, (path,), problem=problem)
 
 

@@ -41,7 +41,8 @@ def dashboard_expressions() -> Iterator[str]:
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Return the names of the service's metrics in an expression, without the suffixes of a histogram's parts."""
+    """Return the names of the service's metrics in an expression, without the suffixes of a histogram's
+    parts."""
     return {_SUFFIX.sub("", name) for name in re.findall(r"\btilewise_[a-z_]+", expression)}
 
 

@@ -1,4 +1,5 @@
-"""A candidate beside a champion: real services, HAProxy before them, Prometheus with the shipped rules above them."""
+"""A candidate beside a champion: real services, HAProxy before them, Prometheus with the shipped rules above
+them."""
 
 import io
 import json
@@ -84,7 +85,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             *(each.url.removeprefix("http://") for each in (champion, candidate)),
         ]
         route = stack.enter_context(balanced(home / "balancer", *addresses))
-        # Longer than a busy machine may keep Prometheus waiting for a scrape: a service that is late is not gone.
+        # Longer than a busy machine may keep Prometheus waiting for a scrape: a service that is late is not
+        # gone.
         watch = stack.enter_context(monitoring(home / "watch", [addresses[1]], hold="6s", scrape="2s"))
         until(lambda: bool(watch.query('up{job="tilewise"} == 1')), "the champion is scraped")
         yield Site(champion, candidate, models, f"http://{addresses[0]}", route, watch)
@@ -144,8 +146,14 @@ def test_alerts_take_a_bad_candidate_out(site: Site, callers: Client) -> None:
 def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site, callers: Client) -> None:
     good = model(site.models[1].with_name("good.onnx"), "good", "Forest", logit=7)
     shutil.copyfile(good, site.models[1])
-    until(lambda: "good" in httpx.get(f"{site.candidate.url}/model", trust_env=False).text, "it serves the good one")
-    until(lambda: not site.watch.query('ALERTS{action="rollback", alertstate="firing"}'), "old alerts have ended")
+    until(
+        lambda: "good" in httpx.get(f"{site.candidate.url}/model", trust_env=False).text,
+        "it serves the good one",
+    )
+    until(
+        lambda: not site.watch.query('ALERTS{action="rollback", alertstate="firing"}'),
+        "old alerts have ended",
+    )
     refused = site.run("--min-requests", 5, "--wait", 1, "--full", "false")
     assert refused.exit_code == 1, refused.output
     assert "'false' ended with 1, so the champion stays" in refused.stderr
@@ -244,5 +252,8 @@ def test_a_program_that_ends_is_said_with_its_last_words(tmp_path: Path) -> None
         running("lucky", words, tmp_path, "http://127.0.0.1:9"),
     ):
         pass
-    with pytest.raises(ProgramError, match="is not installed"), running("none", ["no-such-program"], tmp_path, ""):
+    with (
+        pytest.raises(ProgramError, match="is not installed"),
+        running("none", ["no-such-program"], tmp_path, ""),
+    ):
         pass

@@ -16,8 +16,18 @@ WANTED = {
         "tilewise_errors_total",
         "tilewise_waiting_tiles",
     ),
-    "model": ("tilewise_tiles_total", "tilewise_confidence", "tilewise_outlier_score", "tilewise_drift", "by (band)"),
-    "candidate": ("tilewise:failure_share:5m", "tilewise:request_seconds:p99_5m", "tilewise_shadow_tiles_total"),
+    "model": (
+        "tilewise_tiles_total",
+        "tilewise_confidence",
+        "tilewise_outlier_score",
+        "tilewise_drift",
+        "by (band)",
+    ),
+    "candidate": (
+        "tilewise:failure_share:5m",
+        "tilewise:request_seconds:p99_5m",
+        "tilewise_shadow_tiles_total",
+    ),
 }
 
 

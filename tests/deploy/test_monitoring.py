@@ -50,7 +50,12 @@ def post(url: str, pixels: Tiles, bands: tuple[str, ...] = BAND_NAMES, key: str 
     headers = {"Content-Type": "application/octet-stream"} | ({"Tilewise-Key": key} if key else {})
     options = {"bands": ",".join(bands)}
     done = httpx.post(
-        f"{url}/classify", content=stream.getvalue(), params=options, headers=headers, trust_env=False, timeout=30
+        f"{url}/classify",
+        content=stream.getvalue(),
+        params=options,
+        headers=headers,
+        trust_env=False,
+        timeout=30,
     )
     assert done.status_code == 200, done.text
     assert all("class" in result for result in done.json()["results"])
@@ -83,7 +88,10 @@ def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def watch(shadowed: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitoring]:
     """Both programs beside it, with rules that hold for a second."""
     with monitoring(tmp_path_factory.mktemp("watch"), [target(shadowed)], hold="1s") as running:
-        until(lambda: len(running.query("tilewise:place")) == 2, "the service is scraped and the rules are evaluated")
+        until(
+            lambda: len(running.query("tilewise:place")) == 2,
+            "the service is scraped and the rules are evaluated",
+        )
         yield running
 
 
@@ -102,7 +110,12 @@ def test_rules_and_dashboards_ask_for_metrics_that_a_real_service_has(shadowed: 
 def test_each_expression_of_the_dashboards_is_answered_by_a_real_prometheus(
     shadowed: Server, watch: Monitoring
 ) -> None:
-    empty = ("ALERTS", "changes(", "canary", 'place="candidate"')  # no alert, no promotion, no canary until now
+    empty = (
+        "ALERTS",
+        "changes(",
+        "canary",
+        'place="candidate"',
+    )  # no alert, no promotion, no canary until now
     waiting = {text for text in dashboard_expressions() if watch.query(text) == []}
     waiting -= {text for text in waiting if any(word in text for word in empty)}
 
@@ -146,7 +159,10 @@ def test_a_canary_that_answers_otherwise_calls_for_a_rollback(watch: Monitoring,
     with served(model(tmp_path / "model.onnx", TRAINING, "3"), tmp_path, **SETTINGS, **more) as server:
         keys = {post(server.url, LATER[:1], key=str(n)): str(n) for n in range(16)}  # of a caller of each model
         watch.set_targets([target(server)])
-        until(lambda: {s["metric"]["model"] for s in watch.query("tilewise:place")} >= {"3", "4"}, "both are scraped")
+        until(
+            lambda: {s["metric"]["model"] for s in watch.query("tilewise:place")} >= {"3", "4"},
+            "both are scraped",
+        )
         for version in ["3"] * 4 + ["4"] * 10:
             assert post(server.url, LATER, key=keys[version]) == version
         for name in ("TilewiseCanaryUnsure", "TilewiseCanaryClassMix"):
@@ -197,7 +213,10 @@ def test_a_service_that_is_gone_is_told_of_and_holds_back_what_follows_from_it(w
     (gone,) = watch.await_alert("TilewiseGone")
     assert gone["labels"]["severity"] == "critical"
     watch.await_alert("TilewiseDown")
-    until(lambda: watch.alerts("TilewiseDown")[0]["status"]["state"] == "suppressed", "the lesser alert is held back")
+    until(
+        lambda: watch.alerts("TilewiseDown")[0]["status"]["state"] == "suppressed",
+        "the lesser alert is held back",
+    )
 
 
 def test_what_does_not_fire_is_said_with_what_does(watch: Monitoring) -> None:

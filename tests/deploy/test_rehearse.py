@@ -1,4 +1,5 @@
-"""What a rehearsal stands on: its commands, its page, its way out. The story itself is played by `deploy/rehearsal`."""
+"""What a rehearsal stands on: its commands, its page, its way out. The story itself is played by
+`deploy/rehearsal`."""
 
 import io
 import subprocess
@@ -30,7 +31,9 @@ def test_a_command_is_shown_with_the_end_of_what_it_says_and_all_of_it_is_kept(
     assert "one\ntwo\nthree" in (rehearsal.folder / "commands.log").read_text()
 
 
-def test_a_command_that_ends_otherwise_than_it_must_stops_the_story_and_shows_why(rehearsal: Rehearsal) -> None:
+def test_a_command_that_ends_otherwise_than_it_must_stops_the_story_and_shows_why(
+    rehearsal: Rehearsal,
+) -> None:
     assert rehearsal.python("-c", "raise SystemExit(3)", expect=(0, 3)) == ""
     with pytest.raises(RehearsalError, match=r"(?s)ended with 1, not 0:.*no luck"):
         rehearsal.python("-c", "raise SystemExit('no luck')")

@@ -30,7 +30,11 @@ def commands() -> list[str]:
 
 
 def test_each_workflow_is_valid_by_github_s_schema() -> None:
-    check = [str(Path(sys.executable).parent / "check-jsonschema"), "--builtin-schema", "vendor.github-workflows"]
+    check = [
+        str(Path(sys.executable).parent / "check-jsonschema"),
+        "--builtin-schema",
+        "vendor.github-workflows",
+    ]
     done = subprocess.run([*check, *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -100,7 +104,9 @@ def test_each_script_is_sound_and_calls_what_there_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_jobs_have_no_rights_that_they_do_not_need_end_in_time_and_paste_no_input_into_commands(path: Path) -> None:
+def test_jobs_have_no_rights_that_they_do_not_need_end_in_time_and_paste_no_input_into_commands(
+    path: Path,
+) -> None:
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
     assert all("timeout-minutes" in job for job in jobs(path).values())

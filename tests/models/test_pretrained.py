@@ -51,7 +51,8 @@ def test_the_card_has_the_digests_of_both_files() -> None:
 
 @pytest.fixture(scope="module")
 def validation_tiles(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DN, list[str]]:
-    """Real tiles of the published validation list, and their classes: none that the network was trained on."""
+    """Real tiles of the published validation list, and their classes: none that the network was trained
+    on."""
     folder = tmp_path_factory.mktemp("real")
     names = {line.split(".")[0] for line in (real_data / "splits/eurosat-spatial-val.txt").read_text().split()}
     with zipfile.ZipFile(io.BytesIO((real_data / "EuroSAT_MS.zip").read_bytes())) as archive:

@@ -1,4 +1,5 @@
-"""A pack whose test split has 120 tiles, and linear models of known skill that answer it: made without training."""
+"""A pack whose test split has 120 tiles, and linear models of known skill that answer it: made without
+training."""
 
 import shutil
 from collections.abc import Callable
@@ -36,7 +37,8 @@ def judged(made_once: MadeOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def make_model(judged: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """Make a linear model; `noise` blurs its weights (0.0: about 80 % right), `fields` change its metadata."""
+    """Make a linear model; `noise` blurs its weights (0.0: about 80 % right), `fields` change its
+    metadata."""
     labels = np.repeat(np.arange(len(CLASSES)), 8)
     tiles = np.stack([render(CLASSES[label], n, seed=5) for n, label in enumerate(labels)])
     means = np.column_stack([tiles.mean(axis=(2, 3)), np.ones(len(tiles))])

@@ -1,4 +1,5 @@
-"""A tiny backbone for tests, without statistics of batches: what it learns depends on the global batch alone."""
+"""A tiny backbone for tests, without statistics of batches: what it learns depends on the global batch
+alone."""
 
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,4 +1,5 @@
-"""A PostgreSQL of Debian's for the length of a test, on loopback, with the password that its caller must know."""
+"""A PostgreSQL of Debian's for the length of a test, on loopback, with the password that its caller must
+know."""
 
 import os
 import secrets

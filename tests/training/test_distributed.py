@@ -1,4 +1,5 @@
-"""Two processes on the CPU train as one does: the same losses, each tile counted once, and on with another number."""
+"""Two processes on the CPU train as one does: the same losses, each tile counted once, and on with another
+number."""
 
 import csv
 import json
@@ -77,7 +78,8 @@ def test_two_processes_told_to_end_go_on_as_one_where_they_stopped(pack_folder: 
     last = out / "checkpoints/last.ckpt"
     step = torch.load(last, weights_only=True)["global_step"]
     assert 16 <= step < 64
-    # A second process changes the order of sums alone, so what one makes of the rest is what one makes of it all.
+    # A second process changes the order of sums alone, so what one makes of the rest is what one makes of it
+    # all.
     main(["fit", *options(pack_folder, tmp_path / "on", *more, f"--ckpt_path={last}", epochs=4)])
     main(["fit", *options(pack_folder, tmp_path / "whole", *more, epochs=4)])
     resumed, whole = (weights(tmp_path / name / "checkpoints/last.ckpt") for name in ("on", "whole"))

@@ -318,9 +318,7 @@ def test_bad_download_is_removed_so_that_the_next_call_starts_clean(
         ("no/such.zip", "no such file"),
     ],
 )
-def test_source_that_is_no_url_and_no_file_is_refused(
-    archive: Archive, out: Path, source: str, message: str
-) -> None:
+def test_source_that_is_no_url_and_no_file_is_refused(archive: Archive, out: Path, source: str, message: str) -> None:
     with pytest.raises(FetchError) as caught:
         fetch_archive(archive, out, source, QUIETLY)
     assert message in refusal(caught)

@@ -129,9 +129,7 @@ def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
     ],
     ids=["members", "bytes", "ratio"],
 )
-def test_more_than_the_limits_is_refused(
-    tmp_path: Path, body: bytes, limits: UnpackLimits, message: str
-) -> None:
+def test_more_than_the_limits_is_refused(tmp_path: Path, body: bytes, limits: UnpackLimits, message: str) -> None:
     error = refuse(body, tmp_path, limits)
     assert isinstance(error, UnsafeArchiveError)
     assert message in str(error)

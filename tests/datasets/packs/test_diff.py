@@ -87,9 +87,7 @@ def test_a_band_that_one_version_lacks_has_no_distance(packs: tuple[str, str], t
     assert "| B08 |" in as_markdown(after)
 
 
-def test_the_command_writes_a_report_and_fails_where_drift_is_too_large(
-    packs: tuple[str, str], tmp_path: Path
-) -> None:
+def test_the_command_writes_a_report_and_fails_where_drift_is_too_large(packs: tuple[str, str], tmp_path: Path) -> None:
     words = ["diff", *packs, "--out", str(tmp_path), "--max-psi", "0.25"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1

@@ -23,9 +23,7 @@ def answers(pack: Pack, path: Path, rows: list[int] | None = None, sure: float =
     chosen = list(range(len(pack))) if rows is None else rows
     classes = pack.summary.classes
     names = pack.names(chosen)
-    shown = [
-        (pack.labels[row] + (name in WRONG)) % len(classes) for row, name in zip(chosen, names, strict=True)
-    ]
+    shown = [(pack.labels[row] + (name in WRONG)) % len(classes) for row, name in zip(chosen, names, strict=True)]
     shares = np.full((len(chosen), len(classes)), (1 - sure) / (len(classes) - 1))
     shares[np.arange(len(chosen)), shown] = sure
     keys = list(zip(pack.sources[chosen].tolist(), names, strict=True))

@@ -26,9 +26,7 @@ def test_a_folder_without_a_card_holds_geotiffs(tmp_path: Path) -> None:
     assert np.array_equal(source.read(source.files()[0].path).pixels, noise(2))
 
 
-@pytest.mark.parametrize(
-    ("name", "form"), [("EuroSAT_MS", Format.EUROSAT_MS), ("EuroSAT_RGB", Format.EUROSAT_RGB)]
-)
+@pytest.mark.parametrize(("name", "form"), [("EuroSAT_MS", Format.EUROSAT_MS), ("EuroSAT_RGB", Format.EUROSAT_RGB)])
 def test_the_published_folders_are_known_by_name(tmp_path: Path, name: str, form: Format) -> None:
     (tmp_path / name).mkdir()
     assert find_source(tmp_path / name).format is form

@@ -34,9 +34,18 @@ def step(name: str, *constants: np.ndarray, **attributes: Any) -> tuple[str, tup
 SCALES, ZEROS = np.float32([0.02, 0.03, 0.05]), np.array([128, 120, 0], np.uint8)
 CHAINS = {
     "convolution": [step("Conv", normal(4, 3, 3, 3), normal(4), pads=[0, 1, 2, 1], strides=[2, 1])],
-    "by channel": [step("Conv", normal(3, 1, 3, 3), group=3, dilations=[2, 2], pads=[2, 2, 2, 2]), step("HardSwish")],
-    "pools": [step("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), step("GlobalAveragePool")],
-    "normalised": [step("BatchNormalization", normal(3), normal(3), normal(3), np.float32([1, 2, 3])), step("Relu")],
+    "by channel": [
+        step("Conv", normal(3, 1, 3, 3), group=3, dilations=[2, 2], pads=[2, 2, 2, 2]),
+        step("HardSwish"),
+    ],
+    "pools": [
+        step("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        step("GlobalAveragePool"),
+    ],
+    "normalised": [
+        step("BatchNormalization", normal(3), normal(3), normal(3), np.float32([1, 2, 3])),
+        step("Relu"),
+    ],
     "head": [
         step("ReduceMean", whole(2, 3), keepdims=0),
         step("Gemm", normal(5, 3), normal(5), transB=1, alpha=0.5, beta=2.0),
@@ -50,7 +59,11 @@ CHAINS = {
         step("Gather", whole(2, -1, 0), axis=2),
         step("Flatten"),
     ],
-    "gates": [step("HardSigmoid", alpha=1 / 6), step("Clip", np.float32(0.4), np.float32(0.6)), step("Sigmoid")],
+    "gates": [
+        step("HardSigmoid", alpha=1 / 6),
+        step("Clip", np.float32(0.4), np.float32(0.6)),
+        step("Sigmoid"),
+    ],
     "reductions": [step("Tanh"), step("ReduceMax", whole(3)), step("ReduceSum", whole(-2), keepdims=0)],
     "slices": [
         step("Slice", whole(1, 7), whole(3, -(2**31)), whole(1, 3), whole(1, -2)),

@@ -88,7 +88,7 @@ def test_ranges_can_be_chosen_otherwise(method: str, skilled_model: Path, tiles:
 
 
 def test_an_unknown_way_to_choose_ranges_is_refused(skilled_model: Path, tiles: DN, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="'median' is no way to choose ranges; say minmax, percentile, entropy"):
+    with pytest.raises(ExportError, match="'median' is no method to choose ranges; use minmax, percentile, entropy"):
         quantise(skilled_model, tmp_path / "model.onnx", tiles, "median")
 
 

@@ -21,7 +21,9 @@ def test_sets_cover_as_often_as_asked(answers: tuple[np.ndarray, np.ndarray], me
     assert inside[np.arange(2000), labels[1::2]].mean() == pytest.approx(coverage, abs=0.02)
 
 
-def test_lac_is_what_model_files_hold_and_gives_the_smallest_sets(answers: tuple[np.ndarray, np.ndarray]) -> None:
+def test_lac_is_what_model_files_hold_and_gives_the_smallest_sets(
+    answers: tuple[np.ndarray, np.ndarray],
+) -> None:
     (shares, labels), random = answers, np.random.default_rng(1)
     found = {m: scores_of(m, shares, random) for m in ("lac", "aps", "raps")}
     sizes = {m: (s <= limit_of(s, labels, 0.9)).sum(1).mean() for m, s in found.items()}

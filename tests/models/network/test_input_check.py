@@ -33,7 +33,7 @@ def odds(check: InputCheck, some: DN) -> np.ndarray:
 def test_faulty_tiles_score_above_sound_ones(fitted: InputCheck, fault: str) -> None:
     sound = tiles(100, 8)
     limit = np.quantile(odds(fitted, sound), 0.95)
-    assert (odds(fitted, FAULTS[fault].make(sound)) > limit).mean() >= 0.95
+    assert (odds(fitted, FAULTS[fault].apply(sound)) > limit).mean() >= 0.95
 
 
 def test_noise_that_hides_what_is_shown_scores_above_sound_tiles(fitted: InputCheck) -> None:
@@ -97,7 +97,7 @@ def test_real_level_2a_tiles_with_the_offset_are_told_from_those_without(real_da
     check.fit(exposures([np.ascontiguousarray(real[::2, :, LINES])]))
     others = real[1::2]
     limit = np.quantile(odds(check, others), 0.95)
-    assert (odds(check, FAULTS["offset"].make(others)) > limit).mean() >= 0.95
+    assert (odds(check, FAULTS["offset"].apply(others)) > limit).mean() >= 0.95
 
 
 @pytest.mark.realdata
@@ -108,5 +108,5 @@ def test_red_and_blue_exchanged_are_mostly_told_in_real_level_2a_tiles(real_data
     check = InputCheck()
     check.fit(exposures([np.ascontiguousarray(real[~fourth][:, :, LINES])]))
     limit = np.quantile(odds(check, real[fourth]), 0.95)
-    told = (odds(check, FAULTS["red_blue"].make(real[fourth])) > limit).mean()
+    told = (odds(check, FAULTS["red_blue"].apply(real[fourth])) > limit).mean()
     assert told >= 0.85, "0.8 without what neighbouring bands have in common"

@@ -37,7 +37,9 @@ def test_a_larger_window_sees_that_many_pixels_around_its_patch(window: Literal[
     [partial(ResidualCNN, widths=(8, 16), depths=(1, 1), stem=(8,)), partial(PatchCNN, 32, (32, 32), (2, 1))],
     ids=["residual", "patches"],
 )
-def test_every_part_of_the_tile_and_every_band_reaches_the_embedding(make: Callable[[], torch.nn.Module]) -> None:
+def test_every_part_of_the_tile_and_every_band_reaches_the_embedding(
+    make: Callable[[], torch.nn.Module],
+) -> None:
     torch.manual_seed(0)
     backbone = make().eval()
     tile = torch.randn(1, 13, 64, 64, requires_grad=True)

@@ -21,7 +21,9 @@ def fitted() -> MahalanobisScore:
     return score
 
 
-def test_known_points_score_about_one_and_the_threshold_flags_the_promised_share(fitted: MahalanobisScore) -> None:
+def test_known_points_score_about_one_and_the_threshold_flags_the_promised_share(
+    fitted: MahalanobisScore,
+) -> None:
     known = fitted(embeddings(3000, seed=2)[0]).numpy()
     assert known.mean() == pytest.approx(1.0, abs=0.1)
     threshold = fit_threshold(known, 0.05)

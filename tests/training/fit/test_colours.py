@@ -1,4 +1,5 @@
-"""Colours alone: the same wherever they lie in the tile, learned as Level-2A shows them, of a pack that has them."""
+"""Colours alone: the same wherever they lie in the tile, learned as Level-2A shows them, of a pack that has
+them."""
 
 from pathlib import Path
 

@@ -129,5 +129,5 @@ def test_settings_and_networks_that_cannot_be_are_refused() -> None:
             Masking(**wrong)  # type: ignore[arg-type]
     plain = nn.Flatten()
     plain.features = 4  # type: ignore[assignment]
-    with pytest.raises(TrainingError, match="Flatten does not say what is seen where"):
+    with pytest.raises(TrainingError, match="Flatten has no grid of features"):
         make(backbone=plain)

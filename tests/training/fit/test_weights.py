@@ -86,4 +86,4 @@ def test_tiles_without_labels_are_refused_where_labels_train(
     ]
     with pytest.raises(SystemExit):
         main(["fit", *NETWORK, *words])
-    assert "error: data.train_splits: tiles that are unlabelled have no labels to train by" in capsys.readouterr().err
+    assert "error: data.train_splits: unlabelled tiles have no labels" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""From a reason to a candidate: a real DVC pipeline, the real gates, a real registry; nothing reaches production."""
+"""From a reason to a candidate: a real DVC pipeline, the real gates, a real registry; nothing reaches
+production."""
 
 import io
 import json

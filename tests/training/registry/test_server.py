@@ -1,5 +1,5 @@
-"""The life of a model over HTTP, against a real `mlflow server`: a run tracked, versions registered, promoted, rolled
-back and told of."""
+"""The life of a model over HTTP, against a real `mlflow server`: a run tracked, versions registered,
+promoted, rolled back and told of."""
 
 import json
 import shutil
@@ -37,7 +37,8 @@ approval: [Grace, Barbara]
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the server keeps runs: PostgreSQL, as deploy/compose.yaml has it, or a SQLite file where there is none."""
+    """Where the server keeps runs: PostgreSQL, as deploy/compose.yaml has it, or a SQLite file where there is
+    none."""
     if (installed := programs()) is not None:
         with postgres(installed) as uri:
             yield uri
@@ -67,7 +68,8 @@ def server(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 
 @pytest.fixture(scope="module")
 def run(server: str, pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run, tracked by the server; long enough for the monitor to take and send a sample."""
+    """The folder of a whole run, tracked by the server; long enough for the monitor to take and send a
+    sample."""
     out = tmp_path_factory.mktemp("run") / "first"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
