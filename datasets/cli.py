@@ -91,7 +91,8 @@ def _print(found: PackDiff) -> None:
         click.echo(line)
     classes = Table("class", "before", "after", title=f"classes, PSI {found.class_psi:.3f}: {verdict(found.class_psi)}")
     for item in found.classes:
-        classes.add_row(item.name, f"{item.before} ({item.fraction_before:.1%})", f"{item.after} ({item.fraction_after:.1%})")
+        before, after = f"{item.before} ({item.fraction_before:.1%})", f"{item.after} ({item.fraction_after:.1%})"
+        classes.add_row(item.name, before, after)
     bands = Table("band", "mean", "std", "PSI", "KL", "W", title="train split; W: Wasserstein distance; in DN")
     for band in found.bands:
         name, mean, std, _, *drift = band_cells(band)
@@ -211,7 +212,9 @@ def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
     show_default=True,
     help="Where validation.json and validation.md go.",
 )
-@click.option("--max-no-data", default=ValidationLimits.max_no_data, show_default=True, help="Largest share without data.")
+@click.option(
+    "--max-no-data", default=ValidationLimits.max_no_data, show_default=True, help="Largest share without data."
+)
 @click.option("--highest-dn", default=ValidationLimits.highest_dn, show_default=True, help="Brightest plausible DN.")
 @click.option(
     "--max-imbalance",

@@ -38,7 +38,7 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files that hold a slow test first: one begun last would keep a process busy when the others are done."""
+    """Run the files with a slow test first: one begun last would outlast all others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -67,7 +67,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 @pytest.fixture(autouse=True)
 def mlflow_forgets_where_it_was() -> Iterator[None]:
-    """Who trains or registers tells MLflow an address, which the process would keep, whatever the environment says."""
+    """Reset MLflow's tracking address, which a process keeps once it has trained or registered."""
     yield
     if mlflow := sys.modules.get("mlflow"):
         mlflow.set_tracking_uri(None)

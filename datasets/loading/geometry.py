@@ -1,4 +1,4 @@
-"""Flip, rotate and warp training tiles: a whole batch at once in plain torch, or tile by tile by Albumentations.
+"""Flip, rotate and warp training tiles: whole batches in plain torch, or tile by tile by Albumentations.
 
 One bilinear sampling does it all: one of the eight symmetries of the square for each tile, and for a fraction
 of the tiles a rotation, zoom, shear and shift. Beyond the edge is the tile's mirror image. A pixel
@@ -64,8 +64,8 @@ class GeometryOptions:
         low, high = self.scale
         if not 0 < low <= high or (self.keep_ratio and not low <= 1 <= high):
             raise TrainingError(
-                f"data.augment.geometry.scale: [{low}, {high}] is not a range of zooms above 0; with keep_ratio it "
-                "must include 1, since as many tiles are zoomed out as in"
+                f"data.augment.geometry.scale: [{low}, {high}] is not a range of zooms above 0; "
+                "with keep_ratio it must include 1, since as many tiles are zoomed out as in"
             )
 
 
@@ -104,7 +104,7 @@ class Warp(nn.Module):
 
 
 def _zoom_alike(scale: tuple[float, float], draws: Draws) -> Tensor:
-    """Return float32 (batch, 2), twice the same: uniform below 1 for half of the tiles, above 1 for the rest."""
+    """Return float32 (batch, 2), twice the same: below 1 for half of the tiles, above 1 for the rest."""
     low, high = scale
     inward, position = draws.uniform() < 0.5, draws.uniform()
     zoom = torch.where(inward, 1 + (high - 1) * position, 1 - (1 - low) * position)

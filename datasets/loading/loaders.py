@@ -1,4 +1,4 @@
-"""Load whole batches of a pack: from the memory map, from the device's memory, or read ahead from the disk."""
+"""Load whole batches of a pack: from the memory map, the device's memory, or ahead from the disk."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TrainLoader(DataLoader[Batch]):
         self._steps, self._done = sampler, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator, so that workers start on the first request, when the epoch is known, and not on `iter()`.
+        # A generator, so that workers start on the first request, when the epoch is known.
         self._done = self._steps.start
         for batch in super().__iter__():
             self._done += 1
@@ -137,7 +137,7 @@ class TrainLoader(DataLoader[Batch]):
         return {"step": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next epoch after the steps that had been yielded; after a finished epoch, at its start."""
+        """Begin the next epoch after the steps that were yielded; if it was finished, at its start."""
         self._steps.start = state["step"] % len(self._steps)
 
 
@@ -176,7 +176,7 @@ class ResidentTiles:
         self._labels = torch.from_numpy(pack.labels).to(device)
 
     def fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tiles uint16 (batch, 13, 64, 64) and labels int64 (batch,) of `rows`, int64 on the device."""
+        """Return tiles uint16 (batch, 13, 64, 64) and labels int64 (batch,) of `rows`, int64."""
         return self._planes[self._plane_of[rows].long()].view(torch.uint16), self._labels[rows]
 
 
@@ -230,7 +230,7 @@ class ReadAhead:
 
 
 def byte_ranges(pack: Pack, rows: npt.NDArray[np.int64], gap: int = _GAP) -> list[tuple[int, int]]:
-    """Return the ranges of the planes file that hold `rows`: ascending (start, stop), those within `gap` merged."""
+    """Return the ascending (start, stop) of `rows` in the planes file, merging those within `gap` bytes."""
     ordered = np.unique(rows)
     starts = pack.first_plane[ordered] * PLANE_BYTES
     stops = starts + np.array([len(pack.band_indices[row]) for row in ordered], np.int64) * PLANE_BYTES

@@ -187,8 +187,8 @@ class TileDataModule(pl.LightningDataModule):
             return None
         if store == "device":
             raise TrainingError(
-                "data.augment.geometry.backend: albumentations cannot warp tiles that are kept on the device; "
-                "choose torch, or another data.loader.store"
+                "data.augment.geometry.backend: albumentations cannot warp tiles that are kept on the "
+                "device; choose torch, or another data.loader.store"
             )
         return AlbumentationsWarp(self.augment.geometry)
 
@@ -247,7 +247,7 @@ class TileDataModule(pl.LightningDataModule):
             "persistent_workers": workers > 0,
             # Its own generator: a loader that draws from torch's would shift the draws of the network.
             "generator": torch.Generator().manual_seed(self.seed),
-            # One copy takes a batch to the device while it computes; a list of row numbers is not worth a thread.
+            # Batches are copied while the device computes; row numbers are not worth a thread.
             "pin_memory": torch.cuda.is_available() and store != "device",
         }
 

@@ -102,7 +102,7 @@ class Mosaic(nn.Module):
 
 
 def mosaic(tiles: Tensor, mates: Tensor, draws: Draws) -> Tensor:
-    """Return float32 DN (batch, 13, height, width): for each tile a square of its mates, each mirrored at random.
+    """Return float32 DN (batch, 13, height, width): for each tile a square of its mates, mirrored at random.
 
     Args:
         tiles: float32 DN (batch, 13, height, width); a pixel that covers no data becomes no data.
@@ -120,7 +120,7 @@ def mosaic(tiles: Tensor, mates: Tensor, draws: Draws) -> Tensor:
 
 
 def mates_of(present: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return int64 (batch, count): rows of the same label and bands, first the tile itself, then those that follow it.
+    """Return int64 (batch, count): rows of the same label and bands, the tile itself first.
 
     The order of tiles is random, so mates are too. Where a batch has fewer, they are repeated. A device that
     has a part of a batch finds them in its part.

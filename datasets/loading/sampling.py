@@ -33,7 +33,7 @@ class BlockOptions:
 
 
 class EpochOrder:
-    """Shuffle `length` tiles into steps of `batch` tiles; tiles of an incomplete last step wait for another epoch.
+    """Shuffle `length` tiles into steps of `batch` tiles; an incomplete last step is left out.
 
     Attributes:
         length: tiles in an epoch.

@@ -1,4 +1,4 @@
-"""Write packs (`tilewise.datasets.packs.pack`), whole or not at all: from tiles, or from another pack's classes."""
+"""Write packs, whole or not at all: from folders of tiles, or from some classes of another pack."""
 
 import errno
 import hashlib

@@ -52,7 +52,7 @@ class SplitPlan:
 
 
 def shown_splits(counts: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
-    """Return the splits that a table of `counts`, {split: {class: tiles}}, shows: the usual ones, others if used."""
+    """Return the splits to show of `counts`, {split: {class: tiles}}: the usual ones, others if used."""
     return tuple(split for split in KNOWN_SPLITS if split in SPLITS or counts.get(split))
 
 
@@ -72,7 +72,8 @@ def assign(
     """
     if wrong := set(fixed.values()) - set(KNOWN_SPLITS):
         raise SplitError(
-            f"a folder's card puts its tiles into the split {min(wrong)!r}; it is one of {', '.join(KNOWN_SPLITS)}"
+            f"a folder's card puts its tiles into the split {min(wrong)!r}; "
+            f"it is one of {', '.join(KNOWN_SPLITS)}"
         )
     planned = [record for record in records if record.name not in fixed]
     split_of = {**dict(zip([r.name for r in planned], _planned(planned, plan), strict=True)), **fixed}

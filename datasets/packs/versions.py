@@ -1,4 +1,4 @@
-"""Read two versions of a pack, from folders or git revisions, and compare their tiles, classes and band values."""
+"""Compare two versions of a pack, from folders or git revisions: tiles, classes and band values."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def band_cells(band: BandChange) -> list[str]:
 
 
 def _tiles(version: Version) -> Tiles:
-    """Return {(source, name): label, split and hash}; a name under two classes of one source includes its class."""
+    """Return {(source, name): label, split and hash}; a name in two classes includes its class."""
     rows = version.index.select(["source", "name", "label", "split", "sha256"]).to_pylist()
     count = Counter((row["source"], row["name"]) for row in rows)
     return {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MAX_NAMED = 50  # relabelled tiles
 _PERCENTILES = ("1", "50", "99")
 _HOW_SPLIT = {
-    SplitMethod.RANDOM: "at random. Tiles of the same place may be in several splits, so test figures flatter.",
+    SplitMethod.RANDOM: "at random. Tiles of the same place may be in several splits: test figures flatter.",
     SplitMethod.SPATIAL: "by spatial blocks. Tiles of one block are in one split.",
     SplitMethod.LISTS: "by published lists of names.",
 }
@@ -164,7 +164,7 @@ def _corrections(pack: Pack) -> str:
     summary = pack.summary
     if not summary.relabelled and not summary.left_out:
         return "None: every tile has the class of its folder."
-    text = f"People reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
+    text = f"Reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
     if "given" not in pack.index.column_names:
         return text
     rows = sorted({row for row in _rows(pack, "name", "given", "label") if row[1] and row[1] != row[2]})

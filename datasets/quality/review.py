@@ -1,4 +1,4 @@
-"""Select the served tiles that people should label, and write them to a review folder: a page, a table, the tiles.
+"""Select served tiles that people should label, and write a review of them: a page, a table, the tiles.
 
     <review>/review.html        pictures; a click labels, a button saves decisions.csv
     <review>/review.csv         the same as a table, for a spreadsheet: fill in label and reviewer
@@ -42,14 +42,14 @@ _ORIGIN = tuple(AnswerOrigin.__dataclass_fields__)
 _DECISION = tuple(Decision.__dataclass_fields__)
 _DIGITS = 4
 _ADVICE = (
-    "Tiles that a service answered: those flagged as unlike the training data and those least decided, in turn. "
-    "Left in true colour, right vegetation in red. Choose what you see, not what was answered; leave open "
-    f"what you are not sure of. Save {FILE} and run: tilewise data label {FILE}"
+    "Tiles that a service answered: those flagged as unlike the training data and those least decided, in "
+    "turn. Left in true colour, right vegetation in red. Choose what you see, not what was answered; leave "
+    f"open what you are not sure of. Save {FILE} and run: tilewise data label {FILE}"
 )
 
 
 def known_pixels(pack: Path, reviewed: Path) -> set[str]:
-    """Return the hashes of tiles that need no review: those of the pack, if there is one, and those reviewed."""
+    """Return the hashes of tiles that need no review: those of the pack, if any, and those reviewed."""
     of_pack = set(Pack(pack).index["sha256"].to_pylist()) if (pack / CARD).is_file() else set()
     return of_pack | {row.origin.sha256 for row in read_reviewed(reviewed).values()}
 
@@ -103,7 +103,7 @@ def write_review(
 
 
 def read_decisions(path: Path, reviewer: str | None) -> list[Decision]:
-    """Return people's decisions, from the page's file or from the table that they filled in, without open rows.
+    """Return people's decisions, from the page's file or the filled-in table, without open rows.
 
     Args:
         path: a CSV with the columns name, label, reviewer and why.
@@ -135,7 +135,7 @@ def read_decisions(path: Path, reviewer: str | None) -> list[Decision]:
 def with_tiles(
     decisions: Sequence[Decision], folder: Path, further: Collection[str] = ()
 ) -> Iterator[tuple[Decision, AnswerOrigin, Tile]]:
-    """Return each decision with the origin and the pixels of its tile in `folder`; all are checked before the first.
+    """Return each decision with its tile's origin and pixels; all are checked before the first is returned.
 
     Args:
         decisions: people's decisions.

@@ -50,7 +50,7 @@ class ValidationLimits:
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """A rule that rows of a table break: the check's name, its message, and the rows (none: the whole table)."""
+    """A rule that a table breaks: the check's name, its message, and the rows (none: all)."""
 
     check: str
     message: str

@@ -173,8 +173,8 @@ def _rows(folder: Path, progress: Report) -> Iterator[dict[str, Any]]:
     paths = sorted(folder.glob(PATTERN))
     if not paths:
         raise ReviewError(
-            f"{folder}: no prediction log; TILEWISE_PREDICTIONS={folder} TILEWISE_PREDICTIONS_TILES=1 make the service "
-            "keep one"
+            f"{folder}: no prediction log; TILEWISE_PREDICTIONS={folder} TILEWISE_PREDICTIONS_TILES=1 make "
+            "the service keep one"
         )
     for done, path in enumerate(paths):
         progress("reading the log", done, len(paths))

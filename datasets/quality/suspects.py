@@ -24,9 +24,10 @@ PROBABILITY = "p_"
 _COLUMNS = ("name", "source", "true_class", "answered", "confidence")
 _DIGITS = 4
 _ADVICE = (
-    "The most doubtful first: the class that the tile is labelled with, and the one that a model answered, with "
-    "their probabilities. Left in true colour, right vegetation in red. Correct a wrong label with the command below "
-    "the picture, with --label _ where no class fits; the next pack has it. A right label needs nothing."
+    "The most doubtful first: the class that the tile is labelled with, and the one that a model answered, "
+    "with their probabilities. Left in true colour, right vegetation in red. Correct a wrong label with the "
+    "command below the picture, with --label _ where no class fits; the next pack has it. A right label "
+    "needs nothing."
 )
 
 Probabilities = npt.NDArray[np.float64]

@@ -115,7 +115,7 @@ def validate(
 def validate_pack(
     root: Path, limits: ValidationLimits | None = None, progress: Report = silent
 ) -> ValidationReport:
-    """Check a pack's index against the schema, its pixels against their hashes, and its `pack.json` against both.
+    """Check a pack: its index against the schema, pixels against their hashes, `pack.json` against both.
 
     Raises:
         PackError: no pack is in `root`, or it is incomplete.
@@ -294,7 +294,7 @@ def _check_empty(counts: dict[str, Counter[str]]) -> list[ValidationFinding]:
 
 
 def _overlaps(records: Sequence[TileRecord], splits: Sequence[str]) -> list[str]:
-    """Return "a × b" for tiles of different splits whose footprints overlap, by hashing footprints into cells."""
+    """Return "a × b" for tiles of different splits whose footprints overlap."""
     sides: dict[str, float] = defaultdict(lambda: 1e-9)
     for record in records:
         if record.bounds:

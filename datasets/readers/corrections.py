@@ -77,7 +77,7 @@ def read_corrections(path: Path | None) -> tuple[Correction, ...]:
 
 
 def write_corrections(path: Path, corrections: Iterable[Correction]) -> None:
-    """Write a file of corrections, sorted by name so that two people's changes merge; whole, or not at all."""
+    """Write a file of corrections, sorted by name so that git can merge; whole, or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

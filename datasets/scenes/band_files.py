@@ -1,4 +1,4 @@
-"""Read a scene from one GeoTIFF, or from one file per band: `…_B02.tif`, `T29UNU_20221005T115411_B8A_20m.jp2`.
+"""Read a scene from one GeoTIFF, or from one file per band (`…_B02.tif`, `T29UNU_…_B8A_20m.jp2`).
 
 Files belong to one scene where they are in one folder and have the same name but for the band. Of a band in
 several resolutions the finest is read.

@@ -162,7 +162,7 @@ def in_canonical_order(plan: ReadingPlan) -> ReadingPlan:
 
 
 def _declared(dataset: DatasetReader, file: BandFile) -> tuple[float | None, float | None]:
-    """Return scale and offset of reflectance: from the metadata beside the raster, else its own, else None."""
+    """Return scale and offset of reflectance: from metadata beside the raster, else its own, or None."""
     scale, offset = file.scale, file.offset or 0.0
     if scale is None:
         scale, offset = dataset.scales[file.index - 1], dataset.offsets[file.index - 1]

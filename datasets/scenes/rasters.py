@@ -1,4 +1,4 @@
-"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP ranges; fetch metadata by HTTP.
+"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP; fetch metadata by HTTP.
 
 This is for trusted files, such as those of a batch run. Uploads are opened by
 `tilewise.datasets.readers.geotiff.open_geotiff`, which supports neither JPEG 2000 nor the network.
@@ -44,7 +44,7 @@ _STATE_HEADERS = ("etag", "last-modified", "content-length", "x-goog-hash", "con
 
 @contextmanager
 def scene_gdal(*, remote: bool = False) -> Iterator[None]:
-    """Set GDAL up for reading scenes, in this thread, for the length of the block; `remote`: with a network."""
+    """Set GDAL up for reading scenes, in this thread, during the block; `remote`: with a network."""
     with isolated_gdal(), rasterio.Env(**(_LOCAL | _REMOTE if remote else _LOCAL)):
         yield
 

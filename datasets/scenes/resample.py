@@ -42,7 +42,7 @@ def kernel_for(source: Grid, target: Grid) -> Resampling:
 def read_onto(
     target: Grid, window: Window, source: Grid, read: ReadSource, bands: int, kernel: Resampling
 ) -> DN:
-    """Return uint16 (bands, height, width): `window` of the grid `target`, resampled from a raster on `source`."""
+    """Return uint16 (bands, height, width): `window` of `target`, resampled from a raster on `source`."""
     if _is_aligned(target, source):
         return _stretch(target, window, source, read, bands, kernel)
     return _warp_in_cells(target, window, source, read, bands, kernel)

@@ -73,7 +73,7 @@ def read_safe(folder: Path, options: SceneOptions) -> Parts:
 
 
 def _layer(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions) -> tuple[Layer, Level]:
-    """Return the layer of a band, by the product's own metadata; `options`, meant for other files too, fill gaps."""
+    """Return the layer of a band, by the product's own metadata; `options` fill gaps."""
     try:
         return layer_of_band(file, name, bands, ReadOptions())
     except RadiometryUnknownError:

@@ -1,4 +1,4 @@
-"""Find scenes: in folders, by patterns, in lists, in STAC metadata. A source that is not a scene is never skipped."""
+"""Find scenes in folders, patterns, lists and STAC metadata; a source that is no scene is never skipped."""
 
 import glob
 import hashlib
@@ -184,7 +184,8 @@ def find_scenes(
     if not found:
         names = ", ".join(str(source) for source in sources)
         raise NoTilesError(
-            f"{names}: no GeoTIFF ({', '.join(RASTER_SUFFIXES[:2])}) found; name a scene or a folder of scenes"
+            f"{names}: no GeoTIFF ({', '.join(RASTER_SUFFIXES[:2])}) found; "
+            "name a scene or a folder of scenes"
         )
     unique = unique_names([(scene.stem, _folders(scene)) for scene in found.values()])
     return [
@@ -289,7 +290,7 @@ def _of_stac(source: str | Path) -> Iterator[_Found]:
 
 
 def _lines(path: Path) -> Iterator[str | Path]:
-    """Yield the sources in a text list, one a line, `#` before a comment; relative paths start at its folder."""
+    """Yield the sources in a text list, one a line, without comments (#); paths start at its folder."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         source = line.strip()
         if source and not source.startswith("#"):

@@ -34,7 +34,7 @@ _LINKS: dict[str, tuple[str, ...]] = {  # relations that lead to more items
     "Collection": ("child", "item", "items"),
     "FeatureCollection": ("next",),
 }
-# Properties of items that correspond to a file's tags (the sentinel-2, processing and Earth Search extensions).
+# Properties of items that correspond to a file's tags (sentinel-2, processing and Earth Search).
 _TAGS = {
     "PROCESSING_BASELINE": ("s2:processing_baseline", "processing:version"),
     "PROCESSING_LEVEL": ("processing:level", "s2:product_type"),
@@ -94,8 +94,8 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
     files = _band_files(item, content, options.read_options)
     if not files:
         raise BandsUnknownError(
-            f"{item.name}: none of its assets is marked as a band of Sentinel-2, by eo:bands, bands or its key; "
-            "name the files themselves, with --bands"
+            f"{item.name}: none of its assets is marked as a band of Sentinel-2, by eo:bands, bands or its "
+            "key; name the files themselves, with --bands"
         )
     layers, level = [], None
     for file in files.values():

@@ -114,7 +114,7 @@ def test_an_unknown_band_is_one_line_that_lists_the_bands(tmp_path: Path) -> Non
 def test_an_empty_and_a_missing_folder_are_one_line(tmp_path: Path) -> None:
     tmp_path.joinpath("data").mkdir()
     for command in ("validate", "pack"):
-        assert "data: no tiles; geotiff wants data/<Class>/<name>.tif" in error_of(run(command, tmp_path / "data"))
+        assert "data: no tiles; geotiff needs data/<Class>/<name>.tif" in error_of(run(command, tmp_path / "data"))
         assert "there is no such folder" in error_of(run(command, tmp_path / "nowhere"))
 
 

@@ -1,4 +1,4 @@
-"""Mosaics are of one class and the same bands, keep what is no data, and spare the classes that were not named."""
+"""Mosaics are of one class and the same bands, keep no data, and leave other classes alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Orders of tiles: each once, from the seed and the epoch alone, the same batches for any number of processes."""
+"""Orders of tiles: each once, by seed and epoch alone, the same for any number of processes."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ Planes = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def reference(tile: Planes, matrix: Planes) -> Planes:
-    """Sample `tile` (bands, side, side) pixel by pixel; beyond the edge lies the mirror image about the edge pixels."""
+    """Sample `tile` (bands, side, side) pixel by pixel, mirrored beyond the edge pixels."""
     _, height, width = tile.shape
     present = tile.any(axis=(1, 2))
     valid = (tile[present] > 0).all(axis=0).astype(float)

@@ -25,7 +25,7 @@ def pack(root: Path, out: Path) -> str:
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two packs: the second has a tile more, one less, one in another class, and one with other pixels in B05."""
+    """Two packs: the second has a tile more, one less, one of another class, one with another B05."""
     folder = tmp_path_factory.mktemp("diff")
     names = [f"{label}/{label}_{n}" for label in "AB" for n in range(3)]
     root = write_folder(folder / "data", dict(zip(names, (0, 1, 2, 10, 11, 12), strict=True)))

@@ -74,7 +74,7 @@ def test_a_missing_an_empty_and_a_double_list_are_errors(tmp_path: Path) -> None
         read_lists(write_lists(lists, test=""))
     write_lists(lists, test="d")
     (lists / "my-test.txt").write_text("e\n")
-    with pytest.raises(SplitError, match="2 are there"):
+    with pytest.raises(SplitError, match="but there are 2"):
         read_lists(lists)
 
 

@@ -1,4 +1,4 @@
-"""Versions of data and model in a real git repository with DVC: rollback, diff, and remotes, one of them real S3."""
+"""Versions of data and model in a real git repository with DVC: rollback, diff, and remotes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ ENVIRONMENT = os.environ | {
 
 
 def run(folder: Path, *words: str, fails: bool = False) -> str:
-    """Run a command in a clone; the folder that it lies in is the home of who runs it, where the default remote is."""
+    """Run a command in a clone whose parent folder is $HOME, where the default remote is."""
     environment = ENVIRONMENT | {"HOME": str(folder.parent)}
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr

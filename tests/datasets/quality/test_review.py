@@ -1,4 +1,4 @@
-"""What a service was asked comes back as labelled tiles: chosen by doubt, labelled by people, packed like others."""
+"""Served tiles become labelled tiles: chosen by doubt, labelled by people, packed like others."""
 
 import csv
 import json
@@ -247,7 +247,9 @@ def test_a_filled_in_table_is_taken_up_and_not_written_over(log: Path, in_folder
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    assert "1 decisions wait in it; apply them with `tilewise data label" in do("review", log, fails=True).stderr
+    assert (
+        "1 decisions wait in it; apply them with `tilewise data label" in do("review", log, fails=True).stderr
+    )
     assert "has no reviewer; name one with --reviewer NAME" in do("label", table, fails=True).stderr
     assert "1 decisions, 1 of them new" in do("label", table, "--reviewer", "Ada").output
     do("review", log)

@@ -35,9 +35,9 @@ GOOD = {f"{label}/{label}_{n}": 10 * place + n for place, label in enumerate(("A
 
 
 def check(
-    root: Path, plan: SplitPlan = SplitPlan(), limits: ValidationLimits | None = None
-) -> ValidationReport:  # noqa: B008
-    return validate([find_source(root)], plan, limits)
+    root: Path, plan: SplitPlan | None = None, limits: ValidationLimits | None = None
+) -> ValidationReport:
+    return validate([find_source(root)], plan or SplitPlan(), limits)
 
 
 def only(report: ValidationReport, **kind: str) -> ValidationFinding:

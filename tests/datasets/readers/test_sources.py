@@ -80,7 +80,9 @@ def test_a_folder_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"format": "hdf5"}', '{"format": null}', "\udcff"])
 def test_a_broken_card_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(NoTilesError, match=r"dataset\.json: not a valid card .* eurosat-ms, eurosat-rgb, geotiff"):
+    with pytest.raises(
+        NoTilesError, match=r"dataset\.json: not a valid card .* eurosat-ms, eurosat-rgb, geotiff"
+    ):
         find_source(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Real scenes of all kinds at hand: with the right options they are read in place, without them the error is right."""
+"""Real scenes of all kinds: read with the right options, refused with the right error without."""
 
 from pathlib import Path
 

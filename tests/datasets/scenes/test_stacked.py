@@ -1,4 +1,4 @@
-"""Stacked GeoTIFFs: bands by name, any data type, clouds by bands of their own, damage kept to where it is."""
+"""Stacked GeoTIFFs: bands by name, any data type, cloud bands, damage kept to its blocks."""
 
 from datetime import UTC, datetime
 from pathlib import Path
