@@ -2,9 +2,9 @@
 
     python benchmarks/albumentations_13_bands.py
 
-Each transform is tried on a tile of 13 bands as uint16 DN and as float32 reflectance, with a region of no data and a
-bright cloud (reflectance 1.2). It is sound if the type and shape stay, the values stay what reflectances can be, and
-the bright pixels are not cut off.
+Each transform is tried on a tile of 13 bands as uint16 DN and as float32 reflectance, with a region of no
+data and a bright cloud (reflectance 1.2). It is sound if the type and shape stay, the values stay what
+reflectances can be, and the bright pixels are not cut off.
 """
 
 import warnings

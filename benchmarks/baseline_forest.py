@@ -24,7 +24,10 @@ def main() -> None:
     pack = Pack(arguments.pack)
     train, test = pack.rows("train", arguments.source), pack.rows(arguments.test, arguments.source)
     features = {split: band_statistics(pack, rows) for split, rows in (("train", train), ("test", test))}
-    scores = [fit_and_score(features, pack.labels[train], pack.labels[test], seed) for seed in range(arguments.seeds)]
+    scores = [
+        fit_and_score(features, pack.labels[train], pack.labels[test], seed)
+        for seed in range(arguments.seeds)
+    ]
     print(f"{len(train)} tiles train, {len(test)} tiles of {arguments.test} test, {arguments.seeds} seeds")
     print(f"accuracy: median {np.median(scores):.2%}, {min(scores):.2%} to {max(scores):.2%}")
 

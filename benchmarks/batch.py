@@ -2,16 +2,17 @@
 
     python benchmarks/batch.py [--quick] [--peer-python PYTHON]
 
-makes a scene of 10,980 × 10,980 pixels and 13 bands by mosaicking tiles (real ones of EuroSAT where they are at hand,
-else synthetic ones), with deflate, with zstd and uncompressed, in blocks of 512, and a model file of the project's own
-network. For each it prints, every figure from a process of its own:
+makes a scene of 10,980 × 10,980 pixels and 13 bands by mosaicking tiles (real ones of EuroSAT where they are
+at hand, else synthetic ones), with deflate, with zstd and uncompressed, in blocks of 512, and a model file of
+the project's own network. For each it prints, every figure from a process of its own:
 
 * bare reading: all blocks decoded by one thread a core, nothing done with them;
-* bare inference: the network alone, on tiles in memory, all cores busy, by the faster of two ways to use them;
+* bare inference: the network alone, on tiles in memory, all cores busy, by the faster of two ways to use
+  them;
 * the bound: the seconds of both together, since both keep all cores busy;
 * what `tilewise.bento.inference.windows.classify` reaches, maps included, and its peak memory;
-* a peer on a part of the deflate scene: torchgeo's GridGeoSampler with the same network in torch, where PYTHON has
-  torchgeo (0.8), and a plain loop of rasterio and torch.
+* a peer on a part of the deflate scene: torchgeo's GridGeoSampler with the same network in torch, where
+  PYTHON has torchgeo (0.8), and a plain loop of rasterio and torch.
 
 Files of the page cache are warm: the figures are of decoding and computing, not of a disk.
 """
@@ -66,11 +67,15 @@ BLOCK = 512
 def some_tiles() -> tuple[DN, str]:
     """Return uint16 (n, 13, 64, 64), and where they come from."""
     if not REAL.is_file():
-        return np.stack([render(name, n, seed=1) for name in CLASSES for n in range(1, 13)]), "synthetic tiles"
+        return np.stack(
+            [render(name, n, seed=1) for name in CLASSES for n in range(1, 13)]
+        ), "synthetic tiles"
     with zipfile.ZipFile(REAL) as archive, tempfile.TemporaryDirectory() as folder:
         names = [name for name in archive.namelist() if name.endswith(".tif")]
         archive.extractall(folder, names)
-        return np.stack([read_ms(Path(folder) / name).pixels for name in names]), f"{len(names)} real tiles of EuroSAT"
+        return np.stack(
+            [read_ms(Path(folder) / name).pixels for name in names]
+        ), f"{len(names)} real tiles of EuroSAT"
 
 
 def write_scene(path: Path, tiles: DN, side: int, form: dict[str, Any]) -> None:
@@ -78,21 +83,31 @@ def write_scene(path: Path, tiles: DN, side: int, form: dict[str, Any]) -> None:
     rng = np.random.default_rng(7)
     across = -(-side // 64)
     profile = {"count": 13, "height": side, "width": side, "dtype": "uint16", "crs": "EPSG:32632", **form}
-    blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "num_threads": "all_cpus"}
+    blocks = {
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "interleave": "band",
+        "num_threads": "all_cpus",
+    }
     place = Affine(10, 0, 600_000, 0, -10, 5_000_000)
-    with rasterio.open(path, "w", driver="GTiff", transform=place, bigtiff="if_safer", **profile, **blocks) as dataset:
+    with rasterio.open(
+        path, "w", driver="GTiff", transform=place, bigtiff="if_safer", **profile, **blocks
+    ) as dataset:
         dataset.descriptions = BAND_NAMES
         dataset.update_tags(**TAGS)
         for top in range(0, side, BLOCK):
             high = min(BLOCK, side - top)
             rows = [
-                np.concatenate(list(tiles[rng.integers(len(tiles), size=across)]), axis=2) for _ in range(BLOCK // 64)
+                np.concatenate(list(tiles[rng.integers(len(tiles), size=across)]), axis=2)
+                for _ in range(BLOCK // 64)
             ]
             dataset.write(np.concatenate(rows, axis=1)[:, :high, :side], window=Window(0, top, side, high))
 
 
 def write_network(folder: Path, tiles: DN) -> None:
-    """Write the project's own network with random weights: as a model file, and as a torch program for the peers."""
+    """Write the project's own network with random weights: as a model file, and as a torch program for the
+    peers."""
     import torch
 
     from tilewise.models.export.export import export
@@ -103,10 +118,14 @@ def write_network(folder: Path, tiles: DN) -> None:
     torch.manual_seed(0)
     means, stds = (statistic(tiles[:200], axis=(0, 2, 3)).tolist() for statistic in (np.mean, np.std))
     classifier = Classifier(ResidualCNN(), len(CLASSES), means, stds).eval()
-    metadata = ModelMetadata(name="benchmark", version="0", classes=CLASSES, network="ResidualCNN", synthetic=True)
+    metadata = ModelMetadata(
+        name="benchmark", version="0", classes=CLASSES, network="ResidualCNN", synthetic=True
+    )
     export(classifier, metadata, folder / "model.onnx", tiles[:8])
     with torch.inference_mode():
-        torch.jit.trace(classifier, torch.from_numpy(tiles[:64].astype(np.float32))).save(str(folder / "network.pt"))
+        torch.jit.trace(classifier, torch.from_numpy(tiles[:64].astype(np.float32))).save(
+            str(folder / "network.pt")
+        )
 
 
 def read_bare(path: Path, _: Path) -> dict[str, float]:
@@ -273,8 +292,14 @@ def report(folder: Path, side: int, peer_python: str, *, quick: bool) -> Iterato
             found = measure("infer_bare", path, model)
             rate, cost = found["rate"], found["cpu_of_one"]
             one, parted = found["one_session_thread_a_core"], found["all_cores_in_a_batch"]
-            yield f"bare inference {rate:,.0f} windows/s (one thread a core {one:,.0f}, all in a batch {parted:,.0f})"
-            yield "form          MB   read s  infer s  bound s  ours s  of bound   by CPU  windows/s   MP/s  peak MB"
+            yield (
+                f"bare inference {rate:,.0f} windows/s "
+                f"(one thread a core {one:,.0f}, all in a batch {parted:,.0f})"
+            )
+            yield (
+                "form          MB   read s  infer s  bound s  ours s"
+                "  of bound   by CPU  windows/s   MP/s  peak MB"
+            )
         reads = [measure("read_bare", path, model) for _ in range(2)]
         read, read_cpu = (min(found[what] for found in reads) for what in ("seconds", "cpu"))
         runs = [measure("classify_all", path, model) for _ in range(2 if quick else 1)]
@@ -283,13 +308,16 @@ def report(folder: Path, side: int, peer_python: str, *, quick: bool) -> Iterato
         by_cpu = (read_cpu + cost * best["windows"]) / best["cpu"]
         seconds, ours[form] = best["seconds"], best["windows"] / best["seconds"]
         yield (
-            f"{form:12} {path.stat().st_size / 1e6:5,.0f} {read:7.1f} {infer:8.1f} {read + infer:8.1f} {seconds:7.1f} "
-            f"{(read + infer) / seconds:8.0%} {by_cpu:8.0%} {ours[form]:10,.0f} {side**2 / 1e6 / seconds:7.2f} "
+            f"{form:12} {path.stat().st_size / 1e6:5,.0f} {read:7.1f} {infer:8.1f} {read + infer:8.1f} "
+            f"{seconds:7.1f} "
+            f"{(read + infer) / seconds:8.0%} {by_cpu:8.0%} {ours[form]:10,.0f} "
+            f"{side**2 / 1e6 / seconds:7.2f} "
             f"{best['peak_mb']:7,.0f}"
         )
         if form == "deflate":
             found = measure("exact", path, model)
-            yield f"  aligned windows: {found['wrong']:.0f} pixels of {found['cells']:.0f} tiles have another class"
+            wrong, cells = found["wrong"], found["cells"]
+            yield f"  aligned windows: {wrong:.0f} pixels of {cells:.0f} tiles have another class"
         else:
             path.unlink()
     yield from _others(folder, tiles, ours["deflate"], peer_python, quick=quick)
@@ -323,7 +351,9 @@ def main() -> None:
         print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory() as folder:
-        for line in report(Path(folder), QUICK_SIDE if asked.quick else SIDE, asked.peer_python, quick=asked.quick):
+        for line in report(
+            Path(folder), QUICK_SIDE if asked.quick else SIDE, asked.peer_python, quick=asked.quick
+        ):
             print(line, flush=True)
 
 

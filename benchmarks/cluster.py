@@ -1,10 +1,12 @@
-"""How batch inference grows with machines: 1 and 2 Ray nodes of one core measured here, more of them simulated.
+"""How batch inference grows with machines: 1 and 2 Ray nodes of one core measured here, more of them
+simulated.
 
     python benchmarks/cluster.py --model demo/run/model.onnx
 
-Measured: seconds of one core for a megapixel (a local run), what Ray adds to a scene, and what the run itself does for
-each scene, one after another (moving files, manifest). Simulated with these: clusters of more nodes, for scenes of
-10,980 × 10,980 pixels, whose rows are shared out in blocks as the cluster engine does. The simulation knows no network
+Measured: seconds of one core for a megapixel (a local run), what Ray adds to a scene, and what the run itself
+does for each scene, one after another (moving files, manifest). Simulated with these: clusters of more nodes,
+for scenes of 10,980 × 10,980 pixels, whose rows are shared out in blocks as the cluster engine does. The
+simulation knows no network
 and no shared disk: how much a scene's bytes ask of them is printed instead.
 """
 
@@ -29,7 +31,8 @@ SCENE_GB = 1.0  # a Level-1C product as it is published, about
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds: of a core for a megapixel, of a core for Ray's part of a scene, of the run itself for a scene."""
+    """Seconds: of a core for a megapixel, of a core for Ray's part of a scene, of the run itself for a
+    scene."""
 
     megapixel: float
     scene: float
@@ -37,7 +40,8 @@ class Costs:
 
 
 def measure(scenes: Path, model: Path, nodes: int) -> float:
-    """Return the seconds of a run over `scenes` on a cluster of `nodes` of one core (0: without Ray), models loaded."""
+    """Return the seconds of a run over `scenes` on a cluster of `nodes` of one core (0: without Ray), models
+    loaded."""
     options = RunOptions(threads=1)
     if nodes == 0:
         run(scenes, model, options)  # imports, and fills the disk's cache
@@ -82,7 +86,8 @@ def measure_settling(count: int = 100) -> float:
 
 
 def simulate(nodes: int, scenes: int, costs: Costs) -> float:
-    """Return the seconds that `nodes` of CORES take for `scenes`: parts go to whichever core is free first."""
+    """Return the seconds that `nodes` of CORES take for `scenes`: parts go to whichever core is free
+    first."""
     strips = -(-SIDE // TILE)
     parts = [min(BLOCK_STRIPS, strips - first) / strips for first in range(0, strips, BLOCK_STRIPS)]
     whole = SIDE * SIDE / 1e6 * costs.megapixel
@@ -102,7 +107,9 @@ def simulate(nodes: int, scenes: int, costs: Costs) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="model file; default: the newest exported one")
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--cells", type=int, default=24, help="tiles a side of each scene")
@@ -116,9 +123,16 @@ def main() -> None:
     costs = Costs(alone / megapixels, max(one - alone, 0) / overrides.scenes, measure_settling())
     print(f"{overrides.scenes} scenes of {(overrides.cells * TILE) ** 2 / 1e6:.1f} megapixels, {model}")
     print(f"{'':24}{'seconds':>9}{'scenes/min':>12}{'speed-up':>10}")
-    for name, seconds in (("without Ray, one core", alone), ("Ray, 1 node of one core", one), ("Ray, 2 nodes", two)):
+    for name, seconds in (
+        ("without Ray, one core", alone),
+        ("Ray, 1 node of one core", one),
+        ("Ray, 2 nodes", two),
+    ):
         print(f"{name:24}{seconds:9.1f}{60 * overrides.scenes / seconds:12.1f}{one / seconds:10.2f}")
-    print(f"\none core: {1 / costs.megapixel:.2f} megapixels/s; Ray: {1000 * costs.scene:.0f} ms a scene; ", end="")
+    print(
+        f"\none core: {1 / costs.megapixel:.2f} megapixels/s; Ray: {1000 * costs.scene:.0f} ms a scene; ",
+        end="",
+    )
     print(f"moving and manifest: {1000 * costs.settling:.0f} ms a scene, one after another")
     print(f"\nsimulated, scenes of {SIDE} × {SIDE} pixels, nodes of {CORES} such cores")
     print(f"{'nodes':>6}{'scenes/day':>12}{'efficiency':>12}{'GB/s read':>11}")

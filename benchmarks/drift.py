@@ -36,7 +36,9 @@ def measure(reference: Reference, tiles: DN) -> dict[str, dict[str, float]]:
     """Return each band's measures."""
     window = Window(EDGES, len(tiles))
     window.add(tiles)
-    return {band: reference.measure(band, sums[:-1]) for band, sums in zip(BAND_NAMES, window.sums(), strict=True)}
+    return {
+        band: reference.measure(band, sums[:-1]) for band, sums in zip(BAND_NAMES, window.sums(), strict=True)
+    }
 
 
 def extent(found: dict[str, dict[str, float]], measure: str) -> str:
@@ -58,7 +60,9 @@ def main() -> None:
     for size in (16, 64, 128, 256):
         windows = [measure(reference, rng.choice(later, size)) for _ in range(DRAWS)]
         largest = [max(one["psi"] for one in window.values()) for window in windows]
-        print(f"{size} ordinary tiles: {np.median(largest):.3f} in the worst band, at most {max(largest):.3f}")
+        print(
+            f"{size} ordinary tiles: {np.median(largest):.3f} in the worst band, at most {max(largest):.3f}"
+        )
     lifted = measure(reference, np.where(later > 0, later + 1000, 0).astype(np.uint16))
     print(f"offset of 1000 left in: {extent(lifted, 'psi')}, moved by {extent(lifted, 'wasserstein')} DN")
     for name in ("Forest", "SeaLake", "Industrial"):

@@ -2,9 +2,10 @@
 
     python benchmarks/eurosat_resampling.py EuroSAT_MS.zip
 
-A tile that was upsampled by a linear kernel lies in the space that the shifted kernels span, and that space is much
-smaller than all tiles. For each kernel that GDAL has, and each phase of the coarse pixels, this prints what is left of
-real tiles outside that space, in DN (root mean square, median over tiles): 0.2 to 0.3 is what rounding leaves.
+A tile that was upsampled by a linear kernel lies in the space that the shifted kernels span, and that space
+is much smaller than all tiles. For each kernel that GDAL has, and each phase of the coarse pixels, this
+prints what is left of real tiles outside that space, in DN (root mean square, median over tiles): 0.2 to 0.3
+is what rounding leaves.
 """
 
 import sys

@@ -3,8 +3,9 @@
     python benchmarks/explanations.py --model artifacts/runs/eurosat/model.onnx --tiles data/raw/EuroSAT_MS \
         --names data/raw/splits/eurosat-spatial-val.txt
 
-As in benchmarks/occlusion.py, the fifth of a tile's pixels that is hottest is replaced by other pixels of the tile,
-shuffled, and compared with the same shape moved elsewhere. A good map loses much more in the first case.
+As in benchmarks/occlusion.py, the fifth of a tile's pixels that is hottest is replaced by other pixels of the
+tile, shuffled, and compared with the same shape moved elsewhere. A good map loses much more in the first
+case.
 """
 
 import argparse
@@ -49,15 +50,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--tiles", type=Path, required=True, help="Folder of EuroSAT MS tiles.")
-    parser.add_argument("--names", type=Path, required=True, help="List of tiles that the network was not trained on.")
+    parser.add_argument(
+        "--names", type=Path, required=True, help="List of tiles that the network was not trained on."
+    )
     parser.add_argument("--every", type=int, default=4, help="Take every n-th tile.")
     overrides = parser.parse_args()
     torch.set_num_threads(1)
     names = {Path(line).stem for line in overrides.names.read_text().split()}
-    files = [path for path in sorted(overrides.tiles.rglob("*.tif")) if path.stem in names][:: overrides.every]
+    files = [path for path in sorted(overrides.tiles.rglob("*.tif")) if path.stem in names][
+        :: overrides.every
+    ]
     model, tiles = open_model(overrides.model), [read_ms(path) for path in files]
-    answers = model.session.run(["probabilities"], {INPUT: np.stack([tile.pixels for tile in tiles])})[0].argmax(1)
-    print(f"{len(tiles)} tiles\n\n| map | smoothed | log-odds lost | elsewhere | p lost | elsewhere | s a tile |")
+    answers = model.session.run(["probabilities"], {INPUT: np.stack([tile.pixels for tile in tiles])})[
+        0
+    ].argmax(1)
+    print(
+        f"{len(tiles)} tiles\n\n| map | smoothed | log-odds lost | elsewhere | p lost | elsewhere | s a tile "
+        f"|"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for name, found in {"integrated gradients": gradients, "occlusion": occlude}.items():
         began = time.perf_counter()
@@ -67,7 +77,9 @@ def main() -> None:
             random, rows = np.random.default_rng(0), []
             for heat, tile, index in zip(heats, tiles, answers, strict=True):
                 smoothed = gaussian_filter(heat, spread) if spread else heat
-                rows.append(lost(model, tile, int(index), smoothed >= np.quantile(smoothed, 1 - HOTTEST), random))
+                rows.append(
+                    lost(model, tile, int(index), smoothed >= np.quantile(smoothed, 1 - HOTTEST), random)
+                )
             mean = np.mean(rows, axis=0)
             figures = f"{mean[0]:.2f} | {mean[1]:.2f} | {mean[2]:.3f} | {mean[3]:.3f} | {seconds:.2f}"
             print(f"| {name} | {spread:g} px | {figures} |", flush=True)

@@ -1,12 +1,14 @@
 """Send hostile uploads to a real service, and say what became of them and of it.
 
     python benchmarks/fuzz.py --model demo/run/model.onnx    # 100,000 uploads, under ten minutes on 2 cores
-    python benchmarks/fuzz.py --model demo/run/model.onnx --uploads 4000 --strace    # and every file that was opened
+    python benchmarks/fuzz.py --model demo/run/model.onnx --uploads 4000 --strace    # and every file that was
+    opened
 
-Each request is decided by --seed and its number. What must not be is saved in --out with its number, and made as small
-as still does it: an answer of 500 and above (but 503 with Retry-After), a tile's error `internal`, no answer where the
-request was sound HTTP. `--replay NUMBER` sends one again. The exit status is 1 if there was any of it, if a process
-ended, or if a file or port was touched that uploads name.
+Each request is decided by --seed and its number. What must not be is saved in --out with its number, and made
+as small
+as still does it: an answer of 500 and above (but 503 with Retry-After), a tile's error `internal`, no answer
+where the request was sound HTTP. `--replay NUMBER` sends one again. The exit status is 1 if there was any of
+it, if a process ended, or if a file or port was touched that uploads name.
 """
 
 import argparse
@@ -93,7 +95,8 @@ class Tally:
 
 
 async def ask(port: int, content: bytes, streams: "Streams | None" = None) -> tuple[Heard, "Streams | None"]:
-    """Send a request, over a new connection if none is given; return the answer and the connection, if it lives."""
+    """Send a request, over a new connection if none is given; return the answer and the connection, if it
+    lives."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             streams = streams or await asyncio.open_connection("127.0.0.1", port, limit=2**24)
@@ -151,7 +154,9 @@ async def send_all(port: int, hostile: Hostile, uploads: int, connections: int, 
             workers.note()
             done = sum(tally.uploads.values())
             print(
-                f"\r{done:,} uploads, {len(tally.faults)} faults, {workers.megabytes:.0f} MB ", end="", file=sys.stderr
+                f"\r{done:,} uploads, {len(tally.faults)} faults, {workers.megabytes:.0f} MB ",
+                end="",
+                file=sys.stderr,
             )
             await asyncio.sleep(2)
 
@@ -204,8 +209,21 @@ def serving(model: Path, folder: Path, trace: Path | None) -> Iterator[tuple[int
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     if trace:
-        command = ["strace", "-f", "-qq", "-s", "300", "-e", "trace=openat,open,connect", "-o", str(trace), *command]
-    environment = os.environ | SETTINGS | {"TILEWISE_MODEL": str(model.resolve()), "BENTOML_HOME": str(folder)}
+        command = [
+            "strace",
+            "-f",
+            "-qq",
+            "-s",
+            "300",
+            "-e",
+            "trace=openat,open,connect",
+            "-o",
+            str(trace),
+            *command,
+        ]
+    environment = (
+        os.environ | SETTINGS | {"TILEWISE_MODEL": str(model.resolve()), "BENTOML_HOME": str(folder)}
+    )
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -278,7 +296,10 @@ def save_faults(port: int, hostile: Hostile, tally: Tally, out: Path) -> None:
 
 def print_table(tally: Tally) -> None:
     """Print what was sent and heard."""
-    print("\n| kind | requests | uploads | 2xx | 4xx | 503, come back | other 5xx | no answer | p50 ms | slowest ms |")
+    print(
+        "\n| kind | requests | uploads | 2xx | 4xx | 503, come back | other 5xx | no answer | p50 ms | "
+        "slowest ms |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     kinds = [*sorted(tally.requests), "all"]
     for kind in kinds:
@@ -311,7 +332,8 @@ def print_memory(history: list[float]) -> None:
 
 
 def opened_files(trace: Path, since: int) -> tuple[Counter[str], list[str]]:
-    """Return the files that were opened, and the connections to other than the service's own, after `since` bytes."""
+    """Return the files that were opened, and the connections to other than the service's own, after `since`
+    bytes."""
     with trace.open("rb") as file:
         file.seek(since)
         lines = file.read().decode(errors="replace").splitlines()
@@ -322,13 +344,17 @@ def opened_files(trace: Path, since: int) -> tuple[Counter[str], list[str]]:
 
 def parse_arguments() -> argparse.Namespace:
     """Return what was said on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--uploads", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("artifacts/fuzz"), help="Where faults are saved.")
-    parser.add_argument("--strace", action="store_true", help="Run the service under strace; list what it opens.")
+    parser.add_argument(
+        "--strace", action="store_true", help="Run the service under strace; list what it opens."
+    )
     parser.add_argument("--replay", type=int, help="Send this request alone, and print the answer.")
     return parser.parse_args()
 
@@ -349,7 +375,10 @@ def main() -> None:
                 return
             bad = run(arguments, hostile, canary, Workers(parent), port, trace)
         log = (folder / "log").read_text(errors="replace")
-        print(f"lines in the service's log: {log.count(chr(10)):,}, of them tracebacks: {log.count('Traceback')}")
+        print(
+            f"lines in the service's log: {log.count(chr(10)):,}, of them tracebacks: "
+            f"{log.count('Traceback')}"
+        )
         if "Traceback" in log:
             arguments.out.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "log", arguments.out / "log")
@@ -359,7 +388,12 @@ def main() -> None:
 
 
 def run(
-    arguments: argparse.Namespace, hostile: Hostile, canary: Canary, workers: Workers, port: int, trace: Path | None
+    arguments: argparse.Namespace,
+    hostile: Hostile,
+    canary: Canary,
+    workers: Workers,
+    port: int,
+    trace: Path | None,
 ) -> bool:
     """Send everything, print what was heard, and return whether anything was as it must not be."""
     since = trace.stat().st_size if trace else 0
@@ -369,7 +403,10 @@ def run(
     after = workers.ids()
     opened, called = canary.look()
     rate = sum(tally.requests.values()) / seconds
-    print(f"seed {arguments.seed}, {seconds:.0f} s, {rate:.0f} requests/s over {arguments.connections} connections")
+    print(
+        f"seed {arguments.seed}, {seconds:.0f} s, {rate:.0f} requests/s over {arguments.connections} "
+        f"connections"
+    )
     print_table(tally)
     print_memory(workers.history)
     died = len(workers.at_start - after)

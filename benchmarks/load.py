@@ -1,4 +1,5 @@
-"""A load generator that costs little: keep-alive connections that send the same bytes and count the answers."""
+"""A load generator that costs little: keep-alive connections that send the same bytes and count the
+answers."""
 
 import asyncio
 import socket
@@ -48,17 +49,23 @@ def post(path: str, kind: bytes, body: bytes, host: str = "127.0.0.1") -> bytes:
     return head % (path.encode(), host.encode(), kind, len(body)) + body
 
 
-async def run(port: int, requests: list[bytes], connections: int, seconds: float, limit: int | None = None) -> Load:
+async def run(
+    port: int, requests: list[bytes], connections: int, seconds: float, limit: int | None = None
+) -> Load:
     """Send `requests` in turn over `connections` connections for `seconds`, or until `most` were sent."""
     load = Load()
     started = time.perf_counter()
     left = [limit if limit is not None else 2**62]
-    await asyncio.gather(*(_connection(port, requests, i, started + seconds, left, load) for i in range(connections)))
+    await asyncio.gather(
+        *(_connection(port, requests, i, started + seconds, left, load) for i in range(connections))
+    )
     load.seconds = time.perf_counter() - started
     return load
 
 
-async def _connection(port: int, requests: list[bytes], start: int, until: float, left: list[int], load: Load) -> None:
+async def _connection(
+    port: int, requests: list[bytes], start: int, until: float, left: list[int], load: Load
+) -> None:
     streams = None
     turn = start
     while time.perf_counter() < until and left[0] > 0:
@@ -84,7 +91,9 @@ async def _connection(port: int, requests: list[bytes], start: int, until: float
         streams[1].close()
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, bool]:
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> tuple[int, bool]:
     """Send a request, read the whole answer, and return its status and whether the connection stays open."""
     writer.write(request)
     await writer.drain()

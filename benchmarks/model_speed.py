@@ -1,19 +1,21 @@
-"""How fast networks answer on this CPU: the model file's beside torchvision's and timm's, by engine and batch size.
+"""How fast networks answer on this CPU: the model file's beside torchvision's and timm's, by engine and batch
+size.
 
     python benchmarks/model_speed.py                               # models/pretrained/model.onnx, 2 threads
     python benchmarks/model_speed.py --model demo/run/model.onnx --batches 1,64 --networks resnet18
 
-Prints a table in Markdown. Every network takes uint16 tiles of 13 × 64 × 64 pixels and gives probabilities, those of
-torchvision and timm with this project's preprocessing, so that only networks differ. **Engines**: torch eager,
-torch.compile, onnxruntime with the fp32 file and with an INT8 file (the model's own, else one that is quantised here on
+Prints a table in Markdown. Every network takes uint16 tiles of 13 × 64 × 64 pixels and gives probabilities,
+those of torchvision and timm with this project's preprocessing, so that only networks differ. **Engines**:
+torch eager, torch.compile, onnxruntime with the fp32 file and with an INT8 file (the model's own, else one
+that is quantised here on
 noise: as fast, and not as accurate), each with one batch over all threads and with a batch for each core by
-`tilewise.bento.inference.engine`, as the service's processes answer, and OpenVINO where it is installed. **GFLOP**: two for each
-multiplication of the convolutions and matrix products of the fp32 graph. **Share of peak**: of the fastest of several
-large products and convolutions in the same precision, measured in this run. All engines take turns in every round;
-figures are medians, ± half the range between the quartiles. Threads of onnxruntime alone spin while they wait, as
-nothing else should want the cores; the service, which shares its cores with an event loop, has that switched off. Where
-other work does want them, --core-seconds counts CPU time of one thread: two cores that are free do about twice that. It
-needs the extra `train`.
+`tilewise.bento.inference.engine`, as the service's processes answer, and OpenVINO where it is installed.
+**GFLOP**: two for each multiplication of the convolutions and matrix products of the fp32 graph. **Share of
+peak**: of the fastest of several large products and convolutions in the same precision, measured in this run.
+All engines take turns in every round; figures are medians, ± half the range between the quartiles. Threads of
+onnxruntime alone spin while they wait, as nothing else should want the cores; the service, which shares its
+cores with an event loop, has that switched off. Where other work does want them, --core-seconds counts CPU
+time of one thread: two cores that are free do about twice that. It needs the extra `train`.
 """
 
 import argparse
@@ -104,7 +106,10 @@ def gflop(path: Path) -> float:
             item.type.tensor_type.shape.dim[0].dim_value = 1
     del model.graph.value_info[:]
     graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in [*graph.value_info, *graph.output]}
+    shapes = {
+        i.name: [d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in [*graph.value_info, *graph.output]
+    }
     shapes |= {i.name: list(i.dims) for i in graph.initializer}
     return sum(2e-9 * _multiplications(node, shapes) for node in graph.node)
 
@@ -130,7 +135,8 @@ def session(path: Path | bytes, threads: int) -> ort.InferenceSession:
 
 
 def build(name: str) -> torch.nn.Module:
-    """Return a network of torchvision, or of timm if its name begins so, for 13 bands and without its last layer."""
+    """Return a network of torchvision, or of timm if its name begins so, for 13 bands and without its last
+    layer."""
     if name.startswith("timm/"):
         import timm
 
@@ -174,13 +180,17 @@ def rows_of(subject: Subject, network: Callable[..., object], overrides: argpars
                 if run is None:
                     continue
                 run(noise(max(overrides.batches)))
-            except Exception as error:  # every engine has its own; one that cannot do a network is left out, by name
+            except (
+                Exception
+            ) as error:  # every engine has its own; one that cannot do a network is left out, by name
                 print(
                     f"left out: {subject.name} in {engine} {precision}: {' '.join(str(error).split())[:160]}",
                     flush=True,
                 )
                 continue
-            rows.append(Row(subject, engine, precision, run, overrides.threads if engine == _A_SESSION_A_CORE else 1))
+            rows.append(
+                Row(subject, engine, precision, run, overrides.threads if engine == _A_SESSION_A_CORE else 1)
+            )
     return rows
 
 
@@ -201,12 +211,17 @@ def _runner(
 
 
 def _in_openvino(path: Path, threads: int) -> Callable[[DN], object]:
-    """Return the graph in OpenVINO, which takes no tiles of 16 bits: they become floats before it, and that counts."""
+    """Return the graph in OpenVINO, which takes no tiles of 16 bits: they become floats before it, and that
+    counts."""
     import openvino
 
     graph = onnx.load(str(path))
     graph.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", hints)
     return lambda tiles: compiled([tiles.astype(np.float32)])[0]
@@ -277,7 +292,13 @@ def peaks(threads: int, seconds: float, clock: Clock) -> dict[str, float]:
 def _convolution(channels: int, size: int, precision: str) -> bytes:
     """Return a graph of one 3 × 3 convolution."""
     weights = np.random.default_rng(0).integers(-127, 127, (channels, channels, 3, 3)).astype(np.int8)
-    scales = {"s": np.float32(0.01), "z": np.uint8(0), "o": np.float32(10.0), "ws": np.float32(0.01), "wz": np.int8(0)}
+    scales = {
+        "s": np.float32(0.01),
+        "z": np.uint8(0),
+        "o": np.float32(10.0),
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+    }
     kind, result = (TensorProto.FLOAT, "float32") if precision == FP32 else (TensorProto.UINT8, "uint8")
     inputs = ["x", "w"] if precision == FP32 else ["x", "s", "z", "w", "ws", "wz", "o", "z"]
     operator = "Conv" if precision == FP32 else "QLinearConv"
@@ -299,10 +320,13 @@ def _convolution(channels: int, size: int, precision: str) -> bytes:
 def table(rows: list[Row], batches: list[int], peak: dict[str, float]) -> str:
     """Return the rows in Markdown, their ratios to the fastest fp32 ResNet-18."""
     largest = max(batches)
-    reference = max((r.median(largest) for r in rows if r.subject.name == REFERENCE and r.precision == FP32), default=0)
+    reference = max(
+        (r.median(largest) for r in rows if r.subject.name == REFERENCE and r.precision == FP32), default=0
+    )
     heads = [f"tiles/s, batch {batch}" for batch in batches]
     lines = [
-        f"| network | GFLOP a tile | engine | {' | '.join(heads)} | GFLOP/s | share of peak | × ResNet-18 fp32 |",
+        f"| network | GFLOP a tile | engine | {' | '.join(heads)} | GFLOP/s | share of peak | × ResNet-18 "
+        f"fp32 |",
         f"|---|---:|---|{'---:|' * len(batches)}---:|---:|---:|",
     ]
     for row in rows:
@@ -319,7 +343,11 @@ def table(rows: list[Row], batches: list[int], peak: dict[str, float]) -> str:
 def verdict(rows: list[Row], batches: list[int]) -> str:
     """Return whether the model's INT8 file reaches the targets, in a line."""
     largest = max(batches)
-    ours = [r for r in rows if r.subject.name == _OURS and r.engine.startswith("onnxruntime") and r.precision == INT8]
+    ours = [
+        r
+        for r in rows
+        if r.subject.name == _OURS and r.engine.startswith("onnxruntime") and r.precision == INT8
+    ]
     ours.sort(key=lambda row: -row.median(largest))
     known = [r.median(largest) for r in rows if r.subject.name == REFERENCE and r.precision == FP32]
     if not ours or not known:
@@ -337,12 +365,18 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", type=Path, default=DEFAULT, help=f"fp32 model file; default: {DEFAULT}")
-    parser.add_argument("--networks", default=NETWORKS, help=f"of torchvision, or timm/NAME; default: {NETWORKS}")
-    parser.add_argument("--engines", default=f"torch eager,torch.compile,onnxruntime,{_A_SESSION_A_CORE},OpenVINO")
+    parser.add_argument(
+        "--networks", default=NETWORKS, help=f"of torchvision, or timm/NAME; default: {NETWORKS}"
+    )
+    parser.add_argument(
+        "--engines", default=f"torch eager,torch.compile,onnxruntime,{_A_SESSION_A_CORE},OpenVINO"
+    )
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 64])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--core-seconds", action="store_true", help="count CPU time of one thread")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each engine and batch size; default: 9")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="turns of each engine and batch size; default: 9"
+    )
     parser.add_argument("--seconds", type=float, default=0.3, help="of each turn; default: 0.3")
     overrides = parser.parse_args()
     overrides.threads = 1 if overrides.core_seconds else overrides.threads
@@ -361,7 +395,8 @@ def main() -> None:
     instructions = ", ".join(sorted(int8_instructions())) or "no INT8 instructions that are known"
     print(
         f"{datetime.now(UTC):%d %B %Y}; {platform.machine()}, {instructions}; {_machine_of(overrides)}; "
-        f"torch {torch.__version__}, onnxruntime {ort.__version__}; {overrides.rounds} turns of {overrides.seconds:g} s\n",
+        f"torch {torch.__version__}, onnxruntime {ort.__version__}; {overrides.rounds} turns of "
+        f"{overrides.seconds:g} s\n",
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="tilewise-speed-") as folder:
@@ -378,7 +413,8 @@ def main() -> None:
         peak = peaks(overrides.threads, overrides.seconds, clock)
         measure(rows, overrides.batches, overrides.rounds, overrides.seconds, clock)
     print(
-        f"peak: {peak[FP32]:,.0f} GFLOP/s in fp32, {peak[INT8]:,.0f} in INT8\n\n{table(rows, overrides.batches, peak)}\n"
+        f"peak: {peak[FP32]:,.0f} GFLOP/s in fp32, {peak[INT8]:,.0f} in "
+        f"INT8\n\n{table(rows, overrides.batches, peak)}\n"
     )
     print(verdict(rows, overrides.batches))
 

@@ -3,8 +3,8 @@
     python benchmarks/occlusion.py --model artifacts/runs/eurosat/model.onnx --tiles data/raw/EuroSAT_MS \
         --names data/raw/splits/eurosat-spatial-val.txt
 
-The fifth of a tile's pixels that is hottest is replaced by other pixels of the tile, shuffled, and compared with the
-same shape moved elsewhere. A good map loses much more of the class's probability in the first case.
+The fifth of a tile's pixels that is hottest is replaced by other pixels of the tile, shuffled, and compared
+with the same shape moved elsewhere. A good map loses much more of the class's probability in the first case.
 """
 
 import argparse
@@ -29,7 +29,9 @@ HOTTEST = 0.2
 def fill_of(pixels: DN, kind: str) -> DN:
     """Return what stands in for a tile (13, h, w) that has no holes."""
     if kind == "tile's mean":
-        return np.broadcast_to(np.rint(pixels.mean(axis=(1, 2), keepdims=True)), pixels.shape).astype(np.uint16)
+        return np.broadcast_to(np.rint(pixels.mean(axis=(1, 2), keepdims=True)), pixels.shape).astype(
+            np.uint16
+        )
     return np.full_like(pixels, 0 if kind == "no data" else 1)
 
 
@@ -57,7 +59,9 @@ def is_odd(engine: Engine, tiles: DN) -> npt.NDArray[np.bool_]:
     return engine.classify(tiles).outlier_score > (outliers.threshold if outliers else np.inf)
 
 
-def measure(engine: Engine, tile: Tile, kind: str, size: int, stride: int, random: np.random.Generator) -> list[float]:
+def measure(
+    engine: Engine, tile: Tile, kind: str, size: int, stride: int, random: np.random.Generator
+) -> list[float]:
     """Return the probability lost with the hottest pixels, and elsewhere, and the share of occluded
     tiles that are flagged as outliers, where the whole tile is not."""
     filled = fill_of(tile.pixels, kind)
@@ -69,7 +73,9 @@ def measure(engine: Engine, tile: Tile, kind: str, size: int, stride: int, rando
     judged = np.stack([shuffled(tile.pixels, where, random) for where in (hot, moved)])
     index = engine.metadata.classes.index(found.class_name)
     lost = found.probability - engine.classify(judged).probabilities[:, index]
-    patches = np.stack(list(occluded(tile.pixels, filled, occlusion.patch_starts(64, size, stride), size))[::5])
+    patches = np.stack(
+        list(occluded(tile.pixels, filled, occlusion.patch_starts(64, size, stride), size))[::5]
+    )
     odd = is_odd(engine, patches).mean() if not is_odd(engine, tile.pixels[None])[0] else np.nan
     return [*map(float, lost), float(odd)]
 
@@ -85,16 +91,23 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=2, help="Take every n-th tile.")
     overrides = parser.parse_args()
     names = {Path(line).stem for line in overrides.names.read_text().split()}
-    files = [path for path in sorted(overrides.tiles.rglob("*.tif")) if path.stem in names][:: overrides.every]
+    files = [path for path in sorted(overrides.tiles.rglob("*.tif")) if path.stem in names][
+        :: overrides.every
+    ]
     read_options = make_read_options("eurosat", "L1C", None, 0.0)
     tiles, engine = [read_tile(path, read_options) for path in files], Engine(overrides.model)
-    print(f"{len(tiles)} tiles\n\n| patch | replaced by | lost, hottest | lost, elsewhere | odd |", flush=True)
+    print(
+        f"{len(tiles)} tiles\n\n| patch | replaced by | lost, hottest | lost, elsewhere | odd |", flush=True
+    )
     print("|---|---|---:|---:|---:|")
     for size, stride in PATCHES:
         for kind in FILLS:
             random = np.random.default_rng(0)
             mean = np.nanmean([measure(engine, tile, kind, size, stride, random) for tile in tiles], axis=0)
-            print(f"| {size}, every {stride} | {kind} | {mean[0]:.3f} | {mean[1]:.3f} | {mean[2]:.1%} |", flush=True)
+            print(
+                f"| {size}, every {stride} | {kind} | {mean[0]:.3f} | {mean[1]:.3f} | {mean[2]:.1%} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

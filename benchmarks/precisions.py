@@ -2,8 +2,8 @@
 
     python benchmarks/precisions.py --pack demo/packed --config configs/experiments/demo.yaml --seeds 2
 
-Trains the same recipe with the same seeds in both precisions, tests each run's best checkpoint in 32 bit on the test
-split, and prints the accuracies and the difference of their means in points.
+Trains the same recipe with the same seeds in both precisions, tests each run's best checkpoint in 32 bit on
+the test split, and prints the accuracies and the difference of their means in points.
 """
 
 import argparse
@@ -42,12 +42,18 @@ def train(arguments: argparse.Namespace, precision: str, seed: int) -> tuple[flo
     """Return the test accuracy (0-1) of one run, and on how many tiles."""
     with tempfile.TemporaryDirectory() as folder:
         settings = ["--config", str(arguments.config), "--data.pack", str(arguments.pack), "--out", folder]
-        settings += ["--tracking.enabled=false", f"--seed_everything={seed}", f"--trainer.precision={precision}"]
+        settings += [
+            "--tracking.enabled=false",
+            f"--seed_everything={seed}",
+            f"--trainer.precision={precision}",
+        ]
         for command in (
             ["fit", *settings, *arguments.options],
             ["test", "--out", folder, "--trainer.precision=32-true"],
         ):
-            subprocess.run([sys.executable, "-m", "tilewise", "train", *command], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, "-m", "tilewise", "train", *command], check=True, stdout=subprocess.DEVNULL
+            )
         _, groups = read_test_metrics(RunFolder(Path(folder)))
         group = groups[ALL]
         return group["accuracy"], group["tiles"]

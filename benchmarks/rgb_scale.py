@@ -1,9 +1,11 @@
-"""How EuroSAT's RGB bytes relate to the DN of the same tiles in EuroSAT MS: the evidence of docs/decisions/0002.
+"""How EuroSAT's RGB bytes relate to the DN of the same tiles in EuroSAT MS: the evidence of
+docs/decisions/0002.
 
     python benchmarks/rgb_scale.py data/raw/EuroSAT_MS data/raw/EuroSAT_RGB
 
-Prints, per band: a line fitted to the mean of each tile that stands in both archives (tiles with saturated pixels left
-out, since their bytes stop at 255), the median DN of some byte values, and the error of the rule that the reader uses.
+Prints, per band: a line fitted to the mean of each tile that stands in both archives (tiles with saturated
+pixels left out, since their bytes stop at 255), the median DN of some byte values, and the error of the rule
+that the reader uses.
 """
 
 import argparse
@@ -52,7 +54,9 @@ def report(band: str, byte: np.ndarray, dn: np.ndarray) -> None:
     medians = "  ".join(f"{b}: {np.median(dn[byte == b]):.0f} ({rgb_to_dn(np.uint8([b]))[0]})" for b in BYTES)
     print(f"\n{band}: DN = {slope:.3f} x byte {intercept:+.1f} over {clear.sum()} tiles' means")
     print(f"  median DN of a byte (the reader's DN): {medians}")
-    print(f"  the reader's error: mean {errors.mean():.1f} DN, 95 % within {np.percentile(errors, 95):.0f} DN")
+    print(
+        f"  the reader's error: mean {errors.mean():.1f} DN, 95 % within {np.percentile(errors, 95):.0f} DN"
+    )
     print(f"  bytes of 0: {(byte == 0).sum()}, of 255: {(byte == 255).mean():.2%}")
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/scenes_beside_tiles.py --model demo/run/model.onnx
 
-One GeoTIFF tile a request, as image/tiff; the scenes are 13 bands of 2560 × 2560 pixels, deflated, made by script.
+One GeoTIFF tile a request, as image/tiff; the scenes are 13 bands of 2560 × 2560 pixels, deflated, made by
+script.
 """
 
 import argparse
@@ -34,7 +35,14 @@ def make_scene() -> bytes:
     tiles = [render(CLASSES[index % 10], index + 1, seed=4) for index in range(SIDE)]
     strips = [np.concatenate(tiles[row:] + tiles[:row], axis=2) for row in range(SIDE)]
     profile = {"driver": "GTiff", "count": 13, "height": 64 * SIDE, "width": 64 * SIDE, "dtype": "uint16"}
-    blocks = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "predictor": 2, "zlevel": 1}
+    blocks = {
+        "tiled": True,
+        "blockxsize": 512,
+        "blockysize": 512,
+        "compress": "deflate",
+        "predictor": 2,
+        "zlevel": 1,
+    }
     place = {"crs": "EPSG:32629", "transform": Affine(10, 0, 540_000, 0, -10, 4_740_000)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scene.tif"
@@ -89,13 +97,20 @@ def main() -> None:
         print("|---:|---|---:|---:|---:|---:|---:|", flush=True)
         for _, connections in itertools.product(range(overrides.rounds), overrides.connections):
             print(
-                row(connections, "nothing", uvloop.run(send(port, requests, connections, overrides.seconds)), 0),
+                row(
+                    connections,
+                    "nothing",
+                    uvloop.run(send(port, requests, connections, overrides.seconds)),
+                    0,
+                ),
                 flush=True,
             )
             places = submit(client, scene, cores)
             before = windows_done(client, places)
             load = uvloop.run(send(port, requests, connections, overrides.seconds))
-            print(row(connections, f"{cores} scenes", load, windows_done(client, places) - before), flush=True)
+            print(
+                row(connections, f"{cores} scenes", load, windows_done(client, places) - before), flush=True
+            )
             for place in places:
                 client.delete(place)
 

@@ -1,12 +1,13 @@
-"""How the service compares: tilewise, BentoML's own batching, FastAPI and LitServe; one model, one reader, one run.
+"""How the service compares: tilewise, BentoML's own batching, FastAPI and LitServe; one model, one reader,
+one run.
 
     python benchmarks/serve.py --model demo/run/model.onnx
 
-Prints, for each server, connections and tiles a request: requests/s, tiles/s, p50 and p99, CPU-milliseconds a tile (of
-the server's processes only), tiles a batch, and errors; beside them the floor, reading and inference bare, in one
-process.
-FastAPI and LitServe come from `pip install fastapi litserve`; a server that is not installed is left out, and said.
-All use uvloop and httptools, two processes for two cores, and networks of one thread each.
+Prints, for each server, connections and tiles a request: requests/s, tiles/s, p50 and p99, CPU-milliseconds a
+tile (of the server's processes only), tiles a batch, and errors; beside them the floor, reading and inference
+bare, in one process.
+FastAPI and LitServe come from `pip install fastapi litserve`; a server that is not installed is left out, and
+said. All use uvloop and httptools, two processes for two cores, and networks of one thread each.
 """
 
 import argparse
@@ -56,7 +57,15 @@ class Server:
 
 def servers(port: int, cores: int) -> list[Server]:
     """Return the servers that are compared, to be started on `port`."""
-    uvicorn = ["uvicorn", "peers.plain_fastapi:app", "--port", str(port), "--workers", str(cores), "--no-access-log"]
+    uvicorn = [
+        "uvicorn",
+        "peers.plain_fastapi:app",
+        "--port",
+        str(port),
+        "--workers",
+        str(cores),
+        "--no-access-log",
+    ]
     litserve = [str(PROJECT / "benchmarks/peers/litserve_api.py"), str(port), str(cores)]
     bentoml = ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     return [
@@ -130,7 +139,9 @@ def batch_counts(port: int) -> tuple[float, float]:
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
     except httpx.TransportError:
         return 0.0, 0.0
-    found = [re.search(rf"^tilewise_batch_tiles_{part} (\S+)", text, re.MULTILINE) for part in ("sum", "count")]
+    found = [
+        re.search(rf"^tilewise_batch_tiles_{part} (\S+)", text, re.MULTILINE) for part in ("sum", "count")
+    ]
     return tuple(float(match.group(1)) if match else 0.0 for match in found)  # type: ignore[return-value]
 
 
@@ -217,18 +228,24 @@ def main() -> None:
         f"{platform.python_version()}, tiles of {np.mean([len(c) for _, c in files]) / 1000:.0f} kB\n"
     )
     print(
-        "| server | connections | tiles/request | requests/s | tiles/s | p50 ms | p99 ms | CPU-ms/tile | tiles/batch "
+        "| server | connections | tiles/request | requests/s | tiles/s | p50 ms | p99 ms | CPU-ms/tile | "
+        "tiles/batch "
         "| errors |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"
     )
     sizes = [int(n) for n in arguments.tiles.split(",")]
     for _ in range(arguments.rounds):
         for tiles in sizes:
             rate, cpu = floor(arguments.model, files, tiles, arguments.seconds / 2)
-            print(f"| floor, one core | – | {tiles} | – | {rate:.0f} | – | – | {cpu:.2f} | {tiles} | – |", flush=True)
+            print(
+                f"| floor, one core | – | {tiles} | – | {rate:.0f} | – | – | {cpu:.2f} | {tiles} | – |",
+                flush=True,
+            )
         measure_all(arguments, files, cores, sizes)
 
 
-def measure_all(arguments: argparse.Namespace, files: list[tuple[str, bytes]], cores: int, sizes: list[int]) -> None:
+def measure_all(
+    arguments: argparse.Namespace, files: list[tuple[str, bytes]], cores: int, sizes: list[int]
+) -> None:
     """Start the servers one after another and print a row for each cell."""
     port = free_port()
     wanted = arguments.only.split(",") if arguments.only else None

@@ -2,9 +2,11 @@
 
     python benchmarks/shared_windows.py CHECKPOINT
 
-takes a network that `make demo` or `tilewise train` trained (the checkpoint, of ResidualCNN) and a synthetic scene,
-and classifies it densely twice in torch: window by window, as the model file does, and with one pass of the network
-over the whole scene whose features are then averaged under each window. It prints how fast both are and how often, and
+takes a network that `make demo` or `tilewise train` trained (the checkpoint, of ResidualCNN) and a synthetic
+scene,
+and classifies it densely twice in torch: window by window, as the model file does, and with one pass of the
+network over the whole scene whose features are then averaged under each window. It prints how fast both are
+and how often, and
 by how much, they disagree: each window by itself has borders that the shared pass has not.
 """
 
@@ -43,11 +45,19 @@ def load(checkpoint: Path) -> Classifier:
     """Return the classifier whose weights a checkpoint holds."""
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     weights = {
-        key.removeprefix("classifier."): value for key, value in weights.items() if key.startswith("classifier.")
+        key.removeprefix("classifier."): value
+        for key, value in weights.items()
+        if key.startswith("classifier.")
     }
-    stem = [value.shape[0] for key, value in weights.items() if key.startswith("backbone.stem") and value.ndim == 4]
+    stem = [
+        value.shape[0]
+        for key, value in weights.items()
+        if key.startswith("backbone.stem") and value.ndim == 4
+    ]
     blocks = [
-        v.shape[0] for k, v in weights.items() if k.startswith("backbone.blocks") and k.endswith("first.0.weight")
+        v.shape[0]
+        for k, v in weights.items()
+        if k.startswith("backbone.blocks") and k.endswith("first.0.weight")
     ]
     widths = tuple(dict.fromkeys(blocks))
     backbone = ResidualCNN(widths, [blocks.count(width) for width in widths], stem)
@@ -76,7 +86,8 @@ def shared(classifier: Classifier, pixels: torch.Tensor, stride: int) -> torch.T
 def main() -> None:
     classifier, pixels = load(Path(sys.argv[1])), scene()
     print(
-        "stride  window by window s  shared s  times as fast  other class  mean and largest difference of a probability"
+        "stride  window by window s  shared s  times as fast  other class  mean and largest difference of a "
+        "probability"
     )
     with torch.inference_mode():
         for stride in STRIDES:
@@ -88,7 +99,8 @@ def main() -> None:
             other = (found[0].argmax(2) != found[1].argmax(2)).float().mean()
             away = (found[0] - found[1]).abs()
             print(
-                f"{stride:6} {seconds[0]:19.2f} {seconds[1]:9.2f} {seconds[0] / seconds[1]:14.1f} {other:12.1%} "
+                f"{stride:6} {seconds[0]:19.2f} {seconds[1]:9.2f} {seconds[0] / seconds[1]:14.1f} "
+                f"{other:12.1%} "
                 f"{away.mean():10.3f} {away.max():6.3f}"
             )
 

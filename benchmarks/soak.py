@@ -2,10 +2,10 @@
 
     python benchmarks/soak.py --model demo/run/model.onnx --minutes 10
 
-Connections that never pause send single tiles as multipart, raw tiles, packed arrays, requests of 64 tiles and, now
-and then, a broken tile. Every few seconds the memory of the service's processes (proportional set size) is noted.
-Exits with 1 where a request failed, a process was restarted, or memory grew by more than 5 % from the second fifth of
-the time to the last.
+Connections that never pause send single tiles as multipart, raw tiles, packed arrays, requests of 64 tiles
+and, now and then, a broken tile. Every few seconds the memory of the service's processes (proportional set
+size) is noted. Exits with 1 where a request failed, a process was restarted, or memory grew by more than 5 %
+from the second fifth of the time to the last.
 """
 
 import argparse
@@ -33,7 +33,8 @@ SAMPLE_SECONDS = 5
 
 
 def requests_of(files: list[tuple[str, bytes]]) -> list[bytes]:
-    """Return the requests that are sent in turn: of 20, 15 single tiles, and one of each further kind or so."""
+    """Return the requests that are sent in turn: of 20, 15 single tiles, and one of each further kind or
+    so."""
     pixels = np.stack([read_tile(content, ReadOptions(), name).pixels for name, content in files[:16]])
     packed = io.BytesIO()
     np.save(packed, pixels)
@@ -108,7 +109,8 @@ def main() -> None:
     print(f"| CPU-ms a tile | {cpu / max(tiles, 1) * 1000:.2f} |")
     print(f"| p50, p99 ms | {load.percentile(50):.0f}, {load.percentile(99):.0f} |")
     print(
-        f"| memory: second fifth, last fifth, highest | {early:.0f}, {late:.0f}, {max(s for _, s in samples):.0f} MB |"
+        f"| memory: second fifth, last fifth, highest | {early:.0f}, {late:.0f}, "
+        f"{max(s for _, s in samples):.0f} MB |"
     )
     print(f"| growth | {growth:+.1%} |")
     print(f"| processes restarted | {'none' if same else 'some'} |")

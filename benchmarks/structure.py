@@ -91,7 +91,9 @@ def _commands(path: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("project", nargs="?", type=Path, default=PROJECT)
     project = parser.parse_args().project
     files = sources(project)
@@ -100,7 +102,9 @@ def main() -> None:
     importers = Counter(target for targets in graph.values() for target in targets)
     single = [module for module, count in importers.items() if count == 1 and module not in packages]
     per_folder = Counter(PurePosixPath(module.replace(".", "/")).parts[0] for module in files)
-    print("product files", len(files), "·", ", ".join(f"{name} {count}" for name, count in per_folder.items()))
+    print(
+        "product files", len(files), "·", ", ".join(f"{name} {count}" for name, count in per_folder.items())
+    )
     print("lines", f"{sum(len(path.read_text().splitlines()) for path in files.values()):,}")
     print("modules with one importer", len(single))
     print("import circles between folders", len(pairs := circles(graph, packages)))

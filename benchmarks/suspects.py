@@ -1,4 +1,5 @@
-"""How many wrong labels do `datasets suspects` find? Some are made wrong, and cross-validated answers are asked.
+"""How many wrong labels do `datasets suspects` find? Some are made wrong, and cross-validated answers are
+asked.
 
 python benchmarks/suspects.py data/packed --share 0.05
 
@@ -37,7 +38,8 @@ def main() -> None:
 
 
 def measure(features: np.ndarray, truth: np.ndarray, share: float, seed: int) -> list[tuple[float, ...]]:
-    """Return for each filter: tiles listed, recall, precision, and precision among the first as many as are wrong."""
+    """Return for each filter: tiles listed, recall, precision, and precision among the first as many as are
+    wrong."""
     labels, wrong = spoil(truth, share, seed)
     forest = RandomForestClassifier(300, n_jobs=-1, random_state=seed)
     shares = cross_val_predict(forest, features, labels, cv=5, method="predict_proba")

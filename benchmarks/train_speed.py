@@ -1,18 +1,19 @@
 """How fast training is: the network alone, the whole step with its data, and torchgeo's, in one run.
 
-    python benchmarks/train_speed.py                              # on the GPU if there is one, else on the CPU
-    python benchmarks/train_speed.py --network resnet50 --peer peer/bin/python
+    python benchmarks/train_speed.py                              # on the GPU if there is one, else on the
+    CPU python benchmarks/train_speed.py --network resnet50 --peer peer/bin/python
 
-For torchgeo, which needs an environment of its own: `python -m venv peer && peer/bin/pip install torchgeo==0.8.1
-pytorch-lightning albumentations==2.0.8` (what it shares with this project must be there too).
+For torchgeo, which needs an environment of its own: `python -m venv peer && peer/bin/pip install
+torchgeo==0.8.1 pytorch-lightning albumentations==2.0.8` (what it shares with this project must be there too).
 
-Prints a table in Markdown. **Ceiling**: forward, backward and the optimiser's step on one batch that lies on the
-device. **Full step**: `tilewise.training.fit.task` with the data module, all of the augmentation, the average of weights and the
-watch over the loss, in Lightning; the epochs after the first, without validation. **Share of matmul**: the
-floating-point operations of the ceiling's step, against a product of large square matrices in the same precision on
-this device. The tiles are noise: no pixel changes the time. On a CPU all speeds are images for each second of one
-core's time, since other work may share the cores, and torchgeo reads in the training process. It needs torch,
-Lightning and numpy; on the CPU Albumentations too, and rasterio only with --peer.
+Prints a table in Markdown. **Ceiling**: forward, backward and the optimiser's step on one batch that lies on
+the device. **Full step**: `tilewise.training.fit.task` with the data module, all of the augmentation, the
+average of weights and the watch over the loss, in Lightning; the epochs after the first, without validation.
+**Share of matmul**: the floating-point operations of the ceiling's step, against a product of large square
+matrices in the same precision on this device. The tiles are noise: no pixel changes the time. On a CPU all
+speeds are images for each second of one core's time, since other work may share the cores, and torchgeo reads
+in the training process. It needs torch, Lightning and numpy; on the CPU Albumentations too, and rasterio only
+with --peer.
 """
 
 import argparse
@@ -77,7 +78,11 @@ class Row:
     torchgeo: float | None
 
     def __str__(self) -> str:
-        peer = f"{self.torchgeo:,.0f} | {self.full / self.torchgeo:.1f} ×" if self.torchgeo else f"{NOT_MEASURED} | –"
+        peer = (
+            f"{self.torchgeo:,.0f} | {self.full / self.torchgeo:.1f} ×"
+            if self.torchgeo
+            else f"{NOT_MEASURED} | –"
+        )
         return (
             f"| {self.precision} | {self.ceiling:,.0f} | {self.full:,.0f} | {self.full / self.ceiling:.0%} "
             f"| {self.share:.0%} | {self.memory / 2**30:.2f} GiB | {peer} |"
@@ -129,14 +134,18 @@ def choose_precisions(setting: Setting) -> list[str]:
 
 def head(setting: Setting) -> None:
     name = (
-        torch.cuda.get_device_name() if setting.on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
+        torch.cuda.get_device_name()
+        if setting.on_gpu
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     how = ", compiled" if setting.compile else ""
     print(f"{datetime.date.today()}, {name}, torch {torch.__version__}, network {setting.network}, "
           f"batches of {setting.batch}, {setting.tiles:,} tiles of 13 bands an epoch{how}\n")  # fmt: skip
     unit = "images/s" if setting.on_gpu else "images/core-second"
-    print(f"| precision | ceiling, {unit} | full step, {unit} | full / ceiling | share of matmul "
-          f"| {'device' if setting.on_gpu else 'process'} memory | torchgeo, {unit} | full / torchgeo |")  # fmt: skip
+    print(
+        f"| precision | ceiling, {unit} | full step, {unit} | full / ceiling | share of matmul "
+        f"| {'device' if setting.on_gpu else 'process'} memory | torchgeo, {unit} | full / torchgeo |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
 
 
@@ -146,7 +155,11 @@ def measure(setting: Setting, pack: Path, precision: str, peer: float | None) ->
     ceiling, operations = network_alone(setting, precision)
     full = full_step(setting, pack, precision)
     share = ceiling * operations / matmul(setting.device, TYPES[precision])
-    memory = torch.cuda.max_memory_allocated() if setting.on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = (
+        torch.cuda.max_memory_allocated()
+        if setting.on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     return Row(precision, ceiling, full, share, memory * (1 if setting.on_gpu else 1024), peer)
 
 

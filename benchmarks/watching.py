@@ -2,9 +2,10 @@
 
     python benchmarks/watching.py --model demo/run/model.onnx
 
-Two services run side by side and are asked in turns of a second, so that what else the machine does meets both alike.
-Before that, what the two take by themselves, in this process: the log around an application that does nothing, with its
-metrics, and the drift of tiles that come one at a time.
+Two services run side by side and are asked in turns of a second, so that what else the machine does meets
+both alike.
+Before that, what the two take by themselves, in this process: the log around an application that does
+nothing, with its metrics, and the drift of tiles that come one at a time.
 """
 
 import argparse
@@ -26,7 +27,9 @@ from load import run as load_service
 from serve import cpu_seconds, free_port, make_files, running, servers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()  # before they are made: metrics as a service has them
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = (
+    tempfile.mkdtemp()
+)  # before they are made: metrics as a service has them
 
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Batch
@@ -103,7 +106,9 @@ def main() -> None:
                 if turn:
                     found[name].append((cpu_seconds(process) - before) / len(load.latencies) * 1000)
     for name, values in found.items():
-        print(f"{name}: {statistics.median(values):.3f} CPU-ms a tile, {min(values):.3f} to {max(values):.3f}")
+        print(
+            f"{name}: {statistics.median(values):.3f} CPU-ms a tile, {min(values):.3f} to {max(values):.3f}"
+        )
 
 
 if __name__ == "__main__":

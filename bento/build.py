@@ -73,7 +73,9 @@ def find_built(model: Path, version: str) -> str | None:
     except NotFound:
         return None
     if not _hashes(model, Engine(model, threads=1)).items() <= found.info.labels.items():
-        raise TilewiseError(f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`")
+        raise TilewiseError(
+            f"{found.tag} is built around another model; delete it with `bentoml delete {found.tag}`"
+        )
     return str(found.tag)
 
 
@@ -108,7 +110,9 @@ def pinned(requirements: Iterable[str]) -> list[str]:
         except PackageNotFoundError as error:
             raise TilewiseError(f"{name} is not installed; pip install tilewise") from error
         if not requirement.specifier.contains(found.version, prereleases=True):
-            raise TilewiseError(f"{name} {found.version} is installed, but {requirement} is needed; run pip check")
+            raise TilewiseError(
+                f"{name} {found.version} is installed, but {requirement} is needed; run pip check"
+            )
         versions[name] = found.version
         extras = ("", *requirement.extras)
         queue += [(Requirement(text), extra) for text in found.requires or [] for extra in extras]
@@ -127,7 +131,9 @@ def _stage(model: Path, context: Path) -> None:
     _copy(model, packed)
     if int8_of(model).is_file():  # the machine that serves chooses between the two
         _copy(int8_of(model), int8_of(packed))
-    (context / REQUIREMENTS).write_text("\n".join(pinned(bentofile["python"]["packages"])) + "\n", encoding="utf-8")
+    (context / REQUIREMENTS).write_text(
+        "\n".join(pinned(bentofile["python"]["packages"])) + "\n", encoding="utf-8"
+    )
     # The requirements are pinned already: locking them would query a package index.
     content: dict[str, Any] = {
         **bentofile,
@@ -157,14 +163,20 @@ def _run(command: list[str], context: Path) -> str:
     tag = re.search(r"^__tag__:(\S+)$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or not tag:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise TilewiseError(f"bentoml build failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        raise TilewiseError(
+            f"bentoml build failed: {lines[-1] if lines else f'exit status {done.returncode}'}"
+        )
     return tag.group(1)
 
 
 @click.command(context_settings=CONTEXT)
 @model_option
-@click.option("--version", "version", help="Version of the bento. Default: the model's, and the start of its hash.")
-@click.option("--keep", "keep", is_flag=True, help="With --version: use the existing bento, if it holds this model.")
+@click.option(
+    "--version", "version", help="Version of the bento. Default: the model's, and the start of its hash."
+)
+@click.option(
+    "--keep", "keep", is_flag=True, help="With --version: use the existing bento, if it holds this model."
+)
 @one_line_errors
 def main(model: str | None, version: str | None, keep: bool) -> None:
     """Build a bento, which is code and model in one, and print its tag.

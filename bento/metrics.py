@@ -28,7 +28,9 @@ REQUEST_SECONDS = Histogram(
 TILES = Counter("tilewise_tiles_total", "Tiles answered, by class and model version", ["class_name", "model"])
 ERRORS = Counter("tilewise_errors_total", "Tiles and requests refused, by error code", ["code"])
 BATCH = Histogram("tilewise_batch_tiles", "Tiles in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
-WAITING = Gauge("tilewise_waiting_tiles", "Tiles in the queue when a batch starts", multiprocess_mode="livesum")
+WAITING = Gauge(
+    "tilewise_waiting_tiles", "Tiles in the queue when a batch starts", multiprocess_mode="livesum"
+)
 WAITING_REQUESTS = Gauge(
     "tilewise_waiting_requests",
     "Requests whose bodies are not read yet, for lack of memory",

@@ -32,13 +32,21 @@ def describe_settings() -> Iterator[tuple[str, str]]:
 
 
 @click.command(cls=ServeCommand, context_settings=CONTEXT)
-@click.option("--host", "host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
+@click.option(
+    "--host", "host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all."
+)
 @click.option("--port", "port", default=3000, show_default=True, help="Port to listen on.")
 @click.option("--model", "model", help="Model file, or models:/NAME@ALIAS in MLflow's registry.")
-@click.option("--precision", "precision", type=click.Choice(["auto", "fp32", "int8"]), help="See TILEWISE_PRECISION.")
-@click.option("--workers", "workers", type=click.IntRange(0), help="Processes; 0: one for each core, eight at most.")
+@click.option(
+    "--precision", "precision", type=click.Choice(["auto", "fp32", "int8"]), help="See TILEWISE_PRECISION."
+)
+@click.option(
+    "--workers", "workers", type=click.IntRange(0), help="Processes; 0: one for each core, eight at most."
+)
 @click.option("--threads", "threads", type=click.IntRange(0), help="Threads of the network in each process.")
-@click.option("--log", "log", type=click.Choice(["json", "text", "off"]), help="Format of the log on standard error.")
+@click.option(
+    "--log", "log", type=click.Choice(["json", "text", "off"]), help="Format of the log on standard error."
+)
 @one_line_errors
 def serve(host: str, port: int, **options: Any) -> None:
     """Serve a model by HTTP, with a page for browsers, until Ctrl-C.
@@ -52,7 +60,9 @@ def serve(host: str, port: int, **options: Any) -> None:
     """
     from tilewise.bento.settings import Settings
 
-    environment = {f"TILEWISE_{name.upper()}": str(value) for name, value in options.items() if value is not None}
+    environment = {
+        f"TILEWISE_{name.upper()}": str(value) for name, value in options.items() if value is not None
+    }
     os.environ |= environment
     Settings.from_environment()  # a wrong value ends here, in one line
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]

@@ -77,9 +77,13 @@ bound_arenas()
 @bentoml.service(
     name="tilewise",
     workers=settings.processes,
-    traffic={"timeout": settings.request_seconds + 15},  # beyond our own deadline, whose response has a JSON body
+    traffic={
+        "timeout": settings.request_seconds + 15
+    },  # beyond our own deadline, whose response has a JSON body
     logging={"access": {"enabled": False}},
-    metrics={"enabled": False},  # ours have routes as labels, not paths, of which a client can invent any number
+    metrics={
+        "enabled": False
+    },  # ours have routes as labels, not paths, of which a client can invent any number
     # OpenTelemetry's middleware costs each request 0.1 ms even where nothing is traced.
     tracing={"excluded_urls": ".*"},
 )

@@ -42,8 +42,12 @@ class Settings(BaseSettings):
         default="shadow",
         description="shadow: the candidate classifies tiles for comparison only; canary: it answers requests",
     )
-    candidate_fraction: Fraction = Field(default=0.1, description="fraction of requests that the candidate gets")
-    reload_seconds: CountOrZero = Field(default=15, description="seconds between polls for a new model; 0: never")
+    candidate_fraction: Fraction = Field(
+        default=0.1, description="fraction of requests that the candidate gets"
+    )
+    reload_seconds: CountOrZero = Field(
+        default=15, description="seconds between polls for a new model; 0: never"
+    )
     workers: CountOrZero = Field(default=0, description="processes; 0: one for each core, at most 8")
     threads: CountOrZero = Field(
         default=0, description="threads of the network in each process; 0: the cores divided by the processes"
@@ -76,12 +80,16 @@ class Settings(BaseSettings):
         description="origins of web pages that may call the service, separated by commas; default: none",
     )
     max_connections: Count = Field(default=1000, description="open connections in each process")
-    head_seconds: Count = Field(default=10, description="seconds in which the request line and headers must arrive")
+    head_seconds: Count = Field(
+        default=10, description="seconds in which the request line and headers must arrive"
+    )
     body_seconds: Count = Field(default=10, description="seconds in which any body may arrive")
     body_rate: Count = Field(
         default=32 * 2**10, description="bytes a second at which a body must arrive after that time"
     )
-    request_seconds: Count = Field(default=60, description="seconds for the whole request, until its response is taken")
+    request_seconds: Count = Field(
+        default=60, description="seconds for the whole request, until its response is taken"
+    )
     max_pixels: Count = Field(default=4096 * 4096, description="pixels of a scene")
     max_scene_bytes: Count = Field(default=512 * 2**20, description="bytes in the body with a scene")
     max_sync_windows: Count = Field(
@@ -100,20 +108,28 @@ class Settings(BaseSettings):
         default=None,
         description="format of the request log on stderr; default: json, but off if stderr is a terminal",
     )
-    trace: str | None = Field(default=None, description="URL of an OTLP collector of traces; default: no traces")
+    trace: str | None = Field(
+        default=None, description="URL of an OTLP collector of traces; default: no traces"
+    )
     drift_window: CountOrZero = Field(
         default=4096, description="latest tiles of each band to compare with the training data; 0: none"
     )
-    drift_min_tiles: Count = Field(default=256, description="tiles of a band that are needed to report its drift")
+    drift_min_tiles: Count = Field(
+        default=256, description="tiles of a band that are needed to report its drift"
+    )
     predictions: str | None = Field(
         default=None,
         description="folder in which answers are kept, for audits and retraining; default: not kept",
     )
-    predictions_fraction: Fraction = Field(default=1.0, description="fraction of requests whose answers are kept")
+    predictions_fraction: Fraction = Field(
+        default=1.0, description="fraction of requests whose answers are kept"
+    )
     predictions_names: bool = Field(default=False, description="1: keep the file names of tiles")
     predictions_tiles: bool = Field(default=False, description="1: keep the tiles")
     predictions_rows: Count = Field(default=10_000, description="tiles in a file of kept answers")
-    predictions_minutes: Count = Field(default=10, description="minutes after which a file with fewer tiles is closed")
+    predictions_minutes: Count = Field(
+        default=10, description="minutes after which a file with fewer tiles is closed"
+    )
     predictions_bytes: Count = Field(
         default=2**30, description="bytes in the folder of kept answers; beyond, the oldest files are deleted"
     )

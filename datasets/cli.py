@@ -141,7 +141,8 @@ def _sources_and_splits(command: Any) -> Any:
             "--corrections",
             "corrections",
             type=FILE,
-            help=f"CSV of reviewed labels (see `correct`) to apply. Default: {DEFAULT_CORRECTIONS}, if it exists.",
+            help=f"CSV of reviewed labels (see `correct`) to apply. Default: {DEFAULT_CORRECTIONS}, if it "
+            f"exists.",
         ),
     )
     return with_options(command, options)
@@ -171,7 +172,9 @@ def fetch(name: str, source: str | None, out: Path) -> None:
 
 @click.command(context_settings=CONTEXT)
 @out_option(FOLDER, "Folder of the tiles.", Path("data/raw/synthetic"))
-@click.option("--tiles", "tiles", default=100, show_default=True, type=click.IntRange(1), help="Tiles of each class.")
+@click.option(
+    "--tiles", "tiles", default=100, show_default=True, type=click.IntRange(1), help="Tiles of each class."
+)
 @click.option("--seed", "seed", default=0, show_default=True, help="The same seed makes the same bytes.")
 @click.option("--scene", "scene", type=FILE, help="Also write one large scene to this file, to classify.")
 @one_line_errors
@@ -199,7 +202,11 @@ def synth(out: Path, tiles: int, seed: int, scene: Path | None) -> None:
     help="Largest fraction of pixels without data.",
 )
 @click.option(
-    "--highest-dn", "highest_dn", default=ValidationLimits.highest_dn, show_default=True, help="Highest plausible DN."
+    "--highest-dn",
+    "highest_dn",
+    default=ValidationLimits.highest_dn,
+    show_default=True,
+    help="Highest plausible DN.",
 )
 @click.option(
     "--max-imbalance",
@@ -264,13 +271,17 @@ def pack(out: Path, corrections: Path | None, **options: Any) -> None:
 
 @click.command(context_settings=CONTEXT)
 @click.argument("folder", metavar="[PACK]", type=FOLDER, default=Path("data/packed"))
-@click.option("--split", "split", type=click.Choice(SPLITS), default="train", show_default=True, help="Which tiles.")
+@click.option(
+    "--split", "split", type=click.Choice(SPLITS), default="train", show_default=True, help="Which tiles."
+)
 @click.option("--out", "out", type=FILE, help="Also write the statistics to this JSON file.")
 @one_line_errors
 def stats(folder: Path, split: str, out: Path | None) -> None:
     """Print statistics of each band of PACK (default: data/packed), in DN (reflectance × 10 000)."""
     bands = measure(Pack(folder), split)
-    table = Table("band", "tiles", "no data", "mean", "std", "1 %", "50 %", "99 %", title=f"{folder}, {split}")
+    table = Table(
+        "band", "tiles", "no data", "mean", "std", "1 %", "50 %", "99 %", title=f"{folder}, {split}"
+    )
     for band in bands:
         shown_percentiles = [f"{band.percentiles[p]:.0f}" for p in ("1", "50", "99")]
         row = [band.band, str(band.tiles), f"{band.no_data:.2%}", f"{band.mean:.1f}", f"{band.std:.1f}"]
@@ -304,9 +315,15 @@ def card(folder: Path, out: Path) -> None:
 @click.command(context_settings=CONTEXT)
 @click.argument("before")
 @click.argument("after", default="data/packed")
-@click.option("--data", "data", type=FOLDER, default=Path("data/packed"), show_default=True, help="Pack in revisions.")
-@click.option("--repo", "repo", type=FOLDER, default=Path(), help="The repository. Default: that of this folder.")
-@click.option("--out", "out", type=FOLDER, help="Also write diff.json, which names every tile, and diff.md there.")
+@click.option(
+    "--data", "data", type=FOLDER, default=Path("data/packed"), show_default=True, help="Pack in revisions."
+)
+@click.option(
+    "--repo", "repo", type=FOLDER, default=Path(), help="The repository. Default: that of this folder."
+)
+@click.option(
+    "--out", "out", type=FOLDER, help="Also write diff.json, which names every tile, and diff.md there."
+)
 @click.option(
     "--max-psi",
     "max_psi",
@@ -338,12 +355,18 @@ def _print_diff(found: PackDiff) -> None:
         click.echo(f"{side['name']}: {side['tiles']:,} tiles, data hash {side['data_hash'][:12]}")
     for line in in_words(found):
         click.echo(line)
-    classes = Table("class", "before", "after", title=f"classes, PSI {found.class_psi:.3f}: {verdict(found.class_psi)}")
+    classes = Table(
+        "class", "before", "after", title=f"classes, PSI {found.class_psi:.3f}: {verdict(found.class_psi)}"
+    )
     for item in found.classes:
         classes.add_row(
-            item.name, f"{item.before} ({item.fraction_before:.1%})", f"{item.after} ({item.fraction_after:.1%})"
+            item.name,
+            f"{item.before} ({item.fraction_before:.1%})",
+            f"{item.after} ({item.fraction_after:.1%})",
         )
-    bands = Table("band", "mean", "std", "PSI", "KL", "W", title="train split; W: Wasserstein distance; in DN")
+    bands = Table(
+        "band", "mean", "std", "PSI", "KL", "W", title="train split; W: Wasserstein distance; in DN"
+    )
     for band in found.bands:
         name, mean, std, _, *drift = band_cells(band)
         bands.add_row(name, mean, std, *drift)
@@ -356,7 +379,9 @@ def _check_drift(found: PackDiff, max_psi: float | None) -> None:
         return
     band, psi = max(found.max_drift, ("the class balance", found.class_psi), key=lambda item: item[1])
     if psi > max_psi:
-        raise DriftError(f"{band} has a PSI of {psi:.3f}, above {max_psi:g}; look at the new tiles before you train")
+        raise DriftError(
+            f"{band} has a PSI of {psi:.3f}, above {max_psi:g}; look at the new tiles before you train"
+        )
 
 
 def _corrections(path: Path | None) -> tuple[Correction, ...]:
@@ -394,7 +419,9 @@ def _parse_fractions(text: str) -> tuple[float, float, float]:
     try:
         train, val, test = (float(word) for word in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"three numbers with commas, not {text!r}", param_hint="--fractions") from None
+        raise click.BadParameter(
+            f"three numbers with commas, not {text!r}", param_hint="--fractions"
+        ) from None
     return train, val, test
 
 

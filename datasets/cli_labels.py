@@ -42,7 +42,9 @@ _SHOWN = 10
     help="A model's answers (`tilewise predict`), repeatable to join several.",
 )
 @out_option(FOLDER, "Folder of the table and the page.", Path("artifacts/suspects"))
-@click.option("--limit", "limit", default=200, show_default=True, type=click.IntRange(1), help="Pictures on the page.")
+@click.option(
+    "--limit", "limit", default=200, show_default=True, type=click.IntRange(1), help="Pictures on the page."
+)
 @one_line_errors
 def suspects(pack: Path, predictions: tuple[Path, ...], out: Path, limit: int) -> None:
     """List tiles whose label is probably wrong by a model's answers, as a table and as a page of pictures.
@@ -61,7 +63,10 @@ def suspects(pack: Path, predictions: tuple[Path, ...], out: Path, limit: int) -
     _print_suspects(found)
     learned = sum(suspect.split == "train" for suspect in found)
     if learned:
-        click.echo(f"{learned} of them are in the train split: a model trained on wrong labels hides others like them")
+        click.echo(
+            f"{learned} of them are in the train split: a model trained on wrong labels hides others like "
+            f"them"
+        )
     click.echo(f"{len(found)} doubtful labels; look at {out / PAGE}")
 
 
@@ -81,7 +86,10 @@ def correct(names: tuple[str, ...], label: str, reviewer: str, why: str, out: Pa
       tilewise data correct Forest_12 --label River --reviewer Ada --why "the river fills it"
     """
     record(out, [Correction(name, label, reviewer, why) for name in names])
-    click.echo(f"{', '.join(names)}: {'left out' if label == LEAVE_OUT else label}, in {out}; commit it and pack again")
+    click.echo(
+        f"{', '.join(names)}: {'left out' if label == LEAVE_OUT else label}, in {out}; commit it and pack "
+        f"again"
+    )
 
 
 def _print_suspects(found: list[Suspect]) -> None:
@@ -109,9 +117,15 @@ _REVIEWED = click.option(
 @click.command(context_settings=CONTEXT)
 @click.argument("log", type=FOLDER)
 @out_option(FOLDER, "Folder of the page and its tiles.", DEFAULT_REVIEW)
-@click.option("--limit", "limit", default=200, show_default=True, type=click.IntRange(1), help="Tiles to look at.")
-@click.option("--since", "since", type=click.DateTime(), help="Only answers of this day or time (UTC) and later.")
-@click.option("--level", "level", type=click.Choice(list(Level)), help="Processing level of tiles sent without one.")
+@click.option(
+    "--limit", "limit", default=200, show_default=True, type=click.IntRange(1), help="Tiles to look at."
+)
+@click.option(
+    "--since", "since", type=click.DateTime(), help="Only answers of this day or time (UTC) and later."
+)
+@click.option(
+    "--level", "level", type=click.Choice(list(Level)), help="Processing level of tiles sent without one."
+)
 @click.option(
     "--data",
     "data",
@@ -147,8 +161,12 @@ def review(
 @click.command(context_settings=CONTEXT)
 @click.argument("decisions", type=FILE)
 @click.option("--reviewer", "reviewer", help="Name of the person who looked, for rows without one.")
-@click.option("--review", "folder", type=FOLDER, default=DEFAULT_REVIEW, show_default=True, help="Folder of the page.")
-@click.option("--new-class", "new", multiple=True, metavar="NAME", help="A class that no model knows yet, repeatable.")
+@click.option(
+    "--review", "folder", type=FOLDER, default=DEFAULT_REVIEW, show_default=True, help="Folder of the page."
+)
+@click.option(
+    "--new-class", "new", multiple=True, metavar="NAME", help="A class that no model knows yet, repeatable."
+)
 @_REVIEWED
 @one_line_errors
 def label(decisions: Path, reviewer: str | None, folder: Path, new: tuple[str, ...], reviewed: Path) -> None:
@@ -162,7 +180,9 @@ def label(decisions: Path, reviewer: str | None, folder: Path, new: tuple[str, .
         raise ReviewError(f"{decisions}: no row has a label; fill in some, or choose on the page")
     changed = take_up(reviewed, with_tiles(found, folder, new))
     unusable = sum(not decision.usable for decision in found)
-    click.echo(f"{len(found)} decisions, {changed} of them new or changed, {unusable} that a tile cannot be used")
+    click.echo(
+        f"{len(found)} decisions, {changed} of them new or changed, {unusable} that a tile cannot be used"
+    )
     click.echo(f"the tiles are in {reviewed}; `dvc repro` trains with them, `dvc push` shares them")
 
 
@@ -180,7 +200,8 @@ def _refuse_nothing(log: Log, chosen: list[Served], folder: Path) -> None:
         return
     if log.without_pixels == log.rows:
         raise ReviewError(
-            f"{folder}: {log.rows} answers, none with its tile; start the service with TILEWISE_PREDICTIONS_TILES=1"
+            f"{folder}: {log.rows} answers, none with its tile; start the service with "
+            f"TILEWISE_PREDICTIONS_TILES=1"
         )
     raise ReviewError(
         f"{folder}: nothing to label: of {len(log.tiles)} different tiles, all are labelled already or of "
@@ -202,16 +223,21 @@ def _print_counts(log: Log, known: set[str], chosen: list[Served], level: str | 
             click.echo(f"{count:,} {text}")
     flagged = sum(tile.outlier for tile in chosen)
     click.echo(
-        f"{flagged} flagged as unlike the training data, {len(chosen) - flagged} by how uncertain the answer was"
+        f"{flagged} flagged as unlike the training data, {len(chosen) - flagged} by how uncertain the answer "
+        f"was"
     )
 
 
 def _print(rows: list[Reviewed], folder: Path) -> None:
     counts = Counter(row.decision.label for row in rows)
-    table = Table("class", "tiles", "answered differently", "reviewers", title=f"{folder}: {len(rows)} decisions")
+    table = Table(
+        "class", "tiles", "answered differently", "reviewers", title=f"{folder}: {len(rows)} decisions"
+    )
     for name in sorted(counts):
         of_class = [row for row in rows if row.decision.label == name]
         different = sum(row.origin.answered != name for row in of_class)
         people = ", ".join(sorted({row.decision.reviewer for row in of_class}))
-        table.add_row("cannot be used" if name == LEAVE_OUT else name, str(counts[name]), str(different), people)
+        table.add_row(
+            "cannot be used" if name == LEAVE_OUT else name, str(counts[name]), str(different), people
+        )
     print_table(table)

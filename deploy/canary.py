@@ -140,7 +140,9 @@ class Watcher:
             blamed = self._blamed(of_candidate)
         except (httpx.HTTPError, CanaryError) as error:
             if time.monotonic() - self._seen > _BLIND_S:
-                raise RolledBackError(f"Prometheus does not respond, so alerts are unknown ({error})") from error
+                raise RolledBackError(
+                    f"Prometheus does not respond, so alerts are unknown ({error})"
+                ) from error
             return
         self._seen = time.monotonic()
         if blamed:
@@ -197,7 +199,9 @@ class Haproxy:
     def _set(self, command: str) -> None:
         message = self._send(command).strip()
         if message:  # it is silent on success
-            raise RouteError(f"{self.path}: {command!r}: {message}; is this HAProxy run with {CONFIGURATION.name}?")
+            raise RouteError(
+                f"{self.path}: {command!r}: {message}; is this HAProxy run with {CONFIGURATION.name}?"
+            )
 
     def _send(self, command: str) -> str:
         try:
@@ -341,7 +345,9 @@ def make_champion(command: str, champion: str, candidate: str) -> None:
     end = time.monotonic() + _FOLLOW_S
     while served_by(champion) != served_by(candidate):
         if time.monotonic() > end:
-            raise CanaryError(f"{champion} does not serve the promoted model after {_FOLLOW_S:g} s; its log says why")
+            raise CanaryError(
+                f"{champion} does not serve the promoted model after {_FOLLOW_S:g} s; its log says why"
+            )
         time.sleep(_POLL_S)
 
 
@@ -408,7 +414,9 @@ def _route_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="Socket of HAProxy with deploy/haproxy/haproxy.cfg.",
         ),
-        click.option("--httproute", help="HTTPRoute of deploy/kubernetes/canary, instead; changed by kubectl."),
+        click.option(
+            "--httproute", help="HTTPRoute of deploy/kubernetes/canary, instead; changed by kubectl."
+        ),
         click.option("--namespace", default="tilewise", show_default=True, help="Of the HTTPRoute."),
     )
     return with_options(command, options)
@@ -440,7 +448,9 @@ def main() -> None:
     metavar="MODEL",
     help="Start the candidate's service here with this model: a file, or models:/….",
 )
-@click.option("--steps", default="5,25,50", show_default=True, callback=_percents, help="Percentages, one step each.")
+@click.option(
+    "--steps", default="5,25,50", show_default=True, callback=_percents, help="Percentages, one step each."
+)
 @click.option("--minutes", default=10.0, show_default=True, type=click.FloatRange(0.01), help="Of each step.")
 @click.option(
     "--min-requests",
@@ -460,7 +470,9 @@ def main() -> None:
 )
 @click.option("--full", metavar="COMMAND", help="The command that makes it the champion after all steps.")
 @click.option("--version", help="Of the registry: a rollback is written on it.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("artifacts/canary"), help="Of --serve's log.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path("artifacts/canary"), help="Of --serve's log."
+)
 @_route_options
 @one_line_errors
 def run(
@@ -560,7 +572,9 @@ def guard(url: str, minutes: float, rollback: str) -> None:
 def _roll_back(command: Sequence[str], why: str) -> None:
     done = subprocess.run([*command, "--why", why], timeout=_COMMAND_S, check=False)
     if done.returncode != 0:
-        raise CanaryError(f"{why}, and {shlex.join(command)!r} ended with {done.returncode}; roll back by hand now")
+        raise CanaryError(
+            f"{why}, and {shlex.join(command)!r} ended with {done.returncode}; roll back by hand now"
+        )
 
 
 if __name__ == "__main__":

@@ -172,7 +172,9 @@ class Monitoring:
         Raises:
             MonitoringError: the expression is malformed.
         """
-        answer = httpx.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, trust_env=False, timeout=30)
+        answer = httpx.get(
+            f"{self.prometheus}/api/v1/query", params={"query": expression}, trust_env=False, timeout=30
+        )
         content = answer.json()
         if content["status"] != "success":
             raise MonitoringError(f"{expression}: {content['error']}")
@@ -200,7 +202,9 @@ class Monitoring:
                 return found
             time.sleep(0.2)
         others = sorted({alert["labels"]["alertname"] for alert in self.alerts()})
-        raise MonitoringError(f"{name} did not fire in {seconds:g} s; firing: {', '.join(others) or 'nothing'}")
+        raise MonitoringError(
+            f"{name} did not fire in {seconds:g} s; firing: {', '.join(others) or 'nothing'}"
+        )
 
 
 @contextmanager
@@ -313,7 +317,9 @@ def _running(command: list[str], url: str, folder: Path) -> Iterator[None]:
     """Run one of the programs for the duration of the block."""
     with ExitStack() as stack:
         try:
-            program = running(command[0], command, folder, f"{url}/-/ready", cwd=Path.cwd(), patience=_PATIENCE_S)
+            program = running(
+                command[0], command, folder, f"{url}/-/ready", cwd=Path.cwd(), patience=_PATIENCE_S
+            )
             stack.enter_context(program)
         except ProgramError as error:
             raise MonitoringError(str(error)) from error
@@ -357,7 +363,9 @@ def rules() -> None:
 def _report(programs: Monitoring) -> None:
     """Print the addresses and, until interrupted, each alert that begins or ends."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends both programs, too
-    click.echo(f"Prometheus    {programs.prometheus}\nAlertmanager  {programs.alertmanager}\nCtrl-C stops both.")
+    click.echo(
+        f"Prometheus    {programs.prometheus}\nAlertmanager  {programs.alertmanager}\nCtrl-C stops both."
+    )
     known: dict[str, str] = {}
     while True:
         now = {alert["fingerprint"]: _one_line(alert) for alert in programs.alerts()}

@@ -87,8 +87,12 @@ def rehearse(rehearsal: Rehearsal) -> None:
         rehearsal.step("a project in git, a DVC remote, a registry")
         found_project(rehearsal)
         server = _mlflow(rehearsal, registry)
-        stack.enter_context(running("registry", server, rehearsal.folder, f"{registry}/health", rehearsal.settings))
-        rehearsal.check(is_project(rehearsal), f"git repository, DVC remote in remote/, MLflow's server at {registry}")
+        stack.enter_context(
+            running("registry", server, rehearsal.folder, f"{registry}/health", rehearsal.settings)
+        )
+        rehearsal.check(
+            is_project(rehearsal), f"git repository, DVC remote in remote/, MLflow's server at {registry}"
+        )
         first_data = first_model(rehearsal)
         site = stack.enter_context(open_site(rehearsal, champion, candidate, balancer, registry))
         refuse_a_bad_model(rehearsal, site)
@@ -105,14 +109,18 @@ def found_project(rehearsal: Rehearsal) -> None:
     shutil.rmtree(rehearsal.project, ignore_errors=True)
     rehearsal.project.mkdir()
     rehearsal.run("git", "clone", "--quiet", str(PROJECT), ".")
-    rehearsal.run("dvc", "remote", "add", "--force", "--default", "rehearsal", str(rehearsal.folder / "remote"), show=0)
+    rehearsal.run(
+        "dvc", "remote", "add", "--force", "--default", "rehearsal", str(rehearsal.folder / "remote"), show=0
+    )
     use_data(rehearsal, tiles=40)
 
 
 def is_project(rehearsal: Rehearsal) -> bool:
     """Return whether the project is a clone of this one's last commit, with the rehearsal's DVC remote."""
     commits = {
-        subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
         for folder in (PROJECT, rehearsal.project)
     }
     remote = str(rehearsal.folder / "remote")
@@ -184,26 +192,36 @@ def first_model(rehearsal: Rehearsal) -> str:
 
 
 @contextmanager
-def open_site(rehearsal: Rehearsal, champion: str, candidate: str, balancer: str, registry: str) -> Iterator[Site]:
+def open_site(
+    rehearsal: Rehearsal, champion: str, candidate: str, balancer: str, registry: str
+) -> Iterator[Site]:
     """Serve the champion, with a balancer, a client, and monitoring."""
     rehearsal.step("serve: the service follows models:/tilewise@champion, watched by Prometheus")
     follows = {"TILEWISE_RELOAD_SECONDS": "1", "TILEWISE_WORKERS": "1", "TILEWISE_OPEN_METRICS": "1"}
     drift = {"TILEWISE_DRIFT_WINDOW": "1024", "TILEWISE_DRIFT_MIN_TILES": "128"}
-    command, settings = service(champion, rehearsal.folder / "bentoml", "models:/tilewise@champion", **follows, **drift)
+    command, settings = service(
+        champion, rehearsal.folder / "bentoml", "models:/tilewise@champion", **follows, **drift
+    )
     with ExitStack() as stack:
         environment = rehearsal.environment() | settings
         stack.enter_context(
-            running("champion", command, rehearsal.folder, f"{champion}/readyz", environment, rehearsal.project)
+            running(
+                "champion", command, rehearsal.folder, f"{champion}/readyz", environment, rehearsal.project
+            )
         )
         addresses = [httpx.URL(url).netloc.decode() for url in (balancer, champion, candidate)]
         route = stack.enter_context(balanced(rehearsal.folder, *addresses))
-        watch = stack.enter_context(monitoring(rehearsal.folder / "watch", [addresses[1]], hold=HOLD, scrape=SCRAPE))
+        watch = stack.enter_context(
+            monitoring(rehearsal.folder / "watch", [addresses[1]], hold=HOLD, scrape=SCRAPE)
+        )
         client = Client(balancer, pause=OFTEN_S)
         client.start()
         stack.callback(client.stop)
         site = Site(champion, candidate, balancer, registry, route, watch, client)
         rehearsal.wait_until(lambda: client.answered >= 20, "requests through the balancer are answered")
-        rehearsal.wait_until(lambda: bool(watch.query("tilewise_drift")), "Prometheus sees the service and its drift")
+        rehearsal.wait_until(
+            lambda: bool(watch.query("tilewise_drift")), "Prometheus sees the service and its drift"
+        )
         rehearsal.check(model_of(champion) == "v1", f"GET {champion}/model answers v1")
         client.pause = SELDOM_S
         yield site
@@ -242,9 +260,15 @@ def canary(rehearsal: Rehearsal, site: Site) -> None:
     rehearsal.step("v3 as a canary: 10 %, 50 %, then champion")
     promotion = f"-m tilewise promote 3 --data data/packed --gates {GATES} --approve Grace --why better"
     before = site.client.answered
-    try_out(rehearsal, site, "models:/tilewise/3", "10,50", "--full", f"{sys.executable} {promotion}", show=30)
-    rehearsal.check(model_of(site.champion) == "v3", "the champion's service took v3 up by itself, without a restart")
-    rehearsal.check(not site.client.failed, f"{site.client.answered - before} requests meanwhile, none failed")
+    try_out(
+        rehearsal, site, "models:/tilewise/3", "10,50", "--full", f"{sys.executable} {promotion}", show=30
+    )
+    rehearsal.check(
+        model_of(site.champion) == "v3", "the champion's service took v3 up by itself, without a restart"
+    )
+    rehearsal.check(
+        not site.client.failed, f"{site.client.answered - before} requests meanwhile, none failed"
+    )
 
 
 def try_out(
@@ -330,9 +354,13 @@ def roll_back_the_champion(rehearsal: Rehearsal, site: Site, first_data: str) ->
     """Roll back to the former champion and its data."""
     rehearsal.step("rollback: a person takes v3 back; the service follows, and the data")
     rehearsal.python("-m", "tilewise", "rollback", "--by", "Ada", "--why", "rehearsed", show=1)
-    rehearsal.wait_until(lambda: model_of(site.champion) == "v1", f"GET {site.champion}/model answers v1 again")
+    rehearsal.wait_until(
+        lambda: model_of(site.champion) == "v1", f"GET {site.champion}/model answers v1 again"
+    )
     rehearsal.run("git", "checkout", "--quiet", "data-1", show=0)
-    rehearsal.run("dvc", "checkout", "data/raw/synthetic", "data/packed", show=3)  # no model was tracked at that time
+    rehearsal.run(
+        "dvc", "checkout", "data/raw/synthetic", "data/packed", show=3
+    )  # no model was tracked at that time
     rehearsal.check(
         digest_of(rehearsal.project / "data/raw/synthetic") == first_data,
         "the data of v1 are back, byte for byte",
@@ -409,7 +437,9 @@ def _require_programs() -> None:
     type=click.Path(path_type=Path),
     help="Keeps logs, project and registry [artifacts/rehearsal/<time>].",
 )
-@click.option("--minutes", default=LIMIT_MINUTES, show_default=True, type=click.IntRange(1), help="Time limit.")
+@click.option(
+    "--minutes", default=LIMIT_MINUTES, show_default=True, type=click.IntRange(1), help="Time limit."
+)
 @click.option(
     "--document", type=click.Path(path_type=Path, exists=True), help="A page that the output is written into."
 )
@@ -423,7 +453,9 @@ def main(folder: Path | None, minutes: int, document: Path | None) -> None:
     prometheus-alertmanager; contacts nothing outside this machine.
     """
     _require_programs()
-    folder = (folder or PROJECT / "artifacts/rehearsal" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")).resolve()
+    folder = (
+        folder or PROJECT / "artifacts/rehearsal" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    ).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGALRM, _too_late)

@@ -65,7 +65,9 @@ class Rehearsal:
         passed = int(time.monotonic() - self._started)
         self.tell(f"\n── {self._step}/{self.steps} {title} ── {passed // 60}:{passed % 60:02d}")
 
-    def run(self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
+    def run(
+        self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S
+    ) -> str:
         """Run a command in the project, print `show` lines of its output, and return all of it.
 
         The last lines are printed, or with a negative number the first.
@@ -86,14 +88,18 @@ class Rehearsal:
             self.tell(f"    (exit status {status})")
         return output
 
-    def python(self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S) -> str:
+    def python(
+        self, *words: str, expect: int | tuple[int, ...] = 0, show: int = 4, seconds: float = _COMMAND_S
+    ) -> str:
         """Run this Python, as `run` does."""
         return self.run(sys.executable, *words, expect=expect, show=show, seconds=seconds)
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands and services: without the caller's own TILEWISE_ and MLFLOW_
         variables."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TILEWISE_", "MLFLOW_"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("TILEWISE_", "MLFLOW_"))
+        }
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         return kept | {"PATH": tools, "PYTHONPATH": str(self.project)} | self.settings
 

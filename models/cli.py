@@ -83,7 +83,9 @@ def predict(model: str | None, data: Path, splits: tuple[str, ...], out: Path) -
     names, sources = tiles.names(rows), tiles.sources[rows].tolist()
     labels = [tiles.summary.classes[label] for label in tiles.labels[rows]]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_predictions(out, list(zip(sources, names, strict=True)), labels, probabilities, opened.metadata.classes)
+    write_predictions(
+        out, list(zip(sources, names, strict=True)), labels, probabilities, opened.metadata.classes
+    )
     click.echo(f"{len(rows):,} answers are in {out}")
 
 
@@ -176,7 +178,9 @@ def _open(path: Path) -> ModelFile:
     return open_model(path, options)
 
 
-def _explain(model: ModelFile, tile: Tile, class_name: str | None, method: str, coverage: float) -> "TileExplanation":
+def _explain(
+    model: ModelFile, tile: Tile, class_name: str | None, method: str, coverage: float
+) -> "TileExplanation":
     try:
         import captum  # noqa: F401 - imported here, so that its absence is one line
         import torch
@@ -221,7 +225,7 @@ batch command take care of both. Where prediction sets hold several classes, or 
 threshold, a person should look.
 
 Not for: objects smaller than a tile, change from one pixel to the next, other sensors or pixel sizes, and decisions
-about people or land that nobody checks."""
+about people or land that nobody checks."""  # noqa: E501
 
 _LIMITS = """\
 - It knows the classes above and no other: wetland, bare rock, snow and cloud are answered with one of them; the
@@ -232,7 +236,7 @@ _LIMITS = """\
   continent.
 - Labels are of Level-1C. Level-2A was learned from simulation, and from tiles that a network labelled itself where such
   were packed; no labelled Level-2A tiles were at hand to measure it on.
-- The same tiles chose the best epoch and calibrated the file, except where a table says that other halves were used."""
+- The same tiles chose the best epoch and calibrated the file, except where a table says that other halves were used."""  # noqa: E501
 
 
 def write_card(model: ModelFile, assessments: Sequence[Path], out: Path, more: Sequence[Path] = ()) -> None:
@@ -264,7 +268,9 @@ def write_card(model: ModelFile, assessments: Sequence[Path], out: Path, more: S
 def _head(model: ModelFile) -> str:
     metadata = model.metadata
     sets = (
-        ", ".join(f"{100 * c:g}%" for c in metadata.prediction_sets.thresholds) if metadata.prediction_sets else "none"
+        ", ".join(f"{100 * c:g}%" for c in metadata.prediction_sets.thresholds)
+        if metadata.prediction_sets
+        else "none"
     )
     facts = {
         "network": metadata.network,
@@ -272,9 +278,11 @@ def _head(model: ModelFile) -> str:
         "bands": ", ".join(metadata.trained_bands) + " (any of them may be absent)",
         "file": f"{model.path.name}, {model.path.stat().st_size / 1e6:.1f} MB, SHA-256 `{model.sha256}`",
         "made": f"{metadata.created}, code revision `{metadata.code_revision[:12]}`",
-        "trained on": f"the data `{metadata.data_hash[:12]}`" + (" (synthetic)" if metadata.synthetic else ""),
+        "trained on": f"the data `{metadata.data_hash[:12]}`"
+        + (" (synthetic)" if metadata.synthetic else ""),
         "temperature": f"{metadata.temperature:.3f}",
-        "prediction sets": f"{metadata.prediction_sets.method if metadata.prediction_sets else 'none'}, for {sets}",
+        "prediction sets": f"{metadata.prediction_sets.method if metadata.prediction_sets else 'none'}, for "
+        f"{sets}",
         "outliers": metadata.outliers.method if metadata.outliers else "not calibrated",
     }
     lines = "\n".join(f"| {name} | {text} |" for name, text in facts.items())
@@ -302,7 +310,9 @@ def _assessment(folder: Path, model: ModelFile) -> str:
     int8 = int8_of(model.path)
     known = {model.sha256, *([hashlib.sha256(int8.read_bytes()).hexdigest()] if int8.is_file() else [])}
     if not isinstance(found, dict) or found.get("sha256") not in known:
-        raise ModelFileError(f"{path}: is of neither {model.path} nor an INT8 file beside it; assess them again")
+        raise ModelFileError(
+            f"{path}: is of neither {model.path} nor an INT8 file beside it; assess them again"
+        )
     return text
 
 
@@ -322,10 +332,14 @@ def _text(path: Path) -> str:
     multiple=True,
     help="Folder that `tilewise assess --out` wrote, repeatable: for the INT8 file's.",
 )
-@click.option("--append", "append", type=FILE, multiple=True, help="Markdown file to put at the end, repeatable.")
+@click.option(
+    "--append", "append", type=FILE, multiple=True, help="Markdown file to put at the end, repeatable."
+)
 @click.option("--out", "out", type=FILE, help="The card. Default: README.md beside the model file.")
 @one_line_errors
-def card(model: str | None, assessments: tuple[Path, ...], append: tuple[Path, ...], out: Path | None) -> None:
+def card(
+    model: str | None, assessments: tuple[Path, ...], append: tuple[Path, ...], out: Path | None
+) -> None:
     """Write the card of a model file: what it is, what it is for, and all its measurements.
 
     \b

@@ -176,11 +176,12 @@ def find_model(given: str | Path | None) -> Path:
     """Return the path of the model file to use.
 
     Args:
-        given: the path that the user named; None or empty: the newest file that training exported, or else the
-            pretrained file that ships with the package.
+        given: the path that the user named; None or empty: the newest file that training exported, or else
+            the pretrained file that ships with the package.
 
     Raises:
-        ModelFileError: `given` is in a registry, which has no path here; or nothing is given, exported or shipped.
+        ModelFileError: `given` is in a registry, which has no path here; or nothing is given, exported or
+            shipped.
     """
     if str(given or "").startswith(REGISTRY_PREFIX):
         raise ModelFileError(
@@ -242,7 +243,8 @@ def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
     version = _version_of(text)
     if version != SCHEMA_VERSION:
         raise ModelFileError(
-            f"{path}: its metadata are of version {version!r}, this is version {SCHEMA_VERSION}; export it again"
+            f"{path}: its metadata are of version {version!r}, this is version {SCHEMA_VERSION}; export it "
+            f"again"
         )
     try:
         return ModelMetadata.model_validate_json(text)
@@ -269,13 +271,18 @@ def _check_graph(session: ort.InferenceSession, metadata: ModelMetadata, path: P
     outputs = tuple(node.name for node in session.get_outputs())
     wanted = [(INPUT, "tensor(uint16)", [len(BAND_NAMES), TILE_SIZE, TILE_SIZE])]
     if inputs != wanted or outputs[: len(OUTPUTS)] != OUTPUTS:
-        raise ModelFileError(f"{path}: its graph has the inputs {inputs} and the outputs {outputs}; export it again")
+        raise ModelFileError(
+            f"{path}: its graph has the inputs {inputs} and the outputs {outputs}; export it again"
+        )
     if (metadata.bands, metadata.tile_size) != (BAND_NAMES, TILE_SIZE):
-        raise ModelFileError(f"{path}: its metadata have other bands or tile sizes than its graph; export it again")
+        raise ModelFileError(
+            f"{path}: its metadata have other bands or tile sizes than its graph; export it again"
+        )
     shape = session.get_outputs()[0].shape
     if len(shape) != 2 or shape[1] != len(metadata.classes):
         raise ModelFileError(
-            f"{path}: its metadata have {len(metadata.classes)} classes, its graph returns {shape}; export it again"
+            f"{path}: its metadata have {len(metadata.classes)} classes, its graph returns {shape}; export "
+            f"it again"
         )
 
 

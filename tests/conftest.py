@@ -24,17 +24,21 @@ REAL_DATA = Path(os.environ.get("TILEWISE_REAL_DATA", Path(__file__).parents[2] 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
-if ONE_OF_SEVERAL:  # as many processes as cores, each with as many threads as cores, would wait for one another
+if (
+    ONE_OF_SEVERAL
+):  # as many processes as cores, each with as many threads as cores, would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start would ignore it too
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job: what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files that hold a slow test first: one begun last would keep a process busy when the others are done."""
+    """Run the files with a slow test first: one begun last would outlast all others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -63,7 +67,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 @pytest.fixture(autouse=True)
 def mlflow_forgets_where_it_was() -> Iterator[None]:
-    """Who trains or registers tells MLflow an address, which the process would keep, whatever the environment says."""
+    """Reset MLflow's tracking address, which a process keeps once it has trained or registered."""
     yield
     if mlflow := sys.modules.get("mlflow"):
         mlflow.set_tracking_uri(None)
@@ -80,14 +84,19 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiles_folder(made_once: MadeOnce) -> Path:
     """Synthetic GeoTIFF tiles in EuroSAT's layout: ten classes of twelve."""
-    return made_once("raw", lambda raw: synthesise(raw / "synthetic", tiles_per_class=12, seed=1)) / "synthetic"
+    return (
+        made_once("raw", lambda raw: synthesise(raw / "synthetic", tiles_per_class=12, seed=1)) / "synthetic"
+    )
 
 
 @pytest.fixture(scope="session")
 def pack_folder(tiles_folder: Path, made_once: MadeOnce) -> Path:
     """The synthetic tiles packed, split at random 60/20/20."""
     plan = SplitPlan(SplitMethod.RANDOM, fractions=(0.6, 0.2, 0.2))
-    return made_once("packed", lambda folder: write_pack([find_source(tiles_folder)], folder / "pack", plan)) / "pack"
+    return (
+        made_once("packed", lambda folder: write_pack([find_source(tiles_folder)], folder / "pack", plan))
+        / "pack"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -150,10 +159,14 @@ def export_skilled(pack: Pack, path: Path) -> None:
     with torch.no_grad():
         embedding = classifier(torch.from_numpy(pack.fetch(rows)))[1].numpy()
         known = np.column_stack([embedding, np.ones(len(rows))])
-        weights = 8 * np.linalg.lstsq(known, np.eye(len(pack.summary.classes))[pack.labels[rows]], rcond=3e-2)[0]
+        weights = (
+            8 * np.linalg.lstsq(known, np.eye(len(pack.summary.classes))[pack.labels[rows]], rcond=3e-2)[0]
+        )
         classifier.head.weight.copy_(torch.from_numpy(weights[:-1].T))
         classifier.head.bias.copy_(torch.from_numpy(weights[-1]))
-    metadata = ModelMetadata(name="test", version="0", classes=pack.summary.classes, network="PatchCNN", synthetic=True)
+    metadata = ModelMetadata(
+        name="test", version="0", classes=pack.summary.classes, network="PatchCNN", synthetic=True
+    )
     tiles = pack.fetch(rows)
     export(classifier, metadata, path, tiles)
     tiles[::3, 5:] = 0

@@ -86,7 +86,9 @@ def data_array(
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     program = "import sys, tilewise; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "tilewise" in loaded
     assert not loaded & {"onnxruntime", "rasterio", "torch", "bentoml", "numpy", "httpx", "click", "pyarrow"}
@@ -128,7 +130,9 @@ def test_one_file_is_one_result_and_a_list_is_a_list(model: tilewise.Model, file
     assert model.classify([]) == []
 
 
-def test_arrays_of_dn_and_of_reflectance_give_the_answer_of_the_file(model: tilewise.Model, tmp_path: Path) -> None:
+def test_arrays_of_dn_and_of_reflectance_give_the_answer_of_the_file(
+    model: tilewise.Model, tmp_path: Path
+) -> None:
     write_tile(FOREST, tmp_path / "forest.tif")
     expected = model.classify(tmp_path / "forest.tif").probabilities
     pixels = FOREST.pixels
@@ -207,7 +211,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_scene_becomes_a_class_map_and_a_table_of_windows(model: tilewise.Model, scene: Path, tmp_path: Path) -> None:
+def test_a_scene_becomes_a_class_map_and_a_table_of_windows(
+    model: tilewise.Model, scene: Path, tmp_path: Path
+) -> None:
     found = model.classify_scene(scene)
     assert (found.name, found.files, found.classes) == ("scene", (), CLASSES)
     assert (found.class_map.shape, found.class_map.dtype) == ((128, 192), np.uint8)

@@ -22,7 +22,9 @@ COMMANDS = [name for commands in SECTIONS.values() for name in commands]
 def run(*words: str, cwd: Path = ROOT, **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     command = [sys.executable, "-m", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
 
 
 def complete(text: str) -> list[str]:
@@ -42,7 +44,9 @@ def test_help_lists_every_command_in_its_section() -> None:
         section = shown[shown.index(f"{title}:") :]
         assert all(f"\n  {name} " in section for name in commands)
     assert "_TILEWISE_COMPLETE=bash_source" in shown
-    expected = "demo train assess tune export register promote rollback history compare retrain serve batch stream"
+    expected = (
+        "demo train assess tune export register promote rollback history compare retrain serve batch stream"
+    )
     assert {*expected.split(), "classify", "data", "explain", "card", "build", "predict"} == set(COMMANDS)
 
 
@@ -64,7 +68,9 @@ def test_help_and_completion_load_nothing_heavy() -> None:
         "print([name for name in ('torch', 'mlflow', 'bentoml', 'onnxruntime', 'rasterio') if name in "
         "sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 

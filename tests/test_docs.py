@@ -25,7 +25,9 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 @cache
 def tracked() -> tuple[str, ...]:
     """What git knows and is there."""
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True
+    )
     return tuple(name for name in listed.stdout.splitlines() if (PROJECT / name).is_file())
 
 
@@ -61,7 +63,9 @@ def test_links_lead_to_files_and_headings_that_are_there(name: str) -> None:
         assert found.exists(), f"{name} links to {target}, which is not there"
         assert found.resolve().is_relative_to(PROJECT), f"{name} links to {target}, outside the repository"
         if anchor and found.suffix == ".md":
-            assert anchor in anchors(found), f"{name} links to {target}#{anchor}; no heading there is called so"
+            assert anchor in anchors(found), (
+                f"{name} links to {target}#{anchor}; no heading there is called so"
+            )
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -69,7 +73,12 @@ def test_lists_begin_after_an_empty_line_as_markdown_outside_github_wants(name: 
     lines = prose(PROJECT / name).splitlines()
     item = re.compile(r"(?:[-*]|\d+\.) ")
     for before, line in pairwise(lines):
-        glued = item.match(line) and before.strip() and not before.startswith((" ", "#")) and not item.match(before)
+        glued = (
+            item.match(line)
+            and before.strip()
+            and not before.startswith((" ", "#"))
+            and not item.match(before)
+        )
         assert not glued, f"{name}: put an empty line before {line!r}"
 
 
@@ -95,7 +104,9 @@ def test_a_folders_readme_lists_nothing_that_is_not_there(folder: str) -> None:
 
 def test_the_index_of_decisions_lists_each_under_a_number_of_its_own() -> None:
     decisions = [PurePosixPath(name).name for name in PAGES if re.match(r"docs/decisions/\d", name)]
-    listed = re.findall(r"^\| (\d{4}) \| \[[^\]]+\]\((\1-[\w-]+\.md)\) \|$", read("docs/decisions/README.md"), re.M)
+    listed = re.findall(
+        r"^\| (\d{4}) \| \[[^\]]+\]\((\1-[\w-]+\.md)\) \|$", read("docs/decisions/README.md"), re.M
+    )
     assert [name for _, name in listed] == sorted(decisions)
     assert len({number for number, _ in listed}) == len(listed)
 
@@ -116,7 +127,9 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     pages = {str(path.relative_to(site)): path.read_text() for path in site.rglob("*.html")}
     for name, html in pages.items():
         loaded = re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(https?:[^\s\">]+)", html)
-        loaded += re.findall(r"<link[^>]+rel=\"?(?:stylesheet|preconnect|icon)[^>]+href=\"?(https?:[^\s\">]+)", html)
+        loaded += re.findall(
+            r"<link[^>]+rel=\"?(?:stylesheet|preconnect|icon)[^>]+href=\"?(https?:[^\s\">]+)", html
+        )
         assert loaded == [], f"{name} loads {loaded}"
     # Links that leave docs/ lead to pages of the site where there is one, and else into the repository.
     assert 'href="start.html' in pages["index.html"]
@@ -151,7 +164,9 @@ def problem_of(line: str) -> str | None:
         command = subcommand
     if isinstance(command, click.Group) or command.context_settings.get("ignore_unknown_options"):
         return None  # `tilewise train` passes options on to Lightning, which checks them
-    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options = {
+        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     used = {word.partition("=")[0] for word in words if word.startswith("--")}
     return ", ".join(sorted(used - options - {"--help", "--version"})) or None
 

@@ -84,7 +84,9 @@ def test_no_package_registry_and_no_path_of_a_machine_is_in_the_repository() -> 
     for name in tracked():
         path = PROJECT / name
         if path.suffix in suffixes and path.is_file():
-            found = re.search(r"index-url\s*=?\s*https?://|/(?:home|Users)/\w+/", path.read_text(errors="ignore"))
+            found = re.search(
+                r"index-url\s*=?\s*https?://|/(?:home|Users)/\w+/", path.read_text(errors="ignore")
+            )
             assert found is None, f"{name} holds {found.group()!r}"  # type: ignore[union-attr]
 
 
@@ -101,5 +103,7 @@ def test_the_package_is_made_of_links_into_the_repository_and_there_are_no_other
 
 
 def tracked() -> list[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True
+    )
     return listed.stdout.splitlines()

@@ -16,7 +16,9 @@ ANSWERS = {"tutorial": ("Forest_2.tif ->", 3), "scenes": ("Forest -> Industrial:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_ends_in_an_answer(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_and_ends_in_an_answer(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where a notebook works
     monkeypatch.setenv("TILEWISE_TUTORIAL_TILES", "12")
     monkeypatch.setenv("TILEWISE_TUTORIAL_EPOCHS", "2")

@@ -78,7 +78,8 @@ def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str) -> None:
     code = f"""
 import importlib, json, sys
 for name in {IMPORTED[stage]}: importlib.import_module("tilewise." + name)
-own = [n for n, m in sys.modules.items() if n.startswith("tilewise.") and not (m.__file__ or "").endswith("__init__.py")]
+named = {n: m.__file__ or "" for n, m in sys.modules.items() if n.startswith("tilewise.")}
+own = [n for n, file in named.items() if not file.endswith("__init__.py")]
 print(json.dumps(own))
 """
     done = run(PROJECT, sys.executable, "-c", code)
@@ -90,9 +91,14 @@ print(json.dumps(own))
 
 def test_stages_depend_on_code_that_is_there_and_caches_of_python_do_not_count(repository: Path) -> None:
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
-    code = {dep for stage in stages.values() for dep in stage.get("deps", ()) if dep.startswith(("d", "m", "t"))}
+    code = {
+        dep for stage in stages.values() for dep in stage.get("deps", ()) if dep.startswith(("d", "m", "t"))
+    }
     assert not [dep for dep in code if not dep.startswith("data/") and not (PROJECT / dep).exists()]
-    assert run(repository, "dvc", "check-ignore", "datasets/core/__pycache__/tile.cpython-311.pyc").returncode == 0
+    assert (
+        run(repository, "dvc", "check-ignore", "datasets/core/__pycache__/tile.cpython-311.pyc").returncode
+        == 0
+    )
 
 
 def test_a_fresh_clone_shows_what_it_would_run(repository: Path, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def run(command: list[str], server: Server, folder: Path) -> str:
 def test_every_curl_line_of_the_readme_is_one_that_is_run_here() -> None:
     lines = re.findall(r"^\$ .*\bcurl .*$", README, re.MULTILINE)
     assert len(lines) >= 8
-    assert [line.removeprefix("$ ") for line in lines] == [e.command for e in examples() if "curl" in e.command]
+    assert [line.removeprefix("$ ") for line in lines] == [
+        e.command for e in examples() if "curl" in e.command
+    ]
 
 
 def test_the_readme_has_at_most_180_lines() -> None:
@@ -111,7 +113,9 @@ def test_the_readme_has_at_most_180_lines() -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.command)
-def test_a_command_prints_what_the_readme_shows_in_form(server: Server, folder: Path, example: Example) -> None:
+def test_a_command_prints_what_the_readme_shows_in_form(
+    server: Server, folder: Path, example: Example
+) -> None:
     printed = run(["bash", "-c", example.command.replace("curl ", "curl -sS ")], server, folder)
     assert form_of(example.output).fullmatch(printed.strip()), printed
     for name in re.findall(r"-o (\S+)", example.command):

@@ -1,4 +1,5 @@
-"""The wheel by itself: without the checkout, beside Hugging Face's `datasets`, and uninstalled without a trace."""
+"""The wheel by itself: without the checkout, beside Hugging Face's `datasets`, and uninstalled without a
+trace."""
 
 import os
 import shutil
@@ -37,7 +38,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for name in (*BUILT_FROM, "bento", "configs"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(ROOT / name, folder / name)
     return folder
@@ -87,7 +90,10 @@ def site_packages(environment: Path) -> Path:
 
 def install_other_datasets(packages: Path, python: Path) -> None:
     """Install Hugging Face's `datasets`, or where no package index can be reached, a package of that name."""
-    if pip("install", "--quiet", "--retries", "0", "--timeout", "20", "datasets", python=python).returncode == 0:
+    if (
+        pip("install", "--quiet", "--retries", "0", "--timeout", "20", "datasets", python=python).returncode
+        == 0
+    ):
         return
     (packages / "datasets").mkdir(exist_ok=True)
     (packages / "datasets" / "__init__.py").write_text("class Dataset: ...\n")
@@ -225,7 +231,9 @@ def test_a_bento_can_be_built_from_the_wheel(environment: Path, tmp_path: Path) 
     assert (tmp_path / "bentoml/bentos/tilewise/1.0.0/src/tilewise/bento/service.py").is_file()
 
 
-def test_other_packages_are_left_alone_and_uninstalling_leaves_nothing(environment: Path, tmp_path: Path) -> None:
+def test_other_packages_are_left_alone_and_uninstalling_leaves_nothing(
+    environment: Path, tmp_path: Path
+) -> None:
     """The last test of this file: it uninstalls the wheel."""
     packages = site_packages(environment)
     program = "import datasets; print(datasets.__file__, datasets.Dataset)"

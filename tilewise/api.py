@@ -187,12 +187,17 @@ class Model:
         if requested is None:
             return min(_COVERAGE, highest)
         if not 0.5 <= requested <= highest:
-            raise TilewiseError(f"a coverage of {requested:g}; this model is calibrated for 0.5 to {highest:g}")
+            raise TilewiseError(
+                f"a coverage of {requested:g}; this model is calibrated for 0.5 to {highest:g}"
+            )
         return requested
 
     def _classify(self, uploads: Sequence[Upload]) -> list[Result]:
         contents = classify_uploads(self._engine, uploads)
-        return [parse_result(item, upload.name, self._identity) for upload, item in zip(uploads, contents, strict=True)]
+        return [
+            parse_result(item, upload.name, self._identity)
+            for upload, item in zip(uploads, contents, strict=True)
+        ]
 
 
 def load(model: str | Path | None = None, *, precision: str = "auto") -> Model:
@@ -343,7 +348,9 @@ def _write_scene(array: Any, options: ReadOptions, folder: Path) -> tuple[Path, 
     """Write a DataArray as a GeoTIFF of DN; return its path and how to read it."""
     values, bands, georeference = _open_array(array, options.bands)
     if values.ndim != 3 or georeference is None:
-        raise TileShapeError(f"a DataArray of {values.shape}; a scene is (band, y, x) with coordinates x, y and a CRS")
+        raise TileShapeError(
+            f"a DataArray of {values.shape}; a scene is (band, y, x) with coordinates x, y and a CRS"
+        )
     present, chosen = _known_bands(bands)
     pixels = _to_dn(values[chosen], options)
     path = folder / f"{getattr(array, 'name', None) or 'scene'}.tif"
@@ -363,7 +370,9 @@ def _write_scene(array: Any, options: ReadOptions, folder: Path) -> tuple[Path, 
     return path, ReadOptions(None, options.level, 1 / QUANTIFICATION, 0.0)
 
 
-def _read_scene_result(folder: Path, name: str, classes: tuple[str, ...], files: tuple[Path, ...]) -> SceneResult:
+def _read_scene_result(
+    folder: Path, name: str, classes: tuple[str, ...], files: tuple[Path, ...]
+) -> SceneResult:
     import pyarrow.parquet as pq
 
     with rasterio.open(folder / f"{name}.classes.tif") as dataset:

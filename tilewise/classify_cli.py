@@ -23,7 +23,9 @@ _COLUMNS = ("name", "class", "probability", "prediction_set", "outlier", "valid_
 @click.command(context_settings=CONTEXT)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_option
-@click.option("--server", "server", metavar="URL", help="Classify by the service at URL instead of a model file.")
+@click.option(
+    "--server", "server", metavar="URL", help="Classify by the service at URL instead of a model file."
+)
 @lambda command: with_options(command, READ_OPTIONS)
 @click.option(
     "--coverage",

@@ -6,17 +6,23 @@ from tilewise.datasets.core.console import CONTEXT, Entry, LazyGroup
 
 SECTIONS = {
     "First steps": {
-        "demo": Entry("tilewise.demo:demo", "Train on synthetic tiles and map a synthetic scene, in minutes."),
+        "demo": Entry(
+            "tilewise.demo:demo", "Train on synthetic tiles and map a synthetic scene, in minutes."
+        ),
     },
     "Train and measure": {
         "train": Entry("tilewise.training.__main__:train", "Train, test and export a network.", "train"),
-        "assess": Entry("tilewise.training.evaluate.assess:assess", "Measure a model file on a pack.", "train"),
+        "assess": Entry(
+            "tilewise.training.evaluate.assess:assess", "Measure a model file on a pack.", "train"
+        ),
         "tune": Entry("tilewise.training.tuning.cli:tune", "Search for better hyperparameters.", "train"),
         "export": Entry("tilewise.training.cli:export", "Calibrate a run and write its model file.", "train"),
         "predict": Entry("tilewise.models.cli:predict", "Write a model's answers on the tiles of a pack."),
     },
     "Registry": {
-        "register": Entry("tilewise.training.registry.cli:register", "Make a run's model the candidate.", "train"),
+        "register": Entry(
+            "tilewise.training.registry.cli:register", "Make a run's model the candidate.", "train"
+        ),
         "promote": Entry(
             "tilewise.training.registry.cli:promote",
             "Make the candidate the champion, if it passes the gates.",
@@ -30,7 +36,9 @@ SECTIONS = {
         "history": Entry(
             "tilewise.training.registry.cli:history", "List what happened to each version, and why.", "train"
         ),
-        "compare": Entry("tilewise.training.registry.cli:compare", "Compare training runs side by side.", "train"),
+        "compare": Entry(
+            "tilewise.training.registry.cli:compare", "Compare training runs side by side.", "train"
+        ),
         "retrain": Entry(
             "tilewise.training.registry.retrain_cli:command",
             "Retrain where there is a reason, up to the gates.",

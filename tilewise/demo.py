@@ -27,8 +27,12 @@ class Step(NamedTuple):
 
 @click.command(context_settings=CONTEXT)
 @out_option(FOLDER, "Folder of everything that the demo writes.", Path("demo"))
-@click.option("--tiles", "tiles", default=200, show_default=True, type=click.IntRange(10), help="Tiles of each class.")
-@click.option("--epochs", "epochs", default=15, show_default=True, type=click.IntRange(1), help="Epochs of training.")
+@click.option(
+    "--tiles", "tiles", default=200, show_default=True, type=click.IntRange(10), help="Tiles of each class."
+)
+@click.option(
+    "--epochs", "epochs", default=15, show_default=True, type=click.IntRange(1), help="Epochs of training."
+)
 @click.option("--overwrite", "overwrite", is_flag=True, help="Replace the results of an earlier demo.")
 @one_line_errors
 def demo(out: Path, tiles: int, epochs: int, overwrite: bool) -> None:
@@ -50,7 +54,9 @@ def demo(out: Path, tiles: int, epochs: int, overwrite: bool) -> None:
         click.echo(f"{number}/{len(steps)} {step.title}")
         _run(step)
     if not can_train:
-        click.echo("no network was trained: PyTorch Lightning is not installed; pip install 'tilewise[train]'")
+        click.echo(
+            "no network was trained: PyTorch Lightning is not installed; pip install 'tilewise[train]'"
+        )
     _print_end(out, time.monotonic() - begun, can_train)
 
 
@@ -104,7 +110,10 @@ def _print_end(out: Path, seconds: float, trained: bool) -> None:
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     maps = out / ("maps" if trained else "maps-shipped")
     tile = out / "raw" / "synthetic" / "Forest" / "Forest_1.tif"
-    click.echo(f"\nThe demo took {seconds:.0f} s and {size / 1e6:.0f} MB in {out}, and downloaded nothing. What next:")
+    click.echo(
+        f"\nThe demo took {seconds:.0f} s and {size / 1e6:.0f} MB in {out}, and downloaded nothing. What "
+        f"next:"
+    )
     lines = [
         (
             "look at the maps",

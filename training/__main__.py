@@ -11,9 +11,13 @@ SECTIONS = {
     "Runs (Lightning; options below)": {
         "run": Entry(f"{_CLI}:run", "Fit, test and export: the default.", "train"),
         "fit": Entry(f"{_CLI}:fit", "Fit a network, and keep the best and the last checkpoint.", "train"),
-        "validate": Entry(f"{_CLI}:validate", "Measure a run's best checkpoint on the validation split.", "train"),
+        "validate": Entry(
+            f"{_CLI}:validate", "Measure a run's best checkpoint on the validation split.", "train"
+        ),
         "test": Entry(f"{_CLI}:test", "Measure a run's best checkpoint on the test split.", "train"),
-        "export": Entry(f"{_CLI}:export_run", "Calibrate a run's best checkpoint and write its model file.", "train"),
+        "export": Entry(
+            f"{_CLI}:export_run", "Calibrate a run's best checkpoint and write its model file.", "train"
+        ),
     },
     "Without labels": {
         "pretrain": Entry(f"{_CLI}:pretrain_command", "Pretrain a network on masked tiles.", "train"),

@@ -52,7 +52,9 @@ class SaveRunConfig(SaveConfigCallback):
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         log_provenance(trainer, trainer.datamodule.pack, path)
         for logger in trainer.loggers:
-            logger.log_hyperparams({name: content[name] for name in ("data", "model", "ema", "seed_everything")})
+            logger.log_hyperparams(
+                {name: content[name] for name in ("data", "model", "ema", "seed_everything")}
+            )
 
 
 class TrainingCLI(LightningCLI):
@@ -81,7 +83,7 @@ class TrainingCLI(LightningCLI):
             "--out",
             type=Path | None,
             default=None,
-            help="Folder of the run. Default: a new one in artifacts/runs, or the newest for test and export.",
+            help="Folder of the run. Default: a new one in artifacts/runs; the newest for test and export.",
         )
         parser.add_class_arguments(Tracking, "tracking")
         parser.add_class_arguments(Quantisation, "quantisation")
@@ -146,7 +148,8 @@ class TrainingCLI(LightningCLI):
         """Refuse a folder that holds a run already."""
         if self.subcommand in _FITTING and folder.best.is_file() and not self._get(self.config, "ckpt_path"):
             raise TrainingError(
-                f"{folder.root} holds a run already; continue it with --ckpt_path {folder.last}, or name another --out"
+                f"{folder.root} holds a run already; continue it with --ckpt_path {folder.last}, or name "
+                f"another --out"
             )
 
     def _tracking(self) -> Tracking:
@@ -165,7 +168,9 @@ def main(arguments: list[str], prog_name: str = "tilewise train") -> None:
         start(TrainingCLI, ClassificationTask, _complete(arguments), prog_name, description)
 
 
-def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str], prog: str, description: str) -> None:
+def start(
+    cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str], prog: str, description: str
+) -> None:
     """Build task, data and trainer from `words`, and run the subcommand, which is the first word."""
     _quieten()
     names = cli.subcommands()
@@ -173,7 +178,9 @@ def start(cli: type[TrainingCLI], task: type[OptimisedModule], words: list[str],
     # word.
     before = prog.split()[1:] if prog.startswith("tilewise") else prog.split()[3:]
     sys.argv[1:] = [*before, *(words if len(names) > 1 else words[1:])]
-    own = {"description": description} if len(names) == 1 else {}  # else the docstrings of the trainer's methods
+    own = (
+        {"description": description} if len(names) == 1 else {}
+    )  # else the docstrings of the trainer's methods
     cli(
         task,
         TileDataModule,
@@ -215,7 +222,9 @@ def _shared_new_run(runs: Path) -> Path:
     if "LOCAL_RANK" in os.environ and _RUN_VARIABLE in os.environ:  # Lightning started this process
         return Path(os.environ[_RUN_VARIABLE])
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
-        raise TrainingError("several processes train together and need one folder; name the run's folder with --out")
+        raise TrainingError(
+            "several processes train together and need one folder; name the run's folder with --out"
+        )
     os.environ[_RUN_VARIABLE] = str(new_run(runs).root)
     return Path(os.environ[_RUN_VARIABLE])
 

@@ -1,4 +1,5 @@
-"""A model file in MLflow, in MLflow's ONNX flavour: with signature, input example, and its INT8 file beside it.
+"""A model file in MLflow, in MLflow's ONNX flavour: with signature, input example, and its INT8 file beside
+it.
 
 It is logged when a run exports it, and a version in the registry is that very logged model.
 """
@@ -33,7 +34,8 @@ def dataset_inputs(pack: Pack, contexts: Mapping[str, str]) -> list[DatasetInput
     """Return a dataset input for each split of a pack.
 
     Args:
-        contexts: what each split is for, by its name, e.g. {"train": "training"}; splits without tiles are left out.
+        contexts: what each split is for, by its name, e.g. {"train": "training"}; splits without tiles are
+            left out.
     """
     present = {split: purpose for split, purpose in contexts.items() if len(pack.rows(split))}
     return [
@@ -76,7 +78,8 @@ _NO_INT8 = "none"
 
 
 def log_model(client: MlflowClient, run_id: str, model: ModelFile) -> LoggedModel:
-    """Return a model file as a logged model of a run; one that the run holds already, to the byte, is not logged again.
+    """Return a model file as a logged model of a run; one that the run holds already, to the byte, is not
+    logged again.
 
     Whatever is not wholly uploaded stays without status READY, and is never taken for a model.
     """
@@ -109,7 +112,8 @@ def signature_of(metadata: ModelMetadata) -> ModelSignature:
 
 
 def _save(model: ModelFile, folder: Path, card: Model) -> None:
-    """Write the folder that MLflow keeps: `MLmodel`, signature, example, requirements, and the files themselves."""
+    """Write the folder that MLflow keeps: `MLmodel`, signature, example, requirements, and the files
+    themselves."""
     mlflow.onnx.save_model(
         onnx.load(str(model.path)),
         str(folder),

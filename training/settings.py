@@ -86,7 +86,8 @@ def newest_run() -> RunFolder:
     found = sorted(RUNS.glob("*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise TrainingError(
-            f"no run with a best checkpoint is in {RUNS}; `tilewise train fit` makes one, --out names another folder"
+            f"no run with a best checkpoint is in {RUNS}; `tilewise train fit` makes one, --out names "
+            f"another folder"
         )
     return RunFolder(found[-1].parent.parent)
 
@@ -125,7 +126,9 @@ class Quantisation:
             raise ValueError("quantisation.percentile is above 0 and at most 100")
 
 
-def read_yaml_settings(path: Path, kind: type[Settings], example: Path, *, empty_allowed: bool = False) -> Settings:
+def read_yaml_settings(
+    path: Path, kind: type[Settings], example: Path, *, empty_allowed: bool = False
+) -> Settings:
     """Read a YAML file as settings of a pydantic model.
 
     Args:

@@ -20,14 +20,16 @@ _PROJECT = checkout() or Path()
 
 
 def code_revision() -> str:
-    """Return the git revision of the code, with `-dirty` where tracked files were changed; empty without git."""
+    """Return the git revision of the code, with `-dirty` where tracked files were changed; empty without
+    git."""
     revision = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return f"{revision}-dirty" if revision and changed else revision
 
 
 def dvc_lock_hash() -> str:
-    """Return the SHA-256 of `dvc.lock`, which pins the bytes that the pipeline made; empty where there is none."""
+    """Return the SHA-256 of `dvc.lock`, which pins the bytes that the pipeline made; empty where there is
+    none."""
     path = _PROJECT / "dvc.lock"
     return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
@@ -76,7 +78,8 @@ class Tracking:
 
 
 def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLogger | None:
-    """Return a logger for the run in `folder`: a new run if `fresh`, else the one that the folder already has."""
+    """Return a logger for the run in `folder`: a new run if `fresh`, else the one that the folder already
+    has."""
     if not tracking.enabled:
         return None
     known = folder.root / _RUN_ID
@@ -173,8 +176,8 @@ def mlflow_logger(trainer: pl.Trainer) -> MLFlowLogger | None:
 
 
 def _artifact_location(tracking: Tracking) -> str | None:
-    """Return where an experiment's artifacts go: said outright for SQLite, since MLflow would otherwise fix the folder
-    that the first run was started from."""
+    """Return where an experiment's artifacts go: said outright for SQLite, since MLflow would otherwise fix
+    the folder that the first run was started from."""
     return tracking.artifacts.resolve().as_uri() if tracking.uri.startswith("sqlite:") else None
 
 

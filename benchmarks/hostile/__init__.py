@@ -1,1 +1,2 @@
-"""Hostile uploads and requests, made from sound ones: each is decided by a seed and a number, to be made again."""
+"""Hostile uploads and requests, made from sound ones: each is decided by a seed and a number, to be made
+again."""

@@ -13,7 +13,8 @@ DTYPES = (
 )  # fmt: skip
 SHAPES = (
     "(1, 13, 64, 64)", "(2, 3, 64, 64)", "(0, 13, 64, 64)", "()", "(,)", "(1,)", "(-1, -13, 64, 64)",
-    "(-1, 13, 64, 64)", "(99999999999, 13, 64, 64)", "(18446744073709551616,)", "(1e3, 13)", "(True, 13, 64, 64)",
+    "(-1, 13, 64, 64)", "(99999999999, 13, 64, 64)", "(18446744073709551616,)", "(1e3, 13)", "(True, 13, 64, "
+                                                                                             "64)",
     "[1, 13, 64, 64]", "None", "(1, 13, 64, 64, " + "1, " * 40 + ")", "'x'", "(" * 300, "-" * 3000 + "1",
     "(9**9**9,)", "{}", "(1, 13, 64, 64",
 )  # fmt: skip
@@ -31,10 +32,14 @@ LINES = (
 )  # fmt: skip
 
 
-def array_file(header: bytes, body: bytes, version: tuple[int, int] = (1, 0), length: int | None = None) -> bytes:
+def array_file(
+    header: bytes, body: bytes, version: tuple[int, int] = (1, 0), length: int | None = None
+) -> bytes:
     """Return an array file; `length` is what it says of its header, whatever that is."""
     overrides = len(header) if length is None else length
-    size = struct.pack("<H", overrides & 0xFFFF) if version[0] < 2 else struct.pack("<I", overrides & 0xFFFFFFFF)
+    size = (
+        struct.pack("<H", overrides & 0xFFFF) if version[0] < 2 else struct.pack("<I", overrides & 0xFFFFFFFF)
+    )
     return MAGIC + bytes(version) + size + header + body
 
 
@@ -52,7 +57,9 @@ def mutate(random: Random) -> bytes:
         "fortran": random.choice(("False", "False", "True", "None", "1")),
         "shape": SHAPES[0] if random.random() < 0.3 else random.choice(SHAPES),
     }
-    header = bytearray((line.format(**overrides).ljust(random.choice((117, 1, 5000))) + "\n").encode("latin-1"))
+    header = bytearray(
+        (line.format(**overrides).ljust(random.choice((117, 1, 5000))) + "\n").encode("latin-1")
+    )
     if random.random() < 0.3:
         header[random.randrange(len(header))] = random.randrange(256)
     version = random.choice(((1, 0), (1, 0), (2, 0), (3, 0), (4, 0), (0, 9), (255, 255)))

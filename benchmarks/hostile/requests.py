@@ -1,4 +1,5 @@
-"""Whole HTTP requests around hostile uploads, as bytes: forms, multipart bodies, queries and headers of all kinds."""
+"""Whole HTTP requests around hostile uploads, as bytes: forms, multipart bodies, queries and headers of all
+kinds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ MAGICS = (
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request: its kind, its bytes, how many uploads are in it, and whether its connection is of use after it."""
+    """A request: its kind, its bytes, how many uploads are in it, and whether its connection is of use after
+    it."""
 
     kind: str
     content: bytes
@@ -89,8 +91,11 @@ def other_formats(canary: str) -> list[bytes]:
     """Return files of other formats that name a file: GDAL has drivers that would open it."""
     path = canary.encode()
     return [
-        b'<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
-        b'<SourceFilename relativeToVRT="0">' + path + b"</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>",
+        b'<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="UInt16" '
+        b'band="1"><SimpleSource>'
+        b'<SourceFilename relativeToVRT="0">'
+        + path
+        + b"</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>",
         b'<GDAL_WMS><Service name="TMS"><ServerUrl>' + path + b"</ServerUrl></Service></GDAL_WMS>",
         b'<WMT_MS_Capabilities><!DOCTYPE x SYSTEM "' + path + b'">',
         b'{"type": "GDALG", "command_line": "gdal raster pipeline ! read ' + path + b'"}',
@@ -109,7 +114,12 @@ def post(path: bytes, kind: bytes, body: bytes, headers: bytes = b"") -> bytes:
 def part(name: bytes, content: bytes, filename: bytes | None = b"a.tif", headers: bytes = b"") -> bytes:
     """Return a part of a multipart body, without the boundary before it."""
     overrides = b"" if filename is None else b'; filename="%b"' % filename
-    return b'Content-Disposition: form-data; name="%b"%b\r\n%b\r\n%b\r\n' % (name, overrides, headers, content)
+    return b'Content-Disposition: form-data; name="%b"%b\r\n%b\r\n%b\r\n' % (
+        name,
+        overrides,
+        headers,
+        content,
+    )
 
 
 def multipart(parts: Sequence[bytes], mark: bytes = b"x", end: bytes = b"--\r\n") -> bytes:
@@ -119,7 +129,9 @@ def multipart(parts: Sequence[bytes], mark: bytes = b"x", end: bytes = b"--\r\n"
 
 def _query(random: Random, likely: float = 0.5) -> bytes:
     if random.random() > likely:
-        return random.choice((b"", b"?bands=eurosat&level=L1C&offset=0", b"?bands=rgb&level=L2A&scale=0.0001&offset=0"))
+        return random.choice(
+            (b"", b"?bands=eurosat&level=L1C&offset=0", b"?bands=rgb&level=L2A&scale=0.0001&offset=0")
+        )
     pairs = [
         (random.choice(NAMES[:6] if random.random() < 0.8 else NAMES), random.choice(TEXTS))
         for _ in range(random.choice((1, 1, 2, 8)))
@@ -130,14 +142,17 @@ def _query(random: Random, likely: float = 0.5) -> bytes:
 
 
 def _other_route(hostile: Hostile, random: Random) -> Sent:
-    """A file for the routes that read it in other ways: as a scene, decimated to a picture, to be explained."""
+    """A file for the routes that read it in other ways: as a scene, decimated to a picture, to be
+    explained."""
     path = random.choice((b"/preview", b"/preview", b"/scene", b"/explain"))
     content = random.choice(hostile.plain) if random.random() < 0.1 else hostile.file(random)
     more = b"Accept: %b\r\n" % random.choice(
         (b"*/*", b"image/tiff", b"image/png", b"application/geo+json", b"\xff", b"a/b;q=x")
     )
     if random.random() < 0.8:
-        return Sent("scene, preview, explain", post(path + _query(random, 0.1), b"image/tiff", content, more), 1)
+        return Sent(
+            "scene, preview, explain", post(path + _query(random, 0.1), b"image/tiff", content, more), 1
+        )
     body = multipart([part(b"scene" if path == b"/scene" else b"tiles", content, random.choice(TEXTS[:20]))])
     return Sent("scene, preview, explain", post(path, b"multipart/form-data; boundary=x", body, more), 1)
 
@@ -154,8 +169,12 @@ def _npy(hostile: Hostile, random: Random) -> Sent:
 def _files(hostile: Hostile, random: Random) -> Sent:
     """Several files in a sound form; sound ones among them must not suffer."""
     count = random.choice((1, 2, 4, 8))
-    files = [hostile.file(random) if random.random() < 0.9 else random.choice(hostile.plain) for _ in range(count)]
-    fields = [part(random.choice(NAMES[:5]), random.choice(TEXTS), None) for _ in range(random.choice((0, 0, 1)))]
+    files = [
+        hostile.file(random) if random.random() < 0.9 else random.choice(hostile.plain) for _ in range(count)
+    ]
+    fields = [
+        part(random.choice(NAMES[:5]), random.choice(TEXTS), None) for _ in range(random.choice((0, 0, 1)))
+    ]
     body = multipart(
         [*fields, *(part(b"tiles", content, random.choice(TEXTS).replace(b"\r\n", b"")) for content in files)]
     )
@@ -170,7 +189,14 @@ def _form(hostile: Hostile, random: Random) -> Sent:
     body = multipart([file])
     if choice == 0:
         kind = b"multipart/form-data" + random.choice(
-            (b"", b"; boundary=", b"; boundary=" + b"y" * 5000, b"; boundary=\xff", b'; boundary="', b";" * 200)
+            (
+                b"",
+                b"; boundary=",
+                b"; boundary=" + b"y" * 5000,
+                b"; boundary=\xff",
+                b'; boundary="',
+                b";" * 200,
+            )
         )
     elif choice == 1:
         body = multipart([part(b"tiles", b"x") for _ in range(random.choice((257, 1000, 10_000)))])
@@ -178,7 +204,13 @@ def _form(hostile: Hostile, random: Random) -> Sent:
         body = multipart([part(b"level", b"L1C", None) for _ in range(random.choice((6, 10_000)))])
     elif choice == 3:
         body = multipart(
-            [part(b"tiles", b"x", headers=b"X-%d: y\r\n" % random.randrange(9) * random.choice((1, 7, 9, 5000)))]
+            [
+                part(
+                    b"tiles",
+                    b"x",
+                    headers=b"X-%d: y\r\n" % random.randrange(9) * random.choice((1, 7, 9, 5000)),
+                )
+            ]
         )
     elif choice == 4:
         body = multipart(
@@ -197,12 +229,22 @@ def _form(hostile: Hostile, random: Random) -> Sent:
     elif choice == 7:
         inner = multipart([file], b"in")
         body = multipart(
-            [part(b"tiles", inner, None, b"Content-Type: multipart/mixed; boundary=in\r\n")] * random.choice((1, 30))
+            [part(b"tiles", inner, None, b"Content-Type: multipart/mixed; boundary=in\r\n")]
+            * random.choice((1, 30))
         )
     elif choice == 8:
         kind += b"; charset=" + random.choice(CHARSETS)
         name = random.choice(
-            (b"a.tif", b"\\ud800", b"+2AA-", b"\xff\xff", b"\xd8\x00", b"xn--\xff", b"\\U00110000", b"a" * 3000)
+            (
+                b"a.tif",
+                b"\\ud800",
+                b"+2AA-",
+                b"\xff\xff",
+                b"\xd8\x00",
+                b"xn--\xff",
+                b"\\U00110000",
+                b"a" * 3000,
+            )
         )
         body = multipart([part(b"tiles", random.choice(hostile.plain), name), part(b"level", name, None)])
     elif choice == 9:
@@ -227,7 +269,9 @@ def _fields(hostile: Hostile, random: Random) -> Sent:
     """A sound file with hostile things said of it, as a form's fields or in the query."""
     if random.random() < 0.5:
         return Sent(
-            "parameters", post(b"/classify" + _query(random, 1), b"image/tiff", random.choice(hostile.plain)), 1
+            "parameters",
+            post(b"/classify" + _query(random, 1), b"image/tiff", random.choice(hostile.plain)),
+            1,
         )
     overrides = [
         part(random.choice(NAMES[:5] if random.random() < 0.8 else NAMES), random.choice(TEXTS), None)
@@ -277,14 +321,18 @@ def _headers(hostile: Hostile, random: Random) -> Sent:
         )
     )
     value = (
-        random.choice((b"100-continue", b"gzip", b"websocket", b"00-" + b"f" * 32 + b"-" + b"f" * 16 + b"-01", *TEXTS))
+        random.choice(
+            (b"100-continue", b"gzip", b"websocket", b"00-" + b"f" * 32 + b"-" + b"f" * 16 + b"-01", *TEXTS)
+        )
         .replace(b"\r\n", b"")
         .replace(b"\0", b"")
     )
     more = name + b": " + value + b"\r\n"
     if random.random() < 0.2:
         more *= random.choice((2, 50))
-    return Sent("headers", post(b"/classify", b"image/tiff", random.choice(hostile.plain), more), 1, goes_on=False)
+    return Sent(
+        "headers", post(b"/classify", b"image/tiff", random.choice(hostile.plain), more), 1, goes_on=False
+    )
 
 
 def _path(hostile: Hostile, random: Random) -> Sent:
@@ -299,7 +347,9 @@ def _path(hostile: Hostile, random: Random) -> Sent:
 def _wire(hostile: Hostile, random: Random) -> Sent:
     """What is hardly HTTP."""
     body = random.choice(hostile.plain)
-    chunks = b"".join(b"%x\r\n%b\r\n" % (len(body[i : i + 999]), body[i : i + 999]) for i in range(0, len(body), 999))
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(body[i : i + 999]), body[i : i + 999]) for i in range(0, len(body), 999)
+    )
     chunked = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nTransfer-Encoding: chunked\r\n\r\n"
     sound = post(b"/classify", b"image/tiff", body)
     content = random.choice((

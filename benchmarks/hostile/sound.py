@@ -28,7 +28,8 @@ _FORMS: tuple[Mapping[str, Any], ...] = (
 
 
 def sound_files() -> list[bytes]:
-    """Return tiles as GeoTIFFs in all forms that GDAL writes and people use; some name their bands, all are read."""
+    """Return tiles as GeoTIFFs in all forms that GDAL writes and people use; some name their bands, all are
+    read."""
     return [_write({"dtype": "uint16", "count": 13, **form}) for form in _FORMS]
 
 

@@ -1,6 +1,7 @@
 """TIFF files taken apart into their directories' entries, and put together again wrongly.
 
-A mutated file keeps the sound one's bytes and gets a new directory at its end, so the pixels stay where they were. The
+A mutated file keeps the sound one's bytes and gets a new directory at its end, so the pixels stay where they
+were. The
 layout of files, entries and types: TIFF 6.0, section 2; BigTIFF: http://bigtiff.org.
 """
 
@@ -8,24 +9,90 @@ import struct
 from dataclasses import dataclass, replace
 from random import Random
 
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, SAMPLES, ROWS, STRIP_COUNTS, PLANAR = 273, 277, 278, 279, 284
 PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 317, 322, 323, 324, 325
 SUB_IFDS, EXTRA, FORMAT, JPEG_TABLES, EXIF = 330, 338, 339, 347, 34665
-PIXEL_SCALE, TIE_POINTS, TRANSFORM, GEO_KEYS, GEO_DOUBLES, GEO_ASCII = 33550, 33922, 34264, 34735, 34736, 34737
+PIXEL_SCALE, TIE_POINTS, TRANSFORM, GEO_KEYS, GEO_DOUBLES, GEO_ASCII = (
+    33550,
+    33922,
+    34264,
+    34735,
+    34736,
+    34737,
+)
 GDAL_METADATA, GDAL_NO_DATA, RPC, LERC = 42112, 42113, 50844, 50674
 NUMBERS = (
     WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, ROWS, PLANAR, PREDICTOR, TILE_WIDTH, TILE_LENGTH, EXTRA,
     FORMAT,
 )  # fmt: skip
-ODD = (0, 1, 2, 3, 15, 16, 63, 64, 65, 127, 255, 256, 4096, 32767, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
-COMPRESSIONS = (0, 1, 2, 4, 5, 6, 7, 8, 32773, 32946, 34712, 34887, 34925, 50000, 50001, 50002, 52546, 9999, 65535)
+ODD = (
+    0,
+    1,
+    2,
+    3,
+    15,
+    16,
+    63,
+    64,
+    65,
+    127,
+    255,
+    256,
+    4096,
+    32767,
+    65535,
+    65536,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+)
+COMPRESSIONS = (
+    0,
+    1,
+    2,
+    4,
+    5,
+    6,
+    7,
+    8,
+    32773,
+    32946,
+    34712,
+    34887,
+    34925,
+    50000,
+    50001,
+    50002,
+    52546,
+    9999,
+    65535,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry of a directory: what it says of itself, and the bytes of its value; `place` overrides where they lie."""
+    """An entry of a directory: what it says of itself, and the bytes of its value; `place` overrides where
+    they lie."""
 
     tag: int
     kind: int
@@ -80,7 +147,8 @@ def build(tiff: Tiff, entries: list[Entry], following: int | None = 0) -> bytes:
             out += entry.data
         count = entry.count & (2 ** (8 * inline) - 1)
         lines.append(
-            struct.pack(order + ("HHQ" if big else "HHI"), entry.tag, entry.kind, count) + value.ljust(inline, b"\0")
+            struct.pack(order + ("HHQ" if big else "HHI"), entry.tag, entry.kind, count)
+            + value.ljust(inline, b"\0")
         )
     start = len(out)
     out += struct.pack(order + ("Q" if big else "H"), len(lines)) + b"".join(lines)
@@ -92,7 +160,9 @@ def build(tiff: Tiff, entries: list[Entry], following: int | None = 0) -> bytes:
 def number(tiff: Tiff, tag: int, *values: int) -> Entry:
     """Return an entry of one or several 32-bit numbers (SHORT where all are small, as most writers do)."""
     short = all(0 <= value < 2**16 for value in values)
-    data = struct.pack(tiff.order + str(len(values)) + ("H" if short else "I"), *(v & 0xFFFFFFFF for v in values))
+    data = struct.pack(
+        tiff.order + str(len(values)) + ("H" if short else "I"), *(v & 0xFFFFFFFF for v in values)
+    )
     return Entry(tag, 3 if short else 4, len(values), data)
 
 
@@ -105,14 +175,16 @@ def text(tag: int, value: str | bytes) -> Entry:
 def put(entries: list[Entry], *new: Entry) -> list[Entry]:
     """Return the entries with some replaced or added, in the order of their tags."""
     tags = {entry.tag for entry in new}
-    return sorted([entry for entry in entries if entry.tag not in tags] + list(new), key=lambda entry: entry.tag)
+    return sorted(
+        [entry for entry in entries if entry.tag not in tags] + list(new), key=lambda entry: entry.tag
+    )
 
 
 def geo_keys(tiff: Tiff, citation: str, place: int = 1026) -> tuple[Entry, Entry]:
     """Return the entries of a projected CRS of which little is said but words.
 
-    They stand as the file's own citation (1026), from which GDAL reads what ESRI's programs write, or as the CRS's
-    (3073).
+    They stand as the file's own citation (1026), from which GDAL reads what ESRI's programs write, or as the
+    CRS's (3073).
     """
     length = len(citation.encode()) + 1
     known = {1024: 1, 1025: 1, 2048: 4326, 3072: 32767, 3074: 32767, 3075: 1, 3076: 9001}
@@ -126,7 +198,8 @@ def geo_keys(tiff: Tiff, citation: str, place: int = 1026) -> tuple[Entry, Entry
 def esri(canary: str) -> list[str]:
     """Return CRS texts that name a file: as a grid of shifts, and as a file of definitions."""
     form = (
-        'ESRI PE String = PROJCS["x",GEOGCS["g",DATUM["d",SPHEROID["s",6378137,298.257]{0}],PRIMEM["Greenwich",0],'
+        "ESRI PE String = "
+        'PROJCS["x",GEOGCS["g",DATUM["d",SPHEROID["s",6378137,298.257]{0}],PRIMEM["Greenwich",0],'
         'UNIT["degree",0.0174532925199433]],PROJECTION["Transverse_Mercator"],UNIT["metre",1]{1}]'
     )
     projected = ',EXTENSION["PROJ4","{} +units=m +wktext"]'
@@ -148,14 +221,28 @@ def references(canary: str) -> list[str]:
     """Return metadata that name another file where GDAL, or one of its drivers, might follow it."""
     return [
         gdal_metadata([("OVERVIEW_FILE", "OVERVIEWS", canary)]),
-        gdal_metadata([("OVERVIEW_FILE", "OVERVIEWS", f":::BASE:::{canary}"), ("INTERNAL_MASK_FLAGS_1", "", "2")]),
         gdal_metadata(
-            [("X_DATASET", "GEOLOCATION", canary), ("Y_DATASET", "GEOLOCATION", canary), ("X_BAND", "GEOLOCATION", "1")]
+            [("OVERVIEW_FILE", "OVERVIEWS", f":::BASE:::{canary}"), ("INTERNAL_MASK_FLAGS_1", "", "2")]
         ),
-        gdal_metadata([("SUBDATASET_1_NAME", "SUBDATASETS", canary), ("FILENAME", "PROXY_OVERVIEW_REQUEST", canary)]),
+        gdal_metadata(
+            [
+                ("X_DATASET", "GEOLOCATION", canary),
+                ("Y_DATASET", "GEOLOCATION", canary),
+                ("X_BAND", "GEOLOCATION", "1"),
+            ]
+        ),
+        gdal_metadata(
+            [("SUBDATASET_1_NAME", "SUBDATASETS", canary), ("FILENAME", "PROXY_OVERVIEW_REQUEST", canary)]
+        ),
         gdal_metadata([("METADATATYPE", "IMD", canary), ("filename", "xml:VRT", canary)]),
         gdal_metadata(
-            [("x", 'xml:VRT" format="xml', f"<VRTDataset><SourceFilename>{canary}</SourceFilename></VRTDataset>")]
+            [
+                (
+                    "x",
+                    'xml:VRT" format="xml',
+                    f"<VRTDataset><SourceFilename>{canary}</SourceFilename></VRTDataset>",
+                )
+            ]
         ),
         f'<!DOCTYPE x [<!ENTITY e SYSTEM "{canary}">]><GDALMetadata><Item name="a">&e;</Item></GDALMetadata>',
     ]
@@ -166,15 +253,21 @@ def bombs(random: Random) -> str:
     choice = random.randrange(6)
     if choice == 0:
         laughs = "".join(f'<!ENTITY l{i} "{10 * ("&l" + str(i - 1) + ";")}">' for i in range(1, 10))
-        return f'<!DOCTYPE l [<!ENTITY l0 "ha">{laughs}]><GDALMetadata><Item name="x">&l9;</Item></GDALMetadata>'
+        return (
+            f'<!DOCTYPE l [<!ENTITY l0 "ha">{laughs}]><GDALMetadata><Item name="x">&l9;</Item></GDALMetadata>'
+        )
     if choice == 1:
         return "<GDALMetadata>" + "<a>" * random.choice((10, 1000, 20_000))
     if choice == 2:
-        return gdal_metadata([(f"N{i}", "", "v" * random.choice((1, 100))) for i in range(random.choice((10, 2000)))])
+        return gdal_metadata(
+            [(f"N{i}", "", "v" * random.choice((1, 100))) for i in range(random.choice((10, 2000)))]
+        )
     if choice == 3:
         return _role("offset", random.choice(ODD), random.choice(("nan", "1e999", "x", "-1")))
     if choice == 4:
-        return _role("description", random.choice((0, -1, 99_999_999_999)), random.choice(("B02", chr(1), "é" * 1000)))
+        return _role(
+            "description", random.choice((0, -1, 99_999_999_999)), random.choice(("B02", chr(1), "é" * 1000))
+        )
     return "<GDALMetadata><Item name=" + random.choice(
         ("'", '"x"', '"x" sample="', "<<<<", "]]>", "&#0;", "&#xFFFFFFFF;")
     )
@@ -204,12 +297,16 @@ def _some_number(tiff: Tiff, entries: list[Entry], random: Random, canary: str) 
 def _compression(tiff: Tiff, entries: list[Entry], random: Random, canary: str) -> list[Entry]:
     kind = random.choice(COMPRESSIONS)
     found = put(
-        entries, number(tiff, COMPRESSION, kind), number(tiff, PREDICTOR, random.choice((0, 1, 2, 3, 4, 34892)))
+        entries,
+        number(tiff, COMPRESSION, kind),
+        number(tiff, PREDICTOR, random.choice((0, 1, 2, 3, 4, 34892))),
     )
     if kind in (6, 7):
         tables = random.randbytes(random.choice((0, 2, 600)))
         found = put(
-            found, Entry(JPEG_TABLES, 7, len(tables), tables), number(tiff, PHOTOMETRIC, random.choice((1, 2, 6)))
+            found,
+            Entry(JPEG_TABLES, 7, len(tables), tables),
+            number(tiff, PHOTOMETRIC, random.choice((1, 2, 6))),
         )
     if kind == 34887:
         found = put(found, number(tiff, LERC, random.choice((0, 4, 9)), random.choice((0, 1, 2, 7))))
@@ -291,9 +388,12 @@ def _place(tiff: Tiff, entries: list[Entry], random: Random, canary: str) -> lis
             random.randrange(65536),
         )
         return put(entries, Entry(GEO_KEYS, 3, len(codes), struct.pack(f"{tiff.order}{len(codes)}H", *codes)))
-    tag, count = random.choice(((PIXEL_SCALE, 3), (TIE_POINTS, 6), (TRANSFORM, 16), (GEO_DOUBLES, 4), (RPC, 92)))
+    tag, count = random.choice(
+        ((PIXEL_SCALE, 3), (TIE_POINTS, 6), (TRANSFORM, 16), (GEO_DOUBLES, 4), (RPC, 92))
+    )
     numbers = [
-        random.choice((0.0, 1.0, -1.0, 1e308, -1e-308, float("nan"), float("inf"), 540_000.0)) for _ in range(count)
+        random.choice((0.0, 1.0, -1.0, 1e308, -1e-308, float("nan"), float("inf"), 540_000.0))
+        for _ in range(count)
     ]
     return put(entries, Entry(tag, 12, count, struct.pack(f"{tiff.order}{count}d", *numbers)))
 

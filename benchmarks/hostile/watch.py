@@ -1,4 +1,5 @@
-"""Proof that nothing outside an upload is touched: a file that tells when it is opened, a port that tells of calls."""
+"""Proof that nothing outside an upload is touched: a file that tells when it is opened, a port that tells of
+calls."""
 
 import ctypes
 import os

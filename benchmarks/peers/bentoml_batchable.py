@@ -2,9 +2,9 @@
 
     bentoml serve peers.bentoml_batchable:Batchable
 
-An entry service parses the upload and calls a batchable service by `bentoml.depends`: that is the documented way to
-have several tiles in a request and tiles of several requests in a batch. The runner's connections are kept for ever;
-with the defaults some requests fail when they are renewed (BentoML issue 5540).
+An entry service parses the upload and calls a batchable service by `bentoml.depends`: that is the documented
+way to have several tiles in a request and tiles of several requests in a batch. The runner's connections are
+kept for ever; with the defaults some requests fail when they are renewed (BentoML issue 5540).
 """
 
 import os
@@ -36,7 +36,9 @@ class Network:
         return self.engine.classify(np.ascontiguousarray(tiles)).probabilities
 
 
-@bentoml.service(name="batchable", workers=HALF, traffic={"timeout": 60}, logging={"access": {"enabled": False}})
+@bentoml.service(
+    name="batchable", workers=HALF, traffic={"timeout": 60}, logging={"access": {"enabled": False}}
+)
 class Batchable:
     """Reads the tiles of one request and asks the network for them together."""
 

@@ -24,7 +24,9 @@ class TileAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.engine = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1)
 
-    def decode_request(self, request: Request) -> list[Tile]:  # of a multipart request LitServe gives the form
+    def decode_request(
+        self, request: Request
+    ) -> list[Tile]:  # of a multipart request LitServe gives the form
         files = request.getlist("tiles")
         return [read_tile(file.file.read(), ReadOptions(), file.filename) for file in files]
 

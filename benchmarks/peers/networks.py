@@ -6,7 +6,8 @@ from tilewise.models.network.backbones import ResidualCNN
 
 
 def build(name: str) -> nn.Module:
-    """Return a backbone for 13 bands: `demo`, `tilewise` (configs/model.yaml), or a network of torchvision."""
+    """Return a backbone for 13 bands: `demo`, `tilewise` (configs/model.yaml), or a network of
+    torchvision."""
     if name == "demo":
         return ResidualCNN((32, 64, 128), (1, 1, 1), (16, 32))
     if name == "tilewise":

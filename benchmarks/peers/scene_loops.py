@@ -2,7 +2,8 @@
 
     python benchmarks/peers/scene_loops.py rasterio_loop|torchgeo_grid SCENE NETWORK SIDE
 
-prints windows a second over the upper left SIDE × SIDE pixels. It needs torch, and torchgeo 0.8 for `torchgeo_grid`.
+prints windows a second over the upper left SIDE × SIDE pixels. It needs torch, and torchgeo 0.8 for
+`torchgeo_grid`.
 """
 
 import sys
@@ -23,7 +24,9 @@ def rasterio_loop(path: Path, side: int) -> Iterator[torch.Tensor]:
         batch = []
         for row in range(0, side, TILE):
             for column in range(0, side, TILE):
-                batch.append(torch.from_numpy(dataset.read(window=Window(column, row, TILE, TILE)).astype("float32")))
+                batch.append(
+                    torch.from_numpy(dataset.read(window=Window(column, row, TILE, TILE)).astype("float32"))
+                )
                 if len(batch) == BATCH:
                     yield torch.stack(batch)
                     batch = []
@@ -48,7 +51,9 @@ def torchgeo_grid(path: Path, side: int) -> Iterator[torch.Tensor]:
     from shapely.geometry import box
 
     try:
-        sampler = GridGeoSampler(scene, TILE, TILE, toi=None, roi=box(west, north - side * 10, west + side * 10, north))
+        sampler = GridGeoSampler(
+            scene, TILE, TILE, toi=None, roi=box(west, north - side * 10, west + side * 10, north)
+        )
     except TypeError:
         sampler = GridGeoSampler(scene, TILE, TILE, roi=part, units=Units.PIXELS)
     loader = DataLoader(scene, BATCH, sampler=sampler, num_workers=2, collate_fn=stack_samples)

@@ -1,6 +1,7 @@
 """torchgeo's EuroSAT data module and trainer on our tiles, with the network that `train_speed.py` measures.
 
-Run by `benchmarks/train_speed.py` with a Python that has torchgeo; prints images/s of the epochs after the first.
+Run by `benchmarks/train_speed.py` with a Python that has torchgeo; prints images/s of the epochs after the
+first.
 """
 
 import argparse

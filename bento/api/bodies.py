@@ -197,7 +197,11 @@ def parse_npy(content: bytes, options: ReadOptions, max_tiles: int) -> list[Tile
     if LEAVE_OUT in bands:
         raise HTTPException(422, "an array cannot leave out bands; remove them before sending it")
     numbers = _load_npy(content)
-    if numbers.dtype != np.uint16 or numbers.ndim != 4 or numbers.shape[1:] != (len(bands), TILE_SIZE, TILE_SIZE):
+    if (
+        numbers.dtype != np.uint16
+        or numbers.ndim != 4
+        or numbers.shape[1:] != (len(bands), TILE_SIZE, TILE_SIZE)
+    ):
         raise HTTPException(
             422,
             f"an array of {numbers.dtype} {numbers.shape}, not of uint16 "
@@ -216,7 +220,9 @@ def _load_npy(content: bytes) -> np.ndarray:
     try:
         stream = io.BytesIO(content)
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read(stream, max_header_size=_MAX_NPY_HEADER_BYTES)
         rest = content[stream.tell() :]
         if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(rest):
@@ -255,5 +261,7 @@ async def _parse_form(body: Request, max_files: int, max_fields: int) -> AsyncIt
 async def _read_files(form: FormData) -> list[tuple[str, bytes]]:
     parts = form.getlist(FIELD)
     if not parts or not all(isinstance(part, UploadFile) for part in parts):
-        raise HTTPException(400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one")
+        raise HTTPException(
+            400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one"
+        )
     return [(part.filename or "tile", await part.read()) for part in parts if isinstance(part, UploadFile)]

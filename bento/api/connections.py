@@ -71,7 +71,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if was_in_head and self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > self.limits.max_head_bytes:
-                self._refuse(431, "head_too_large", f"headers of more than {self.limits.max_head_bytes:,} bytes")
+                self._refuse(
+                    431, "head_too_large", f"headers of more than {self.limits.max_head_bytes:,} bytes"
+                )
 
     def on_message_begin(self) -> None:
         """Begin a request."""

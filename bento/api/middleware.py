@@ -204,7 +204,9 @@ class VersionCheck:
         """Serve a request."""
         if scope["type"] != "http" or Request(scope).headers.get(VERSION_HEADER, API_VERSION) == API_VERSION:
             return await self._app(scope, receive, send)
-        hint = f"it speaks version {API_VERSION}: use its release's client, or omit the header {VERSION_HEADER}"
+        hint = (
+            f"it speaks version {API_VERSION}: use its release's client, or omit the header {VERSION_HEADER}"
+        )
         refusal = refuse(400, "api_version", "the service speaks another version of the API", hint, **_CLOSE)
         return await refusal(scope, receive, send)
 
@@ -307,7 +309,9 @@ def silence_libraries() -> None:
     """
     for name in ("rasterio", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: record.msg != "Invalid HTTP request received."
+    )
     sys.unraisablehook = _report_unraisable
 
 

@@ -85,7 +85,9 @@ async def _read_file(request: Request) -> tuple[dict[str, str], bytes]:
     async with request.form(max_files=1, max_fields=len(_PARAMETERS)) as parts:
         file = parts.get(FIELD)
         if not isinstance(file, UploadFile):
-            raise HTTPException(400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one")
+            raise HTTPException(
+                400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one"
+            )
         fields = {name: value for name, value in parts.items() if isinstance(value, str)}
         return {"name": file.filename or "tile", **parameters, **fields}, await file.read()
 

@@ -96,8 +96,12 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "send files as multipart/form-data (curl -F tiles=@tile.tif), one file as image/tiff, or a .npy "
         "array as application/octet-stream",
     ),
-    "unreadable_image": ErrorCode(415, "The file is not a readable GeoTIFF", "tile.tif: a JPEG, not a GeoTIFF"),
-    "invalid": ErrorCode(422, "A parameter is unknown, or its value is not valid", "level is L1C or L2A, not 'L3'"),
+    "unreadable_image": ErrorCode(
+        415, "The file is not a readable GeoTIFF", "tile.tif: a JPEG, not a GeoTIFF"
+    ),
+    "invalid": ErrorCode(
+        422, "A parameter is unknown, or its value is not valid", "level is L1C or L2A, not 'L3'"
+    ),
     "tile_shape": ErrorCode(
         422,
         "The file is not a tile of 64 × 64 pixels, or not a scene of about 10 m a pixel",
@@ -136,7 +140,9 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "the queue of scenes is full",
         "try again in 30 s",
     ),
-    "head_too_large": ErrorCode(431, "The request's headers are too long", "headers of more than 65,536 bytes"),
+    "head_too_large": ErrorCode(
+        431, "The request's headers are too long", "headers of more than 65,536 bytes"
+    ),
     "internal": ErrorCode(
         500,
         "The service failed; its log has the cause under the X-Request-ID",
@@ -319,7 +325,8 @@ def _error_response(status: int) -> dict[str, Any]:
     more += ["Retry-After"] if status in _RETRY_STATUSES else []
     schema = {"$ref": "#/components/schemas/ErrorResponse"}
     return {
-        "description": "; ".join(f"`{code}`: {example['summary']}" for code, example in examples.items()) + ".",
+        "description": "; ".join(f"`{code}`: {example['summary']}" for code, example in examples.items())
+        + ".",
         "headers": headers(*more),
         "content": {"application/json": {"schema": schema, "examples": examples}},
     }

@@ -35,7 +35,14 @@ from tilewise.bento.api.schemas import (
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.request_context import note_requested
 from tilewise.bento.serving.runtime import Serving, serving_of
-from tilewise.bento.serving.scene_answers import FORMS, MAP, SceneRequest, answer_scene, count_windows, serialise
+from tilewise.bento.serving.scene_answers import (
+    FORMS,
+    MAP,
+    SceneRequest,
+    answer_scene,
+    count_windows,
+    serialise,
+)
 from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError, file_of
 from tilewise.bento.serving.task_store import FullError, StoredTask, TaskState, TaskStore, owner_of
 
@@ -152,7 +159,9 @@ async def show_result(request: Request) -> Response:
         message, hint = f"the task is {task.state}", f"GET /tasks/{task.id} returns its progress"
         return refuse(HTTPStatus.CONFLICT, "not_done", message, hint, **{"Retry-After": _SOON})
     path = serving_of(request).scenes.store.result(task.id, file_of(media_type))
-    return FileResponse(path, media_type=media_type, headers=_result_headers(media_type, task.question["name"]))
+    return FileResponse(
+        path, media_type=media_type, headers=_result_headers(media_type, task.question["name"])
+    )
 
 
 @router.delete(
@@ -227,7 +236,9 @@ async def _spool_form(body: Request, path: Path) -> dict[str, str]:
     async with body.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as parts:
         part = parts.get(FIELD)
         if not isinstance(part, UploadFile):
-            raise HTTPException(400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one")
+            raise HTTPException(
+                400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one"
+            )
         await asyncio.to_thread(_copy, part, path)
         fields = {name: value for name, value in parts.items() if isinstance(value, str)}
         return {"name": part.filename or DEFAULT_NAME, **fields}
@@ -247,7 +258,9 @@ def _with_name(parameters: Mapping[str, str]) -> dict[str, str]:
 # Responses and tasks.
 
 
-async def _submit(request: Request, serving: Serving, task_id: str, question: SceneRequest, windows: int) -> Response:
+async def _submit(
+    request: Request, serving: Serving, task_id: str, question: SceneRequest, windows: int
+) -> Response:
     scenes, owner = serving.scenes, _owner_of(request)
     await asyncio.to_thread(scenes.store.submit, task_id, question.to_json(), windows)
     scenes.runner.wake()
@@ -294,7 +307,9 @@ async def _find_task(request: Request) -> StoredTask:
     if task is None:
         raise HTTPException(404, "this caller has no such task; POST /scene makes one")
     if task.state is TaskState.EXPIRED:
-        raise HTTPException(410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again")
+        raise HTTPException(
+            410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again"
+        )
     return task
 
 
@@ -364,7 +379,9 @@ def _parse_fraction(parameters: Mapping[str, str], name: str, default: float) ->
 def _refuse_full(error: FullError) -> Response:
     if error.tasks:
         message, hint = "the queue of scenes is full", f"try again in {_LATER} s"
-        return refuse(HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER})
+        return refuse(
+            HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER}
+        )
     message = "there is no disk space for another scene"
     hint = f"try again in {_LATER} s, or DELETE the tasks whose results you have"
     fields = {"Retry-After": _LATER, "Connection": "close"}  # the body may be unread

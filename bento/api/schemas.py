@@ -30,7 +30,8 @@ class ReadParameters(BaseModel):
     level: Level = Field(description="Processing level, for files that do not state it.")
     scale: float = Field(description="Reflectance per unit of the file's numbers: 0.0001 for DN.")
     offset: float = Field(
-        description="Added to the file's numbers before scaling: 0 before processing baseline 04.00, -1000 since.",
+        description="Added to the file's numbers before scaling: 0 before processing baseline 04.00, -1000 "
+        "since.",
     )
 
 
@@ -132,7 +133,9 @@ class OutlierResult(BaseModel):
     """How far a tile is out of the distribution of the training data."""
 
     score: float
-    flag: bool = Field(description="Whether the score exceeds the model's threshold: treat the class with caution.")
+    flag: bool = Field(
+        description="Whether the score exceeds the model's threshold: treat the class with caution."
+    )
 
 
 class TileResult(BaseModel):
@@ -141,7 +144,9 @@ class TileResult(BaseModel):
     name: str = Field(description="As it was uploaded; in an array, the tile's index.")
     class_: str = Field(alias="class", description="The most probable class.")
     probabilities: dict[str, float] = Field(description="Of each class, calibrated; they sum to 1.")
-    prediction_set: PredictionSetResult | None = Field(description="null: the model is not calibrated for sets.")
+    prediction_set: PredictionSetResult | None = Field(
+        description="null: the model is not calibrated for sets."
+    )
     outlier: OutlierResult | None = Field(description="null: the model has no threshold.")
     valid_fraction: Fraction = Field(description="Fraction of pixels with data in all bands.")
     bands: list[str] = Field(description="The bands that were used, in canonical order.")
@@ -370,7 +375,9 @@ def open_schema(schema: Any) -> Any:
         return [open_schema(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {key: open_schema(value) for key, value in schema.items() if key != "title" or isinstance(value, dict)}
+    kept = {
+        key: open_schema(value) for key, value in schema.items() if key != "title" or isinstance(value, dict)
+    }
     if kept.get("additionalProperties") is False:
         del kept["additionalProperties"]
     return kept

@@ -60,7 +60,8 @@ router = APIRouter()
     openapi_extra=operation(
         "curl -F tiles=@tile.tif {url}/classify",
         "curl --data-binary @tile.tif -H 'Content-Type: image/tiff' '{url}/classify?name=tile.tif'",
-        "curl --data-binary @tiles.npy -H 'Content-Type: application/octet-stream' '{url}/classify?level=L1C'",
+        "curl --data-binary @tiles.npy -H 'Content-Type: application/octet-stream' "
+        "'{url}/classify?level=L1C'",
         parameters=[header("Tilewise-Key"), *query(NamedTileParameters)],
         body={
             "multipart/form-data": form("tiles", TileParameters, many=True),
@@ -180,7 +181,9 @@ async def explain_tile(request: Request) -> Response:
 
     def work(scheduled: TileClassifier) -> bytes:
         found = explain(scheduled, tile, options.method, options.size, options.stride, options.class_name)
-        return paint(found) if media_type == _PNG else json.dumps(_describe_explanation(engine, found)).encode()
+        return (
+            paint(found) if media_type == _PNG else json.dumps(_describe_explanation(engine, found)).encode()
+        )
 
     try:
         content = await serving.scenes.answer(request, lambda make: work(make(engine)))
@@ -196,7 +199,9 @@ def _read_only_tile(uploads: list[Upload], size: int) -> Tile:
     content, name = uploads[0].content, uploads[0].name
     tile = content if isinstance(content, Tile) else read_tile(content, uploads[0].overrides, name, size)
     if tile.valid_fraction == 0:
-        raise NoDataError(f"{name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to explain")
+        raise NoDataError(
+            f"{name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to explain"
+        )
     return tile
 
 

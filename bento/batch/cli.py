@@ -31,7 +31,9 @@ from tilewise.datasets.scenes import SceneOptions, SceneSource
 from tilewise.datasets.scenes.options import scene_options
 
 
-def _split(kind: type[StrEnum], context: click.Context, option: click.Parameter, text: str) -> tuple[Any, ...]:
+def _split(
+    kind: type[StrEnum], context: click.Context, option: click.Parameter, text: str
+) -> tuple[Any, ...]:
     """Turn `a,b` into members of an enumeration; raise BadParameter for an unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     try:
@@ -66,7 +68,7 @@ _OUTPUT_OPTIONS = (
         default=VectorFormat.PARQUET.value,
         show_default=True,
         callback=partial(_split, VectorFormat),
-        help="File formats of the tables of windows and polygons, separated by commas: parquet, geojson, fgb.",
+        help="Formats of the tables of windows and polygons, separated by commas: parquet, geojson, fgb.",
     ),
     click.option(
         "--coverage",
@@ -74,12 +76,15 @@ _OUTPUT_OPTIONS = (
         default=0.9,
         show_default=True,
         type=click.FloatRange(0.5, 1, max_open=True),
-        help="Probability that a window's prediction set contains its true class, for models calibrated for it.",
+        help="Probability that a window's prediction set contains its true class, for models calibrated for "
+        "it.",
     ),
 )
 
 
-def _make_outputs(outputs: tuple[Output, ...], format: tuple[VectorFormat, ...], coverage: float) -> OutputOptions:
+def _make_outputs(
+    outputs: tuple[Output, ...], format: tuple[VectorFormat, ...], coverage: float
+) -> OutputOptions:
     return OutputOptions(outputs, format, coverage)
 
 
@@ -165,13 +170,15 @@ worker_options = option_group("workers", _make_workers, _WORKER_OPTIONS)
 @model_option
 @precision_option
 @worker_options
-@click.option("--dry-run", "dry_run", is_flag=True, help="Print what would be done with each scene, and do nothing.")
+@click.option(
+    "--dry-run", "dry_run", is_flag=True, help="Print what would be done with each scene, and do nothing."
+)
 @click.option(
     "--watch",
     "watch",
     metavar="SECONDS",
     type=click.FloatRange(0, min_open=True),
-    help="Look for new scenes this often, until Ctrl-C; a file that is still being written is left for later.",
+    help="Look for new scenes this often, until Ctrl-C; a file still being written is left for later.",
 )
 @click.option(
     "--idle",
@@ -223,7 +230,9 @@ def main(
     Exit status: 0 every scene is done; 1 a scene failed or has blocks that cannot be decoded; 2 usage error;
     130 stopped by Ctrl-C.
     """
-    options = RunOptions(reading=reading, grid=grid, outputs=outputs, precision=Precision(precision), **workers)
+    options = RunOptions(
+        reading=reading, grid=grid, outputs=outputs, precision=Precision(precision), **workers
+    )
     look = partial(find, scenes, reading)
     if dry_run:
         sys.exit(_preview(Run(out, model, options), look(), as_json))

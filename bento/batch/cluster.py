@@ -144,7 +144,9 @@ class _Remote:
             answer: FinishedScene | _LargeScene = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().splitlines()
-            return task.failed(f"the cluster gave up after {_RETRIES} new attempts: {first[0] if first else error}")
+            return task.failed(
+                f"the cluster gave up after {_RETRIES} new attempts: {first[0] if first else error}"
+            )
         return answer
 
 
@@ -195,7 +197,9 @@ def _classify_or_measure(task: SceneTask, plan: WorkPlan, block_strips: int) -> 
     return catch_failures(task, plan, work)
 
 
-def _classify_strips(task: SceneTask, plan: WorkPlan, strips: tuple[int, int]) -> _ClassifiedStrips | FinishedScene:
+def _classify_strips(
+    task: SceneTask, plan: WorkPlan, strips: tuple[int, int]
+) -> _ClassifiedStrips | FinishedScene:
     """Return the maps of some strips of a scene, and the file blocks that could not be decoded."""
 
     def work() -> _ClassifiedStrips:

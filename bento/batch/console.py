@@ -68,7 +68,9 @@ class Lines:
             click.echo(f"error: {outcome.error}", err=True)
             return
         done = f"{outcome.windows:,} windows, {outcome.seconds:.1f} s"
-        click.echo(f"{outcome.name}: {'done already' if outcome.state is SceneState.KEPT else done}", err=True)
+        click.echo(
+            f"{outcome.name}: {'done already' if outcome.state is SceneState.KEPT else done}", err=True
+        )
         if outcome.broken:
             click.echo(f"error: {broken(outcome)}", err=True)
 
@@ -176,4 +178,6 @@ def _state(outcome: SceneOutcome) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )

@@ -120,7 +120,9 @@ class Manifest:
         out.mkdir(parents=True, exist_ok=True)
         self._path = out / MANIFEST
         try:
-            self._database = sqlite3.connect(self._path, timeout=1.0, isolation_level=None, check_same_thread=False)
+            self._database = sqlite3.connect(
+                self._path, timeout=1.0, isolation_level=None, check_same_thread=False
+            )
             try:
                 self._prepare()
             except BaseException:
@@ -196,9 +198,13 @@ class Manifest:
 
     def _explain(self, error: sqlite3.Error) -> Exception:
         if "locked" in str(error):
-            return FolderBusyError(f"{self.out}: another run writes there; wait for it, or choose another folder")
+            return FolderBusyError(
+                f"{self.out}: another run writes there; wait for it, or choose another folder"
+            )
         if "not a database" in str(error):
-            return ResultsError(f"{self._path}: not a manifest of tilewise; choose another folder for the results")
+            return ResultsError(
+                f"{self._path}: not a manifest of tilewise; choose another folder for the results"
+            )
         return OSError(f"{self._path} cannot be written to: {error}")
 
     def _sweep(self) -> None:
@@ -225,7 +231,9 @@ def peek(out: Path) -> Mapping[str, SceneOutcome]:
         finally:
             database.close()
     except sqlite3.Error as error:
-        raise ResultsError(f"{out}: its manifest cannot be read now ({error}); wait for the run that writes") from error
+        raise ResultsError(
+            f"{out}: its manifest cannot be read now ({error}); wait for the run that writes"
+        ) from error
     outcomes = (SceneOutcome.from_json(json.loads(text)) for (text,) in rows)
     return {outcome.name: outcome for outcome in outcomes}
 

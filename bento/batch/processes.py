@@ -119,7 +119,9 @@ class _WorkerProcess:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process would share the threads' locks
-        self._progress: Any = context.RawArray("q", 4)  # without a lock, which a killed process could hold for ever
+        self._progress: Any = context.RawArray(
+            "q", 4
+        )  # without a lock, which a killed process could hold for ever
         self._pool = ProcessPoolExecutor(1, context, _set_up, (self._plan, self._progress))
 
 

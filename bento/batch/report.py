@@ -102,7 +102,8 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
         areas=_area_rows(outcomes, model),
         scenes=[{**_describe(outcome), "largest_class": _largest_class(outcome)} for outcome in outcomes],
         pictures=[
-            {"name": name, "data": _data_uri(out / (name + quicklook.SUFFIX))} for name in pictured[:_MAX_PICTURES]
+            {"name": name, "data": _data_uri(out / (name + quicklook.SUFFIX))}
+            for name in pictured[:_MAX_PICTURES]
         ],
         more_pictures=len(pictured) - _MAX_PICTURES,
     )
@@ -111,7 +112,9 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
 def _template() -> Template:
     """Return the page's template, which escapes every value that it shows."""
     folder = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(PAGE)
+    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        PAGE
+    )
 
 
 def _describe(outcome: SceneOutcome) -> dict[str, Any]:

@@ -242,7 +242,9 @@ class Run:
             for source, name in zip(sources, names, strict=True)
         ]
 
-    def _classify(self, tasks: Iterator[SceneTask], plan: WorkPlan) -> Iterable[tuple[SceneTask, FinishedScene]]:
+    def _classify(
+        self, tasks: Iterator[SceneTask], plan: WorkPlan
+    ) -> Iterable[tuple[SceneTask, FinishedScene]]:
         if self._options.backend is Backend.RAY:
             return work_on_cluster(
                 tasks, plan, self._options.address, self._report_progress, self._options.block_strips
@@ -293,7 +295,9 @@ def name_results(scenes: Sequence[tuple[str, str]], known: Mapping[str, SceneOut
     """
     before = {outcome.source: name for name, outcome in known.items()}
     taken = {before[location] for _, location in scenes if location in before}
-    taken |= {name for name, outcome in known.items() if "://" in outcome.source or Path(outcome.source).exists()}
+    taken |= {
+        name for name, outcome in known.items() if "://" in outcome.source or Path(outcome.source).exists()
+    }
     names = []
     for name, location in scenes:
         number, chosen = 1, before.get(location, name)

@@ -135,7 +135,9 @@ class FinishedScene:
     staged: Path | None = None
 
 
-def process_scene(task: SceneTask, plan: WorkPlan, engine: Engine, advance: Advance = ignore_progress) -> FinishedScene:
+def process_scene(
+    task: SceneTask, plan: WorkPlan, engine: Engine, advance: Advance = ignore_progress
+) -> FinishedScene:
     """Classify one scene into a new folder below the staging folder; a failure is returned, not raised."""
 
     def work() -> FinishedScene:
@@ -159,7 +161,9 @@ def catch_failures(task: SceneTask, plan: WorkPlan, work: Callable[[], Result]) 
         return task.failed(f"{plan.out} cannot be written to: {error.strerror or error}")
     except Exception as error:  # one scene's odd failure must not end the run of thousands
         _LOG.exception("%s", task.location)
-        return task.failed(f"it failed in an unforeseen way ({type(error).__name__}: {error}); please report it")
+        return task.failed(
+            f"it failed in an unforeseen way ({type(error).__name__}: {error}); please report it"
+        )
 
 
 def start_scene(task: SceneTask, plan: WorkPlan) -> StartedScene | FinishedScene:

@@ -188,7 +188,9 @@ def check_response(response: httpx.Response) -> httpx.Response:
         raise not_tilewise(response)
     if version != API_VERSION:
         message = f"{response.url} speaks version {version} of the API, this client version {API_VERSION}"
-        raise ServiceError("other_version", message, "use the client of the service's release", response.status_code)
+        raise ServiceError(
+            "other_version", message, "use the client of the service's release", response.status_code
+        )
     return response
 
 
@@ -201,12 +203,16 @@ def not_tilewise(response: httpx.Response) -> ServiceError:
 def no_response(error: httpx.RequestError) -> ServiceError:
     """Return the error for a request without a response."""
     url = error.request.url
-    if isinstance(error, httpx.ConnectTimeout | httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError):
+    if isinstance(
+        error, httpx.ConnectTimeout | httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError
+    ):
         reason = str(error) or type(error).__name__
         message = f"{url} cannot be reached: {reason}"
         return ServiceError("unreachable", message, "check the URL, and that the service is running")
     if isinstance(error, httpx.TimeoutException):
-        return ServiceError("timeout", f"{url} did not answer in time", "use a longer timeout, or fewer tiles")
+        return ServiceError(
+            "timeout", f"{url} did not answer in time", "use a longer timeout, or fewer tiles"
+        )
     return ServiceError("not_tilewise", f"{url} does not answer as tilewise does: {error}", "check the URL")
 
 

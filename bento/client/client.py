@@ -226,7 +226,9 @@ class AsyncClient(_BaseClient):
         running: deque[asyncio.Task[list[Result]]] = deque()
         try:
             while True:
-                while len(running) < self._concurrency and (chunk := await asyncio.to_thread(next, chunks, None)):
+                while len(running) < self._concurrency and (
+                    chunk := await asyncio.to_thread(next, chunks, None)
+                ):
                     running.append(asyncio.create_task(self._run(exchange.classify(chunk, options))))
                 if not running:
                     return
@@ -310,7 +312,9 @@ class AsyncClient(_BaseClient):
         options = dict(request.options)
         length = {"Content-Length": str(request.file.stat().st_size)}
         options["headers"] = options.get("headers", {}) | length
-        return await self._http.request(request.method, request.path, content=_iter_file(request.file), **options)
+        return await self._http.request(
+            request.method, request.path, content=_iter_file(request.file), **options
+        )
 
 
 def _scene(
@@ -358,5 +362,7 @@ def _parse_url(url: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise ServiceError("not_tilewise", f"{url!r} is not a URL", "http://localhost:3000 is one") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ServiceError("not_tilewise", f"{url!r} is not the URL of a service", "http://localhost:3000 is one")
+        raise ServiceError(
+            "not_tilewise", f"{url!r} is not the URL of a service", "http://localhost:3000 is one"
+        )
     return parsed

@@ -263,7 +263,9 @@ def _retry_after(state: tenacity.RetryCallState) -> float:
 def _classify_request(chunk: Chunk, options: ClassifyOptions) -> Request:
     fields = form_fields(options)
     if isinstance(chunk.contents[0], bytes):
-        files = [("tiles", (Path(n).name, c, GEOTIFF)) for n, c in zip(chunk.names, chunk.contents, strict=True)]
+        files = [
+            ("tiles", (Path(n).name, c, GEOTIFF)) for n, c in zip(chunk.names, chunk.contents, strict=True)
+        ]
         return Request("POST", "/classify", {"files": files, "data": fields})
     if fields.keys() & {"scale", "offset"}:
         raise TilewiseError("an array holds DN already; leave out scale and offset")
@@ -298,7 +300,8 @@ def _as_batch(array: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
     """Return an array of one or several tiles as (n, bands, 64, 64)."""
     if array.dtype != np.uint16 or array.ndim not in (3, 4):
         raise TileShapeError(
-            f"an array of {array.dtype} {array.shape}; uint16 (n, bands, 64, 64) or (bands, 64, 64) in DN is wanted"
+            f"an array of {array.dtype} {array.shape}; uint16 (n, bands, 64, 64) or (bands, 64, 64) in DN is "
+            f"wanted"
         )
     return array if array.ndim == 4 else array[None]
 

@@ -169,7 +169,9 @@ class _Values:
             return values.take(columns, axis=-1).take(rows, axis=-2)
 
         probabilities = repeat(answers.probabilities.transpose(2, 0, 1)) if keep else None
-        return cls(repeat(each), repeat(answers.probabilities.max(axis=2)), repeat(answers.outlier), probabilities)
+        return cls(
+            repeat(each), repeat(answers.probabilities.max(axis=2)), repeat(answers.outlier), probabilities
+        )
 
     def fill(self, where: tuple[Indices, ...], part: "_Values") -> None:
         """Take `part` at the positions `where` that have no class yet."""

@@ -115,10 +115,13 @@ class Engine:
         size = self.metadata.tile_size
         if tiles.dtype != np.uint16 or tiles.shape[1:] != (BAND_COUNT, size, size):
             raise TileShapeError(
-                f"tiles of {tiles.dtype} {tiles.shape}; the model takes uint16 (n, {BAND_COUNT}, {size}, {size})"
+                f"tiles of {tiles.dtype} {tiles.shape}; the model takes uint16 (n, {BAND_COUNT}, {size}, "
+                f"{size})"
             )
         starts = range(0, len(tiles), self._run_size) if len(tiles) else range(1)
-        parts = [self._file.session.run(list(OUTPUTS), {INPUT: tiles[s : s + self._run_size]}) for s in starts]
+        parts = [
+            self._file.session.run(list(OUTPUTS), {INPUT: tiles[s : s + self._run_size]}) for s in starts
+        ]
         if len(parts) == 1:
             return Answers(*parts[0])
         return Answers(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))

@@ -85,7 +85,9 @@ def preview(content: bytes, overrides: ReadOptions, name: str, view: View, max_p
     """
     with open_geotiff(content, name) as dataset:
         if dataset.width * dataset.height > max_pixels:
-            raise SceneTooLargeError(f"{name}: {dataset.width} × {dataset.height} pixels; {max_pixels:,} are the most")
+            raise SceneTooLargeError(
+                f"{name}: {dataset.width} × {dataset.height} pixels; {max_pixels:,} are the most"
+            )
         plan = plan_reading(dataset, name, _with_any_radiometry(overrides))
         numbers, valid = _read(dataset, plan, VIEW_BANDS[view])
         return Preview(to_png(stretch(numbers, valid), valid), _cloud_fraction(dataset, name, overrides))
@@ -97,7 +99,9 @@ def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
         return np.zeros(numbers.shape, np.uint8)
     low, high = np.percentile(numbers[:, valid], PERCENTILES, axis=1)
     span = high - low
-    span = np.maximum(span, max(MIN_CONTRAST * span.max(), _FLAT * np.abs(high).max(), np.finfo(np.float32).tiny))
+    span = np.maximum(
+        span, max(MIN_CONTRAST * span.max(), _FLAT * np.abs(high).max(), np.finfo(np.float32).tiny)
+    )
     middle = (low + high) / 2
     bright = (numbers - middle[:, None, None]) / span[:, None, None] + 0.5
     return np.rint(255 * np.clip(np.where(valid, bright, 0), 0, 1)).astype(np.uint8)
@@ -138,7 +142,8 @@ def _read(dataset: DatasetReader, plan: ReadingPlan, bands: tuple[str, ...]) -> 
     missing = [band for band in bands if band not in plan.bands]
     if missing:
         raise MissingBandError(
-            f"{plan.name}: it has no {', '.join(missing)}; this picture shows {', '.join(bands)} in red, green and blue"
+            f"{plan.name}: it has no {', '.join(missing)}; this picture shows {', '.join(bands)} in red, "
+            f"green and blue"
         )
     indexes = [plan.indexes[plan.bands.index(band)] for band in bands]
     numbers = _read_small(dataset, plan.name, indexes)

@@ -125,7 +125,9 @@ def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:
     stages: list[metrics.TimedStage] = []
     with metrics.timed("read", len(uploads), stages), isolated_gdal():
         outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
-    results: list[Answer | ModelFailure] = [outcome if isinstance(outcome, dict) else {} for outcome in outcomes]
+    results: list[Answer | ModelFailure] = [
+        outcome if isinstance(outcome, dict) else {} for outcome in outcomes
+    ]
     batch = Batch(uploads, outcomes, results, stages=stages)
     groups: dict[Engine, list[int]] = {}
     for index, (upload, outcome) in enumerate(zip(uploads, outcomes, strict=True)):
@@ -152,7 +154,9 @@ def _classify_group(engine: Engine, batch: Batch, indices: list[int]) -> None:
     batch.embeddings.update(zip(indices, embeddings, strict=True))
 
 
-def _answer_group(engine: Engine, batch: Batch, indices: list[int]) -> tuple[list[Answer], npt.NDArray[np.float32]]:
+def _answer_group(
+    engine: Engine, batch: Batch, indices: list[int]
+) -> tuple[list[Answer], npt.NDArray[np.float32]]:
     """Return the answers and embeddings of the uploads at `indices`."""
     tiles = [tile for index in indices if isinstance(tile := batch.outcomes[index], Tile)]
     with metrics.timed_inference(engine.metadata.version, len(tiles), batch.stages):
@@ -174,7 +178,8 @@ def describe(engine: TileClassifier, tile: Tile, answers: Answers, row: int, cov
         "name": tile.name,
         "class": classes[int(probabilities.argmax())],
         "probabilities": {
-            name: round(float(probability), _DIGITS) for name, probability in zip(classes, probabilities, strict=True)
+            name: round(float(probability), _DIGITS)
+            for name, probability in zip(classes, probabilities, strict=True)
         },
         "prediction_set": describe_set(engine, probabilities, coverage),
         "outlier": describe_outlier(engine, float(answers.outlier_score[row])),

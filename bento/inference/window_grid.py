@@ -94,10 +94,14 @@ class WindowGrid:
     def first_needed(self, strip: int) -> int:
         """Return the first strip whose windows reach into the rows that `strip` paints."""
         top = self.edges(strip)[0]
-        return next(n for n, rows in enumerate(self.strips) if self.rows[rows[-1]] + self.tile > top or n == strip)
+        return next(
+            n for n, rows in enumerate(self.strips) if self.rows[rows[-1]] + self.tile > top or n == strip
+        )
 
 
-def make_window_grid(height: int, width: int, tile: int, stride: int, block: tuple[int, int] = (1, 1)) -> WindowGrid:
+def make_window_grid(
+    height: int, width: int, tile: int, stride: int, block: tuple[int, int] = (1, 1)
+) -> WindowGrid:
     """Lay windows of `tile` pixels over a scene.
 
     Args:
@@ -107,7 +111,9 @@ def make_window_grid(height: int, width: int, tile: int, stride: int, block: tup
     """
     rows, columns = starts(height, tile, stride), starts(width, tile, stride)
     down, across = _size_of_part(width, tile, stride, block)
-    strips, parts = (_groups(len(found), n) for found, n in ((rows, down // stride), (columns, across // stride)))
+    strips, parts = (
+        _groups(len(found), n) for found, n in ((rows, down // stride), (columns, across // stride))
+    )
     return WindowGrid(tile, stride, height, width, tuple(rows), tuple(columns), strips, parts)
 
 

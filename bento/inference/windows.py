@@ -183,7 +183,9 @@ class SceneClassification:
         """
         if not self.strips:
             return
-        painter = Painter(self._window_grid, self._grid.cell, keep_probabilities=self._grid.keep_probabilities)
+        painter = Painter(
+            self._window_grid, self._grid.cell, keep_probabilities=self._grid.keep_probabilities
+        )
         answered = 0
         with closing(self._strips_of_parts()) as strips:
             for strip, parts in strips:
@@ -276,7 +278,9 @@ class SceneClassification:
 
     def _join(self, strip: int, parts: list[_Part]) -> StripAnswers:
         widths = [right - left for left, right in map(self._window_grid.part_edges, range(len(parts)))]
-        valid = [np.unpackbits(p.valid, axis=1, count=w).view(bool) for p, w in zip(parts, widths, strict=True)]
+        valid = [
+            np.unpackbits(p.valid, axis=1, count=w).view(bool) for p, w in zip(parts, widths, strict=True)
+        ]
         return StripAnswers(
             tuple(self._window_grid.rows[index] for index in self._window_grid.strips[strip]),
             np.concatenate([part.probabilities for part in parts], axis=1),

@@ -26,7 +26,9 @@ from tilewise.datasets.core.tile import BAND_COUNT, DN, Tile
 from tilewise.datasets.packs.statistics import Counts, distances
 from tilewise.models.model_file import ModelMetadata
 
-STRIDE = 8  # every eighth row and column of a tile: 64 of its pixels, at an offset that moves on with each batch
+STRIDE = (
+    8  # every eighth row and column of a tile: 64 of its pixels, at an offset that moves on with each batch
+)
 MAX_BLOCKS = 16  # a window drops its oldest tiles a sixteenth at a time
 TILES_TOGETHER = 32  # tiles to count at once; counting them one by one takes five times as long
 PUBLISH_S = 2.0
@@ -138,10 +140,14 @@ class Drift:
         self._follow(self._champion())
         if self._window is None:
             return
-        row, column = divmod(11 * self._batches % STRIDE**2, STRIDE)  # every offset in turn: 11 is coprime to 64
+        row, column = divmod(
+            11 * self._batches % STRIDE**2, STRIDE
+        )  # every offset in turn: 11 is coprime to 64
         self._batches += 1
         tiles = [outcome.pixels for outcome in batch.outcomes if isinstance(outcome, Tile)]
-        self._pending += [tile[:, row::STRIDE, column::STRIDE].copy() for tile in tiles]  # frees the rest of the tile
+        self._pending += [
+            tile[:, row::STRIDE, column::STRIDE].copy() for tile in tiles
+        ]  # frees the rest of the tile
         if len(self._pending) >= TILES_TOGETHER:
             self._count()
         if time.monotonic() - self._published >= PUBLISH_S:

@@ -79,7 +79,9 @@ def formatter(style: LogStyle) -> logging.Formatter:
 def _renderers(style: LogStyle) -> list[Processor]:
     """Return the processors that make a line of an event."""
     add_time = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
-    render: Processor = structlog.processors.JSONRenderer(default=str) if style is LogStyle.JSON else _render_text
+    render: Processor = (
+        structlog.processors.JSONRenderer(default=str) if style is LogStyle.JSON else _render_text
+    )
     return [structlog.stdlib.add_log_level, add_time, _order_keys, render]
 
 

@@ -37,7 +37,9 @@ def traces_url(collector: str) -> str:
     """
     parts = urlsplit(collector)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise TilewiseError(f"TILEWISE_TRACE is the URL of a collector, not {collector!r}; e.g. http://127.0.0.1:4318")
+        raise TilewiseError(
+            f"TILEWISE_TRACE is the URL of a collector, not {collector!r}; e.g. http://127.0.0.1:4318"
+        )
     if not _is_installed(EXPORTER):
         raise TilewiseError("TILEWISE_TRACE: the exporter is not installed; pip install 'tilewise[trace]'")
     return collector if parts.path.strip("/") else collector.rstrip("/") + _PATH
@@ -63,7 +65,11 @@ class Tracing:
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        carrier = {str(name, "ascii"): str(value, "latin-1") for name, value in scope["headers"] if name in _PROPAGATED}
+        carrier = {
+            str(name, "ascii"): str(value, "latin-1")
+            for name, value in scope["headers"]
+            if name in _PROPAGATED
+        }
         parent = TraceContextTextMapPropagator().extract(carrier)
         attributes = {
             "http.request.method": scope["method"],
@@ -102,7 +108,9 @@ class Tracing:
             if request_context.span is not None:
                 self._stage(request_context.span, "wait", request_context.submitted, batch.stages[0].began)
                 for stage in batch.stages:
-                    self._stage(request_context.span, stage.name, stage.began, stage.ended, len(batch.uploads))
+                    self._stage(
+                        request_context.span, stage.name, stage.began, stage.ended, len(batch.uploads)
+                    )
 
     def close(self) -> None:
         """Send the spans that are not sent yet, if the collector takes them within two seconds."""

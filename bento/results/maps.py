@@ -285,7 +285,9 @@ class _BandStatistics:
     def add(self, numbers: npt.NDArray[Any]) -> None:
         """Take more of the band's numbers."""
         self._pixels += numbers.size
-        known = numbers[np.isfinite(numbers)] if np.isnan(self._no_data) else numbers[numbers != self._no_data]
+        known = (
+            numbers[np.isfinite(numbers)] if np.isnan(self._no_data) else numbers[numbers != self._no_data]
+        )
         if not known.size:
             return
         self._count += known.size

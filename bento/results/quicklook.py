@@ -72,7 +72,9 @@ def _read(class_map: Path) -> tuple[npt.NDArray[np.uint8], float]:
     return picture.repeat(grown, axis=0).repeat(grown, axis=1), shrunk * grown
 
 
-def _draw_scale_bar(pen: ImageDraw.ImageDraw, scene_info: SceneInfo, scale: float, corner: tuple[int, int]) -> None:
+def _draw_scale_bar(
+    pen: ImageDraw.ImageDraw, scene_info: SceneInfo, scale: float, corner: tuple[int, int]
+) -> None:
     """Draw a bar of a round length, a fifth to a half of the map's width."""
     if not scene_info.pixel_ha > 0:
         return
@@ -94,11 +96,15 @@ def _draw_legend(
     entries = list(zip(metadata.classes, colours(metadata.classes), strict=True))
     for name, colour in [*entries, ("no data or skipped", _NONE)]:
         pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), fill=colour, outline=_FAINT)
-        percent = f"{100 * area_ha.get(name, 0.0) / total:.1f} %" if total and name in metadata.classes else ""
+        percent = (
+            f"{100 * area_ha.get(name, 0.0) / total:.1f} %" if total and name in metadata.classes else ""
+        )
         pen.text((x + _SWATCH + 8, y), name, _INK, _font(14))
         pen.text((x + _LEGEND, y), percent, _FAINT, _font(14), anchor="ra")
         y += _LINE
-    note = f"{metadata.name} {metadata.version}" + (", trained on synthetic tiles" if metadata.synthetic else "")
+    note = f"{metadata.name} {metadata.version}" + (
+        ", trained on synthetic tiles" if metadata.synthetic else ""
+    )
     pen.text((x, y + 4), note, _FAINT, _font(12))
 
 

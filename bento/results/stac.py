@@ -83,7 +83,9 @@ def write_item(
 
 
 def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> dict[str, Any]:
-    when: dict[str, Any] = {"datetime": scene_info.datetime} if scene_info.datetime else {"datetime": None, **_ANY_TIME}
+    when: dict[str, Any] = (
+        {"datetime": scene_info.datetime} if scene_info.datetime else {"datetime": None, **_ANY_TIME}
+    )
     return {
         **when,
         **({"platform": scene_info.platform} if scene_info.platform else {}),
@@ -123,7 +125,9 @@ def _model(metadata: ModelMetadata) -> dict[str, Any]:
         "mlm:architecture": metadata.network,
         "mlm:tasks": ["classification"],
         "mlm:framework": "ONNX",
-        "mlm:input": [{"name": INPUT, "bands": list(metadata.bands), "input": {**tiles, "data_type": "uint16"}}],
+        "mlm:input": [
+            {"name": INPUT, "bands": list(metadata.bands), "input": {**tiles, "data_type": "uint16"}}
+        ],
         "mlm:output": [
             {
                 "name": "probabilities",
@@ -162,7 +166,11 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
             "href": f"./{file.name}",
             "type": _MEDIA[file.suffix],
             "title": _TITLES[kind],
-            "roles": ["overview", "thumbnail"] if is_picture else ["metadata"] if file.suffix == ".xml" else ["data"],
+            "roles": ["overview", "thumbnail"]
+            if is_picture
+            else ["metadata"]
+            if file.suffix == ".xml"
+            else ["data"],
         }
         if form == "tif" and kind == "classes":
             asset["classification:classes"] = _classes(metadata)
@@ -195,7 +203,9 @@ def _bbox(footprint: Mapping[str, Any]) -> list[float]:
 def _plain(text: str, default: str) -> str:
     """Return `text` as the MLM extension wants names: letters, digits, spaces and ._- , a letter first."""
     plain = re.sub(r"[^a-zA-Z0-9_.\- ]", "-", text).strip(" ._-")
-    return plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", plain) else f"{default} {plain or 0}"
+    return (
+        plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", plain) else f"{default} {plain or 0}"
+    )
 
 
 def _href(path: str, out: Path) -> str:

@@ -71,7 +71,9 @@ class TableWriter:
         """
         if not len(geometries):
             return
-        arrays = [pa.array(columns[field.name], field.type) for field in self._schema if field.name != GEOMETRY]
+        arrays = [
+            pa.array(columns[field.name], field.type) for field in self._schema if field.name != GEOMETRY
+        ]
         wkb = pa.array(shapely.to_wkb(geometries, byte_order=1), pa.binary())
         self._held.append(pa.record_batch([*arrays, wkb], schema=self._schema))
         self._rows += len(geometries)
@@ -153,7 +155,9 @@ def _write_geojson(table: Path, path: Path) -> None:
             outlines = shapely.to_geojson(shapely.from_wkb([row.pop(GEOMETRY) for row in rows]))
             for row, outline in zip(rows, outlines, strict=True):
                 properties = json.dumps(row, ensure_ascii=False)
-                feature = f'{{"type": "Feature", "properties": {properties}, "geometry": {outline or "null"}}}'
+                feature = (
+                    f'{{"type": "Feature", "properties": {properties}, "geometry": {outline or "null"}}}'
+                )
                 file.write(separator + feature)
                 separator = ",\n"
         file.write("\n]}\n")
@@ -182,7 +186,9 @@ def _write_flatgeobuf(table: Path, path: Path) -> None:
 
 def _without_lists(schema: pa.Schema) -> pa.Schema:
     """Return `schema` with text columns in place of lists, which FlatGeobuf does not have."""
-    return pa.schema([field.with_type(pa.string()) if pa.types.is_list(field.type) else field for field in schema])
+    return pa.schema(
+        [field.with_type(pa.string()) if pa.types.is_list(field.type) else field for field in schema]
+    )
 
 
 def _as_text(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -218,7 +224,9 @@ class WindowsTable:
     def add(self, windows: Sequence[WindowAnswer]) -> None:
         """Take windows in reading order; raise OSError where the disk does not take them."""
         if windows:
-            self._writer.add(self._columns(windows), window_outlines(windows, self._scene_info.window_georeference))
+            self._writer.add(
+                self._columns(windows), window_outlines(windows, self._scene_info.window_georeference)
+            )
 
     def finish(self) -> Path:
         """Complete the file; return it."""
@@ -230,7 +238,9 @@ class WindowsTable:
 
     def _columns(self, windows: Sequence[WindowAnswer]) -> dict[str, Any]:
         metadata, classes = self._metadata, self._metadata.classes
-        found = [None if window.probabilities is None else window.probabilities.tolist() for window in windows]
+        found = [
+            None if window.probabilities is None else window.probabilities.tolist() for window in windows
+        ]
         scores = [score_of(window) for window in windows]
         columns: dict[str, Any] = {
             "row": [window.row for window in windows],
@@ -332,7 +342,9 @@ def window_outlines(windows: Sequence[WindowAnswer], georeference: Georeference)
         georeference: of the grid that windows are counted on.
     """
     boxes = np.array([(w.column, w.row, w.column + w.width, w.row + w.height) for w in windows], float)
-    corners = boxes.reshape(-1, 4)[:, [[0, 1], [0, 3], [2, 3], [2, 1]]]  # (windows, 4 corners, column and row)
+    corners = boxes.reshape(-1, 4)[
+        :, [[0, 1], [0, 3], [2, 3], [2, 1]]
+    ]  # (windows, 4 corners, column and row)
     a, b, c, d, e, f = georeference.transform[:6]
     xs = (a * corners[..., 0] + b * corners[..., 1] + c).ravel()
     ys = (d * corners[..., 0] + e * corners[..., 1] + f).ravel()

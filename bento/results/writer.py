@@ -127,7 +127,9 @@ class ResultWriter:
         options: which results are kept.
     """
 
-    def __init__(self, folder: Path, scene_info: SceneInfo, model: ModelFacts, options: OutputOptions) -> None:
+    def __init__(
+        self, folder: Path, scene_info: SceneInfo, model: ModelFacts, options: OutputOptions
+    ) -> None:
         self._folder, self._scene_info, self._model, self._options = folder, scene_info, model, options
         self.counts = SceneCounts(0, 0, 0, np.zeros(256, np.int64))
         self._opened = ExitStack()
@@ -138,7 +140,9 @@ class ResultWriter:
             if output in kinds or (output is Output.CLASSES and kinds & _FROM_CLASS_MAP)
         }
         self._windows = (
-            self._keep(WindowsTable(self._path("windows.parquet"), scene_info, model.metadata, options.coverage))
+            self._keep(
+                WindowsTable(self._path("windows.parquet"), scene_info, model.metadata, options.coverage)
+            )
             if Output.WINDOWS in kinds
             else None
         )
@@ -187,7 +191,11 @@ class ResultWriter:
         """Return the hectares of each class that occurs."""
         pixels = self.counts.pixels
         names = self._model.metadata.classes
-        return {name: round(int(n) * self._scene_info.pixel_ha, 4) for name, n in zip(names, pixels, strict=False) if n}
+        return {
+            name: round(int(n) * self._scene_info.pixel_ha, 4)
+            for name, n in zip(names, pixels, strict=False)
+            if n
+        }
 
     def describe(self, files: Sequence[Path], out: Path) -> list[Path]:
         """Return `files` and, if requested, their STAC item.
@@ -217,7 +225,9 @@ class ResultWriter:
 
     def _draw(self, class_map: Path) -> Path:
         path = self._path(quicklook.SUFFIX.removeprefix("."))
-        return quicklook.write_quicklook(class_map, self._scene_info, self._model.metadata, self.areas(), path)
+        return quicklook.write_quicklook(
+            class_map, self._scene_info, self._model.metadata, self.areas(), path
+        )
 
     def _count(self, block: SceneBlock) -> None:
         limit = self._model.metadata.outliers.threshold if self._model.metadata.outliers else np.inf
@@ -240,5 +250,7 @@ def _rows(block: SceneBlock, output: Output) -> npt.NDArray[Any]:
     if output is Output.OUTLIER:
         return block.outlier[None]
     if block.probabilities is None:
-        raise TilewiseError("the windows were classified without probabilities; this is a defect, please report it")
+        raise TilewiseError(
+            "the windows were classified without probabilities; this is a defect, please report it"
+        )
     return to_steps(block.probabilities)

@@ -185,7 +185,9 @@ class Batcher(Generic[Job, Result]):
         if self._after:
             _call_observer(self._after)
 
-    def _deliver(self, batch: list[tuple[_Submission[Job, Result], Sequence[Job]]], results: list[Result]) -> None:
+    def _deliver(
+        self, batch: list[tuple[_Submission[Job, Result], Sequence[Job]]], results: list[Result]
+    ) -> None:
         start = 0
         done: dict[asyncio.AbstractEventLoop, list[_Submission[Job, Result]]] = {}
         for submission, part in batch:

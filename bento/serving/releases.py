@@ -98,7 +98,9 @@ class AliasSource:
             from mlflow.artifacts import download_artifacts
             from mlflow.tracking import MlflowClient
         except ImportError as error:
-            raise ModelFileError(f"{self.uri}: MLflow is not installed; pip install 'tilewise[ops]'") from error
+            raise ModelFileError(
+                f"{self.uri}: MLflow is not installed; pip install 'tilewise[ops]'"
+            ) from error
         try:
             version = _version(MlflowClient(), self.uri)
             folder = _cache(f"{version.name}:{version.version}:{version.source}")
@@ -220,7 +222,9 @@ class _Slot:
         found = self.source.find()
         if found.identity == self.identity:
             return
-        self.identity = found.identity  # kept for a refused model too, which is not tried again every few seconds
+        self.identity = (
+            found.identity
+        )  # kept for a refused model too, which is not tried again every few seconds
         engine = Engine(found.path, self.threads)
         before, self.engine = self.engine, engine
         if before is None or before.sha256 != engine.sha256:
@@ -234,7 +238,9 @@ class _Slot:
         metrics.MODEL_SERVES.labels(self.name, metadata.version).set(1)
         metrics.MODEL_LOADED.labels(self.name, metadata.version).set_to_current_time()
         metrics.MODEL_CREATED.labels(self.name).set(created_at(metadata))
-        metrics.MODEL_FALSE_ALARMS.labels(self.name).set(metadata.outliers.false_alarms if metadata.outliers else 0)
+        metrics.MODEL_FALSE_ALARMS.labels(self.name).set(
+            metadata.outliers.false_alarms if metadata.outliers else 0
+        )
 
 
 class Releases:
@@ -264,7 +270,9 @@ class Releases:
         self.mode, self.fraction = mode, fraction
         self._champion = _Slot("champion", champion, threads)
         self._champion.refresh()
-        self._candidate = _Slot("candidate", candidate, threads) if candidate and mode is not Mode.OFF else None
+        self._candidate = (
+            _Slot("candidate", candidate, threads) if candidate and mode is not Mode.OFF else None
+        )
         self._slots = [self._champion, *([self._candidate] if self._candidate else [])]
         self._refresh_quietly(self._slots[1:])
         self._stop = threading.Event()

@@ -77,9 +77,13 @@ class Serving:
 
         observers = BatchObservers.start(settings, releases)
         waiting_requests = metrics.WAITING_REQUESTS.set
-        admission = Admission(settings.room, settings.max_waiting, settings.max_wait_seconds, waiting_requests)
+        admission = Admission(
+            settings.room, settings.max_waiting, settings.max_wait_seconds, waiting_requests
+        )
         batcher = Batcher(work, settings.max_batch_size, observe, lambda: observers.observe(last.pop()))
-        return cls(settings, releases, admission, batcher, observers, Scenes.start(settings, releases, batcher))
+        return cls(
+            settings, releases, admission, batcher, observers, Scenes.start(settings, releases, batcher)
+        )
 
     @property
     def engine(self) -> Engine:
@@ -262,7 +266,9 @@ def _compare_group(shadow: Engine, classified: list[tuple[Tile, Answer]]) -> Non
         probabilities = dict(zip(classes, row.tolist(), strict=True))
         agrees = answer["class"] == max(probabilities, key=probabilities.__getitem__)
         metrics.SHADOW_TILES.labels("yes" if agrees else "no", version).inc()
-        metrics.SHADOW_DISTANCE.labels(version).observe(total_variation(answer["probabilities"], probabilities))
+        metrics.SHADOW_DISTANCE.labels(version).observe(
+            total_variation(answer["probabilities"], probabilities)
+        )
 
 
 def total_variation(one: dict[str, float], other: dict[str, float]) -> float:

@@ -73,7 +73,9 @@ class SceneRequest:
         """Return the request from what `to_json` returned."""
         options = content["read_options"]
         bands, level = options["bands"], options["level"]
-        read_options = ReadOptions(bands and tuple(bands), level and Level(level), options["scale"], options["offset"])
+        read_options = ReadOptions(
+            bands and tuple(bands), level and Level(level), options["scale"], options["offset"]
+        )
         return cls(content["name"], read_options, content["min_valid_fraction"], content["coverage"])
 
 
@@ -138,10 +140,14 @@ def answer_scene(
         with closing(work.iter_blocks()) as blocks:
             for block in blocks:
                 if scene.broken:
-                    raise UnreadableImageError(f"{request.name}: truncated or corrupt, its pixels cannot be decoded")
+                    raise UnreadableImageError(
+                        f"{request.name}: truncated or corrupt, its pixels cannot be decoded"
+                    )
                 class_map[block.row : block.row + len(block.class_map)] = block.class_map
                 windows += block.windows
-        return ClassifiedScene(request, engine, scene.bands, scene.level, work.georeference, class_map, windows)
+        return ClassifiedScene(
+            request, engine, scene.bands, scene.level, work.georeference, class_map, windows
+        )
 
 
 def serialise(scene: ClassifiedScene, form: str) -> bytes:

@@ -59,7 +59,9 @@ class ScheduledEngine:
             portion = tiles[start : start + self._portion]
             parts.append(self._batcher.run_between(partial(self._classify_timed, portion)))
             start += len(portion)
-        columns = zip(*((p.probabilities, p.logits, p.embedding, p.outlier_score) for p in parts), strict=True)
+        columns = zip(
+            *((p.probabilities, p.logits, p.embedding, p.outlier_score) for p in parts), strict=True
+        )
         return Answers(*(np.concatenate(outputs) for outputs in columns))
 
     def _classify_timed(self, portion: DN) -> Answers:

@@ -228,7 +228,9 @@ class TaskRunner:
             if self._closed.is_set():
                 raise WorkStoppedError
             if now > deadline:
-                raise SceneTooLargeError(f"it took more than {self._max_seconds:.0f} s; cut it into smaller scenes")
+                raise SceneTooLargeError(
+                    f"it took more than {self._max_seconds:.0f} s; cut it into smaller scenes"
+                )
             if now - reported > _REPORT_S:
                 reported = now
                 if not self._store.advance(task.id, progress):
@@ -287,7 +289,12 @@ def _delete_abandoned() -> None:
     """Delete the temporary folders of processes of this user that have ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         match = re.fullmatch(rf"{_PREFIX}(\d+)-\w+", path.name)
-        if match and _is_mine(path) and not Path(f"/proc/{match[1]}").exists() and Path("/proc/self").exists():
+        if (
+            match
+            and _is_mine(path)
+            and not Path(f"/proc/{match[1]}").exists()
+            and Path("/proc/self").exists()
+        ):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -160,18 +160,23 @@ class TaskStore:
         """
         size = self.source(task_id).stat().st_size
         with self._changing() as database:
-            (waiting,) = database.execute("SELECT count(*) FROM tasks WHERE state = ?", (TaskState.WAITING,)).fetchone()
+            (waiting,) = database.execute(
+                "SELECT count(*) FROM tasks WHERE state = ?", (TaskState.WAITING,)
+            ).fetchone()
             if waiting >= self.limits.max_waiting:
                 raise FullError(tasks=True)
             database.execute(
-                "UPDATE tasks SET state = ?, worker = NULL, question = ?, windows = ?, bytes = ? WHERE id = ?",
+                "UPDATE tasks SET state = ?, worker = NULL, question = ?, windows = ?, bytes = ? "
+                "WHERE id = ?",
                 (TaskState.WAITING, json.dumps(question), windows, size, task_id),
             )
 
     def release(self, task_id: str) -> None:
         """Delete a scene that is still held; one that has become a task stays."""
         with self._changing() as database:
-            cursor = database.execute("DELETE FROM tasks WHERE id = ? AND state = ?", (task_id, TaskState.HELD))
+            cursor = database.execute(
+                "DELETE FROM tasks WHERE id = ? AND state = ?", (task_id, TaskState.HELD)
+            )
             gone = cursor.rowcount > 0
         if gone:
             self._delete_files(task_id)
@@ -214,7 +219,9 @@ class TaskStore:
     def waiting(self) -> int:
         """Return the number of waiting tasks."""
         with self._changing() as database:
-            (count,) = database.execute("SELECT count(*) FROM tasks WHERE state = ?", (TaskState.WAITING,)).fetchone()
+            (count,) = database.execute(
+                "SELECT count(*) FROM tasks WHERE state = ?", (TaskState.WAITING,)
+            ).fetchone()
         return int(count)
 
     def take(self) -> StoredTask | None:
@@ -278,7 +285,9 @@ class TaskStore:
             _forget_dead(database, now)
             _release_orphans(database, now)
             self._expire(database, now)
-            kept = database.execute("SELECT id FROM tasks WHERE state NOT IN (?, ?)", _WITHOUT_FILES).fetchall()
+            kept = database.execute(
+                "SELECT id FROM tasks WHERE state NOT IN (?, ?)", _WITHOUT_FILES
+            ).fetchall()
             # Listed inside the transaction: entries that come after it have no folder yet.
             folders = [entry.name for entry in self.folder.iterdir() if entry.is_dir()]
         for name in set(folders) - {task_id for (task_id,) in kept}:

@@ -43,7 +43,8 @@ class AllowList:
         """
         if not entries:
             raise TilewiseError(
-                "the allow-list is empty, so every notice would be refused; name folders or addresses by --allow"
+                "the allow-list is empty, so every notice would be refused; name folders or addresses by "
+                "--allow"
             )
         addresses = [text for text in entries if "://" in text]
         folders = [_folder(text) for text in entries if text not in addresses]
@@ -56,7 +57,9 @@ class AllowList:
             NoticeError: it is neither, or is not allowed.
         """
         if not location or len(location) > _MAX_LENGTH or _UNPRINTABLE.search(location):
-            raise NoticeError(f"a path or address has 1 to {_MAX_LENGTH} printable characters; this one has not")
+            raise NoticeError(
+                f"a path or address has 1 to {_MAX_LENGTH} printable characters; this one has not"
+            )
         parts = _split(location)
         if parts.scheme == "file" and parts.netloc in ("", "localhost"):
             return self._resolve_path(unquote(parts.path))
@@ -64,7 +67,9 @@ class AllowList:
             return self._resolve_address(parts)
         if parts.scheme or "://" in location:
             scheme = parts.scheme or "such"
-            raise NoticeError(f"{_shown(location)}: {scheme} addresses are not read; send a path, http(s) or s3")
+            raise NoticeError(
+                f"{_shown(location)}: {scheme} addresses are not read; send a path, http(s) or s3"
+            )
         return self._resolve_path(location)
 
     def _resolve_path(self, location: str) -> Path:
@@ -72,7 +77,9 @@ class AllowList:
         if "\x00" in location or any(len(os.fsencode(part)) > _MAX_NAME for part in location.split("/")):
             raise NoticeError(f"a path holds no NUL, and no name longer than {_MAX_NAME} bytes")
         allowed = [
-            path for path in self._candidates(location) if any(_is_below(path, folder) for folder in self.folders)
+            path
+            for path in self._candidates(location)
+            if any(_is_below(path, folder) for folder in self.folders)
         ]
         if not allowed:
             raise NoticeError(_not_allowed(_shown(location)))
@@ -112,7 +119,8 @@ def _mapping(text: str) -> tuple[str, str]:
     prefix, target = (_prefix(part or given) for part in (given, replacement))
     if urlsplit(target).scheme not in _READABLE:
         raise TilewiseError(
-            f"--allow {text}: files are read by http(s); say how: {given}=https://bucket.s3.region.amazonaws.com/path/"
+            f"--allow {text}: files are read by http(s); say how: "
+            f"{given}=https://bucket.s3.region.amazonaws.com/path/"
         )
     return prefix, target
 
@@ -124,7 +132,9 @@ def _prefix(text: str) -> str:
     except NoticeError as error:
         raise TilewiseError(f"--allow {error}") from error
     if parts.scheme not in _SCHEMES or parts.query:
-        raise TilewiseError(f"--allow {text}: name http(s)://host/path/ or s3://bucket/path/, without a query")
+        raise TilewiseError(
+            f"--allow {text}: name http(s)://host/path/ or s3://bucket/path/, without a query"
+        )
     return address if address.endswith("/") else f"{address}/"
 
 
@@ -145,7 +155,13 @@ def _plain(parts: SplitResult) -> str:
     """
     address = f"{parts.scheme}://{parts.netloc.lower()}{parts.path}"
     steps = unquote(parts.path).replace("\\", "/").split("/")
-    if not parts.hostname or "@" in parts.netloc or parts.fragment or "\\" in address or {".", ".."} & set(steps):
+    if (
+        not parts.hostname
+        or "@" in parts.netloc
+        or parts.fragment
+        or "\\" in address
+        or {".", ".."} & set(steps)
+    ):
         raise NoticeError(f"{shown(address)}: an address has a host, no user, no fragment and no `..`")
     return address
 

@@ -42,11 +42,14 @@ _DEFAULT_RECEIVES = 5
 
 _QUEUE_OPTIONS = (
     click.option("--queue", "queue", required=True, help="URL or name of the SQS queue of notices."),
-    click.option("--results", "results", help="URL or name of an SQS queue, or ARN of an SNS topic, for the results."),
+    click.option(
+        "--results", "results", help="URL or name of an SQS queue, or ARN of an SNS topic, for the results."
+    ),
     click.option(
         "--dead-letters",
         "dead_letters",
-        help="URL or name of the SQS queue for notices that cannot be used. Default: that of the redrive policy.",
+        help="URL or name of the SQS queue for notices that cannot be used. Default: that of the redrive "
+        "policy.",
     ),
 )
 
@@ -105,7 +108,8 @@ _INTAKE_OPTIONS = (
         default=20.0,
         show_default=True,
         type=click.FloatRange(0),
-        help="Seconds that scenes in work have to finish on SIGTERM; then their notices are returned to the queue.",
+        help="Seconds that scenes in work have to finish on SIGTERM; then their notices are returned to the "
+        "queue.",
     ),
     click.option(
         "--idle",

@@ -52,7 +52,9 @@ class NoticeStatus(StrEnum):
 
 REGISTRY = CollectorRegistry()
 """Metrics of the consumer only: those of the service would all be 0."""
-NOTICES = Counter("tilewise_stream_notices_total", "Notices received, by status", ["status"], registry=REGISTRY)
+NOTICES = Counter(
+    "tilewise_stream_notices_total", "Notices received, by status", ["status"], registry=REGISTRY
+)
 WINDOWS = Counter("tilewise_stream_windows_total", "Windows classified", registry=REGISTRY)
 SCENE_SECONDS = Histogram(
     "tilewise_stream_scene_seconds",
@@ -72,7 +74,9 @@ PAUSED = Gauge(
     "1 while no notice is received, since the disk is nearly full",
     registry=REGISTRY,
 )
-QUEUE_FAILURES = Counter("tilewise_stream_queue_failures_total", "Times that a queue did not answer", registry=REGISTRY)
+QUEUE_FAILURES = Counter(
+    "tilewise_stream_queue_failures_total", "Times that a queue did not answer", registry=REGISTRY
+)
 ProcessCollector(registry=REGISTRY)
 for _status in NoticeStatus:  # Prometheus sees no increase in a series that begins with 1
     NOTICES.labels(_status.value)
@@ -88,7 +92,9 @@ def serve(address: str) -> None:
     try:
         start_http_server(int(port), host.strip("[]") or "127.0.0.1", REGISTRY)
     except (OSError, ValueError, OverflowError) as error:
-        raise TilewiseError(f"--metrics {address}: {error}; give HOST:PORT of this machine, such as :9105") from error
+        raise TilewiseError(
+            f"--metrics {address}: {error}; give HOST:PORT of this machine, such as :9105"
+        ) from error
 
 
 _POLL_S = 0.2
@@ -195,7 +201,11 @@ class Consumer:
     def _finish(self) -> None:
         """Let the notices in work finish within the grace, then release the rest."""
         until = time.monotonic() + self._options.grace
-        while any(not future.done() for future in self._running) and time.monotonic() < until and self._stops < 2:
+        while (
+            any(not future.done() for future in self._running)
+            and time.monotonic() < until
+            and self._stops < 2
+        ):
             wait(self._running, _POLL_S)
         self._releasing.set()
 

@@ -34,7 +34,9 @@ class Lease:
         stopping: set when all work must be released.
     """
 
-    def __init__(self, message: Message, max_seconds: float, max_held: float, stopping: threading.Event) -> None:
+    def __init__(
+        self, message: Message, max_seconds: float, max_held: float, stopping: threading.Event
+    ) -> None:
         self.message = message
         self._began, self._limit, self._max_held, self._stopping = (
             time.monotonic(),
@@ -75,7 +77,9 @@ class Leases:
         stopping: set when all work must be released.
     """
 
-    def __init__(self, queue: HidesMessages, seconds: int, max_seconds: float, stopping: threading.Event) -> None:
+    def __init__(
+        self, queue: HidesMessages, seconds: int, max_seconds: float, stopping: threading.Event
+    ) -> None:
         self._queue, self._seconds, self._stopping = queue, seconds, stopping
         self._max_held = MAX_HIDDEN_S - seconds
         self._limit = min(max_seconds, self._max_held)

@@ -90,8 +90,12 @@ def _refuse(constant: str) -> float:
 
 def _parse_plain(content: dict[str, Any]) -> Notice:
     if unknown := sorted(set(content) - _KEYS):
-        raise NoticeError(f"the message has the unknown key {unknown[0][:80]!r}; known are {', '.join(sorted(_KEYS))}")
-    return Notice(scene=_text(content, "scene"), id=_text(content, "id")[:_MAX_ID], overrides=_read_options(content))
+        raise NoticeError(
+            f"the message has the unknown key {unknown[0][:80]!r}; known are {', '.join(sorted(_KEYS))}"
+        )
+    return Notice(
+        scene=_text(content, "scene"), id=_text(content, "id")[:_MAX_ID], overrides=_read_options(content)
+    )
 
 
 def _read_options(content: dict[str, Any]) -> ReadOptions:
@@ -170,7 +174,8 @@ def scene_of(notice: Notice, allowed: AllowList, options: SceneOptions) -> Scene
 def _job_of_files(path: Path, options: SceneOptions) -> SceneJob:
     if not _is_scene(path):
         raise NoticeError(
-            f"{path}: not a scene; send a GeoTIFF, a SAFE product, a folder of one scene's band files, or a STAC item"
+            f"{path}: not a scene; send a GeoTIFF, a SAFE product, a folder of one scene's band files, or a "
+            f"STAC item"
         )
     sources = find([path], options)
     if len(sources) != 1:
@@ -207,7 +212,9 @@ def _job_of_item(content: dict[str, Any], base: str, allowed: AllowList, options
     except TilewiseError as error:
         raise NoticeError(str(error)) from error
     identity = f"{content.get('collection') or ''}/{content.get('id')}"
-    return SceneJob(SceneSource(name, Kind.STAC, paths, options, item), name, _folder_name(name, identity, options))
+    return SceneJob(
+        SceneSource(name, Kind.STAC, paths, options, item), name, _folder_name(name, identity, options)
+    )
 
 
 def _allowed_assets(assets: dict[str, Any], base: str, allowed: AllowList) -> tuple[dict[str, Any], str]:

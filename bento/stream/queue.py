@@ -150,7 +150,9 @@ class Queue:
                 self._sns.publish(TopicArn=self._topic, Message=text, MessageAttributes=kind, **fifo)
         elif self._results:
             with _explained(self._results):
-                self._sqs.send_message(QueueUrl=self._results, MessageBody=text, MessageAttributes=kind, **fifo)
+                self._sqs.send_message(
+                    QueueUrl=self._results, MessageBody=text, MessageAttributes=kind, **fifo
+                )
 
     def _find(self, name: str) -> str:
         """Return the URL of a queue that exists."""
@@ -191,7 +193,9 @@ def _client(service: str, region: str | None) -> Any:
     except ImportError as error:
         raise TilewiseError("queues are read by boto3; pip install 'tilewise[stream]'") from error
     retries: Any = {"mode": "standard", "total_max_attempts": 3}
-    config = Config(retries=retries, connect_timeout=_TIMEOUT_S, read_timeout=2 * _TIMEOUT_S, max_pool_connections=32)
+    config = Config(
+        retries=retries, connect_timeout=_TIMEOUT_S, read_timeout=2 * _TIMEOUT_S, max_pool_connections=32
+    )
     with _explained(service):
         return boto3.client(service, region_name=region, config=config)
 

@@ -127,7 +127,8 @@ class SceneWorker:
             pixels = scene.width * scene.height
         if pixels > self._options.max_pixels:
             raise SceneTooLargeError(
-                f"{job.location}: {pixels:,} pixels, more than {self._options.max_pixels:,}; allow more by --max-pixels"
+                f"{job.location}: {pixels:,} pixels, more than {self._options.max_pixels:,}; allow more by "
+                f"--max-pixels"
             )
 
     def _plan(self, manifest: Manifest) -> WorkPlan:

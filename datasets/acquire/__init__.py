@@ -1,1 +1,1 @@
-"""Where tiles come from: published archives, or a synthetic generator."""
+"""Acquire tiles: fetch published archives, or generate synthetic ones."""

@@ -1,4 +1,4 @@
-"""Unpacking a zip that nobody vouches for: every member is checked before the first byte is written."""
+"""Download files with resumption and limits; unpack untrusted zips after checking every member."""
 
 import errno
 import os
@@ -20,13 +20,14 @@ from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import FetchError, UnsafeArchiveError
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d+)-\d+|\*)/(?:(?P<total>\d+)|\*)")
-_OUTSIDE = httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE
-_PASSING_STATUS = (408, 425, 429)  # the only 4xx that may be gone on the next try
+_RANGE_NOT_SATISFIABLE = httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE
+_CHUNK = 1 << 20  # bytes unpacked at a time
+_TEMPORARY_STATUS = (408, 425, 429)  # the only 4xx that the next try may not meet
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadLimits:
-    """What a download may cost at most: tries, seconds, bytes."""
+    """Limits of a download: tries, seconds, bytes."""
 
     tries: int = 5
     backoff_s: float = 0.5  # before the second try; doubled before each further one
@@ -36,7 +37,7 @@ class DownloadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A file to download: its URL, its place, its published size in bytes, the way out of a failure."""
+    """A file to download: its URL, its target path, its published size in bytes, the way out of a failure."""
 
     url: str
     target: Path
@@ -46,11 +47,11 @@ class Download:
 
     @property
     def part(self) -> Path:
-        """Where the file is until it is whole."""
+        """The path of the file until it is complete."""
         return self.target.with_name(f"{self.target.name}.part")
 
     def done(self) -> int:
-        """Return how many bytes of the part are here."""
+        """Return how many bytes have been downloaded."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def failure(self, reason: str) -> FetchError:
@@ -59,16 +60,16 @@ class Download:
 
 
 class _TryAgainError(Exception):
-    """A failure that may be gone on the next try."""
+    """A failure that the next try may not meet."""
 
 
 def download(job: Download, report: Report = silent) -> None:
-    """Download `job`, going on from the part that is here, with a bounded number of tries.
+    """Download `job`, resuming from the bytes on disk, with a limited number of tries.
 
-    `report` hears of the step "download", in bytes.
+    `report` is called for the step "download", in bytes.
 
     Raises:
-        FetchError: it could not be had, or not be written; what came is kept for the next call.
+        FetchError: it could not be downloaded or written; the bytes so far are kept for the next call.
     """
     with writing_to(job.target.parent):
         if job.size is not None and job.done() > job.size:
@@ -101,47 +102,47 @@ def _try_to_download(job: Download, report: Report) -> None:
 
 def _attempt(client: httpx.Client, job: Download, report: Report) -> None:
     done = job.done()
-    # The bytes must be those of the file, which is what ranges count and checksums are about.
+    # The bytes must be those of the file, uncompressed: ranges and checksums refer to them.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with client.stream("GET", job.url, headers=headers) as response:
-        start, overrides = _place_of(response, job, done)
-        size = _agreed_size(job, overrides)
-        if response.status_code != _OUTSIDE:
+        start, offered = _range_of(response, job, done)
+        size = _agreed_size(job, offered)
+        if response.status_code != _RANGE_NOT_SATISFIABLE:
             with writing_to(job.part.parent, None if size is None else size - start):
                 _receive(response, job, start, size, report)
     if size is not None and job.done() < size:
         raise _TryAgainError(f"the connection was cut after {job.done():,} of {size:,} bytes")
 
 
-def _place_of(response: httpx.Response, job: Download, done: int) -> tuple[int, int | None]:
-    """Return at which byte of the file the answer's body starts and how long the file is (None: not said)."""
+def _range_of(response: httpx.Response, job: Download, done: int) -> tuple[int, int | None]:
+    """Return the file's byte at which the response's body starts, and the file's size (None: unknown)."""
     status, length = response.status_code, response.headers.get("content-length", "")
-    if status == httpx.codes.OK:  # a server without ranges starts again, and so do we
+    if status == httpx.codes.OK:  # the server does not support ranges: start again
         return 0, int(length) if length.isdigit() else None
     match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     first, total = (match["first"], match["total"]) if match else (None, None)
     if status == httpx.codes.PARTIAL_CONTENT and first is not None and int(first) == done:
         return done, int(total) if total else None
-    if status == _OUTSIDE and total is not None and int(total) == done:
-        return done, done  # all of it was here
-    if status in (httpx.codes.PARTIAL_CONTENT, _OUTSIDE):
+    if status == _RANGE_NOT_SATISFIABLE and total is not None and int(total) == done:
+        return done, done  # all of it is on disk
+    if status in (httpx.codes.PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE):
         job.part.unlink(missing_ok=True)
-        raise _TryAgainError(f"HTTP {status} does not fit the {done:,} bytes that were here")
+        raise _TryAgainError(f"HTTP {status} does not fit the {done:,} bytes on disk")
     reason = f"HTTP {status} {response.reason_phrase}".strip()
-    if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _PASSING_STATUS:
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _TEMPORARY_STATUS:
         raise _TryAgainError(reason)
     raise job.failure(reason)
 
 
-def _agreed_size(job: Download, overrides: int | None) -> int | None:
-    """Return the size in bytes that is published, else what the server has said, if that is acceptable."""
-    if overrides is None or overrides == job.size:
+def _agreed_size(job: Download, offered: int | None) -> int | None:
+    """Return the published size in bytes, else the size that the server offers, if that is allowed."""
+    if offered is None or offered == job.size:
         return job.size
     if job.size is not None:
-        raise job.failure(f"the server offers {overrides:,} bytes, but the published file has {job.size:,}")
-    if overrides > job.limits.max_bytes:
-        raise job.failure(f"{overrides:,} bytes are more than the {job.limits.max_bytes:,} allowed")
-    return overrides
+        raise job.failure(f"the server offers {offered:,} bytes, but the published file has {job.size:,}")
+    if offered > job.limits.max_bytes:
+        raise job.failure(f"{offered:,} bytes are more than the {job.limits.max_bytes:,} allowed")
+    return offered
 
 
 def _receive(response: httpx.Response, job: Download, start: int, size: int | None, report: Report) -> None:
@@ -152,13 +153,15 @@ def _receive(response: httpx.Response, job: Download, start: int, size: int | No
             done += len(chunk)
             if done > bound:
                 job.part.unlink()
-                raise job.failure(f"the server sends more than the {bound:,} bytes allowed; its part was removed")
+                raise job.failure(
+                    f"the server sends more than the {bound:,} bytes allowed; its part was removed"
+                )
             sink.write(chunk)
             report("download", done, size)
 
 
 def without_secrets(source: str) -> str:
-    """Return a URL as it may be printed and recorded: user, password and query may be secrets."""
+    """Return a URL without user, password and query, which may be secrets, for printing and recording."""
     scheme, found, rest = source.partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if found else source
@@ -171,10 +174,10 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def writing_to(folder: Path, need: int | None = None) -> Iterator[None]:
-    """Run the block if `need` bytes (None: unknown) are free; what the disk then refuses is a FetchError too.
+    """Run the block if `need` bytes (None: unknown) are free; turn its disk errors into FetchError.
 
     Raises:
-        FetchError: too little is free, the disk becomes full, or it fails in another way.
+        FetchError: too little space is free, the disk becomes full, or it fails in another way.
     """
     try:
         if need and need > (free := shutil.disk_usage(folder).free):
@@ -187,12 +190,9 @@ def writing_to(folder: Path, need: int | None = None) -> Iterator[None]:
         raise FetchError(f"{error.filename or folder}: {error.strerror or one_line(error)}") from error
 
 
-_CHUNK = 1 << 20  # bytes unpacked at a time
-
-
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """What a zip may unpack to at most: members, bytes, and bytes for each byte of the zip."""
+    """Limits of unpacking a zip: members, bytes, and bytes for each byte of the zip."""
 
     max_members: int = 100_000
     max_bytes: int = 8 << 30  # EuroSAT MS unpacks to 2.9 GB
@@ -203,14 +203,16 @@ _LIMITS = UnpackLimits()
 
 
 class BrokenZipError(FetchError):
-    """A zip that cannot be read, or that holds nothing of what it should."""
+    """A zip that cannot be read, or that lacks the expected files."""
 
 
-def unpack(path: Path, folder: str, into: Path, limits: UnpackLimits = _LIMITS, report: Report = silent) -> int:
-    """Unpack what the zip `path` has below `folder` to below `into`/`folder`; return the number of files.
+def unpack(
+    path: Path, folder: str, into: Path, limits: UnpackLimits = _LIMITS, report: Report = silent
+) -> int:
+    """Unpack the members of the zip `path` below `folder` into `into`/`folder`; return the number of files.
 
-    `into` need not exist, its parent must. What a failure leaves in it is the caller's to remove. `report`
-    hears of the step "unpack", in bytes.
+    `into` need not exist, its parent must. After a failure the caller removes it. `report` is called for the
+    step "unpack", in bytes.
 
     Raises:
         UnsafeArchiveError: a member could land elsewhere, or there is more of them than `limits` allow.
@@ -234,14 +236,14 @@ def _broken_zip(path: Path) -> Iterator[None]:
 
 
 def _checked(zipped: zipfile.ZipFile, path: Path, folder: str, limits: UnpackLimits) -> list[zipfile.ZipInfo]:
-    """Return the members to unpack, those below `folder`, once every member has proved harmless."""
+    """Return the members to unpack, those below `folder`, after checking every member."""
     members = zipped.infolist()
     if len(members) > limits.max_members:
         raise UnsafeArchiveError(f"{path.name}: {len(members)} members, more than {limits.max_members}")
     for info in members:
         _check_member(info, path)
     if len({info.filename.casefold() for info in members}) < len(members):
-        raise UnsafeArchiveError(f"{path.name}: a member's name stands twice; nothing was unpacked")
+        raise UnsafeArchiveError(f"{path.name}: a member's name occurs twice; nothing was unpacked")
     total = sum(info.file_size for info in members)
     bound = min(limits.max_bytes, limits.max_ratio * path.stat().st_size)
     if total > bound:
@@ -266,17 +268,19 @@ def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
     if info.flag_bits & 0x1:
         raise BrokenZipError(f"{member} is encrypted; a zip without a password is needed")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BrokenZipError(f"{member} is packed in a way that is not supported; stored and deflated are")
+        raise BrokenZipError(f"{member} has an unsupported compression; use stored or deflated")
 
 
 def _is_safe_name(name: str) -> bool:
-    """Return whether every system would take `name` as a path below the folder it is unpacked into."""
+    """Return whether `name` is, on every system, a path below the folder it is unpacked into."""
     if any(sign in "\\:" or not sign.isprintable() for sign in name):
         return False
     return not {"", ".", ".."} & set(name.removesuffix("/").split("/"))
 
 
-def _extract(zipped: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int, into: Path, report: Report) -> None:
+def _extract(
+    zipped: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int, into: Path, report: Report
+) -> None:
     written = 0
     for info in members:
         target = into / info.filename
@@ -287,7 +291,7 @@ def _extract(zipped: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int
         with zipped.open(info) as stream, target.open("xb") as sink:
             while chunk := stream.read(_CHUNK):
                 written += len(chunk)
-                if written > total:  # what a header says is not to be trusted
+                if written > total:  # headers are not trusted
                     raise UnsafeArchiveError(f"{zipped.filename}: unpacks to more than it declares")
                 sink.write(chunk)
         report("unpack", written, total)

@@ -1,8 +1,7 @@
-"""Fetching what is published: archives of labelled tiles, and the lists that split them.
+"""Fetch published data: archives of labelled tiles, and the lists that split them.
 
-An archive is downloaded, verified, unpacked in a hidden sibling folder, given a card, and only then renamed
-into place: a data set is either complete or absent. Two fetches into one folder at the same time are not
-supported.
+An archive is downloaded, verified, unpacked in a hidden sibling folder, given a card, and only then renamed:
+a data set is either complete or absent. Two fetches into one folder at the same time are not supported.
 """
 
 import hashlib
@@ -45,7 +44,7 @@ _ORIGIN = (
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A published zip of tiles: what it holds, the one folder in it, its URL, its MD5, its size in bytes."""
+    """A published zip of tiles: its format, its only folder, its URL, its MD5, its size in bytes."""
 
     format: Format
     folder: str
@@ -64,12 +63,12 @@ class SplitList:
 
 
 def _ignore(line: str) -> None:
-    """Say nothing."""
+    """Ignore a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """How a fetch goes on: who hears of its progress and its notes (one line each), what it may cost."""
+    """Progress reports, messages (one line each) and limits of a fetch."""
 
     progress: Report = silent
     say: Callable[[str], None] = _ignore
@@ -115,22 +114,22 @@ QUIETLY = Context()
 
 
 def fetch(name: str, out: Path, source: str | None = None, context: Context = QUIETLY) -> Path:
-    """Fetch what is published as `name` (one of `FETCHABLE`) into `out` and return the folder it is in.
+    """Fetch the data set or lists named `name` (one of `FETCHABLE`) into `out`, and return their folder.
 
     Raises:
-        FetchError: nothing has that name; else as `fetch_archive` and `fetch_splits`.
+        FetchError: the name is unknown; else as `fetch_archive` and `fetch_splits`.
         UnsafeArchiveError: as `fetch_archive`.
     """
     if name == SPLITS_NAME:
         return fetch_splits(SPLIT_LISTS, out, source, context)
     if name not in ARCHIVES:
-        raise FetchError(f"nothing to fetch is called {name!r}; there are {', '.join(FETCHABLE)}")
+        raise FetchError(f"nothing to fetch is named {name!r}; choose one of {', '.join(FETCHABLE)}")
     return fetch_archive(ARCHIVES[name], out, source, context)
 
 
 @dataclass(frozen=True, slots=True)
-class _Supply:
-    """A zip on this disk: where it is, what to call its source, and whether it was downloaded here."""
+class _LocalZip:
+    """A zip on this disk: its path, a label and id of its source, and whether it was downloaded here."""
 
     path: Path
     label: str
@@ -146,14 +145,15 @@ class _Checksums:
 
 
 def fetch_archive(archive: Archive, out: Path, source: str | None = None, context: Context = QUIETLY) -> Path:
-    """Obtain `archive` (or the zip that `source`, a URL or a path, names), unpack it and return its folder.
+    """Fetch `archive`, or the zip at `source` (a URL or a path), unpack it and return its folder.
 
-    A data set that is complete and came from the same archive is left alone; one that a fetch made of another
-    archive is replaced. A zip from another `source` need not be the published one, but then that is said, and
-    its card records its checksum.
+    A complete data set from the same archive is kept; one that was fetched from another archive is replaced.
+    A zip from another `source` need not be the published one: then a message says so, and its card records
+    its checksum.
 
     Raises:
-        FetchError: the archive could not be had, is not the published one, is broken, or the disk is full.
+        FetchError: the archive could not be fetched, is not the published one, is broken, or the disk is
+            full.
         UnsafeArchiveError: it would write outside its folder or unpack to more than `context` allows.
     """
     source = None if source == archive.url else source
@@ -164,23 +164,23 @@ def fetch_archive(archive: Archive, out: Path, source: str | None = None, contex
         if _is_from(record, archive, source):
             context.say(f"{folder}: already complete; nothing to fetch")
             return folder
-        supply = _obtain(archive, out, source, context)
-        sums = _checksums(supply.path, context.progress)
+        local = _obtain(archive, out, source, context)
+        sums = _checksums(local.path, context.progress)
         if record.get("sha256") == sums.sha256:
             context.say(f"{folder}: already complete, from the same archive; nothing to unpack")
         else:
-            _judge(archive, supply, sums, source, context)
-            _install(archive, supply, sums, folder, context)
-        if supply.downloaded:
-            supply.path.unlink()
+            _judge(archive, local, sums, source, context)
+            _install(archive, local, sums, folder, context)
+        if local.downloaded:
+            local.path.unlink()
     return folder
 
 
 def _record_of(folder: Path, context: Context) -> dict[str, Any]:
-    """Return what the card in `folder` records of its archive; nothing where there is no complete data set.
+    """Return the card's record of the archive that `folder` came from; empty if it is incomplete.
 
     Raises:
-        FetchError: the folder holds something that no fetch has put there, and that must not be lost.
+        FetchError: the folder has content from elsewhere, which must not be lost.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return {}
@@ -189,11 +189,11 @@ def _record_of(folder: Path, context: Context) -> dict[str, Any]:
         files = int(record["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FetchError(
-            f"{folder}: is there already, but no fetch has made it; move it away or give another --out"
+            f"{folder}: exists already, but was not fetched; move it away or give another --out"
         ) from error
     present = sum(path.is_file() for path in folder.rglob("*")) - 1  # the card is not from the archive
     if present < files:
-        context.say(f"{folder}: only {present} of {files} files are there; fetching it again")
+        context.say(f"{folder}: only {present} of {files} files exist; fetching it again")
         return {}
     return dict(record)
 
@@ -204,24 +204,24 @@ def _is_from(record: dict[str, Any], archive: Archive, source: str | None) -> bo
     return _is_url(source) and record.get("source_id") == _identity(source)
 
 
-def _obtain(archive: Archive, out: Path, source: str | None, context: Context) -> _Supply:
+def _obtain(archive: Archive, out: Path, source: str | None, context: Context) -> _LocalZip:
     if source is not None and not _is_url(source):
         return _local_zip(Path(source))
     url = source or archive.url
-    # The name tells sources apart: a part of one must never be continued with the bytes of another.
+    # The name depends on the source: a part of one must never be continued with the bytes of another.
     path = out / f"{archive.folder}-{_identity(url)}.zip"
     if not path.exists():
         size = None if source else archive.size
         download(Download(url, path, size, _ARCHIVE_WAY_OUT, context.download), context.progress)
-    return _Supply(path, without_secrets(url), _identity(url), downloaded=True)
+    return _LocalZip(path, without_secrets(url), _identity(url), downloaded=True)
 
 
-def _local_zip(path: Path) -> _Supply:
+def _local_zip(path: Path) -> _LocalZip:
     if path.is_dir():
         raise FetchError(f"{path}: is a folder, not a zip; a folder of tiles can be used without fetching")
     if not path.is_file():
         raise FetchError(f"{path}: there is no such file; {_ARCHIVE_WAY_OUT}")
-    return _Supply(path, path.name, "", downloaded=False)
+    return _LocalZip(path, path.name, "", downloaded=False)
 
 
 def _checksums(path: Path, progress: Report) -> _Checksums:
@@ -236,55 +236,63 @@ def _checksums(path: Path, progress: Report) -> _Checksums:
     return _Checksums(sha256.hexdigest(), md5.hexdigest(), done)
 
 
-def _judge(archive: Archive, supply: _Supply, sums: _Checksums, source: str | None, context: Context) -> None:
-    """Refuse a zip that is not the published one, unless the user has named another `source`: then say so."""
+def _judge(
+    archive: Archive, local: _LocalZip, sums: _Checksums, source: str | None, context: Context
+) -> None:
+    """Refuse a zip that is not the published one; only warn where the user named another `source`."""
     if sums.md5 == archive.md5:
         return
     if source is None:
-        supply.path.unlink()
+        local.path.unlink()
         raise FetchError(
-            f"{supply.label}: the checksum is not the published one (md5 {sums.md5}); the file was removed, "
+            f"{local.label}: the checksum is not the published one (md5 {sums.md5}); the file was removed, "
             f"so fetch again, or {_ARCHIVE_WAY_OUT}"
         )
-    context.say(f"warning: {supply.label} is not the published {archive.format} (sha256 {sums.sha256}); used as it is")
+    context.say(
+        f"warning: {local.label} is not the published {archive.format} (sha256 {sums.sha256}); used as it is"
+    )
 
 
-def _install(archive: Archive, supply: _Supply, sums: _Checksums, folder: Path, context: Context) -> None:
-    """Unpack into a hidden sibling, add the card, and only then put the folder in its place."""
+def _install(archive: Archive, local: _LocalZip, sums: _Checksums, folder: Path, context: Context) -> None:
+    """Unpack into a hidden sibling folder, add the card, and only then rename it."""
     stage = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(stage, ignore_errors=True)
     try:
-        files = unpack(supply.path, folder.name, stage, context.unpack, context.progress)
-        _card(archive, supply, sums, files).write(stage / folder.name)
+        files = unpack(local.path, folder.name, stage, context.unpack, context.progress)
+        _card(archive, local, sums, files).write(stage / folder.name)
         if folder.exists():
             folder.rename(stage / ".replaced")  # goes with the stage
         (stage / folder.name).rename(folder)
     except (UnsafeArchiveError, BrokenZipError):
-        if supply.downloaded:  # it would be as bad the next time
-            supply.path.unlink()
-            context.say(f"{supply.path}: removed, since it cannot be used")
+        if local.downloaded:  # another try would fail likewise
+            local.path.unlink()
+            context.say(f"{local.path}: removed, since it cannot be used")
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _card(archive: Archive, supply: _Supply, sums: _Checksums, files: int) -> DatasetCard:
+def _card(archive: Archive, local: _LocalZip, sums: _Checksums, files: int) -> DatasetCard:
     published = sums.md5 == archive.md5
-    record = {"source": supply.label, "source_id": supply.source_id, "published": published}
+    record = {"source": local.label, "source_id": local.source_id, "published": published}
     extra = {"archive": {**record, **asdict(sums), "files": files}}
     name = str(archive.format)
     if published:
         return DatasetCard(name, archive.format, _LICENCE, _ORIGIN, extra=extra)
     licence = f"{_LICENCE}, where it is a part of the published archive"
-    return DatasetCard(name, archive.format, licence, supply.label, notes=f"not the published {name}", extra=extra)
+    return DatasetCard(
+        name, archive.format, licence, local.label, notes=f"not the published {name}", extra=extra
+    )
 
 
-def fetch_splits(lists: Iterable[SplitList], out: Path, source: str | None = None, context: Context = QUIETLY) -> Path:
-    """Obtain the lists from `source` (a folder or a base URL; None: the publisher) and return `out`/splits.
+def fetch_splits(
+    lists: Iterable[SplitList], out: Path, source: str | None = None, context: Context = QUIETLY
+) -> Path:
+    """Fetch the lists from `source` (a folder or a base URL; None: the publisher) and return `out`/splits.
 
     Raises:
-        FetchError: a list could not be had, is not a list of names, or is not the published one although no
-            other source was named.
+        FetchError: a list could not be fetched, is not a list of names, or is not the published one although
+            no other source was named.
     """
     folder = out / "splits"
     with writing_to(folder):
@@ -292,7 +300,7 @@ def fetch_splits(lists: Iterable[SplitList], out: Path, source: str | None = Non
         for wanted in lists:
             target = folder / wanted.file
             if source is None and target.is_file() and _sha256(target) == wanted.sha256:
-                context.say(f"{target}: already there; nothing to fetch")
+                context.say(f"{target}: already complete; nothing to fetch")
             else:
                 _fetch_list(wanted, target, source, context)
     return folder
@@ -334,7 +342,7 @@ def _check_list(fresh: Path, wanted: SplitList, source: str | None, context: Con
     lines = fresh.read_text(encoding="utf-8", errors="replace").split()
     if not lines or not all(_LIST_LINE.fullmatch(line) for line in lines):
         shown = without_secrets(source)
-        raise FetchError(f"{wanted.file}: what {shown} holds is not a list of tile names, one per line")
+        raise FetchError(f"{wanted.file}: the file at {shown} is not a list of tile names, one per line")
     context.say(f"warning: {wanted.file} is not the published list (sha256 {sha256}); used as it is")
 
 

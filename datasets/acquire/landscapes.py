@@ -1,7 +1,7 @@
-"""Landscapes of EuroSAT's ten classes, painted and seen through a plain atmosphere: what synthetic tiles show.
+"""Paint landscapes of EuroSAT's ten classes, seen through a plain atmosphere, for synthetic tiles.
 
-A class is painted as shares of materials on a grid of 64 × 64 pixels of 10 m; the materials' reflectance
-spectra are mixed by those shares; a plain atmosphere (path reflectance that falls with the fourth power of
+A class is painted as fractions of materials on a grid of 64 × 64 pixels of 10 m; the materials' reflectance
+spectra are mixed by those fractions; a plain atmosphere (path reflectance that falls with the fourth power of
 wavelength, absorption by water vapour in B09, an opaque B10) makes of that something like Level-1C's
 top-of-atmosphere reflectance; the bands of 20 and 60 m are averaged to their own grid and interpolated back
 to 10 m. DN = reflectance × 10 000 without the offset of −1000, uint16, never 0.
@@ -50,7 +50,7 @@ MATERIALS = tuple(SPECTRA)
 
 _PATH_AT_B01 = 0.10  # the path reflectance at 443 nm; elsewhere it falls with the fourth power of wavelength
 _CIRRUS = 0.001  # B10 sees no ground: about 10 DN under a clear sky
-_VAPOUR = 0.38  # share of B09 that water vapour lets through
+_VAPOUR = 0.38  # transmittance of water vapour in B09
 _NOISE_DN = 9.0
 _NOISE_FRACTION = 0.006
 
@@ -59,10 +59,10 @@ _ROWS, _COLUMNS = np.mgrid[0:TILE_SIZE, 0:TILE_SIZE] - (TILE_SIZE - 1) / 2
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a tile shows.
+    """The ground of a tile.
 
     Attributes:
-        cover: (len(MATERIALS), 64, 64), shares of the materials, 0–1, that sum to 1.
+        cover: (len(MATERIALS), 64, 64), fractions of the materials, 0–1, that sum to 1.
         light: (64, 64), a factor on the reflectance, about 1.
     """
 
@@ -72,10 +72,10 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Plots:
-    """Land cut into plots; each array is (64, 64), lengths are in pixels.
+    """Land divided into plots; each array is (64, 64), lengths are in pixels.
 
     Attributes:
-        number: which plot a pixel lies in, below _MAX_PLOTS².
+        number: the plot of each pixel, below _MAX_PLOTS².
         edge: distance to the plot's edge.
         along: position on an axis parallel to two of the plot's sides.
         across: position on the axis at right angles to it.
@@ -95,7 +95,7 @@ Painter = Callable[[np.random.Generator], Ground]
 
 
 def observe(label: str, rng: np.random.Generator) -> DN:
-    """Return uint16 (13, 64, 64) DN from 1 up: a landscape of a class (a key of PAINTERS), drawn from `rng`."""
+    """Return uint16 (13, 64, 64) DN from 1 up: a random landscape of a class (a key of PAINTERS)."""
     return _observe(PAINTERS[label](rng), rng)
 
 
@@ -121,7 +121,7 @@ def _spectra_of_the_day(rng: np.random.Generator) -> Floats:
 
 
 def _path_reflectance() -> Floats:
-    """Return (13,): what the air itself scatters into the instrument, by Rayleigh's law."""
+    """Return (13,): path reflectance of the air, by Rayleigh's law."""
     wavelengths = np.array([band.centre_nm for band in BANDS])
     path = _PATH_AT_B01 * (wavelengths[0] / wavelengths) ** 4
     path[_B10] = _CIRRUS
@@ -129,7 +129,7 @@ def _path_reflectance() -> Floats:
 
 
 def _transmission() -> Floats:
-    """Return (13,): the share of the ground's reflectance that gets through the gases of the air."""
+    """Return (13,): transmittance of the gases of the air (0–1)."""
     through = np.ones(BAND_COUNT)
     through[positions(["B09", "B10"])] = _VAPOUR, 0
     return through
@@ -141,8 +141,8 @@ def _sampling(factor: int) -> Floats:
     samples = np.arange(-(-TILE_SIZE // factor))
     blur = np.eye(TILE_SIZE) + 0.1 * (np.eye(TILE_SIZE, k=1) + np.eye(TILE_SIZE, k=-1))
     average = (pixels // factor == samples[:, None]).astype(float)
-    place = np.clip((pixels + 0.5) / factor - 0.5, 0, samples[-1])
-    interpolate = np.maximum(0.0, 1 - np.abs(place[:, None] - samples))
+    position = np.clip((pixels + 0.5) / factor - 0.5, 0, samples[-1])
+    interpolate = np.maximum(0.0, 1 - np.abs(position[:, None] - samples))
     return interpolate @ _rows_to_one(average) @ _rows_to_one(blur)
 
 
@@ -157,21 +157,21 @@ _GAS = _transmission()
 _SAMPLING = np.stack([_sampling(band.resolution_m // 10) for band in BANDS])
 
 
-def _cover(**shares: Floats | float) -> Floats:
-    """Return (len(MATERIALS), 64, 64): shares of the named materials, cut at 0 and brought to a sum of 1."""
+def _cover(**fractions: Floats | float) -> Floats:
+    """Return (len(MATERIALS), 64, 64): fractions of the named materials, 0 or more, that sum to 1."""
     cover = np.zeros((len(MATERIALS), TILE_SIZE, TILE_SIZE))
-    for material, share in shares.items():
-        cover[MATERIALS.index(material)] = np.maximum(share, 0)
+    for material, fraction in fractions.items():
+        cover[MATERIALS.index(material)] = np.maximum(fraction, 0)
     return cover / cover.sum(axis=0)
 
 
 def _lay(ground: Ground, mask: Floats, over: Floats) -> Ground:
-    """Return the ground with `over` (shares) laid on it where `mask` (0–1) is, in even light."""
+    """Return the ground with the cover `over` laid on it where `mask` (0–1) is, in even light."""
     return Ground(ground.cover * (1 - mask) + over * mask, ground.light * (1 - mask) + mask)
 
 
 def _band(distance: Floats, width: Floats | float) -> Floats:
-    """Return 0–1: the share of each pixel that a band of `width` px about distance 0 covers."""
+    """Return 0–1: the fraction of each pixel that a band of `width` px about distance 0 covers."""
     return np.clip(width / 2 - np.abs(distance) + 0.5, 0, 1)
 
 
@@ -212,7 +212,7 @@ _MAX_PLOTS = 64  # in either direction, far more than a tile shows
 
 
 def _plots(rng: np.random.Generator, minimum: float, maximum: float) -> Plots:
-    """Cut the land into strips, and each strip into rectangles, of `least` to `most` px."""
+    """Cut the land into strips, and each strip into rectangles, of `minimum` to `maximum` px."""
     along, across = _axes(rng)
     reach = -2.0 * TILE_SIZE
     strips = reach + np.cumsum(rng.uniform(minimum, maximum, _MAX_PLOTS))
@@ -261,7 +261,7 @@ def _permanent_crop(rng: np.random.Generator) -> Ground:
     green, dry = rng.uniform(0, 0.5), rng.uniform(0, 0.5)
     between = 1 - canopy
     floor = {"grass": green, "dry_grass": dry, "soil": 1 - green - dry}
-    cover = _cover(orchard=canopy, **{name: share * between for name, share in floor.items()})
+    cover = _cover(orchard=canopy, **{name: part * between for name, part in floor.items()})
     ground = Ground(cover, 1 - 0.08 * rows + 0.04 * _noise(rng, 2))
     return _lay(ground, 0.8 * _band(plots.edge, rng.uniform(0.5, 1.5)), _cover(soil=1.0))
 

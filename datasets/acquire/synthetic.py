@@ -1,4 +1,4 @@
-"""Synthetic Sentinel-2 tiles of EuroSAT's ten classes, for the demo and the tests: plausible, not real.
+"""Generate synthetic Sentinel-2 tiles and scenes of EuroSAT's ten classes, for the demo and the tests.
 
 No pixel made here is an observation of the Earth, and no score reached on such tiles says how well a model
 does on real ones. Every file says so: a GeoTIFF by its tag `TILEWISE_SYNTHETIC`, a folder by its card
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,11 @@ from tilewise.datasets.acquire.landscapes import PAINTERS, observe
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, positions
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import NoTilesError, TilewiseError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE, Georeference, Tile
 from tilewise.datasets.readers.eurosat import CLASSES
-from tilewise.datasets.readers.sources import CARD_NAME, DatasetCard, Format, find_source
+from tilewise.datasets.readers.sources import DatasetCard, Format, find_source
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,7 +47,7 @@ NOTES = (
     "For demonstrations and tests; scores on it say nothing about real images."
 )
 
-# Tiles lie in groups of 10 × 4, the groups on a lattice of 20 km in each of five regions: no footprints
+# Tiles are in groups of 10 × 4, the groups on a grid of 20 km in each of five regions: no footprints
 # overlap, and a group is one block for any split by blocks of 10 or 20 km. A region's corner: EPSG code,
 # easting and northing in km.
 _CORNERS = (
@@ -75,21 +75,21 @@ def synthesise(out: Path, tiles_per_class: int, seed: int, progress: Report = si
     """Write `out/<Class>/<Class>_<n>.tif` for every class, n from 1, and the card; return `out`.
 
     Args:
-        out: the folder, made where it is missing; tiles of the same names are replaced.
-        tiles_per_class: how many of each class, 1 to MAX_TILES.
+        out: the folder, made if it is missing; tiles of the same names are replaced.
+        tiles_per_class: number of tiles of each class, 1 to MAX_TILES.
         seed: 0 or more.
-        progress: told after each tile how many are written, and how many there will be.
+        progress: called after each tile with the numbers of tiles written and in all.
 
     Raises:
-        TilewiseError: a number is out of range, or `out` holds tiles that this run would not write.
+        TilewiseError: a number is out of range, or `out` has tiles that this run would not write.
     """
     if not 1 <= tiles_per_class <= MAX_TILES:
         raise NoTilesError(f"1 to {MAX_TILES} tiles of each class can be made, not {tiles_per_class}")
     _refuse_negative(seed)
     numbers = range(1, tiles_per_class + 1)
     wanted = {out / label / f"{label}_{n}.tif": (label, n) for label in CLASSES for n in numbers}
-    _refuse_strangers(out, set(wanted))
-    # The card comes first: a folder left unfinished must say that it is synthetic.
+    _refuse_other_tiles(out, set(wanted))
+    # The card comes first: an unfinished folder must be marked as synthetic.
     _write_card(out, tiles_per_class, seed)
     for done, (path, (label, number)) in enumerate(wanted.items(), start=1):
         write_tile(synthesise_tile(label, number, seed), path)
@@ -107,7 +107,7 @@ def synthesise_tile(label: str, index: int, seed: int) -> Tile:
     if not 1 <= index <= MAX_TILES:
         raise NoTilesError(f"synthetic tiles of a class are numbered 1 to {MAX_TILES}, not {index}")
     pixels = render(label, index, seed)
-    return Tile(f"{label}_{index}", pixels, BAND_NAMES, Level.L1C, _place(label, index))
+    return Tile(f"{label}_{index}", pixels, BAND_NAMES, Level.L1C, _georeference(label, index))
 
 
 def render(label: str, index: int, seed: int) -> DN:
@@ -204,19 +204,16 @@ def _refuse_negative(*numbers: int) -> None:
 
 @contextmanager
 def _create(path: Path, profile: dict[str, Any]) -> Iterator[DatasetWriter]:
-    """Open a GeoTIFF for writing, tags and band names set; it takes its name only once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    """Open a GeoTIFF for writing, with tags and band names; it is written whole or not at all."""
     fixed = {"driver": "GTiff", "count": BAND_COUNT, "dtype": "uint16", "interleave": "band"}
     packed = {"compress": "deflate", "predictor": 2, "zlevel": 1}
-    try:
-        with rasterio.open(part, "w", **fixed, **packed, **profile) as dataset:
-            dataset.update_tags(**TAGS)
-            dataset.descriptions = EUROSAT_MS_ORDER
-            yield dataset
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        atomic_write(path, durable=False) as partial,
+        rasterio.open(partial, "w", **fixed, **packed, **profile) as dataset,
+    ):
+        dataset.update_tags(**TAGS)
+        dataset.descriptions = EUROSAT_MS_ORDER
+        yield dataset
 
 
 def _write_card(out: Path, tiles_per_class: int, seed: int) -> None:
@@ -229,26 +226,23 @@ def _write_card(out: Path, tiles_per_class: int, seed: int) -> None:
         notes=NOTES,
         extra={"seed": seed, "tiles_per_class": tiles_per_class},
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out, prefix=".card-") as part:
-        card.write(Path(part))
-        (Path(part) / CARD_NAME).replace(out / CARD_NAME)
+    card.write(out)
 
 
-def _refuse_strangers(out: Path, wanted: set[Path]) -> None:
-    """Refuse to overwrite real tiles, or to mix with tiles of which the card would not be true."""
+def _refuse_other_tiles(out: Path, wanted: set[Path]) -> None:
+    """Refuse to overwrite real tiles, or to mix with tiles that the card would not describe."""
     present = sorted(out.glob("*/*.tif"))
     synthetic = bool(present) and find_source(out).synthetic
     unknown_tiles = [path for path in present if not synthetic or path not in wanted]
     if unknown_tiles:
         raise TilewiseError(
-            f"{out}: {len(unknown_tiles)} tiles of another data set lie there, such as {unknown_tiles[0].name}; "
-            "empty the folder or choose another"
+            f"{out}: it has {len(unknown_tiles)} tiles of another data set, such as "
+            f"{unknown_tiles[0].name}; empty the folder or choose another"
         )
 
 
-def _place(label: str, index: int) -> Georeference:
-    """Return where a tile lies: four tiles of each class make one group, a rectangle of 10 × 4 tiles."""
+def _georeference(label: str, index: int) -> Georeference:
+    """Return a tile's georeference: four tiles of each class make one group, a rectangle of 10 × 4 tiles."""
     group, row = divmod(index - 1, _GROUP_ROWS)
     slot, region = divmod(group, len(_CORNERS))
     down, right = divmod(slot, _GROUPS_ABREAST)

@@ -71,7 +71,9 @@ def find_band(name: str) -> Band:
     """
     band = _BY_NAME.get(name.strip().lower())
     if band is None:
-        raise UnknownBandError(f"no Sentinel-2 band is called {name!r}; the bands are {', '.join(BAND_NAMES)}")
+        raise UnknownBandError(
+            f"no Sentinel-2 band is called {name!r}; the bands are {', '.join(BAND_NAMES)}"
+        )
     return band
 
 
@@ -81,7 +83,7 @@ def positions(names: Iterable[str]) -> list[int]:
 
 
 def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Parse `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, …) into canonical band names.
+    """Parse `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, …).
 
     `_` marks a raster band to leave out, and is kept.
 

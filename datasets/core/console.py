@@ -79,7 +79,9 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             if not entry.extra or (error.name or "").startswith("tilewise"):
                 raise
-            click.echo(f"error: {error.name} is not installed; pip install 'tilewise[{entry.extra}]'", err=True)
+            click.echo(
+                f"error: {error.name} is not installed; pip install 'tilewise[{entry.extra}]'", err=True
+            )
             sys.exit(1)
         return command
 
@@ -245,7 +247,9 @@ READ_OPTIONS = (
         type=click.Choice([level.value for level in Level], case_sensitive=False),
         help="Processing level, for files that do not state it.",
     ),
-    click.option("--scale", "scale", type=float, help="Reflectance per unit: 0.0001 for DN, 1 for reflectance 0-1."),
+    click.option(
+        "--scale", "scale", type=float, help="Reflectance per unit: 0.0001 for DN, 1 for reflectance 0-1."
+    ),
     click.option(
         "--offset",
         "offset",
@@ -257,7 +261,9 @@ READ_OPTIONS = (
 )
 
 
-def make_read_options(bands: str | None, level: str | None, scale: float | None, offset: float | None) -> ReadOptions:
+def make_read_options(
+    bands: str | None, level: str | None, scale: float | None, offset: float | None
+) -> ReadOptions:
     """Return the read options that command-line options, or the fields of a request, state.
 
     Raises:

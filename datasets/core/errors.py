@@ -1,4 +1,4 @@
-"""All errors that tilewise raises on purpose. A message says what is wrong, where, and after `; ` the way out.
+"""Errors that users can cause. A message says what is wrong, where, and after `; ` the way out.
 
 The command lines print a message as one line and exit with `exit_status`; the service maps errors to HTTP
 codes in one table (`bento/errors.py`).
@@ -76,7 +76,7 @@ class DriftError(TilewiseError):
 
 
 class ReviewError(TilewiseError):
-    """A prediction log, a review or a folder of reviewed tiles cannot be read, or they do not fit each other."""
+    """A prediction log, a review or reviewed tiles cannot be read, or they do not fit each other."""
 
 
 class PredictionsError(TilewiseError):

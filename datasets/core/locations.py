@@ -13,6 +13,6 @@ RUNS = Path("artifacts")
 
 
 def checkout() -> Path | None:
-    """Return the root of the repository that the package runs from, or None where it is installed from a wheel."""
+    """Return the root of the repository that the package runs from; None: installed from a wheel."""
     root = PACKAGE.resolve().parent
     return root if (root / "pyproject.toml").is_file() and (root / "tests").is_dir() else None

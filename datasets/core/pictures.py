@@ -17,12 +17,14 @@ Heat = npt.NDArray[np.float32]
 
 
 def true_colour(tile: Tile) -> Picture:
-    """Return uint8 (height, width, 3): red, green and blue, or a tile's first bands where it lacks any of them."""
-    return composite(tile, RGB_BANDS if set(RGB_BANDS) <= set(tile.bands) else (*tile.bands, *2 * tile.bands[:1])[:3])
+    """Return uint8 (height, width, 3): red, green and blue, or the first bands where one is missing."""
+    return composite(
+        tile, RGB_BANDS if set(RGB_BANDS) <= set(tile.bands) else (*tile.bands, *2 * tile.bands[:1])[:3]
+    )
 
 
 def composite(tile: Tile, bands: tuple[str, ...]) -> Picture:
-    """Return uint8 (height, width, 3): three bands, stretched from the 2nd to the 98th percentile; no data is black.
+    """Return uint8 (height, width, 3): three bands, stretched by percentiles 2 and 98; no data is black.
 
     Each band starts at its own dark end, which removes the haze; all have the same contrast, which keeps the
     colours.
@@ -40,7 +42,7 @@ def composite(tile: Tile, bands: tuple[str, ...]) -> Picture:
 
 
 def heat_over(tile: Tile, heat: Heat, zoom: int) -> Picture:
-    """Return uint8 (zoom · height, zoom · width, 3): `heat` (height, width), -1 to 1, over the tile in true colour."""
+    """Return uint8 (zoom · height, zoom · width, 3): `heat` (height, width), -1 to 1, over the tile."""
     ground = np.kron(_pale(true_colour(tile)), np.ones((zoom, zoom, 1), np.uint8))
     return cover(ground, _enlarge(heat, zoom))
 

@@ -46,7 +46,8 @@ class HoleOptions:
     def __post_init__(self) -> None:
         if not 2 <= self.periods[0] <= self.periods[1]:
             raise TrainingError(
-                f"data.augment.holes.periods: {list(self.periods)} are not two numbers of lines, 2 or more, in order"
+                f"data.augment.holes.periods: {list(self.periods)} are not two numbers of lines, 2 or more, "
+                "in order"
             )
 
 
@@ -84,7 +85,7 @@ class Stripes(nn.Module):
 
 
 def rectangles(area: Tensor, draws: Draws, height: int, width: int) -> Tensor:
-    """Return float32 (batch, height, width): 1 inside one rectangle a tile, of `area` (batch,) of the tile, 0–1."""
+    """Return float32 (batch, height, width): 1 inside a rectangle of `area` (batch,), a fraction."""
     side = area.sqrt()[:, None]
     inside = []
     for length in (height, width):
@@ -142,7 +143,8 @@ class BandDropoutOptions:
         if unknown:
             known = ", ".join(("all", *BAND_SETS))
             raise UnknownBandError(
-                f"data.augment.band_dropout.sets: no set of bands is called {', '.join(unknown)}; the sets are {known}"
+                f"data.augment.band_dropout.sets: no set of bands is called {', '.join(unknown)}; "
+                f"the sets are {known}"
             )
 
 
@@ -168,8 +170,8 @@ class MixOptions:
     def __post_init__(self) -> None:
         if self.cutmix < 0 or self.mixup < 0 or self.cutmix + self.mixup > 1 or self.alpha <= 0:
             raise TrainingError(
-                f"data.augment.mix: cutmix {self.cutmix} and mixup {self.mixup} must be fractions that add up to 1 at "
-                f"most, and alpha {self.alpha} above 0"
+                f"data.augment.mix: cutmix {self.cutmix} and mixup {self.mixup} must be fractions that "
+                f"add up to 1 at most, and alpha {self.alpha} above 0"
             )
 
 
@@ -219,7 +221,9 @@ class DropBands(nn.Module):
         self._options = options
         weights = torch.tensor([*options.sets.values(), options.random], dtype=torch.float32)
         self.register_buffer("_weights", (weights.cumsum(0) / weights.sum())[:-1])
-        self.register_buffer("_sets", torch.stack([*map(_mask_of, options.sets), torch.zeros(len(BAND_NAMES)).bool()]))
+        self.register_buffer(
+            "_sets", torch.stack([*map(_mask_of, options.sets), torch.zeros(len(BAND_NAMES)).bool()])
+        )
 
     def forward(self, tiles: Tensor, draws: Draws) -> Tensor:
         """Return tiles (batch, 13, height, width) with bands hidden."""
@@ -265,7 +269,9 @@ class Mix(nn.Module):
         if options.mixup > 0:
             mixes = (kind >= options.cutmix) & (kind < options.cutmix + options.mixup)
             weight = weight + (drawn * mixes)[:, None, None]
-        weight = weight * alike[:, None, None]  # (batch, height, width): the other tile's weight in each pixel
+        weight = (
+            weight * alike[:, None, None]
+        )  # (batch, height, width): the other tile's weight in each pixel
         area = weight.mean(dim=(1, 2))[:, None]
         return _blend(tiles, foreign, weight[:, None]), targets * (1 - area) + targets[neighbours] * area
 
@@ -352,7 +358,7 @@ class Augmentation(nn.Module):
 
 
 def beta_quantiles(alpha: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Return float32 (count,): quantiles of Beta(alpha, alpha), evenly spaced from 0 to 1, by numerical integration."""
+    """Return float32 (count,): quantiles of Beta(alpha, alpha), evenly spaced from 0 to 1."""
     # x = sin²t takes the singularities out of the density at 0 and 1 for alpha ≥ ½.
     edges = np.linspace(0, np.pi / 2, 20_001)
     middles = (edges[1:] + edges[:-1]) / 2

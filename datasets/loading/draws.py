@@ -43,7 +43,7 @@ class Draws:
         return radius * torch.cos(2 * math.pi * self.uniform(*shape))
 
     def grain(self, *shape: int) -> Tensor:
-        """Return float32 (batch, *shape), mean 0 and deviation 1, about normal: the sum of four uniform draws.
+        """Return float32 (batch, *shape), about normal, mean 0 and deviation 1: a sum of four uniform draws.
 
         For one number a pixel, which `normal` is too slow for on a CPU; none exceeds 3.5 deviations.
         """
@@ -61,7 +61,7 @@ class Draws:
         first = self._used
         self._used += count
         numbers = torch.arange(first + 1, first + 1 + count, device=self._keys.device)
-        # Masked first: else torch's compiler takes the product for an index into an array, of 32 bits on a GPU.
+        # Masked first: else torch's compiler takes the product for an array index, of 32 bits on a GPU.
         streams = _mix(((numbers & _WORD) * _STRIDE) & _WORD)
         return _mix(self._keys[:, None] ^ streams[None]).view(len(self._keys), *shape)
 

@@ -1,4 +1,4 @@
-"""Flip, rotate and warp training tiles: a whole batch at once in plain torch, or tile by tile by Albumentations.
+"""Flip, rotate and warp training tiles: whole batches in plain torch, or tile by tile by Albumentations.
 
 One bilinear sampling does it all: one of the eight symmetries of the square for each tile, and for a fraction
 of the tiles a rotation, zoom, shear and shift. Beyond the edge is the tile's mirror image. A pixel
@@ -64,8 +64,8 @@ class GeometryOptions:
         low, high = self.scale
         if not 0 < low <= high or (self.keep_ratio and not low <= 1 <= high):
             raise TrainingError(
-                f"data.augment.geometry.scale: [{low}, {high}] is not a range of zooms above 0; with keep_ratio it "
-                "must include 1, since as many tiles are zoomed out as in"
+                f"data.augment.geometry.scale: [{low}, {high}] is not a range of zooms above 0; "
+                "with keep_ratio it must include 1, since as many tiles are zoomed out as in"
             )
 
 
@@ -104,7 +104,7 @@ class Warp(nn.Module):
 
 
 def _zoom_alike(scale: tuple[float, float], draws: Draws) -> Tensor:
-    """Return float32 (batch, 2), twice the same: uniform below 1 for half of the tiles, above 1 for the rest."""
+    """Return float32 (batch, 2), twice the same: below 1 for half of the tiles, above 1 for the rest."""
     low, high = scale
     inward, position = draws.uniform() < 0.5, draws.uniform()
     zoom = torch.where(inward, 1 + (high - 1) * position, 1 - (1 - low) * position)
@@ -124,7 +124,9 @@ def warp(tiles: Tensor, matrices: Tensor) -> Tensor:
     valid = (held | ~present).all(dim=1, keepdim=True)
     stack = torch.cat([tiles, valid.to(tiles.dtype)], dim=1)
     grid = functional.affine_grid(matrices, list(stack.shape), align_corners=True)
-    sampled = functional.grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
+    sampled = functional.grid_sample(
+        stack, grid, mode="bilinear", padding_mode="reflection", align_corners=True
+    )
     kept = (sampled[:, -1:] > ALL_VALID) & present
     return torch.where(kept, sampled[:, :-1].clamp(min=1.0), 0.0)
 
@@ -145,7 +147,9 @@ class AlbumentationsWarp:
     """
 
     def __init__(self, options: GeometryOptions) -> None:
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import looks for a newer version online
+        os.environ.setdefault(
+            "NO_ALBUMENTATIONS_UPDATE", "1"
+        )  # else its import looks for a newer version online
         try:
             import albumentations as albu
             import cv2
@@ -154,7 +158,9 @@ class AlbumentationsWarp:
                 "data.augment.geometry.backend: albumentations is not installed; "
                 "pip install albumentations==2.0.8, or choose torch"
             ) from error
-        cv2.setNumThreads(0)  # a pool of OpenCV threads in every loader process competes with torch for the cores
+        cv2.setNumThreads(
+            0
+        )  # a pool of OpenCV threads in every loader process competes with torch for the cores
         self._compose = albu.Compose(_transforms(options))
 
     def reseed(self, seed: int) -> None:
@@ -172,7 +178,9 @@ class AlbumentationsWarp:
             return np.maximum(np.rint(warped), 1).astype(np.uint16).transpose(2, 0, 1)
         warped = self._compose(image=np.dstack([image, valid]))["image"]
         kept = warped[..., -1:] > ALL_VALID
-        return np.where(kept, np.maximum(np.rint(warped[..., :-1]), 1), 0).astype(np.uint16).transpose(2, 0, 1)
+        return (
+            np.where(kept, np.maximum(np.rint(warped[..., :-1]), 1), 0).astype(np.uint16).transpose(2, 0, 1)
+        )
 
 
 def _transforms(options: GeometryOptions) -> list[albu.BasicTransform]:

@@ -1,4 +1,4 @@
-"""Load whole batches of a pack: from the memory map, from the device's memory, or read ahead from the disk."""
+"""Load whole batches of a pack: from the memory map, the device's memory, or ahead from the disk."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TrainLoader(DataLoader[Batch]):
         self._steps, self._done = sampler, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator, so that workers start on the first request, when the epoch is known, and not on `iter()`.
+        # A generator, so that workers start on the first request, when the epoch is known.
         self._done = self._steps.start
         for batch in super().__iter__():
             self._done += 1
@@ -137,7 +137,7 @@ class TrainLoader(DataLoader[Batch]):
         return {"step": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next epoch after the steps that had been yielded; after a finished epoch, at its start."""
+        """Begin the next epoch after the steps that were yielded; if it was finished, at its start."""
         self._steps.start = state["step"] % len(self._steps)
 
 
@@ -160,11 +160,13 @@ class ResidentTiles:
 
     def __init__(self, pack: Pack, rows: npt.NDArray[np.int64], device: torch.device) -> None:
         self.rows = rows = np.unique(rows)
-        sources = np.concatenate([pack.first_plane[row] + np.arange(len(pack.band_indices[row])) for row in rows])
-        planes = np.zeros((len(pack), BAND_COUNT), np.int32)  # 0 is the plane of bands that a tile lacks
-        planes[np.repeat(rows, [len(pack.band_indices[row]) for row in rows]), _all_band_indices(pack, rows)] = (
-            np.arange(len(sources), dtype=np.int32) + 1
+        sources = np.concatenate(
+            [pack.first_plane[row] + np.arange(len(pack.band_indices[row])) for row in rows]
         )
+        planes = np.zeros((len(pack), BAND_COUNT), np.int32)  # 0 is the plane of bands that a tile lacks
+        planes[
+            np.repeat(rows, [len(pack.band_indices[row]) for row in rows]), _all_band_indices(pack, rows)
+        ] = np.arange(len(sources), dtype=np.int32) + 1
         # As int16: not every device gathers uint16, and a gather does not look at the values.
         self._planes = torch.zeros((len(sources) + 1, TILE_SIZE, TILE_SIZE), dtype=torch.int16, device=device)
         for first in range(0, len(sources), _PLANES_AT_A_TIME):
@@ -174,7 +176,7 @@ class ResidentTiles:
         self._labels = torch.from_numpy(pack.labels).to(device)
 
     def fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tiles uint16 (batch, 13, 64, 64) and labels int64 (batch,) of `rows`, int64 on the device."""
+        """Return tiles uint16 (batch, 13, 64, 64) and labels int64 (batch,) of `rows`, int64."""
         return self._planes[self._plane_of[rows].long()].view(torch.uint16), self._labels[rows]
 
 
@@ -220,13 +222,15 @@ class ReadAhead:
             while (rows := self._requests.get()) is not None:
                 for start, stop in byte_ranges(self._pack, rows):
                     file.seek(start)
-                    while start < stop and (count := file.readinto(buffer[: min(_BYTES_AHEAD, stop - start)])):
+                    while start < stop and (
+                        count := file.readinto(buffer[: min(_BYTES_AHEAD, stop - start)])
+                    ):
                         start += count
                         self.bytes_read += count
 
 
 def byte_ranges(pack: Pack, rows: npt.NDArray[np.int64], gap: int = _GAP) -> list[tuple[int, int]]:
-    """Return the ranges of the planes file that hold `rows`: ascending (start, stop), those within `gap` merged."""
+    """Return the ascending (start, stop) of `rows` in the planes file, merging those within `gap` bytes."""
     ordered = np.unique(rows)
     starts = pack.first_plane[ordered] * PLANE_BYTES
     stops = starts + np.array([len(pack.band_indices[row]) for row in ordered], np.int64) * PLANE_BYTES

@@ -36,7 +36,9 @@ from tilewise.datasets.loading.sampling import ChunkSampler, EpochOrder, Process
 from tilewise.datasets.packs.pack import UNLABELLED, open_pack
 
 _TRAINING_SPLITS = ("train", UNLABELLED)
-_DEVICE_FRACTION = 0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest
+_DEVICE_FRACTION = (
+    0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest
+)
 _MEMORY_FRACTION = 0.6  # of the machine's memory
 
 
@@ -106,7 +108,9 @@ class TileDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled loader of the train split."""
         rows = np.concatenate([self._rows(split) for split in self.train_splits])
-        repeated = np.concatenate([np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()])
+        repeated = np.concatenate(
+            [np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()]
+        )
         store = self.chosen_store
         dataset = self._dataset(repeated, self._loader_warp(store), store)
         blocks = self.loader.blocks if store == "disk" else None
@@ -183,8 +187,8 @@ class TileDataModule(pl.LightningDataModule):
             return None
         if store == "device":
             raise TrainingError(
-                "data.augment.geometry.backend: albumentations cannot warp tiles that are kept on the device; "
-                "choose torch, or another data.loader.store"
+                "data.augment.geometry.backend: albumentations cannot warp tiles that are kept on the "
+                "device; choose torch, or another data.loader.store"
             )
         return AlbumentationsWarp(self.augment.geometry)
 
@@ -206,7 +210,9 @@ class TileDataModule(pl.LightningDataModule):
             raise TrainingError(f"data.repeat names {', '.join(unknown)}, but the pack's sources are {have}")
         found = [(source, self.repeat.get(source, 1)) for source in self.pack.summary.sources]
         if min(times for _, times in found) < 0 or not any(times for _, times in found):
-            raise TrainingError(f"data.repeat: {self.repeat}: every number must be 0 or more, and one above 0")
+            raise TrainingError(
+                f"data.repeat: {self.repeat}: every number must be 0 or more, and one above 0"
+            )
         return found
 
     def _process(self) -> ProcessRank:
@@ -214,7 +220,9 @@ class TileDataModule(pl.LightningDataModule):
             return ProcessRank()
         return ProcessRank(self.trainer.global_rank, self.trainer.world_size)
 
-    def _dataset(self, rows: npt.NDArray[np.int64], warp: AlbumentationsWarp | None, store: Store) -> PackedDataset:
+    def _dataset(
+        self, rows: npt.NDArray[np.int64], warp: AlbumentationsWarp | None, store: Store
+    ) -> PackedDataset:
         if store == "device" and (self._resident is None or not np.isin(rows, self._resident.rows).all()):
             fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
             held = [] if self._resident is None else [self._resident.rows]
@@ -239,7 +247,7 @@ class TileDataModule(pl.LightningDataModule):
             "persistent_workers": workers > 0,
             # Its own generator: a loader that draws from torch's would shift the draws of the network.
             "generator": torch.Generator().manual_seed(self.seed),
-            # One copy takes a batch to the device while it computes; a list of row numbers is not worth a thread.
+            # Batches are copied while the device computes; row numbers are not worth a thread.
             "pin_memory": torch.cuda.is_available() and store != "device",
         }
 

@@ -42,7 +42,9 @@ class MosaicOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
-            raise TrainingError(f"data.augment.mosaic.fraction: {self.fraction} is not a fraction from 0 to 1")
+            raise TrainingError(
+                f"data.augment.mosaic.fraction: {self.fraction} is not a fraction from 0 to 1"
+            )
         if not self.sides or any(side < 2 or TILE_SIZE % side for side in self.sides):
             raise TrainingError(
                 f"data.augment.mosaic.sides: {list(self.sides)} are not numbers of tiles, 2 or more, "
@@ -100,7 +102,7 @@ class Mosaic(nn.Module):
 
 
 def mosaic(tiles: Tensor, mates: Tensor, draws: Draws) -> Tensor:
-    """Return float32 DN (batch, 13, height, width): for each tile a square of its mates, each mirrored at random.
+    """Return float32 DN (batch, 13, height, width): for each tile a square of its mates, mirrored at random.
 
     Args:
         tiles: float32 DN (batch, 13, height, width); a pixel that covers no data becomes no data.
@@ -118,7 +120,7 @@ def mosaic(tiles: Tensor, mates: Tensor, draws: Draws) -> Tensor:
 
 
 def mates_of(present: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return int64 (batch, count): rows of the same label and bands, first the tile itself, then those that follow it.
+    """Return int64 (batch, count): rows of the same label and bands, the tile itself first.
 
     The order of tiles is random, so mates are too. Where a batch has fewer, they are repeated. A device that
     has a part of a batch finds them in its part.

@@ -33,7 +33,7 @@ class BlockOptions:
 
 
 class EpochOrder:
-    """Shuffle `length` tiles into steps of `batch` tiles; tiles of an incomplete last step wait for another epoch.
+    """Shuffle `length` tiles into steps of `batch` tiles; an incomplete last step is left out.
 
     Attributes:
         length: tiles in an epoch.
@@ -64,7 +64,9 @@ class EpochOrder:
         # Few tiles make small blocks: each shard needs some.
         self._size = max(1, min(blocks.tiles, length // (4 * blocks.shards)))
         count = -(-length // self._size)
-        shortage = count * self._size - length  # of the last block, whose shard is not the same in every epoch
+        shortage = (
+            count * self._size - length
+        )  # of the last block, whose shard is not the same in every epoch
         self.steps = ((count // blocks.shards) * self._size - shortage) // (self.batch // blocks.shards)
 
     def of(self, epoch: int) -> Indices:
@@ -123,7 +125,9 @@ def in_chunks(length: int, chunk: int, process: ProcessRank) -> Iterator[Indices
     """
     chunk = min(chunk, length)
     count = -(-length // chunk)
-    for number in range(process.rank, -(-count // process.world_size) * process.world_size, process.world_size):
+    for number in range(
+        process.rank, -(-count // process.world_size) * process.world_size, process.world_size
+    ):
         indices = np.arange(number * chunk, (number + 1) * chunk)
         yield np.where(indices < length, indices, -1)
 

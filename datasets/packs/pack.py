@@ -186,7 +186,9 @@ class ArrayPack(Pack):
         self.band_indices = [np.arange(BAND_COUNT)] * len(tiles)
         self._names = arrays.get("names", np.arange(len(tiles))).astype(str)
         count = int(self.labels.max()) + 1
-        classes = tuple(arrays.get("classes", np.array([f"class {n}" for n in range(count)])).astype(str).tolist())
+        classes = tuple(
+            arrays.get("classes", np.array([f"class {n}" for n in range(count)])).astype(str).tolist()
+        )
         if count > len(classes) or self.labels.min() < 0:
             raise PackError(f"{root}: labels go up to {count - 1}, but it names {len(classes)} classes")
         self.summary = _summarise(self, classes)
@@ -222,7 +224,9 @@ def parse_summary(content: bytes, name: str) -> PackSummary:
     try:
         fields = dict(json.loads(content))
         if (version := fields.get("version")) != VERSION:
-            raise PackError(f"{name}: a pack of version {version}, but version {VERSION} is needed; pack again")
+            raise PackError(
+                f"{name}: a pack of version {version}, but version {VERSION} is needed; pack again"
+            )
         origins = tuple(SourceOrigin(**item) for item in fields.get("origins", ()))
         lists = {"classes": tuple(fields["classes"]), "sources": tuple(fields["sources"]), "origins": origins}
         return PackSummary(**{**fields, **lists})

@@ -1,4 +1,4 @@
-"""Write packs (`tilewise.datasets.packs.pack`), whole or not at all: from tiles, or from another pack's classes."""
+"""Write packs, whole or not at all: from folders of tiles, or from some classes of another pack."""
 
 import errno
 import hashlib
@@ -62,7 +62,9 @@ def write_pack(
     counts = count_corrections(sources, corrections)
     with _new_folder(out) as folder:
         records = _write_planes(read_all(sources, progress, "packing", corrections), folder / PLANES)
-        summary = _write_index(records, assign(records, plan, fixed_splits(sources)), sources, plan, counts, folder)
+        summary = _write_index(
+            records, assign(records, plan, fixed_splits(sources)), sources, plan, counts, folder
+        )
         write_statistics(measure(Pack(folder)), folder / STATISTICS)
     return summary
 
@@ -79,9 +81,13 @@ def without_classes(pack: Pack, left_out: tuple[str, ...], out: Path, splits: tu
     classes = tuple(name for name in pack.summary.classes if name not in left_out)
     unknown = sorted(set(left_out) - set(pack.summary.classes))
     if unknown:
-        raise PackError(f"{pack.root}: no class {', '.join(unknown)}; it has {', '.join(pack.summary.classes)}")
+        raise PackError(
+            f"{pack.root}: no class {', '.join(unknown)}; it has {', '.join(pack.summary.classes)}"
+        )
     if len(classes) < 2:
-        raise PackError(f"{pack.root}: of {len(pack.summary.classes)} classes two must be left; leave out fewer")
+        raise PackError(
+            f"{pack.root}: of {len(pack.summary.classes)} classes two must be left; leave out fewer"
+        )
     if not (pack.root / PLANES).is_file():
         raise PackError(f"{pack.root}: not a pack on disk; `tilewise data pack` makes one")
     with _new_folder(out) as folder:
@@ -107,7 +113,9 @@ def _new_folder(out: Path) -> Iterator[Path]:
         _replace(partial, target)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise PackError(f"{out}: no space left on the disk while packing; free some and pack again") from error
+            raise PackError(
+                f"{out}: no space left on the disk while packing; free some and pack again"
+            ) from error
         raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -134,7 +142,9 @@ def _link(file: Path, link: Path) -> None:
 def _refuse_other_folders(out: Path) -> None:
     """Refuse to replace a folder of something else: `--out data` must not delete the data."""
     if out.exists() and not (out / CARD).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise PackError(f"{out}: exists and is not a pack; pack into a new or an empty folder, or delete it first")
+        raise PackError(
+            f"{out}: exists and is not a pack; pack into a new or an empty folder, or delete it first"
+        )
 
 
 def _write_planes(outcomes: Iterable[tuple[TileRecord, Tile] | Unreadable], path: Path) -> list[TileRecord]:
@@ -179,7 +189,9 @@ def _write_index(
     return summary
 
 
-def _write_part_of_index(pack: Pack, classes: tuple[str, ...], folder: Path, splits: tuple[str, ...]) -> PackSummary:
+def _write_part_of_index(
+    pack: Pack, classes: tuple[str, ...], folder: Path, splits: tuple[str, ...]
+) -> PackSummary:
     names = np.array(pack.summary.classes)[pack.labels]
     kept = np.flatnonzero(np.isin(names, classes) & np.isin(pack.splits, splits))
     table = pack.index.take(kept)
@@ -222,7 +234,9 @@ def index_table(records: Sequence[TileRecord], splits: Sequence[str]) -> pa.Tabl
 
 def data_hash(records: Sequence[TileRecord], splits: Sequence[str]) -> str:
     """Return a SHA-256 that changes with any pixel, name, class or split, and not with the order of files."""
-    rows = sorted(f"{r.name}\t{r.source}\t{r.label}\t{s}\t{r.sha256}" for r, s in zip(records, splits, strict=True))
+    rows = sorted(
+        f"{r.name}\t{r.source}\t{r.label}\t{s}\t{r.sha256}" for r, s in zip(records, splits, strict=True)
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 

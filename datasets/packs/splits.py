@@ -52,7 +52,7 @@ class SplitPlan:
 
 
 def shown_splits(counts: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
-    """Return the splits that a table of `counts`, {split: {class: tiles}}, shows: the usual ones, others if used."""
+    """Return the splits to show of `counts`, {split: {class: tiles}}: the usual ones, others if used."""
     return tuple(split for split in KNOWN_SPLITS if split in SPLITS or counts.get(split))
 
 
@@ -72,7 +72,8 @@ def assign(
     """
     if wrong := set(fixed.values()) - set(KNOWN_SPLITS):
         raise SplitError(
-            f"a folder's card puts its tiles into the split {min(wrong)!r}; it is one of {', '.join(KNOWN_SPLITS)}"
+            f"a folder's card puts its tiles into the split {min(wrong)!r}; "
+            f"it is one of {', '.join(KNOWN_SPLITS)}"
         )
     planned = [record for record in records if record.name not in fixed]
     split_of = {**dict(zip([r.name for r in planned], _planned(planned, plan), strict=True)), **fixed}
@@ -84,7 +85,9 @@ def _planned(records: Sequence[TileRecord], plan: SplitPlan) -> list[str]:
         split_of = read_lists(plan.lists)
         return [_listed(record.name, split_of, plan.lists) for record in records]
     if not (min(plan.fractions) >= 0 and abs(sum(plan.fractions) - 1) <= 1e-6):
-        raise SplitError(f"shares of train, val and test must be 0 or more and sum to 1, not {plan.fractions}")
+        raise SplitError(
+            f"shares of train, val and test must be 0 or more and sum to 1, not {plan.fractions}"
+        )
     if not 0 < plan.block_km < math.inf:
         raise SplitError(f"the side of a spatial block must be above 0 km, not {plan.block_km:g}")
     groups = _blocks(records, plan) if plan.method is SplitMethod.SPATIAL else _strata(records)
@@ -98,7 +101,9 @@ def read_lists(folder: Path | None) -> dict[str, str]:
         SplitError: a list is missing or empty, or a name is in two lists.
     """
     if folder is None or not folder.is_dir():
-        raise SplitError(f"{folder}: no folder of split lists; `tilewise data fetch eurosat-splits` makes one")
+        raise SplitError(
+            f"{folder}: no folder of split lists; `tilewise data fetch eurosat-splits` makes one"
+        )
     split_of: dict[str, str] = {}
     for split in SPLITS:
         for name in _read_list(folder, split):
@@ -145,7 +150,9 @@ def _blocks(records: Sequence[TileRecord], plan: SplitPlan) -> dict[str, dict[st
 
 def _block_of(record: TileRecord, side: float) -> str:
     if record.bounds is None:
-        raise SplitError(f"{record.name}: no coordinates, so it has no spatial block; split by lists or at random")
+        raise SplitError(
+            f"{record.name}: no coordinates, so it has no spatial block; split by lists or at random"
+        )
     left, bottom, right, top = record.bounds
     xs, ys = transform(record.crs, _EQUAL_AREA, [(left + right) / 2], [(bottom + top) / 2])
     return f"{int(xs[0] // side)}/{int(ys[0] // side)}"

@@ -1,4 +1,4 @@
-"""Per-band statistics of a pack, and distances between histograms: for normalisation, drift checks and people.
+"""Per-band statistics of a pack, and distances between histograms.
 
 All values are DN (reflectance × 10 000) of valid pixels; band by band, since an RGB tile has only three.
 """

@@ -1,4 +1,4 @@
-"""Read two versions of a pack, from folders or git revisions, and compare their tiles, classes and band values."""
+"""Compare two versions of a pack, from folders or git revisions: tiles, classes and band values."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def _reader_at(revision: str, pack: Path, repository: Path) -> Read:
         from dvc.scm import RevError, SCMError
         from dvc_data.index import DataIndexDirError
     except ImportError as error:
-        raise TilewiseError("versions are read by DVC, which is not installed; pip install 'tilewise[ops]'") from error
+        raise TilewiseError(
+            "versions are read by DVC, which is not installed; pip install 'tilewise[ops]'"
+        ) from error
     files = DVCFileSystem(str(repository), rev=revision)
 
     def read(name: str) -> bytes:
@@ -97,7 +99,9 @@ def _reader_at(revision: str, pack: Path, repository: Path) -> Read:
         try:
             return bytes(files.cat_file(path))
         except RevError:
-            raise VersionError(f"{revision}: neither a pack nor a revision; `git log` lists revisions") from None
+            raise VersionError(
+                f"{revision}: neither a pack nor a revision; `git log` lists revisions"
+            ) from None
         except SCMError as error:
             raise VersionError(f"{revision}: not a pack, and {error}; name two packs, or --repo") from error
         except FileNotFoundError as error:
@@ -253,7 +257,9 @@ def in_words(diff: PackDiff) -> list[str]:
         ("in another split", [f"{c.name} {c.before} → {c.after}" for c in diff.resplit]),
         ("with other pixels", [name for _, name in diff.changed_pixels]),
     ]
-    return [_counted(kind, names) for kind, names in kinds if names] or ["the same tiles, classes, splits and pixels"]
+    return [_counted(kind, names) for kind, names in kinds if names] or [
+        "the same tiles, classes, splits and pixels"
+    ]
 
 
 def band_cells(band: BandChange) -> list[str]:
@@ -272,7 +278,7 @@ def band_cells(band: BandChange) -> list[str]:
 
 
 def _tiles(version: Version) -> Tiles:
-    """Return {(source, name): label, split and hash}; a name under two classes of one source includes its class."""
+    """Return {(source, name): label, split and hash}; a name in two classes includes its class."""
     rows = version.index.select(["source", "name", "label", "split", "sha256"]).to_pylist()
     count = Counter((row["source"], row["name"]) for row in rows)
     return {
@@ -286,7 +292,9 @@ def _tiles(version: Version) -> Tiles:
 
 def _changes(both: list[Key], old: Tiles, new: Tiles, column: str) -> list[TileChange]:
     return [
-        TileChange(*key, old[key][column], new[key][column]) for key in both if old[key][column] != new[key][column]
+        TileChange(*key, old[key][column], new[key][column])
+        for key in both
+        if old[key][column] != new[key][column]
     ]
 
 
@@ -297,7 +305,9 @@ def _facts(version: Version) -> dict[str, Any]:
 def _compare_classes(before: Version, after: Version) -> list[ClassChange]:
     old, new = (Counter(version.index["label"].to_pylist()) for version in (before, after))
     return [
-        ClassChange(name, old[name], new[name], old[name] / max(old.total(), 1), new[name] / max(new.total(), 1))
+        ClassChange(
+            name, old[name], new[name], old[name] / max(old.total(), 1), new[name] / max(new.total(), 1)
+        )
         for name in sorted(old.keys() | new.keys())
     ]
 
@@ -315,7 +325,11 @@ def _compare_band(name: str, before: Version, after: Version) -> BandChange | No
         return None
     counts = [np.asarray(band["histogram"], np.int64) for band in (new, old)]
     comparable = before.edges == after.edges and all(count.any() for count in counts)
-    found = distances(counts[0], counts[1], before.edges) if comparable else dict.fromkeys(("psi", "kl", "wasserstein"))
+    found = (
+        distances(counts[0], counts[1], before.edges)
+        if comparable
+        else dict.fromkeys(("psi", "kl", "wasserstein"))
+    )
     keys = ("tiles", "mean", "std", "no_data")
     return BandChange(name, {key: old[key] for key in keys}, {key: new[key] for key in keys}, **found)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MAX_NAMED = 50  # relabelled tiles
 _PERCENTILES = ("1", "50", "99")
 _HOW_SPLIT = {
-    SplitMethod.RANDOM: "at random. Tiles of the same place may be in several splits, so test figures flatter.",
+    SplitMethod.RANDOM: "at random. Tiles of the same place may be in several splits: test figures flatter.",
     SplitMethod.SPATIAL: "by spatial blocks. Tiles of one block are in one split.",
     SplitMethod.LISTS: "by published lists of names.",
 }
@@ -99,7 +99,9 @@ def _formats(pack: Pack) -> str:
     counts = Counter(
         (source, level, " ".join(bands)) for source, level, bands in _rows(pack, "source", "level", "bands")
     )
-    rows = [(source, level or "unknown", bands, f"{n:,}") for (source, level, bands), n in sorted(counts.items())]
+    rows = [
+        (source, level or "unknown", bands, f"{n:,}") for (source, level, bands), n in sorted(counts.items())
+    ]
     return _table(("format", "level", "bands", "tiles"), rows, numbers=1)
 
 
@@ -124,7 +126,9 @@ def _extents(pack: Pack) -> str:
     extents: dict[str, list[Bounds]] = defaultdict(list)
     for crs, left, bottom, right, top in _rows(pack, "crs", "left", "bottom", "right", "top"):
         extents["" if None in (left, bottom, right, top) else crs].append((left, bottom, right, top))
-    rows = [(crs or "none", f"{len(found):,}", *_extent(crs, found)) for crs, found in sorted(extents.items())]
+    rows = [
+        (crs or "none", f"{len(found):,}", *_extent(crs, found)) for crs, found in sorted(extents.items())
+    ]
     return _table(("CRS", "tiles", *_EXTENT), rows, numbers=1 + len(_EXTENT))
 
 
@@ -160,7 +164,7 @@ def _corrections(pack: Pack) -> str:
     summary = pack.summary
     if not summary.relabelled and not summary.left_out:
         return "None: every tile has the class of its folder."
-    text = f"People reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
+    text = f"Reviewed labels: {summary.relabelled:,} files have another class, {summary.left_out:,} are out."
     if "given" not in pack.index.column_names:
         return text
     rows = sorted({row for row in _rows(pack, "name", "given", "label") if row[1] and row[1] != row[2]})

@@ -85,7 +85,7 @@ def render_review(title: str, advice: str, tiles: Sequence[SheetTile], file: str
 
 
 def tile_png(tile: Tile) -> bytes:
-    """Return a PNG of a tile, enlarged: in true colour and, where it has B08, with vegetation in red beside it."""
+    """Return an enlarged PNG of a tile: true colour and, where it has B08, vegetation in red beside it."""
     views = [true_colour(tile)]
     if set(VEGETATION_RED) <= set(tile.bands):
         views.append(composite(tile, VEGETATION_RED))

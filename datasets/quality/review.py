@@ -1,4 +1,4 @@
-"""Select the served tiles that people should label, and write them to a review folder: a page, a table, the tiles.
+"""Select served tiles that people should label, and write a review of them: a page, a table, the tiles.
 
     <review>/review.html        pictures; a click labels, a button saves decisions.csv
     <review>/review.csv         the same as a table, for a spreadsheet: fill in label and reviewer
@@ -42,14 +42,14 @@ _ORIGIN = tuple(AnswerOrigin.__dataclass_fields__)
 _DECISION = tuple(Decision.__dataclass_fields__)
 _DIGITS = 4
 _ADVICE = (
-    "Tiles that a service answered: those flagged as unlike the training data and those least decided, in turn. "
-    "Left in true colour, right vegetation in red. Choose what you see, not what was answered; leave open "
-    f"what you are not sure of. Save {FILE} and run: tilewise data label {FILE}"
+    "Tiles that a service answered: those flagged as unlike the training data and those least decided, in "
+    "turn. Left in true colour, right vegetation in red. Choose what you see, not what was answered; leave "
+    f"open what you are not sure of. Save {FILE} and run: tilewise data label {FILE}"
 )
 
 
 def known_pixels(pack: Path, reviewed: Path) -> set[str]:
-    """Return the hashes of tiles that need no review: those of the pack, if there is one, and those reviewed."""
+    """Return the hashes of tiles that need no review: those of the pack, if any, and those reviewed."""
     of_pack = set(Pack(pack).index["sha256"].to_pylist()) if (pack / CARD).is_file() else set()
     return of_pack | {row.origin.sha256 for row in read_reviewed(reviewed).values()}
 
@@ -63,7 +63,9 @@ def choose(log: Log, known: Collection[str], level: Level | None, limit: int) ->
         level: level of tiles that were sent without one; None leaves those out, since they cannot train.
         limit: maximum number of tiles.
     """
-    open_tiles = [tile if tile.level else replace(tile, level=level) for tile in log.tiles if tile.sha256 not in known]
+    open_tiles = [
+        tile if tile.level else replace(tile, level=level) for tile in log.tiles if tile.sha256 not in known
+    ]
     return by_doubt([tile for tile in open_tiles if tile.level])[:limit]
 
 
@@ -89,15 +91,19 @@ def write_review(
         write_tile(pictures[served.sha256], folder / TILES / f"{served.name}.tif")
     chosen = [served for served in chosen if served.sha256 in pictures]
     classes = sorted({name for tile in chosen for name in tile.classes})
-    (folder / SUMMARY).write_text(json.dumps({"classes": classes, "tiles": len(chosen)}) + "\n", encoding="utf-8")
-    (folder / TABLE).write_text(as_csv((*_DECISION, *_LOCATION, *_ORIGIN), map(_row, chosen)), encoding="utf-8")
+    (folder / SUMMARY).write_text(
+        json.dumps({"classes": classes, "tiles": len(chosen)}) + "\n", encoding="utf-8"
+    )
+    (folder / TABLE).write_text(
+        as_csv((*_DECISION, *_LOCATION, *_ORIGIN), map(_row, chosen)), encoding="utf-8"
+    )
     shown = [(served, pictures[served.sha256]) for served in chosen]
     (folder / PAGE).write_text(_page(shown, classes), encoding="utf-8")
     return chosen
 
 
 def read_decisions(path: Path, reviewer: str | None) -> list[Decision]:
-    """Return people's decisions, from the page's file or from the table that they filled in, without open rows.
+    """Return people's decisions, from the page's file or the filled-in table, without open rows.
 
     Args:
         path: a CSV with the columns name, label, reviewer and why.
@@ -107,13 +113,19 @@ def read_decisions(path: Path, reviewer: str | None) -> list[Decision]:
         ReviewError: no such table, a tile decided on twice, or a decision without a reviewer.
     """
     rows = [row for row in read_table(path, _DECISION) if row["label"]]
-    decisions = [Decision(row["name"], row["label"], row["reviewer"] or (reviewer or ""), row["why"]) for row in rows]
+    decisions = [
+        Decision(row["name"], row["label"], row["reviewer"] or (reviewer or ""), row["why"]) for row in rows
+    ]
     seen: set[str] = set()
     for decision in decisions:
         if not decision.reviewer.strip():
             raise ReviewError(f"{path}: {decision.name} has no reviewer; name one with --reviewer NAME")
-        if any(sign in decision.name + decision.label for sign in "/\\\n\r\0") or decision.label.startswith("."):
-            raise ReviewError(f"{path}: {decision.name!r}, {decision.label!r}: names and classes have no folders")
+        if any(sign in decision.name + decision.label for sign in "/\\\n\r\0") or decision.label.startswith(
+            "."
+        ):
+            raise ReviewError(
+                f"{path}: {decision.name!r}, {decision.label!r}: names and classes have no folders"
+            )
         if decision.name in seen:
             raise ReviewError(f"{path}: {decision.name} is decided on twice; keep the right line")
         seen.add(decision.name)
@@ -123,7 +135,7 @@ def read_decisions(path: Path, reviewer: str | None) -> list[Decision]:
 def with_tiles(
     decisions: Sequence[Decision], folder: Path, further: Collection[str] = ()
 ) -> Iterator[tuple[Decision, AnswerOrigin, Tile]]:
-    """Return each decision with the origin and the pixels of its tile in `folder`; all are checked before the first.
+    """Return each decision with its tile's origin and pixels; all are checked before the first is returned.
 
     Args:
         decisions: people's decisions.
@@ -138,7 +150,9 @@ def with_tiles(
     offered = {*_offered(folder), *further}
     for decision in decisions:
         if decision.name not in origins:
-            raise ReviewError(f"{decision.name} is not under review in {folder}; name its review with --review")
+            raise ReviewError(
+                f"{decision.name} is not under review in {folder}; name its review with --review"
+            )
         if decision.usable and decision.label not in offered:
             raise ReviewError(
                 f"{decision.name}: no model knows a class {decision.label!r}; the classes are "
@@ -150,19 +164,25 @@ def with_tiles(
 def _page(tiles: Sequence[tuple[Served, Tile]], classes: Sequence[str]) -> str:
     """Return the page as HTML: each tile with a button for each class and one for none of them."""
     choices = (*((name, name) for name in classes), (LEAVE_OUT, "none of these"))
-    shown = [SheetTile(served.name, tile_png(tile), _lines(served), choices=choices) for served, tile in tiles]
+    shown = [
+        SheetTile(served.name, tile_png(tile), _lines(served), choices=choices) for served, tile in tiles
+    ]
     return render_review(f"{len(shown):,} tiles to label", _ADVICE, shown, FILE)
 
 
 def _lines(served: Served) -> tuple[str, ...]:
     """Return lines of text for the reviewer: the answer, why the tile was selected, and its origin."""
-    answer = f"answered {served.answered} ({served.confidence:.2f}), next {served.second} ({served.p_second:.2f})"
+    answer = (
+        f"answered {served.answered} ({served.confidence:.2f}), next {served.second} ({served.p_second:.2f})"
+    )
     origin = [f"{served.when:%Y-%m-%d %H:%M} UTC", f"model {served.version}"]
     if served.centre:
         origin.append(f"{served.centre[1]:.4f}, {served.centre[0]:.4f}")
     if served.file:
         origin.append(served.file)
-    outlier = (f"unlike the training data: outlier score {served.outlier_score:.3g}",) if served.outlier else ()
+    outlier = (
+        (f"unlike the training data: outlier score {served.outlier_score:.3g}",) if served.outlier else ()
+    )
     return (answer, *outlier, ", ".join(origin))
 
 
@@ -170,7 +190,9 @@ def _offered(folder: Path) -> list[str]:
     try:
         return [str(name) for name in json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["classes"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReviewError(f"{folder / SUMMARY}: missing or incomplete; run `tilewise data review` again") from error
+        raise ReviewError(
+            f"{folder / SUMMARY}: missing or incomplete; run `tilewise data review` again"
+        ) from error
 
 
 def _tile(folder: Path, name: str) -> Tile:
@@ -203,7 +225,11 @@ def _origin(served: Served) -> AnswerOrigin:
 
 
 def _refuse_other_folders(folder: Path) -> None:
-    if folder.exists() and not (folder / SUMMARY).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if (
+        folder.exists()
+        and not (folder / SUMMARY).is_file()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
         raise ReviewError(f"{folder}: exists and is not a review; name a new or an empty folder with --out")
 
 

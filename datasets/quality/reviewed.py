@@ -1,4 +1,4 @@
-"""Keep the tiles that a service answered and people labelled: a source of tiles, with each label's reviewer and origin.
+"""Keep the tiles that a service answered and people labelled, with each label's reviewer and origin.
 
     data/reviewed/dataset.json           the card: its tiles train, whatever the split plan
     data/reviewed/reviewed.csv           one row a decision, including that a tile cannot be used (`_`)
@@ -36,7 +36,7 @@ _LEVEL_NAMES = {Level.L1C: "Level-1C", Level.L2A: "Level-2A"}
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A person's decision on one tile: its class, or `_` where it cannot be used; the reviewer and a reason or ""."""
+    """A person's decision on one tile: its class, or `_` (cannot be used); the reviewer; a reason or ""."""
 
     name: str
     label: str
@@ -153,7 +153,7 @@ def take_up(root: Path, decisions: Iterable[tuple[Decision, AnswerOrigin, Tile]]
 
 
 def write_tile(tile: Tile, path: Path) -> None:
-    """Write a tile as a GeoTIFF that declares its bands and radiometry, whole or not at all; its level must be known.
+    """Write a tile of known level as a GeoTIFF that declares its bands and radiometry, whole or not at all.
 
     uint16 DN of the present bands in canonical order, 0 = no data, with the tile's georeference if it has
     one.
@@ -189,7 +189,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise ReviewError(f"{path}: it has no column {', '.join(missing)}; its first line names the columns")
+                raise ReviewError(
+                    f"{path}: it has no column {', '.join(missing)}; its first line names the columns"
+                )
             return [{name: (row[name] or "").strip() for name in columns} for row in reader]
     except FileNotFoundError:
         raise ReviewError(f"{path}: there is no such file; `tilewise data review` prints its path") from None
@@ -209,7 +211,8 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
 def _write_table(root: Path, known: Mapping[str, Reviewed]) -> None:
     """Write the table, sorted by name, whole or not at all."""
     rows = [
-        {**asdict(row.decision), "reviewed": row.reviewed, **asdict(row.origin)} for _, row in sorted(known.items())
+        {**asdict(row.decision), "reviewed": row.reviewed, **asdict(row.origin)}
+        for _, row in sorted(known.items())
     ]
     with atomic_write(root / TABLE) as partial:
         partial.write_text(as_csv(COLUMNS, rows), encoding="utf-8")
@@ -228,6 +231,6 @@ def _card() -> DatasetCard:
         format=Format.GEOTIFF,
         licence="that of the images that were sent to the service",
         origin="answered by a service, labelled by people; reviewed.csv says by whom and when",
-        notes="Chosen because a model was unsure of them: measured on them, any model looks worse than it is.",
+        notes="Chosen because a model was unsure of them: on them, any model looks worse than it is.",
         extra={"split": SPLITS[0]},
     )

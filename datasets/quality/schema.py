@@ -50,7 +50,7 @@ class ValidationLimits:
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """A rule that rows of a table break: the check's name, its message, and the rows (none: the whole table)."""
+    """A rule that a table breaks: the check's name, its message, and the rows (none: all)."""
 
     check: str
     message: str
@@ -98,13 +98,19 @@ def tile_schema(limits: ValidationLimits) -> pa.DataFrameSchema:
     no_data = f"more than {limits.max_no_data:.0%} of the pixels hold no data"
     dn = check.in_range(0, _MAX_DN, name="range", error=f"DN outside 0 to {_MAX_DN:,}")
     columns = {
-        "name": column(str, check.str_matches(r"^[^/\\\x00]+$", name="name", error="no name, or one with a folder")),
+        "name": column(
+            str, check.str_matches(r"^[^/\\\x00]+$", name="name", error="no name, or one with a folder")
+        ),
         "label": column(str, check.str_matches(r"^[^/\\\x00]+$", name="label", error="no class")),
         "source": column(str, check.isin(list(Format), name="source", error="an unknown source")),
         "level": column(str, check.isin([*Level, ""], name="level", error="an unknown processing level")),
-        "bands": column(str, check(_each(lambda text: _in_order(text, known)), name="bands", error="no list of bands")),
+        "bands": column(
+            str, check(_each(lambda text: _in_order(text, known)), name="bands", error="no list of bands")
+        ),
         "crs": column(str),
-        "sha256": column(str, check.str_matches(r"^[0-9a-f]{64}$", name="sha256", error="no SHA-256 of pixels")),
+        "sha256": column(
+            str, check.str_matches(r"^[0-9a-f]{64}$", name="sha256", error="no SHA-256 of pixels")
+        ),
         "valid_fraction": column(
             float,
             [
@@ -124,7 +130,9 @@ def index_schema(limits: ValidationLimits) -> pa.DataFrameSchema:
     """Return the schema that every row of a pack's index must satisfy."""
     _, pandera = _libraries()
     planes = pandera.Check(_planes_follow, name="planes", error="planes that do not follow one another")
-    split = pandera.Check.isin(KNOWN_SPLITS, name="splits", error=f"a split other than {', '.join(KNOWN_SPLITS)}")
+    split = pandera.Check.isin(
+        KNOWN_SPLITS, name="splits", error=f"a split other than {', '.join(KNOWN_SPLITS)}"
+    )
     schema = tile_schema(limits).add_columns(
         {"split": pandera.Column(str, split), "first_plane": pandera.Column(int, pandera.Check.ge(0))}
     )
@@ -196,7 +204,9 @@ def _breach(error: Any) -> Breach:
     message = getattr(error.check, "error", None)
     if message and error.reason_code.name != "CHECK_ERROR":
         return Breach(error.check.name, message, tuple(sorted(set(rows))))
-    column = getattr(error.schema, "name", None) or cases  # pandera reports a missing column as the failure case
+    column = (
+        getattr(error.schema, "name", None) or cases
+    )  # pandera reports a missing column as the failure case
     return Breach("schema", f"the column {column} breaks {message or error.check}", tuple(sorted(set(rows))))
 
 

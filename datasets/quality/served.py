@@ -124,7 +124,9 @@ def read_log(folder: Path, since: datetime | None = None, progress: Report = sil
     return Log(tuple(found.values()), rows, without, broken)
 
 
-def fetch(folder: Path, wanted: Mapping[str, Served], progress: Report = silent) -> Iterator[tuple[Served, Tile]]:
+def fetch(
+    folder: Path, wanted: Mapping[str, Served], progress: Report = silent
+) -> Iterator[tuple[Served, Tile]]:
     """Yield the tiles of `wanted`, {sha256: tile}, with their pixels, in the log's order, each once.
 
     Raises:
@@ -171,15 +173,17 @@ def _rows(folder: Path, progress: Report) -> Iterator[dict[str, Any]]:
     paths = sorted(folder.glob(PATTERN))
     if not paths:
         raise ReviewError(
-            f"{folder}: no prediction log; TILEWISE_PREDICTIONS={folder} TILEWISE_PREDICTIONS_TILES=1 make the service "
-            "keep one"
+            f"{folder}: no prediction log; TILEWISE_PREDICTIONS={folder} TILEWISE_PREDICTIONS_TILES=1 make "
+            "the service keep one"
         )
     for done, path in enumerate(paths):
         progress("reading the log", done, len(paths))
         try:
             with pq.ParquetFile(path) as file:
                 if (file.schema_arrow.metadata or {}).get(_KEY) != _VERSION:
-                    raise ReviewError(f"{path}: not a prediction log of version {_VERSION.decode()}; move it elsewhere")
+                    raise ReviewError(
+                        f"{path}: not a prediction log of version {_VERSION.decode()}; move it elsewhere"
+                    )
                 for batch in file.iter_batches(_IN_MEMORY):
                     yield from batch.to_pylist()
         except FileNotFoundError:  # a running service deletes its oldest files

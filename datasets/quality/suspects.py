@@ -24,9 +24,10 @@ PROBABILITY = "p_"
 _COLUMNS = ("name", "source", "true_class", "answered", "confidence")
 _DIGITS = 4
 _ADVICE = (
-    "The most doubtful first: the class that the tile is labelled with, and the one that a model answered, with "
-    "their probabilities. Left in true colour, right vegetation in red. Correct a wrong label with the command below "
-    "the picture, with --label _ where no class fits; the next pack has it. A right label needs nothing."
+    "The most doubtful first: the class that the tile is labelled with, and the one that a model answered, "
+    "with their probabilities. Left in true colour, right vegetation in red. Correct a wrong label with the "
+    "command below the picture, with --label _ where no class fits; the next pack has it. A right label "
+    "needs nothing."
 )
 
 Probabilities = npt.NDArray[np.float64]
@@ -127,7 +128,8 @@ def find_suspects(pack: Pack, predictions: Predictions) -> list[Suspect]:
     probabilities = predictions.probabilities[answered]
     found = _doubtful(labels, probabilities)
     return [
-        _describe(pack, int(rows[i]), int(labels[i]), predictions.classes, probabilities[i].tolist()) for i in found
+        _describe(pack, int(rows[i]), int(labels[i]), predictions.classes, probabilities[i].tolist())
+        for i in found
     ]
 
 
@@ -140,7 +142,9 @@ def write_suspects(suspects: Sequence[Suspect], pack: Pack, folder: Path, limit:
         writer.writerows(asdict(suspect) for suspect in suspects)
     row_of = _rows_by_key(pack)
     tiles = [_sheet_tile(suspect, pack, row_of[suspect.source, suspect.name]) for suspect in suspects[:limit]]
-    (folder / PAGE).write_text(render_sheet(f"{len(suspects):,} doubtful labels", _ADVICE, tiles), encoding="utf-8")
+    (folder / PAGE).write_text(
+        render_sheet(f"{len(suspects):,} doubtful labels", _ADVICE, tiles), encoding="utf-8"
+    )
 
 
 def _read(path: Path) -> tuple[tuple[str, ...], list[tuple[tuple[str, str], list[float]]]]:
@@ -154,9 +158,13 @@ def _read(path: Path) -> tuple[tuple[str, ...], list[tuple[tuple[str, str], list
     except FileNotFoundError:
         raise PredictionsError(f"{path}: there is no such file; `tilewise predict` writes one") from None
     except (ValueError, TypeError, csv.Error) as error:
-        raise PredictionsError(f"{path}: a cell that is no number ({error}); write the table again") from error
+        raise PredictionsError(
+            f"{path}: a cell that is no number ({error}); write the table again"
+        ) from error
     if any(not min(values) >= 0 or not 0 < sum(values) < np.inf for _, values in rows):
-        raise PredictionsError(f"{path}: probabilities below 0, or that sum to nothing; write the table again")
+        raise PredictionsError(
+            f"{path}: probabilities below 0, or that sum to nothing; write the table again"
+        )
     return tuple(name.removeprefix(PROBABILITY) for name in columns), rows
 
 
@@ -165,20 +173,27 @@ def _match(pack: Pack, predictions: Predictions) -> tuple[np.ndarray, list[int]]
     row_of = _rows_by_key(pack)
     answered = [index for index, key in enumerate(predictions.keys) if key in row_of]
     if not answered:
-        raise PredictionsError(f"{pack.root}: none of the answered tiles is in it; name the pack that they belong to")
+        raise PredictionsError(
+            f"{pack.root}: none of the answered tiles is in it; name the pack that they belong to"
+        )
     return np.array([row_of[predictions.keys[index]] for index in answered]), answered
 
 
 def _rows_by_key(pack: Pack) -> dict[tuple[str, str], int]:
     names = pack.names(np.arange(len(pack)))
-    return {(source, name): row for row, (source, name) in enumerate(zip(pack.sources.tolist(), names, strict=True))}
+    return {
+        (source, name): row
+        for row, (source, name) in enumerate(zip(pack.sources.tolist(), names, strict=True))
+    }
 
 
 def _class_indices(pack: Pack, predictions: Predictions) -> np.ndarray:
     """Return the index of each of the pack's classes among the answers' classes."""
     unknown = sorted(set(pack.summary.classes) - set(predictions.classes))
     if unknown:
-        raise PredictionsError(f"the answers have no {', '.join(unknown)}, which {pack.root} has; ask its own model")
+        raise PredictionsError(
+            f"the answers have no {', '.join(unknown)}, which {pack.root} has; ask its own model"
+        )
     return np.array([predictions.classes.index(name) for name in pack.summary.classes])
 
 
@@ -189,12 +204,18 @@ def _doubtful(labels: np.ndarray, probabilities: np.ndarray) -> list[int]:
         raise TilewiseError("suspects are found by cleanlab; pip install 'tilewise[train]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes of few tiles, in which less is found
-        found = find_label_issues(labels, probabilities, return_indices_ranked_by="normalized_margin", n_jobs=1)
+        found = find_label_issues(
+            labels, probabilities, return_indices_ranked_by="normalized_margin", n_jobs=1
+        )
     return [int(index) for index in found]
 
 
-def _describe(pack: Pack, row: int, label: int, classes: Sequence[str], probabilities: Sequence[float]) -> Suspect:
-    best = max((index for index in range(len(classes)) if index != label), key=lambda index: probabilities[index])
+def _describe(
+    pack: Pack, row: int, label: int, classes: Sequence[str], probabilities: Sequence[float]
+) -> Suspect:
+    best = max(
+        (index for index in range(len(classes)) if index != label), key=lambda index: probabilities[index]
+    )
     return Suspect(
         name=pack.names([row])[0],
         source=str(pack.sources[row]),

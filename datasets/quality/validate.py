@@ -112,8 +112,10 @@ def validate(
     return _report(records, splits, findings + split_findings)
 
 
-def validate_pack(root: Path, limits: ValidationLimits | None = None, progress: Report = silent) -> ValidationReport:
-    """Check a pack's index against the schema, its pixels against their hashes, and its `pack.json` against both.
+def validate_pack(
+    root: Path, limits: ValidationLimits | None = None, progress: Report = silent
+) -> ValidationReport:
+    """Check a pack: its index against the schema, pixels against their hashes, `pack.json` against both.
 
     Raises:
         PackError: no pack is in `root`, or it is incomplete.
@@ -221,7 +223,9 @@ def _check_duplicates(records: Sequence[TileRecord], limits: ValidationLimits) -
     contradictory = [g for g in groups if len({r.label for r in g}) > 1]
     plain = [g for g in groups if g not in contradictory]
     return [
-        *_if_any(ERROR, "duplicates", "the same pixels under two classes", [_names(g) for g in contradictory]),
+        *_if_any(
+            ERROR, "duplicates", "the same pixels under two classes", [_names(g) for g in contradictory]
+        ),
         *_if_any(WARNING, "duplicates", "the same pixels in two files", [_names(g) for g in plain]),
     ]
 
@@ -264,7 +268,11 @@ def _check_content(pack: Pack, records: Sequence[TileRecord], progress: Report) 
     foreign = data_hash(records, pack.splits.tolist()) != pack.summary.data_hash
     return [
         *_if_any(ERROR, "pack", "the pixels are not those that were packed", other),
-        *([_finding(ERROR, "pack", "the index is not the one that pack.json was written for", [])] if foreign else []),
+        *(
+            [_finding(ERROR, "pack", "the index is not the one that pack.json was written for", [])]
+            if foreign
+            else []
+        ),
     ]
 
 
@@ -286,7 +294,7 @@ def _check_empty(counts: dict[str, Counter[str]]) -> list[ValidationFinding]:
 
 
 def _overlaps(records: Sequence[TileRecord], splits: Sequence[str]) -> list[str]:
-    """Return "a × b" for tiles of different splits whose footprints overlap, by hashing footprints into cells."""
+    """Return "a × b" for tiles of different splits whose footprints overlap."""
     sides: dict[str, float] = defaultdict(lambda: 1e-9)
     for record in records:
         if record.bounds:

@@ -65,7 +65,9 @@ def read_corrections(path: Path | None) -> tuple[Correction, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise CorrectionsError(f"{path}: there is no such file; `tilewise data correct` creates one") from None
+        raise CorrectionsError(
+            f"{path}: there is no such file; `tilewise data correct` creates one"
+        ) from None
     except UnicodeDecodeError:
         raise CorrectionsError(f"{path}: not UTF-8; save the table as CSV in UTF-8") from None
     try:
@@ -75,7 +77,7 @@ def read_corrections(path: Path | None) -> tuple[Correction, ...]:
 
 
 def write_corrections(path: Path, corrections: Iterable[Correction]) -> None:
-    """Write a file of corrections, sorted by name so that two people's changes merge; whole, or not at all."""
+    """Write a file of corrections, sorted by name so that git can merge; whole, or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -133,12 +135,16 @@ def count_corrections(sources: Sequence[Source], corrections: Sequence[Correctio
 def _parse(text: str, path: Path) -> tuple[Correction, ...]:
     reader = csv.DictReader(io.StringIO(text))
     if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise CorrectionsError(f"{path}: its columns are {reader.fieldnames}; they must be {','.join(COLUMNS)}")
+        raise CorrectionsError(
+            f"{path}: its columns are {reader.fieldnames}; they must be {','.join(COLUMNS)}"
+        )
     found: dict[str, Correction] = {}
     for row in reader:
         where = f"{path}: line {reader.line_num}"
         if None in row or None in row.values():
-            raise CorrectionsError(f"{where}: {len(COLUMNS)} cells are needed; put quotes around a text with commas")
+            raise CorrectionsError(
+                f"{where}: {len(COLUMNS)} cells are needed; put quotes around a text with commas"
+            )
         item = _checked(Correction(**{key: value.strip() for key, value in row.items()}), where)
         if item.name in found:
             raise CorrectionsError(f"{where}: {item.name} occurs twice; keep the right line")
@@ -150,7 +156,9 @@ def _checked(item: Correction, where: str) -> Correction:
     """Return the correction; raise CorrectionsError where a cell is empty, or a name leads into a folder."""
     empty = [name for name, value in asdict(item).items() if not value.strip()]
     if empty:
-        raise CorrectionsError(f"{where}: no {' and no '.join(empty)}; every cell is filled in, so that others can ask")
+        raise CorrectionsError(
+            f"{where}: no {' and no '.join(empty)}; every cell is filled in, so that others can ask"
+        )
     if any(sign in item.name + item.label for sign in "/\\\n\r\0"):
         raise CorrectionsError(f"{where}: {item.name!r}, {item.label!r}: a name has no folder")
     return item

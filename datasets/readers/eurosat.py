@@ -75,7 +75,7 @@ def _check_rgb_shape(dataset: DatasetReader, name: str) -> None:
 
 
 def rgb_to_dn(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Return DN for EuroSAT's bytes (any shape): (byte − 1) × 2750 / 254, at least 1, since no pixel is missing."""
+    """Return DN for EuroSAT's bytes (any shape): (byte − 1) × 2750 / 254, at least 1."""
     dn = np.rint((rgb.astype(np.float32) - RGB_ZERO) * RGB_DN_PER_STEP)
     return np.clip(dn, 1, None).astype(np.uint16)
 

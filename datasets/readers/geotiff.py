@@ -50,7 +50,7 @@ _ISOLATED_GDAL = {
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_TIFF_INTERNAL_MASK": "YES",
     "GDAL_GEOREF_SOURCES": "INTERNAL",
-    "GTIFF_SRS_SOURCE": "GEOKEYS",  # the CRS as the file has it; looking it up takes as long as reading a tile
+    "GTIFF_SRS_SOURCE": "GEOKEYS",  # looking the CRS up takes as long as reading a tile
     "GTIFF_IGNORE_READ_ERRORS": "NO",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",  # no URL has this ending: GDAL's network is off
     "VSI_CACHE": "NO",
@@ -153,7 +153,7 @@ def check_header(dataset: DatasetReader, name: str) -> None:
 
 
 def _refuse_other_files(dataset: DatasetReader, name: str) -> None:
-    """Refuse a file that names another one as its overviews: GDAL would open that with any driver, URLs included.
+    """Refuse a file that names another one as its overviews: GDAL would open it with any driver, even a URL.
 
     GDAL itself writes this metadata item into side-car files only (gcore/gdaldefaultoverviews.cpp).
     """
@@ -188,14 +188,15 @@ def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
 
 
 def _refuse_padding(dataset: DatasetReader, name: str) -> None:
-    """Refuse a small raster in blocks so large that decoding it would cost as much as decoding a large one."""
+    """Refuse a small raster in blocks so large that decoding them costs as much as a large raster."""
     height, width = dataset.block_shapes[0]
     pixels = math.ceil(dataset.height / height) * height * math.ceil(dataset.width / width) * width
     size = pixels * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
     if size > MAX_PADDING_BYTES and pixels > 4 * dataset.height * dataset.width:
         raise TileShapeError(
             f"{name}: {dataset.width} × {dataset.height} pixels in blocks of {width} × {height} "
-            f"that take {size / 2**20:.0f} MiB when decoded; rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
+            f"that take {size / 2**20:.0f} MiB when decoded; "
+            f"rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
         )
 
 
@@ -239,13 +240,17 @@ def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None 
     try:
         numbers = dataset.read(indexes=list(plan.indexes), window=window)
     except RasterioError as error:
-        raise UnreadableImageError(f"{plan.name}: truncated or corrupt, its pixels cannot be decoded") from error
+        raise UnreadableImageError(
+            f"{plan.name}: truncated or corrupt, its pixels cannot be decoded"
+        ) from error
     if numbers.dtype == np.uint16 and plan.radiometry.is_identity and not plan.no_data:
         return numbers  # they are DN already, 0 = no data: a large scene is not copied
     return plan.radiometry.to_dn(numbers, valid_numbers(numbers, plan.no_data))
 
 
-def read_tile(source: Path | bytes, options: ReadOptions, name: str | None = None, size: int = TILE_SIZE) -> Tile:
+def read_tile(
+    source: Path | bytes, options: ReadOptions, name: str | None = None, size: int = TILE_SIZE
+) -> Tile:
     """Read one `size` × `size` tile from a GeoTIFF.
 
     Raises:
@@ -261,11 +266,13 @@ def read_tile(source: Path | bytes, options: ReadOptions, name: str | None = Non
             )
         plan = plan_reading(dataset, label, options)
         pixels = read_dn(dataset, plan)
-        return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset))
+        return Tile(
+            label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)
+        )
 
 
 def georeference_of(dataset: DatasetReader) -> Georeference | None:
-    """Return the georeference of `dataset`, or None where it has none, or one without longitude and latitude."""
+    """Return the georeference of `dataset`, or None where it has none with longitude and latitude."""
     if dataset.crs is None or dataset.transform.is_identity:
         return None
     georeference = Georeference(dataset.crs, dataset.transform)
@@ -301,7 +308,7 @@ def _named_in_file(descriptions: Sequence[str | None], name: str) -> dict[str, i
 def _select_bands(
     named: dict[str, int], count: int, name: str, given: tuple[str, ...] | None
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return the 1-based indexes and names of the bands to read: those `given`, else those `named` in the file."""
+    """Return the 1-based indexes and names of the bands to read: those `given`, else those `named`."""
     if given is None:
         if not named:
             raise BandsUnknownError(
@@ -312,7 +319,8 @@ def _select_bands(
         return tuple(named.values()), tuple(named)
     if len(given) != count:
         raise BandsUnknownError(
-            f"{name}: {len(given)} band names were given, but the file has {count} bands ({LEAVE_OUT} leaves one out)"
+            f"{name}: {len(given)} band names were given, but the file has {count} bands "
+            f"({LEAVE_OUT} leaves one out)"
         )
     chosen = {band: index for index, band in enumerate(given, start=1) if band != LEAVE_OUT}
     if not chosen:
@@ -320,8 +328,8 @@ def _select_bands(
     wrong = {band: index for band, index in chosen.items() if named.get(band, index) != index}
     if wrong:
         raise BandsUnknownError(
-            f"{name}: the file names its bands itself, and {', '.join(wrong)} are in other positions than in the band "
-            "list; leave the band list out"
+            f"{name}: the file names its bands itself, and {', '.join(wrong)} are in other positions "
+            "than in the band list; leave the band list out"
         )
     return tuple(chosen.values()), tuple(chosen)
 
@@ -383,7 +391,7 @@ class _Layout:
 
 
 def measure_metadata(file: BinaryIO) -> tuple[int, int]:
-    """Return the number of directories in `file` and the bytes of GDAL's metadata in them; (0, 0): not a valid TIFF.
+    """Return the number of directories and the bytes of GDAL's metadata in `file`; (0, 0): not a valid TIFF.
 
     Directories are counted up to one more than `MAX_DIRECTORIES`.
     """

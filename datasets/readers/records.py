@@ -1,4 +1,4 @@
-"""Read labelled tiles together with their records: the metadata that the index keeps and validation checks."""
+"""Read labelled tiles with their records: the metadata that the index keeps and validation checks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence

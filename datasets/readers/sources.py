@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewise.datasets.core.errors import NoTilesError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers import eurosat
@@ -59,8 +60,9 @@ class DatasetCard:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def write(self, root: Path) -> None:
-        """Write the card into the folder `root`."""
-        (root / CARD_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        """Write the card into the folder `root`, whole or not at all."""
+        with atomic_write(root / CARD_NAME) as partial:
+            partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,5 +170,7 @@ def read_card(root: Path) -> dict[str, Any]:
         card = dict(json.loads(path.read_text(encoding="utf-8")))
         Format(card.get("format", Format.GEOTIFF))
     except (ValueError, TypeError) as error:
-        raise NoTilesError(f"{path}: not a valid card ({error}); set `format` to one of {', '.join(Format)}") from error
+        raise NoTilesError(
+            f"{path}: not a valid card ({error}); set `format` to one of {', '.join(Format)}"
+        ) from error
     return card

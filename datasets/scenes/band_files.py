@@ -1,4 +1,4 @@
-"""Read a scene from one GeoTIFF, or from one file per band: `…_B02.tif`, `T29UNU_20221005T115411_B8A_20m.jp2`.
+"""Read a scene from one GeoTIFF, or from one file per band (`…_B02.tif`, `T29UNU_…_B8A_20m.jp2`).
 
 Files belong to one scene where they are in one folder and have the same name but for the band. Of a band in
 several resolutions the finest is read.
@@ -140,7 +140,9 @@ def read_band_files(name: str, paths: Sequence[Path], options: SceneOptions) -> 
         TilewiseError: a file cannot be opened, or its radiometry or georeference are unknown.
     """
     if options.read_options.bands and LEAVE_OUT in options.read_options.bands:
-        raise SceneError(f"{name}: its files name their bands, so {LEAVE_OUT} has no effect; leave --bands out")
+        raise SceneError(
+            f"{name}: its files name their bands, so {LEAVE_OUT} has no effect; leave --bands out"
+        )
     named = [found for path in paths if (found := parse_name(path))]
     files = _finest(named)
     if not files:

@@ -68,11 +68,14 @@ def require_georeference(dataset: DatasetReader, name: str) -> Georeference:
         TileShapeError: it has none, or one without longitude and latitude.
     """
     if dataset.crs is None:
-        raise TileShapeError(f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…")
+        raise TileShapeError(
+            f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…"
+        )
     georeference = georeference_of(dataset)
     if georeference is None:
         raise TileShapeError(
-            f"{name}: its coordinates are missing or not on Earth; set them with gdal_edit.py -a_srs EPSG:… -a_ullr …"
+            f"{name}: its coordinates are missing or not on Earth; set them with gdal_edit.py -a_srs EPSG:… "
+            f"-a_ullr …"
         )
     return georeference
 
@@ -105,7 +108,9 @@ def grid_for_windows(grids: Sequence[Grid], name: str, warp: bool) -> Grid:
         TileShapeError: the finest pixels are not about 10 m, and `warp` is off.
     """
     if len({grid.georeference.crs for grid in grids}) > 1:
-        raise SceneError(f"{name}: its files have different coordinate reference systems; warp them to one first")
+        raise SceneError(
+            f"{name}: its files have different coordinate reference systems; warp them to one first"
+        )
     finest = min(grids, key=lambda grid: grid.pixel_m)
     if warp and not _is_near_10_m(finest):
         return utm_grid(finest, name)
@@ -121,7 +126,9 @@ def utm_grid(grid: Grid, name: str) -> Grid:
     """
     longitude, latitude = _centre(grid)
     if abs(latitude) > _MAX_LATITUDE:
-        raise TileShapeError(f"{name}: it is at latitude {latitude:.1f}, where UTM has no zone; warp it first")
+        raise TileShapeError(
+            f"{name}: it is at latitude {latitude:.1f}, where UTM has no zone; warp it first"
+        )
     crs = CRS.from_epsg(_utm_code(longitude, latitude))
     own_bounds = grid.georeference.bounds(grid.width, grid.height)
     bounds = transform_bounds(grid.georeference.crs, crs, *own_bounds, densify_pts=21)
@@ -129,7 +136,9 @@ def utm_grid(grid: Grid, name: str) -> Grid:
     right, top = (math.ceil(edge / STEP_M - 1e-6) * STEP_M for edge in bounds[2:])
     width, height = round((right - left) / STEP_M), round((top - bottom) / STEP_M)
     if not 0 < max(width, height) <= MAX_SIDE:
-        raise TileShapeError(f"{name}: at 10 m it would have {width:,} × {height:,} pixels; cut it into parts")
+        raise TileShapeError(
+            f"{name}: at 10 m it would have {width:,} × {height:,} pixels; cut it into parts"
+        )
     return Grid(Georeference(crs, Affine(STEP_M, 0, left, 0, -STEP_M, top)), height, width)
 
 

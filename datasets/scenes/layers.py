@@ -111,7 +111,9 @@ class BandFile:
     no_data: float | None = None
 
 
-def layer_of_band(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions) -> tuple[Layer, Level]:
+def layer_of_band(
+    file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions
+) -> tuple[Layer, Level]:
     """Return the layer of a raster with one of the `bands` of the scene `name`, and its processing level.
 
     Raises:
@@ -125,7 +127,9 @@ def layer_of_band(file: BandFile, name: str, bands: tuple[str, ...], options: Re
         radiometry = decide_radiometry(facts, options)
         no_data = dataset.nodata if file.no_data is None else file.no_data
         plan = ReadingPlan(name_of(file.source), (file.index,), (file.band,), radiometry, no_data)
-        return Layer(file.source, plan, grid_of(dataset, name_of(file.source)), block_of(dataset)), radiometry.level
+        return Layer(
+            file.source, plan, grid_of(dataset, name_of(file.source)), block_of(dataset)
+        ), radiometry.level
 
 
 def cloud_layer(
@@ -138,7 +142,9 @@ def cloud_layer(
     """
     with open_raster(source) as dataset:
         if max(indexes) > dataset.count:
-            raise SceneError(f"{name_of(source)}: a cloud mask of {dataset.count} bands; {max(indexes)} are needed")
+            raise SceneError(
+                f"{name_of(source)}: a cloud mask of {dataset.count} bands; {max(indexes)} are needed"
+            )
         return CloudLayer(source, indexes, mask, grid_of(dataset, name_of(source)), flags)
 
 
@@ -156,7 +162,7 @@ def in_canonical_order(plan: ReadingPlan) -> ReadingPlan:
 
 
 def _declared(dataset: DatasetReader, file: BandFile) -> tuple[float | None, float | None]:
-    """Return scale and offset of reflectance: from the metadata beside the raster, else its own, else None."""
+    """Return scale and offset of reflectance: from metadata beside the raster, else its own, or None."""
     scale, offset = file.scale, file.offset or 0.0
     if scale is None:
         scale, offset = dataset.scales[file.index - 1], dataset.offsets[file.index - 1]

@@ -132,7 +132,8 @@ SCENE_OPTIONS = (
         "--warp",
         "warp",
         is_flag=True,
-        help="Resample scenes in degrees, or far from 10 m, to 10 m in their UTM zone; without it they are refused.",
+        help="Resample scenes in degrees, or far from 10 m, to 10 m in their UTM zone; without it they are "
+        "refused.",
     ),
     click.option(
         "--quick-fingerprint",

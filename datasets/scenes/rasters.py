@@ -1,4 +1,4 @@
-"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP ranges; fetch metadata by HTTP.
+"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP; fetch metadata by HTTP.
 
 This is for trusted files, such as those of a batch run. Uploads are opened by
 `tilewise.datasets.readers.geotiff.open_geotiff`, which supports neither JPEG 2000 nor the network.
@@ -44,7 +44,7 @@ _STATE_HEADERS = ("etag", "last-modified", "content-length", "x-goog-hash", "con
 
 @contextmanager
 def scene_gdal(*, remote: bool = False) -> Iterator[None]:
-    """Set GDAL up for reading scenes, in this thread, for the length of the block; `remote`: with a network."""
+    """Set GDAL up for reading scenes, in this thread, during the block; `remote`: with a network."""
     with isolated_gdal(), rasterio.Env(**(_LOCAL | _REMOTE if remote else _LOCAL)):
         yield
 
@@ -99,7 +99,9 @@ def _is_jp2(path: Path) -> bool:
 def _why(source: str | Path) -> str:
     if is_remote(source):
         server = urlsplit(str(source)).netloc
-        return f"{server} does not serve it as a GeoTIFF (.tif) by ranges; download it and classify it from disk"
+        return (
+            f"{server} does not serve it as a GeoTIFF (.tif) by ranges; download it and classify it from disk"
+        )
     if _is_jp2(Path(source)):
         return "a truncated or corrupt JPEG 2000 file"
     return why_unreadable(Path(source))
@@ -119,7 +121,9 @@ def fetch_text(url: str) -> bytes:
             for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > _MAX_BYTES:
-                    raise FetchError(f"{shown(url)}: more than {_MAX_BYTES // 2**20} MiB, too long for STAC metadata")
+                    raise FetchError(
+                        f"{shown(url)}: more than {_MAX_BYTES // 2**20} MiB, too long for STAC metadata"
+                    )
             return content
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchError(f"{shown(url)}: no response ({type(error).__name__}); check the network") from error

@@ -39,8 +39,10 @@ def kernel_for(source: Grid, target: Grid) -> Resampling:
     return Resampling.cubic_spline if source.pixel_m > _COARSER * target.pixel_m else Resampling.cubic
 
 
-def read_onto(target: Grid, window: Window, source: Grid, read: ReadSource, bands: int, kernel: Resampling) -> DN:
-    """Return uint16 (bands, height, width): `window` of the grid `target`, resampled from a raster on `source`."""
+def read_onto(
+    target: Grid, window: Window, source: Grid, read: ReadSource, bands: int, kernel: Resampling
+) -> DN:
+    """Return uint16 (bands, height, width): `window` of `target`, resampled from a raster on `source`."""
     if _is_aligned(target, source):
         return _stretch(target, window, source, read, bands, kernel)
     return _warp_in_cells(target, window, source, read, bands, kernel)
@@ -51,11 +53,16 @@ def _is_aligned(target: Grid, source: Grid) -> bool:
     between = ~source.georeference.transform @ target.georeference.transform
     turned = max(abs(between.b) * target.height, abs(between.d) * target.width)
     return (
-        target.georeference.crs == source.georeference.crs and turned < _TOLERANCE and between.a > 0 and between.e > 0
+        target.georeference.crs == source.georeference.crs
+        and turned < _TOLERANCE
+        and between.a > 0
+        and between.e > 0
     )
 
 
-def _stretch(target: Grid, window: Window, source: Grid, read: ReadSource, bands: int, kernel: Resampling) -> DN:
+def _stretch(
+    target: Grid, window: Window, source: Grid, read: ReadSource, bands: int, kernel: Resampling
+) -> DN:
     """Resample between aligned grids by GDAL's raster I/O, which is several times faster than its warper."""
     found = np.zeros((bands, int(window.height), int(window.width)), np.uint16)
     between = ~source.georeference.transform @ target.georeference.transform
@@ -105,7 +112,9 @@ def _within(offset: float, length: float, step: float, shift: float, size: int) 
     return _Span(begin, stop, start, end, first, min(math.ceil(end) + margin, size) - first)
 
 
-def _warp_in_cells(target: Grid, window: Window, source: Grid, read: ReadSource, bands: int, kernel: Resampling) -> DN:
+def _warp_in_cells(
+    target: Grid, window: Window, source: Grid, read: ReadSource, bands: int, kernel: Resampling
+) -> DN:
     """Warp the cells of a fixed grid that `window` overlaps.
 
     GDAL approximates the transformation between two coordinate reference systems for each array that it
@@ -124,7 +133,9 @@ def _warp_in_cells(target: Grid, window: Window, source: Grid, read: ReadSource,
     return found
 
 
-def _warp(target: Grid, row: int, column: int, source: Grid, read: ReadSource, bands: int, kernel: Resampling) -> DN:
+def _warp(
+    target: Grid, row: int, column: int, source: Grid, read: ReadSource, bands: int, kernel: Resampling
+) -> DN:
     """Return uint16 (bands, _CELL, _CELL): one warped cell."""
     found = np.zeros((bands, _CELL, _CELL), np.uint16)
     steps = _steps(source, target)
@@ -159,7 +170,9 @@ def _steps(source: Grid, target: Grid) -> tuple[float, float]:
     return (across, down) if usable else (1.0, 1.0)
 
 
-def _window_of_source(target: Grid, window: Window, source: Grid, steps: tuple[float, float]) -> Window | None:
+def _window_of_source(
+    target: Grid, window: Window, source: Grid, steps: tuple[float, float]
+) -> Window | None:
     """Return the source pixels that `window` needs, or None where the source has none of them."""
     along = np.linspace(0, 1, _EDGE_POINTS)
     across, down = np.meshgrid(along, along)
@@ -184,7 +197,9 @@ def _in_source(source: Grid, target: Grid, columns: Floats, rows: Floats) -> tup
     """Return the source pixel coordinates of points of the target grid."""
     xs, ys = _apply(target.georeference.transform, columns, rows)
     if target.georeference.crs != source.georeference.crs:
-        xs, ys = (np.asarray(found) for found in transform(target.georeference.crs, source.georeference.crs, xs, ys))
+        xs, ys = (
+            np.asarray(found) for found in transform(target.georeference.crs, source.georeference.crs, xs, ys)
+        )
     return _apply(~source.georeference.transform, xs, ys)
 
 

@@ -60,7 +60,9 @@ def read_safe(folder: Path, options: SceneOptions) -> Parts:
     finest = {image.band: image for image in sorted(images, key=lambda image: -image.metres)}
     bands = tuple(band for band in BAND_NAMES if band in finest)
     if not bands:
-        raise SceneError(f"{folder.name}: none of the image files that its metadata name exists; download it again")
+        raise SceneError(
+            f"{folder.name}: none of the image files that its metadata name exists; download it again"
+        )
     layers, level = [], None
     for band in bands:
         file = BandFile(finest[band].path, band, _tags(root, band))
@@ -71,7 +73,7 @@ def read_safe(folder: Path, options: SceneOptions) -> Parts:
 
 
 def _layer(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions) -> tuple[Layer, Level]:
-    """Return the layer of a band, by the product's own metadata; `options`, meant for other files too, fill gaps."""
+    """Return the layer of a band, by the product's own metadata; `options` fill gaps."""
     try:
         return layer_of_band(file, name, bands, ReadOptions())
     except RadiometryUnknownError:
@@ -81,7 +83,9 @@ def _layer(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptio
 def _metadata(folder: Path) -> Element:
     path = next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
     if path is None:
-        raise SceneError(f"{folder.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again")
+        raise SceneError(
+            f"{folder.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_XML + 1)
@@ -95,7 +99,9 @@ def _metadata(folder: Path) -> Element:
     except OSError as error:
         raise UnreadableImageError(f"{folder.name}: {path.name} cannot be read: {error.strerror}") from error
     if len([granule for granule in root.iter("Granule") if granule.get("granuleIdentifier")]) > 1:
-        raise SceneError(f"{folder.name}: a product of several granules, as before 2016; classify them one by one")
+        raise SceneError(
+            f"{folder.name}: a product of several granules, as before 2016; classify them one by one"
+        )
     return root
 
 
@@ -116,7 +122,9 @@ def _images(root: Element, folder: Path) -> Iterator[_Image]:
 def _tags(root: Element, band: str) -> dict[str, str]:
     """Return the product's metadata on the radiometry of a band, by the names of raster tags."""
     names = ("PROCESSING_LEVEL", "PROCESSING_BASELINE", "PRODUCT_URI", "PRODUCT_TYPE")
-    values = {name: _text(root, name) for name in (*names, "QUANTIFICATION_VALUE", "BOA_QUANTIFICATION_VALUE")}
+    values = {
+        name: _text(root, name) for name in (*names, "QUANTIFICATION_VALUE", "BOA_QUANTIFICATION_VALUE")
+    }
     for name in ("RADIO_ADD_OFFSET", "BOA_ADD_OFFSET"):
         of_band = [e.text for e in root.iter(name) if e.get("band_id") == str(BAND_NAMES.index(band))]
         values[name] = of_band[0] if of_band else None
@@ -137,7 +145,11 @@ def _start(root: Element) -> datetime | None:
 
 def _platform(root: Element, name: str) -> str | None:
     spacecraft = _text(root, "SPACECRAFT_NAME")
-    return spacecraft.lower() if spacecraft and re.fullmatch(r"Sentinel-2[A-D]", spacecraft) else platform_in(name)
+    return (
+        spacecraft.lower()
+        if spacecraft and re.fullmatch(r"Sentinel-2[A-D]", spacecraft)
+        else platform_in(name)
+    )
 
 
 def _clouds(folder: Path, images: list[_Image], mask: CloudMask | None) -> CloudLayer | None:

@@ -150,7 +150,9 @@ class Scene(AbstractContextManager["Scene"]):
 
     def _read_bands(self, window: Window) -> DN:
         if len(self._layers) == 1 and self._layers[0].plan.bands == BAND_NAMES:
-            return self._read_layer(self._layers[0], window)  # without a copy, which matters for a large scene
+            return self._read_layer(
+                self._layers[0], window
+            )  # without a copy, which matters for a large scene
         pixels = np.zeros((BAND_COUNT, int(window.height), int(window.width)), np.uint16)
         for layer in self._layers:
             pixels[positions(layer.plan.bands)] = self._read_layer(layer, window)
@@ -173,7 +175,9 @@ class Scene(AbstractContextManager["Scene"]):
 
         def read(part: Window) -> DN:
             # 1: clear, 2: cloud, 0: unknown.
-            return self._read_valid(dataset, clouds.source, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w))
+            return self._read_valid(
+                dataset, clouds.source, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w)
+            )
 
         if clouds.grid.is_same(self.grid):
             mask = read(window)
@@ -198,7 +202,9 @@ class Scene(AbstractContextManager["Scene"]):
         pixels = np.zeros((count, int(window.height), int(window.width)), np.uint16)
         height, width = dataset.block_shapes[0]
         for row in range(int(window.row_off) // height, -(-int(window.row_off + window.height) // height)):
-            for column in range(int(window.col_off) // width, -(-int(window.col_off + window.width) // width)):
+            for column in range(
+                int(window.col_off) // width, -(-int(window.col_off + window.width) // width)
+            ):
                 part = window.intersection(Window(column * width, row * height, width, height))
                 try:
                     values = read(dataset, part)

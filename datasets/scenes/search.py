@@ -1,4 +1,4 @@
-"""Find scenes: in folders, by patterns, in lists, in STAC metadata. A source that is not a scene is never skipped."""
+"""Find scenes in folders, patterns, lists and STAC metadata; a source that is no scene is never skipped."""
 
 import glob
 import hashlib
@@ -109,7 +109,9 @@ class SceneSource:
         assert mask is not None  # noqa: S101 - the caller checked it
         (path,) = self._mask_paths() or (None,)
         if path is None:
-            raise SceneError(f"{self.name}: no file {mask.pattern} beside the scene; put the cloud mask there")
+            raise SceneError(
+                f"{self.name}: no file {mask.pattern} beside the scene; put the cloud mask there"
+            )
         return cloud_layer(path, mask)
 
     def _mask_paths(self) -> tuple[Path, ...]:
@@ -182,7 +184,8 @@ def find_scenes(
     if not found:
         names = ", ".join(str(source) for source in sources)
         raise NoTilesError(
-            f"{names}: no GeoTIFF ({', '.join(RASTER_SUFFIXES[:2])}) found; name a scene or a folder of scenes"
+            f"{names}: no GeoTIFF ({', '.join(RASTER_SUFFIXES[:2])}) found; "
+            "name a scene or a folder of scenes"
         )
     unique = unique_names([(scene.stem, _folders(scene)) for scene in found.values()])
     return [
@@ -224,7 +227,9 @@ def _of_pattern(pattern: str, skip: tuple[str, ...]) -> Iterator[_Found]:
     """Yield the scenes that a pattern matches: its files together, as if they were in one folder."""
     paths = [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
     if not paths:
-        yield _Found(Path(pattern).stem, Kind.UNKNOWN, (Path(pattern),), problem=f"{pattern}: no file matches")
+        yield _Found(
+            Path(pattern).stem, Kind.UNKNOWN, (Path(pattern),), problem=f"{pattern}: no file matches"
+        )
     files = [path for path in paths if path.suffix.lower() in RASTER_SUFFIXES and path.is_file()]
     yield from _of_rasters(files, [], skip)
     for path in paths:
@@ -238,7 +243,9 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
     products: list[Path] = []
     for here, below, files in os.walk(folder):
         products += [Path(here, name) for name in below if is_safe(Path(here, name))]
-        below[:] = sorted(name for name in below if not name.startswith(".") and Path(here, name) not in products)
+        below[:] = sorted(
+            name for name in below if not name.startswith(".") and Path(here, name) not in products
+        )
         rasters += [Path(here, name) for name in files if _is_raster(name)]
         products += [Path(here, name) for name in files if _ZIPPED.match(name)]
     return sorted(rasters), sorted(products)
@@ -283,7 +290,7 @@ def _of_stac(source: str | Path) -> Iterator[_Found]:
 
 
 def _lines(path: Path) -> Iterator[str | Path]:
-    """Yield the sources in a text list, one a line, `#` before a comment; relative paths start at its folder."""
+    """Yield the sources in a text list, one a line, without comments (#); paths start at its folder."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         source = line.strip()
         if source and not source.startswith("#"):
@@ -297,7 +304,9 @@ def _not_a_scene(path: Path) -> _Found:
     elif _ZIPPED.match(path.name):
         problem = f"{path.name}: a zipped product; unpack it and name the .SAFE folder"
     else:
-        problem = f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"
+        problem = (
+            f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"
+        )
     return _Found(path.stem, Kind.UNKNOWN, (path,), problem=problem)
 
 

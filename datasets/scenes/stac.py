@@ -34,7 +34,7 @@ _LINKS: dict[str, tuple[str, ...]] = {  # relations that lead to more items
     "Collection": ("child", "item", "items"),
     "FeatureCollection": ("next",),
 }
-# Properties of items that correspond to a file's tags (the sentinel-2, processing and Earth Search extensions).
+# Properties of items that correspond to a file's tags (sentinel-2, processing and Earth Search).
 _TAGS = {
     "PROCESSING_BASELINE": ("s2:processing_baseline", "processing:version"),
     "PROCESSING_LEVEL": ("processing:level", "s2:product_type"),
@@ -71,7 +71,9 @@ def read_items(source: str | Path) -> list[Item]:
         content = _load(here)
         found.extend(_items_of(content, here))
         if len(found) > _MAX_ITEMS:
-            raise SceneError(f"{_shown(source)}: more than {_MAX_ITEMS:,} items; name a smaller part of the catalog")
+            raise SceneError(
+                f"{_shown(source)}: more than {_MAX_ITEMS:,} items; name a smaller part of the catalog"
+            )
         for link in _links_of(content, here):
             if link not in seen and len(seen) < _MAX_ITEMS:
                 seen.add(link)
@@ -92,8 +94,8 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
     files = _band_files(item, content, options.read_options)
     if not files:
         raise BandsUnknownError(
-            f"{item.name}: none of its assets is marked as a band of Sentinel-2, by eo:bands, bands or its key; "
-            "name the files themselves, with --bands"
+            f"{item.name}: none of its assets is marked as a band of Sentinel-2, by eo:bands, bands or its "
+            "key; name the files themselves, with --bands"
         )
     layers, level = [], None
     for file in files.values():
@@ -101,7 +103,9 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
         layers.append(layer)
     clouds = _clouds(item, content, options.clouds)
     platform = properties.get("platform")
-    return Parts(tuple(layers), clouds, level, _taken(properties), platform if isinstance(platform, str) else None)
+    return Parts(
+        tuple(layers), clouds, level, _taken(properties), platform if isinstance(platform, str) else None
+    )
 
 
 def files_of(item: Item) -> tuple[str | Path, ...]:
@@ -148,7 +152,11 @@ def _load(source: str) -> dict[str, Any]:
 def _items_of(content: dict[str, Any], base: str) -> Iterator[Item]:
     features = content.get("features", []) if content["type"] == "FeatureCollection" else [content]
     for feature in features if isinstance(features, list) else []:
-        if isinstance(feature, dict) and feature.get("type") == "Feature" and isinstance(feature.get("assets"), dict):
+        if (
+            isinstance(feature, dict)
+            and feature.get("type") == "Feature"
+            and isinstance(feature.get("assets"), dict)
+        ):
             yield Item(str(feature.get("id") or "item"), base, json.dumps(feature, sort_keys=True))
 
 
@@ -156,7 +164,11 @@ def _links_of(content: dict[str, Any], base: str) -> Iterator[str]:
     relations = _LINKS.get(content["type"], ())
     links = content.get("links", [])
     for link in links if isinstance(links, list) else []:
-        if isinstance(link, dict) and link.get("rel") in relations and str(link.get("method", "GET")).upper() == "GET":
+        if (
+            isinstance(link, dict)
+            and link.get("rel") in relations
+            and str(link.get("method", "GET")).upper() == "GET"
+        ):
             yield str(_resolve(str(link.get("href", "")), base))
 
 
@@ -197,7 +209,11 @@ def _band_files(item: Item, content: dict[str, Any], options: ReadOptions) -> di
 
 def _is_of_bands(asset: object) -> bool:
     """Return whether an asset may have bands, and is not a picture."""
-    return isinstance(asset, dict) and bool(asset.get("href")) and not _PICTURES & set(_words(asset.get("roles")))
+    return (
+        isinstance(asset, dict)
+        and bool(asset.get("href"))
+        and not _PICTURES & set(_words(asset.get("roles")))
+    )
 
 
 def _bands_of(key: str, asset: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -228,7 +244,9 @@ def _band_file(
         )
     source = _resolve(str(asset["href"]), item.base)
     if is_remote(source) and _is_jp2(asset):
-        raise SceneError(f"{item.name}: its files are JPEG 2000 on a server; download them and classify them from disk")
+        raise SceneError(
+            f"{item.name}: its files are JPEG 2000 on a server; download them and classify them from disk"
+        )
     tags = {tag: value for tag, keys in _TAGS.items() if (value := _first_text(properties, keys))}
     if applied:
         tags["BOA_ADD_OFFSET"] = "0"

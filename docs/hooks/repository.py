@@ -108,4 +108,8 @@ def _expand(nav: object) -> object:
 def _pages(folder: str) -> list[str]:
     if folder == "rooms":
         return [name for name in beside().values() if PurePosixPath(name).parent.name == folder]
-    return [f"{folder}/{path.name}" for path in sorted((PROJECT / DOCS / folder).glob("*.md")) if path.name != _INDEX]
+    return [
+        f"{folder}/{path.name}"
+        for path in sorted((PROJECT / DOCS / folder).glob("*.md"))
+        if path.name != _INDEX
+    ]

@@ -126,12 +126,15 @@ def explain(
     """
     if not tile.valid_fraction:
         raise NoDataError(
-            f"{tile.name}: no pixel has data in all of {', '.join(tile.bands) or 'its bands'}; nothing to explain"
+            f"{tile.name}: no pixel has data in all of {', '.join(tile.bands) or 'its bands'}; nothing to "
+            f"explain"
         )
     outputs = [output[0] for output in model.session.run(list(OUTPUTS), {INPUT: tile.pixels[None]})]
     probabilities, score = outputs[0], float(outputs[3])
     index = _index_of(model, class_name) if class_name else int(probabilities.argmax())
-    whole, mean = (float(x) for x in session_forward(model, index)(_stack(tile.pixels, without_pattern(tile.pixels))))
+    whole, mean = (
+        float(x) for x in session_forward(model, index)(_stack(tile.pixels, without_pattern(tile.pixels)))
+    )
     found = _attribute_pixels(model, tile, index, method)
     outliers = model.metadata.outliers
     return TileExplanation(
@@ -167,7 +170,10 @@ def ablate_bands(model: ModelFile, tile: Tile, index: int) -> dict[str, BandEffe
         tiles, baselines=float(NO_DATA), feature_mask=mask, perturbations_per_eval=_AT_A_TIME
     )
     whole, drops = float(forward(tiles)[0]), lost[0, indices, 0, 0].tolist()
-    return {name: BandEffect(drop, _probability(whole - drop)) for name, drop in zip(tile.bands, drops, strict=True)}
+    return {
+        name: BandEffect(drop, _probability(whole - drop))
+        for name, drop in zip(tile.bands, drops, strict=True)
+    }
 
 
 def integrate_gradients(graph: TorchGraph, model: ModelFile, tile: Tile, index: int) -> tuple[Values, float]:
@@ -243,7 +249,9 @@ def log_odds(logits: Tensor, index: int) -> Tensor:
     return logits[:, index] - torch.logsumexp(others, 1)
 
 
-def _attribute_pixels(model: ModelFile, tile: Tile, index: int, method: AttributionMethod) -> _PixelAttribution:
+def _attribute_pixels(
+    model: ModelFile, tile: Tile, index: int, method: AttributionMethod
+) -> _PixelAttribution:
     if method is not AttributionMethod.OCCLUSION:
         try:
             graph = verified_graph(model, tile)

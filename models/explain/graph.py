@@ -136,7 +136,9 @@ def _quantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | N
     limits = torch.iinfo(torch.uint8 if zero is None else zero.dtype)
     exact = x / _along(attributes, scale, x)
     rounded = exact + (exact.round() - exact).detach()
-    return (rounded + (0 if zero is None else _along(attributes, zero, x).float())).clamp(limits.min, limits.max)
+    return (rounded + (0 if zero is None else _along(attributes, zero, x).float())).clamp(
+        limits.min, limits.max
+    )
 
 
 def _dequantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:

@@ -25,10 +25,14 @@ _METHODS = {
     AttributionMethod.GRADIENTS: (
         "integrated gradients (Captum), smoothed by a Gaussian of 1 pixel, from the tile's own mean"
     ),
-    AttributionMethod.OCCLUSION: ("occlusion: patches of 8 × 8 pixels, every 4, replaced by the tile's own mean"),
+    AttributionMethod.OCCLUSION: (
+        "occlusion: patches of 8 × 8 pixels, every 4, replaced by the tile's own mean"
+    ),
 }
 _TEMPLATE = "page.html"
-_ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, keep_trailing_newline=True)
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, keep_trailing_newline=True
+)
 
 
 def draw_page(found: TileExplanation, model: ModelFile) -> str:
@@ -64,7 +68,9 @@ def warnings_of(found: TileExplanation, model: ModelFile) -> list[str]:
     if predicted != found.class_name:
         warnings.append(f"The model predicts {predicted}; this explains {found.class_name}, as requested.")
     if found.is_outlier:
-        warnings.append("This tile is out of distribution: neither the prediction nor its explanation is reliable.")
+        warnings.append(
+            "This tile is out of distribution: neither the prediction nor its explanation is reliable."
+        )
     if found.tile.valid_fraction < 1:
         warnings.append(f"{1 - found.tile.valid_fraction:.1%} of the pixels have no data in some band.")
     if model.metadata.synthetic:
@@ -120,7 +126,9 @@ def _facts(found: TileExplanation, model: ModelFile) -> dict[str, str]:
         "bands": "ablation (Captum): each in turn set to no data, by the model file itself",
     }
     if found.gap is not None:
-        facts["exactness"] = f"the contributions of the pixels add up to the difference but for {abs(found.gap):.2g}"
+        facts["exactness"] = (
+            f"the contributions of the pixels add up to the difference but for {abs(found.gap):.2g}"
+        )
     return facts
 
 

@@ -74,18 +74,26 @@ def find_input_stage(graph: onnx.GraphProto) -> InputStage | None:
     if (scale <= 0).any() or np.abs(exact - zero).max() > 1e-2 or zero.min() < 0 or zero.max() >= 2 * MIDDLE:
         return None
     names = tuple(node.name for node in (multiply, add, clip))
-    return InputStage(source, clip.output[0], (1 / (STEPS * scale)).astype(np.float32), zero.astype(np.uint8), names)
+    return InputStage(
+        source, clip.output[0], (1 / (STEPS * scale)).astype(np.float32), zero.astype(np.uint8), names
+    )
 
 
 def quantisation_overrides(input_stage: InputStage) -> dict[str, list[dict[str, npt.NDArray[np.generic]]]]:
     """Return the input stage's scale and zero point, as `TensorQuantOverrides` of onnxruntime's quantiser."""
-    return {input_stage.result: [{"scale": np.array(1 / STEPS, np.float32), "zero_point": np.array(MIDDLE, np.uint8)}]}
+    return {
+        input_stage.result: [
+            {"scale": np.array(1 / STEPS, np.float32), "zero_point": np.array(MIDDLE, np.uint8)}
+        ]
+    }
 
 
 def fold(graph: onnx.GraphProto, input_stage: InputStage) -> None:
     """Replace the input stage of a graph that was quantised with `quantisation_overrides` by one
     QuantizeLinear."""
-    quantise = next(n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == input_stage.result)
+    quantise = next(
+        n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == input_stage.result
+    )
     for name, values in (("input_step", input_stage.step), ("input_zero", input_stage.zero)):
         graph.initializer.append(numpy_helper.from_array(values, name))
     quantise.input[:] = [input_stage.source, "input_step", "input_zero"]
@@ -104,19 +112,25 @@ def _fill_in_eight_bits(graph: onnx.GraphProto, quantise: onnx.NodeProto) -> Non
     larger = made_by.get(quantise.input[0])
     if larger is None or larger.op_type != "Max":
         return
-    fill = next((made_by[name] for name in larger.input if name in made_by and made_by[name].op_type == "Where"), None)
+    fill = next(
+        (made_by[name] for name in larger.input if name in made_by and made_by[name].op_type == "Where"), None
+    )
     if fill is None:
         return
     quantise.input[0] = next(name for name in larger.input if name != fill.output[0])
     bits, quantise.output[0] = quantise.output[0], f"{quantise.output[0]}_unfilled"
     graph.initializer.append(numpy_helper.from_array(np.array(MIDDLE, np.uint8), "input_middle"))
-    chosen = helper.make_node("Where", [fill.input[0], "input_middle", quantise.output[0]], [bits], name="input_fill")
+    chosen = helper.make_node(
+        "Where", [fill.input[0], "input_middle", quantise.output[0]], [bits], name="input_fill"
+    )
     graph.node.insert(list(graph.node).index(quantise) + 1, chosen)
     for node in (larger, fill):
         graph.node.remove(node)
 
 
-def _before(node: onnx.NodeProto | None, kind: str, made_by: dict[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+def _before(
+    node: onnx.NodeProto | None, kind: str, made_by: dict[str, onnx.NodeProto]
+) -> onnx.NodeProto | None:
     """Return the node that computes the first computed input of `node`, if `node` is of that kind."""
     if node is None or node.op_type != kind:
         return None
@@ -165,7 +179,9 @@ class _Tiles(CalibrationDataReader):
         return {INPUT: self._tiles[start : start + _BATCH]}
 
 
-def quantise(source: Path, target: Path, tiles: DN, method: str = "percentile", percentile: float = 99.99) -> None:
+def quantise(
+    source: Path, target: Path, tiles: DN, method: str = "percentile", percentile: float = 99.99
+) -> None:
     """Write the INT8 file of the model file `source` to `target`, with its metadata, without a check.
 
     Args:

@@ -56,7 +56,9 @@ def unfold_weights(opened: ModelFile, backbone: nn.Module, tiles: Tensor) -> dic
 def _state(graph: onnx.GraphProto, classifier: Classifier) -> dict[str, Tensor]:
     """Return the graph's weights as the state of `classifier`; raises KeyError where the graph has no such
     weights."""
-    arrays = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    arrays = {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer
+    }
     inputs = {node.output[0]: list(node.input) for node in graph.node}
     biases = {names[1]: names[2] for names in inputs.values() if len(names) > 2}
     state = classifier.state_dict()
@@ -75,7 +77,9 @@ def _normalisations(classifier: Classifier) -> Iterator[tuple[str, nn.BatchNorm2
     """Yield each normalisation that export folds into the convolution before it, with the name of the
     pair."""
     for name, module in classifier.backbone.named_modules(prefix="backbone"):
-        if isinstance(module, nn.Sequential) and len(module) == 2:  # `tilewise.models.network.backbones.conv_norm`
+        if (
+            isinstance(module, nn.Sequential) and len(module) == 2
+        ):  # `tilewise.models.network.backbones.conv_norm`
             first, second = module
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                 yield name, second
@@ -112,7 +116,9 @@ def _moments(x: Tensor) -> Tensor:
 def _compare(classifier: Classifier, opened: ModelFile) -> None:
     """Refuse weights with which the network is another function than the file, for any number of
     symmetries."""
-    tiles = np.random.default_rng(0).integers(1, 4000, (2, BAND_COUNT, TILE_SIZE, TILE_SIZE)).astype(np.uint16)
+    tiles = (
+        np.random.default_rng(0).integers(1, 4000, (2, BAND_COUNT, TILE_SIZE, TILE_SIZE)).astype(np.uint16)
+    )
     expected = opened.session.run([_LOGITS], {INPUT: tiles})[0]
     for classifier.symmetries in _SYMMETRIES:
         with torch.no_grad():

@@ -143,14 +143,18 @@ def _stem(channels: Sequence[int]) -> nn.Sequential:
     if len(channels) == 1:
         return _patches(channels[0], 4)
     first, second = channels
-    return nn.Sequential(conv_norm(BAND_COUNT, first, 4, 2), nn.ReLU(), conv_norm(first, second, 3, 2), nn.ReLU())
+    return nn.Sequential(
+        conv_norm(BAND_COUNT, first, 4, 2), nn.ReLU(), conv_norm(first, second, 3, 2), nn.ReLU()
+    )
 
 
 def _patches(channels: int, window: int) -> nn.Sequential:
     return nn.Sequential(conv_norm(BAND_COUNT, channels, window, 4), nn.ReLU())
 
 
-_SQUARE_ONLY = {"image_size": TILE_SIZE}  # vision transformers fix the size of their input when they are built
+_SQUARE_ONLY = {
+    "image_size": TILE_SIZE
+}  # vision transformers fix the size of their input when they are built
 
 
 class TorchvisionBackbone(nn.Module):

@@ -52,7 +52,9 @@ class Classifier(nn.Module):
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Map DN (batch, 13, 64, 64), uint16 or float, to logits (batch, classes) and embedding (batch,
         features)."""
-        embedding = self._embed(tiles) if self.training or self.symmetries == 1 else self._embed_symmetries(tiles)
+        embedding = (
+            self._embed(tiles) if self.training or self.symmetries == 1 else self._embed_symmetries(tiles)
+        )
         return self.head(embedding), embedding
 
     def _embed(self, tiles: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ class InputCheck(nn.Module):
     def fit(self, pairs: Iterable[tuple[DN, DN]], seed: int = 0) -> None:
         """Fit to sampled pixels (n, 13, height, width) of valid tiles and of faulty ones, batch by batch."""
         described = [[statistics(torch.from_numpy(pixels).float()) for pixels in pair] for pair in pairs]
-        valid, faulty = (Statistics(*map(torch.cat, zip(*side, strict=True))) for side in zip(*described, strict=True))
+        valid, faulty = (
+            Statistics(*map(torch.cat, zip(*side, strict=True))) for side in zip(*described, strict=True)
+        )
         self._fit_scale(valid.values.double().numpy(), (valid.valid > 0).numpy())
         x = torch.cat([self._features(valid), self._features(faulty)])
         y = torch.cat([torch.zeros(len(valid.valid)), torch.ones(len(faulty.valid))])
@@ -162,7 +164,10 @@ def _fit_layers(features: Tensor, faulty: Tensor, seed: int) -> tuple[nn.Linear,
     return first, last
 
 
-METHOD = "the largest of distance (relative Mahalanobis) and doubt (largest logit), input check, and missing pixels"
+METHOD = (
+    "the largest of distance (relative Mahalanobis) and doubt (largest logit), input check, "
+    "and missing pixels"
+)
 FALSE_ALARMS = 0.05  # fraction of in-distribution tiles above the threshold, of the kind with most of them
 MAX_MISSING = 0.02  # fraction of missing pixels at which a tile is flagged: training tiles miss none
 # Fractions of in-distribution tiles below the score 0. The content score ranks all tiles; the input check is
@@ -218,7 +223,9 @@ class OutlierScore(nn.Module):
         self.spread.copy_((far - middle).clamp(min=_MIN_SPREAD))
         scores = self._scores(every)
         usual = torch.stack([scores[:, n].quantile(fraction) for n, fraction in enumerate(_LOWEST)])
-        limit = torch.stack([self._scores(kind).quantile(1 - false_alarms / 2, dim=0) for kind in kinds]).amax(0)
+        limit = torch.stack(
+            [self._scores(kind).quantile(1 - false_alarms / 2, dim=0) for kind in kinds]
+        ).amax(0)
         self.usual.copy_(usual)
         self.per_limit.copy_(1 / (limit - usual).clamp(min=_MIN_SPREAD))
         self.per_missing.fill_(1 / MAX_MISSING)
@@ -244,7 +251,9 @@ class OutlierScore(nn.Module):
         """
         near, every = self.distance, self.background
         white = embedding @ torch.cat([near.whitening, every.whitening], dim=1)
-        ends = torch.ones_like(near.whitening[:, :1])  # a column: onnxruntime multiplies no batch of 0 by a vector
+        ends = torch.ones_like(
+            near.whitening[:, :1]
+        )  # a column: onnxruntime multiplies no batch of 0 by a vector
         squares = ((white * white) @ torch.cat([ends, -ends])).squeeze(1)
         towards = 2 * (every.whitening @ every.means.t() - near.whitening @ near.means.t())
         offset = (near.means * near.means).sum(1) - (every.means * every.means).sum(1)

@@ -50,7 +50,9 @@ class Preprocess(nn.Module):
         known = spread > 0
         # Wider steps where the mean is more than 128 steps above 0: DN 0 too must have an 8-bit value.
         step = torch.maximum(spread / STEPS, middle / MIDDLE).clamp(min=1e-6)
-        above = (middle / step).round()  # whole steps, so that the mean of every band has the same 8-bit value
+        above = (
+            middle / step
+        ).round()  # whole steps, so that the mean of every band has the same 8-bit value
         self._register("fill", torch.where(known, above * step, 0.0))
         self._register("scale", torch.where(known, 1 / (STEPS * step), 0.0))
         self._register("shift", torch.where(known, -above / STEPS, 0.0))

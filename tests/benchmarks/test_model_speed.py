@@ -10,7 +10,9 @@ import pytest
 def test_it_prints_a_row_for_each_engine_that_is_there(
     skilled_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = "--engines onnxruntime --batches 1,2 --rounds 2 --seconds 0.01 --core-seconds --networks timm/nothing"
+    options = (
+        "--engines onnxruntime --batches 1,2 --rounds 2 --seconds 0.01 --core-seconds --networks timm/nothing"
+    )
     monkeypatch.setattr(sys, "argv", ["model_speed.py", "--model", str(skilled_model), *options.split()])
     monkeypatch.setattr(model_speed.importlib.util, "find_spec", lambda name: None)
     model_speed.main()
@@ -30,6 +32,8 @@ def test_work_is_counted_from_the_graph(skilled_model: Path) -> None:
 
 
 def test_a_model_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["model_speed.py", "--model", str(tmp_path / "model.onnx"), "--networks", ""])
+    monkeypatch.setattr(
+        sys, "argv", ["model_speed.py", "--model", str(tmp_path / "model.onnx"), "--networks", ""]
+    )
     with pytest.raises(SystemExit, match="there is no such model"):
         model_speed.main()

@@ -15,7 +15,9 @@ def find_browser() -> str:
     """Return the path of a browser; the test skips where there is none."""
     found = os.environ.get("TILEWISE_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        pytest.skip("no browser: install chromium (apt-get install chromium), or set TILEWISE_CHROMIUM to its path")
+        pytest.skip(
+            "no browser: install chromium (apt-get install chromium), or set TILEWISE_CHROMIUM to its path"
+        )
     return found
 
 

@@ -1,4 +1,5 @@
-"""A small real HTTP server that stands before the service: it lets requests by, refuses some, hangs up on some."""
+"""A small real HTTP server that stands before the service: it lets requests by, refuses some, hangs up on
+some."""
 
 import socket
 import threading
@@ -19,7 +20,8 @@ class Gate:
     Attributes:
         url: where it listens.
         behind: the service's URL.
-        refusals: what becomes of the next requests, one each: a status and headers, or None to hang up. With the header
+        refusals: what becomes of the next requests, one each: a status and headers, or None to hang up. With
+            the header
             `Connection: close` a body is left unread, as a service does that has no room for it.
         meet: requests that must have come before any of them is let by.
         arrivals: when each request came, in seconds of a monotonic clock.
@@ -81,7 +83,9 @@ def _handler(gate: Gate) -> Callable[..., BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
             elif refusal:
-                self._send(refusal[0], refusal[1], b'{"error": {"code": "overloaded", "message": "no", "hint": ""}}')
+                self._send(
+                    refusal[0], refusal[1], b'{"error": {"code": "overloaded", "message": "no", "hint": ""}}'
+                )
             else:
                 self._forward(body)
 
@@ -90,9 +94,16 @@ def _handler(gate: Gate) -> Callable[..., BaseHTTPRequestHandler]:
                 gate.meet.wait(20)
             overrides = {name: value for name, value in self.headers.items() if name.lower() != "host"}
             answer = httpx.request(
-                self.command, gate.behind + self.path, content=body, headers=overrides, trust_env=False, timeout=30
+                self.command,
+                gate.behind + self.path,
+                content=body,
+                headers=overrides,
+                trust_env=False,
+                timeout=30,
             )
-            passed = {n: v for n, v in answer.headers.items() if n not in ("content-length", "date", "connection")}
+            passed = {
+                n: v for n, v in answer.headers.items() if n not in ("content-length", "date", "connection")
+            }
             self._send(answer.status_code, passed, answer.content)
 
         def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:

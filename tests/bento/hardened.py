@@ -27,7 +27,8 @@ class Answer:
 
 
 def say(url: str, *pieces: bytes, pause: float = 0.05, patience: float = 15) -> Answer:
-    """Send pieces over a new connection, with pauses; return what comes until the server closes or the answer is whole.
+    """Send pieces over a new connection, with pauses; return what comes until the server closes or the answer
+    is whole.
 
     A connection that is closed without a word is status 0.
     """

@@ -37,7 +37,9 @@ def home(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_build(model: Path, home: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, "-m", "tilewise", "build", "--model", str(model), *options]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
 
 
 def test_the_bentofile_lists_the_core_dependencies() -> None:
@@ -47,7 +49,9 @@ def test_the_bentofile_lists_the_core_dependencies() -> None:
 
 
 def test_pins_follow_requirements_and_extras_and_leave_out_other_platforms() -> None:
-    names = {pin.partition("==")[0] for pin in pinned(["httpx>=0.27", "nothing-such; sys_platform == 'plan9'"])}
+    names = {
+        pin.partition("==")[0] for pin in pinned(["httpx>=0.27", "nothing-such; sys_platform == 'plan9'"])
+    }
     assert {"httpx", "httpcore", "certifi", "h11", "idna", "anyio"} <= names
     assert "nothing-such" not in names
 
@@ -74,7 +78,9 @@ def test_the_bento_holds_the_code_the_model_and_pins_but_neither_torch_nor_train
     pins = (bento / "env/python/requirements.txt").read_text().splitlines()
     names = {line.partition("==")[0] for line in pins if line}
     assert {"onnxruntime", "rasterio", "bentoml", "starlette"} <= names
-    assert all("==" in line for line in pins if line), "every version is pinned, and no package index is named"
+    assert all("==" in line for line in pins if line), (
+        "every version is pinned, and no package index is named"
+    )
     assert names.isdisjoint(WITHOUT)
     labels = yaml.safe_load((bento / "bento.yaml").read_text())["labels"]
     assert labels["model-sha256"] == Engine(linear_model, threads=1).sha256
@@ -97,7 +103,8 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
         f"        if name.partition('.')[0] in {WITHOUT}:\n"
         "            raise ModuleNotFoundError(name)\n"
         # An editable installation would lend the bento what it lacks.
-        "lent = [each for each in sys.meta_path if getattr(each, '__module__', '').startswith('__editable')]\n"
+        "lent = [each for each in sys.meta_path if getattr(each, '__module__', "
+        "'').startswith('__editable')]\n"
         "sys.meta_path[:] = [each for each in sys.meta_path if each not in lent]\n"
         "sys.meta_path.insert(0, Absent())\n"
     )
@@ -105,7 +112,9 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
     tile = tmp_path / "tile.tif"
     write_tile(synthesise_tile("Forest", 1, 5), tile)
     # `tmp_path` is where it is started: none of the checkout's files is near.
-    with served_by("tilewise:1.2.3", home, cwd=tmp_path, PYTHONPATH=str(tmp_path), TILEWISE_WORKERS="1") as server:
+    with served_by(
+        "tilewise:1.2.3", home, cwd=tmp_path, PYTHONPATH=str(tmp_path), TILEWISE_WORKERS="1"
+    ) as server:
         answer = httpx.post(
             f"{server.url}/classify", files={"tiles": tile.read_bytes()}, trust_env=False, timeout=30
         ).json()
@@ -114,11 +123,17 @@ def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
     assert card["sha256"] == answer["model"]["sha256"] == Engine(linear_model, threads=1).sha256
 
 
-def test_the_same_version_again_is_the_same_bento_or_refused(home: Path, linear_model: Path, tmp_path: Path) -> None:
+def test_the_same_version_again_is_the_same_bento_or_refused(
+    home: Path, linear_model: Path, tmp_path: Path
+) -> None:
     again = run_build(linear_model, home, "--version", "1.2.3", "--keep")
     assert again.stdout.strip() == "tilewise:1.2.3", again.stderr
-    other = write_model(tmp_path / "model.onnx", metadata(CLASSES).model_dump_json(), weights=np.ones((14, 10), "f4"))
-    int8_of(linear_model).write_bytes(linear_model.read_bytes())  # a second form, which that bento does not hold
+    other = write_model(
+        tmp_path / "model.onnx", metadata(CLASSES).model_dump_json(), weights=np.ones((14, 10), "f4")
+    )
+    int8_of(linear_model).write_bytes(
+        linear_model.read_bytes()
+    )  # a second form, which that bento does not hold
     assert run_build(linear_model, home, "--version", "1.2.3", "--keep").returncode == 1
     int8_of(linear_model).unlink()
     refused = run_build(other, home, "--version", "1.2.3", "--keep")

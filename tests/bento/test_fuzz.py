@@ -1,7 +1,7 @@
 """Fuzzing, in short: whatever is uploaded, the answer is a refusal or an answer, never a failure.
 
-The long run is `python benchmarks/fuzz.py`; here are some hundred of its requests, and files that Hypothesis makes,
-which shrink to the smallest one that fails. Both are the same in every run.
+The long run is `python benchmarks/fuzz.py`; here are some hundred of its requests, and files that Hypothesis
+makes, which shrink to the smallest one that fails. Both are the same in every run.
 """
 
 import asyncio
@@ -53,7 +53,9 @@ entries = st.builds(
     data=st.binary(max_size=80),
     place=st.none() | numbers,
 )
-texts = st.builds(tiffs.text, st.sampled_from([tiffs.GDAL_METADATA, tiffs.GDAL_NO_DATA, tiffs.GEO_ASCII]), st.binary())
+texts = st.builds(
+    tiffs.text, st.sampled_from([tiffs.GDAL_METADATA, tiffs.GDAL_NO_DATA, tiffs.GEO_ASCII]), st.binary()
+)
 
 
 @st.composite
@@ -61,21 +63,27 @@ def files(draw: st.DrawFn) -> bytes:
     """Sound files with some entries of their directories replaced, and perhaps cut off."""
     sound = draw(st.sampled_from(SOUND))
     changed = tiffs.put(list(sound.entries), *draw(st.lists(entries | texts, min_size=1, max_size=4)))
-    content = tiffs.build(sound, changed, draw(st.none() | st.just(0) | numbers.filter(lambda place: place < 2**32)))
+    content = tiffs.build(
+        sound, changed, draw(st.none() | st.just(0) | numbers.filter(lambda place: place < 2**32))
+    )
     return content[: draw(st.none() | st.integers(0, len(content)))]
 
 
 def test_the_files_that_are_mutated_are_sound(engine: Engine) -> None:
     overrides = ReadOptions(level=Level.L2A, scale=0.0001, offset=0)
     assert all(
-        "class" in result for result in classify_uploads(engine, [Upload("a", file, overrides) for file in FILES])
+        "class" in result
+        for result in classify_uploads(engine, [Upload("a", file, overrides) for file in FILES])
     )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # GDAL's messages hold bytes of files
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # GDAL's messages hold bytes of files
 @SAME_EVERY_TIME
 @given(
-    content=files(), overrides=st.sampled_from([ReadOptions(), ReadOptions(level=Level.L2A, scale=0.0001, offset=0)])
+    content=files(),
+    overrides=st.sampled_from([ReadOptions(), ReadOptions(level=Level.L2A, scale=0.0001, offset=0)]),
 )
 def test_any_file_is_answered_or_refused(engine: Engine, content: bytes, overrides: ReadOptions) -> None:
     (result,) = classify_uploads(engine, [Upload("a.tif", content, overrides)])
@@ -85,8 +93,12 @@ def test_any_file_is_answered_or_refused(engine: Engine, content: bytes, overrid
 
 
 headers = st.builds(
-    lambda descr, fortran, shape: f"{{'descr': {descr!r}, 'fortran_order': {fortran!r}, 'shape': {shape!r}, }}\n",
-    st.sampled_from(arrays.DTYPES) | st.text(max_size=5) | st.lists(st.tuples(st.text(max_size=2), st.just("<u2"))),
+    lambda descr, fortran, shape: (
+        f"{{'descr': {descr!r}, 'fortran_order': {fortran!r}, 'shape': {shape!r}, }}\n"
+    ),
+    st.sampled_from(arrays.DTYPES)
+    | st.text(max_size=5)
+    | st.lists(st.tuples(st.text(max_size=2), st.just("<u2"))),
     st.booleans() | st.none(),
     st.lists(st.integers(-2, 70) | st.integers(), max_size=5).map(tuple) | st.text(max_size=3),
 )
@@ -99,7 +111,9 @@ headers = st.builds(
     version=st.tuples(st.integers(0, 4), st.integers(0, 1)),
     length=st.none() | numbers,
 )
-def test_any_array_is_read_or_refused(header: bytes, body: bytes, version: tuple[int, int], length: int | None) -> None:
+def test_any_array_is_read_or_refused(
+    header: bytes, body: bytes, version: tuple[int, int], length: int | None
+) -> None:
     with suppress(HTTPException, TilewiseError):  # any other error is a failure
         assert len(parse_npy(arrays.array_file(header, body, version, length), ReadOptions(), 256)) <= 1
 
@@ -111,7 +125,9 @@ def test_hostile_requests_of_all_kinds_are_answered_or_refused(unguarded: Server
     answers = asyncio.run(send(int(unguarded.url.rpartition(":")[2]), requests))
     faults = [(index, heard.fault) for index, heard in enumerate(answers) if heard.fault]
     assert not faults
-    silent = [index for index, heard in enumerate(answers) if not heard.status and requests[index].kind != "wire"]
+    silent = [
+        index for index, heard in enumerate(answers) if not heard.status and requests[index].kind != "wire"
+    ]
     assert not silent
     assert Counter(heard.status // 100 for heard in answers)[2] > REQUESTS // 20  # some are still sound
     assert len({request.kind for request in requests}) >= 9

@@ -130,7 +130,9 @@ def test_the_gauges_of_a_killed_process_go_when_another_takes_its_place(service:
 
 def test_only_the_dead_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(metrics.SHARED_FOLDER, str(tmp_path))
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30
+    )
     dead, alive = int(ended.stdout), os.getpid()
     for pid in (dead, alive):
         for kind in ("gauge_livesum", "gauge_livemax", "counter"):
@@ -148,5 +150,7 @@ def test_tiles_as_an_array_are_counted_too(service: Server) -> None:
     stream = io.BytesIO()
     np.save(stream, tiles(5, seed=3))
     headers = {"Content-Type": "application/octet-stream"}
-    httpx.post(f"{service.url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30)
+    httpx.post(
+        f"{service.url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30
+    )
     assert sum(samples(service.url, "tilewise_tiles_total").values()) == before + 5

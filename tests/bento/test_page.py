@@ -46,7 +46,9 @@ def model(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The linear model, with all optional metadata."""
     known = metadata(CLASSES).model_copy(
         update={
-            "prediction_sets": PredictionSets(method="split", thresholds={0.8: 0.4, 0.9: 0.02}, calibrated_on="tests"),
+            "prediction_sets": PredictionSets(
+                method="split", thresholds={0.8: 0.4, 0.9: 0.02}, calibrated_on="tests"
+            ),
             "outliers": Outliers(method="distance", threshold=BRIGHT, false_alarms=0.01),
             "metrics": {"val/accuracy": 0.925, "val/macro_f1": 0.9},
             "licence": "CC0-1.0",
@@ -90,7 +92,9 @@ class Visit:
         self.page.goto(url)
 
     def _note(self, message: ConsoleMessage) -> None:
-        if message.type == "error" and "Failed to load resource" not in message.text:  # an error response is expected
+        if (
+            message.type == "error" and "Failed to load resource" not in message.text
+        ):  # an error response is expected
             self.errors.append(message.text)
 
     @property
@@ -164,7 +168,13 @@ def test_the_page_and_its_files_are_served_and_kept_by_browsers_until_they_chang
 def test_the_policy_lets_only_the_services_own_code_run(server: Server) -> None:
     policy = httpx.get(server.url, trust_env=False, timeout=30).headers["content-security-policy"]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
-    assert rules["default-src"] == rules["form-action"] == rules["frame-ancestors"] == rules["base-uri"] == "'none'"
+    assert (
+        rules["default-src"]
+        == rules["form-action"]
+        == rules["frame-ancestors"]
+        == rules["base-uri"]
+        == "'none'"
+    )
     assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
     markup = (FOLDER / "index.html").read_text()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", markup)
@@ -176,7 +186,9 @@ def test_the_policy_lets_only_the_services_own_code_run(server: Server) -> None:
 def share_filled(bar: Locator) -> float:
     """Percent of its track that a bar fills; read again while the card is redrawn, as pictures arrive."""
     for _ in range(40):
-        share = float(bar.evaluate("bar => 100 * bar.getBoundingClientRect().width / bar.parentElement.clientWidth"))
+        share = float(
+            bar.evaluate("bar => 100 * bar.getBoundingClientRect().width / bar.parentElement.clientWidth")
+        )
         if math.isfinite(share):
             return share
         bar.page.wait_for_timeout(50)
@@ -190,7 +202,9 @@ def test_a_tile_is_answered_with_its_class_bars_set_pictures_and_place(visit: Vi
     expect(card.locator("h4")).to_contain_text("wood.tif")
     expect(card.locator(".class")).to_contain_text(re.compile(r"Forest\s*\d+(\.\d)? %"))
     expect(card.locator(".set")).to_contain_text("Prediction set (90 % coverage): Forest")
-    shares = [float(re.sub(r"[<>%\s]", "", text)) for text in card.locator(".bars .value").all_text_contents()]
+    shares = [
+        float(re.sub(r"[<>%\s]", "", text)) for text in card.locator(".bars .value").all_text_contents()
+    ]
     assert len(shares) == len(CLASSES)
     assert shares == sorted(shares, reverse=True)
     assert share_filled(card.locator(".bars .fill").first) == pytest.approx(shares[0], abs=2)
@@ -209,10 +223,14 @@ def test_a_tile_is_answered_with_its_class_bars_set_pictures_and_place(visit: Vi
 
 
 def test_many_tiles_go_in_groups_and_are_summed_up(visit: Visit) -> None:
-    files = {f"{label}.tif": tile_file(tile) for label, tile in TILES.items()}  # more than the service takes at once
+    files = {
+        f"{label}.tif": tile_file(tile) for label, tile in TILES.items()
+    }  # more than the service takes at once
     visit.upload(files)
     visit.says("10 files classified")
-    assert visit.cards().locator("h4").all_text_contents() == [f"{n}{name}" for n, name in enumerate(files, start=1)]
+    assert visit.cards().locator("h4").all_text_contents() == [
+        f"{n}{name}" for n, name in enumerate(files, start=1)
+    ]
     answered = Counter(visit.page.locator(".class span:nth-child(2)").all_text_contents())
     names = visit.page.locator("#summary th").all_text_contents()
     numbers = [int(text.split()[0]) for text in visit.page.locator("#summary td").all_text_contents()]
@@ -392,7 +410,9 @@ def test_results_are_downloaded_as_geojson_and_csv(visit: Visit) -> None:
     assert [feature["properties"]["kind"] for feature in features] == ["tile", *["scene"] * 6, "tile"]
     assert features[0]["geometry"] == TILES["Forest"].footprint
     assert features[0]["properties"]["class"] == "Forest"
-    assert features[0]["properties"]["probability"] == max(features[0]["properties"]["probabilities"].values())
+    assert features[0]["properties"]["probability"] == max(
+        features[0]["properties"]["probabilities"].values()
+    )
     assert features[7]["properties"]["error"]["code"] == "unreadable_image"
     with visit.page.expect_download() as caught:
         visit.page.get_by_role("button", name="Download CSV").click()
@@ -452,7 +472,8 @@ def test_names_that_are_markup_are_shown_as_text(visit: Visit) -> None:
 def test_the_browser_itself_keeps_text_from_becoming_code(visit: Visit) -> None:
     for attack in (
         "document.body.innerHTML = '<b>x</b>'",
-        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 1'}))",
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title "
+        "= 1'}))",
         "document.createElement('script').src = '/page/page.js'",
     ):
         with pytest.raises(Exception, match="Trusted"):
@@ -540,7 +561,9 @@ def tab_through(page: Page) -> list[str]:
 
 def test_answers_are_told_to_screen_readers(visit: Visit) -> None:
     visit.upload({"wood.tif": FOREST, "notes.tif": b"x"})
-    expect(visit.page.get_by_role("status").first).to_contain_text("1 file classified, 1 file could not be classified.")
+    expect(visit.page.get_by_role("status").first).to_contain_text(
+        "1 file classified, 1 file could not be classified."
+    )
     expect(visit.page.get_by_role("list", name="Probabilities", exact=True)).to_be_visible()
     drawing = visit.page.get_by_role("img", name=re.compile(r"Footprints of 1 file, from .*° N"))
     expect(drawing).to_be_visible()

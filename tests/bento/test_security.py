@@ -79,13 +79,21 @@ def test_no_upload_makes_the_service_open_a_file_or_a_connection(
 ) -> None:
     for name in (canary.names[0], canary.names[-1]):
         files = [with_entries(tiffs.text(tiffs.GDAL_METADATA, text)) for text in tiffs.references(name)]
-        files += [with_entries(*tiffs.geo_keys(SOUND, text, key)) for text in tiffs.esri(name) for key in (1026, 3073)]
+        files += [
+            with_entries(*tiffs.geo_keys(SOUND, text, key))
+            for text in tiffs.esri(name)
+            for key in (1026, 3073)
+        ]
         for content in [*files, *other_formats(name)]:
             assert client.post(route, content=content, headers=TIFF).status_code < 500
 
 
-def test_metadata_that_name_another_file_as_overviews_are_refused(client: httpx.Client, canary: Canary) -> None:
-    metadata = tiffs.text(tiffs.GDAL_METADATA, tiffs.gdal_metadata([("OVERVIEW_FILE", "OVERVIEWS", canary.names[0])]))
+def test_metadata_that_name_another_file_as_overviews_are_refused(
+    client: httpx.Client, canary: Canary
+) -> None:
+    metadata = tiffs.text(
+        tiffs.GDAL_METADATA, tiffs.gdal_metadata([("OVERVIEW_FILE", "OVERVIEWS", canary.names[0])])
+    )
     error = refused(
         client.post("/preview?bands=l1c&level=L1C&offset=0", content=with_entries(metadata), headers=TIFF),
         415,
@@ -145,7 +153,9 @@ def test_nothing_is_unpickled(client: httpx.Client, tmp_path: Path) -> None:
     mark.unlink()
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"
     for body in (arrays.array_file(header, pickled), pickled):
-        refused(client.post("/classify", content=body, headers={"content-type": "application/octet-stream"}), 400)
+        refused(
+            client.post("/classify", content=body, headers={"content-type": "application/octet-stream"}), 400
+        )
     for kind in ("application/vnd.bentoml+pickle", "application/python-pickle"):
         refused(client.post("/classify", content=pickled, headers={"content-type": kind}), 415)
     assert not mark.exists()
@@ -158,7 +168,9 @@ def test_nothing_is_unpickled(client: httpx.Client, tmp_path: Path) -> None:
 def test_an_array_header_that_python_cannot_parse_is_refused(client: httpx.Client, header: str) -> None:
     for version in ((1, 0), (2, 0), (3, 0), (9, 9)):
         body = arrays.array_file(header.encode(), b"", version)
-        error = refused(client.post("/classify", content=body, headers={"content-type": "application/x-npy"}), 400)
+        error = refused(
+            client.post("/classify", content=body, headers={"content-type": "application/x-npy"}), 400
+        )
         assert error["message"] == "a broken .npy file"
 
 
@@ -168,7 +180,9 @@ def test_an_array_header_that_python_cannot_parse_is_refused(client: httpx.Clien
 def test_a_small_file_that_decodes_to_gigabytes_is_refused_by_its_header(client: httpx.Client) -> None:
     big = tiffs.number(SOUND, tiffs.TILE_WIDTH, 16384), tiffs.number(SOUND, tiffs.TILE_LENGTH, 16384)
     entries = [
-        entry for entry in SOUND.entries if entry.tag not in (tiffs.STRIP_OFFSETS, tiffs.STRIP_COUNTS, tiffs.ROWS)
+        entry
+        for entry in SOUND.entries
+        if entry.tag not in (tiffs.STRIP_OFFSETS, tiffs.STRIP_COUNTS, tiffs.ROWS)
     ]
     places = (
         tiffs.number(SOUND, tiffs.TILE_OFFSETS, *[8] * 13),
@@ -197,7 +211,9 @@ def test_a_tile_in_blocks_that_are_all_padding_is_refused_before_they_are_decode
 def test_a_scene_larger_than_allowed_is_refused_by_its_header(client: httpx.Client) -> None:
     wide = tiffs.number(SOUND, tiffs.WIDTH, 2**31 - 1), tiffs.number(SOUND, tiffs.LENGTH, 2**31 - 1)
     for route in ("/scene", "/preview"):
-        response = client.post(f"{route}?bands=l1c&level=L1C&offset=0", content=with_entries(*wide), headers=TIFF)
+        response = client.post(
+            f"{route}?bands=l1c&level=L1C&offset=0", content=with_entries(*wide), headers=TIFF
+        )
         refused(response, 413, 415, 422)
     still_serves(client)
 
@@ -239,15 +255,21 @@ def test_a_form_of_ten_thousand_parts_or_of_endless_headers_is_refused(client: h
     still_serves(client)
 
 
-@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "base64", "utf-7", "\\x00", "unicode_escape"])
-def test_a_form_in_another_charset_is_refused_before_it_is_decoded(client: httpx.Client, charset: str) -> None:
+@pytest.mark.parametrize(
+    "charset", ["punycode", "idna", "undefined", "base64", "utf-7", "\\x00", "unicode_escape"]
+)
+def test_a_form_in_another_charset_is_refused_before_it_is_decoded(
+    client: httpx.Client, charset: str
+) -> None:
     body = multipart([part(b"level", b"a-" * 4000, None), part(b"tiles", TILE, b"\\ud800.tif")])
     kind = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
     for route in ("/classify", "/preview"):
         assert "charset" in refused(client.post(route, content=body, headers=kind), 400)["message"]
 
 
-def test_a_client_that_leaves_in_the_middle_is_no_failure_of_ours(client: httpx.Client, unguarded: Server) -> None:
+def test_a_client_that_leaves_in_the_middle_is_no_failure_of_ours(
+    client: httpx.Client, unguarded: Server
+) -> None:
     host, _, port = unguarded.url.removeprefix("http://").partition(":")
     for route in ROUTES:
         with socket.create_connection((host, int(port))) as connection:
@@ -265,9 +287,12 @@ def test_a_client_that_leaves_in_the_middle_is_no_failure_of_ours(client: httpx.
 
 def test_errors_tell_nothing_of_the_server(client: httpx.Client) -> None:
     broken = (b"", b"II*\0", TILE[:500], with_entries(tiffs.number(SOUND, tiffs.COMPRESSION, 7)))
-    answers = [client.post(route, content=content, headers=TIFF).text for route in ROUTES for content in broken]
+    answers = [
+        client.post(route, content=content, headers=TIFF).text for route in ROUTES for content in broken
+    ]
     answers += [
-        client.get(path).text for path in ("/nothing", "/../../etc/passwd", "/%2e%2e/x", "/tasks/x", "/docs.json")
+        client.get(path).text
+        for path in ("/nothing", "/../../etc/passwd", "/%2e%2e/x", "/tasks/x", "/docs.json")
     ]
     answers += [
         client.post("/classify", content=b"x", headers=kind).text
@@ -289,7 +314,9 @@ def test_names_of_files_are_given_back_as_text_and_write_nothing(client: httpx.C
 
 
 def test_logs_hold_nothing_that_an_uploader_wrote(client: httpx.Client, unguarded: Server) -> None:
-    metadata = tiffs.text(tiffs.GDAL_METADATA, '<GDALMetadata><Item name="forged\n{"level":"error"}" bad=forged-entry>')
+    metadata = tiffs.text(
+        tiffs.GDAL_METADATA, '<GDALMetadata><Item name="forged\n{"level":"error"}" bad=forged-entry>'
+    )
     client.post("/classify", content=with_entries(metadata), headers=TIFF)
     client.post("/classify?name=forged-entry%0aforged-entry", content=b"forged-entry", headers=TIFF)
     client.post("/classify", content=b"--x forged-entry\r\n", headers=FORM)
@@ -328,7 +355,9 @@ def test_a_task_is_seen_with_the_key_alone_that_made_it(guarded: Server) -> None
 )
 def test_a_request_whose_end_is_in_doubt_is_not_served(unguarded: Server, head: bytes) -> None:
     smuggled = b"GET /model HTTP/1.1\r\nHost: x\r\n\r\n"
-    answer = say(unguarded.url, b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\n" + head + smuggled)
+    answer = say(
+        unguarded.url, b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\n" + head + smuggled
+    )
     assert answer.status in (0, 400)
 
 

@@ -230,7 +230,9 @@ def test_an_unknown_band_is_answered_with_the_list_of_those_that_exist(service: 
     ],
     ids=["nothing", "only fields", "another field", "another type", "JSON"],
 )
-def test_a_request_without_a_file_is_told_how_to_send_one(service: httpx.Client, body: dict[str, Any]) -> None:
+def test_a_request_without_a_file_is_told_how_to_send_one(
+    service: httpx.Client, body: dict[str, Any]
+) -> None:
     response = service.post("/classify", **body)
     if "files" in body:
         assert "'tile'" in refusal(response, 422)["message"]
@@ -239,7 +241,9 @@ def test_a_request_without_a_file_is_told_how_to_send_one(service: httpx.Client,
 
 
 @pytest.mark.parametrize("text", ["http://127.0.0.1/tile.tif", "/etc/hostname", ""])
-def test_a_string_in_the_place_of_a_file_is_refused_and_not_followed(service: httpx.Client, text: str) -> None:
+def test_a_string_in_the_place_of_a_file_is_refused_and_not_followed(
+    service: httpx.Client, text: str
+) -> None:
     assert refusal(service.post("/classify", data={"tiles": text}), 415)
     only = service.post("/classify", files=[("tiles", (None, text.encode()))])
     assert refusal(only, 400)
@@ -337,7 +341,9 @@ def test_without_a_model_the_service_stops_at_once_and_says_how_to_make_one(tmp_
     assert expected in error_at_start(nowhere, tmp_path).splitlines()
 
 
-def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(tmp_path: Path, model_file: Path) -> None:
+def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(
+    tmp_path: Path, model_file: Path
+) -> None:
     corrupt = tmp_path / "model.onnx"
     corrupt.write_bytes(model_file.read_bytes()[:5000])
     expected = f"error: {corrupt}: not a readable ONNX file; export it again"

@@ -19,7 +19,8 @@ def metadata(classes: Sequence[str] = ("A", "B")) -> ModelMetadata:
 
 
 def calibrated(classes: Sequence[str]) -> ModelMetadata:
-    """Return metadata of a model that knows all that a model can: prediction sets, and what is unlike its training."""
+    """Return metadata of a model that knows all that a model can: prediction sets, and what is unlike its
+    training."""
     sets = PredictionSets(method="split", thresholds={0.9: 0.05})
     outliers = Outliers(method="distance", threshold=1e5, false_alarms=0.01)
     return metadata(classes).model_copy(update={"prediction_sets": sets, "outliers": outliers})
@@ -42,14 +43,22 @@ def linear_graph(
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ReduceMean", ["embedding", "features"], ["outlier_score"], keepdims=0),
     ]
-    constants = {"pixels": np.array([2, 3]), "features": np.array([1]), "weights": weights[:-1], "bias": weights[-1]}
+    constants = {
+        "pixels": np.array([2, 3]),
+        "features": np.array([1]),
+        "weights": weights[:-1],
+        "bias": weights[-1],
+    }
     classes = weights.shape[1]
     widths = {"probabilities": [classes], "logits": [classes], "embedding": [BAND_COUNT], "outlier_score": []}
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(INPUT, number_type, ["batch", BAND_COUNT, size, size])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *widths[name]]) for name in outputs],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *widths[name]])
+            for name in outputs
+        ],
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -25,7 +25,9 @@ def smooth(bands: int, size: int, seed: int = 0) -> npt.NDArray[np.uint16]:
     return (2500 + 1000 * np.stack(waves)).astype(np.uint16)
 
 
-def write_band(path: Path, pixels: npt.NDArray[Any], pixel_m: float = 10, driver: str = "GTiff", **more: Any) -> Path:
+def write_band(
+    path: Path, pixels: npt.NDArray[Any], pixel_m: float = 10, driver: str = "GTiff", **more: Any
+) -> Path:
     """Write one band (height, width) at CORNER."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = pixels.shape[-2:]
@@ -83,14 +85,19 @@ def write_safe(
     written = []
     for band in BAND_NAMES if level == "1C" else L2A_BANDS:
         values, metres = native(pixels[BAND_NAMES.index(band)], band)
-        name = inside / f"{stem}_{band}" if level == "1C" else inside / f"R{metres}m" / f"{stem}_{band}_{metres}m"
+        name = (
+            inside / f"{stem}_{band}"
+            if level == "1C"
+            else inside / f"R{metres}m" / f"{stem}_{band}_{metres}m"
+        )
         stored = (values.astype(int) - (offsets or {}).get(band, 0)).astype(np.uint16)
         write_band(product / f"{name}.jp2", stored, metres, "JP2OpenJPEG")
         written.append(name.as_posix())
     tag, place = ("RADIO", "QUANTIFICATION_VALUE") if level == "1C" else ("BOA", "BOA_QUANTIFICATION_VALUE")
     listed = "".join(f"<IMAGE_FILE>{name}</IMAGE_FILE>" for name in images or written)
     added = [
-        f'<{tag}_ADD_OFFSET band_id="{BAND_NAMES.index(b)}">{v}</{tag}_ADD_OFFSET>' for b, v in (offsets or {}).items()
+        f'<{tag}_ADD_OFFSET band_id="{BAND_NAMES.index(b)}">{v}</{tag}_ADD_OFFSET>'
+        for b, v in (offsets or {}).items()
     ]
     text = _XML.format(
         level=level,
@@ -104,7 +111,9 @@ def write_safe(
     return product
 
 
-def stac_item(assets: Mapping[str, Mapping[str, Any]], name: str = "item", **properties: Any) -> dict[str, Any]:
+def stac_item(
+    assets: Mapping[str, Mapping[str, Any]], name: str = "item", **properties: Any
+) -> dict[str, Any]:
     """A STAC item of these assets."""
     return {
         "type": "Feature",

@@ -114,7 +114,9 @@ def test_an_unknown_band_is_one_line_that_lists_the_bands(tmp_path: Path) -> Non
 def test_an_empty_and_a_missing_folder_are_one_line(tmp_path: Path) -> None:
     tmp_path.joinpath("data").mkdir()
     for command in ("validate", "pack"):
-        assert "data: no tiles; geotiff wants data/<Class>/<name>.tif" in error_of(run(command, tmp_path / "data"))
+        assert "data: no tiles; geotiff needs data/<Class>/<name>.tif" in error_of(
+            run(command, tmp_path / "data")
+        )
         assert "there is no such folder" in error_of(run(command, tmp_path / "nowhere"))
 
 
@@ -125,7 +127,9 @@ def test_a_folder_without_a_pack_is_one_line(tmp_path: Path) -> None:
 def test_shares_and_scales_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", {"A/a": 1, "B/b": 2})
     out = ("--out", tmp_path / "pack")
-    assert "shares of train, val and test must" in error_of(run("pack", root, *out, "--fractions", "0.6,0.2,0.1"))
+    assert "shares of train, val and test must" in error_of(
+        run("pack", root, *out, "--fractions", "0.6,0.2,0.1")
+    )
     assert "above 0 km" in error_of(run("pack", root, *out, "--split", "spatial", "--block-km", "0"))
     assert "the scale must be" in error_of(run("pack", root, *out, "--scale", "0"))
     assert not (tmp_path / "pack").exists()
@@ -174,7 +178,9 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 120
-        while not list(tmp_path.glob("tiles/*/*.tif")) and process.poll() is None and time.monotonic() < until:
+        while (
+            not list(tmp_path.glob("tiles/*/*.tif")) and process.poll() is None and time.monotonic() < until
+        ):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)

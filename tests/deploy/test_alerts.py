@@ -32,7 +32,11 @@ def test_the_configuration_is_what_both_programs_understand() -> None:
 
 
 def test_no_alert_is_without_a_test_that_lets_it_fire() -> None:
-    cases = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test.get("alert_rule_test", ())]
+    cases = [
+        case
+        for test in yaml.safe_load(TESTS.read_text())["tests"]
+        for case in test.get("alert_rule_test", ())
+    ]
     fired = {case["alertname"] for case in cases if case["exp_alerts"]}
     assert fired == {rule["alert"] for rule in alerts()}
 
@@ -57,5 +61,7 @@ def test_only_alerts_of_the_candidate_call_for_its_rollback() -> None:
 
 def test_recorded_series_that_are_asked_for_are_recorded() -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    asked = set().union(*(records_in(text) for text in [*dashboard_expressions(), *(r["expr"] for r in rules())]))
+    asked = set().union(
+        *(records_in(text) for text in [*dashboard_expressions(), *(r["expr"] for r in rules())])
+    )
     assert asked == recorded

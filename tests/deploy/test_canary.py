@@ -26,7 +26,9 @@ from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.readers.eurosat import CLASSES
 
 MISSING = [*missing_programs(), *([] if shutil.which("haproxy") else ["haproxy"])]
-needs_programs = pytest.mark.skipif(bool(MISSING), reason=f"not installed; apt-get install {' '.join(MISSING)}")
+needs_programs = pytest.mark.skipif(
+    bool(MISSING), reason=f"not installed; apt-get install {' '.join(MISSING)}"
+)
 TRAINING = tiles(20, seed=1)
 
 
@@ -78,7 +80,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     settings = {"TILEWISE_WORKERS": "1", "TILEWISE_RELOAD_SECONDS": "1"}
     with ExitStack() as stack:
         champion, candidate = (
-            stack.enter_context(served(path, folder, **settings)) for path, folder in zip(models, homes, strict=True)
+            stack.enter_context(served(path, folder, **settings))
+            for path, folder in zip(models, homes, strict=True)
         )
         addresses = [
             f"127.0.0.1:{free_ports(1)[0]}",
@@ -212,7 +215,9 @@ def program(path: Path, body: str) -> Path:
     return path
 
 
-def test_in_kubernetes_weights_are_patched_into_the_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_kubernetes_weights_are_patched_into_the_route(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program(tmp_path / "kubectl", f'printf "%s\\n" "$@" > {tmp_path}/said')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     KubernetesRoute("tilewise", "maps").set_fraction(25)

@@ -66,7 +66,9 @@ def test_prometheus_and_grafana_look_for_services_under_their_names_here() -> No
     assert alertmanager.split(":")[0] in SERVICES
     job = next(job for job in prometheus["scrape_configs"] if job["job_name"] == "tilewise")
     assert set(job["dns_sd_configs"][0]["names"]) <= SERVICES.keys()
-    sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
     assert {re.search(r"//(\w+):", source["url"])[1] for source in sources} <= SERVICES.keys()  # type: ignore[index]
 
 

@@ -70,4 +70,6 @@ def test_dashboards_are_found_where_the_provider_looks() -> None:
 def test_each_dashboard_has_an_address_of_its_own() -> None:
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in DASHBOARDS]
     assert len({content["uid"] for content in contents}) == len(contents)
-    assert all("id" not in content for content in contents)  # Grafana's own; a foreign one would overwrite another's
+    assert all(
+        "id" not in content for content in contents
+    )  # Grafana's own; a foreign one would overwrite another's

@@ -34,10 +34,14 @@ def container(deployment: Resource) -> Resource:
     return dict(found)
 
 
-@pytest.mark.parametrize("resource", resources(), ids=lambda found: f"{found['kind']}-{found['metadata']['name']}")
+@pytest.mark.parametrize(
+    "resource", resources(), ids=lambda found: f"{found['kind']}-{found['metadata']['name']}"
+)
 def test_the_api_server_would_take_each_resource(resource: Resource) -> None:
     if resource["apiVersion"] not in CORE:
-        pytest.skip(f"{resource['apiVersion']} is an extension, whose schema kubernetes-validate does not ship")
+        pytest.skip(
+            f"{resource['apiVersion']} is an extension, whose schema kubernetes-validate does not ship"
+        )
     kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -82,7 +86,9 @@ def test_services_find_the_pods_of_their_track_only() -> None:
 
 
 def test_the_candidate_is_the_champion_but_for_its_image_and_its_number() -> None:
-    champion, candidate = (dict(of_kind("Deployment")[name]["spec"]) for name in ("tilewise", "tilewise-candidate"))
+    champion, candidate = (
+        dict(of_kind("Deployment")[name]["spec"]) for name in ("tilewise", "tilewise-candidate")
+    )
     assert candidate.pop("replicas") == 1
     assert "replicas" not in champion  # the autoscaler's
     text = yaml.safe_dump(candidate, sort_keys=True).replace("image: tilewise-candidate", "image: tilewise")
@@ -107,7 +113,9 @@ def test_autoscaler_and_disruption_budget_mean_the_champion() -> None:
     assert scaler["scaleTargetRef"]["name"] in of_kind("Deployment")
     assert 1 < scaler["minReplicas"] < scaler["maxReplicas"]
     budget = of_kind("PodDisruptionBudget")["tilewise"]["spec"]
-    assert budget["selector"]["matchLabels"].items() <= labels_of_pods(of_kind("Deployment")["tilewise"]).items()
+    assert (
+        budget["selector"]["matchLabels"].items() <= labels_of_pods(of_kind("Deployment")["tilewise"]).items()
+    )
 
 
 def test_prometheus_scrapes_both_tracks_under_the_job_that_the_rules_look_for() -> None:

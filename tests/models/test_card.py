@@ -27,11 +27,15 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(model_file: Path, tmp_path: Path) -> None:
+def test_a_card_tells_what_the_file_is_and_every_figure_of_its_assessment(
+    model_file: Path, tmp_path: Path
+) -> None:
     speed = tmp_path / "speed.md"
     speed.write_text("## Speed\n\n12,000 tiles/s\n")
     folder = assessed(tmp_path / "assessment", open_model(model_file).sha256)
-    status, printed = run(model_file, "--assessment", folder, "--append", speed, "--out", tmp_path / "card.md")
+    status, printed = run(
+        model_file, "--assessment", folder, "--append", speed, "--out", tmp_path / "card.md"
+    )
     assert (status, printed) == (0, f"the card is {tmp_path / 'card.md'}\n")
     text = (tmp_path / "card.md").read_text()
     assert open_model(model_file).sha256 in text
@@ -48,7 +52,9 @@ def test_figures_of_another_model_or_none_are_refused(model_file: Path, tmp_path
     assert not (tmp_path / "card.md").exists()
 
 
-def test_figures_of_the_int8_file_are_taken_while_it_lies_beside_the_model(model_file: Path, tmp_path: Path) -> None:
+def test_figures_of_the_int8_file_are_taken_while_it_lies_beside_the_model(
+    model_file: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model.onnx"
     shutil.copyfile(model_file, model)
     int8_of(model).write_bytes(b"eight bits")

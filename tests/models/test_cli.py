@@ -38,13 +38,22 @@ def test_a_page_holds_all_of_an_explanation_and_asks_nobody(model: Path, tile: P
     assert page.count("data:image/png;base64,") == 2
     assert "default-src 'none'" in page
     assert not re.search(r"(src|href)=\"(?!data:)|<script|@import|url\(", page)
-    for text in ("<h1>Forest: ", "B8A", "SeaLake", "Prediction set of 90%: ", "integrated gradients", "not calibrated"):
+    for text in (
+        "<h1>Forest: ",
+        "B8A",
+        "SeaLake",
+        "Prediction set of 90%: ",
+        "integrated gradients",
+        "not calibrated",
+    ):
         assert text in page, text
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
 
 
 def test_a_picture_shows_the_same(model: Path, tile: Path, tmp_path: Path) -> None:
-    done = run(tile, "--model", model, "--out", tmp_path / "why.png", "--method", "occlusion", "--class", "River")
+    done = run(
+        tile, "--model", model, "--out", tmp_path / "why.png", "--method", "occlusion", "--class", "River"
+    )
     assert done.exit_code == 0, done.output
     assert ": River 0." in done.output
     with Image.open(tmp_path / "why.png") as picture:

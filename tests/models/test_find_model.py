@@ -50,5 +50,7 @@ def test_without_any_model_the_error_names_the_ways_to_get_one(
 
 
 def test_a_model_in_a_registry_is_no_file_and_the_error_says_how_to_fetch_it() -> None:
-    with pytest.raises(ModelFileError, match="mlflow artifacts download -u models:/tilewise@champion -d FOLDER"):
+    with pytest.raises(
+        ModelFileError, match="mlflow artifacts download -u models:/tilewise@champion -d FOLDER"
+    ):
         find_model("models:/tilewise@champion")

@@ -85,7 +85,9 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
     assert "there is no such model" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08\x0anonsense" * 50, b"\x89PNG\r\n\x1a\n", b"version https://"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08\x0anonsense" * 50, b"\x89PNG\r\n\x1a\n", b"version https://"]
+)
 def test_bytes_that_are_no_onnx_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     assert "not a readable ONNX file; export it again" in refusal(tmp_path / "model.onnx")
@@ -109,7 +111,9 @@ def test_a_file_with_the_metadata_key_from_before_the_project_was_renamed_opens(
 def test_of_two_metadata_keys_the_present_one_counts(tmp_path: Path) -> None:
     graph = linear_graph(None)
     former = metadata().model_copy(update={"name": "former"}).model_dump_json()
-    onnx.helper.set_model_props(graph, {FORMER_METADATA_KEY: former, METADATA_KEY: metadata().model_dump_json()})
+    onnx.helper.set_model_props(
+        graph, {FORMER_METADATA_KEY: former, METADATA_KEY: metadata().model_dump_json()}
+    )
     onnx.save(graph, str(tmp_path / "model.onnx"))
     assert open_model(tmp_path / "model.onnx").metadata == metadata()
 
@@ -151,7 +155,9 @@ def test_a_graph_that_reads_weights_from_other_files_is_refused(
 
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, "1", "a\nb", None])
-def test_metadata_of_another_version_are_refused_and_the_version_is_named(tmp_path: Path, version: object) -> None:
+def test_metadata_of_another_version_are_refused_and_the_version_is_named(
+    tmp_path: Path, version: object
+) -> None:
     message = refusal(write_model(tmp_path / "model.onnx", changed(schema_version=version)))
     assert f"of version {version!r}, this is version {SCHEMA_VERSION}; export it again" in message
 
@@ -239,7 +245,9 @@ print(len(opened.metadata.classes))
 
 
 @pytest.mark.parametrize("torch", ["blocked", "at hand"])
-def test_serving_and_batch_need_no_torch_and_do_not_import_it(model_file: Path, tmp_path: Path, torch: str) -> None:
+def test_serving_and_batch_need_no_torch_and_do_not_import_it(
+    model_file: Path, tmp_path: Path, torch: str
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OPEN, str(model_file), torch],
         cwd=ROOT,

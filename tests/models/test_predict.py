@@ -14,7 +14,9 @@ def test_every_tile_of_the_splits_is_answered_with_all_probabilities(
     model_file: Path, pack_folder: Path, pack: Pack, tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "answers.csv"
-    done = CliRunner().invoke(predict, ["--model", str(model_file), "--data", str(pack_folder), "--out", str(out)])
+    done = CliRunner().invoke(
+        predict, ["--model", str(model_file), "--data", str(pack_folder), "--out", str(out)]
+    )
     assert done.exit_code == 0, done.output
     held_out = len(pack.rows("val")) + len(pack.rows("test"))
     assert f"{held_out} answers are in {out}" in done.stdout

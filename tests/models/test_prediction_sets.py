@@ -10,8 +10,12 @@ SETS = PredictionSets(method="split", thresholds={0.8: 0.4, 0.95: 0.1})
 MODEL: ModelMetadata = metadata(("A", "B", "C")).model_copy(update={"prediction_sets": SETS})
 
 
-@pytest.mark.parametrize(("coverage", "classes"), [(0.7, ["B"]), (0.8, ["B"]), (0.9, ["B", "A"]), (0.95, ["B", "A"])])
-def test_a_set_has_the_classes_above_the_threshold_likeliest_first(coverage: float, classes: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("coverage", "classes"), [(0.7, ["B"]), (0.8, ["B"]), (0.9, ["B", "A"]), (0.95, ["B", "A"])]
+)
+def test_a_set_has_the_classes_above_the_threshold_likeliest_first(
+    coverage: float, classes: list[str]
+) -> None:
     assert MODEL.prediction_set([0.25, 0.7, 0.05], coverage) == classes
 
 

@@ -30,7 +30,9 @@ def judged(made_once: MadeOnce) -> Path:
 
     def make(folder: Path) -> None:
         raw = synthesise(folder / "raw", tiles_per_class=24, seed=3)
-        write_pack([find_source(raw)], folder / "pack", SplitPlan(SplitMethod.RANDOM, fractions=(0.2, 0.3, 0.5)))
+        write_pack(
+            [find_source(raw)], folder / "pack", SplitPlan(SplitMethod.RANDOM, fractions=(0.2, 0.3, 0.5))
+        )
 
     return made_once("judged", make) / "pack"
 

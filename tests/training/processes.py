@@ -13,7 +13,11 @@ HERE = Path(__file__).parent
 
 def environment() -> dict[str, str]:
     """This environment, without what makes Lightning think of a cluster, and with the helpers of tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TILEWISE", "LOCAL_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM", "TILEWISE", "LOCAL_"))
+    }
     # One thread each: several processes with as many threads as cores only wait for one another.
     return {**kept, "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
 

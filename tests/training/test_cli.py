@@ -86,7 +86,9 @@ def test_the_model_says_where_it_comes_from(run: Path) -> None:
     metadata = open_model(run / "model.onnx").metadata
     assert len(metadata.classes) == 10
     assert metadata.synthetic
-    assert metadata.version == f"run-{metadata.weights[:8]}", "another run in the same folder is another model"
+    assert metadata.version == f"run-{metadata.weights[:8]}", (
+        "another run in the same folder is another model"
+    )
     assert metadata.metrics["calibrated/val/accuracy"] * 30 == pytest.approx(
         round(metadata.metrics["calibrated/val/accuracy"] * 30)  # of 30 tiles
     )
@@ -103,7 +105,9 @@ def test_the_tracker_holds_the_figures_the_config_and_the_model(run: Path) -> No
     client = MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
     run_id = json.loads((run / "mlflow.json").read_text()).popitem()[1]
     found = client.get_run(run_id)
-    assert {"train/loss", "val/accuracy", "test/all/accuracy", "test/geotiff/rgb/macro_f1"} <= set(found.data.metrics)
+    assert {"train/loss", "val/accuracy", "test/all/accuracy", "test/geotiff/rgb/macro_f1"} <= set(
+        found.data.metrics
+    )
     assert "calibrated/val/calibration_error" in found.data.metrics
     assert found.data.tags["data_hash"]
     assert found.data.params["data/batch_size"] == "24"
@@ -125,10 +129,14 @@ def test_test_and_export_take_the_best_checkpoint_with_the_runs_own_settings_and
     assert json.loads((run / "evaluation/metrics.json").read_text()) == before
 
 
-def test_figures_and_answers_do_not_depend_on_batch_size_workers_store_or_precision_of_training(run: Path) -> None:
+def test_figures_and_answers_do_not_depend_on_batch_size_workers_store_or_precision_of_training(
+    run: Path,
+) -> None:
     def tested(*options: str) -> tuple[bytes, bytes]:
         main(["test", "--out", str(run), *options])
-        return (run / "evaluation/metrics.json").read_bytes(), (run / "evaluation/predictions.csv").read_bytes()
+        return (run / "evaluation/metrics.json").read_bytes(), (
+            run / "evaluation/predictions.csv"
+        ).read_bytes()
 
     expected = tested()
     loader = ["--data.loader.workers=2"], ["--data.loader.store=device"]
@@ -137,7 +145,9 @@ def test_figures_and_answers_do_not_depend_on_batch_size_workers_store_or_precis
         assert tested(*options) == expected
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(pack_folder: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    pack_folder: Path, tmp_path: Path
+) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         options = (f"--seed_everything={seed}", "--tracking.enabled=false", "--trainer.deterministic=true")
         train(pack_folder, tmp_path / name, *options, epochs=1, subcommand="fit")
@@ -167,7 +177,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(
     assert "--ckpt_path" in error
 
 
-def test_no_pack_is_one_line_that_says_how_to_make_one(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_pack_is_one_line_that_says_how_to_make_one(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, error = failing(capsys, ["--data.pack=nowhere", "--tracking.enabled=false"])
     assert code == 1
     assert error.strip() == "error: nowhere: no pack is here; `tilewise data pack` makes one"

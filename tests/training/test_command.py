@@ -96,6 +96,8 @@ def test_a_network_that_cannot_be_pretrained_is_said_in_one_line(
         "--model.backbone.name=resnet18",
     ]
     with pytest.raises(SystemExit) as stopped:
-        pretrain([*SMALL[4:], *network, f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}"], "pretrain")
+        pretrain(
+            [*SMALL[4:], *network, f"--data.pack={pack_folder}", f"--out={tmp_path / 'run'}"], "pretrain"
+        )
     assert stopped.value.code == 1
     assert "error: model.backbone: TorchvisionBackbone has no grid of features" in capsys.readouterr().err

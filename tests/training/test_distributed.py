@@ -50,7 +50,9 @@ def alone(pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_and_are_measured_as_one_is(pack_folder: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_and_are_measured_as_one_is(
+    pack_folder: Path, alone: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "two"
     done = train("run", *options(pack_folder, out, *TWO))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,7 +74,9 @@ def test_two_processes_told_to_end_go_on_as_one_where_they_stopped(pack_folder: 
     blocks = ["--data.loader.blocks.shards=2", "--data.loader.blocks.tiles=4"]
     more = ["--data.batch_size=4", "--data.loader.store=disk", *blocks]
     out = tmp_path / "two"
-    status, output = train_and_terminate("fit", *options(pack_folder, out, *more, *TWO, epochs=4), after="epoch 1/4")
+    status, output = train_and_terminate(
+        "fit", *options(pack_folder, out, *more, *TWO, epochs=4), after="epoch 1/4"
+    )
     assert status != 0, output
     assert "stopped by SIGTERM after step" in output
     last = out / "checkpoints/last.ckpt"

@@ -165,7 +165,9 @@ def halves(logits: Floats, labels: Labels, settings: AssessSettings, progress: R
         for fitted, measured in ((first, second), (second, first)):
             temperature = fit_temperature(torch.from_numpy(logits[fitted]), torch.from_numpy(labels[fitted]))
             calibrated = softmax(logits / temperature, axis=1)
-            yield Half((calibrated[fitted], labels[fitted]), (calibrated[measured], labels[measured]), temperature)
+            yield Half(
+                (calibrated[fitted], labels[fitted]), (calibrated[measured], labels[measured]), temperature
+            )
         progress("halving", number + 1, settings.halves)
 
 
@@ -215,10 +217,14 @@ def _error_table(errors: list[float], temperatures: list[float], tiles: int) -> 
 
 def _set_table(sets: dict[tuple[str, float], list[tuple[float, float, float, float]]], tiles: int) -> Table:
     rows = []
-    for (method, coverage), found in sorted(sets.items(), key=lambda item: (item[0][1], METHODS.index(item[0][0]))):
+    for (method, coverage), found in sorted(
+        sets.items(), key=lambda item: (item[0][1], METHODS.index(item[0][0]))
+    ):
         covered, size, empty, worst = np.array(found).mean(0)
         spread = float(np.array(found)[:, 0].std())
-        rows.append((method.upper(), coverage, float(covered), spread, float(size), float(empty), float(worst)))
+        rows.append(
+            (method.upper(), coverage, float(covered), spread, float(size), float(empty), float(worst))
+        )
     times = len(next(iter(sets.values()))) // 2
     note = (
         f"{tiles} tiles, halved at random {times} times: thresholds from one half, measured on the other, "

@@ -77,7 +77,9 @@ class Assessment:
         return [folder / name for name in contents]
 
 
-def assess_model(evaluator: PackEvaluator, settings: AssessSettings, clouds: Path | None, command: str) -> Assessment:
+def assess_model(
+    evaluator: PackEvaluator, settings: AssessSettings, clouds: Path | None, command: str
+) -> Assessment:
     """Compute every table, and the verdicts on them.
 
     Args:
@@ -88,7 +90,9 @@ def assess_model(evaluator: PackEvaluator, settings: AssessSettings, clouds: Pat
     accuracy, evaluations = accuracy_table(evaluator, plain)
     labels = evaluator.labels(rows_of(evaluator))
     logits = np.concatenate([plain[source].logits for source in evaluator.sources])
-    error, sets = certainty_tables(logits, labels, evaluator.model.metadata.classes, settings, evaluator.progress)
+    error, sets = certainty_tables(
+        logits, labels, evaluator.model.metadata.classes, settings, evaluator.progress
+    )
     detection = out_of_distribution_table(evaluator, plain, settings, clouds)
     tables = (
         accuracy,
@@ -141,14 +145,18 @@ def _coverage_verdicts(sets: Table, targets: Targets) -> Iterator[Verdict]:
         if row[0] == "LAC":
             target, covered = _figure(sets, index, "target %"), _figure(sets, index, "covered %")
             met = abs(covered - target) <= targets.coverage_within
-            yield _verdict(f"coverage at {_percent(target)}", covered, met, f"± {_percent(targets.coverage_within)}")
+            yield _verdict(
+                f"coverage at {_percent(target)}", covered, met, f"± {_percent(targets.coverage_within)}"
+            )
 
 
 def _detection_verdicts(detection: Table, settings: AssessSettings) -> Iterator[Verdict]:
     for index, (title, tiles, *_) in enumerate(detection.rows):
         flagged = _figure(detection, index, f"{FILE} %")
         if str(title).startswith(IN_DISTRIBUTION):
-            yield _false_alarm_verdict(f"false alarms, {title}", flagged, int(tiles or 0), settings.false_alarms)
+            yield _false_alarm_verdict(
+                f"false alarms, {title}", flagged, int(tiles or 0), settings.false_alarms
+            )
         elif title != ELSEWHERE:
             target = settings.targets.flagged
             yield _verdict(f"flagged, {title}", flagged, flagged >= target, f"≥ {_percent(target)}")
@@ -175,14 +183,24 @@ def _figure(table: Table, row: int, column: str) -> float:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="The model file (ONNX, fp32 or INT8).")
+@click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help="The model file (ONNX, fp32 or INT8)."
+)
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Pack of tiles with classes.")
 @click.option("--split", default="val", show_default=True, help="Whose tiles are measured.")
-@click.option("--clouds", type=click.Path(path_type=Path), help="Folder of scenes with a cloud probability (DN, L1C).")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for assessment.md and .json; default: print only.")
-@click.option("--settings", type=click.Path(path_type=Path), default=DEFAULT, help="Default: configs/assess.yaml.")
+@click.option(
+    "--clouds", type=click.Path(path_type=Path), help="Folder of scenes with a cloud probability (DN, L1C)."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for assessment.md and .json; default: print only."
+)
+@click.option(
+    "--settings", type=click.Path(path_type=Path), default=DEFAULT, help="Default: configs/assess.yaml."
+)
 @one_line_errors
-def assess(model: Path, data: Path, split: str, clouds: Path | None, out: Path | None, settings: Path) -> None:
+def assess(
+    model: Path, data: Path, split: str, clouds: Path | None, out: Path | None, settings: Path
+) -> None:
     """Measure a model file: accuracy by source, bands, class and latitude, calibration and prediction sets on
     held-out halves, out-of-distribution detection, and robustness.
 

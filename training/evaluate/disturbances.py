@@ -143,7 +143,9 @@ def _rotated(tiles: DN) -> DN:
 
 def _half_pixel(tiles: DN) -> DN:
     """Shift by half a pixel down and right, so that each pixel is the mean of four."""
-    return _interpolated(tiles, lambda pixels: ndimage.shift(pixels, (0, 0, 0.5, 0.5), order=1, mode="mirror"))
+    return _interpolated(
+        tiles, lambda pixels: ndimage.shift(pixels, (0, 0, 0.5, 0.5), order=1, mode="mirror")
+    )
 
 
 def _smaller(tiles: DN) -> DN:
@@ -193,7 +195,9 @@ def _through_jpeg(band: DN) -> DN:
     low, high = np.quantile(band[band > 0], [_JPEG_CUT, 1 - _JPEG_CUT])
     step = max(high - low, 1) / 255
     file = io.BytesIO()
-    Image.fromarray(np.clip((band - low) / step, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=_JPEG_QUALITY)
+    Image.fromarray(np.clip((band - low) / step, 0, 255).astype(np.uint8)).save(
+        file, "JPEG", quality=_JPEG_QUALITY
+    )
     return as_dn(band, np.asarray(Image.open(file)).astype(np.float32) * np.float32(step) + np.float32(low))
 
 

@@ -217,7 +217,9 @@ def as_markdown(evaluations: Sequence[Evaluation]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for e in evaluations:
-        lines.append(f"| {e.group} | {e.tiles} | {e.accuracy:.2%} | {e.macro_f1:.2%} | {e.calibration_error:.2%} |")
+        lines.append(
+            f"| {e.group} | {e.tiles} | {e.accuracy:.2%} | {e.macro_f1:.2%} | {e.calibration_error:.2%} |"
+        )
     return "\n".join(lines)
 
 

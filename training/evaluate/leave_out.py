@@ -74,7 +74,9 @@ def make_folds(classes: tuple[str, ...], hold: tuple[str, ...], count: int, out:
     return [Fold(group, out / f"without-{'-'.join(group)}") for group in groups]
 
 
-def measure(fold: Fold, pack: Pack, options: tuple[str, ...], settings: AssessSettings, progress: Report) -> Figures:
+def measure(
+    fold: Fold, pack: Pack, options: tuple[str, ...], settings: AssessSettings, progress: Report
+) -> Figures:
     """Train without the fold's classes and return the figures; finished steps are not repeated.
 
     Raises:
@@ -152,7 +154,9 @@ MARKDOWN, JSON = "leave-out.md", "leave-out.json"
         "max_content_width": 110,
     }
 )
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Pack with a train and a val split.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Pack with a train and a val split."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for runs and figures.")
 @click.option(
     "--folds",
@@ -161,8 +165,12 @@ MARKDOWN, JSON = "leave-out.md", "leave-out.json"
     show_default=True,
     help="Trainings; each class is left out once.",
 )
-@click.option("--hold", multiple=True, metavar="A,B", help="Leave these out together; repeatable. Default: --folds.")
-@click.option("--settings", type=click.Path(path_type=Path), default=DEFAULT, help="Default: configs/assess.yaml.")
+@click.option(
+    "--hold", multiple=True, metavar="A,B", help="Leave these out together; repeatable. Default: --folds."
+)
+@click.option(
+    "--settings", type=click.Path(path_type=Path), default=DEFAULT, help="Default: configs/assess.yaml."
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @one_line_errors
 def leave_out(
@@ -176,7 +184,8 @@ def leave_out(
     finished folds and resumes an interrupted training.
 
     \b
-    tilewise train leave-out --data data/packed --out artifacts/leave-out --config configs/experiments/eurosat.yaml
+    tilewise train leave-out --data data/packed --out artifacts/leave-out --config
+    configs/experiments/eurosat.yaml
     """
     pack, parsed = Pack(data), read_assess_settings(settings)
     figures: Figures = {}
@@ -198,13 +207,19 @@ def leave_out(
 def as_table(figures: Figures, target: float) -> Table:
     """Return a table of the figures of every left-out class, and their mean by source."""
     names = tuple(next(iter(figures.values())))
-    rows: list[tuple[Cell, ...]] = [(title, *(found[name] for name in names)) for title, found in figures.items()]
+    rows: list[tuple[Cell, ...]] = [
+        (title, *(found[name] for name in names)) for title, found in figures.items()
+    ]
     for source in sorted({title.split(": ")[0] for title in figures}):
         of_source = [found for title, found in figures.items() if title.startswith(f"{source}: ")]
-        rows.append((f"mean, {source}", *(float(np.mean([found[name] for found in of_source])) for name in names)))
+        rows.append(
+            (f"mean, {source}", *(float(np.mean([found[name] for found in of_source])) for name in names))
+        )
     note = (
         "AUROC: the probability that a tile of the left-out class scores higher than a tile of a trained "
         "class, both "
         f"of the validation split. The target is {target:g} for the mean of the file's score."
     )
-    return Table("leave_out", "AUROC of classes that training left out", note, ("left out", *names), tuple(rows))
+    return Table(
+        "leave_out", "AUROC of classes that training left out", note, ("left out", *names), tuple(rows)
+    )

@@ -43,9 +43,13 @@ def cut_tiles(folder: Path, settings: AssessSettings) -> tuple[DN, npt.NDArray[n
     Raises:
         TrainingError: the folder has no scene with a cloud probability.
     """
-    found = [part for path in sorted(folder.rglob("*.tif")) for part in [_cut(path, settings)] if part is not None]
+    found = [
+        part for path in sorted(folder.rglob("*.tif")) for part in [_cut(path, settings)] if part is not None
+    ]
     if not found:
-        raise TrainingError(f"{folder}: no GeoTIFF with a band for the cloud probability; name another --clouds")
+        raise TrainingError(
+            f"{folder}: no GeoTIFF with a band for the cloud probability; name another --clouds"
+        )
     tiles, cloudy = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return tiles, cloudy
 
@@ -138,7 +142,9 @@ def out_of_distribution_table(
     """Return the fraction of each kind of input flagged by each score, and by the file's own threshold."""
     known = _in_distribution(evaluator, plain)
     detectors = _fit_detectors(outlier_scores(evaluator, settings), known, settings)
-    rows = [_row(evaluator, detectors, f"{IN_DISTRIBUTION}{kind}", found) for kind, found in _halves(known, 1)]
+    rows = [
+        _row(evaluator, detectors, f"{IN_DISTRIBUTION}{kind}", found) for kind, found in _halves(known, 1)
+    ]
     rows += [_row(evaluator, detectors, title, found) for title, found in _faulty(evaluator)]
     if clouds is not None:
         cloudy = _cloudy(evaluator, clouds, settings)
@@ -155,12 +161,16 @@ def out_of_distribution_table(
     return Table("out_of_distribution", "Out-of-distribution detection", note, header, tuple(rows))
 
 
-def _fit_detectors(scores: OutlierScores, known: dict[str, ModelOutputs], settings: AssessSettings) -> Detectors:
+def _fit_detectors(
+    scores: OutlierScores, known: dict[str, ModelOutputs], settings: AssessSettings
+) -> Detectors:
     """Fit each score's threshold on the first half of the in-distribution tiles."""
     fitted = list(_halves(known, 0))
     kinds = np.concatenate([np.full(len(outputs), kind) for kind, outputs in fitted])
     thresholds = {
-        name: fit_threshold(np.concatenate([score(outputs) for _, outputs in fitted]), settings.false_alarms, kinds)
+        name: fit_threshold(
+            np.concatenate([score(outputs) for _, outputs in fitted]), settings.false_alarms, kinds
+        )
         for name, score in scores.items()
     }
     return Detectors(scores, thresholds)
@@ -188,7 +198,9 @@ def _faulty(evaluator: PackEvaluator) -> Iterator[tuple[str, ModelOutputs]]:
                 yield f"{kind}: {fault.description}", evaluator.run(index, fault.apply, step)
 
 
-def _cloudy(evaluator: PackEvaluator, folder: Path, settings: AssessSettings) -> Iterator[tuple[str, ModelOutputs]]:
+def _cloudy(
+    evaluator: PackEvaluator, folder: Path, settings: AssessSettings
+) -> Iterator[tuple[str, ModelOutputs]]:
     tiles, cloudy = cut_tiles(folder, settings)
     for title, chosen in (
         (f"{_CLOUDS}: {settings.cloudy:.0%} of the pixels or more", cloudy >= settings.cloudy),
@@ -198,7 +210,9 @@ def _cloudy(evaluator: PackEvaluator, folder: Path, settings: AssessSettings) ->
             yield title, run_model(evaluator.model, tiles[chosen])
 
 
-def _row(evaluator: PackEvaluator, detectors: Detectors, title: str, outputs: ModelOutputs) -> tuple[Cell, ...]:
+def _row(
+    evaluator: PackEvaluator, detectors: Detectors, title: str, outputs: ModelOutputs
+) -> tuple[Cell, ...]:
     flagged = (detectors.flagged(name, outputs) for name in detectors.scores)
     return (title, len(outputs), *flagged, evaluator.flagged(outputs))
 

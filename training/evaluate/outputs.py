@@ -44,7 +44,9 @@ class ModelOutputs:
 
     def take(self, rows: npt.NDArray[np.generic]) -> ModelOutputs:
         """Return the outputs for some of the tiles."""
-        return ModelOutputs(self.probabilities[rows], self.logits[rows], self.embedding[rows], self.outlier_score[rows])
+        return ModelOutputs(
+            self.probabilities[rows], self.logits[rows], self.embedding[rows], self.outlier_score[rows]
+        )
 
 
 SourceOutputs = dict[str, ModelOutputs]
@@ -60,7 +62,9 @@ def open_single_threaded(path: Path) -> ModelFile:
 
 def run_model(model: ModelFile, tiles: DN) -> ModelOutputs:
     """Return the outputs for uint16 (n, 13, 64, 64), n >= 1, in batches of 64."""
-    return _concatenated([_run(model, tiles[start : start + _BATCH]) for start in range(0, len(tiles), _BATCH)])
+    return _concatenated(
+        [_run(model, tiles[start : start + _BATCH]) for start in range(0, len(tiles), _BATCH)]
+    )
 
 
 def run_rows(
@@ -141,7 +145,9 @@ class PackEvaluator:
     def run(self, rows: Rows, transform: Transform | None = None, step: str = "classifying") -> ModelOutputs:
         """Return the outputs for the tiles in `rows`, as `run_rows` does; `step` names the work for
         `progress`."""
-        return run_rows(self.model, self.pack, rows, transform, lambda done: self.progress(step, done, len(rows)))
+        return run_rows(
+            self.model, self.pack, rows, transform, lambda done: self.progress(step, done, len(rows))
+        )
 
     def run_view(self, view: str, rows: Rows, step: str) -> ModelOutputs:
         """Return the outputs for the tiles in `rows` with all their bands, or those of a set of `BAND_SETS`
@@ -244,5 +250,7 @@ def graph_difference(model: ModelFile, tiles: DN) -> float:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = open_model(model.path, options).session
     together = model.session.run(["probabilities"], {INPUT: tiles})[0]
-    single = np.concatenate([plain.run(["probabilities"], {INPUT: tiles[i : i + 1]})[0] for i in range(len(tiles))])
+    single = np.concatenate(
+        [plain.run(["probabilities"], {INPUT: tiles[i : i + 1]})[0] for i in range(len(tiles))]
+    )
     return float(np.abs(together - single).max())

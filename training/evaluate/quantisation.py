@@ -61,7 +61,10 @@ class Comparison:
     @property
     def lost(self) -> float:
         """Accuracy (0-1) that INT8 loses, with all bands or over all sets of bands, whichever is more."""
-        return max(fp32.accuracy - int8.accuracy for fp32, int8 in (self.as_they_are, _joined(self.by_group.values())))
+        return max(
+            fp32.accuracy - int8.accuracy
+            for fp32, int8 in (self.as_they_are, _joined(self.by_group.values()))
+        )
 
     @property
     def temperature(self) -> float:
@@ -186,7 +189,9 @@ def _joined(pairs: Iterable[Pair]) -> Pair:
 
 def _concatenated(parts: Sequence[Predictions]) -> Predictions:
     fields = ("probabilities", "outlier_scores", "labels", "zones")
-    return Predictions(parts[0].classes, *(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+    return Predictions(
+        parts[0].classes, *(np.concatenate([getattr(part, name) for part in parts]) for name in fields)
+    )
 
 
 def _rates(predictions: Predictions, metadata: ModelMetadata) -> list[float]:

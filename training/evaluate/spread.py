@@ -62,7 +62,10 @@ def spread_table(runs: Sequence[Path]) -> Table:
     measured = _same_symmetries(runs)
     rows = tuple(_row(group, measured) for group in measured[0])
     differing = ", ".join(_differing(runs)) or "none of their settings"
-    note = f"{len(runs)} runs, which differ in: {differing}. Mean ± standard deviation (lowest - highest), percent."
+    note = (
+        f"{len(runs)} runs, which differ in: {differing}. "
+        "Mean ± standard deviation (lowest - highest), percent."
+    )
     return Table("spread", "From run to run", note, ("tiles, bands", "tiles", *FIGURES), rows)
 
 
@@ -89,7 +92,9 @@ def read_test_metrics(run: RunFolder) -> tuple[int, Groups]:
         content = json.loads(path.read_text(encoding="utf-8"))
         found: tuple[int, Groups] = int(content.get("symmetries", 1)), content["groups"]
     except FileNotFoundError as error:
-        raise TrainingError(f"{path} is not there: `tilewise train test --out {run.root}` measures it") from error
+        raise TrainingError(
+            f"{path} is not there: `tilewise train test --out {run.root}` measures it"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{path}: not what `tilewise train test` writes ({error!r})") from error
     return found
@@ -147,7 +152,9 @@ def agreement(models: tuple[Path, ...], data: Path, splits: tuple[str, ...]) -> 
     click.echo(table.markdown())
 
 
-def agreement_table(models: Sequence[ModelFile], pack: Pack, splits: Sequence[str], progress: Report = silent) -> Table:
+def agreement_table(
+    models: Sequence[ModelFile], pack: Pack, splits: Sequence[str], progress: Report = silent
+) -> Table:
     """Return a row for each split, source and set of bands that has tiles.
 
     Raises:
@@ -167,7 +174,9 @@ def agreement_table(models: Sequence[ModelFile], pack: Pack, splits: Sequence[st
         f"mean over the "
         "pairs, and where tiles have labels the accuracy, mean over the files."
     )
-    return Table("agreement", "Agreement", note, ("split: tiles, bands", "tiles", "agree %", "accuracy %"), rows)
+    return Table(
+        "agreement", "Agreement", note, ("split: tiles, bands", "tiles", "agree %", "accuracy %"), rows
+    )
 
 
 def _rows(evaluators: Sequence[PackEvaluator], source: str) -> Iterator[tuple[Cell, ...]]:
@@ -176,7 +185,9 @@ def _rows(evaluators: Sequence[PackEvaluator], source: str) -> Iterator[tuple[Ce
         yield (f"{first.split}: {source}/{view}", len(rows), *_agreement_and_accuracy(evaluators, rows, view))
 
 
-def _agreement_and_accuracy(evaluators: Sequence[PackEvaluator], rows: Rows, view: str) -> tuple[float, float | None]:
+def _agreement_and_accuracy(
+    evaluators: Sequence[PackEvaluator], rows: Rows, view: str
+) -> tuple[float, float | None]:
     """Return the fraction that two models agree on, and the accuracy; None where tiles have no labels."""
     step = f"bands {view}"
     predicted = [each.run_view(view, rows, step).probabilities.argmax(1) for each in evaluators]

@@ -67,7 +67,9 @@ def mix_lines(tiles: DN, random: np.random.Generator, share: float = 0.6) -> DN:
     return np.where((np.arange(lines) < until[:, None])[:, None, :, None], others, tiles)
 
 
-def draw_brightness(tiles: DN, random: np.random.Generator, gain: float = 0.07, band_gain: float = 0.03) -> DN:
+def draw_brightness(
+    tiles: DN, random: np.random.Generator, gain: float = 0.07, band_gain: float = 0.03
+) -> DN:
     """Return `tiles` with the small differences of brightness (standard deviations) that valid input has
     too."""
     count = len(tiles)
@@ -78,7 +80,9 @@ def draw_brightness(tiles: DN, random: np.random.Generator, gain: float = 0.07, 
 def draw_bands(tiles: DN, random: np.random.Generator) -> DN:
     """Return `tiles` with a random set of bands each: a common one (`l2a`, `10m`, `rgb`) or any."""
     present = np.asarray((tiles > 0).any((2, 3)))
-    common = [np.isin(np.arange(BAND_COUNT), positions(BAND_SETS[name])) for name in ("l1c", "l2a", "10m", "rgb")]
+    common = [
+        np.isin(np.arange(BAND_COUNT), positions(BAND_SETS[name])) for name in ("l1c", "l2a", "10m", "rgb")
+    ]
     chosen = random.integers(0, len(common) + 1, len(tiles))
     any_set = random.random((len(tiles), BAND_COUNT)) < random.uniform(0.3, 0.95, (len(tiles), 1))
     keep = np.stack([*np.broadcast_to(np.stack(common)[:, None], (4, *any_set.shape)), any_set])
@@ -113,7 +117,9 @@ def _draw_veil(tiles: DN, random: np.random.Generator) -> DN:
     absorbs."""
     count = len(tiles)
     thickness = random.uniform(0.4, 1.0, (count, 1, 1, 1))
-    cloud = random.uniform(3000, 8000, (count, 1, 1, 1)) * np.exp(random.normal(0, 0.1, (count, BAND_COUNT, 1, 1)))
+    cloud = random.uniform(3000, 8000, (count, 1, 1, 1)) * np.exp(
+        random.normal(0, 0.1, (count, BAND_COUNT, 1, 1))
+    )
     cloud[:, _VAPOUR] *= 0.4
     cloud[:, _CIRRUS] = random.uniform(10, 800, (count, 1, 1))
     cloud[:, _SHORT_WAVE:] *= random.uniform(0.3, 1.0, (count, 1, 1, 1))
@@ -210,7 +216,9 @@ def describe(
         network=_network(model.classifier),
         histogram_edges=EDGES,
         histograms=tuple(
-            ReferenceHistogram(band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"]))
+            ReferenceHistogram(
+                band=band["band"], mean=band["mean"], std=band["std"], counts=tuple(band["histogram"])
+            )
             for band in statistics
         ),
         metrics=calibration.metrics,

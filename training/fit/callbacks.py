@@ -87,7 +87,9 @@ class SystemMetrics(Callback):
         """End, also where the run was stopped."""
         self._end()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """End: nothing else would be called."""
         self._end()
 
@@ -286,7 +288,9 @@ class Health(Checkpoint):
         while len(self._words) > lag:
             # Told at an epoch's last step, the run ends after its validation: there is no way back into
             # between them.
-            self._look(trainer, pl_module, may_end=not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+            self._look(
+                trainer, pl_module, may_end=not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the flags that are left, and keep the state after the epoch, unless that was done just
@@ -325,7 +329,9 @@ class Health(Checkpoint):
     def _end(self, trainer: pl.Trainer) -> None:
         last = RunFolder(Path(trainer.default_root_dir)).last
         trainer.save_checkpoint(last, weights_only=False)
-        raise StoppedError(f"stopped by SIGTERM after step {trainer.global_step}; go on with --ckpt_path {last}")
+        raise StoppedError(
+            f"stopped by SIGTERM after step {trainer.global_step}; go on with --ckpt_path {last}"
+        )
 
 
 def _is_last_epoch(trainer: pl.Trainer) -> bool:

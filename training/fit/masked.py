@@ -45,7 +45,8 @@ class Masking:
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and 0 <= self.bands < 1) or self.share + self.bands == 0:
             raise TrainingError(
-                f"model.masking: share {self.share} is from 0 to 1 and bands {self.bands} below 1, one of them above 0"
+                f"model.masking: share {self.share} is from 0 to 1 and bands {self.bands} below 1, one of "
+                f"them above 0"
             )
         if self.square not in (4, 8, 16, 32):
             raise TrainingError(f"model.masking.square: {self.square}; it is 4, 8, 16 or 32 pixels")

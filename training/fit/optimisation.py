@@ -164,7 +164,9 @@ class OptimisedModule(pl.LightningModule):
         """Log the `loss` () of a training batch of so many tiles, record whether it is finite, and return
         it."""
         self.broken = self.broken | ~loss.detach().isfinite()
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=tiles, sync_dist=True)
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=tiles, sync_dist=True
+        )
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -180,8 +182,12 @@ class OptimisedModule(pl.LightningModule):
         optimiser = torch.optim.AdamW(groups, lr=self.optimisation.rate, weight_decay=0.0, fused=fused)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
-            raise TrainingError("the learning rate schedule needs an end; set trainer.max_epochs or trainer.max_steps")
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, int(steps), self.optimisation))
+            raise TrainingError(
+                "the learning rate schedule needs an end; set trainer.max_epochs or trainer.max_steps"
+            )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, partial(warmup_cosine, int(steps), self.optimisation)
+        )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(

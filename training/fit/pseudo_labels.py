@@ -63,9 +63,13 @@ class Colours:
     """
 
     def __init__(self, pack: Pack, seed: int = 0) -> None:
-        rows = np.array([row for row in pack.rows("train") if len(pack.band_indices[row]) == BAND_COUNT], np.int64)
+        rows = np.array(
+            [row for row in pack.rows("train") if len(pack.band_indices[row]) == BAND_COUNT], np.int64
+        )
         if not len(rows):
-            raise NoTilesError(f"{pack.root}: no tile of its train split has all 13 bands, whose colours are learned")
+            raise NoTilesError(
+                f"{pack.root}: no tile of its train split has all 13 bands, whose colours are learned"
+            )
         seen = np.tile(rows, _AIRS)
         features = [
             colour_features(_without_air(pack.fetch(seen[start : start + _TILES_AT_ONCE]), start, seed))
@@ -96,7 +100,8 @@ def colour_features(tiles: DN) -> npt.NDArray[np.float64]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of tiles that lack a band
         spread = [
-            np.vstack([np.nanpercentile(layer, _PERCENTILES, axis=1), np.nanstd(layer, axis=1)]) for layer in layers
+            np.vstack([np.nanpercentile(layer, _PERCENTILES, axis=1), np.nanstd(layer, axis=1)])
+            for layer in layers
         ]
     return np.nan_to_num(np.concatenate(spread)).T
 
@@ -264,7 +269,9 @@ def _folders(out: Path) -> tuple[Path, Path]:
 def _spare_what_is_no_guess(out: Path) -> None:
     for folder in _folders(out):
         if folder.is_dir() and any(folder.iterdir()) and read_card(folder).get("origin") != _ORIGIN:
-            raise NoTilesError(f"{folder}: exists and holds no guessed labels; name another folder with --out")
+            raise NoTilesError(
+                f"{folder}: exists and holds no guessed labels; name another folder with --out"
+            )
 
 
 def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: ModelFile) -> None:
@@ -274,19 +281,23 @@ def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: 
         format=Format.GEOTIFF,
         licence="as the tiles",
         origin=_ORIGIN,
-        notes=f"Train: where at least {agreeing} of the {_OPINIONS} opinions agree (tilewise train pseudo-label).",
+        notes=f"Train: where at least {agreeing} of the {_OPINIONS} opinions agree (tilewise train "
+        f"pseudo-label).",
         extra={"split": split, "model_sha256": model.sha256, "looked_at": looked_at, "agreeing": agreeing},
     ).write(folder)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("tiles", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--model", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Whose guesses.")
+@click.option(
+    "--model", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Whose guesses."
+)
 @click.option(
     "--labelled",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="A pack of labelled tiles of all 13 bands, in the same classes: what colours these have is an opinion too.",
+    help="A pack of labelled tiles of all 13 bands, in the same classes: what colours these have is an "
+    "opinion too.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("data/raw/l2a-guessed"))
 @click.option(
@@ -294,7 +305,8 @@ def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: 
     type=click.IntRange(1, _OPINIONS),
     default=_OPINIONS - 1,
     show_default=True,
-    help="How many of the four opinions a label needs: the model's of the tile, of its parts at twice and at four "
+    help="How many of the four opinions a label needs: the model's of the tile, of its parts at twice and at "
+    "four "
     "times the size, and that of its colours. 1 keeps every guess, for a training whose labels do not count "
     "(model.distillation).",
 )
@@ -302,8 +314,10 @@ def _write_card(folder: Path, split: str, looked_at: int, agreeing: int, model: 
     "--parcels",
     default=",".join(PARCELS),
     show_default=True,
-    help="The classes that cover land all over, in parcels of any size. For others, such as a road, the model's "
-    "opinions of the tile and of its parts at twice the size are enough: a quarter of its side does not show them.",
+    help="The classes that cover land all over, in parcels of any size. For others, such as a road, the "
+    "model's "
+    "opinions of the tile and of its parts at twice the size are enough: a quarter of its side does not show "
+    "them.",
 )
 @one_line_errors
 def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int, parcels: str) -> None:
@@ -333,7 +347,9 @@ def _parcels(overrides: str, classes: Sequence[str]) -> tuple[str, ...]:
     named = tuple(name.strip() for name in overrides.split(","))
     unknown = sorted(set(named) - set(classes))
     if unknown and named != PARCELS:
-        raise NoTilesError(f"--parcels: no class is called {', '.join(unknown)}; they are {', '.join(classes)}")
+        raise NoTilesError(
+            f"--parcels: no class is called {', '.join(unknown)}; they are {', '.join(classes)}"
+        )
     return named
 
 

@@ -89,7 +89,9 @@ class ClassificationTask(OptimisedModule):
             return
         data = getattr(self.trainer, "datamodule", None)
         if UNLABELLED in getattr(data, "train_splits", ()):
-            raise TrainingError(f"data.train_splits: {UNLABELLED} tiles have no labels; use `tilewise train pretrain`")
+            raise TrainingError(
+                f"data.train_splits: {UNLABELLED} tiles have no labels; use `tilewise train pretrain`"
+            )
         if self._start_from is not None and self.trainer.ckpt_path is None:
             pack = getattr(data, "pack", None)
             start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")

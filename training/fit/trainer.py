@@ -42,7 +42,9 @@ class Trainer(pl.Trainer):
         """The run's folder."""
         return RunFolder(Path(self.default_root_dir))
 
-    def run(self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None) -> None:
+    def run(
+        self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None
+    ) -> None:
         """Train, then test and export the best checkpoint.
 
         Args:
@@ -80,7 +82,9 @@ class Trainer(pl.Trainer):
         click.echo(f"tested {path} on the split {datamodule.test_split!r}:")
         click.echo(as_markdown(evaluations))
 
-    def export(self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None) -> None:
+    def export(
+        self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None
+    ) -> None:
         """Calibrate a checkpoint, the best one by default, and write the model file, in fp32 and in INT8.
 
         INT8 is written where it costs no more accuracy than the settings of quantisation allow.

@@ -46,7 +46,9 @@ def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None
     _load(classifier, _saved(checkpoint, setting), f"{setting}: {checkpoint}")
 
 
-def start_from(classifier: Classifier, source: Path, classes: Sequence[str], pack: Pack | None, setting: str) -> None:
+def start_from(
+    classifier: Classifier, source: Path, classes: Sequence[str], pack: Pack | None, setting: str
+) -> None:
     """Load initial weights into `classifier`, which may have other classes.
 
     The head keeps its random initialisation where the classes of a model file differ, where a checkpoint has
@@ -91,7 +93,9 @@ def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
         TrainingError: there is none, or it is broken.
     """
     if not checkpoint.is_file():
-        raise TrainingError(f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run")
+        raise TrainingError(
+            f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run"
+        )
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch raises many kinds of errors for broken archives
@@ -152,7 +156,9 @@ class Teachers:
 
     def __init__(self, options: Distillation, classes: int, device: torch.device, compile: bool) -> None:
         self._share = options.share
-        self._forwards = [_teacher(RunFolder(folder), classes, device, compile) for folder in options.teachers]
+        self._forwards = [
+            _teacher(RunFolder(folder), classes, device, compile) for folder in options.teachers
+        ]
 
     @torch.no_grad()
     def blend(self, tiles: Tensor, targets: Tensor) -> Tensor:
@@ -176,7 +182,9 @@ def _teacher(run: RunFolder, classes: int, device: torch.device, compile: bool) 
 def _backbone_of(run: RunFolder) -> nn.Module:
     """Return the network that the settings of `run` name, randomly initialised."""
     if not run.settings.is_file():
-        raise TrainingError(f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}")
+        raise TrainingError(
+            f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}"
+        )
     named = run.read_settings().get("model", {}).get("backbone")
     if named is None:
         return ResidualCNN()

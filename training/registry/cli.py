@@ -38,7 +38,9 @@ from tilewise.training.tracking import Tracking, run_id_of
 _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
 
-def compare_runs(uri: str, experiment: str | None = None, limit: int = 20, model: str = NAME) -> list[dict[str, Any]]:
+def compare_runs(
+    uri: str, experiment: str | None = None, limit: int = 20, model: str = NAME
+) -> list[dict[str, Any]]:
     """Return one row for each run, newest first.
 
     A row has the run's name, start, state, data (name and hash), code revision, the version of `model` that
@@ -51,7 +53,9 @@ def compare_runs(uri: str, experiment: str | None = None, limit: int = 20, model
     found = [e for e in client.search_experiments() if experiment in (None, e.name)]
     if not found:
         raise TrainingError(f"{uri}: there is no experiment {experiment!r}")
-    runs = client.search_runs([e.experiment_id for e in found], order_by=["start_time DESC"], max_results=limit)
+    runs = client.search_runs(
+        [e.experiment_id for e in found], order_by=["start_time DESC"], max_results=limit
+    )
     trained = [run for run in runs if run.data.params]
     differing = _differing([dict(run.data.params) for run in trained])
     versions = {version.run_id: version.tags.get("semver", "") for version in Registry(uri, model).versions()}
@@ -143,16 +147,22 @@ def register(
     path = model or (run.model if run else Path())
     run_id = run_id_of(run, registry.uri) if run else None
     version = registry.register(open_model(path), who, why, semver, run_id)
-    click.echo(f"{path} is {registry.name} {version.tags['semver']} (version {version.version}), the candidate")
+    click.echo(
+        f"{path} is {registry.name} {version.tags['semver']} (version {version.version}), the candidate"
+    )
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("version", required=False)
 @click.option("--data", "data", type=FOLDER, required=True, help="Pack that both models are measured on.")
 @click.option("--gates", "gates", type=FILE, default=DEFAULT, help="The gates. Default: configs/gates.yaml.")
-@click.option("--approve", "approve", metavar="NAME", help="The person who approves, where the gates require one.")
+@click.option(
+    "--approve", "approve", metavar="NAME", help="The person who approves, where the gates require one."
+)
 @click.option("--dry-run", "dry_run", is_flag=True, help="Measure and print only.")
-@click.option("--bento/--no-bento", "bento", default=True, show_default=True, help="Build a bento of the same version.")
+@click.option(
+    "--bento/--no-bento", "bento", default=True, show_default=True, help="Build a bento of the same version."
+)
 @who_option
 @why_option
 @registry_options
@@ -301,8 +311,12 @@ def compare(experiment: str | None, limit: int, as_json: bool, registry: Registr
 
 def print_findings(version: ModelVersion, champion: ModelVersion | None, findings: list[GateResult]) -> None:
     """Print a table of the gates' findings."""
-    against = f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
-    table = Table("gate", "", "figure", "required", title=f"{version.tags.get('semver', version.version)}, {against}")
+    against = (
+        f"against {champion.tags.get('semver', champion.version)}" if champion else "against no champion"
+    )
+    table = Table(
+        "gate", "", "figure", "required", title=f"{version.tags.get('semver', version.version)}, {against}"
+    )
     for finding in findings:
         state = "pass" if finding.passed else "FAIL"
         table.add_row(finding.gate, state, f"{finding.figure:.4g}", finding.limit)
@@ -329,7 +343,9 @@ def build_bento(model: Path, version: str) -> str:
         version,
         "--keep",
     ]
-    done = subprocess.run(command, cwd=checkout(), capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
+    done = subprocess.run(
+        command, cwd=checkout(), capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
+    )
     if done.returncode != 0:
         raise TrainingError(f"the bento cannot be built, so nothing was promoted: {done.stderr.strip()}")
     return done.stdout.strip()

@@ -46,7 +46,9 @@ def _card(client: httpx.Client, model: ModelFile) -> Iterator[str]:
 def _answers(client: httpx.Client, model: ModelFile, tiles: DN) -> Iterator[str]:
     body = io.BytesIO()
     np.save(body, tiles)
-    answer = client.post("/classify", content=body.getvalue(), headers={"Content-Type": "application/octet-stream"})
+    answer = client.post(
+        "/classify", content=body.getvalue(), headers={"Content-Type": "application/octet-stream"}
+    )
     if answer.status_code != 200:
         yield f"POST /classify returns {answer.status_code} for valid tiles"
         return

@@ -16,7 +16,9 @@ try:
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
 except ImportError as error:
-    raise TilewiseError("a flow needs Prefect; pip install 'tilewise[ops]', or omit --flow and --cron") from error
+    raise TilewiseError(
+        "a flow needs Prefect; pip install 'tilewise[ops]', or omit --flow and --cron"
+    ) from error
 
 FLOW = "tilewise retraining"
 

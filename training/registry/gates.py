@@ -228,7 +228,9 @@ def lower_bounds(candidate: Predictions, champion: Predictions, context: GateCon
     random = np.random.default_rng(context.settings.seed)
     accuracy, macro_f1 = [], []
     for start in range(0, gate.resamples, _CHUNK):
-        draws = random.integers(0, len(context.rows), (min(_CHUNK, gate.resamples - start), len(context.rows)))
+        draws = random.integers(
+            0, len(context.rows), (min(_CHUNK, gate.resamples - start), len(context.rows))
+        )
         accuracy += list(candidate.correct[draws].mean(1) - champion.correct[draws].mean(1))
         macro_f1 += [_macro_f1(candidate, draw) - _macro_f1(champion, draw) for draw in draws]
     level = 1 - gate.confidence
@@ -238,7 +240,9 @@ def lower_bounds(candidate: Predictions, champion: Predictions, context: GateCon
 def _macro_f1(predictions: Predictions, draw: npt.NDArray[np.int64]) -> float:
     """Return macro F1 over the classes in a draw, from the confusion matrix."""
     count = len(predictions.classes)
-    confusion = np.bincount(predictions.labels[draw] * count + predictions.predicted[draw], minlength=count**2)
+    confusion = np.bincount(
+        predictions.labels[draw] * count + predictions.predicted[draw], minlength=count**2
+    )
     confusion = confusion.reshape(count, count)
     true, predicted, both = confusion.sum(1), confusion.sum(0), confusion.diagonal()
     seen = true > 0
@@ -248,7 +252,9 @@ def _macro_f1(predictions: Predictions, draw: npt.NDArray[np.int64]) -> float:
 def _champion(context: GateContext) -> Iterator[GateResult]:
     if context.champion is None or context.settings.champion is None:
         return
-    bounds = lower_bounds(context.predictions(context.candidate), context.predictions(context.champion), context)
+    bounds = lower_bounds(
+        context.predictions(context.candidate), context.predictions(context.champion), context
+    )
     for name, bound in bounds.items():
         margin = getattr(context.settings.champion, name)
         limit = f"≥ -{margin:g} against the champion, {context.settings.champion.confidence:.0%}"
@@ -265,7 +271,9 @@ def _floor(context: GateContext) -> Iterator[GateResult]:
         of_class = predictions.labels == index
         if of_class.sum() >= floor.class_tiles:
             recall = float(predictions.correct[of_class].mean())
-            yield GateResult(f"floor/recall/{name}", recall >= floor.class_recall, recall, f"≥ {floor.class_recall:g}")
+            yield GateResult(
+                f"floor/recall/{name}", recall >= floor.class_recall, recall, f"≥ {floor.class_recall:g}"
+            )
 
 
 def _calibration(context: GateContext) -> Iterator[GateResult]:
@@ -325,7 +333,9 @@ def _zones(context: GateContext) -> Iterator[GateResult]:
         inside = predictions.zones == zone
         if zone != NO_ZONE and inside.sum() >= gate.tiles:
             below = predictions.accuracy - float(predictions.correct[inside].mean())
-            yield GateResult(f"zones/{zone}", below <= gate.max_below, below, f"≤ {gate.max_below:g} below all")
+            yield GateResult(
+                f"zones/{zone}", below <= gate.max_below, below, f"≤ {gate.max_below:g} below all"
+            )
 
 
 def _latency(context: GateContext) -> Iterator[GateResult]:
@@ -334,10 +344,14 @@ def _latency(context: GateContext) -> Iterator[GateResult]:
     models = {"candidate": context.candidate} | ({"champion": context.champion} if context.champion else {})
     taken = {name: times[1] for name, times in cpu_milliseconds(models).items()}
     limit = gate.milliseconds
-    yield GateResult("latency", taken["candidate"] <= limit, taken["candidate"], f"≤ {limit:g} ms of CPU time a tile")
+    yield GateResult(
+        "latency", taken["candidate"] <= limit, taken["candidate"], f"≤ {limit:g} ms of CPU time a tile"
+    )
     if context.champion:
         times = taken["candidate"] / taken["champion"]
-        yield GateResult("latency/champion", times <= gate.times_champion, times, f"≤ {gate.times_champion:g} ×")
+        yield GateResult(
+            "latency/champion", times <= gate.times_champion, times, f"≤ {gate.times_champion:g} ×"
+        )
 
 
 def _megabytes(context: GateContext) -> Iterator[GateResult]:
@@ -348,7 +362,9 @@ def _megabytes(context: GateContext) -> Iterator[GateResult]:
 def _parity(context: GateContext) -> Iterator[GateResult]:
     limit = context.settings.parity or 0.0
     difference = graph_difference(context.candidate, context.pack.fetch(context.rows[:_PARITY_TILES]))
-    yield GateResult("parity", difference <= limit, difference, f"≤ {limit:g} between optimised and plain graph")
+    yield GateResult(
+        "parity", difference <= limit, difference, f"≤ {limit:g} between optimised and plain graph"
+    )
 
 
 def _int8(context: GateContext) -> Iterator[GateResult]:
@@ -367,7 +383,9 @@ def _int8(context: GateContext) -> Iterator[GateResult]:
 
 def _contract(context: GateContext) -> Iterator[GateResult]:
     broken = contract.violations(context.candidate, context.pack.fetch(context.rows[: contract.TILES]))
-    yield GateResult("contract", not broken, len(broken), "; ".join(broken) or "a running service keeps its contract")
+    yield GateResult(
+        "contract", not broken, len(broken), "; ".join(broken) or "a running service keeps its contract"
+    )
 
 
 GATES: dict[str, Callable[[GateContext], Iterator[GateResult]]] = {

@@ -122,7 +122,9 @@ def _alert(url: str) -> TriggerCheck:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{url} is no Prometheus; name its address, e.g. http://HOST:9090") from error
-    return TriggerCheck(f"{', '.join(firing) or f'no alert with action={_ACTION}'} fires in {url}", bool(firing))
+    return TriggerCheck(
+        f"{', '.join(firing) or f'no alert with action={_ACTION}'} fires in {url}", bool(firing)
+    )
 
 
 def _age(registry: Registry, days: float) -> TriggerCheck:
@@ -138,7 +140,9 @@ def _age(registry: Registry, days: float) -> TriggerCheck:
 
 def _labelled(registry: Registry, folder: Path, minimum: int) -> TriggerCheck:
     count = reviewed_since(folder, _champion_since(registry) or datetime.min.replace(tzinfo=UTC))
-    return TriggerCheck(f"{count} tiles were labelled since the champion, the minimum is {minimum}", count >= minimum)
+    return TriggerCheck(
+        f"{count} tiles were labelled since the champion, the minimum is {minimum}", count >= minimum
+    )
 
 
 def _champion_since(registry: Registry) -> datetime | None:
@@ -158,6 +162,7 @@ def _get(url: str, path: str, key: str | None = None) -> httpx.Response:
         response.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise TrainingError(
-            f"{url}: {path} cannot be read ({error}); check the address, and set a service's key as TILEWISE_API_KEY"
+            f"{url}: {path} cannot be read ({error}); check the address, and set a service's key as "
+            f"TILEWISE_API_KEY"
         ) from error
     return response

@@ -184,7 +184,9 @@ class Registry:
         champion = self.by_alias(CHAMPION)
         if champion is not None:
             self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
-            self._archive(champion, who, f"version {version.tags.get('semver', version.version)} was promoted")
+            self._archive(
+                champion, who, f"version {version.tags.get('semver', version.version)} was promoted"
+            )
         self.client.set_registered_model_alias(self.name, CHAMPION, version.version)
         candidate = self.by_alias(CANDIDATE)
         if candidate is not None and candidate.version == version.version:
@@ -196,7 +198,9 @@ class Registry:
         """Raise TrainingError if a version is already the champion."""
         champion = self.by_alias(CHAMPION)
         if champion is not None and champion.version == version.version:
-            raise TrainingError(f"{self.name} {version.tags.get('semver', version.version)} is the champion already")
+            raise TrainingError(
+                f"{self.name} {version.tags.get('semver', version.version)} is the champion already"
+            )
 
     def require_champion(self, measured: ModelVersion | None) -> None:
         """Raise TrainingError unless the champion is still the one that a candidate was measured against.
@@ -258,7 +262,9 @@ class Registry:
         """Write an event on a version."""
         when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # a tag's name may hold no plus
         event = Event(when, what, _number(version), self._semver_of(version), who, why)
-        self.client.set_model_version_tag(self.name, version.version, _EVENT + when, json.dumps(asdict(event)))
+        self.client.set_model_version_tag(
+            self.name, version.version, _EVENT + when, json.dumps(asdict(event))
+        )
 
     def next_semver(self, metadata: ModelMetadata) -> str:
         """Return the version after the newest.
@@ -305,10 +311,14 @@ class Registry:
         for key, digest in digests(model).items():
             if version.tags.get(key) != digest:
                 which = f"{self.name} {version.version}"
-                raise TrainingError(f"{which}: the file is not the one that was registered ({key}); register it again")
+                raise TrainingError(
+                    f"{which}: the file is not the one that was registered ({key}); register it again"
+                )
 
     def _download(self, version: ModelVersion, folder: Path) -> Path:
-        return Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.uri))
+        return Path(
+            mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.uri)
+        )
 
     def _champion_before(self, champion: ModelVersion) -> ModelVersion:
         """Return the champion before this one, by the history; a rollback takes back the promotions after its
@@ -367,5 +377,7 @@ def _parts(semver: str) -> tuple[int, int, int]:
     try:
         major, minor, patch = (int(part) for part in semver.split("."))
     except ValueError as error:
-        raise TrainingError(f"{semver!r} is no semantic version; use MAJOR.MINOR.PATCH, e.g. 1.2.0") from error
+        raise TrainingError(
+            f"{semver!r} is no semantic version; use MAJOR.MINOR.PATCH, e.g. 1.2.0"
+        ) from error
     return major, minor, patch

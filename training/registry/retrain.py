@@ -112,11 +112,15 @@ def retrain(plan: RetrainPlan, step: Callable[[Step], Step] = lambda function: f
     step(run_pipeline)()
     known = step(find_registered)(plan)
     if known:
-        return Outcome(Ending.NOTHING, f"the pipeline's model is {known} already; give it new data or settings", checks)
+        return Outcome(
+            Ending.NOTHING, f"the pipeline's model is {known} already; give it new data or settings", checks
+        )
     judgement = step(judge)(plan)
     version = step(register)(plan, judgement, reason_of(checks, plan.triggers.because))
     if judgement.failed:
-        gates = f"{len(judgement.failed)} of {len(judgement.results)} gates fail: {', '.join(judgement.failed)}"
+        gates = (
+            f"{len(judgement.failed)} of {len(judgement.results)} gates fail: {', '.join(judgement.failed)}"
+        )
         refused = f"{plan.name} {version} is refused; {gates}"
         return Outcome(Ending.REFUSED, refused, checks, version, judgement.results)
     passed = f"{plan.name} {version} passed all {len(judgement.results)} gates and is the candidate"
@@ -139,11 +143,15 @@ def run_pipeline() -> None:
     """
     if not Path(_PIPELINE).is_file():
         raise TrainingError(f"{Path.cwd()}: there is no {_PIPELINE}; retrain in the project's folder")
-    here = Path(sys.executable).parent  # stages call `tilewise`: it must be this environment's, also under cron
+    here = Path(
+        sys.executable
+    ).parent  # stages call `tilewise`: it must be this environment's, also under cron
     environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
     status = _call([sys.executable, "-m", "dvc", "repro"], environment)
     if status != 0:
-        raise TrainingError(f"the pipeline ended with {status}, see above; fix it, and the same command resumes")
+        raise TrainingError(
+            f"the pipeline ended with {status}, see above; fix it, and the same command resumes"
+        )
 
 
 def find_registered(plan: RetrainPlan) -> str:

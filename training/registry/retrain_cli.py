@@ -34,16 +34,24 @@ REPORT = Path("artifacts/retraining/retraining.json")
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--because", "because", default="", metavar="REASON", help="Retrain for this reason; for the history.")
-@click.option("--if-drift", "drift", metavar="URL", help="Retrain if a band of the requests to this service drifted.")
-@click.option("--max-psi", "max_psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted.")
+@click.option(
+    "--because", "because", default="", metavar="REASON", help="Retrain for this reason; for the history."
+)
+@click.option(
+    "--if-drift", "drift", metavar="URL", help="Retrain if a band of the requests to this service drifted."
+)
+@click.option(
+    "--max-psi", "max_psi", default=SHIFT, show_default=True, help="PSI above which a band has drifted."
+)
 @click.option(
     "--if-alert",
     "alert",
     metavar="URL",
     help="Retrain if an alert with action: retrain fires in this Prometheus.",
 )
-@click.option("--if-older", "days", type=click.FloatRange(0), metavar="DAYS", help="Retrain if the champion is older.")
+@click.option(
+    "--if-older", "days", type=click.FloatRange(0), metavar="DAYS", help="Retrain if the champion is older."
+)
 @click.option(
     "--if-labelled",
     "tiles",
@@ -60,7 +68,12 @@ REPORT = Path("artifacts/retraining/retraining.json")
     help="Tiles that people labelled.",
 )
 @click.option(
-    "--run", "run", type=FOLDER, default=RetrainPlan.run, show_default=True, help="Folder of the pipeline's run."
+    "--run",
+    "run",
+    type=FOLDER,
+    default=RetrainPlan.run,
+    show_default=True,
+    help="Folder of the pipeline's run.",
 )
 @click.option(
     "--data",
@@ -73,7 +86,9 @@ REPORT = Path("artifacts/retraining/retraining.json")
 @click.option("--gates", "gates", type=FILE, default=DEFAULT, help="The gates. Default: configs/gates.yaml.")
 @out_option(FILE, "JSON file of the outcome.", REPORT)
 @click.option("--flow", "flow", is_flag=True, help="Run as a Prefect flow.")
-@click.option("--cron", "cron", metavar="WHEN", help="Serve the flow to Prefect at these times, until Ctrl-C.")
+@click.option(
+    "--cron", "cron", metavar="WHEN", help="Serve the flow to Prefect at these times, until Ctrl-C."
+)
 @who_option
 @lambda command: with_options(command, REGISTRY_OPTIONS)
 @one_line_errors
@@ -136,7 +151,9 @@ def _print_outcome(outcome: Outcome, plan: RetrainPlan) -> None:
     if outcome.findings:
         table = Table("gate", "", "figure", "required", title=f"{plan.name} {outcome.version}")
         for finding in outcome.findings:
-            table.add_row(finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit)
+            table.add_row(
+                finding.gate, "pass" if finding.passed else "FAIL", f"{finding.figure:.4g}", finding.limit
+            )
         print_table(table)
     click.echo(outcome.message)
     if outcome.ending is Ending.PASSED:

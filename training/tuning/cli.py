@@ -56,7 +56,9 @@ TUNING = RUNS.parent / "tuning"
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @one_line_errors
-def tune(trials: int, study: str, storage: str | None, space: Path, show: int, options: tuple[str, ...]) -> None:
+def tune(
+    trials: int, study: str, storage: str | None, space: Path, show: int, options: tuple[str, ...]
+) -> None:
     """Search for hyperparameters: each trial trains and is measured on the validation split; slow ones are
     pruned.
 
@@ -101,7 +103,9 @@ def _print_table(search: Search, limit: int) -> None:
     ended = search.ended()
     if not ended:
         return
-    table = Table("trial", METRIC, "epochs", "", "settings", title=f"{search.plan.study}: {len(ended)} trials ended")
+    table = Table(
+        "trial", METRIC, "epochs", "", "settings", title=f"{search.plan.study}: {len(ended)} trials ended"
+    )
     for trial in ended[:limit]:
         state = "" if trial.state is TrialState.COMPLETE else "pruned"
         row = [str(trial.number), f"{trial.value:.4f}", str(len(trial.intermediate_values)), state]

@@ -97,7 +97,9 @@ def given_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
     for index, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            found.append((name[2:].rstrip("+"), value if equals else "".join(arguments[index + 1 : index + 2])))
+            found.append(
+                (name[2:].rstrip("+"), value if equals else "".join(arguments[index + 1 : index + 2]))
+            )
     return found
 
 

@@ -84,11 +84,15 @@ class ReportEpochs(Callback):
             return
         epoch, value = trainer.current_epoch + 1, float(trainer.callback_metrics[METRIC])
         running.report(epoch, value)
-        running.tell(f"trial {running.trial.number}  epoch {epoch}/{trainer.max_epochs}  {METRIC} {value:.4f}")
+        running.tell(
+            f"trial {running.trial.number}  epoch {epoch}/{trainer.max_epochs}  {METRIC} {value:.4f}"
+        )
         if epoch != trainer.max_epochs and running.trial.should_prune():
             running.pruned = trainer.should_stop = True
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Record whether the user interrupted it: Lightning ends with status 1 for any exception."""
         running = _RUNNING.get()
         if running is not None:
@@ -226,7 +230,9 @@ class Search:
     def ended(self) -> list[FrozenTrial]:
         """Return the trials that ended, complete or pruned, best first."""
         found = [trial for trial in self.study.get_trials(states=ENDED) if trial.value is not None]
-        return sorted(found, key=lambda trial: (trial.state is not TrialState.COMPLETE, -(trial.value or 0.0)))
+        return sorted(
+            found, key=lambda trial: (trial.state is not TrialState.COMPLETE, -(trial.value or 0.0))
+        )
 
     def best_settings(self) -> dict[str, Value]:
         """Return the best complete trial's value of each searched option; empty before one is complete."""
@@ -304,10 +310,14 @@ class Search:
                 "training does not know an option; see above, and correct it here or in the search space"
             )
 
-    def _print_end(self, trial: optuna.Trial, folder: RunFolder, state: TrialState, running: Reporting) -> None:
+    def _print_end(
+        self, trial: optuna.Trial, folder: RunFolder, state: TrialState, running: Reporting
+    ) -> None:
         best = self.ended()[0].value if self.best_settings() else None
         self._runs.trial_ended(folder, state.name.lower(), trial.number, best)
-        ending = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "given up", TrialState.FAIL: "failed"}[state]
+        ending = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "given up", TrialState.FAIL: "failed"}[
+            state
+        ]
         value = f", {METRIC} {max(running.values.values()):.4f}" if running.values else ""
         self._tell(
             f"trial {trial.number}  {ending}{value}; best so far {best:.4f}"
@@ -369,7 +379,9 @@ def open_study(plan: StudyPlan) -> optuna.Study:
             )
     except (SQLAlchemyError, OSError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{plan.storage}: no storage of Optuna ({why}); name another with --storage") from error
+        raise TrainingError(
+            f"{plan.storage}: no storage of Optuna ({why}); name another with --storage"
+        ) from error
     # A resumed search must not draw the same values again.
     seed = plan.settings.seed + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=plan.settings.random_trials, seed=seed)
@@ -390,5 +402,8 @@ def history(folder: RunFolder) -> dict[int, float]:
 
 def words(settings: dict[str, Value]) -> str:
     """Return settings in short: the last part of each name, and rounded numbers."""
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else as_text(value) for name, value in settings.items()}
+    shown = {
+        name: f"{value:.4g}" if isinstance(value, float) else as_text(value)
+        for name, value in settings.items()
+    }
     return "  ".join(f"{name.rpartition('.')[2]} {value}" for name, value in shown.items())

@@ -31,7 +31,9 @@ def test_health_the_page_and_the_description_are_open_to_all(guarded: Server, pa
     assert ask(guarded, path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/model", "/metrics", "/nothing", "/livez/", "//livez", "/page/../model", "/tasks/1"])
+@pytest.mark.parametrize(
+    "path", ["/model", "/metrics", "/nothing", "/livez/", "//livez", "/page/../model", "/tasks/1"]
+)
 def test_everything_else_needs_a_key(guarded: Server, path: str) -> None:
     response = ask(guarded, path)
     assert response.status_code == 401

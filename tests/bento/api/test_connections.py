@@ -56,5 +56,7 @@ def test_more_connections_than_allowed_are_closed_and_the_others_served(guarded:
             stack.enter_context(socket.create_connection((host, int(port))))
         assert kept.get("/readyz").status_code == 200
         assert say(guarded.url, GET + b"\r\n").status == 0
-    with httpx.Client(base_url=guarded.url, trust_env=False, transport=httpx.HTTPTransport(retries=5)) as client:
+    with httpx.Client(
+        base_url=guarded.url, trust_env=False, transport=httpx.HTTPTransport(retries=5)
+    ) as client:
         assert client.get("/readyz").status_code == 200

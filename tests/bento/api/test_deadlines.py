@@ -33,7 +33,9 @@ def test_a_body_that_trickles_is_refused_too(guarded: Server) -> None:
     assert answer.status in (0, 408)  # the answer may be lost to a client that goes on talking
 
 
-def run(app: Any, max_wait_seconds: float = 5, grace: float = 5, receive: Receive | None = None) -> list[Message]:
+def run(
+    app: Any, max_wait_seconds: float = 5, grace: float = 5, receive: Receive | None = None
+) -> list[Message]:
     """What `app` behind Deadlines sends."""
     sent: list[Message] = []
 

@@ -28,7 +28,9 @@ def assert_safe(headers: httpx.Headers) -> None:
     assert "server" not in headers
 
 
-@pytest.mark.parametrize("path", ["/model", "/livez", "/metrics", "/nothing", "/", "/page/page.css", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/model", "/livez", "/metrics", "/nothing", "/", "/page/page.css", "/openapi.json"]
+)
 def test_every_answer_has_them_also_those_of_bentoml(client: httpx.Client, path: str) -> None:
     assert_safe(client.get(path).headers)
 
@@ -94,7 +96,9 @@ def test_even_all_origins_never_come_with_credentials() -> None:
     assert cors_options("*")["allow_credentials"] is False
 
 
-@pytest.mark.parametrize("origin", ["maps.example", "ftp://x", "https://", "https://x/path", "https://*.example"])
+@pytest.mark.parametrize(
+    "origin", ["maps.example", "ftp://x", "https://", "https://x/path", "https://*.example"]
+)
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(TilewiseError, match="not an origin"):
         cors_options(f"{ORIGIN}, {origin}")

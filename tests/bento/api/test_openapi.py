@@ -46,7 +46,9 @@ SAMPLES = [
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with all optional metadata, so that every field of the responses is seen."""
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    return write_model(path, calibrated(CLASSES).model_dump_json(), weights=np.zeros((14, len(CLASSES)), np.float32))
+    return write_model(
+        path, calibrated(CLASSES).model_dump_json(), weights=np.zeros((14, len(CLASSES)), np.float32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,9 @@ def test_its_references_lead_somewhere() -> None:
 
 def test_it_names_every_route_and_there_is_a_route_for_all_that_it_names() -> None:
     described = {
-        (path, method.upper()) for path, item in document()["paths"].items() for method in METHODS & item.keys()
+        (path, method.upper())
+        for path, item in document()["paths"].items()
+        for method in METHODS & item.keys()
     }
     routes = [route for route in make_app(Settings()).routes if isinstance(route, Route)]
     served_ = {(route.path, method) for route in routes for method in route.methods or () if method != "HEAD"}
@@ -116,7 +120,9 @@ def codes_in_the_sources() -> set[str]:
     for path in (ROOT / "bento").rglob("*.py"):
         if "client" in path.parts or path.stem == "schemas":  # the latter has examples
             continue
-        found |= {code_of_status(int(status)) for status in re.findall(r"HTTPException\(\s*(\d+)", path.read_text())}
+        found |= {
+            code_of_status(int(status)) for status in re.findall(r"HTTPException\(\s*(\d+)", path.read_text())
+        }
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
@@ -138,7 +144,9 @@ def test_it_lists_every_code_that_an_error_can_have_and_no_other() -> None:
 def test_every_status_of_a_refusal_has_a_code_of_its_own() -> None:
     for path in (ROOT / "bento").rglob("*.py"):
         for status in re.findall(r"HTTPException\(\s*(\d+)", path.read_text()):
-            assert code_of_status(int(status)) in ERROR_CODES, f"{path.name} refuses with {status}, without a code"
+            assert code_of_status(int(status)) in ERROR_CODES, (
+                f"{path.name} refuses with {status}, without a code"
+            )
 
 
 # True.
@@ -223,7 +231,9 @@ def curl(line: str, url: str, folder: Path) -> tuple[int, httpx.Headers, bytes]:
     )
     assert done.returncode == 0, done.stderr
     head = (folder / "head").read_text().splitlines()
-    headers = httpx.Headers([(n.strip(), v.strip()) for n, _, v in (h.partition(":") for h in head[1:]) if n.strip()])
+    headers = httpx.Headers(
+        [(n.strip(), v.strip()) for n, _, v in (h.partition(":") for h in head[1:]) if n.strip()]
+    )
     output = folder / words[words.index("-o") + 1]
     body = output.read_bytes() if output.exists() else b""
     output.unlink(missing_ok=True)
@@ -248,7 +258,9 @@ def test_each_example_does_what_it_promises(
 def test_each_example_about_a_task_does_what_it_promises(service: httpx.Client, folder: Path) -> None:
     url = str(service.base_url).rstrip("/")
     scene = (folder / "scene.tif").read_bytes()
-    sent = service.post("/scene", content=scene, headers={"content-type": "image/tiff", "prefer": "respond-async"})
+    sent = service.post(
+        "/scene", content=scene, headers={"content-type": "image/tiff", "prefer": "respond-async"}
+    )
     task_id = sent.json()["id"]
     until = time.monotonic() + 30
     while service.get(f"/tasks/{task_id}").json()["status"] != "done" and time.monotonic() < until:

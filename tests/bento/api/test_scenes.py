@@ -41,7 +41,8 @@ ALICE, BOB = ({"Authorization": f"Bearer {name * 16}"} for name in ("a", "b"))
 def land(rows: int, columns: int) -> DN:
     """Synthetic land (13, 64 · rows, 64 · columns) of many classes."""
     cells = [
-        [render(CLASSES[(3 * r + c) % 10], r * columns + c + 1, seed=4) for c in range(columns)] for r in range(rows)
+        [render(CLASSES[(3 * r + c) % 10], r * columns + c + 1, seed=4) for c in range(columns)]
+        for r in range(rows)
     ]
     return np.concatenate([np.concatenate(row, axis=2) for row in cells], axis=1)
 
@@ -117,7 +118,9 @@ class Service:
     def worker_of(self, place: str) -> int:
         """The process that works on a task, as the ledger has it."""
         with sqlite3.connect(self.tasks / "tasks.db") as database:
-            (name,) = database.execute("SELECT worker FROM tasks WHERE id = ?", (place.rpartition("/")[2],)).fetchone()
+            (name,) = database.execute(
+                "SELECT worker FROM tasks WHERE id = ?", (place.rpartition("/")[2],)
+            ).fetchone()
         return int(name.split(":")[1])
 
 
@@ -234,9 +237,13 @@ def test_windows_with_too_little_data_have_no_class(service: Service) -> None:
     pixels = SMALL.copy()
     pixels[:, :40, :64] = 0
     told = service.send(file_of(pixels)).json()["features"][0]["properties"]
-    assert {told[key] for key in ("class", "probability", "probabilities", "prediction_set", "outlier")} == {None}
+    assert {told[key] for key in ("class", "probability", "probabilities", "prediction_set", "outlier")} == {
+        None
+    }
     assert told["valid_fraction"] == pytest.approx(24 / 64)
-    assert service.send(file_of(pixels), "?min_valid_fraction=0.3").json()["features"][0]["properties"]["class"]
+    assert service.send(file_of(pixels), "?min_valid_fraction=0.3").json()["features"][0]["properties"][
+        "class"
+    ]
     numbers, *_ = class_map(service.send(file_of(pixels), Accept=MAP).content)
     assert (numbers[:36, :64] == NO_CLASS).all()
 
@@ -385,7 +392,9 @@ def test_a_scene_that_breaks_on_the_way_fails_with_its_reason(service: Service) 
     assert told["status"] == "failed"
     assert told["error"]["code"] == "unreadable_image"
     assert refusal(service.get(f"{place}/result"), 415) == told["error"]
-    assert refusal(service.send(file_of(SMALL, compress="deflate")[:-3000]), 415)["code"] == "unreadable_image"
+    assert (
+        refusal(service.send(file_of(SMALL, compress="deflate")[:-3000]), 415)["code"] == "unreadable_image"
+    )
     service.client.delete(place, headers=ALICE)
 
 

@@ -16,7 +16,9 @@ def lives(server: Server, connections: int, limit: int) -> list[int]:
     for _ in range(connections):
         with httpx.Client(trust_env=False, timeout=30) as client:
             answers = (client.get(f"{server.url}/model") for _ in range(limit))
-            closed = (n for n, answer in enumerate(answers, start=1) if answer.headers.get("connection") == "close")
+            closed = (
+                n for n, answer in enumerate(answers, start=1) if answer.headers.get("connection") == "close"
+            )
             found.append(next(closed, limit))
     return found
 
@@ -24,7 +26,9 @@ def lives(server: Server, connections: int, limit: int) -> list[int]:
 @pytest.fixture(scope="module")
 def two_processes(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service in two processes that hands a connection over after at most eight requests."""
-    with served(linear_model, tmp_path_factory.mktemp("two"), TILEWISE_WORKERS="2", TILEWISE_TURNOVER="8") as server:
+    with served(
+        linear_model, tmp_path_factory.mktemp("two"), TILEWISE_WORKERS="2", TILEWISE_TURNOVER="8"
+    ) as server:
         yield server
 
 

@@ -93,7 +93,9 @@ def test_scenes_of_the_same_name_keep_their_own_results(first_run: Run, scenes: 
     assert (maps["north"] != maps["south"]).any()
 
 
-def test_maps_lie_on_the_scenes_grid_and_the_table_tells_the_same_classes(first_run: Run, scenes: Path) -> None:
+def test_maps_lie_on_the_scenes_grid_and_the_table_tells_the_same_classes(
+    first_run: Run, scenes: Path
+) -> None:
     _, out = first_run
     with rasterio.open(scenes / "north" / "scene.tif") as scene:
         for kind in ("classes", "probability", "outlier"):
@@ -144,7 +146,9 @@ def test_the_same_command_again_does_nothing_and_tells_the_same(
 def test_a_run_into_another_folder_makes_the_same_bytes(
     first_run: Run, scenes: Path, linear_model: Path, tmp_path: Path
 ) -> None:
-    batch(scenes, "--out", tmp_path, "--model", linear_model, "--outputs", "classes,probability,outlier,windows")
+    batch(
+        scenes, "--out", tmp_path, "--model", linear_model, "--outputs", "classes,probability,outlier,windows"
+    )
     for name, content in results_in(tmp_path).items():
         assert (first_run[1] / name).read_bytes() == content, name
 
@@ -188,7 +192,9 @@ def test_what_a_scene_does_not_say_can_be_said(linear_model: Path, tmp_path: Pat
 
 
 def test_programs_are_told_in_json(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
-    done = batch(scenes / "north", scenes / "photo.tiff", "--out", tmp_path, "--model", linear_model, "--json")
+    done = batch(
+        scenes / "north", scenes / "photo.tiff", "--out", tmp_path, "--model", linear_model, "--json"
+    )
     events = [json.loads(line) for line in done.stdout.splitlines()]
     outcomes = {event["name"]: event for event in events if event["event"] == "scene"}
     assert outcomes["scene"]["state"] == "done"
@@ -207,7 +213,9 @@ def test_programs_are_told_in_json(scenes: Path, linear_model: Path, tmp_path: P
 def test_a_terminal_sees_a_bar_with_the_rate(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     arguments = command(scenes / "north", "--out", tmp_path, "--model", linear_model)
-    with subprocess.Popen(arguments, cwd=ROOT, env=environment(TERM="xterm"), stdout=-3, stderr=theirs) as process:
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(TERM="xterm"), stdout=-3, stderr=theirs
+    ) as process:
         os.close(theirs)
         seen = b""
         while True:

@@ -87,5 +87,6 @@ def test_the_kubernetes_job_says_what_the_command_understands() -> None:
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     shared = {mount["mountPath"] for mount in workers["containers"][0]["volumeMounts"]}
     assert all(
-        str(Path(place).parent) in shared for place in (*options["scenes"], options["model"], str(options["out"]))
+        str(Path(place).parent) in shared
+        for place in (*options["scenes"], options["model"], str(options["out"]))
     )

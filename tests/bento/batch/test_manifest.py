@@ -18,4 +18,6 @@ def test_who_finds_a_folder_busy_keeps_nothing_of_its_lock(tmp_path: Path) -> No
         Manifest(tmp_path)
     reader.close()
     Manifest(tmp_path).close()
-    assert "another run writes there" in str(refused.value)  # the error still lives, as while a consumer waits
+    assert "another run writes there" in str(
+        refused.value
+    )  # the error still lives, as while a consumer waits

@@ -38,7 +38,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(scenes: Path, linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(
+    scenes: Path, linear_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """The results of an undisturbed run, in a folder of the same depth, since links lead out of it."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     assert batch(scenes, "--out", out, "--model", linear_model).returncode == 0
@@ -142,7 +144,11 @@ def test_a_run_killed_after_one_scene_does_only_the_others(
         process.kill()
     before = {event["name"] for event in events_in(log) if event["event"] == "scene"}
     again = batch(*run, "--json")
-    states = {event["name"]: event["state"] for event in map(json.loads, again.stdout.splitlines()) if "name" in event}
+    states = {
+        event["name"]: event["state"]
+        for event in map(json.loads, again.stdout.splitlines())
+        if "name" in event
+    }
     assert {name for name, state in states.items() if state == "kept"} >= before
     assert sum(state == "done" for state in states.values()) <= COUNT - len(before)
     assert results_in(out) == undisturbed
@@ -218,9 +224,13 @@ def test_what_is_asked_for_otherwise_is_done_again_and_leaves_no_strays(
 ) -> None:
     both = RunOptions(outputs=OutputOptions((Output.CLASSES, Output.OUTLIER)))
     scene = scenes / "s0.tif"
-    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=both)] == [SceneState.DONE]
+    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=both)] == [
+        SceneState.DONE
+    ]
     assert "s0.outlier.tif" in names(tmp_path)
-    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=MAPS)] == [SceneState.DONE]
+    assert [o.state for o in classify_scenes(scene, tmp_path, model=linear_model, options=MAPS)] == [
+        SceneState.DONE
+    ]
     assert "s0.outlier.tif" not in names(tmp_path)
 
 
@@ -236,7 +246,9 @@ def test_a_scene_that_changed_is_done_again(linear_model: Path, tmp_path: Path) 
     assert maps[1] != maps[2]
 
 
-def test_another_scene_of_the_same_name_does_not_overwrite_results(linear_model: Path, tmp_path: Path) -> None:
+def test_another_scene_of_the_same_name_does_not_overwrite_results(
+    linear_model: Path, tmp_path: Path
+) -> None:
     for side, seed in (("north", 1), ("south", 2)):
         synthesise_scene(tmp_path / side / "scene.tif", seed, 1, 2)
         list(classify_scenes(tmp_path / side, tmp_path / "out", model=linear_model, options=MAPS))
@@ -249,11 +261,15 @@ def test_another_scene_of_the_same_name_does_not_overwrite_results(linear_model:
     assert [o.name for o in moved] == ["scene"]
 
 
-def test_two_runs_do_not_write_to_one_folder_at_a_time(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
+def test_two_runs_do_not_write_to_one_folder_at_a_time(
+    scenes: Path, linear_model: Path, tmp_path: Path
+) -> None:
     with Manifest(tmp_path):
         done = batch(scenes / "s0.tif", "--out", tmp_path, "--model", linear_model)
     assert done.returncode == 1
-    assert errors(done) == [f"error: {tmp_path}: another run writes there; wait for it, or choose another folder"]
+    assert errors(done) == [
+        f"error: {tmp_path}: another run writes there; wait for it, or choose another folder"
+    ]
 
 
 def test_a_manifest_that_is_none_is_an_error_that_leaves_it(tmp_path: Path) -> None:
@@ -286,7 +302,9 @@ def test_a_corrupt_block_is_no_data_counted_and_told_again(linear_model: Path, t
         file.seek(start)
         file.write(b"\xff" * 64)
     for _ in range(2):
-        done = batch(scene, "--out", tmp_path / "out", "--model", linear_model, "--outputs", "classes,windows")
+        done = batch(
+            scene, "--out", tmp_path / "out", "--model", linear_model, "--outputs", "classes,windows"
+        )
         assert done.returncode == 1
         assert len(errors(done)) == 1
         assert "blocks could not be decoded and are no data" in errors(done)[0]
@@ -317,7 +335,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
     folder = tmp_path / "small"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip("only root may mount a small file system")
     try:
@@ -334,7 +354,11 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(
     done = batch(scenes, "--out", small_disk / "out", "--model", linear_model)
     assert done.returncode == 1
     assert os.strerror(errno.ENOSPC) in done.stderr
-    whole = {name: content for name, content in results_in(small_disk / "out").items() if not name.endswith(".json")}
+    whole = {
+        name: content
+        for name, content in results_in(small_disk / "out").items()
+        if not name.endswith(".json")
+    }
     assert all(undisturbed[name] == content for name, content in whole.items())
     filler.unlink()
     assert batch(scenes, "--out", small_disk / "out", "--model", linear_model).returncode == 0

@@ -36,7 +36,9 @@ DONE = SceneOutcome(
     seconds=2.5,
     area_ha={"Forest": 60.0},
 )
-KEPT = SceneOutcome("two", "/in/two.tif", SceneState.KEPT, "k", 50, 0, seconds=1.5, area_ha={"<b>Sea</b>": 40.0})
+KEPT = SceneOutcome(
+    "two", "/in/two.tif", SceneState.KEPT, "k", 50, 0, seconds=1.5, area_ha={"<b>Sea</b>": 40.0}
+)
 HOSTILE = "<script>alert(1)</script>"
 FAILED = SceneOutcome("three", f"/in/{HOSTILE}.tif", SceneState.FAILED, error=f"=cmd|{HOSTILE}")
 
@@ -101,7 +103,9 @@ def test_the_page_asks_no_server_and_runs_no_script(tmp_path: Path, quicklook: S
     write_reports(tmp_path, [DONE, FAILED, quicklook], MODEL)
     page = Page((tmp_path / "report.html").read_text())
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form"} == set()
-    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    sources = [
+        value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")
+    ]
     assert len(sources) == 1
     assert all(str(source).startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"url\(|@import", (tmp_path / "report.html").read_text())
@@ -134,7 +138,9 @@ def test_the_page_shows_a_smaller_copy_of_each_picture(tmp_path: Path, quicklook
         assert image.width <= 480
 
 
-def test_a_picture_that_has_vanished_does_not_stop_the_report(tmp_path: Path, quicklook: SceneOutcome) -> None:
+def test_a_picture_that_has_vanished_does_not_stop_the_report(
+    tmp_path: Path, quicklook: SceneOutcome
+) -> None:
     (tmp_path / "pictured.quicklook.png").unlink()
     write_reports(tmp_path, [quicklook], MODEL)
     assert "pictured" in Page((tmp_path / "report.html").read_text()).text

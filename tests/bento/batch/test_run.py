@@ -35,7 +35,9 @@ def scenes(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_outcomes_come_one_by_one_and_the_report_at_the_end(scenes: Path, linear_model: Path, tmp_path: Path) -> None:
+def test_outcomes_come_one_by_one_and_the_report_at_the_end(
+    scenes: Path, linear_model: Path, tmp_path: Path
+) -> None:
     seen: list[RunProgress] = []
     found = classify_scenes(scenes, tmp_path / "out", model=linear_model, options=MAPS, progress=seen.append)
     assert not (tmp_path / "out").exists()

@@ -40,7 +40,9 @@ def test_many_tiles_are_answered_as_if_each_had_come_alone_and_in_order(network:
     together = network.classify(tiles)
     alone = [network.classify(tile[None]) for tile in tiles]
     assert len(np.unique(together.probabilities.round(6), axis=0)) > 250, "the tiles must differ"
-    np.testing.assert_allclose(together.probabilities, np.concatenate([a.probabilities for a in alone]), atol=1e-5)
+    np.testing.assert_allclose(
+        together.probabilities, np.concatenate([a.probabilities for a in alone]), atol=1e-5
+    )
     np.testing.assert_allclose(together.embedding, np.concatenate([a.embedding for a in alone]), atol=1e-4)
 
 

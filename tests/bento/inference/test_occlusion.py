@@ -67,7 +67,9 @@ def test_the_heat_lies_on_the_half_that_the_answer_rests_on(eyes: Engine) -> Non
     found = explain(eyes, half_and_half(), class_name="Built")
     assert found.heat.shape == (64, 64)
     assert mass(found.heat)[:, 32:].sum() > 0.95 * mass(found.heat).sum() > 0
-    assert found.grid[:, 8:].min() > 0 > found.grid[:, :7].max(), "what is below the tile's mean speaks against it"
+    assert found.grid[:, 8:].min() > 0 > found.grid[:, :7].max(), (
+        "what is below the tile's mean speaks against it"
+    )
 
 
 def test_the_band_that_the_answer_rests_on_is_found(eyes: Engine) -> None:
@@ -190,7 +192,9 @@ def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
         yield client
 
 
-def ask(service: httpx.Client, query: str = "", accept: str = "application/json", **request: Any) -> httpx.Response:
+def ask(
+    service: httpx.Client, query: str = "", accept: str = "application/json", **request: Any
+) -> httpx.Response:
     request = request or {"content": tile_file(half_and_half()), "headers": {"Content-Type": "image/tiff"}}
     headers = {"Accept": accept} | request.pop("headers", {})
     return service.post(f"/explain{query}", headers=headers, **request)

@@ -66,7 +66,10 @@ def test_fp32_is_served_where_nothing_is_gained_and_the_log_says_so(
     gains(0.9)
     with caplog.at_level(logging.WARNING, "tilewise"):
         assert pick(model) == model
-    assert "INT8 is no faster on this processor (0.90 times as fast); TILEWISE_PRECISION=int8 serves it" in caplog.text
+    assert (
+        "INT8 is no faster on this processor (0.90 times as fast); TILEWISE_PRECISION=int8 serves it"
+        in caplog.text
+    )
 
 
 def test_either_can_be_asked_for(model: Path, gains) -> None:
@@ -76,7 +79,9 @@ def test_either_can_be_asked_for(model: Path, gains) -> None:
     assert pick(model, Precision.FP32) == model
 
 
-def test_a_model_without_an_int8_file_is_served_as_it_is(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_an_int8_file_is_served_as_it_is(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     int8_of(model).unlink()
     with caplog.at_level(logging.WARNING, "tilewise"):
         assert pick(model) == model

@@ -176,7 +176,9 @@ def test_a_form_is_taken_too(service: httpx.Client) -> None:
     ],
     ids=["dark", "bright", "quarter", "no data is none"],
 )
-def test_the_share_that_is_as_bright_as_cloud_is_told(service: httpx.Client, pixels: DN, fraction: float) -> None:
+def test_the_share_that_is_as_bright_as_cloud_is_told(
+    service: httpx.Client, pixels: DN, fraction: float
+) -> None:
     assert float(ask(service, file_of(pixels)).headers[CLOUD_FRACTION]) == fraction
 
 
@@ -222,7 +224,9 @@ def test_a_view_that_needs_a_missing_band_is_refused_and_names_it(service: httpx
     assert error["hint"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("view", "infrared"), ("coverage", "0.9"), ("level", "L3"), ("x", "1")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("view", "infrared"), ("coverage", "0.9"), ("level", "L3"), ("x", "1")]
+)
 def test_parameters_that_make_no_sense_are_refused(service: httpx.Client, name: str, value: str) -> None:
     assert refusal(ask(service, file_of(land()), **{name: value}), 422)["code"] == "invalid"
 

@@ -21,7 +21,9 @@ def test_windows_of_any_stride_cover_every_pixel_and_stay_inside(length: int, st
     assert all(after - before <= stride for before, after in pairwise(found))
 
 
-@pytest.mark.parametrize("block", [(1, 1), (1, 3000), (8, 3000), (512, 512), (256, 256), (1024, 1024), (5000, 5000)])
+@pytest.mark.parametrize(
+    "block", [(1, 1), (1, 3000), (8, 3000), (512, 512), (256, 256), (1024, 1024), (5000, 5000)]
+)
 @pytest.mark.parametrize("stride", [16, 24, 64])
 @pytest.mark.parametrize(("height", "width"), [(2000, 3000), (1025, 70), (64, 64), (30, 3000)])
 def test_strips_and_parts_hold_each_window_once_and_decide_each_pixel_once(
@@ -43,6 +45,9 @@ def test_parts_follow_the_blocks_of_the_files_and_stay_small() -> None:
     window_grid = make_window_grid(10_980, 10_980, 64, 64, (512, 512))
     assert {edge % 512 for edge, _ in map(window_grid.edges, range(len(window_grid.strips)))} == {0}
     assert {edge % 512 for edge, _ in map(window_grid.part_edges, range(len(window_grid.parts)))} == {0}
-    assert max(len(rows) for rows in window_grid.strips) * max(len(columns) for columns in window_grid.parts) <= 300
+    assert (
+        max(len(rows) for rows in window_grid.strips) * max(len(columns) for columns in window_grid.parts)
+        <= 300
+    )
     strips = make_window_grid(10_980, 10_980, 64, 64, (1, 10_980))
     assert len(strips.parts) == 1, "rows that are stored whole are read whole"

@@ -33,13 +33,18 @@ def mosaic(height: int, width: int) -> DN:
     """Synthetic land (13, height, width) of many classes."""
     down, across = -(-height // 64), -(-width // 64)
     cells = {kind: render(kind, 3, seed=4) for kind in KINDS}
-    rows = [np.concatenate([cells[KINDS[(r * 3 + c) % len(KINDS)]] for c in range(across)], 2) for r in range(down)]
+    rows = [
+        np.concatenate([cells[KINDS[(r * 3 + c) % len(KINDS)]] for c in range(across)], 2)
+        for r in range(down)
+    ]
     return np.concatenate(rows, 1)[:, :height, :width]
 
 
 def scene_file(folder: Path, pixels: npt.NDArray[Any], **more: Any) -> Path:
     path = folder / "scene.tif"
-    path.write_bytes(geotiff(pixels, names=BAND_NAMES, tags=TAGS, tiled=True, blockxsize=256, blockysize=256, **more))
+    path.write_bytes(
+        geotiff(pixels, names=BAND_NAMES, tags=TAGS, tiled=True, blockxsize=256, blockysize=256, **more)
+    )
     return path
 
 
@@ -66,7 +71,9 @@ def joined(blocks: Sequence[SceneBlock], name: str) -> npt.NDArray[Any]:
     return np.concatenate([getattr(block, name) for block in blocks], axis=-2)
 
 
-def test_blocks_give_every_row_once_in_order_and_every_window_once(engine: Engine, tall: tuple[Path, DN]) -> None:
+def test_blocks_give_every_row_once_in_order_and_every_window_once(
+    engine: Engine, tall: tuple[Path, DN]
+) -> None:
     blocks = blocks_of(engine, tall[0])
     assert [block.row for block in blocks] == list(np.cumsum([0] + [len(b.class_map) for b in blocks[:-1]]))
     assert joined(blocks, "class_map").shape == (TALL, WIDE)
@@ -75,7 +82,9 @@ def test_blocks_give_every_row_once_in_order_and_every_window_once(engine: Engin
     assert [(w.row, w.column) for w in windows] == [(r, c) for r in rows for c in columns]
 
 
-def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(engine: Engine, tall: tuple[Path, DN]) -> None:
+def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(
+    engine: Engine, tall: tuple[Path, DN]
+) -> None:
     path, pixels = tall
     blocks = blocks_of(engine, path)
     classes, probability, outlier = (joined(blocks, name) for name in ("class_map", "probability", "outlier"))
@@ -116,7 +125,9 @@ def test_threads_and_parting_change_nothing(engine: Engine, tall: tuple[Path, DN
     with opened(path) as scene:
         count = strip_count(scene, grid)
     parted = [
-        b for n in reversed(range(count)) for b in reversed(blocks_of(engine, path, grid, workers=3, rows=(n, n + 1)))
+        b
+        for n in reversed(range(count))
+        for b in reversed(blocks_of(engine, path, grid, workers=3, rows=(n, n + 1)))
     ]
     assert count >= 2 or grid.stride < 64
     for first, second in zip(whole, reversed(parted), strict=True):
@@ -128,7 +139,9 @@ def test_threads_and_parting_change_nothing(engine: Engine, tall: tuple[Path, DN
         ]
 
 
-def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(engine: Engine, tmp_path: Path) -> None:
+def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(
+    engine: Engine, tmp_path: Path
+) -> None:
     pixels = mosaic(150, 170)
     pixels[:, 60:100, 60:90] = 0
     grid = GridOptions(stride=24, min_valid_fraction=0.9, keep_probabilities=True)
@@ -145,7 +158,9 @@ def test_overlapping_windows_are_averaged_with_the_weight_that_is_written_down(e
     known = (pixels > 0).all(axis=0) & (weight > 0)
     assert 0 < known.sum() < known.size
     probabilities = joined(blocks, "probabilities")
-    np.testing.assert_allclose(probabilities[:, known], (total / np.maximum(weight, 1e-9))[:, known], atol=1e-4)
+    np.testing.assert_allclose(
+        probabilities[:, known], (total / np.maximum(weight, 1e-9))[:, known], atol=1e-4
+    )
     np.testing.assert_allclose(probabilities[:, known].sum(axis=0), 1, atol=1e-4)
     np.testing.assert_array_equal(joined(blocks, "class_map") == NO_CLASS, ~known)
     np.testing.assert_array_equal(joined(blocks, "class_map")[known], probabilities[:, known].argmax(axis=0))
@@ -157,7 +172,9 @@ def test_overlap_leaves_no_seams(engine: Engine, tmp_path: Path) -> None:
     first, second = (render(kind, 3, seed=4).mean(axis=(1, 2)) for kind in ("Forest", "AnnualCrop"))
     fraction = np.linspace(0, 1, 640)
     pixels = (
-        (first[:, None] * (1 - fraction) + second[:, None] * fraction)[:, None].repeat(130, axis=1).astype(np.uint16)
+        (first[:, None] * (1 - fraction) + second[:, None] * fraction)[:, None]
+        .repeat(130, axis=1)
+        .astype(np.uint16)
     )
     path = scene_file(tmp_path, pixels)
 
@@ -245,7 +262,10 @@ def damaged(path: Path, every: bool) -> None:
     with rasterio.open(path) as dataset:
         positions = [(x, y) for x in range(2) for y in range(2)] if every else [(1, 0)]
         spans = [
-            [int(dataset.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
+            [
+                int(dataset.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1))
+                for what in ("OFFSET", "SIZE")
+            ]
             for x, y in positions
         ]
     content = bytearray(path.read_bytes())
@@ -254,7 +274,9 @@ def damaged(path: Path, every: bool) -> None:
     path.write_bytes(content)
 
 
-def test_windows_on_a_corrupt_block_are_no_data_and_the_rest_is_classified(engine: Engine, tmp_path: Path) -> None:
+def test_windows_on_a_corrupt_block_are_no_data_and_the_rest_is_classified(
+    engine: Engine, tmp_path: Path
+) -> None:
     path = scene_file(tmp_path, mosaic(512, 512), compress="deflate", interleave="pixel")
     damaged(path, every=False)
     with opened(path) as scene:

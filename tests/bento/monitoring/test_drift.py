@@ -131,7 +131,9 @@ def test_processes_add_their_windows_up_and_forget_the_dead(champion: Engine, tm
     drift.observe(answered(LATER[:10]))
     drift.publish()
     (mine,) = folder.glob("*.npy")
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, timeout=30
+    )
     for pid in (os.getppid(), int(ended.stdout)):  # one lives, one does not
         mine.with_name(mine.name.replace(str(os.getpid()), str(pid))).write_bytes(mine.read_bytes())
     drift.publish()
@@ -166,14 +168,18 @@ def post(url: str, pixels: npt.NDArray[np.uint16]) -> None:
     stream = io.BytesIO()
     np.save(stream, pixels)
     headers = {"Content-Type": "application/octet-stream"}
-    done = httpx.post(f"{url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30)
+    done = httpx.post(
+        f"{url}/classify", content=stream.getvalue(), headers=headers, trust_env=False, timeout=30
+    )
     assert done.status_code == 200, done.text
 
 
 def test_a_forgotten_offset_is_seen_in_the_metrics_and_ordinary_tiles_are_not(service: Server) -> None:
     def all_bands(measure: str) -> dict[str, float]:
         found = samples(service.url, "tilewise_drift")
-        return {band: v for band in BAND_NAMES for at, v in found.items() if f'"{band}",measure="{measure}"' in at}
+        return {
+            band: v for band in BAND_NAMES for at, v in found.items() if f'"{band}",measure="{measure}"' in at
+        }
 
     def told_of(pixels: npt.NDArray[np.uint16], minimum: float, limit: float) -> bool:
         post(service.url, pixels[:20])

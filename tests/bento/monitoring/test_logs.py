@@ -60,7 +60,9 @@ def until_logged(server: Server, request_id: str) -> dict[str, Any]:
     raise AssertionError(f"no line of {request_id} in:\n{server.log.read_text()}")
 
 
-def test_a_request_is_one_line_of_json_with_what_an_operator_asks(client: httpx.Client, server: Server) -> None:
+def test_a_request_is_one_line_of_json_with_what_an_operator_asks(
+    client: httpx.Client, server: Server
+) -> None:
     parts = [
         ("tiles", ("a.tif", FOREST)),
         ("tiles", ("b.tif", b"no tile")),
@@ -88,7 +90,9 @@ def test_a_refused_request_is_logged_with_its_code(client: httpx.Client, server:
 
 def test_no_name_key_query_or_body_is_in_the_log(client: httpx.Client, server: Server) -> None:
     client.post("/classify", files={"tiles": ("a-telling-name.tif", b"a telling body")})
-    client.post("/classify?name=a-telling-query", content=b"a telling body", headers={"Content-Type": "image/tiff"})
+    client.post(
+        "/classify?name=a-telling-query", content=b"a telling body", headers={"Content-Type": "image/tiff"}
+    )
     client.get("/model", headers={"X-Request-ID": "the-end"})
     until_logged(server, "the-end")
     overrides = server.log.read_text()
@@ -249,7 +253,9 @@ def test_lines_for_people_have_the_fields_and_keep_terminal_codes_out(
 
 
 @pytest.mark.parametrize("style", [LogStyle.JSON, LogStyle.TEXT, LogStyle.OFF])
-def test_records_of_the_standard_library_look_the_same(style: LogStyle, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_of_the_standard_library_look_the_same(
+    style: LogStyle, caplog: pytest.LogCaptureFixture
+) -> None:
     try:
         raise RuntimeError("the cause")
     except RuntimeError:

@@ -59,7 +59,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return pa.concat_tables(tables).to_pylist() if tables else []
 
 
-def logged(folder: Path, engine: Engine, *batches: Batch, options: LogOptions | None = None) -> list[dict[str, Any]]:
+def logged(
+    folder: Path, engine: Engine, *batches: Batch, options: LogOptions | None = None
+) -> list[dict[str, Any]]:
     log = PredictionLog(folder, options or LogOptions())
     for batch in batches:
         log.observe(batch)
@@ -139,7 +141,9 @@ def test_refused_tiles_are_not_kept(engine: Engine, tmp_path: Path) -> None:
     assert len(logged(tmp_path, engine, classify_batch(engine, [bad, good, bad]))) == 1
 
 
-def test_a_share_of_the_requests_is_kept_whole_and_the_same_ones_everywhere(engine: Engine, tmp_path: Path) -> None:
+def test_a_share_of_the_requests_is_kept_whole_and_the_same_ones_everywhere(
+    engine: Engine, tmp_path: Path
+) -> None:
     batches = [batch_of(engine, FOREST, RIVER, request_id=f"r-{n}") for n in range(40)]
     found = logged(tmp_path, engine, *batches, options=LogOptions(fraction=0.5))
     ids = [row["request_id"] for row in found]
@@ -171,7 +175,9 @@ def test_a_box_across_the_antimeridian_begins_in_the_east() -> None:
 def test_a_file_is_closed_when_it_is_full_or_old(engine: Engine, tmp_path: Path) -> None:
     log = PredictionLog(tmp_path, LogOptions(rows=4, seconds=0.3))
     log.observe(batch_of(engine, *[FOREST] * 9))
-    until(lambda: len(rows(tmp_path)) == 9, "the last row is written though the log is not closed", seconds=10)
+    until(
+        lambda: len(rows(tmp_path)) == 9, "the last row is written though the log is not closed", seconds=10
+    )
     sizes = [pq.read_metadata(path).num_rows for path in sorted(tmp_path.glob("*.parquet"))]
     assert sizes[:2] == [4, 4]
     log.close()
@@ -285,6 +291,8 @@ def test_a_service_that_stops_has_written_what_it_answered(engine: Engine, tmp_p
         assert not list((tmp_path / "log").glob("*.parquet"))
         assert samples(server.url, "tilewise_tiles_total")
     found = rows(tmp_path / "log")
-    assert sorted((row["request_id"], row["name"]) for row in found) == [(f"r-{n}", f"{n}.tif") for n in range(6)]
+    assert sorted((row["request_id"], row["name"]) for row in found) == [
+        (f"r-{n}", f"{n}.tif") for n in range(6)
+    ]
     names = [path.name for path in (tmp_path / "log").iterdir()]
     assert len({name.split("-")[2] for name in names}) == len(names) <= 2  # a file for each process

@@ -48,7 +48,9 @@ class Collector:
     def receive(self, path: str, body: bytes) -> None:
         self.paths.add(path)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.services |= {a.value.string_value for a in resource.resource.attributes if a.key == "service.name"}
+            self.services |= {
+                a.value.string_value for a in resource.resource.attributes if a.key == "service.name"
+            }
             self.spans += [span for scope in resource.scope_spans for span in scope.spans]
 
     def requests(self) -> list[Span]:
@@ -97,7 +99,9 @@ def test_a_request_is_traced_with_its_stages(linear_model: Path, tmp_path: Path)
                 headers = {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01", "X-Request-ID": "followed"}
                 parts = [("tiles", ("secret-name.tif", FOREST)), ("tiles", ("b.tif", FOREST))]
                 assert client.post("/classify", files=parts, headers=headers).status_code == 200
-                client.get("/model", headers={"traceparent": f"00-{CALLER}-b7ad6b7169203331-00"})  # not sampled
+                client.get(
+                    "/model", headers={"traceparent": f"00-{CALLER}-b7ad6b7169203331-00"}
+                )  # not sampled
                 client.get("/no/such/thing")
             until(lambda: len(collector.spans) >= 8, "two requests, one with six stages, are collected")
             assert f'"trace_id": "{CALLER}"' in server.log.read_text()
@@ -125,7 +129,9 @@ def test_a_request_is_traced_with_its_stages(linear_model: Path, tmp_path: Path)
 
         assert (unknown.name, unknown.status.code) == ("GET other", Status.STATUS_CODE_UNSET)
         assert "secret" not in str(collector.spans)
-        assert len(collector.requests()) == 2  # neither the probes of readiness nor what the caller does not sample
+        assert (
+            len(collector.requests()) == 2
+        )  # neither the probes of readiness nor what the caller does not sample
 
 
 def test_a_collector_that_is_down_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,5 +172,7 @@ def test_where_the_exporter_is_not_installed_the_way_to_install_it_is_said(
 def test_where_nothing_is_traced_no_tracing_is_loaded() -> None:
     loaded = "[name for name in sys.modules if name.startswith('opentelemetry.sdk')]"
     code = f"import sys, tilewise.bento.serving.runtime, tilewise.bento.api.app; print(*{loaded})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == ""

@@ -43,9 +43,13 @@ def blocks(height: int, width: int, dtype: str, bands: int = 1) -> npt.NDArray[A
     return pixels
 
 
-def write(folder: Path, spec: MapSpec, pixels: npt.NDArray[Any], step: int = 64, scene_info: SceneInfo = INFO) -> Path:
+def write(
+    folder: Path, spec: MapSpec, pixels: npt.NDArray[Any], step: int = 64, scene_info: SceneInfo = INFO
+) -> Path:
     folder.mkdir(exist_ok=True)
-    writer = MapWriter(folder, replace(scene_info, height=pixels.shape[1], width=pixels.shape[2]), spec, {"MODEL": "m"})
+    writer = MapWriter(
+        folder, replace(scene_info, height=pixels.shape[1], width=pixels.shape[2]), spec, {"MODEL": "m"}
+    )
     for row in range(0, pixels.shape[1], step):
         writer.add(pixels[:, row : row + step])
     return writer.finish()[0]
@@ -76,7 +80,9 @@ def test_a_class_map_is_a_cog_with_overviews_colours_names_and_statistics(tmp_pa
     assert float(statistics["STATISTICS_MAXIMUM"]) == known.max()
     assert float(statistics["STATISTICS_MEAN"]) == pytest.approx(known.mean())
     assert float(statistics["STATISTICS_STDDEV"]) == pytest.approx(known.std())
-    assert float(statistics["STATISTICS_VALID_PERCENT"]) == pytest.approx(100 * known.size / pixels.size, abs=0.01)
+    assert float(statistics["STATISTICS_VALID_PERCENT"]) == pytest.approx(
+        100 * known.size / pixels.size, abs=0.01
+    )
     assert "<Category>SeaLake</Category>" in path.with_name(f"{path.name}.aux.xml").read_text()
 
 
@@ -88,7 +94,10 @@ def test_overviews_of_classes_hold_no_class_that_lies_between_two(tmp_path: Path
 
 def test_probabilities_are_kept_in_steps_that_gdal_scales_back(tmp_path: Path) -> None:
     probabilities = (
-        np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), (64, 80)).astype(np.float32).transpose(2, 0, 1)
+        np.random.default_rng(0)
+        .dirichlet(np.ones(len(CLASSES)), (64, 80))
+        .astype(np.float32)
+        .transpose(2, 0, 1)
     )
     probabilities[:, :5] = np.nan
     with rasterio.open(write(tmp_path, probabilities_spec(MODEL), to_steps(probabilities))) as dataset:
@@ -100,12 +109,16 @@ def test_probabilities_are_kept_in_steps_that_gdal_scales_back(tmp_path: Path) -
 
 
 def test_no_probability_is_not_a_probability_of_0() -> None:
-    np.testing.assert_array_equal(to_steps(np.array([0, 1, np.nan, 0.5])), [0, STEPS, NO_PROBABILITY, STEPS // 2])
+    np.testing.assert_array_equal(
+        to_steps(np.array([0, 1, np.nan, 0.5])), [0, STEPS, NO_PROBABILITY, STEPS // 2]
+    )
 
 
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
     pixels = blocks(700, 300, "float32")
-    first, second = (write(tmp_path / name, outlier_spec(MODEL), pixels, step) for name, step in (("a", 64), ("b", 7)))
+    first, second = (
+        write(tmp_path / name, outlier_spec(MODEL), pixels, step) for name, step in (("a", 64), ("b", 7))
+    )
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -123,7 +136,9 @@ def test_only_the_map_is_left_in_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("full", [".scene.outlier.tif.raw", "scene.outlier.tif"])
 def test_a_disk_that_is_full_is_an_error_that_says_so(tmp_path: Path, full: str) -> None:
-    (tmp_path / full).symlink_to("/dev/full")  # what is written to this name goes to a device that is always full
+    (tmp_path / full).symlink_to(
+        "/dev/full"
+    )  # what is written to this name goes to a device that is always full
     pixels = np.random.default_rng(0).random((1, 600, 600), np.float32)
     with pytest.raises(OSError) as caught:
         write(tmp_path, outlier_spec(MODEL), pixels)

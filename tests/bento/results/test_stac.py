@@ -72,11 +72,15 @@ def validate(content: dict[str, Any], validator: Any) -> list[str]:
         INFO,
         SceneInfo("undated", INFO.georeference, 50, 60),
         SceneInfo("far", Georeference(CRS.from_epsg(32660), Affine(10, 0, 833_700, 0, -10, 0)), 100, 128),
-        SceneInfo("own", Georeference(CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=9 +datum=WGS84"), CORNER), 10, 10),
+        SceneInfo(
+            "own", Georeference(CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=9 +datum=WGS84"), CORNER), 10, 10
+        ),
     ],
     ids=lambda scene_info: scene_info.name,
 )
-def test_an_item_is_valid_with_its_three_extensions(tmp_path: Path, offline: Any, scene_info: SceneInfo) -> None:
+def test_an_item_is_valid_with_its_three_extensions(
+    tmp_path: Path, offline: Any, scene_info: SceneInfo
+) -> None:
     content = item(tmp_path, scene_info)
     assert len(content["stac_extensions"]) == 3
     assert len(validate(content, offline)) == 4  # STAC itself and each extension
@@ -88,7 +92,9 @@ def test_an_item_is_valid_with_its_three_extensions(tmp_path: Path, offline: Any
         lambda content: content["properties"].pop("mlm:name"),
         lambda content: content["assets"].pop("model"),
         lambda content: content["properties"].update({"proj:shape": [1]}),
-        lambda content: content["assets"]["classes"]["classification:classes"][0].update({"color_hint": "red"}),
+        lambda content: content["assets"]["classes"]["classification:classes"][0].update(
+            {"color_hint": "red"}
+        ),
         lambda content: content.pop("bbox"),
     ],
 )

@@ -105,7 +105,9 @@ def test_a_calibrated_model_gives_prediction_sets_likeliest_class_first(tmp_path
             assert row["prediction_set"] is None
             continue
         probabilities = {name: row[f"p_{name}"] for name in CLASSES}
-        assert set(row["prediction_set"]) == {name for name, probability in probabilities.items() if probability >= 0.2}
+        assert set(row["prediction_set"]) == {
+            name for name, probability in probabilities.items() if probability >= 0.2
+        }
         assert row["prediction_set"] == sorted(row["prediction_set"], key=lambda name: -probabilities[name])
 
 
@@ -121,7 +123,11 @@ def test_the_table_is_geoparquet_with_the_box_of_all_outlines(tmp_path: Path) ->
     assert (geo["version"], geo["primary_column"]) == ("1.1.0", "geometry")
     column = geo["columns"]["geometry"]
     assert (column["encoding"], column["geometry_types"]) == ("WKB", ["Polygon"])
-    points = [point for wkb in pq.read_table(path)["geometry"].to_pylist() for point in from_wkb(wkb)["coordinates"][0]]
+    points = [
+        point
+        for wkb in pq.read_table(path)["geometry"].to_pylist()
+        for point in from_wkb(wkb)["coordinates"][0]
+    ]
     xs, ys = zip(*points, strict=True)
     assert column["bbox"] == [min(xs), min(ys), max(xs), max(ys)]
 
@@ -249,7 +255,12 @@ def test_features_have_the_fields_of_the_tables_rows(tmp_path: Path) -> None:
         for name in ("row", "column", "class"):
             assert properties[name] == row[name]
         if row["class"] is None:
-            assert properties["probability"] is properties["probabilities"] is properties["prediction_set"] is None
+            assert (
+                properties["probability"]
+                is properties["probabilities"]
+                is properties["prediction_set"]
+                is None
+            )
             continue
         assert properties["probability"] == pytest.approx(row["probability"], abs=1e-6)
         assert properties["probabilities"] == pytest.approx({n: row[f"p_{n}"] for n in CLASSES}, abs=1e-6)

@@ -204,7 +204,9 @@ def test_background_work_lets_jobs_go_first_but_is_not_put_off_for_ever() -> Non
             await until(lambda: len(worker.batches) == 1)
             batcher._last_background = time.monotonic()  # as if such work had just had its turn
             aside = asyncio.create_task(
-                asyncio.to_thread(batcher.run_between, lambda: done.append(f"{len(worker.batches)} batches before"))
+                asyncio.to_thread(
+                    batcher.run_between, lambda: done.append(f"{len(worker.batches)} batches before")
+                )
             )
             await until(lambda: bool(batcher._background))
             worker.go.set()

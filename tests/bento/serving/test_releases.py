@@ -228,7 +228,11 @@ def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
     ):
         for _ in range(3):
             assert client.post("/classify", files=files).json()["model"]["version"] == "1"
-        until(lambda: 'tilewise_shadow_tiles_total{agrees="no",candidate="2"} 6.0' in client.get("/metrics").text)
+        until(
+            lambda: (
+                'tilewise_shadow_tiles_total{agrees="no",candidate="2"} 6.0' in client.get("/metrics").text
+            )
+        )
         assert client.get("/model").json()["candidate"]["mode"] == "shadow"
     canary = {**settings, "TILEWISE_CANDIDATE_MODE": "canary", "TILEWISE_CANDIDATE_FRACTION": "0.5"}
     with (
@@ -237,8 +241,16 @@ def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
     ):
         seen = {}
         for key in (f"caller {n}" for n in range(30)):
-            found = {client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"]["version"]}
-            found |= {client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"]["version"]}
+            found = {
+                client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"][
+                    "version"
+                ]
+            }
+            found |= {
+                client.post("/classify", files=files, headers={"Tilewise-Key": key}).json()["model"][
+                    "version"
+                ]
+            }
             assert len(found) == 1  # sticky
             seen[key] = found.pop()
         assert {*seen.values()} == {"1", "2"}

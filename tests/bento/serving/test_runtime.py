@@ -32,7 +32,9 @@ def model(path: Path, version: str, highest_coverage: float) -> Path:
 
 
 @contextmanager
-def serving_of(tmp_path: Path, coverages: tuple[float, float] = (0.95, 0.95), **settings: Any) -> Iterator[Serving]:
+def serving_of(
+    tmp_path: Path, coverages: tuple[float, float] = (0.95, 0.95), **settings: Any
+) -> Iterator[Serving]:
     """Serve a champion "1" and a candidate "2", each calibrated up to a coverage, in this process."""
     champion, candidate = (
         model(tmp_path / "a.onnx", "1", coverages[0]),
@@ -61,7 +63,10 @@ def keys(serving: Serving) -> tuple[str, str]:
 
 
 def fallbacks(reason: str) -> float:
-    return REGISTRY.get_sample_value("tilewise_canary_fallbacks_total", {"reason": reason, "candidate": "2"}) or 0.0
+    return (
+        REGISTRY.get_sample_value("tilewise_canary_fallbacks_total", {"reason": reason, "candidate": "2"})
+        or 0.0
+    )
 
 
 def ask_together(serving: Serving, *asked: tuple[str, float]) -> list[Any]:
@@ -101,7 +106,9 @@ def test_the_canary_answers_its_callers_and_the_champion_the_others(tmp_path: Pa
         assert ask_together(serving, (ours, 0.9), (theirs, 0.9)) == ["1", "2"]
 
 
-def test_a_canary_that_fails_harms_no_caller_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_canary_that_fails_harms_no_caller_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving_of(tmp_path) as serving:
         ours, theirs = keys(serving)
         assert serving.releases.candidate is not None
@@ -119,7 +126,9 @@ def test_a_canary_that_is_calibrated_for_less_leaves_higher_coverages_to_the_cha
         assert fallbacks("coverage") == before + 1
 
 
-def test_a_champion_that_fails_is_an_error_of_its_callers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_that_fails_is_an_error_of_its_callers_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving_of(tmp_path) as serving:
         ours, theirs = keys(serving)
         break_engine(serving.engine, monkeypatch)

@@ -39,7 +39,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     path = tmp_path_factory.mktemp("scene") / "scene.tif"
     labels = synthesise_scene(path, SEED, ROWS, COLUMNS)
     positions = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
-    return Scene(path, np.stack([render(labels[r][c], scene_index(r, c, COLUMNS), SEED) for r, c in positions]))
+    return Scene(
+        path, np.stack([render(labels[r][c], scene_index(r, c, COLUMNS), SEED) for r, c in positions])
+    )
 
 
 @pytest.fixture
@@ -109,8 +111,12 @@ def test_a_scene_is_classified_as_its_tiles_are(engine: Engine, upload: Path, sc
         assert (block == row.argmax()).all()
 
 
-def test_windows_are_told_in_reading_order_with_their_places(engine: Engine, upload: Path, scene: Scene) -> None:
-    positions = [(window.row, window.column) for window in classified(engine, upload, scene.path.read_bytes()).windows]
+def test_windows_are_told_in_reading_order_with_their_places(
+    engine: Engine, upload: Path, scene: Scene
+) -> None:
+    positions = [
+        (window.row, window.column) for window in classified(engine, upload, scene.path.read_bytes()).windows
+    ]
     assert positions == [(row * 64, column * 64) for row in range(ROWS) for column in range(COLUMNS)]
 
 
@@ -145,7 +151,9 @@ def test_a_scene_smaller_than_a_tile_is_classified_with_the_rest_as_no_data(
 # No data.
 
 
-def test_windows_with_too_little_data_are_skipped_and_stay_empty_in_the_map(engine: Engine, upload: Path) -> None:
+def test_windows_with_too_little_data_are_skipped_and_stay_empty_in_the_map(
+    engine: Engine, upload: Path
+) -> None:
     pixels = mosaic(64, 192)
     pixels[:, :40, :64] = 0  # three eighths are left
     pixels[:, :30, 64:128] = 0  # more than half is left
@@ -232,7 +240,9 @@ def test_a_turned_scene_of_10_m_passes(upload: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "metres"), [(20, "20 m"), (60, "60 m"), (7.9, "7.9 m"), (0.5, "0.5 m")])
-def test_pixels_of_another_size_are_refused_with_the_way_to_resample(upload: Path, size: float, metres: str) -> None:
+def test_pixels_of_another_size_are_refused_with_the_way_to_resample(
+    upload: Path, size: float, metres: str
+) -> None:
     message = refusal(upload, UTM, pixels_of(size))
     assert f"scene.tif: its pixels measure {metres}" in message
     assert "gdalwarp -tr 10 10" in message
@@ -323,7 +333,9 @@ def test_a_real_scene_with_holes_is_classified_in_place(
 
 
 @pytest.mark.realdata
-def test_a_real_scene_smaller_than_a_tile_is_one_window(engine: Engine, upload: Path, real_data: Path) -> None:
+def test_a_real_scene_smaller_than_a_tile_is_one_window(
+    engine: Engine, upload: Path, real_data: Path
+) -> None:
     path = real_data / "scenes" / "waterville_l1c" / "2017-09-21.tif"
     answer = classified(engine, upload, path.read_bytes(), ReadOptions(scale=0.0001, offset=0))
     (window,) = answer.windows

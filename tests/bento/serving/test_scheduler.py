@@ -36,7 +36,9 @@ def test_it_says_of_the_model_what_the_engine_says(engine: Engine, batcher: Batc
     assert (turns.metadata, turns.identity, turns.path) == (engine.metadata, engine.identity, engine.path)
 
 
-def test_the_work_ends_at_the_portion_at_which_it_is_told_to(engine: Engine, batcher: Batcher[int, int]) -> None:
+def test_the_work_ends_at_the_portion_at_which_it_is_told_to(
+    engine: Engine, batcher: Batcher[int, int]
+) -> None:
     portions: list[int] = []
 
     def check() -> None:

@@ -71,7 +71,10 @@ def test_links_that_lead_out_are_refused(allowed: AllowList, archive: Path) -> N
 def test_addresses_with_an_allowed_beginning_are_read_as_the_operator_says(allowed: AllowList) -> None:
     assert allowed.resolve("https://cogs.example/s2/a.json?sig=x") == "https://cogs.example/s2/a.json?sig=x"
     assert allowed.resolve("HTTPS://Cogs.Example/s2/a.json") == "https://cogs.example/s2/a.json"
-    assert allowed.resolve("s3://tiles/l2a/a/B02.tif") == "https://tiles.s3.eu-central-1.amazonaws.com/l2a/a/B02.tif"
+    assert (
+        allowed.resolve("s3://tiles/l2a/a/B02.tif")
+        == "https://tiles.s3.eu-central-1.amazonaws.com/l2a/a/B02.tif"
+    )
 
 
 @pytest.mark.parametrize(

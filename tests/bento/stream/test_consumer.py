@@ -35,7 +35,9 @@ from tilewise.datasets.readers.geotiff import read_tile
 boto3 = pytest.importorskip("boto3")
 REGION = "eu-central-1"
 RECEIVES = 3
-MAPS = SceneWorkerOptions(GridOptions(), OutputOptions((Output.CLASSES, Output.STAC)), threads=1, max_pixels=10**6)
+MAPS = SceneWorkerOptions(
+    GridOptions(), OutputOptions((Output.CLASSES, Output.STAC)), threads=1, max_pixels=10**6
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,9 @@ class Desks:
         allowed = options.pop("allowed", AllowList.parse([str(self.archive)]))
         usual = ConsumerOptions(allowed, wait=0, receives=RECEIVES, retry_seconds=0, min_free=0, idle=0)
         queue = Queue(self.url("notices"), results=options.pop("results", self.url("results")))
-        return Consumer(queue, SceneWorker(self.out, self.engine, worker), self.out, replace(usual, **options))
+        return Consumer(
+            queue, SceneWorker(self.out, self.engine, worker), self.out, replace(usual, **options)
+        )
 
     def command(self, *more: object) -> list[str]:
         """The command line, on these queues."""
@@ -160,7 +164,9 @@ def desks(broker: str, archive: Path, engine: Engine, tmp_path: Path) -> Desks:
     for role in ("dead", "results", "notices"):
         sqs.create_queue(QueueName=f"{name}-{role}")
     made = Desks(name, tmp_path / "out", archive, engine, sqs)
-    arn = sqs.get_queue_attributes(QueueUrl=made.url("dead"), AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    arn = sqs.get_queue_attributes(QueueUrl=made.url("dead"), AttributeNames=["QueueArn"])["Attributes"][
+        "QueueArn"
+    ]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 10})
     sqs.set_queue_attributes(QueueUrl=made.url("notices"), Attributes={"RedrivePolicy": policy})
     return made
@@ -227,14 +233,18 @@ def test_a_tile_is_answered_in_its_result(desks: Desks) -> None:
 
 
 def test_a_fifo_queue_of_results_gets_each_once(desks: Desks) -> None:
-    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-once.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-once.fifo", Attributes={"FifoQueue": "true"})[
+        "QueueUrl"
+    ]
     desks.send({"scene": "tile.tif"}, {"scene": "tile.tif"})
     assert desks.consumer(results=fifo).run() == {NoticeStatus.DONE: 1, NoticeStatus.UNCHANGED: 1}
     assert len(desks.drain("once.fifo")) == 1
 
 
 def test_the_same_file_in_two_folders_gives_two_results_of_a_fifo_queue_too(desks: Desks) -> None:
-    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-twice.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-twice.fifo", Attributes={"FifoQueue": "true"})[
+        "QueueUrl"
+    ]
     (desks.archive / "copies").mkdir(exist_ok=True)
     (desks.archive / "copies" / "tile.tif").write_bytes((desks.archive / "tile.tif").read_bytes())
     desks.send({"scene": "tile.tif"}, {"scene": "copies/tile.tif"})
@@ -279,9 +289,13 @@ def test_two_consumers_at_the_same_scene_do_not_disturb_each_other(desks: Desks)
 
 def test_a_stac_item_through_sns_is_classified_and_its_result_published_by_sns(desks: Desks) -> None:
     sns = boto3.client("sns")
-    topics = {role: sns.create_topic(Name=f"{desks.name}-{role}")["TopicArn"] for role in ("notices", "results")}
+    topics = {
+        role: sns.create_topic(Name=f"{desks.name}-{role}")["TopicArn"] for role in ("notices", "results")
+    }
     for role, topic in topics.items():
-        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:{desks.name}-{role}")
+        sns.subscribe(
+            TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:123456789012:{desks.name}-{role}"
+        )
     assets = {band: {"href": str(desks.archive / f"{band}.tif")} for band in ("B03", "B04")}
     properties = {"processing:level": "L2A", "s2:processing_baseline": "03.01"}
     item = {"type": "Feature", "id": "S2A_31TCJ", "properties": properties, "assets": assets}
@@ -295,7 +309,9 @@ def test_a_stac_item_through_sns_is_classified_and_its_result_published_by_sns(d
 
 def test_an_item_in_a_bucket_is_read_as_the_operator_says(desks: Desks, broker: str) -> None:
     s3 = boto3.client("s3")
-    s3.create_bucket(Bucket=desks.name, CreateBucketConfiguration={"LocationConstraint": REGION}, ACL="public-read")
+    s3.create_bucket(
+        Bucket=desks.name, CreateBucketConfiguration={"LocationConstraint": REGION}, ACL="public-read"
+    )
     for band in ("B03", "B04"):
         content = (desks.archive / f"{band}.tif").read_bytes()
         s3.put_object(Bucket=desks.name, Key=f"a/{band}.tif", Body=content, ACL="public-read")
@@ -323,7 +339,9 @@ def test_poison_goes_to_the_dead_letters_with_its_reason_and_harms_no_other(desk
     assert desks.consumer().run() == {NoticeStatus.DEAD_LETTERED: 4, NoticeStatus.DONE: 1}
     reasons = dict(desks.buried())
     assert "not valid JSON" in reasons["{"]
-    assert all("not on the allow-list of this consumer" in reasons[json.dumps(notice)] for notice in hostile[1:])
+    assert all(
+        "not on the allow-list of this consumer" in reasons[json.dumps(notice)] for notice in hostile[1:]
+    )
     assert desks.left() == 0
     assert not [path for path in desks.out.iterdir() if not path.name.startswith("small-")]
 

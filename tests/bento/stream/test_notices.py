@@ -13,7 +13,9 @@ ITEM = {"type": "Feature", "id": "S2A_1", "assets": {"B02": {"href": "B02.tif"}}
 
 
 def through_sns(message: str) -> str:
-    return json.dumps({"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:…", "Message": message})
+    return json.dumps(
+        {"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:…", "Message": message}
+    )
 
 
 def test_the_three_forms_are_understood() -> None:

@@ -95,7 +95,9 @@ def test_an_item_keeps_only_what_may_be_read(allowed: AllowList) -> None:
     "href", ["https://elsewhere.example/B03.tif", "/etc/passwd", "../../secret.tif", "s3://x/B03.tif"]
 )
 def test_an_item_with_a_band_that_may_not_be_read_is_refused_whole(allowed: AllowList, href: str) -> None:
-    with pytest.raises(NoticeError, match=r"S2A_1: B03 cannot be read: .*not on the allow-list of this consumer"):
+    with pytest.raises(
+        NoticeError, match=r"S2A_1: B03 cannot be read: .*not on the allow-list of this consumer"
+    ):
         scene_of(Notice(item=item(B02="s3://cogs/a/B02.tif", B03=href)), allowed, OPTIONS)
 
 

@@ -144,7 +144,9 @@ def test_malformed_url_is_one_line(job: Download, url: str) -> None:
     ("size", "limit", "message"),
     [(SIZE - 1, SIZE, "the published file has 12,799"), (None, 1000, "more than the 1,000 allowed")],
 )
-def test_length_is_checked_before_a_byte_is_taken(job: Download, size: int | None, limit: int, message: str) -> None:
+def test_length_is_checked_before_a_byte_is_taken(
+    job: Download, size: int | None, limit: int, message: str
+) -> None:
     assert message in refusal(replace(job, size=size, limits=replace(LIMITS, max_bytes=limit)))
     assert not job.part.exists()
 
@@ -181,7 +183,9 @@ def test_too_little_space_says_how_much_is_needed(
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
     ],
 )
-def test_what_the_disk_refuses_is_one_line_and_keeps_the_part(job: Download, error: OSError, message: str) -> None:
+def test_what_the_disk_refuses_is_one_line_and_keeps_the_part(
+    job: Download, error: OSError, message: str
+) -> None:
     def fail(*_: object) -> None:
         raise error
 

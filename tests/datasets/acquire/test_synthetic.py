@@ -73,7 +73,9 @@ def test_a_tile_depends_on_neither_the_others_nor_their_order(folder: Path) -> N
 
 
 def test_seed_class_and_number_each_make_another_tile() -> None:
-    tiles = [render(*which) for which in (("Forest", 1, 0), ("Forest", 1, 1), ("Forest", 2, 0), ("Pasture", 1, 0))]
+    tiles = [
+        render(*which) for which in (("Forest", 1, 0), ("Forest", 1, 1), ("Forest", 2, 0), ("Pasture", 1, 0))
+    ]
     assert not any(np.array_equal(one, other) for one, other in combinations(tiles, 2))
 
 
@@ -237,7 +239,10 @@ def test_texture_is_what_the_classes_are_made_of(pixels: dict[str, DN]) -> None:
 
 def test_coarse_bands_are_smoother_than_fine_ones(pixels: dict[str, DN]) -> None:
     homes = pixels["Residential"].astype(float)
-    step = {band: np.abs(np.diff(homes[:, i], axis=2)).mean() / homes[:, i].mean() for i, band in enumerate(BAND_NAMES)}
+    step = {
+        band: np.abs(np.diff(homes[:, i], axis=2)).mean() / homes[:, i].mean()
+        for i, band in enumerate(BAND_NAMES)
+    }
     assert step["B09"] < step["B8A"] < step["B08"]
     assert step["B01"] < step["B02"]
 

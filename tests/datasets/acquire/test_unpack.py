@@ -108,7 +108,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
 
 
 def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    assert "stands twice" in str(refuse(hostile("EuroSAT_MS/forest/FOREST_1.tif"), tmp_path))
+    assert "occurs twice" in str(refuse(hostile("EuroSAT_MS/forest/FOREST_1.tif"), tmp_path))
 
 
 def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
     ],
     ids=["members", "bytes", "ratio"],
 )
-def test_more_than_the_limits_is_refused(tmp_path: Path, body: bytes, limits: UnpackLimits, message: str) -> None:
+def test_more_than_the_limits_is_refused(
+    tmp_path: Path, body: bytes, limits: UnpackLimits, message: str
+) -> None:
     error = refuse(body, tmp_path, limits)
     assert isinstance(error, UnsafeArchiveError)
     assert message in str(error)
@@ -165,7 +167,7 @@ def test_unpacking_stops_at_what_is_declared(tmp_path: Path, monkeypatch: pytest
         (make_zip(TILES)[:-30], "not a readable zip"),
         (make_zip(TILES).replace(b"Forest 1 ", b"Forest 7 "), "not a readable zip"),
         (make_zip({"other/Forest/Forest_1.tif": b"one"}), "is it the right archive"),
-        (make_zip(TILES, zipfile.ZIP_BZIP2), "packed in a way"),
+        (make_zip(TILES, zipfile.ZIP_BZIP2), "unsupported compression"),
         (encrypted(), "is encrypted"),
     ],
     ids=["html", "cut", "damaged", "another", "bzip2", "encrypted"],

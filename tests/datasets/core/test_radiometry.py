@@ -55,7 +55,9 @@ def test_a_products_name_tells_level_and_baseline(level: str, baseline: str, off
     assert decide_radiometry(by_tag, NOTHING) == expected
 
 
-@pytest.mark.parametrize(("baseline", "offset"), [("02.14", 0), ("03.01", 0), ("04.00", -1000), ("05.11", -1000)])
+@pytest.mark.parametrize(
+    ("baseline", "offset"), [("02.14", 0), ("03.01", 0), ("04.00", -1000), ("05.11", -1000)]
+)
 def test_the_offset_came_with_processing_baseline_04_00(baseline: str, offset: float) -> None:
     tags = {"PROCESSING_LEVEL": "L2A", "PROCESSING_BASELINE": baseline}
     assert decide_radiometry(facts(tags=tags), NOTHING).offset == offset
@@ -93,7 +95,9 @@ def test_the_cirrus_band_means_level_1c() -> None:
 
 
 def test_the_user_wins_over_everything_in_the_file() -> None:
-    full = facts(product("L2A", "0509"), bands=("B10",), tags={"BOA_ADD_OFFSET": "-1000"}, scale=1e-4, offset=-0.1)
+    full = facts(
+        product("L2A", "0509"), bands=("B10",), tags={"BOA_ADD_OFFSET": "-1000"}, scale=1e-4, offset=-0.1
+    )
     options = ReadOptions(level=Level.L2A, scale=1.0, offset=7.0)
     assert decide_radiometry(full, options) == Radiometry(Level.L2A, 1.0, 7.0)
 

@@ -27,7 +27,9 @@ def draws(warp: AlbumentationsWarp, planes: Planes, count: int, seed: int = 0) -
 def smooth(bands: int = 1) -> Planes:
     """A slope, so that interpolated values are known to lie between their neighbours."""
     rows, columns = np.mgrid[0:64, 0:64]
-    return np.stack([(500 + 40 * rows + 17 * columns) * (band + 1) for band in range(bands)]).astype(np.uint16)
+    return np.stack([(500 + 40 * rows + 17 * columns) * (band + 1) for band in range(bands)]).astype(
+        np.uint16
+    )
 
 
 def test_all_eight_symmetries_occur_and_nothing_else() -> None:
@@ -56,7 +58,9 @@ def test_a_warped_tile_shows_the_same_land() -> None:
 def test_data_never_become_no_data() -> None:
     for value in (1, 65_535):
         planes = np.full((3, 64, 64), value, np.uint16)
-        assert all((warped == value).all() for warped in draws(AlbumentationsWarp(ALWAYS_WARPED), planes, 100))
+        assert all(
+            (warped == value).all() for warped in draws(AlbumentationsWarp(ALWAYS_WARPED), planes, 100)
+        )
 
 
 def test_no_data_stay_no_data_and_never_bleed() -> None:

@@ -63,6 +63,6 @@ def test_tiles_of_level_2a_stay_as_they_are_and_rgb_tiles_do_not() -> None:
 def test_simulated_tiles_are_as_dark_in_the_blue_as_real_level_2a(real_data: Path) -> None:
     real = np.load(real_data / "l2a_unlabelled.npz")
     of = [str(name) for name in real["bands"]]
-    # Means over EuroSAT's Level-1C tiles of the same kinds of land (../shared/data/README.md: 1,366 and 376 in B01).
+    # Means over EuroSAT's Level-1C tiles of the same land (../shared/data/README.md: 1,366 and 376 in B01).
     simulated = corrected(torch.full((1, 13, 2, 2), 1366.0))
     assert abs(float(band(simulated, "B01").mean()) - real["tiles"][:, of.index("B01")].mean()) < 150

@@ -106,13 +106,19 @@ def test_noise_differs_from_pixel_to_pixel() -> None:
     assert changed.std().item() == pytest.approx(100, rel=0.05)
     assert changed.mean().item() == pytest.approx(2000, abs=5)
     of_tiles = changed.std(dim=(1, 2, 3))
-    assert (of_tiles < 50).float().mean().item() == pytest.approx(0.38, abs=0.05)  # half normal: many are nearly clean
+    assert (of_tiles < 50).float().mean().item() == pytest.approx(
+        0.38, abs=0.05
+    )  # half normal: many are nearly clean
     assert of_tiles.max() > 250
 
 
 def test_only_the_asked_share_of_tiles_gets_noise() -> None:
     tiles = flat(2000)
-    noisy = (Noise(RadiometryOptions(noise=0.01, noise_fraction=0.3))(tiles, draws(2000)) != tiles).flatten(1).any(1)
+    noisy = (
+        (Noise(RadiometryOptions(noise=0.01, noise_fraction=0.3))(tiles, draws(2000)) != tiles)
+        .flatten(1)
+        .any(1)
+    )
     assert noisy.float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
@@ -161,7 +167,9 @@ def test_a_tile_keeps_the_bands_of_a_set_unaltered_and_no_others(name: str) -> N
 
 
 def test_sets_are_drawn_as_often_as_they_weigh() -> None:
-    kept = present(drop_bands(flat(4000, size=2), BandDropoutOptions(sets={"all": 3.0, "rgb": 1.0}, random=0.0)))
+    kept = present(
+        drop_bands(flat(4000, size=2), BandDropoutOptions(sets={"all": 3.0, "rgb": 1.0}, random=0.0))
+    )
     assert set(kept) == {BAND_NAMES, ("B02", "B03", "B04")}
     assert kept.count(BAND_NAMES) / 4000 == pytest.approx(0.75, abs=0.03)
 
@@ -172,7 +180,9 @@ def test_random_sets_keep_the_share_of_bands_asked_for() -> None:
     assert counts.mean() / 13 == pytest.approx(0.6, abs=0.02)
     assert len(set(counts.tolist())) > 6
     hidden = {
-        name for bands in present(drop_bands(flat(100, size=2), options)) for name in set(BAND_NAMES) - set(bands)
+        name
+        for bands in present(drop_bands(flat(100, size=2), options))
+        for name in set(BAND_NAMES) - set(bands)
     }
     assert hidden == set(BAND_NAMES)
 
@@ -193,11 +203,15 @@ def test_a_tile_that_has_few_bands_of_a_set_keeps_all_it_has() -> None:
 
 def test_hidden_bands_are_not_invented_for_tiles_that_lack_them() -> None:
     tiles = only_bands(flat(500), *BAND_SETS["10m"])
-    assert all(set(bands) <= set(BAND_SETS["10m"]) for bands in present(drop_bands(tiles, BandDropoutOptions())))
+    assert all(
+        set(bands) <= set(BAND_SETS["10m"]) for bands in present(drop_bands(tiles, BandDropoutOptions()))
+    )
 
 
 def test_a_set_of_bands_that_does_not_exist_is_refused_with_a_list_of_those_that_do() -> None:
-    with pytest.raises(UnknownBandError, match="is called 20m; the sets are all, l1c, l2a, 10m, rgb, eurosat"):
+    with pytest.raises(
+        UnknownBandError, match="is called 20m; the sets are all, l1c, l2a, 10m, rgb, eurosat"
+    ):
         BandDropoutOptions(sets={"all": 1.0, "20m": 1.0})
 
 
@@ -220,11 +234,16 @@ def test_targets_are_the_shares_of_the_area() -> None:
         assert (mixed == mixed[:, :1]).all()  # all bands of a pixel come from one tile
         shares.append(float(targets.diagonal().min()))
     assert min(shares) < 0.2
-    assert np.mean([float(mix(*numbered(16, 32), MixOptions(1.0), n)[1].diagonal().mean()) for n in range(20)]) < 0.7
+    assert (
+        np.mean([float(mix(*numbered(16, 32), MixOptions(1.0), n)[1].diagonal().mean()) for n in range(20)])
+        < 0.7
+    )
 
 
 def test_what_is_pasted_is_one_rectangle_at_its_own_place_from_the_neighbour() -> None:
-    tiles = torch.arange(8 * 13 * 64 * 64).reshape(8, 13, 64, 64).float() + 1  # every pixel is unlike all others
+    tiles = (
+        torch.arange(8 * 13 * 64 * 64).reshape(8, 13, 64, 64).float() + 1
+    )  # every pixel is unlike all others
     mixed = mix(tiles, torch.eye(8), MixOptions(cutmix=1.0))[0].numpy()
     array, rectangles = tiles.numpy(), set()
     for n in range(8):
@@ -340,7 +359,9 @@ def test_without_mosaics_a_part_of_a_batch_is_augmented_as_it_is_within_the_batc
 def test_the_whole_of_it_is_one_graph_and_batches_of_one_shape_need_no_other() -> None:
     counted = CompileCounter()
     augment = whole()
-    compiled = torch.compile(augment, backend=counted, fullgraph=True, dynamic=False)  # a break in the graph raises
+    compiled = torch.compile(
+        augment, backend=counted, fullgraph=True, dynamic=False
+    )  # a break in the graph raises
     for epoch in range(3):
         tiles = torch.randint(0, 9000, (8, 13, 64, 64), dtype=torch.int32).to(torch.uint16)
         arguments = tiles, torch.arange(8), torch.arange(8) + 8 * epoch

@@ -1,4 +1,4 @@
-"""Draws that a tile's key alone decides: the same anywhere, unlike each other, and spread as they should be."""
+"""Draws that a tile's key alone decides: reproducible, independent, and of the right distribution."""
 
 import numpy as np
 import pytest

@@ -96,7 +96,9 @@ def mixed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mixed")
     rng = np.random.default_rng(0)
     for n in range(20):
-        write_jpeg(root / "EuroSAT_RGB" / "AB"[n % 2] / f"{n}.jpg", rng.integers(0, 256, (3, 64, 64), np.uint8))
+        write_jpeg(
+            root / "EuroSAT_RGB" / "AB"[n % 2] / f"{n}.jpg", rng.integers(0, 256, (3, 64, 64), np.uint8)
+        )
     for n in range(10):
         write_tiff(
             root / "EuroSAT_MS" / "AB"[n % 2] / f"{n + 20}.tif",
@@ -123,7 +125,9 @@ def test_a_batch_is_fetched_whole_and_has_the_pixels_labels_and_rows_of_the_pack
     assert torch.equal(dataset[5]["tiles"], batch["tiles"][:1])
 
 
-def test_val_and_test_are_in_order_whole_and_unaltered_whatever_the_batch_size(pack_folder: Path, pack: Pack) -> None:
+def test_val_and_test_are_in_order_whole_and_unaltered_whatever_the_batch_size(
+    pack_folder: Path, pack: Pack
+) -> None:
     for batch_size in (16, 24):
         data = TileDataModule(pack_folder, batch_size=batch_size, loader=LoaderOptions(evaluation_batch=16))
         for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
@@ -161,7 +165,9 @@ def test_a_last_batch_that_is_not_full_is_left_out_of_training_unless_it_is_the_
     assert [len(batch["rows"]) for batch in epoch_of(TileDataModule(pack_folder, batch_size=100), 0)] == [70]
 
 
-def test_the_module_knows_classes_counts_and_statistics(pack_folder: Path, pack: Pack, mixed_folder: Path) -> None:
+def test_the_module_knows_classes_counts_and_statistics(
+    pack_folder: Path, pack: Pack, mixed_folder: Path
+) -> None:
     data = TileDataModule(pack_folder)
     assert data.classes == list(pack.summary.classes)
     assert data.class_counts == [7] * 10
@@ -242,7 +248,9 @@ def test_an_unknown_source_is_refused_with_those_that_exist(mixed_folder: Path) 
 
 def test_bands_that_a_tile_lacks_stay_absent_through_the_warps(mixed_folder: Path) -> None:
     geometry = GeometryOptions(warp=1.0)
-    augment = AugmentOptions(geometry=geometry, band_dropout=BandDropoutOptions(sets={"all": 1.0}, random=0.0))
+    augment = AugmentOptions(
+        geometry=geometry, band_dropout=BandDropoutOptions(sets={"all": 1.0}, random=0.0)
+    )
     data = TileDataModule(mixed_folder, batch_size=24, augment=augment)
     (batch,) = fit(data).seen["train"]
     bands = batch["tiles"].numpy().any(axis=(2, 3)).sum(axis=1)
@@ -252,7 +260,9 @@ def test_bands_that_a_tile_lacks_stay_absent_through_the_warps(mixed_folder: Pat
 
 def test_a_split_without_tiles_is_refused_with_those_that_have_some(mixed_folder: Path) -> None:
     data = TileDataModule(mixed_folder)
-    with pytest.raises(TrainingError, match=r"no tile is in the split 'test'; it has train \(24\), val \(6\)"):
+    with pytest.raises(
+        TrainingError, match=r"no tile is in the split 'test'; it has train \(24\), val \(6\)"
+    ):
         data.test_dataloader()
     with pytest.raises(TrainingError, match="'holdout'"):
         TileDataModule(mixed_folder, test_split="holdout").test_dataloader()
@@ -303,7 +313,9 @@ def test_training_needs_no_albumentations_and_choosing_it_says_what_is_missing(
     for name in ("albumentations", "cv2"):
         monkeypatch.setitem(sys.modules, name, None)  # its import fails
     assert len(fit(TileDataModule(pack_folder, batch_size=35)).seen["train"]) == 2
-    with pytest.raises(TrainingError, match=r"geometry\.backend: albumentations is not installed; .* or choose torch"):
+    with pytest.raises(
+        TrainingError, match=r"geometry\.backend: albumentations is not installed; .* or choose torch"
+    ):
         TileDataModule(pack_folder, augment=BY_ALBUMENTATIONS).train_dataloader()
 
 
@@ -311,7 +323,9 @@ def test_training_needs_no_albumentations_and_choosing_it_says_what_is_missing(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_tiles_from_the_device_are_the_batches_that_tiles_from_memory_are(pack_folder: Path, workers: int) -> None:
+def test_tiles_from_the_device_are_the_batches_that_tiles_from_memory_are(
+    pack_folder: Path, workers: int
+) -> None:
     def seen(store: Store) -> dict[str, list[Batch]]:
         data = TileDataModule(pack_folder, batch_size=35, loader=LoaderOptions(workers, store=store))
         recorder = fit(data, epochs=2)
@@ -326,7 +340,9 @@ def test_tiles_from_the_device_are_the_batches_that_tiles_from_memory_are(pack_f
             assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_tiles_on_the_disk_come_in_blocks_once_an_epoch_and_are_read_ahead(pack_folder: Path, pack: Pack) -> None:
+def test_tiles_on_the_disk_come_in_blocks_once_an_epoch_and_are_read_ahead(
+    pack_folder: Path, pack: Pack
+) -> None:
     loader = LoaderOptions(store="disk", blocks=BlockOptions(tiles=4, window=32, shards=2))
     data = TileDataModule(pack_folder, batch_size=8, loader=loader, augment=NO_AUGMENTATION)
     rows = [batch["rows"] for batch in fit(data, epochs=2).seen["train"]]
@@ -345,7 +361,9 @@ def test_an_epoch_taken_up_in_its_middle_goes_on_with_the_batches_that_were_left
 ) -> None:
     def loader() -> TrainLoader:
         blocks = BlockOptions(tiles=4, window=32, shards=2)
-        data = TileDataModule(pack_folder, batch_size=10, loader=LoaderOptions(workers, store=store, blocks=blocks))
+        data = TileDataModule(
+            pack_folder, batch_size=10, loader=LoaderOptions(workers, store=store, blocks=blocks)
+        )
         made = data.train_dataloader()
         assert isinstance(made, TrainLoader)
         return made
@@ -400,7 +418,9 @@ def test_each_process_gets_its_part_of_every_batch(pack_folder: Path) -> None:
 
 def test_a_split_that_judges_does_not_train_and_none_is_too_few(pack_folder: Path) -> None:
     for splits in ((), ("train", "val"), ("test",)):
-        with pytest.raises(TrainingError, match=r"data\.train_splits: .*; it is \[train\], \[unlabelled\] or both"):
+        with pytest.raises(
+            TrainingError, match=r"data\.train_splits: .*; it is \[train\], \[unlabelled\] or both"
+        ):
             TileDataModule(pack_folder, train_splits=splits)
 
 

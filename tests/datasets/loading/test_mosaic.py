@@ -1,4 +1,4 @@
-"""Mosaics are of one class and the same bands, keep what is no data, and spare the classes that were not named."""
+"""Mosaics are of one class and the same bands, keep no data, and leave other classes alone."""
 
 import pytest
 import torch
@@ -82,7 +82,9 @@ def test_a_pixel_that_covers_no_data_is_no_data() -> None:
 
 def test_pieces_are_mirrored_by_chance() -> None:
     tiles = torch.arange(1.0, SIDE + 1).expand(1, 13, SIDE, SIDE).contiguous()  # brighter from left to right
-    made = [mosaic(tiles, torch.zeros(1, 4, dtype=torch.long), Draws(torch.tensor([key]), 0)) for key in range(8)]
+    made = [
+        mosaic(tiles, torch.zeros(1, 4, dtype=torch.long), Draws(torch.tensor([key]), 0)) for key in range(8)
+    ]
     rising = {bool(tile[0, 0, 0, 0] < tile[0, 0, 0, 31]) for tile in made}
     assert rising == {True, False}
 

@@ -1,4 +1,4 @@
-"""Orders of tiles: each once, from the seed and the epoch alone, the same batches for any number of processes."""
+"""Orders of tiles: each once, by seed and epoch alone, the same for any number of processes."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,9 @@ def test_blocks_are_shuffled_within_windows_so_that_few_are_needed_at_a_time() -
 
 @pytest.mark.parametrize("blocks", [None, BLOCKS])
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_have_the_batches_of_one_process_between_them(count: int, blocks: BlockOptions | None) -> None:
+def test_processes_have_the_batches_of_one_process_between_them(
+    count: int, blocks: BlockOptions | None
+) -> None:
     steps = EpochOrder(1000, 24, 0, blocks).of(1)
     parts = [ProcessRank(rank, count).columns_of(steps, blocks) for rank in range(count)]
     assert np.array_equal(np.concatenate(parts, axis=1), steps)
@@ -70,7 +72,9 @@ def test_with_blocks_each_process_reads_tiles_of_its_own_blocks_alone() -> None:
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_setting_to_change() -> None:
     with pytest.raises(TrainingError, match=r"data\.batch_size \(24\) cannot be divided among 5 processes"):
         ProcessRank(0, 5).columns_of(EpochOrder(100, 24, 0).of(0))
-    with pytest.raises(TrainingError, match=r"data\.loader\.blocks\.shards \(4\) cannot be divided among 3 processes"):
+    with pytest.raises(
+        TrainingError, match=r"data\.loader\.blocks\.shards \(4\) cannot be divided among 3 processes"
+    ):
         ProcessRank(0, 3).columns_of(EpochOrder(1000, 24, 0, BLOCKS).of(0), BLOCKS)
     with pytest.raises(TrainingError, match="26 tiles cannot be divided into 4 shards"):
         EpochOrder(1000, 26, 0, BLOCKS)
@@ -78,7 +82,9 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_setting_to_change() 
 
 @pytest.mark.parametrize("length", [1, 7, 16, 17, 100])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_chunks_count_each_tile_once_and_are_alike_for_any_number_of_processes(length: int, count: int) -> None:
+def test_chunks_count_each_tile_once_and_are_alike_for_any_number_of_processes(
+    length: int, count: int
+) -> None:
     parts = [list(in_chunks(length, 16, ProcessRank(rank, count))) for rank in range(count)]
     assert len({len(part) for part in parts}) == 1
     assert {len(chunk) for part in parts for chunk in part} == {min(16, length)}

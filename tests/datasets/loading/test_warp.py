@@ -11,7 +11,7 @@ Planes = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def reference(tile: Planes, matrix: Planes) -> Planes:
-    """Sample `tile` (bands, side, side) pixel by pixel; beyond the edge lies the mirror image about the edge pixels."""
+    """Sample `tile` (bands, side, side) pixel by pixel, mirrored beyond the edge pixels."""
     _, height, width = tile.shape
     present = tile.any(axis=(1, 2))
     valid = (tile[present] > 0).all(axis=0).astype(float)
@@ -41,7 +41,9 @@ def test_warps_are_those_of_a_sampling_done_by_hand(holes: bool) -> None:
     tiles[1, 2] = 0  # a band that the tile lacks
     if holes:
         tiles[2, :, 3:5, 4:7] = 0
-    matrices = np.stack([[[0.9, 0.3, 0.1], [-0.2, 1.1, -0.2]], [[1.2, 0, 0.4], [0.1, 0.8, 0]], [[0.7, -0.7, 0]] * 2])
+    matrices = np.stack(
+        [[[0.9, 0.3, 0.1], [-0.2, 1.1, -0.2]], [[1.2, 0, 0.4], [0.1, 0.8, 0]], [[0.7, -0.7, 0]] * 2]
+    )
     found = warp(torch.tensor(tiles).float(), torch.tensor(matrices).float()).numpy()
     expected = np.stack([reference(tile, matrix) for tile, matrix in zip(tiles, matrices, strict=True)])
     assert np.array_equal(found == 0, expected == 0)
@@ -74,7 +76,9 @@ def test_each_tile_is_turned_for_itself_and_only_a_share_is_warped() -> None:
 
 
 def test_zoom_turn_and_shift_keep_their_limits() -> None:
-    options = GeometryOptions(flips=False, warp=1.0, rotate_degrees=30, scale=(0.5, 2.0), shift=0.1, shear_degrees=0)
+    options = GeometryOptions(
+        flips=False, warp=1.0, rotate_degrees=30, scale=(0.5, 2.0), shift=0.1, shear_degrees=0
+    )
     matrices = Warp(options).draw(Draws(torch.arange(2000), 0))
     area = 1 / torch.linalg.det(matrices[:, :, :2])
     angle = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))

@@ -25,7 +25,7 @@ def pack(root: Path, out: Path) -> str:
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two packs: the second has a tile more, one less, one in another class, and one with other pixels in B05."""
+    """Two packs: the second has a tile more, one less, one of another class, one with another B05."""
     folder = tmp_path_factory.mktemp("diff")
     names = [f"{label}/{label}_{n}" for label in "AB" for n in range(3)]
     root = write_folder(folder / "data", dict(zip(names, (0, 1, 2, 10, 11, 12), strict=True)))
@@ -87,7 +87,9 @@ def test_a_band_that_one_version_lacks_has_no_distance(packs: tuple[str, str], t
     assert "| B08 |" in as_markdown(after)
 
 
-def test_the_command_writes_a_report_and_fails_where_drift_is_too_large(packs: tuple[str, str], tmp_path: Path) -> None:
+def test_the_command_writes_a_report_and_fails_where_drift_is_too_large(
+    packs: tuple[str, str], tmp_path: Path
+) -> None:
     words = ["diff", *packs, "--out", str(tmp_path), "--max-psi", "0.25"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1

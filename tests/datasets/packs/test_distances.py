@@ -25,7 +25,9 @@ def test_wasserstein_is_how_far_values_were_moved() -> None:
     values = rng.normal(3000, 400, 50_000)
     before, after = (fractions(np.histogram(v, edges)[0]) for v in (values, values + 1000))
     assert wasserstein(after, before, edges) == pytest.approx(1000, rel=1e-3)
-    spread = fractions(np.histogram(3000 + 2 * (values - 3000), edges)[0])  # a normal distribution twice as wide
+    spread = fractions(
+        np.histogram(3000 + 2 * (values - 3000), edges)[0]
+    )  # a normal distribution twice as wide
     assert wasserstein(spread, before, edges) == pytest.approx(400 * np.sqrt(2 / np.pi), rel=0.02)
 
 

@@ -209,7 +209,9 @@ def test_a_plan_that_cannot_be_is_said_before_any_tile_is_read(root: Path, tmp_p
     seen: list[int] = []
     for plan in (SplitPlan(fractions=(0.5, 0.5, 0.5)), SplitPlan(SplitMethod.LISTS, tmp_path / "none")):
         with pytest.raises(SplitError):
-            write_pack([find_source(root)], tmp_path / "out" / "pack", plan, lambda _, done, __: seen.append(done))
+            write_pack(
+                [find_source(root)], tmp_path / "out" / "pack", plan, lambda _, done, __: seen.append(done)
+            )
     assert seen == []
     assert not (tmp_path / "out").exists()
 
@@ -259,7 +261,9 @@ def mount(tmp_path: Path) -> Iterator[Path]:
     ("room", "while_writing"),
     [(100_000, "planes"), (10 * TILE_BYTES + 4096, "index"), (10 * TILE_BYTES + 20_480, "statistics")],
 )
-def test_a_full_disk_ends_packing_with_one_line(root: Path, mount: Path, room: int, while_writing: str) -> None:
+def test_a_full_disk_ends_packing_with_one_line(
+    root: Path, mount: Path, room: int, while_writing: str
+) -> None:
     command = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(mount)]
     if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here")

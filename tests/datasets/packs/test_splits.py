@@ -74,7 +74,7 @@ def test_a_missing_an_empty_and_a_double_list_are_errors(tmp_path: Path) -> None
         read_lists(write_lists(lists, test=""))
     write_lists(lists, test="d")
     (lists / "my-test.txt").write_text("e\n")
-    with pytest.raises(SplitError, match="2 are there"):
+    with pytest.raises(SplitError, match="but there are 2"):
         read_lists(lists)
 
 
@@ -179,7 +179,9 @@ def test_a_tile_without_coordinates_has_no_block() -> None:
 # Plans that cannot be.
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.2, 0.2), (0.8, 0.3, -0.1), (float("nan"), 0.5, 0.5), (60, 20, 20)])
+@pytest.mark.parametrize(
+    "shares", [(0.5, 0.2, 0.2), (0.8, 0.3, -0.1), (float("nan"), 0.5, 0.5), (60, 20, 20)]
+)
 def test_shares_that_are_none_are_refused(shares: tuple[float, float, float]) -> None:
     with pytest.raises(SplitError, match="must be 0 or more and sum to 1"):
         assign(labelled(A=3), SplitPlan(fractions=shares))

@@ -1,4 +1,4 @@
-"""Versions of data and model in a real git repository with DVC: rollback, diff, and remotes, one of them real S3."""
+"""Versions of data and model in a real git repository with DVC: rollback, diff, and remotes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ ENVIRONMENT = os.environ | {
 
 
 def run(folder: Path, *words: str, fails: bool = False) -> str:
-    """Run a command in a clone; the folder that it lies in is the home of who runs it, where the default remote is."""
+    """Run a command in a clone whose parent folder is $HOME, where the default remote is."""
     environment = ENVIRONMENT | {"HOME": str(folder.parent)}
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
@@ -92,10 +92,14 @@ def clone(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> R
 def _lay_out(root: Path) -> None:
     """Make a repository of the project's pipeline, without training, and of synthetic tiles."""
     for name in ("datasets", "configs", ".dvc"):
-        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+        shutil.copytree(
+            PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp")
+        )
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
     (root / "dvc.yaml").write_text(
-        yaml.safe_dump({"vars": ["configs/pipeline.yaml"], "stages": {name: stages[name] for name in DATA_STAGES}})
+        yaml.safe_dump(
+            {"vars": ["configs/pipeline.yaml"], "stages": {name: stages[name] for name in DATA_STAGES}}
+        )
     )
     (root / "configs/pipeline.yaml").write_text(yaml.safe_dump(SETTINGS))
     (root / "configs/corrections.csv").write_text("name,label,reviewer,why\n")
@@ -174,7 +178,9 @@ def test_diff_of_two_revisions_tells_what_became_of_the_tiles(repository: Reposi
     }
 
 
-def test_diff_takes_what_is_packed_now_for_the_second_version(repository: Repository, in_folder: Path) -> None:
+def test_diff_takes_what_is_packed_now_for_the_second_version(
+    repository: Repository, in_folder: Path
+) -> None:
     shutil.copytree(repository.root / "data/packed", in_folder / "data/packed")
     assert "the same tiles, classes, splits and pixels" in repository.diff("v2")
 
@@ -186,7 +192,9 @@ def test_diff_takes_what_is_packed_now_for_the_second_version(repository: Reposi
         ("v1", "data/elsewhere", "v1: it has no data/elsewhere/pack.json"),
     ],
 )
-def test_a_version_that_cannot_be_had_is_one_line(repository: Repository, name: str, pack: str, message: str) -> None:
+def test_a_version_that_cannot_be_had_is_one_line(
+    repository: Repository, name: str, pack: str, message: str
+) -> None:
     with pytest.raises(VersionError, match=message):
         open_version(name, Path(pack), repository.root)
 

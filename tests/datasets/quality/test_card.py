@@ -37,7 +37,10 @@ def synthetic(pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 def test_a_card_tells_tiles_hash_licence_and_verdict(synthetic: str, pack: Pack) -> None:
     assert f"`{pack.summary.data_hash}`" in synthetic
     assert "| tiles | 120 of 64 × 64 pixels, **synthetic**" in synthetic
-    assert "| tilewise-synthetic | geotiff | CC0-1.0 | computed by tilewise.datasets.acquire.synthetic" in synthetic
+    assert (
+        "| tilewise-synthetic | geotiff | CC0-1.0 | computed by tilewise.datasets.acquire.synthetic"
+        in synthetic
+    )
     assert "| validation | passed |" in synthetic
 
 
@@ -61,7 +64,9 @@ def test_a_card_tells_the_values_of_each_band_and_where_tiles_lie(synthetic: str
 
 
 def test_a_card_names_the_tiles_that_people_relabelled(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "mine", {f"{label}/{label}_{n}": ord(label) + n for label in "AK" for n in range(5)})
+    root = write_folder(
+        tmp_path / "mine", {f"{label}/{label}_{n}": ord(label) + n for label in "AK" for n in range(5)}
+    )
     corrections = [Correction("A_1", "K", "Ada", "looks like K"), Correction("A_2", "_", "Ada", "cloud")]
     write_pack([find_source(root)], tmp_path / "pack", SplitPlan(), corrections=corrections)
     _, _, text = card_of(tmp_path / "pack", tmp_path / "card.md")
@@ -77,7 +82,9 @@ def test_names_of_folders_are_no_markup(tmp_path: Path) -> None:
     assert "| a\\|&lt;b> | 3 | 1 | 1 | 5 |" in text
 
 
-def test_a_pack_from_before_licences_were_kept_has_a_card_that_says_so(pack_folder: Path, tmp_path: Path) -> None:
+def test_a_pack_from_before_licences_were_kept_has_a_card_that_says_so(
+    pack_folder: Path, tmp_path: Path
+) -> None:
     old = shutil.copytree(pack_folder, tmp_path / "old")
     fields = json.loads((old / CARD).read_text())
     del fields["origins"]

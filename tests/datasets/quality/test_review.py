@@ -1,4 +1,4 @@
-"""What a service was asked comes back as labelled tiles: chosen by doubt, labelled by people, packed like others."""
+"""Served tiles become labelled tiles: chosen by doubt, labelled by people, packed like others."""
 
 import csv
 import json
@@ -41,7 +41,9 @@ Write = Callable[..., Path]
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """A linear model that knows the synthetic classes, more or less, and flags what is bright."""
     labels = np.repeat(np.arange(len(CLASSES)), 6)
-    tiles = np.stack([synthesise_tile(CLASSES[label], n + 1, seed=5).pixels for n, label in enumerate(labels)])
+    tiles = np.stack(
+        [synthesise_tile(CLASSES[label], n + 1, seed=5).pixels for n, label in enumerate(labels)]
+    )
     means = np.column_stack([tiles.mean(axis=(2, 3)), np.ones(len(tiles))])
     weights = 8 * np.linalg.lstsq(means, np.eye(len(CLASSES))[labels], rcond=None)[0]
     card = calibrated(CLASSES)
@@ -54,7 +56,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 @pytest.fixture(scope="module")
 def served() -> list[Tile]:
     """Six ordinary tiles, one of them sent twice, and two that are brighter than any other."""
-    ordinary = [synthesise_tile(label, 90, 1) for label in ("Forest", "River", "SeaLake", "Highway", "Pasture")]
+    ordinary = [
+        synthesise_tile(label, 90, 1) for label in ("Forest", "River", "SeaLake", "Highway", "Pasture")
+    ]
     ordinary[0] = replace(ordinary[0], name=HOSTILE)
     bright = [
         replace(tile, name=f"bright{n}.tif", pixels=tile.pixels % 100 + np.uint16(STRANGE + 500 * n))
@@ -101,7 +105,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def decide(path: Path, *rows: tuple[str, str], reviewer: str = "Ada") -> Path:
     """Write what a person decided: (name, label) each."""
-    path.write_text("name,label,reviewer,why\n" + "".join(f"{name},{label},{reviewer},\n" for name, label in rows))
+    path.write_text(
+        "name,label,reviewer,why\n" + "".join(f"{name},{label},{reviewer},\n" for name, label in rows)
+    )
     return path
 
 
@@ -189,7 +195,9 @@ def test_labelled_tiles_pack_like_any_others_and_train(log: Path, in_folder: Pat
     do("validate", "data/reviewed", "tiles", "--fractions", "0.3,0.4,0.3")
 
 
-def test_who_decided_when_and_which_model_had_answered_what_is_kept(log: Path, engine: Engine, in_folder: Path) -> None:
+def test_who_decided_when_and_which_model_had_answered_what_is_kept(
+    log: Path, engine: Engine, in_folder: Path
+) -> None:
     do("review", log)
     offered = rows_of(in_folder / "artifacts/review/review.csv")[0]
     do("label", decide(in_folder / "decisions.csv", (offered["name"], "River")))
@@ -225,7 +233,9 @@ def test_what_is_labelled_or_packed_is_not_asked_again(log: Path, in_folder: Pat
     assert "7 different tiles, 2 of them labelled already" in do("review", log).output
     left = [row["name"] for row in rows_of(in_folder / "artifacts/review/review.csv")]
     assert set(left) == set(names[2:])
-    assert "1 of them labelled already" in do("review", log, "--data", "elsewhere", "--reviewed", "none").output
+    assert (
+        "1 of them labelled already" in do("review", log, "--data", "elsewhere", "--reviewed", "none").output
+    )
 
 
 def test_a_filled_in_table_is_taken_up_and_not_written_over(log: Path, in_folder: Path) -> None:
@@ -237,7 +247,9 @@ def test_a_filled_in_table_is_taken_up_and_not_written_over(log: Path, in_folder
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    assert "1 decisions wait in it; apply them with `tilewise data label" in do("review", log, fails=True).stderr
+    assert (
+        "1 decisions wait in it; apply them with `tilewise data label" in do("review", log, fails=True).stderr
+    )
     assert "has no reviewer; name one with --reviewer NAME" in do("label", table, fails=True).stderr
     assert "1 decisions, 1 of them new" in do("label", table, "--reviewer", "Ada").output
     do("review", log)
@@ -284,7 +296,9 @@ def test_a_new_class_is_taken_once_it_is_meant(log: Path, in_folder: Path) -> No
     assert (in_folder / f"data/reviewed/Snow/{name}.tif").is_file()
 
 
-def test_a_log_that_cannot_be_reviewed_says_why(log: Path, keep: Write, served: list[Tile], in_folder: Path) -> None:
+def test_a_log_that_cannot_be_reviewed_says_why(
+    log: Path, keep: Write, served: list[Tile], in_folder: Path
+) -> None:
     with pytest.raises(ReviewError, match="no prediction log; TILEWISE_PREDICTIONS="):
         read_log(in_folder)
     bare = keep(in_folder / "bare", served[:2], LogOptions())
@@ -321,7 +335,9 @@ def test_tiles_that_the_service_deletes_meanwhile_are_not_laid_out(
     oldest.unlink()
     laid_out = write_review(chosen, log, in_folder / "review", in_folder / "reviewed")
     assert {tile.file for tile in laid_out} == {tile.name for tile in served[2:4]}
-    assert [row["name"] for row in rows_of(in_folder / "review/review.csv")] == [tile.name for tile in laid_out]
+    assert [row["name"] for row in rows_of(in_folder / "review/review.csv")] == [
+        tile.name for tile in laid_out
+    ]
 
 
 # The page, in a browser.

@@ -82,7 +82,9 @@ def test_a_row_that_breaks_a_rule_is_named_with_the_rule(change: dict[str, Any],
         ),
     ],
 )
-def test_an_index_of_another_form_says_which_column(pack: Any, spoil: Callable[[Any], Any], message: str) -> None:
+def test_an_index_of_another_form_says_which_column(
+    pack: Any, spoil: Callable[[Any], Any], message: str
+) -> None:
     assert breaches(index_frame(pack.index), index_schema(ValidationLimits())) == []
     found = breaches(index_frame(spoil(pack.index)), index_schema(ValidationLimits()))
     assert any(breach.message.startswith(message) for breach in found), found

@@ -19,11 +19,13 @@ WRONG = ("Forest_3", "River_5", "SeaLake_9")
 
 
 def answers(pack: Pack, path: Path, rows: list[int] | None = None, sure: float = 0.91) -> Path:
-    """Answer with each tile's own label, but for the tiles in WRONG, which look like the class after theirs."""
+    """Answer with each tile's own label, but for tiles in WRONG with the class after theirs."""
     chosen = list(range(len(pack))) if rows is None else rows
     classes = pack.summary.classes
     names = pack.names(chosen)
-    shown = [(pack.labels[row] + (name in WRONG)) % len(classes) for row, name in zip(chosen, names, strict=True)]
+    shown = [
+        (pack.labels[row] + (name in WRONG)) % len(classes) for row, name in zip(chosen, names, strict=True)
+    ]
     shares = np.full((len(chosen), len(classes)), (1 - sure) / (len(classes) - 1))
     shares[np.arange(len(chosen)), shown] = sure
     keys = list(zip(pack.sources[chosen].tolist(), names, strict=True))

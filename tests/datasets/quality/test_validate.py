@@ -35,11 +35,9 @@ GOOD = {f"{label}/{label}_{n}": 10 * place + n for place, label in enumerate(("A
 
 
 def check(
-    root: Path,
-    plan: SplitPlan = SplitPlan(),
-    limits: ValidationLimits | None = None,  # noqa: B008 - frozen
+    root: Path, plan: SplitPlan | None = None, limits: ValidationLimits | None = None
 ) -> ValidationReport:
-    return validate([find_source(root)], plan, limits)
+    return validate([find_source(root)], plan or SplitPlan(), limits)
 
 
 def only(report: ValidationReport, **kind: str) -> ValidationFinding:
@@ -156,7 +154,9 @@ def test_the_same_pixels_in_two_splits_are_an_error(root: Path, tmp_path: Path) 
     assert found.examples == ["A_1 = A_9"]
 
 
-@pytest.mark.parametrize(("shift_m", "overlaps"), [(0, 1), (600, 1), (-600, 1), (640, 0), (635, 0), (5000, 0)])
+@pytest.mark.parametrize(
+    ("shift_m", "overlaps"), [(0, 1), (600, 1), (-600, 1), (640, 0), (635, 0), (5000, 0)]
+)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_footprints_that_overlap_across_splits_are_a_warning(
     tmp_path: Path, shift_m: int, overlaps: int, axis: int
@@ -303,10 +303,14 @@ def test_a_pack_whose_index_was_changed_by_hand_fails(pack_folder: Path, tmp_pat
     changed = shutil.copytree(pack_folder, tmp_path / "pack")
     index = pq.read_table(changed / INDEX)
     labels = ["River", *index["label"].to_pylist()[1:]]
-    pq.write_table(index.set_column(index.schema.get_field_index("label"), "label", [labels]), changed / INDEX)
+    pq.write_table(
+        index.set_column(index.schema.get_field_index("label"), "label", [labels]), changed / INDEX
+    )
     messages = [finding.message for finding in validate_pack(changed).findings]
     assert "the index is not the one that pack.json was written for" in messages
     levels = ["L9", *index["level"].to_pylist()[1:]]
-    pq.write_table(index.set_column(index.schema.get_field_index("level"), "level", [levels]), changed / INDEX)
+    pq.write_table(
+        index.set_column(index.schema.get_field_index("level"), "level", [levels]), changed / INDEX
+    )
     (broken,) = validate_pack(changed).findings
     assert (broken.severity, broken.check, broken.count) == (ERROR, "level", 1)

@@ -55,13 +55,17 @@ def test_validation_sees_reviewed_classes_and_warns_of_names_that_no_tile_has(so
 
 
 def test_a_class_that_no_folder_has_is_refused(source: Source) -> None:
-    with pytest.raises(CorrectionsError, match=r"A_1 is corrected to 'b', but no folder has that class; .* A, B"):
+    with pytest.raises(
+        CorrectionsError, match=r"A_1 is corrected to 'b', but no folder has that class; .* A, B"
+    ):
         count_corrections([source], [ada("A_1", "b")])
 
 
 def test_a_name_that_two_classes_share_cannot_be_corrected(tmp_path: Path) -> None:
     twins = find_source(write_folder(tmp_path / "data", {"A/1": 1, "B/1": 2}))
-    with pytest.raises(CorrectionsError, match="a name under two classes cannot be corrected; rename the files"):
+    with pytest.raises(
+        CorrectionsError, match="a name under two classes cannot be corrected; rename the files"
+    ):
         count_corrections([twins], [ada("1", "B")])
     assert [f.check for f in validate([twins], SplitPlan(fractions=(0.5, 0.5, 0))).findings][-1] == "names"
 
@@ -86,7 +90,9 @@ def test_decisions_are_kept_sorted_and_a_later_one_counts(tmp_path: Path) -> Non
         (HEAD + "../a,A,Ada,x\n", "line 2: '../a', 'A': a name has no folder"),
     ],
 )
-def test_a_file_that_says_something_else_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_says_something_else_is_refused_with_its_line(
+    text: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "c.csv"
     path.write_text(text)
     with pytest.raises(CorrectionsError) as caught:

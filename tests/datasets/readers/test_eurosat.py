@@ -72,7 +72,9 @@ def test_a_truncated_jpeg_is_refused_and_not_filled_with_grey(tmp_path: Path, sh
 @pytest.mark.parametrize(
     ("shape", "message"), [((3, 63, 64), "64 × 63 pixels of 3"), ((1, 64, 64), "64 × 64 pixels of 1")]
 )
-def test_an_rgb_tile_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
+def test_an_rgb_tile_of_another_shape_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(TileShapeError, match=message):
         read_rgb(write_jpeg(tmp_path / "a.jpg", np.ones(shape, np.uint8)))
 

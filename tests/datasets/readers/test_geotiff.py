@@ -233,7 +233,9 @@ def test_a_window_of_a_scene_is_read_as_the_scene_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(63, 64), (64, 63), (128, 128), (1, 1)])
 def test_a_tile_of_another_size_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
     path = write_tiff(tmp_path / "a.tif", np.ones((13, *shape), np.uint16), BAND_NAMES)
-    with pytest.raises(TileShapeError, match=f"a.tif: {shape[1]} × {shape[0]} pixels, but a tile has 64 × 64"):
+    with pytest.raises(
+        TileShapeError, match=f"a.tif: {shape[1]} × {shape[0]} pixels, but a tile has 64 × 64"
+    ):
         read(path)
 
 
@@ -385,7 +387,9 @@ def test_a_file_of_a_hundred_bands_is_refused(tmp_path: Path) -> None:
 def test_blocks_that_would_take_gigabytes_are_refused_by_the_header(tmp_path: Path) -> None:
     path = write_l1c(tmp_path / "a.tif", tiled=True, blockxsize=64, blockysize=64)
     huge = patch_tag(patch_tag(path.read_bytes(), 322, 65_536), 323, 65_536)
-    with pytest.raises(TileShapeError, match="blocks of 65536 × 65536 pixels take 106496 MiB each, 512 MiB is"):
+    with pytest.raises(
+        TileShapeError, match="blocks of 65536 × 65536 pixels take 106496 MiB each, 512 MiB is"
+    ):
         read_tile(huge, NOTHING)
     with pytest.raises(TileShapeError, match="blocks of 524288 × 64 pixels take 832 MiB each"):
         read_tile(patch_tag(path.read_bytes(), 322, 524_288), NOTHING)

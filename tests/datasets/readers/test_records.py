@@ -29,7 +29,9 @@ def test_a_record_describes_its_tile(tmp_path: Path) -> None:
 
 
 def test_a_tile_without_data_has_no_extremes(tmp_path: Path) -> None:
-    record = record_of(write_tiff(tmp_path / "A" / "a.tif", np.zeros((3, 64, 64), np.uint16), ("B02", "B03", "B04")))
+    record = record_of(
+        write_tiff(tmp_path / "A" / "a.tif", np.zeros((3, 64, 64), np.uint16), ("B02", "B03", "B04"))
+    )
     assert (record.valid_fraction, record.low, record.high) == (0, 0, 0)
     assert (record.crs, record.bounds) == ("", None)
 

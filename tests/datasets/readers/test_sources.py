@@ -26,7 +26,9 @@ def test_a_folder_without_a_card_holds_geotiffs(tmp_path: Path) -> None:
     assert np.array_equal(source.read(source.files()[0].path).pixels, noise(2))
 
 
-@pytest.mark.parametrize(("name", "form"), [("EuroSAT_MS", Format.EUROSAT_MS), ("EuroSAT_RGB", Format.EUROSAT_RGB)])
+@pytest.mark.parametrize(
+    ("name", "form"), [("EuroSAT_MS", Format.EUROSAT_MS), ("EuroSAT_RGB", Format.EUROSAT_RGB)]
+)
 def test_the_published_folders_are_known_by_name(tmp_path: Path, name: str, form: Format) -> None:
     (tmp_path / name).mkdir()
     assert find_source(tmp_path / name).format is form
@@ -78,7 +80,9 @@ def test_a_folder_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"format": "hdf5"}', '{"format": null}', "\udcff"])
 def test_a_broken_card_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(NoTilesError, match=r"dataset\.json: not a valid card .* eurosat-ms, eurosat-rgb, geotiff"):
+    with pytest.raises(
+        NoTilesError, match=r"dataset\.json: not a valid card .* eurosat-ms, eurosat-rgb, geotiff"
+    ):
         find_source(tmp_path)
 
 

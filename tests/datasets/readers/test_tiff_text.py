@@ -44,7 +44,9 @@ def chained(number: int, text: int = 0) -> bytes:
             (tiffs.GDAL_METADATA, 2, text, place),
         ]
         struct.pack_into("<I", content, link, len(content))
-        content += struct.pack("<H", len(lines)) + b"".join(struct.pack("<HHII", *line) for line in lines) + bytes(4)
+        content += (
+            struct.pack("<H", len(lines)) + b"".join(struct.pack("<HHII", *line) for line in lines) + bytes(4)
+        )
         link = len(content) - 4
     return bytes(content)
 
@@ -78,7 +80,9 @@ def test_circles_come_to_an_end() -> None:
     assert count(chained(10_000))[0] == MAX_DIRECTORIES + 1
 
 
-@pytest.mark.parametrize("content", [b"", b"II*\0", b"not a TIFF at all", b"II*\0" + b"\xff" * 60, FILES[0][:100]])
+@pytest.mark.parametrize(
+    "content", [b"", b"II*\0", b"not a TIFF at all", b"II*\0" + b"\xff" * 60, FILES[0][:100]]
+)
 def test_what_is_no_sound_tiff_holds_nothing(content: bytes) -> None:
     assert count(content)[1] == 0
 

@@ -34,7 +34,9 @@ def test_names_tell_scene_band_and_resolution(name: str, scene: str, word: str, 
     assert (named.scene, named.word, named.metres) == (scene, word, metres)
 
 
-@pytest.mark.parametrize("name", ["scene.tif", "AB02.tif", "B13.tif", "Forest_1.tif", "B02_extra.tif", "orb1.tif"])
+@pytest.mark.parametrize(
+    "name", ["scene.tif", "AB02.tif", "B13.tif", "Forest_1.tif", "B02_extra.tif", "orb1.tif"]
+)
 def test_other_names_tell_nothing(name: str) -> None:
     assert parse_name(Path(name)) is None
 

@@ -9,7 +9,9 @@ from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.scenes.ground import Grid, grid_for_windows, utm_grid
 
 
-def grid(size: float, epsg: int = 32632, side: int = 100, left: float = 600_000, top: float = 5_000_000) -> Grid:
+def grid(
+    size: float, epsg: int = 32632, side: int = 100, left: float = 600_000, top: float = 5_000_000
+) -> Grid:
     return Grid(Georeference(CRS.from_epsg(epsg), Affine(size, 0, left, 0, -size, top)), side, side)
 
 

@@ -16,7 +16,9 @@ from tilewise.datasets.scenes.search import unique_names
         ([("../../etc/passwd", ()), ("", ()), ("/", ())], ["_.._etc_passwd", "scene", "_"]),
     ],
 )
-def test_each_scene_has_a_name_of_its_own(scenes: list[tuple[str, tuple[str, ...]]], names: list[str]) -> None:
+def test_each_scene_has_a_name_of_its_own(
+    scenes: list[tuple[str, tuple[str, ...]]], names: list[str]
+) -> None:
     assert unique_names(scenes) == names
 
 

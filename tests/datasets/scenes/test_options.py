@@ -23,7 +23,9 @@ def test_a_cloud_mask_is_parsed(text: str, mask: CloudMask | None) -> None:
     assert parse_clouds(text) == mask
 
 
-@pytest.mark.parametrize("text", ["", "clouds", "scl:40", "none:1", "probability:x", "probability:101", "file:"])
+@pytest.mark.parametrize(
+    "text", ["", "clouds", "scl:40", "none:1", "probability:x", "probability:101", "file:"]
+)
 def test_anything_else_is_refused_with_what_is_accepted(text: str) -> None:
     with pytest.raises(SceneError, match="use none, scl, qa60, probability"):
         parse_clouds(text)
@@ -31,5 +33,9 @@ def test_anything_else_is_refused_with_what_is_accepted(text: str) -> None:
 
 def test_the_options_of_a_command_line_become_one_object_that_differs_where_they_do() -> None:
     options = make_scene_options(bands="l2a", level="l2a", scale=0.0001, offset=0, clouds="scl", warp=True)
-    assert options == make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl", warp=True)
-    assert repr(options) != repr(make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl"))
+    assert options == make_scene_options(
+        bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl", warp=True
+    )
+    assert repr(options) != repr(
+        make_scene_options(bands="l2a", level="L2A", scale=0.0001, offset=0, clouds="scl")
+    )

@@ -1,4 +1,4 @@
-"""Real scenes of all kinds at hand: with the right options they are read in place, without them the error is right."""
+"""Real scenes of all kinds: read with the right options, refused with the right error without."""
 
 from pathlib import Path
 
@@ -90,7 +90,9 @@ def test_a_fully_cloudy_scene_is_no_data_by_either_mask(
 def test_the_product_s_offset_is_taken_off_and_its_clouds_are_cut_out(real_data: Path) -> None:
     window = Window(3000, 3000, 600, 600)
     (plain,) = find_scenes([real_data / "scenes" / "safe_l2a"], SceneOptions(warp=True))
-    (masked,) = find_scenes([real_data / "scenes" / "safe_l2a"], SceneOptions(clouds=parse_clouds("scl"), warp=True))
+    (masked,) = find_scenes(
+        [real_data / "scenes" / "safe_l2a"], SceneOptions(clouds=parse_clouds("scl"), warp=True)
+    )
     with plain.open() as scene:
         assert (scene.level, scene.platform) == (Level.L2A, "sentinel-2a")
         everything = scene.read(window)

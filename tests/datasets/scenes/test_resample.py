@@ -28,9 +28,9 @@ def ramp(grid: Grid) -> npt.NDArray[np.uint16]:
     """DN that say where a pixel lies: its easting in the first band, its northing in the second."""
     x = grid.georeference.transform.a * (np.arange(grid.width) + 0.5)
     y = -grid.georeference.transform.e * (np.arange(grid.height) + 0.5)
-    return np.stack([np.tile(1000 + x, (grid.height, 1)), np.tile(1000 + y[:, None], (1, grid.width))]).astype(
-        np.uint16
-    )
+    return np.stack(
+        [np.tile(1000 + x, (grid.height, 1)), np.tile(1000 + y[:, None], (1, grid.width))]
+    ).astype(np.uint16)
 
 
 def onto(
@@ -84,9 +84,13 @@ def test_no_data_spreads_into_no_neighbour_and_takes_none_away() -> None:
     assert not hole[:76].any()
 
 
-@pytest.mark.parametrize(("source", "target"), [(coarse(20), TEN), (coarse(60), TEN), (DEGREES, utm_grid(DEGREES, ""))])
+@pytest.mark.parametrize(
+    ("source", "target"), [(coarse(20), TEN), (coarse(60), TEN), (DEGREES, utm_grid(DEGREES, ""))]
+)
 @pytest.mark.parametrize("kernel", [Resampling.nearest, Resampling.cubic, Resampling.cubic_spline])
-def test_a_pixel_does_not_depend_on_the_window_it_is_read_with(source: Grid, target: Grid, kernel: Resampling) -> None:
+def test_a_pixel_does_not_depend_on_the_window_it_is_read_with(
+    source: Grid, target: Grid, kernel: Resampling
+) -> None:
     pixels = smooth(1, 400)[:, : source.height, : source.width]
     whole = onto(target, source, pixels, kernel=kernel)
     for row, column, height, width in ((0, 0, 70, 90), (33, 41, 64, 64), (100, 7, 51, 150)):

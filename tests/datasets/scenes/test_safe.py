@@ -49,7 +49,9 @@ def test_what_a_product_says_of_itself_is_told(tmp_path: Path) -> None:
 
 def test_what_is_said_for_other_files_does_not_overrule_a_product(tmp_path: Path) -> None:
     folder = write_safe(tmp_path, "2A", PIXELS, OFFSETS)
-    np.testing.assert_array_equal(read(folder), read(folder, SceneOptions(ReadOptions(None, Level.L1C, 1.0, 0))))
+    np.testing.assert_array_equal(
+        read(folder), read(folder, SceneOptions(ReadOptions(None, Level.L1C, 1.0, 0)))
+    )
 
 
 def test_a_product_is_found_by_its_folder_by_its_metadata_and_in_folders_above(tmp_path: Path) -> None:
@@ -91,7 +93,9 @@ def test_clouds_come_from_the_scene_classification_and_from_the_probability(tmp_
     text = (product / "MTD_MSIL2A.xml").read_text()
     listed = f"<IMAGE_FILE>{image.relative_to(product)}</IMAGE_FILE></Granule>"
     (product / "MTD_MSIL2A.xml").write_text(text.replace("</Granule>", listed))
-    write_band(granule / "QI_DATA" / "MSK_CLDPRB_20m.jp2", (scl == 8).T.astype(np.uint8) * 70, 20, "JP2OpenJPEG")
+    write_band(
+        granule / "QI_DATA" / "MSK_CLDPRB_20m.jp2", (scl == 8).T.astype(np.uint8) * 70, 20, "JP2OpenJPEG"
+    )
     found = read(product, SceneOptions(clouds=parse_clouds("scl")))
     assert not found[:, :60].any()
     assert (found[1, 60:] > 0).all()
@@ -135,7 +139,9 @@ def test_entities_and_dtds_are_refused(tmp_path: Path) -> None:
         assert "S3CRET" not in str(caught.value)
 
 
-@pytest.mark.parametrize("where", ["../../outside_B02_10m", "/{root}/outside_B02_10m", "link/outside_B02_10m"])
+@pytest.mark.parametrize(
+    "where", ["../../outside_B02_10m", "/{root}/outside_B02_10m", "link/outside_B02_10m"]
+)
 def test_images_outside_the_product_are_not_read(tmp_path: Path, where: str) -> None:
     write_band(tmp_path / "outside_B02_10m.jp2", PIXELS[1], 10, "JP2OpenJPEG")
     images = (where.replace("/{root}", str(tmp_path)),)

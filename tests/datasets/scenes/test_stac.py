@@ -82,7 +82,9 @@ def test_an_item_on_a_server_is_read_by_ranges(server: FileServer) -> None:
     assert all(asked), "every file is read by ranges, none as a whole"
 
 
-def test_a_catalog_a_collection_and_an_itemcollection_lead_to_their_items(folder: Path, server: FileServer) -> None:
+def test_a_catalog_a_collection_and_an_itemcollection_lead_to_their_items(
+    folder: Path, server: FileServer
+) -> None:
     (folder / "items").mkdir()
     absolute = {key: asset(key, href=f"{server.url}/{key}.tif") for key in BANDS}
     write_json(folder / "items" / "two.json", stac_item(absolute, "two"))
@@ -131,7 +133,9 @@ def test_an_offset_that_is_both_applied_and_declared_is_not_guessed_at(folder: P
     contradicting = write_json(folder / "x.json", stac_item({key: asset(key) for key in BANDS}, **applied))
     (found,) = find_scenes([contradicting], SAID)
     with (
-        pytest.raises(RadiometryUnknownError, match=r"both that the offset was applied .*choose with --offset 0 or"),
+        pytest.raises(
+            RadiometryUnknownError, match=r"both that the offset was applied .*choose with --offset 0 or"
+        ),
         found.open(),
     ):
         pass
@@ -217,7 +221,9 @@ def test_json_that_tells_of_no_scene_is_reported(tmp_path: Path, content: str, m
     ],
 )
 def test_other_addresses_than_paths_and_http_are_refused(folder: Path, href: str, message: str) -> None:
-    (found,) = find_scenes([write_json(folder / "x.json", stac_item({"blue": asset("blue", href=href)}))], SAID)
+    (found,) = find_scenes(
+        [write_json(folder / "x.json", stac_item({"blue": asset("blue", href=href)}))], SAID
+    )
     with pytest.raises((SceneError, UnreadableImageError), match=message), found.open():
         pass
 

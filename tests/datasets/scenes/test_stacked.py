@@ -1,4 +1,4 @@
-"""Stacked GeoTIFFs: bands by name, any data type, clouds by bands of their own, damage kept to where it is."""
+"""Stacked GeoTIFFs: bands by name, any data type, cloud bands, damage kept to its blocks."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,9 @@ from tilewise.datasets.scenes.band_files import date_in, platform_in
 PLACE = (600_000, 5_000_000)
 
 
-def source(path: Path, options: ReadOptions | None = None, clouds: str = "none", *, warp: bool = False) -> SceneSource:
+def source(
+    path: Path, options: ReadOptions | None = None, clouds: str = "none", *, warp: bool = False
+) -> SceneSource:
     (found,) = find_scenes([path], SceneOptions(options or ReadOptions(), parse_clouds(clouds), warp))
     return found
 
@@ -58,7 +60,9 @@ def test_a_window_is_the_same_part_of_the_whole(tmp_path: Path) -> None:
         ("uint16", 1, ReadOptions()),
     ],
 )
-def test_any_number_type_comes_to_the_same_dn(tmp_path: Path, dtype: str, factor: float, options: ReadOptions) -> None:
+def test_any_number_type_comes_to_the_same_dn(
+    tmp_path: Path, dtype: str, factor: float, options: ReadOptions
+) -> None:
     pixels = noise(2)
     tags = L1C_TAGS if options.scale is None else {}
     path = write_tiff(tmp_path / "s.tif", (pixels * factor).astype(dtype), BAND_NAMES, tags, corner=PLACE)
@@ -168,7 +172,9 @@ def test_a_corrupt_block_is_no_data_and_is_counted(tmp_path: Path) -> None:
     blocks = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate", "interleave": "pixel"}
     path = write_tiff(tmp_path / "s.tif", pixels, BAND_NAMES, corner=PLACE, **blocks)
     with rasterio.open(path) as dataset:
-        first, size = (int(dataset.get_tag_item(f"BLOCK_{what}_1_2", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+        first, size = (
+            int(dataset.get_tag_item(f"BLOCK_{what}_1_2", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")
+        )
     content = bytearray(path.read_bytes())
     content[first : first + size] = b"\xff" * size
     path.write_bytes(content)

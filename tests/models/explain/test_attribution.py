@@ -49,7 +49,9 @@ def found(request: pytest.FixtureRequest, model: ModelFile) -> TileExplanation:
 
 def test_the_heat_lies_on_the_half_that_the_answer_rests_on(found: TileExplanation) -> None:
     assert found.heat.shape == (64, 64)
-    assert found.heat[:, 36:].min() > 0 > found.heat[:, :28].max(), "what is below the tile's mean speaks against it"
+    assert found.heat[:, 36:].min() > 0 > found.heat[:, :28].max(), (
+        "what is below the tile's mean speaks against it"
+    )
 
 
 def test_the_band_that_the_answer_rests_on_is_found_and_what_is_without_it(found: TileExplanation) -> None:
@@ -67,7 +69,9 @@ def test_probabilities_set_and_outlier_flag_are_the_models(found: TileExplanatio
     assert found.is_outlier is False
 
 
-def test_shares_of_pixels_add_up_to_what_the_pattern_makes_of_the_answer(model_file: Path, pack: Pack) -> None:
+def test_shares_of_pixels_add_up_to_what_the_pattern_makes_of_the_answer(
+    model_file: Path, pack: Pack
+) -> None:
     tile = tile_of(pack.fetch(np.arange(1))[0])
     found = explain(open_model(model_file), tile)
     assert found.method is AttributionMethod.GRADIENTS

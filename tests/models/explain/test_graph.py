@@ -27,7 +27,9 @@ def whole(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-def step(name: str, *constants: np.ndarray, **attributes: Any) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
+def step(
+    name: str, *constants: np.ndarray, **attributes: Any
+) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
     return name, constants, attributes
 
 
@@ -87,7 +89,9 @@ def chained(steps: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]) -> 
     for place, (name, inputs, attributes) in enumerate(steps):
         after = "logits" if place == len(steps) - 1 else f"after{place}"
         names = [f"c{place}_{n}" for n in range(len(inputs))]
-        constants += [numpy_helper.from_array(np.asarray(value), key) for key, value in zip(names, inputs, strict=True)]
+        constants += [
+            numpy_helper.from_array(np.asarray(value), key) for key, value in zip(names, inputs, strict=True)
+        ]
         nodes.append(helper.make_node(name, [before, *names], [after], **attributes))
         before = after
     shape = ["n", 3, 8, 8]
@@ -100,7 +104,9 @@ def chained(steps: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]) -> 
 def test_a_mask_is_a_mask() -> None:
     graph = chained([step("LessOrEqual", np.float32(0.2)), step("Not"), step("Cast", to=TensorProto.FLOAT)])
     tiles = normal(2, 3, 8, 8)
-    np.testing.assert_array_equal(TorchGraph(graph, "logits", "mask")(torch.from_numpy(tiles)).numpy(), tiles > 0.2)
+    np.testing.assert_array_equal(
+        TorchGraph(graph, "logits", "mask")(torch.from_numpy(tiles)).numpy(), tiles > 0.2
+    )
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -116,7 +122,9 @@ def test_operators_answer_as_onnxruntime_does_and_pass_gradients(name: str) -> N
     assert asked.grad.abs().sum() > 0
 
 
-def test_a_trained_networks_file_answers_in_torch_as_it_does_in_onnxruntime(model_file: Path, pack: Pack) -> None:
+def test_a_trained_networks_file_answers_in_torch_as_it_does_in_onnxruntime(
+    model_file: Path, pack: Pack
+) -> None:
     tiles = pack.fetch(np.arange(12))
     found = load_torch_graph(model_file, "logits")(torch.from_numpy(tiles.astype(np.float32)))
     expected = open_model(model_file).session.run(["logits"], {INPUT: tiles})[0]
@@ -131,5 +139,7 @@ def test_only_what_the_output_needs_is_run(tmp_path: Path) -> None:
 
 def test_unknown_operators_are_refused_by_name() -> None:
     steps = [step("Relu"), step("Elu"), step("MaxPool", kernel_shape=[2, 2], ceil_mode=1)]
-    with pytest.raises(ModelFileError, match=r"odd\.onnx: .*Elu, MaxPool with ceil_mode; use --method occlusion"):
+    with pytest.raises(
+        ModelFileError, match=r"odd\.onnx: .*Elu, MaxPool with ceil_mode; use --method occlusion"
+    ):
         TorchGraph(chained(steps), "logits", "odd.onnx")

@@ -29,7 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
 def found(model: ModelFile) -> TileExplanation:
     pixels = np.full((BAND_COUNT, 64, 64), 1000, np.uint16)
     pixels[7, :, 32:] = 3000
-    return explain(model, Tile('"><img src=x>', pixels, BAND_NAMES, None), CLASSES[1], AttributionMethod.GRADIENTS)
+    return explain(
+        model, Tile('"><img src=x>', pixels, BAND_NAMES, None), CLASSES[1], AttributionMethod.GRADIENTS
+    )
 
 
 def test_names_are_escaped_and_nothing_is_loaded(found: TileExplanation, model: ModelFile) -> None:
@@ -45,8 +47,14 @@ def test_every_band_and_class_has_its_bar_and_figure(found: TileExplanation, mod
     page = draw_page(found, model)
     assert page.count('<td class="chart">') == len(BAND_NAMES) + len(CLASSES)
     effect = found.bands["B08"]
-    assert f'<td class="number">{effect.log_odds:+.2f}</td><td class="number">{effect.probability:.1%}</td>' in page
-    assert '<div class="half"><div></div><div><div class="bar" style="width:100.0%;background:var(--for)">' in page
+    assert (
+        f'<td class="number">{effect.log_odds:+.2f}</td><td class="number">{effect.probability:.1%}</td>'
+        in page
+    )
+    assert (
+        '<div class="half"><div></div><div><div class="bar" style="width:100.0%;background:var(--for)">'
+        in page
+    )
     assert page.index("&lt;script") < page.index(">Bare<")
     assert page.endswith("</body></html>\n")
 
@@ -54,7 +62,9 @@ def test_every_band_and_class_has_its_bar_and_figure(found: TileExplanation, mod
 def test_warnings_come_first(found: TileExplanation, model: ModelFile) -> None:
     page = draw_page(replace(found, is_outlier=True), model)
     assert '<p class="warn">This tile is out of distribution: neither the prediction' in page
-    assert 'class="warn"' not in draw_page(replace(found, class_name=CLASSES[int(found.probabilities.argmax())]), model)
+    assert 'class="warn"' not in draw_page(
+        replace(found, class_name=CLASSES[int(found.probabilities.argmax())]), model
+    )
 
 
 def test_the_picture_is_a_png(found: TileExplanation, model: ModelFile) -> None:

@@ -74,7 +74,9 @@ def with_eight_bits(graph: onnx.ModelProto, input_stage: InputStage) -> onnx.Mod
 def test_the_steps_found_are_those_that_the_network_was_trained_with(graph: onnx.ModelProto) -> None:
     input_stage = input_stage_of(graph)
     assert input_stage.step[3] == pytest.approx(STD[3] / STEPS, rel=1e-5)
-    assert input_stage.step[0] == pytest.approx(MEAN[0] / MIDDLE, rel=1e-5)  # wider, so that DN 0 has a number
+    assert input_stage.step[0] == pytest.approx(
+        MEAN[0] / MIDDLE, rel=1e-5
+    )  # wider, so that DN 0 has a number
     assert input_stage.zero[0] == 0
 
 

@@ -28,7 +28,9 @@ def int8_file(skilled_model: Path) -> Path:
     return int8_of(skilled_model)
 
 
-def test_int8_answers_about_as_fp32_and_in_the_same_form(skilled_model: Path, int8_file: Path, tiles: DN) -> None:
+def test_int8_answers_about_as_fp32_and_in_the_same_form(
+    skilled_model: Path, int8_file: Path, tiles: DN
+) -> None:
     fp32, int8 = (open_model(path).session.run(None, {INPUT: tiles}) for path in (skilled_model, int8_file))
     assert (fp32[0].argmax(1) == int8[0].argmax(1)).mean() >= 0.95
     np.testing.assert_allclose(int8[0].sum(1), 1, atol=1e-5)
@@ -70,7 +72,9 @@ def test_weights_have_a_scale_for_each_channel(int8_file: Path) -> None:
     for node in graph.node:
         if node.op_type == "Conv":
             weights = made_by[node.input[1]]
-            channels = onnx.numpy_helper.to_array(next(i for i in graph.initializer if i.name == weights.input[0]))
+            channels = onnx.numpy_helper.to_array(
+                next(i for i in graph.initializer if i.name == weights.input[0])
+            )
             assert sizes[weights.input[1]] == len(channels)
 
 
@@ -88,7 +92,9 @@ def test_ranges_can_be_chosen_otherwise(method: str, skilled_model: Path, tiles:
 
 
 def test_an_unknown_way_to_choose_ranges_is_refused(skilled_model: Path, tiles: DN, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="'median' is no method to choose ranges; use minmax, percentile, entropy"):
+    with pytest.raises(
+        ExportError, match="'median' is no method to choose ranges; use minmax, percentile, entropy"
+    ):
         quantise(skilled_model, tmp_path / "model.onnx", tiles, "median")
 
 

@@ -24,7 +24,9 @@ def tiles(pack: Pack) -> torch.Tensor:
     return torch.from_numpy(pack.fetch(pack.rows("train")))
 
 
-def test_they_answer_as_the_file_does_and_in_training_almost(skilled_model: Path, tiles: torch.Tensor) -> None:
+def test_they_answer_as_the_file_does_and_in_training_almost(
+    skilled_model: Path, tiles: torch.Tensor
+) -> None:
     classifier = Classifier(network(), 10, [1.0] * 13, [1.0] * 13)
     classifier.load_state_dict(unfold_weights(open_model(skilled_model), network(), tiles))
     expected = open_model(skilled_model).session.run(["logits"], {INPUT: tiles.numpy()})[0]

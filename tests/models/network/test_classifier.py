@@ -56,7 +56,9 @@ def exported(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_file_answers_a_turned_tile_as_the_tile_itself_in_both_precisions(pack: Pack, exported: Path) -> None:
+def test_the_file_answers_a_turned_tile_as_the_tile_itself_in_both_precisions(
+    pack: Pack, exported: Path
+) -> None:
     tiles, int8 = pack.fetch(np.arange(40)), int8_of(exported)
     quantise(exported, int8, tiles)
     turned = np.ascontiguousarray(np.rot90(tiles, 1, (2, 3))[:, :, ::-1])
@@ -71,7 +73,8 @@ def test_its_answers_are_explained_like_any_others(pack: Pack, exported: Path) -
     tile = Tile("made", pack.fetch(np.arange(1))[0], BAND_NAMES, None)
     turned = replace(tile, pixels=np.ascontiguousarray(np.rot90(tile.pixels, 1, (1, 2))))
     heat, of_turned = (
-        explain(open_model(exported), each, method=AttributionMethod.GRADIENTS).heat for each in (tile, turned)
+        explain(open_model(exported), each, method=AttributionMethod.GRADIENTS).heat
+        for each in (tile, turned)
     )
     assert heat.std() > 0
     np.testing.assert_allclose(np.rot90(heat), of_turned, atol=1e-4 * np.abs(heat).max())

@@ -14,7 +14,9 @@ def answers() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("method", ["lac", "aps", "raps"])
 @pytest.mark.parametrize("coverage", [0.9, 0.99])
-def test_sets_cover_as_often_as_asked(answers: tuple[np.ndarray, np.ndarray], method: str, coverage: float) -> None:
+def test_sets_cover_as_often_as_asked(
+    answers: tuple[np.ndarray, np.ndarray], method: str, coverage: float
+) -> None:
     (shares, labels), random = answers, np.random.default_rng(1)
     limit = limit_of(scores_of(method, shares[::2], random), labels[::2], coverage)
     inside = scores_of(method, shares[1::2], random) <= limit
@@ -28,7 +30,9 @@ def test_lac_is_what_model_files_hold_and_gives_the_smallest_sets(
     found = {m: scores_of(m, shares, random) for m in ("lac", "aps", "raps")}
     sizes = {m: (s <= limit_of(s, labels, 0.9)).sum(1).mean() for m, s in found.items()}
     assert sizes["lac"] == min(sizes.values())
-    assert limit_of(found["lac"], labels, 0.9) == pytest.approx(1 - fit_thresholds(shares, labels, (0.9,))[0.9])
+    assert limit_of(found["lac"], labels, 0.9) == pytest.approx(
+        1 - fit_thresholds(shares, labels, (0.9,))[0.9]
+    )
 
 
 def test_too_few_tiles_for_a_coverage_leave_every_class_in() -> None:

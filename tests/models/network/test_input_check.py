@@ -69,7 +69,10 @@ def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
     pixels[0, 8] = 0
     pixels[0, :, 2:5] = 0
     alike = statistics(torch.from_numpy(pixels)).correlation[0].numpy()
-    expected = [np.corrcoef(pixels[0, n][pixels[0, 0] > 0], pixels[0, n + 1][pixels[0, 0] > 0])[0, 1] for n in range(7)]
+    expected = [
+        np.corrcoef(pixels[0, n][pixels[0, 0] > 0], pixels[0, n + 1][pixels[0, 0] > 0])[0, 1]
+        for n in range(7)
+    ]
     np.testing.assert_allclose(alike[:7], expected, atol=1e-3)
     assert expected[3] < -0.9
     assert not alike[7:9].any(), "a band that is absent is like none"
@@ -77,7 +80,9 @@ def test_bands_are_as_alike_as_their_valid_pixels_are_correlated() -> None:
 
 def test_a_pixel_that_one_band_lacks_and_bright_flat_bands_change_next_to_nothing() -> None:
     random = np.random.default_rng(0)
-    pixels = (2500 + random.normal(0, 60, (1, 1, 9, 64)) + random.normal(0, 20, (1, 13, 9, 64))).astype(np.float32)
+    pixels = (2500 + random.normal(0, 60, (1, 1, 9, 64)) + random.normal(0, 20, (1, 13, 9, 64))).astype(
+        np.float32
+    )
     sound = statistics(torch.from_numpy(pixels)).correlation
     assert sound.min() > 0.8
     pixels[0, 3, 4, 20] = 0

@@ -61,7 +61,9 @@ def test_the_relative_distance_in_one_go_is_the_difference_of_the_two() -> None:
     score.fit_distance(*embeddings(3000, seed=1))
     some = embeddings(50, seed=2)[0]
     shown, _ = score.parts(torch.ones(50, 13, 64, 64), some, torch.zeros(50, 3))
-    torch.testing.assert_close(shown[:, 0], score.distance(some) - score.background(some), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        shown[:, 0], score.distance(some) - score.background(some), atol=1e-4, rtol=1e-4
+    )
 
 
 def scores_of(valid: np.ndarray) -> np.ndarray:
@@ -85,7 +87,9 @@ def test_missing_pixels_are_flagged_and_missing_bands_are_not() -> None:
 
 def parts(count: int, seed: int) -> torch.Tensor:
     """Distance, doubt and log odds of a fault, of known tiles that have nothing in common."""
-    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([0.1, 5.0, 2.0])
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor(
+        [0.1, 5.0, 2.0]
+    )
 
 
 def test_distance_and_doubt_count_alike_and_an_ordinary_input_check_does_not() -> None:

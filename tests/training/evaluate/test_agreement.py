@@ -16,7 +16,9 @@ def ask(*words: object) -> Result:
     return CliRunner().invoke(agreement, [str(word) for word in words])
 
 
-def test_two_files_agree_as_often_as_they_answer_alike(model_file: Path, skilled_model: Path, pack: Pack) -> None:
+def test_two_files_agree_as_often_as_they_answer_alike(
+    model_file: Path, skilled_model: Path, pack: Pack
+) -> None:
     rows = pack.rows("val")
     models = [open_model(path) for path in (model_file, skilled_model)]
     answers = [m.session.run(["probabilities"], {INPUT: pack.fetch(rows)})[0].argmax(1) for m in models]

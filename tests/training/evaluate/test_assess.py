@@ -35,7 +35,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(model_file: Path, pack_folder: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def report(
+    model_file: Path, pack_folder: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict:
     out = tmp_path_factory.mktemp("assessed")
     words = ["--model", model_file, "--data", pack_folder, "--out", out, "--settings", settings]
     done = CliRunner().invoke(assess, [str(word) for word in words])

@@ -52,7 +52,9 @@ def test_half_the_size_holds_all_of_a_tile_and_twice_the_size_its_middle(tiles: 
     smaller, larger = (DISTURBANCES[name](tiles)[1:, :9].astype(np.float32) for name in ("smaller", "larger"))
     means = whole.reshape(*whole.shape[:2], 32, 2, 32, 2).mean((3, 5))
     assert np.abs(smaller[:, :, 16:48, 16:48] - means).max() <= 0.51
-    assert np.abs(smaller[:, :, 16:48, 15] - means[:, :, :, 0]).max() <= 0.51, "beyond the edge is its mirror image"
+    assert np.abs(smaller[:, :, 16:48, 15] - means[:, :, :, 0]).max() <= 0.51, (
+        "beyond the edge is its mirror image"
+    )
     middle = whole[:, :, 16:48, 16:48]
     np.testing.assert_allclose(larger[:, :, ::2, ::2].mean((2, 3)), middle.mean((2, 3)), rtol=0.05)
     assert larger.max() <= middle.max() + 0.51

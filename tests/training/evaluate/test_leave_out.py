@@ -61,7 +61,9 @@ def test_what_is_done_already_is_taken_up_and_another_recipe_is_refused(pack: Pa
     fold.recipe.write_text(json.dumps(recipe))
     fold.result.write_text('{"synthetic: Forest": {"file": 0.9}}')
     settings = read_assess_settings(DEFAULT)
-    assert measure(fold, pack, ("--trainer.max_epochs", "3"), settings, silent) == {"synthetic: Forest": {"file": 0.9}}
+    assert measure(fold, pack, ("--trainer.max_epochs", "3"), settings, silent) == {
+        "synthetic: Forest": {"file": 0.9}
+    }
     with pytest.raises(
         TrainingError, match=r"without-Forest was begun with other options or data .*name another --out"
     ):

@@ -35,12 +35,16 @@ def metadata(path: Path) -> ModelMetadata:
     return open_model(path).metadata
 
 
-def test_the_file_is_kept_and_its_figures_are_told(model: Path, pack: Pack, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_is_kept_and_its_figures_are_told(
+    model: Path, pack: Pack, capsys: pytest.CaptureFixture[str]
+) -> None:
     files, metrics = export_int8(model, pack, LENIENT)
     assert files == [int8_of(model)]
     assert metadata(files[0]).precision == INT8
     assert metadata(files[0]).quantised_from == open_model(model).sha256
-    assert {"int8/val/accuracy", "int8/val/lost", "int8/geotiff/rgb/lost", "int8/times_as_fast"} <= set(metrics)
+    assert {"int8/val/accuracy", "int8/val/lost", "int8/geotiff/rgb/lost", "int8/times_as_fast"} <= set(
+        metrics
+    )
     assert metadata(files[0]).metrics["int8/val/accuracy"] == metrics["int8/val/accuracy"]
     assert "points of accuracy on the validation split and is" in capsys.readouterr().out
 
@@ -48,7 +52,9 @@ def test_the_file_is_kept_and_its_figures_are_told(model: Path, pack: Pack, caps
 def test_the_figures_are_those_of_the_files(model: Path, pack: Pack) -> None:
     export_int8(model, pack, LENIENT)
     rows = pack.rows("val")
-    answers = open_model(int8_of(model)).session.run(["probabilities"], {"tiles": pack.fetch(rows)})[0].argmax(1)
+    answers = (
+        open_model(int8_of(model)).session.run(["probabilities"], {"tiles": pack.fetch(rows)})[0].argmax(1)
+    )
     found = compare(open_model(model), open_model(int8_of(model)), pack)
     assert found.as_they_are[1].accuracy == pytest.approx((answers == pack.labels[rows]).mean())
     assert found.objection(LENIENT) is None

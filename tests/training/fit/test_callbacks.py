@@ -100,9 +100,9 @@ def test_a_line_says_an_epoch_of_a_moment_to_the_hundredth_of_a_second(
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, callbacks=[EpochLines()], **quiet).fit(
-        Walker()
-    )  # type: ignore[arg-type]
+    pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, callbacks=[EpochLines()], **quiet
+    ).fit(Walker())  # type: ignore[arg-type]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
     assert all(re.search(r"  \d\.\d\d s$", line) for line in lines), lines

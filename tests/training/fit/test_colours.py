@@ -30,10 +30,14 @@ def test_where_the_pixels_lie_changes_nothing(colours: Colours, pack: Pack) -> N
     assert colours.guess(shuffled) == colours.guess(tiles)
 
 
-def test_it_is_right_more_often_than_chance_on_tiles_that_it_did_not_learn(colours: Colours, pack: Pack) -> None:
+def test_it_is_right_more_often_than_chance_on_tiles_that_it_did_not_learn(
+    colours: Colours, pack: Pack
+) -> None:
     rows = pack.rows("val")
     guessed = colours.guess(only_bands(pack.fetch(rows), BAND_SETS["l2a"]))
-    right = [name == pack.summary.classes[label] for name, label in zip(guessed, pack.labels[rows], strict=True)]
+    right = [
+        name == pack.summary.classes[label] for name, label in zip(guessed, pack.labels[rows], strict=True)
+    ]
     assert np.mean(right) > 0.3, "chance is a tenth"
 
 
@@ -42,7 +46,9 @@ def test_pixels_without_data_are_passed_over(pack: Pack) -> None:
     holed = tiles.copy()
     holed[:, :, ::2] = 0
     kept = np.repeat(tiles[:, :, 1::2], 2, axis=2)
-    np.testing.assert_allclose(colour_features(holed), colour_features(kept), atol=5e-3)  # percentiles interpolate
+    np.testing.assert_allclose(
+        colour_features(holed), colour_features(kept), atol=5e-3
+    )  # percentiles interpolate
     assert np.isfinite(colour_features(np.zeros_like(tiles))).all()
 
 

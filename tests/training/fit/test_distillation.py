@@ -76,17 +76,23 @@ def test_teachers_learn_nothing_and_are_no_part_of_a_checkpoint(tmp_path: Path) 
 def test_a_teacher_answers_to_whole_tiles_where_the_student_sees_damaged_ones(tmp_path: Path) -> None:
     teacher = run_of(tmp_path / "first", 1)
     exact, taught = Optimisation(label_smoothing=0.0), Distillation([tmp_path / "first"], share=1.0)
-    task = ClassificationTask(CLASSES, MEAN, STD, [1, 1, 1], PatchCNN(8, (8,), (1,)), exact, distillation=taught).eval()
+    task = ClassificationTask(
+        CLASSES, MEAN, STD, [1, 1, 1], PatchCNN(8, (8,), (1,)), exact, distillation=taught
+    ).eval()
     task.on_fit_start()
     task.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]  # no trainer is there to log to
     damaged = tiles() * (torch.arange(64) % 3 > 0)
-    loss = task.training_step({"tiles": damaged, "whole": tiles(), "targets": torch.eye(3)[[0, 1, 2, 0, 1]]}, 0)
+    loss = task.training_step(
+        {"tiles": damaged, "whole": tiles(), "targets": torch.eye(3)[[0, 1, 2, 0, 1]]}, 0
+    )
     overrides = task(damaged)[0].log_softmax(1)
     possible = [-(teacher(way(tiles()))[0].softmax(1) * overrides).sum(1).mean() for way in SYMMETRIES]
     assert min((loss - each).abs() for each in possible) < 1e-6
 
 
-@pytest.mark.parametrize("spoil", ["no folder", "no settings", "no checkpoint", "broken", "other classes", "other net"])
+@pytest.mark.parametrize(
+    "spoil", ["no folder", "no settings", "no checkpoint", "broken", "other classes", "other net"]
+)
 def test_what_is_no_teacher_is_said_with_its_place(tmp_path: Path, spoil: str) -> None:
     run = tmp_path / "run"
     if spoil != "no folder":

@@ -55,7 +55,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_weights_from_before_and_the_ti
     assert all(value.isfinite().all() for value in kept["current_model_state"].values())
 
 
-def test_the_weights_that_are_kept_are_those_from_before_the_broken_step(bright_pack: Path, tmp_path: Path) -> None:
+def test_the_weights_that_are_kept_are_those_from_before_the_broken_step(
+    bright_pack: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit):
         fit(bright_pack, tmp_path / "broken", "--model.backbone.init_args.limit=5", "--trainer.max_epochs=1")
     step = json.loads((tmp_path / "broken/checkpoints/not-finite.json").read_text())["step"]
@@ -66,8 +68,12 @@ def test_the_weights_that_are_kept_are_those_from_before_the_broken_step(bright_
         "--checkpoint.filename={step}",
     ]
     fit(bright_pack, tmp_path / "sound", "--trainer.max_epochs=1", "--checkpoint.monitor=null", *every)
-    sound = torch.load(tmp_path / f"sound/checkpoints/step={step}.ckpt", weights_only=True)["current_model_state"]
-    broken = torch.load(tmp_path / "broken/checkpoints/not-finite.ckpt", weights_only=True)["current_model_state"]
+    sound = torch.load(tmp_path / f"sound/checkpoints/step={step}.ckpt", weights_only=True)[
+        "current_model_state"
+    ]
+    broken = torch.load(tmp_path / "broken/checkpoints/not-finite.ckpt", weights_only=True)[
+        "current_model_state"
+    ]
     for name, value in sound.items():
         assert torch.equal(value, broken[name]), name
 

@@ -83,7 +83,9 @@ def test_new_guesses_take_the_place_of_earlier_ones_and_of_nothing_else(
     assert precious.read_bytes() == b"of another"
 
 
-def test_a_guess_is_the_same_however_the_tile_is_turned(array: Path, model_file: Path, colours: Colours) -> None:
+def test_a_guess_is_the_same_however_the_tile_is_turned(
+    array: Path, model_file: Path, colours: Colours
+) -> None:
     model, tiles = open_model(model_file), read_unlabelled(array).tiles[:4]
     turned = np.ascontiguousarray(np.rot90(tiles, 1, (2, 3)))
     assert guess(model, colours, tiles) == guess(model, colours, turned)
@@ -123,7 +125,9 @@ def test_what_three_opinions_give_the_tile_as_it_is_or_its_colours_give(
 def eight_ways(model: ModelFile, tiles: DN) -> np.ndarray:
     """Return the mean probabilities over turns, mirrors and both sets of bands, asked tile by tile."""
     ways = [np.rot90(each, k, (2, 3)) for each in (tiles, tiles[:, :, ::-1]) for k in range(4)]
-    views = [only_bands(np.ascontiguousarray(way), BAND_SETS[view]) for way in ways for view in ("l2a", "10m")]
+    views = [
+        only_bands(np.ascontiguousarray(way), BAND_SETS[view]) for way in ways for view in ("l2a", "10m")
+    ]
     return np.mean([model.session.run(["probabilities"], {"tiles": view})[0] for view in views], axis=0)
 
 

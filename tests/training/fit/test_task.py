@@ -52,7 +52,9 @@ def test_training_can_start_from_the_weights_of_a_checkpoint(tmp_path: Path) -> 
     classes, mean, std = ["a", "b"], [1000.0] * 13, [500.0] * 13
     first = ClassificationTask(classes, mean, std, [1, 1], ResidualCNN((8,), (1,), (8,)))
     torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
-    other_bands = [2000.0] * 13  # of another pack: the weights keep the statistics that they were learned with
+    other_bands = [
+        2000.0
+    ] * 13  # of another pack: the weights keep the statistics that they were learned with
     second = ClassificationTask(
         classes, other_bands, std, [1, 1], ResidualCNN((8,), (1,), (8,)), start_from=tmp_path / "best.ckpt"
     )
@@ -100,5 +102,7 @@ def test_weights_of_other_classes_leave_the_head_as_it_was_drawn(tmp_path: Path)
     drawn = second.classifier.head.weight.clone()
     begin(second)
     assert torch.equal(second.classifier.head.weight, drawn)
-    learned = zip(first.classifier.backbone.parameters(), second.classifier.backbone.parameters(), strict=True)
+    learned = zip(
+        first.classifier.backbone.parameters(), second.classifier.backbone.parameters(), strict=True
+    )
     assert all(torch.equal(one, other) for one, other in learned)

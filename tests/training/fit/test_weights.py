@@ -50,10 +50,14 @@ def test_a_file_of_another_network_is_one_line(
     with pytest.raises(SystemExit) as stopped:
         fit(pack_folder, tmp_path / "run", model_file)
     assert stopped.value.code == 1
-    assert f"error: model.start_from: {model_file}: a model file of another network" in capsys.readouterr().err
+    assert (
+        f"error: model.start_from: {model_file}: a model file of another network" in capsys.readouterr().err
+    )
 
 
-def test_the_head_of_other_classes_is_left_out_though_they_are_as_many(skilled_model: Path, pack: Pack) -> None:
+def test_the_head_of_other_classes_is_left_out_though_they_are_as_many(
+    skilled_model: Path, pack: Pack
+) -> None:
     known = open_model(skilled_model).metadata.classes
     heads = []
     for classes in (known, tuple(f"my {name}" for name in known)):

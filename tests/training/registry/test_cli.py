@@ -38,7 +38,9 @@ def command(uri: str, folder: Path, *arguments: object) -> "subprocess.Completed
         "COLUMNS": "160",
     }
     words = [sys.executable, "-m", "tilewise", *map(str, arguments)]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    return subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
 
 
 def inside(uri: str, *arguments: object) -> Result:

@@ -30,7 +30,9 @@ from tilewise.training.registry.gates import (
 MakeModel = Callable[..., Path]
 
 
-def judge(judged: Path, candidate: Path, serving: Path | None = None, /, **gates: object) -> dict[str, GateResult]:
+def judge(
+    judged: Path, candidate: Path, serving: Path | None = None, /, **gates: object
+) -> dict[str, GateResult]:
     """Return the results of the gates in the settings, by name."""
     settings = GateSettings.model_validate(gates)
     opened = open_single_threaded(serving) if serving else None
@@ -56,7 +58,9 @@ def test_a_model_that_answers_the_same_as_the_champion_passes(judged: Path, make
     assert found["champion/accuracy"].figure == 0
 
 
-def test_a_much_worse_model_is_stopped_by_the_champion_and_by_the_floor(judged: Path, make_model: MakeModel) -> None:
+def test_a_much_worse_model_is_stopped_by_the_champion_and_by_the_floor(
+    judged: Path, make_model: MakeModel
+) -> None:
     found = judge(judged, make_model(noise=1.5), make_model(), champion=CHAMPION, floor=FLOOR)
     assert not found["champion/accuracy"].passed
     assert not found["champion/macro_f1"].passed

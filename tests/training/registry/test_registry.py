@@ -53,7 +53,10 @@ def test_versions_count_by_what_changed(registry: Registry, make_model: MakeMode
     assert register(data_hash="a", noise=0.1) == "1.0.1"
     assert register(data_hash="b") == "1.1.0"
     renamed = tuple(f"{name}2" for name in open_model(make_model()).metadata.classes)
-    assert registry.next_semver(open_model(make_model()).metadata.model_copy(update={"classes": renamed})) == "2.0.0"
+    assert (
+        registry.next_semver(open_model(make_model()).metadata.model_copy(update={"classes": renamed}))
+        == "2.0.0"
+    )
 
 
 def test_a_version_is_a_patch_only_where_the_weights_are_the_same(
@@ -63,7 +66,9 @@ def test_a_version_is_a_patch_only_where_the_weights_are_the_same(
     registry.register(open_model(make_model(weights="w", data_hash="a")), "Ada", "")
     assert registry.next_semver(first) == "1.0.1", "calibrated again"
     assert registry.next_semver(first.model_copy(update={"data_hash": "b"})) == "1.0.1"
-    assert registry.next_semver(first.model_copy(update={"weights": "v"})) == "1.1.0", "trained again on the same data"
+    assert registry.next_semver(first.model_copy(update={"weights": "v"})) == "1.1.0", (
+        "trained again on the same data"
+    )
     fewer = first.model_copy(update={"trained_bands": ("B02", "B03", "B04")})
     assert registry.next_semver(fewer) == "2.0.0", "callers' other bands no longer count"
 
@@ -95,7 +100,9 @@ def test_a_version_brings_its_int8_file_and_refuses_another(
         int8_of(models[2].path).unlink()
 
 
-def test_a_semantic_version_is_given_once_and_must_be_one(registry: Registry, models: list[ModelFile]) -> None:
+def test_a_semantic_version_is_given_once_and_must_be_one(
+    registry: Registry, models: list[ModelFile]
+) -> None:
     registry.register(models[0], "Ada", "", semver="3.1.4")
     with pytest.raises(TrainingError, match=r"3\.1\.4 of tilewise exists"):
         registry.register(models[1], "Ada", "", semver="3.1.4")
@@ -165,7 +172,9 @@ def test_a_rollback_to_a_named_version_takes_back_all_promotions_after_it(
         registry.rollback("Ada", "")
 
 
-def test_a_champion_that_changed_since_the_measurement_is_noticed(registry: Registry, models: list[ModelFile]) -> None:
+def test_a_champion_that_changed_since_the_measurement_is_noticed(
+    registry: Registry, models: list[ModelFile]
+) -> None:
     registry.require_champion(None)
     first, second = (registry.register(model, "Ada", "") for model in models[:2])
     registry.promote(first, "Ada", "")
@@ -182,7 +191,9 @@ def test_without_a_champion_there_is_nothing_to_roll_back(registry: Registry) ->
         registry.rollback("Ada", "")
 
 
-def test_a_version_is_found_by_number_semantic_version_or_alias(registry: Registry, models: list[ModelFile]) -> None:
+def test_a_version_is_found_by_number_semantic_version_or_alias(
+    registry: Registry, models: list[ModelFile]
+) -> None:
     registry.register(models[0], "Ada", "", semver="7.0.0")
     assert {str(registry.find(name).version) for name in ("1", "7.0.0", "candidate", None)} == {"1"}
     with pytest.raises(TrainingError, match="no version '8'"):

@@ -139,10 +139,15 @@ def test_without_a_reason_nothing_runs(
     assert not (project / "dvc.lock").exists()
 
 
-def test_a_stage_that_fails_is_a_failure_and_not_a_verdict(project: Path, retrain: Callable[..., Result]) -> None:
+def test_a_stage_that_fails_is_a_failure_and_not_a_verdict(
+    project: Path, retrain: Callable[..., Result]
+) -> None:
     assert "the pipeline ended with" in retrain("--because", "drift", status=1).stderr
     (project / "dvc.yaml").unlink()
-    assert "no dvc.yaml is here; retrain in the project's folder" in retrain("--because", "drift", status=1).stderr
+    assert (
+        "no dvc.yaml is here; retrain in the project's folder"
+        in retrain("--because", "drift", status=1).stderr
+    )
     assert "no reason is said; say --because WHY" in retrain(status=1).stderr
 
 
@@ -155,7 +160,9 @@ def test_sigterm_ends_the_pipeline_too(project: Path, registry: Registry, judged
         [sys.executable, "-m", "tilewise", *words], env=environment, stderr=subprocess.PIPE, text=True
     )
     try:
-        until(lambda: (project / "pid").is_file() and (project / "pid").read_text() != "", "the stage runs", 100)
+        until(
+            lambda: (project / "pid").is_file() and (project / "pid").read_text() != "", "the stage runs", 100
+        )
         stage_pid = int((project / "pid").read_text())
         process.send_signal(signal.SIGTERM)
         _, overrides = process.communicate(timeout=60)
@@ -180,7 +187,10 @@ def test_tiles_labelled_since_the_champion_are_a_reason(
     project: Path, registry: Registry, make_model: MakeModel
 ) -> None:
     triggers = Triggers(tiles=2, days=1)
-    assert [item.holds for item in check(triggers, registry)] == [True, False]  # no champion at all is one, too
+    assert [item.holds for item in check(triggers, registry)] == [
+        True,
+        False,
+    ]  # no champion at all is one, too
     _label(project, "before")
     time.sleep(1.1)  # decisions are told to the second
     registry.promote(registry.register(open_model(make_model()), "Ada", ""), "Ada", "")
@@ -201,7 +211,9 @@ def _label(project: Path, name: str) -> None:
     take_up(project / "data/reviewed", [(Decision(f"{name}-not", "_", "Ada", ""), origin, tile)])
 
 
-def test_whoever_does_not_answer_is_no_sign_that_all_is_well(retrain: Callable[..., Result], project: Path) -> None:
+def test_whoever_does_not_answer_is_no_sign_that_all_is_well(
+    retrain: Callable[..., Result], project: Path
+) -> None:
     done = retrain("--if-drift", "http://127.0.0.1:1", status=1)
     assert "http://127.0.0.1:1: /metrics cannot be read" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -243,7 +255,10 @@ def test_an_alert_of_a_real_prometheus_that_asks_for_it_is_a_reason(
     with monitoring(tmp_path / "watch", [service.removeprefix("http://")], hold="1s") as watch:
         triggers = Triggers(alert=watch.prometheus)
         # Another alert may be first: the same service has been asked with drifting tiles.
-        until(lambda: "TilewiseModelOld" in check(triggers, registry)[0].overrides, "the old model's alert fires")
+        until(
+            lambda: "TilewiseModelOld" in check(triggers, registry)[0].overrides,
+            "the old model's alert fires",
+        )
         assert check(triggers, registry)[0].holds
 
 
@@ -274,5 +289,7 @@ def test_the_same_steps_run_as_a_flow_of_prefect(
             names = {task.name.rpartition("-")[0]: task.state_name for task in tasks}
     assert (outcome.ending, outcome.version) == ("passed", "1.0.0")
     assert run.state_name == "Completed"
-    assert names == dict.fromkeys(("find_reasons", "run_pipeline", "find_known", "judge", "enter"), "Completed")
+    assert names == dict.fromkeys(
+        ("find_reasons", "run_pipeline", "find_known", "judge", "enter"), "Completed"
+    )
     assert registry.by_alias("champion") is None

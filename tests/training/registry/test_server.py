@@ -55,14 +55,20 @@ def server(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    composed = yaml.safe_load((PROJECT / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]["mlflow"]
+    composed = yaml.safe_load((PROJECT / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"][
+        "mlflow"
+    ]
     other = {"--host": "127.0.0.1", "--port": port, "--artifacts-destination": str(folder / "kept")}
     told = [word for word in composed["command"][1:] if word.split("=")[0] not in other]
     command = [sys.executable, "-m", "mlflow", *told, *(f"{name}={value}" for name, value in other.items())]
     settings = composed["environment"] | {"MLFLOW_BACKEND_STORE_URI": store}
-    settings |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here uses its jobs, and they start slowly
+    settings |= {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+    }  # nothing here uses its jobs, and they start slowly
     url = f"http://127.0.0.1:{port}"
-    with running("mlflow", [*command, "--workers=1"], folder, f"{url}/health", settings, patience=_START_SECONDS):
+    with running(
+        "mlflow", [*command, "--workers=1"], folder, f"{url}/health", settings, patience=_START_SECONDS
+    ):
         yield url
 
 
@@ -95,11 +101,13 @@ def command(server: str, *arguments: object) -> Result:
 
 def test_a_team_s_runs_and_models_are_kept_in_postgresql(server: str, run: Path, store: str) -> None:
     if not store.startswith("postgresql"):
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql): the server keeps a SQLite file")
-    with psycopg.connect(store.replace("+psycopg", "")) as connection:
-        (uri,) = connection.execute("SELECT artifact_uri FROM runs WHERE run_uuid = %s", [run_id(run)]).fetchone() or (
-            "",
+        pytest.skip(
+            "PostgreSQL is not installed (apt-get install postgresql): the server keeps a SQLite file"
         )
+    with psycopg.connect(store.replace("+psycopg", "")) as connection:
+        (uri,) = connection.execute(
+            "SELECT artifact_uri FROM runs WHERE run_uuid = %s", [run_id(run)]
+        ).fetchone() or ("",)
         (models,) = connection.execute("SELECT count(*) FROM logged_models").fetchone() or (0,)
     assert uri.startswith("mlflow-artifacts:/"), "artifacts go through the server"
     assert models == 1

@@ -52,7 +52,9 @@ def searched(pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         for trials in ("2", "3"):
             done = search("--trials", trials, *arguments)
             assert done.exit_code == 0, done.output
-        assert search("--trials", "3", *arguments).output.count("epoch") == 1, "nothing is left to do: only the table"
+        assert search("--trials", "3", *arguments).output.count("epoch") == 1, (
+            "nothing is left to do: only the table"
+        )
     return folder, done.output
 
 
@@ -106,7 +108,8 @@ def test_a_killed_search_goes_on_with_the_trial_that_ran(
     pack_folder: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = write_space(
-        in_folder, SPACE.replace("max_epochs: 2", "max_epochs: 4").replace("after_epochs: 1", "after_epochs: 9")
+        in_folder,
+        SPACE.replace("max_epochs: 2", "max_epochs: 4").replace("after_epochs: 1", "after_epochs: 9"),
     )
     arguments = ["--trials=2", space, f"--data.pack={pack_folder}", *UNTRACKED]
     _run_and_kill(arguments, after="trial 1  epoch 2/")
@@ -125,7 +128,9 @@ def test_a_killed_search_goes_on_with_the_trial_that_ran(
 
 
 @pytest.mark.slow
-def test_searches_side_by_side_share_the_trials_that_were_asked_for(pack_folder: Path, in_folder: Path) -> None:
+def test_searches_side_by_side_share_the_trials_that_were_asked_for(
+    pack_folder: Path, in_folder: Path
+) -> None:
     arguments = ["--trials=4", write_space(in_folder), f"--data.pack={pack_folder}", *UNTRACKED]
     command = [sys.executable, "-m", "tilewise", "tune", *arguments]
     searches = [subprocess.Popen(command, env=environment()) for _ in range(2)]
@@ -136,7 +141,9 @@ def test_searches_side_by_side_share_the_trials_that_were_asked_for(pack_folder:
             process.kill()
     trials = study_in(in_folder).trials
     assert len(trials) == 4
-    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}, "none was taken for one that was killed"
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}, (
+        "none was taken for one that was killed"
+    )
 
 
 def _run_and_kill(arguments: list[str], after: str) -> None:
@@ -178,7 +185,9 @@ def test_sigterm_between_trials_stops_the_search_and_loses_nothing(
     assert [trial.state.name for trial in study_in(in_folder).trials] == ["COMPLETE"]
 
 
-def test_mistakes_are_told_at_once(pack_folder: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_at_once(
+    pack_folder: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pack = f"--data.pack={pack_folder}"
     misspelt = SPACE.replace("optimisation.rate", "optimisation.raet")
     for text, arguments, told in (
