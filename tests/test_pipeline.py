@@ -78,8 +78,8 @@ def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str) -> None:
     code = f"""
 import importlib, json, sys
 for name in {IMPORTED[stage]}: importlib.import_module("tilewise." + name)
-named = {n: m.__file__ or "" for n, m in sys.modules.items() if n.startswith("tilewise.")}
-own = [n for n, file in named.items() if not file.endswith("__init__.py")]
+named = [(n, m.__file__ or "") for n, m in sys.modules.items() if n.startswith("tilewise.")]
+own = [n for n, file in named if not file.endswith("__init__.py")]
 print(json.dumps(own))
 """
     done = run(PROJECT, sys.executable, "-c", code)
