@@ -17,6 +17,8 @@ def test_the_environment_lists_the_packages_that_matter_with_versions() -> None:
 
 def test_the_hint_opens_the_runs_of_the_experiment(tmp_path: Path) -> None:
     """The front page of `mlflow ui` asks what the user works on; the experiment's page lists the runs."""
-    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=tmp_path / "mlruns", experiment="demo")
+    tracking = Tracking(
+        uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=tmp_path / "mlruns", experiment="demo"
+    )
     number = experiment_id(tracking)
     assert how_to_look(tracking).endswith(f"and open http://127.0.0.1:5000/#/experiments/{number}/runs")

@@ -92,7 +92,9 @@ def test_files_are_answered_in_order_with_all_that_the_service_says(
     assert [result.class_name for result in results] == answers
     headers = {"Authorization": f"Bearer {KEY}"}
     parts = {"tiles": files[0].read_bytes()}
-    overrides = httpx.post(f"{server.url}/classify", files=parts, headers=headers, trust_env=False, timeout=30).json()
+    overrides = httpx.post(
+        f"{server.url}/classify", files=parts, headers=headers, trust_env=False, timeout=30
+    ).json()
     first = results[0]
     assert first.probabilities == pytest.approx(overrides["results"][0]["probabilities"], abs=1e-5)
     assert first.probability == first.probabilities[answers[0]]
@@ -125,7 +127,9 @@ def test_what_files_do_not_say_is_said_for_them(client: Client) -> None:
     assert (result.class_name, result.bands) == ("Forest", BAND_NAMES)
 
 
-def test_a_bad_tile_has_its_error_among_good_ones(client: Client, files: list[Path], answers: list[str]) -> None:
+def test_a_bad_tile_has_its_error_among_good_ones(
+    client: Client, files: list[Path], answers: list[str]
+) -> None:
     results = client.classify([files[0], b"no tile", files[1]])
     assert [result.class_name for result in results] == [answers[0], None, answers[1]]
     assert results[1].error == TileError("unreadable_image", "1: not a GeoTIFF")
@@ -178,7 +182,9 @@ def test_a_scene_comes_back_as_windows_or_as_a_map(client: Client, scenes: list[
         assert (class_map.height, class_map.width) == (128, (128, 256)[place])
 
 
-def test_asyncio_sends_scenes_too_and_leaves_the_loop_free(client: Client, server: Server, scenes: list[Path]) -> None:
+def test_asyncio_sends_scenes_too_and_leaves_the_loop_free(
+    client: Client, server: Server, scenes: list[Path]
+) -> None:
     async def scenario() -> None:
         async with AsyncClient(server.url, KEY, trust_env=False) as asynchronous:
             small, large = await asyncio.gather(*(asynchronous.scene(scene) for scene in scenes))
@@ -192,7 +198,9 @@ def test_asyncio_sends_scenes_too_and_leaves_the_loop_free(client: Client, serve
     asyncio.run(scenario())
 
 
-def test_a_scene_that_is_refused_or_takes_too_long_is_told(client: Client, scenes: list[Path], tmp_path: Path) -> None:
+def test_a_scene_that_is_refused_or_takes_too_long_is_told(
+    client: Client, scenes: list[Path], tmp_path: Path
+) -> None:
     with pytest.raises(ServiceError) as refused:
         client.scene(scenes[0], level="L3")
     assert (refused.value.code, refused.value.status) == ("invalid", 422)
@@ -248,11 +256,15 @@ def test_a_list_that_the_service_finds_too_long_is_cut_further(
 ) -> None:
     with Client(gate.url, KEY, trust_env=False, tiles_per_request=100) as client:
         assert [result.class_name for result in client.classify(files * 8)] == answers * 8
-        assert [result.class_name for result in client.classify(np.stack([t.pixels for t in TILES] * 8))] == answers * 8
+        assert [
+            result.class_name for result in client.classify(np.stack([t.pixels for t in TILES] * 8))
+        ] == answers * 8
     assert len(gate.lengths) == 6  # 80 are too many, twice 40 are not
 
 
-def test_asyncio_keeps_several_requests_on_the_way_but_no_more_than_it_may(gate: Gate, answers: list[str]) -> None:
+def test_asyncio_keeps_several_requests_on_the_way_but_no_more_than_it_may(
+    gate: Gate, answers: list[str]
+) -> None:
     gate.meet = threading.Barrier(3)
 
     async def scenario() -> list[Result]:
@@ -356,11 +368,22 @@ def test_what_is_no_url_is_refused_at_once(url: str) -> None:
 
 def test_the_client_needs_neither_the_service_nor_what_it_needs() -> None:
     program = "import sys, tilewise.bento.client; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "httpx" in loaded
-    assert not loaded & {"bentoml", "onnxruntime", "rasterio", "starlette", "pydantic", "pyarrow", "torch", "osgeo"}
+    assert not loaded & {
+        "bentoml",
+        "onnxruntime",
+        "rasterio",
+        "starlette",
+        "pydantic",
+        "pyarrow",
+        "torch",
+        "osgeo",
+    }
 
 
 def command(*words: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":

@@ -32,7 +32,9 @@ MODEL = {"name": "m", "version": "1", "sha256": "0"}
 
 
 def response(status: int = 200, content: Any = None, **headers: str) -> httpx.Response:
-    all_headers = {"tilewise-api-version": "1"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    all_headers = {"tilewise-api-version": "1"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
     return httpx.Response(status, json={} if content is None else content, headers=all_headers, request=SENT)
 
 
@@ -40,7 +42,9 @@ def refusal(status: int, code: str = "busy", **headers: str) -> httpx.Response:
     return response(status, {"error": {"code": code, "message": "no", "hint": "wait"}}, **headers)
 
 
-def drive(exchange: Exchange[Any], answer: Callable[[Request], Outcome]) -> tuple[Any, list[Request], list[float]]:
+def drive(
+    exchange: Exchange[Any], answer: Callable[[Request], Outcome]
+) -> tuple[Any, list[Request], list[float]]:
     """Drive an exchange; return its result, the requests and the pauses."""
     requests, pauses = [], []
     try:
@@ -52,7 +56,9 @@ def drive(exchange: Exchange[Any], answer: Callable[[Request], Outcome]) -> tupl
                 continue
             requests.append(step)
             outcome = answer(step)
-            step = exchange.throw(outcome) if isinstance(outcome, httpx.RequestError) else exchange.send(outcome)
+            step = (
+                exchange.throw(outcome) if isinstance(outcome, httpx.RequestError) else exchange.send(outcome)
+            )
     except StopIteration as end:
         return end.value, requests, pauses
 
@@ -65,8 +71,10 @@ def in_turn(*outcomes: Outcome) -> Callable[[Request], Outcome]:
 # Retries.
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome, retries: int = 3) -> tuple[Any, int, list[float]]:
-    """Ask a fake service for its model; return the result or ServiceError, the number of requests, the pauses."""
+def ask(
+    monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome, retries: int = 3
+) -> tuple[Any, int, list[float]]:
+    """Ask a fake service for its model; return the result or error, the number of requests, the pauses."""
     left, pauses = list(outcomes), []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -99,7 +107,9 @@ def ask(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome, retries: int = 3) -
 def test_a_transient_failure_is_retried_after_growing_pauses(
     transient: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, requests, pauses = ask(monkeypatch, transient, transient, transient, response(content={"name": "m"}))
+    found, requests, pauses = ask(
+        monkeypatch, transient, transient, transient, response(content={"name": "m"})
+    )
     assert (found, requests, len(pauses)) == ({"name": "m"}, 4, 3)
     for n, pause in enumerate(pauses):
         assert 0.25 * 2**n <= pause <= 0.5 * 2**n
@@ -153,7 +163,9 @@ def test_asyncio_retries_concurrent_requests_independently(monkeypatch: pytest.M
 
     def handle(request: httpx.Request) -> httpx.Response:
         seen[request.url.path] = seen.get(request.url.path, 0) + 1
-        return refusal(503, retry_after="0") if seen[request.url.path] < 3 else response(content={"name": "m"})
+        return (
+            refusal(503, retry_after="0") if seen[request.url.path] < 3 else response(content={"name": "m"})
+        )
 
     async def scenario() -> list[dict[str, Any]]:
         async with AsyncClient("http://service", retries=2, transport=httpx.MockTransport(handle)) as client:
@@ -179,7 +191,9 @@ def test_asyncio_retries_concurrent_requests_independently(monkeypatch: pytest.M
         (httpx.TooManyRedirects("no", request=SENT), "not_tilewise", "check the URL"),
     ],
 )
-def test_a_response_of_another_program_or_version_has_its_own_error(outcome: Outcome, code: str, text: str) -> None:
+def test_a_response_of_another_program_or_version_has_its_own_error(
+    outcome: Outcome, code: str, text: str
+) -> None:
     with pytest.raises(ServiceError) as refused:
         drive(fetch(REQUEST), in_turn(outcome))
     assert refused.value.code == code
@@ -236,11 +250,17 @@ def test_arrays_files_and_arrays_of_other_bands_go_in_requests_of_their_own() ->
 
 def test_one_tile_is_a_list_of_one_and_no_tile_no_request() -> None:
     one = np.ones((13, 64, 64), np.uint16)
-    assert [p.names for p in iter_chunks(b"file", 64, 100)] == [p.names for p in iter_chunks(one, 64, 100)] == [("0",)]
+    assert (
+        [p.names for p in iter_chunks(b"file", 64, 100)]
+        == [p.names for p in iter_chunks(one, 64, 100)]
+        == [("0",)]
+    )
     assert list(iter_chunks([], 64, 100)) == []
 
 
-@pytest.mark.parametrize("array", [np.ones((13, 64, 64)), np.ones((64, 64), np.uint16)], ids=["float", "flat"])
+@pytest.mark.parametrize(
+    "array", [np.ones((13, 64, 64)), np.ones((64, 64), np.uint16)], ids=["float", "flat"]
+)
 def test_an_array_of_another_kind_is_refused_before_it_is_sent(array: Any) -> None:
     with pytest.raises(TileShapeError, match="uint16"):
         list(iter_chunks(array, 64, 100))
@@ -258,7 +278,9 @@ def test_what_the_service_finds_too_large_is_sent_in_halves() -> None:
         if len(names) > 2:
             return refusal(413, "too_large")
         error = {"code": "unreadable_image", "message": "no", "hint": ""}
-        return response(content={"model": MODEL, "results": [{"name": name, "error": error} for name in names]})
+        return response(
+            content={"model": MODEL, "results": [{"name": name, "error": error} for name in names]}
+        )
 
     chunk = Chunk(tuple("abcde"), (b"x",) * 5)
     results, requests, _ = drive(classify(chunk, {}), answer)
@@ -285,7 +307,9 @@ def send(*answers: Outcome, wait: float = 60) -> tuple[Any, list[Request], list[
 
 def test_a_task_is_looked_after_until_it_is_done() -> None:
     done = response(content={"the": "result"})
-    result, requests, pauses = send(accepted("/tasks/abc"), task("waiting"), task("running"), task("done"), done)
+    result, requests, pauses = send(
+        accepted("/tasks/abc"), task("waiting"), task("running"), task("done"), done
+    )
     assert result is done
     assert [request.path for request in requests] == ["/scene", *["/tasks/abc"] * 3, "/tasks/abc/result"]
     assert requests[0].file == Path("s.tif")

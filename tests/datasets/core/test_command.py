@@ -57,7 +57,9 @@ def test_without_options_nothing_is_stated() -> None:
 
 
 def test_options_become_read_options() -> None:
-    result = run_read_options("--bands", "red,_,B8A", "--level", "l2a", "--scale", "0.0001", "--offset", "-1000")
+    result = run_read_options(
+        "--bands", "red,_,B8A", "--level", "l2a", "--scale", "0.0001", "--offset", "-1000"
+    )
     assert result.stdout.strip() == repr(ReadOptions(("B04", "_", "B8A"), Level.L2A, 1e-4, -1000.0))
     assert run_read_options("--bands", "rgb").stdout.strip() == repr(ReadOptions(("B04", "B03", "B02")))
 
