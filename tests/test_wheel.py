@@ -1,5 +1,4 @@
-"""The wheel by itself: without the checkout, beside Hugging Face's `datasets`, and uninstalled without a
-trace."""
+"""The wheel without the checkout: beside Hugging Face's `datasets`, and uninstalled without a trace."""
 
 import os
 import shutil

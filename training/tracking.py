@@ -109,7 +109,8 @@ def how_to_look(tracking: Tracking) -> str:
         return "tracking is off"
     if tracking.uri.startswith("http"):
         return f"runs are at {tracking.uri}"
-    return f"look at the runs with: mlflow ui --backend-store-uri {tracking.uri}"
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment_id(tracking)}/runs"
+    return f"look at the runs with: mlflow ui --backend-store-uri {tracking.uri} and open {page}"
 
 
 def experiment_id(tracking: Tracking) -> str:

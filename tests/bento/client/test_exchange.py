@@ -74,8 +74,7 @@ def in_turn(*outcomes: Outcome) -> Callable[[Request], Outcome]:
 def ask(
     monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome, retries: int = 3
 ) -> tuple[Any, int, list[float]]:
-    """Ask a fake service for its model; return the result or ServiceError, the number of requests, the
-    pauses."""
+    """Ask a fake service for its model; return the result or error, the number of requests, the pauses."""
     left, pauses = list(outcomes), []
 
     def handle(request: httpx.Request) -> httpx.Response:

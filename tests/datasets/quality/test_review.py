@@ -321,7 +321,7 @@ def test_a_row_whose_bytes_are_no_tile_is_left_out_and_told(log: Path, in_folder
         table.set_column(column, "tile", pa.array(short, pa.binary())),
         in_folder / "log/predictions-1.parquet",
     )
-    assert "1 hold bytes that are no tile, and were left out" in do("review", "log").output
+    assert "1 hold bytes that are not a tile, and were left out" in do("review", "log").output
 
 
 def test_tiles_that_the_service_deletes_meanwhile_are_not_laid_out(

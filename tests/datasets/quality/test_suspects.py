@@ -68,7 +68,7 @@ def test_the_page_shows_each_suspect_with_the_command_that_decides(pack_folder: 
     )
     assert done.exit_code == 0, done.output
     assert "3 doubtful labels; look at" in done.stdout
-    assert "are of the train split" in done.stdout
+    assert "are in the train split" in done.stdout
     rows = list(csv.DictReader((tmp_path / "suspects.csv").open()))
     assert {row["name"] for row in rows} == set(WRONG)
     page = (tmp_path / "suspects.html").read_text()
