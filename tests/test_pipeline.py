@@ -78,8 +78,8 @@ def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str) -> None:
     code = f"""
 import importlib, json, sys
 for name in {IMPORTED[stage]}: importlib.import_module("tilewise." + name)
-own = [n for n, m in sys.modules.items() if n.startswith("tilewise.") and not (m.__file__ or "").endswith("__init__.py")]
-print(json.dumps(own))
+own = {{name: module.__file__ or "" for name, module in sys.modules.items() if name.startswith("tilewise.")}}
+print(json.dumps([name for name, file in own.items() if not file.endswith("__init__.py")]))
 """
     done = run(PROJECT, sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr

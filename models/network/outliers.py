@@ -164,7 +164,9 @@ def _fit_layers(features: Tensor, faulty: Tensor, seed: int) -> tuple[nn.Linear,
     return first, last
 
 
-METHOD = "the largest of distance (relative Mahalanobis) and doubt (largest logit), input check, and missing pixels"
+METHOD = (
+    "the largest of distance (relative Mahalanobis) and doubt (largest logit), input check, and missing pixels"
+)
 FALSE_ALARMS = 0.05  # fraction of in-distribution tiles above the threshold, of the kind with most of them
 MAX_MISSING = 0.02  # fraction of missing pixels at which a tile is flagged: training tiles miss none
 # Fractions of in-distribution tiles below the score 0. The content score ranks all tiles; the input check is

@@ -157,7 +157,7 @@ def test_sigterm_ends_the_pipeline_too(project: Path, registry: Registry, judged
     words = ["retrain", "--because", "drift", "--data", str(judged), "--tracking-uri", registry.uri]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tilewise", "train", *words],
+        [sys.executable, "-m", "tilewise", *words],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
