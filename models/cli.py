@@ -225,7 +225,7 @@ batch command take care of both. Where prediction sets hold several classes, or 
 threshold, a person should look.
 
 Not for: objects smaller than a tile, change from one pixel to the next, other sensors or pixel sizes, and decisions
-about people or land that nobody checks."""
+about people or land that nobody checks."""  # noqa: E501
 
 _LIMITS = """\
 - It knows the classes above and no other: wetland, bare rock, snow and cloud are answered with one of them; the
@@ -236,7 +236,7 @@ _LIMITS = """\
   continent.
 - Labels are of Level-1C. Level-2A was learned from simulation, and from tiles that a network labelled itself where such
   were packed; no labelled Level-2A tiles were at hand to measure it on.
-- The same tiles chose the best epoch and calibrated the file, except where a table says that other halves were used."""
+- The same tiles chose the best epoch and calibrated the file, except where a table says that other halves were used."""  # noqa: E501
 
 
 def write_card(model: ModelFile, assessments: Sequence[Path], out: Path, more: Sequence[Path] = ()) -> None:
