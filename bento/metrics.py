@@ -62,29 +62,29 @@ OUTLIER = Histogram(
 MODEL_LOADED = Gauge(
     "tilewise_model_loaded_timestamp_seconds",
     "When a model was loaded, in seconds since 1970",
-    ["place", "model"],
+    ["role", "model"],
     multiprocess_mode="livemax",
 )
 MODEL_SERVES = Gauge(
     "tilewise_model_serves",
     "1 for the model that is champion or candidate now, 0 for former ones",
-    ["place", "model"],
+    ["role", "model"],
     multiprocess_mode="livemax",
 )
 MODEL_CREATED = Gauge(
     "tilewise_model_created_timestamp_seconds",
     "When the model was exported, in seconds since 1970; 0: its file does not say",
-    ["place"],
+    ["role"],
     multiprocess_mode="livemax",
 )
 MODEL_FALSE_ALARMS = Gauge(
     "tilewise_model_false_alarms",
     "Fraction of in-distribution tiles that the model flags as outliers; 0: it flags none",
-    ["place"],
+    ["role"],
     multiprocess_mode="livemax",
 )
 MODEL_REFUSED = Counter(
-    "tilewise_model_refused_total", "Models that were not loaded: missing, corrupt or invalid", ["place"]
+    "tilewise_model_refused_total", "Models that were not loaded: missing, corrupt or invalid", ["role"]
 )
 SHADOW_TILES = Counter(
     "tilewise_shadow_tiles_total",

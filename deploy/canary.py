@@ -50,7 +50,7 @@ _FOLLOW_S = 180.0
 _COMMAND_S = 1800.0
 _COUNT = (
     'sum(sum by (job, model) (tilewise_requests_total{path="/classify"}) * on (job, model) '
-    'group_left (place) tilewise:place{place="candidate"})'
+    'group_left (role) tilewise:role{role="candidate"})'
 )
 _FIGURES = {
     "failing": "tilewise:failure_share:5m",
@@ -298,7 +298,7 @@ def removed_on_failure(route: Route) -> Iterator[None]:
 
 def _await_candidate(prometheus: Prometheus, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while not prometheus.query('tilewise:place{place="candidate"}'):
+    while not prometheus.query('tilewise:role{role="candidate"}'):
         if time.monotonic() > end:
             raise CanaryError(
                 f"{prometheus.url} sees no candidate after {seconds:g} s; its target needs the label track: "
@@ -327,7 +327,7 @@ def _evidence(prometheus: Prometheus, before: float) -> str:
     """Return the figures of a step, the candidate's beside the champion's."""
     parts = [f"{(prometheus.one(_COUNT) or 0.0) - before:.0f} requests answered"]
     for name, series in _FIGURES.items():
-        found = [prometheus.one(f'{series}{{place="{place}"}}') for place in ("candidate", "champion")]
+        found = [prometheus.one(f'{series}{{role="{role}"}}') for role in ("candidate", "champion")]
         shown = ["–" if value is None else f"{value:.3f}" for value in found]
         parts.append(f"{name} {shown[0]} (champion {shown[1]})")
     return ", ".join(parts)

@@ -80,7 +80,7 @@ def test_what_alerts_count_is_there_before_it_first_happens(service: Server) -> 
     errors = samples(service.url, "tilewise_errors_total")
     assert (errors['code="internal"'], errors['code="overloaded"']) == (0, 0)
     refused = samples(service.url, "tilewise_model_refused_total")
-    assert refused == {'place="candidate"': 0, 'place="champion"': 0}
+    assert refused == {'role="candidate"': 0, 'role="champion"': 0}
     assert set(samples(service.url, "tilewise_predictions_total")) == {
         f'outcome="{outcome}"' for outcome in ("dropped", "failed", "written")
     }

@@ -53,7 +53,7 @@ def test_no_password_has_a_default_and_each_is_in_the_example() -> None:
 
 
 def test_the_service_s_variables_are_settings_that_there_are() -> None:
-    known = {f"TILEWISE_{name.upper()}" for name in Settings.__dataclass_fields__}
+    known = {f"TILEWISE_{name.upper()}" for name in Settings.model_fields}
     variables = {name for name in SERVICES["tilewise"]["environment"] if name.startswith("TILEWISE_")}
     assert variables <= known
     of_compose = {"TILEWISE_IMAGE", "TILEWISE_PORT"}

@@ -91,7 +91,7 @@ def watch(shadowed: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Both programs beside it, with rules that hold for a second."""
     with monitoring(tmp_path_factory.mktemp("watch"), [target(shadowed)], hold="1s") as running:
         until(
-            lambda: len(running.query("tilewise:place")) == 2,
+            lambda: len(running.query("tilewise:role")) == 2,
             "the service is scraped and the rules are evaluated",
         )
         yield running
@@ -118,7 +118,7 @@ def test_each_expression_of_the_dashboards_is_answered_by_a_real_prometheus(
         "ALERTS",
         "changes(",
         "canary",
-        'place="candidate"',
+        'role="candidate"',
     )  # no alert, no promotion, no canary until now
     waiting = {text for text in dashboard_expressions() if watch.query(text) == []}
     waiting -= {text for text in waiting if any(word in text for word in empty)}
@@ -133,7 +133,7 @@ def test_each_expression_of_the_dashboards_is_answered_by_a_real_prometheus(
 
 def test_a_model_that_was_made_long_ago_is_told_of_with_a_way_to_the_runbook(watch: Monitoring) -> None:
     (alert,) = watch.await_alert("TilewiseModelOld")
-    assert alert["labels"]["place"] == "champion"
+    assert alert["labels"]["role"] == "champion"
     assert alert["annotations"]["runbook_url"].endswith("docs/runbook.md#tilewisemodelold")
 
 
@@ -170,7 +170,7 @@ def test_a_canary_that_answers_otherwise_calls_for_a_rollback(watch: Monitoring,
         }  # of a caller of each model
         watch.set_targets([target(server)])
         until(
-            lambda: {s["metric"]["model"] for s in watch.query("tilewise:place")} >= {"3", "4"},
+            lambda: {s["metric"]["model"] for s in watch.query("tilewise:role")} >= {"3", "4"},
             "both are scraped",
         )
         for version in ["3"] * 4 + ["4"] * 10:

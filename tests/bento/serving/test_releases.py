@@ -63,15 +63,15 @@ def test_the_metrics_say_which_model_holds_its_place_and_when_it_was_made(tmp_pa
 
     put("told-1", "2026-01-02T03:04:05+00:00", flags=True)
     releases = Releases(FileSource(path), every=0.05)
-    assert gauge("tilewise_model_serves", place="champion", model="told-1") == 1
-    assert gauge("tilewise_model_created_timestamp_seconds", place="champion") == 1767323045
-    assert gauge("tilewise_model_false_alarms", place="champion") == 0.01
+    assert gauge("tilewise_model_serves", role="champion", model="told-1") == 1
+    assert gauge("tilewise_model_created_timestamp_seconds", role="champion") == 1767323045
+    assert gauge("tilewise_model_false_alarms", role="champion") == 0.01
     put("told-2", "some day", flags=False)
-    until(lambda: gauge("tilewise_model_serves", place="champion", model="told-2") == 1)
+    until(lambda: gauge("tilewise_model_serves", role="champion", model="told-2") == 1)
     releases.close()
-    assert gauge("tilewise_model_serves", place="champion", model="told-1") == 0
-    assert gauge("tilewise_model_created_timestamp_seconds", place="champion") == 0
-    assert gauge("tilewise_model_false_alarms", place="champion") == 0
+    assert gauge("tilewise_model_serves", role="champion", model="told-1") == 0
+    assert gauge("tilewise_model_created_timestamp_seconds", role="champion") == 0
+    assert gauge("tilewise_model_false_alarms", role="champion") == 0
 
 
 def test_a_time_without_a_zone_is_taken_as_utc() -> None:

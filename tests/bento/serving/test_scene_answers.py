@@ -278,9 +278,9 @@ def test_the_map_has_the_georeference_of_the_scene(engine: Engine, upload: Path)
     ("crs", "transform", "reason"),
     [
         (None, CORNER, "no coordinate reference system; set one with gdal_edit.py -a_srs"),
-        (UTM, Affine.identity(), "missing or lie nowhere on Earth; set them with gdal_edit.py"),
-        (UTM, Affine(10, 0, 1e12, 0, -10, 1e12), "missing or lie nowhere on Earth"),
-        (CRS.from_wkt('LOCAL_CS["a garden",UNIT["metre",1]]'), CORNER, "missing or lie nowhere on Earth"),
+        (UTM, Affine.identity(), "missing or not on Earth; set them with gdal_edit.py"),
+        (UTM, Affine(10, 0, 1e12, 0, -10, 1e12), "missing or not on Earth"),
+        (CRS.from_wkt('LOCAL_CS["a garden",UNIT["metre",1]]'), CORNER, "missing or not on Earth"),
     ],
 )
 def test_a_scene_without_a_georeference_is_refused(

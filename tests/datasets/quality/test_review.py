@@ -117,7 +117,7 @@ def decide(path: Path, *rows: tuple[str, str], reviewer: str = "Ada") -> Path:
 def test_strange_and_undecided_tiles_come_first_in_turn(log: Path, in_folder: Path) -> None:
     output = do("review", log).output
     assert "8 answers, 7 different tiles, 0 of them labelled already" in output
-    assert "2 flagged as unlike the training data, 5 by how undecided the answer was" in output
+    assert "2 flagged as unlike the training data, 5 by how uncertain the answer was" in output
     rows = rows_of(in_folder / "artifacts/review/review.csv")
     assert float(rows[0]["outlier_score"]) > STRANGE + 500 > float(rows[2]["outlier_score"]) > STRANGE
     found = {tile.name: tile for tile in read_log(log).tiles}

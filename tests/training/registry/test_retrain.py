@@ -25,12 +25,12 @@ from watched import tiles, until, watched_metadata
 
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES
-from tilewise.datasets.quality.reviewed import AnswerOrigin, Decision, take_up
+from tilewise.datasets.quality.reviewed import Decision, Origin, take_up
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import open_model
-from tilewise.training.registry.reasons import Triggers, check
+from tilewise.training.registry.reasons import Triggers, check_triggers
 from tilewise.training.registry.registry import Registry
-from tilewise.training.registry.retrain import Plan
+from tilewise.training.registry.retrain import RetrainPlan
 from tilewise.training.registry.retrain_cli import command
 
 ROOT = Path(__file__).parents[3]
@@ -134,8 +134,8 @@ def test_without_a_reason_nothing_runs(
 ) -> None:
     registry.promote(registry.register(open_model(make_model()), "Ada", ""), "Ada", "")
     done = retrain("--if-older", "30", "--if-labelled", "5", status=3)
-    assert "no reason: the champion is 0.0 days old, 30 is the most" in done.output
-    assert "no reason: 0 tiles were labelled since the champion, 5 are enough" in done.output
+    assert "no reason: the champion is 0.0 days old, the limit is 30" in done.output
+    assert "no reason: 0 tiles were labelled since the champion, the minimum is 5" in done.output
     assert not (project / "dvc.lock").exists()
 
 
@@ -145,10 +145,10 @@ def test_a_stage_that_fails_is_a_failure_and_not_a_verdict(
     assert "the pipeline ended with" in retrain("--because", "drift", status=1).stderr
     (project / "dvc.yaml").unlink()
     assert (
-        "no dvc.yaml is here; retrain in the project's folder"
+        "there is no dvc.yaml; retrain in the project's folder"
         in retrain("--because", "drift", status=1).stderr
     )
-    assert "no reason is said; say --because WHY" in retrain(status=1).stderr
+    assert "no reason to retrain is given; add --because WHY" in retrain(status=1).stderr
 
 
 def test_sigterm_ends_the_pipeline_too(project: Path, registry: Registry, judged: Path) -> None:
@@ -157,7 +157,10 @@ def test_sigterm_ends_the_pipeline_too(project: Path, registry: Registry, judged
     words = ["retrain", "--because", "drift", "--data", str(judged), "--tracking-uri", registry.uri]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tilewise", *words], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tilewise", *words],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         until(
@@ -165,11 +168,11 @@ def test_sigterm_ends_the_pipeline_too(project: Path, registry: Registry, judged
         )
         stage_pid = int((project / "pid").read_text())
         process.send_signal(signal.SIGTERM)
-        _, overrides = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 143
-    assert "stopped by SIGTERM; the same command goes on" in overrides
+    assert "stopped by SIGTERM; the same command goes on" in errors
     until(lambda: not _is_alive(stage_pid), "the stage is gone", 30)
 
 
@@ -187,7 +190,7 @@ def test_tiles_labelled_since_the_champion_are_a_reason(
     project: Path, registry: Registry, make_model: MakeModel
 ) -> None:
     triggers = Triggers(tiles=2, days=1)
-    assert [item.holds for item in check(triggers, registry)] == [
+    assert [item.holds for item in check_triggers(triggers, registry)] == [
         True,
         False,
     ]  # no champion at all is one, too
@@ -196,17 +199,18 @@ def test_tiles_labelled_since_the_champion_are_a_reason(
     registry.promote(registry.register(open_model(make_model()), "Ada", ""), "Ada", "")
     time.sleep(1.1)
     _label(project, "after")
-    assert [item.overrides for item in check(triggers, registry)][1].startswith(
+    assert [item.message for item in check_triggers(triggers, registry)][1].startswith(
         "1 tiles were labelled since the champion"
     )
-    assert [item.holds for item in check(replace(triggers, tiles=1), registry)] == [False, True]
-    assert [item.holds for item in check(replace(triggers, days=0), registry)] == [True, False]
+    assert [item.holds for item in check_triggers(replace(triggers, tiles=1), registry)] == [False, True]
+    assert [item.holds for item in check_triggers(replace(triggers, days=0), registry)] == [True, False]
 
 
 def _label(project: Path, name: str) -> None:
     tile = synthesise_tile("River", 3, 1)
-    model = ("tilewise", "1.0.0", "0" * 64)
-    origin = AnswerOrigin(datetime.now(UTC).isoformat(), "r-1", "River", "0.4", "", *model, "0" * 64)
+    origin = Origin(
+        datetime.now(UTC).isoformat(), "r-1", "River", "0.4", "", "tilewise", "1.0.0", "0" * 64, "0" * 64
+    )
     take_up(project / "data/reviewed", [(Decision(name, "River", "Ada", ""), origin, tile)])
     take_up(project / "data/reviewed", [(Decision(f"{name}-not", "_", "Ada", ""), origin, tile)])
 
@@ -227,17 +231,20 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     card = watched_metadata(tiles(40, seed=1)).model_copy(update={"created": "2020-01-01T00:00:00+00:00"})
     weights = np.zeros((len(BAND_NAMES) + 1, len(CLASSES)), np.float32)
     path = write_model(home / "model.onnx", card.model_dump_json(), weights=weights)
-    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "64", "TILEWISE_DRIFT_MIN_TILES": "20"}
+    settings = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "64", "TILEWISE_DRIFT_LEAST": "20"}
     with served(path, home, **settings) as server:
         yield server.url
 
 
 def test_drift_of_a_real_service_is_a_reason(service: str, registry: Registry) -> None:
-    (before,) = check(Triggers(drift=service), registry)
+    (before,) = check_triggers(Triggers(drift=service), registry)
     assert not before.holds
-    assert "tells no drift" in before.overrides
-    until(lambda: _asked(service) and check(Triggers(drift=service), registry)[0].holds, "drift is a reason")
-    assert not check(Triggers(drift=service, max_psi=1000), registry)[0].holds
+    assert "reports no drift" in before.message
+    until(
+        lambda: _asked(service) and check_triggers(Triggers(drift=service), registry)[0].holds,
+        "drift is a reason",
+    )
+    assert not check_triggers(Triggers(drift=service, max_psi=1000), registry)[0].holds
 
 
 def _asked(service: str) -> bool:
@@ -256,10 +263,10 @@ def test_an_alert_of_a_real_prometheus_that_asks_for_it_is_a_reason(
         triggers = Triggers(alert=watch.prometheus)
         # Another alert may be first: the same service has been asked with drifting tiles.
         until(
-            lambda: "TilewiseModelOld" in check(triggers, registry)[0].overrides,
+            lambda: "TilewiseModelOld" in check_triggers(triggers, registry)[0].message,
             "the old model's alert fires",
         )
-        assert check(triggers, registry)[0].holds
+        assert check_triggers(triggers, registry)[0].holds
 
 
 # Prefect.
@@ -279,7 +286,7 @@ def test_the_same_steps_run_as_a_flow_of_prefect(
     from tilewise.training.registry.flow import FLOW, retraining
 
     shutil.copy(make_model(), project / "trained.onnx")
-    plan = Plan(Triggers("schedule"), data=judged, gates=project / "gates.yaml", uri=registry.uri)
+    plan = RetrainPlan(Triggers("schedule"), data=judged, gates=project / "gates.yaml", uri=registry.uri)
     with prefect_test_harness(server_startup_timeout=120):
         outcome = retraining(plan)
         with get_client(sync_client=True) as client:
@@ -290,6 +297,6 @@ def test_the_same_steps_run_as_a_flow_of_prefect(
     assert (outcome.ending, outcome.version) == ("passed", "1.0.0")
     assert run.state_name == "Completed"
     assert names == dict.fromkeys(
-        ("find_reasons", "run_pipeline", "find_known", "judge", "enter"), "Completed"
+        ("find_reasons", "run_pipeline", "find_registered", "judge", "register"), "Completed"
     )
     assert registry.by_alias("champion") is None
