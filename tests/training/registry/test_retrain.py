@@ -25,7 +25,7 @@ from watched import tiles, until, watched_metadata
 
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES
-from tilewise.datasets.quality.reviewed import Decision, Origin, take_up
+from tilewise.datasets.quality.reviewed import AnswerOrigin, Decision, take_up
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import open_model
 from tilewise.training.registry.reasons import Triggers, check_triggers
@@ -208,7 +208,7 @@ def test_tiles_labelled_since_the_champion_are_a_reason(
 
 def _label(project: Path, name: str) -> None:
     tile = synthesise_tile("River", 3, 1)
-    origin = Origin(
+    origin = AnswerOrigin(
         datetime.now(UTC).isoformat(), "r-1", "River", "0.4", "", "tilewise", "1.0.0", "0" * 64, "0" * 64
     )
     take_up(project / "data/reviewed", [(Decision(name, "River", "Ada", ""), origin, tile)])
