@@ -5,6 +5,7 @@ mounted.
 """
 
 import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -93,6 +94,8 @@ class Tilewise:
 
     def __init__(self) -> None:
         app.state.serving = Serving.start(settings)
+        gc.collect()
+        gc.freeze()  # what was imported and loaded stays: full collections need not look through it
 
     @bentoml.on_deployment
     @staticmethod
