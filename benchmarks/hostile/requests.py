@@ -33,6 +33,12 @@ PATHS = (
     b"/%2e%2e/etc/passwd", b"/livez", b"/tasks/1", b"/scene", b"/explain", b"/preview", b"/openapi.json", b"/no%ff",
     b"*",
 )  # fmt: skip
+BOUNDARIES = (
+    b"", b"; boundary=", b"; boundary=" + b"y" * 5000, b"; boundary=\xff", b'; boundary="', b";" * 200,
+)  # fmt: skip
+FILE_NAMES = (
+    b"a.tif", b"\\ud800", b"+2AA-", b"\xff\xff", b"\xd8\x00", b"xn--\xff", b"\\U00110000", b"a" * 3000,
+)  # fmt: skip
 METHODS = (
     b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"POST", b"BREW",
 )  # fmt: skip
@@ -188,30 +194,14 @@ def _form(hostile: Hostile, random: Random) -> Sent:
     choice = random.randrange(13)
     body = multipart([file])
     if choice == 0:
-        kind = b"multipart/form-data" + random.choice(
-            (
-                b"",
-                b"; boundary=",
-                b"; boundary=" + b"y" * 5000,
-                b"; boundary=\xff",
-                b'; boundary="',
-                b";" * 200,
-            )
-        )
+        kind = b"multipart/form-data" + random.choice(BOUNDARIES)
     elif choice == 1:
         body = multipart([part(b"tiles", b"x") for _ in range(random.choice((257, 1000, 10_000)))])
     elif choice == 2:
         body = multipart([part(b"level", b"L1C", None) for _ in range(random.choice((6, 10_000)))])
     elif choice == 3:
-        body = multipart(
-            [
-                part(
-                    b"tiles",
-                    b"x",
-                    headers=b"X-%d: y\r\n" % random.randrange(9) * random.choice((1, 7, 9, 5000)),
-                )
-            ]
-        )
+        lines = b"X-%d: y\r\n" % random.randrange(9) * random.choice((1, 7, 9, 5000))
+        body = multipart([part(b"tiles", b"x", headers=lines)])
     elif choice == 4:
         body = multipart(
             [part(b"tiles", b"x", headers=b"X-Long: " + b"y" * random.choice((100, 5000, 300_000)) + b"\r\n")]
@@ -234,18 +224,7 @@ def _form(hostile: Hostile, random: Random) -> Sent:
         )
     elif choice == 8:
         kind += b"; charset=" + random.choice(CHARSETS)
-        name = random.choice(
-            (
-                b"a.tif",
-                b"\\ud800",
-                b"+2AA-",
-                b"\xff\xff",
-                b"\xd8\x00",
-                b"xn--\xff",
-                b"\\U00110000",
-                b"a" * 3000,
-            )
-        )
+        name = random.choice(FILE_NAMES)
         body = multipart([part(b"tiles", random.choice(hostile.plain), name), part(b"level", name, None)])
     elif choice == 9:
         body = body[: random.randrange(len(body))] + random.choice((b"", b"--x--", b"\r\n--x", b"\0" * 50))

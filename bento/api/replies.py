@@ -131,7 +131,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "radiometry_unknown": ErrorCode(
         422,
         "Neither the file nor the request says how its numbers become reflectance",
-        "tile.tif: neither a level nor an offset is said",
+        "tile.tif: neither a level nor an offset is given",
         "say level and offset: 0 before processing baseline 04.00, -1000 since",
     ),
     "too_many_tasks": ErrorCode(

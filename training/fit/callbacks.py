@@ -228,7 +228,7 @@ class _Word:
     """The flags of one step of the optimiser, on their way to the host."""
 
     step: int
-    flags: Tensor  # float32 (2,): broken, told to end
+    flags: Tensor  # float32 (2,): broken, asked to stop
     rows: list[Tensor]  # of the step's batches
     arrived: torch.cuda.Event | None
 
@@ -271,8 +271,8 @@ class Health(Checkpoint):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Compute the step's flags, and let the optimiser skip it if its loss is not finite."""
-        told = torch.full((), float(self._interrupted_by_sigterm), device=pl_module.device)
-        flags = torch.stack([pl_module.broken.float(), told])
+        stop = torch.full((), float(self._interrupted_by_sigterm), device=pl_module.device)
+        flags = torch.stack([pl_module.broken.float(), stop])
         if trainer.world_size > 1:
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         if optimizer.defaults.get("fused"):
@@ -313,10 +313,10 @@ class Health(Checkpoint):
         self._interrupted_by_sigterm = True
 
     def _agreed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        told = torch.tensor(float(self._interrupted_by_sigterm), device=pl_module.device)
+        stop = torch.tensor(float(self._interrupted_by_sigterm), device=pl_module.device)
         if trainer.world_size > 1:
-            torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        return bool(told > 0)
+            torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
+        return bool(stop > 0)
 
     def _look(self, trainer: pl.Trainer, pl_module: Any, may_end: bool) -> None:
         word = self._words.popleft()

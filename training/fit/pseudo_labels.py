@@ -342,9 +342,9 @@ def main(tiles: Path, model: Path, labelled: Path, out: Path, agreeing: int, par
     click.echo(f"agreed on, of those guessed: {_per_class(guesses, agreeing)}")
 
 
-def _parcels(overrides: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes in `said`; EuroSAT's, which are the default, need not be among `classes`."""
-    named = tuple(name.strip() for name in overrides.split(","))
+def _parcels(names: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes in `names`; EuroSAT's, which are the default, need not be among `classes`."""
+    named = tuple(name.strip() for name in names.split(","))
     unknown = sorted(set(named) - set(classes))
     if unknown and named != PARCELS:
         raise NoTilesError(
