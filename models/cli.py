@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from tilewise.datasets.core.console import (
     silent,
 )
 from tilewise.datasets.core.errors import ModelFileError, NoTilesError, TilewiseError, UnreadableImageError
+from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.packs.pack import Pack
@@ -196,13 +196,8 @@ def _write(model: ModelFile, found: "TileExplanation", out: Path) -> None:
     from tilewise.models.explain.page import draw_page, draw_picture
 
     content = draw_page(found, model).encode() if out.suffix.lower() in _PAGE else draw_picture(found, model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    try:
+    with atomic_write(out) as partial:
         partial.write_bytes(content)
-        os.replace(partial, out)  # noqa: PTH105 - the one call that is atomic on every system
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _print_explanation(found: "TileExplanation", out: Path, seconds: float) -> None:
