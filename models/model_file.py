@@ -94,6 +94,7 @@ class ModelMetadata(BaseModel):
         prediction_sets: thresholds of prediction sets; None: not calibrated.
         outliers: threshold of the outlier score; None: not calibrated.
         network: name of the architecture.
+        ancestry: the published weights that training began with; empty: drawn weights.
         precision: `fp32` or `int8`.
         quantised_from: SHA-256 of the fp32 model file that an `int8` file was made from.
         histogram_edges: DN edges of the reference histograms.
@@ -122,6 +123,7 @@ class ModelMetadata(BaseModel):
     prediction_sets: PredictionSets | None = None
     outliers: Outliers | None = None
     network: str
+    ancestry: str = ""
     precision: str = "fp32"
     quantised_from: str = ""
     histogram_edges: tuple[int, ...] = ()

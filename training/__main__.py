@@ -19,6 +19,11 @@ SECTIONS = {
             f"{_CLI}:export_run", "Calibrate a run's best checkpoint and write its model file.", "train"
         ),
     },
+    "From finished runs": {
+        "average": Entry(
+            "tilewise.training.fit.average:average", "Average the weights of runs of one network.", "train"
+        ),
+    },
     "Without labels": {
         "pretrain": Entry(f"{_CLI}:pretrain_command", "Pretrain a network on masked tiles.", "train"),
         "pseudo-label": Entry(

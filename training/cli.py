@@ -75,7 +75,7 @@ class TrainingCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the trainer's methods that are subcommands, with the parameters that are not options."""
         taken = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return dict.fromkeys(("run", "fit", "validate", "test", "export"), taken)
+        return dict.fromkeys(("run", "fit", "validate", "test", "export", "average"), taken)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add --out, the callbacks of every run, and the links from data to task."""
@@ -146,7 +146,8 @@ class TrainingCLI(LightningCLI):
 
     def _refuse_overwriting(self, folder: RunFolder) -> None:
         """Refuse a folder that holds a run already."""
-        if self.subcommand in _FITTING and folder.best.is_file() and not self._get(self.config, "ckpt_path"):
+        writing = self.subcommand in (*_FITTING, "average")
+        if writing and folder.best.is_file() and not self._get(self.config, "ckpt_path"):
             raise TrainingError(
                 f"{folder.root} holds a run already; continue it with --ckpt_path {folder.last}, or name "
                 f"another --out"

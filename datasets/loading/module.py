@@ -8,6 +8,7 @@ were mixed. In the other stages a tile with the row −1 fills a chunk up and is
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tilewise.datasets.loading.loaders import (
     resident_bytes,
 )
 from tilewise.datasets.loading.sampling import ChunkSampler, EpochOrder, ProcessRank, StepSampler
+from tilewise.datasets.packs.groups import group_tiles
 from tilewise.datasets.packs.pack import UNLABELLED, open_pack
 
 _TRAINING_SPLITS = ("train", UNLABELLED)
@@ -40,6 +42,19 @@ _DEVICE_FRACTION = (
     0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest
 )
 _MEMORY_FRACTION = 0.6  # of the machine's memory
+
+
+@dataclass(frozen=True)
+class HoldOutOptions:
+    """Which tiles of the train split are kept out of training.
+
+    Attributes:
+        groups: number of groups of like tiles that each class is divided into.
+        held_out: the groups, 0 to `groups` - 1, that do not train.
+    """
+
+    groups: int = 8
+    held_out: tuple[int, ...] = ()
 
 
 class TileDataModule(pl.LightningDataModule):
@@ -54,6 +69,7 @@ class TileDataModule(pl.LightningDataModule):
         train_splits: the splits that train: `train`; where labels count for nothing (pretraining)
             `unlabelled` too.
         test_split: the split that `test` measures.
+        hold_out: groups of tiles that look alike and do not train, to measure the network on unlike land.
         loader: where tiles are kept and how they are read.
         augment: how training batches are augmented.
         seed: seed of the order of tiles and of every draw.
@@ -70,6 +86,7 @@ class TileDataModule(pl.LightningDataModule):
         repeat: dict[str, int] | None = None,
         train_splits: tuple[str, ...] = ("train",),
         test_split: str = "test",
+        hold_out: HoldOutOptions = HoldOutOptions(),
         loader: LoaderOptions = LoaderOptions(),  # noqa: B008 - frozen
         augment: AugmentOptions = AugmentOptions(),  # noqa: B008 - frozen
         seed: int = 0,
@@ -77,7 +94,7 @@ class TileDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.repeat, self.seed = batch_size, repeat or {}, seed
         self.train_splits, self.test_split = _checked_splits(train_splits), test_split
-        self.loader, self.augment = loader, augment
+        self.loader, self.augment, self.hold_out = loader, augment, hold_out
         self.pack = open_pack(Path(pack))
         self.classes = list(self.pack.summary.classes)
         train = self.pack.summary.counts.get("train", {})
@@ -107,7 +124,7 @@ class TileDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled loader of the train split."""
-        rows = np.concatenate([self._rows(split) for split in self.train_splits])
+        rows = self._without_held_out(np.concatenate([self._rows(split) for split in self.train_splits]))
         repeated = np.concatenate(
             [np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()]
         )
@@ -195,6 +212,11 @@ class TileDataModule(pl.LightningDataModule):
     def _train_rows(self) -> list[npt.NDArray[np.int64]]:
         """Return the rows of each split that trains, which a pack that is only tested need not have."""
         return [self.pack.rows(split) for split in self.train_splits]
+
+    def _without_held_out(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if not self.hold_out.held_out:
+            return rows
+        return rows[~np.isin(group_tiles(self.pack, rows, self.hold_out.groups), self.hold_out.held_out)]
 
     def _rows(self, split: str) -> npt.NDArray[np.int64]:
         rows = self.pack.rows(split)

@@ -22,6 +22,7 @@ from tilewise.models.network import calibration, outliers
 from tilewise.models.network.calibration import fit_temperature
 from tilewise.models.network.classifier import Classifier
 from tilewise.models.network.preprocess import LINES
+from tilewise.models.network.pretrained import PretrainedBackbone
 from tilewise.training.evaluate.disturbances import as_dn, band_groups, eurosat_order, red_for_blue
 from tilewise.training.evaluate.evaluation import HELD_BACK, evaluate, held_back
 from tilewise.training.fit.task import ClassificationTask
@@ -214,6 +215,7 @@ def describe(
         prediction_sets=calibration.prediction_sets,
         outliers=calibration.outliers,
         network=_network(model.classifier),
+        ancestry=model.ancestry,
         histogram_edges=EDGES,
         histograms=tuple(
             ReferenceHistogram(
@@ -234,7 +236,9 @@ def describe(
 def _network(classifier: Classifier) -> str:
     """Return the name of the architecture."""
     seen = f", mean of {classifier.symmetries} symmetries" if classifier.symmetries > 1 else ""
-    return f"{type(classifier.backbone).__name__}{seen}"
+    backbone = classifier.backbone
+    name = backbone.name if isinstance(backbone, PretrainedBackbone) else type(backbone).__name__
+    return f"{name}{seen}"
 
 
 def _digest(classifier: Classifier) -> str:

@@ -1,6 +1,7 @@
 """Optimiser, learning rate, gradient clipping, precision and compilation; the same for every task."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from tilewise.datasets.core.errors import TrainingError
 
 AUTO = "auto"
+_LAYER = re.compile(r"(?:network\.)?[A-Za-z_]+\d*\.\d+(?:\.\d+)?(?=\.)")
 
 
 def best_precision() -> str:
@@ -133,6 +135,9 @@ class Optimisation:
     final_rate: fraction of `rate` at the last step.
     label_smoothing: 0 to 1.
     balance_classes: weigh classes by the inverse of their frequency.
+    layer_decay: factor of the rate from each layer of the backbone to the one before it (0-1), so that the
+        first layers, which are the most general, change least (Clark et al. 2020, arXiv:2003.10555).
+    frozen_backbone: only the head learns: a linear probe.
     """
 
     rate: float = 2e-3
@@ -141,6 +146,8 @@ class Optimisation:
     final_rate: float = 0.0
     label_smoothing: float = 0.1
     balance_classes: bool = False
+    layer_decay: float = 1.0
+    frozen_backbone: bool = False
 
 
 class OptimisedModule(pl.LightningModule):
@@ -169,17 +176,17 @@ class OptimisedModule(pl.LightningModule):
         )
         return loss
 
+    def freeze_backbone(self, backbone: nn.Module) -> None:
+        """Take the backbone out of training, where the settings say so."""
+        if self.optimisation.frozen_backbone:
+            backbone.requires_grad_(False)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with linear warm-up and cosine decay of the learning rate, step by step."""
-        kernels = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": kernels, "weight_decay": self.optimisation.weight_decay},
-            {"params": others},
-        ]
+        groups = parameter_groups(self, self.optimisation)
         # A fused step unscales the loss itself, so gradients cannot be clipped in between.
         fused = self.trainer.precision != "16-mixed"
-        optimiser = torch.optim.AdamW(groups, lr=self.optimisation.rate, weight_decay=0.0, fused=fused)
+        optimiser = torch.optim.AdamW(groups, lr=self.optimisation.rate, fused=fused)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise TrainingError(
@@ -203,6 +210,39 @@ class OptimisedModule(pl.LightningModule):
             nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         else:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+
+def parameter_groups(module: nn.Module, options: Optimisation) -> list[dict[str, Any]]:
+    """Return the groups of a module's learning parameters for AdamW: by layer of the backbone, and kernels
+    apart from biases, which do not decay."""
+    depths = layer_depths(module)
+    deepest = max(depths.values(), default=0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth, kernel = depths.get(name, deepest + 1), parameter.ndim > 1
+        rate = options.rate * options.layer_decay ** (deepest + 1 - depth)
+        decay = options.weight_decay if kernel else 0.0
+        key = (depth if options.layer_decay != 1 else 0, kernel)
+        groups.setdefault(key, {"params": [], "lr": rate, "weight_decay": decay})["params"].append(parameter)
+    return list(groups.values())
+
+
+def layer_depths(module: nn.Module) -> dict[str, int]:
+    """Return the number of the layer of each parameter of a backbone, by name, from 0 at the input.
+
+    A layer is what a name begins with up to its second number, such as `blocks.1.0` or `layer1.0`; parameters
+    outside the backbone have none.
+    """
+    layers: dict[str, int] = {}
+    found = {}
+    for name, _ in module.named_parameters():
+        if ".backbone." not in f".{name}":
+            continue
+        layer = _LAYER.match(name.rpartition("backbone.")[2])
+        found[name] = layers.setdefault(layer[0] if layer else name.rpartition(".")[0], len(layers))
+    return found
 
 
 def warmup_cosine(steps: int, options: Optimisation, step: int) -> float:

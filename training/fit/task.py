@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.loading.loaders import Batch
-from tilewise.datasets.packs.pack import UNLABELLED
-from tilewise.models.network.backbones import ResidualCNN
+from tilewise.datasets.packs.pack import UNLABELLED, Pack
 from tilewise.models.network.classifier import Classifier
+from tilewise.models.network.pretrained import PretrainedBackbone, PretrainedOptions
 from tilewise.training.evaluate.evaluation import ALL, BAND_VIEWS, LogitCollector, evaluate, see_through
 from tilewise.training.fit.optimisation import (
     Forward,
@@ -23,7 +23,14 @@ from tilewise.training.fit.optimisation import (
     faster_forward,
     wanted,
 )
-from tilewise.training.fit.transfer import Distillation, Teachers, start_from
+from tilewise.training.fit.transfer import (
+    ANCESTRY,
+    Distillation,
+    Teachers,
+    make_backbone,
+    origin_of,
+    start_from,
+)
 
 
 class ClassificationTask(OptimisedModule):
@@ -31,11 +38,13 @@ class ClassificationTask(OptimisedModule):
 
     Attributes:
         collected: logits of validation or testing, for `tilewise.training.evaluate.evaluation`.
+        ancestry: the published weights that the network comes from; empty: drawn weights.
 
     Args:
         classes, band_mean, band_std, class_counts: taken from the data module.
-        backbone: the network; `tilewise.models.network.backbones.ResidualCNN`, or
-            `tilewise.models.network.backbones.TorchvisionBackbone`.
+        backbone: the network: `timm/NAME`, `torchgeo/NAME`, or a class of
+            `tilewise.models.network.backbones`, `ResidualCNN` where none is given.
+        pretrained: the published weights of a `timm/` or `torchgeo/` backbone.
         optimisation: how its weights move.
         compile: let torch compile the network for training, which takes a minute at first and is then faster
             (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++
@@ -58,7 +67,8 @@ class ClassificationTask(OptimisedModule):
         band_mean: list[float],
         band_std: list[float],
         class_counts: list[int],
-        backbone: nn.Module | None = None,
+        backbone: nn.Module | str | None = None,
+        pretrained: PretrainedOptions = PretrainedOptions(),  # noqa: B008 - frozen
         optimisation: Optimisation = Optimisation(),  # noqa: B008 - frozen
         compile: bool | None = None,
         start_from: Path | None = None,
@@ -67,10 +77,12 @@ class ClassificationTask(OptimisedModule):
     ) -> None:
         super().__init__(optimisation)
         self.classes = classes
-        self.classifier = Classifier(backbone or ResidualCNN(), len(classes), band_mean, band_std, symmetries)
+        network = make_backbone(backbone, pretrained)
+        self.classifier = Classifier(network, len(classes), band_mean, band_std, symmetries)
         self.classifier.to(memory_format=torch.channels_last)
         self._compile, self._start_from, self._distillation = compile, start_from, distillation
         self._teachers: Teachers | None = None
+        self.ancestry = ""
         self._train_forward: list[Forward] = []
         self.register_buffer("class_weights", _class_weights(class_counts, optimisation.balance_classes))
 
@@ -92,9 +104,22 @@ class ClassificationTask(OptimisedModule):
             raise TrainingError(
                 f"data.train_splits: {UNLABELLED} tiles have no labels; use `tilewise train pretrain`"
             )
-        if self._start_from is not None and self.trainer.ckpt_path is None:
-            pack = getattr(data, "pack", None)
-            start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")
+        if self.trainer.ckpt_path is None:
+            self._load_initial_weights(getattr(data, "pack", None))
+        self.freeze_backbone(self.classifier.backbone)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the ancestry of the weights beside them."""
+        checkpoint[ANCESTRY] = self.ancestry
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.ancestry = str(checkpoint.get(ANCESTRY, ""))
+
+    def on_train_epoch_start(self) -> None:
+        """Keep a frozen backbone's statistics and dropout as they are in use."""
+        if self.optimisation.frozen_backbone:
+            self.classifier.backbone.eval()
 
     def on_fit_start(self) -> None:
         """Start watching the loss, load the teachers, and drop a network that was compiled for another
@@ -155,6 +180,14 @@ class ClassificationTask(OptimisedModule):
     def on_test_epoch_end(self) -> None:
         """Gather the logits of all processes."""
         self.collected.collect(self._from_all)
+
+    def _load_initial_weights(self, pack: Pack | None) -> None:
+        backbone, preprocess = self.classifier.backbone, self.classifier.preprocess
+        if self._start_from is not None:
+            start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")
+            self.ancestry = origin_of(self._start_from)
+        elif isinstance(backbone, PretrainedBackbone):
+            self.ancestry = backbone.load(preprocess.scale, preprocess.shift)
 
     def _choose_forward(self, tiles: Tensor) -> Forward:
         """Return the network plain or compiled, for batches like `tiles`: only training batches have one

@@ -22,6 +22,7 @@ from tilewise.training.evaluate.evaluation import (
     write_evaluations,
 )
 from tilewise.training.fit.task import ClassificationTask
+from tilewise.training.fit.transfer import origin_of
 from tilewise.training.settings import Quantisation, RunFolder
 from tilewise.training.tracking import log_data, log_model_file, log_results
 
@@ -82,6 +83,26 @@ class Trainer(pl.Trainer):
         click.echo(f"tested {path} on the split {datamodule.test_split!r}:")
         click.echo(as_markdown(evaluations))
 
+    def average(
+        self, model: ClassificationTask, datamodule: TileDataModule, runs: list[Path], tiles: int = 6400
+    ) -> None:
+        """Average the weights of runs, take BatchNorm statistics anew, and write the result as a run.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            runs: folders of runs; the last checkpoint of each is taken.
+            tiles: training tiles that statistics are taken on.
+        """
+        from tilewise.training.fit.average import mean_state, refresh_statistics, still_batches, write_run
+
+        folders = [RunFolder(run) for run in runs]
+        model.load_state_dict(mean_state([folder.last for folder in folders]))
+        ancestry = origin_of(folders[0].last)
+        counted = refresh_statistics(model.classifier, still_batches(datamodule, tiles))
+        write_run(self.folder, model.state_dict(), ancestry, folders[0].settings)
+        click.echo(f"averaged {len(runs)} runs into {self.folder.best}, statistics of {counted} tiles")
+
     def export(
         self, model: ClassificationTask, datamodule: TileDataModule, ckpt_path: str | None = None
     ) -> None:
@@ -123,9 +144,10 @@ class Trainer(pl.Trainer):
         path = Path(ckpt_path) if ckpt_path else self.folder.best
         if not path.is_file():
             raise TrainingError(f"{path}: there is no such checkpoint; `tilewise train fit` makes one")
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        model.on_load_checkpoint(saved)
         try:
-            model.load_state_dict(state)
+            model.load_state_dict(saved["state_dict"])
         except RuntimeError as error:
             raise TrainingError(f"{path}: a checkpoint of another network than the one configured") from error
         return path

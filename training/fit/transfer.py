@@ -22,12 +22,15 @@ from tilewise.datasets.core.tile import BAND_COUNT
 from tilewise.datasets.packs.pack import Pack, spread
 from tilewise.models.network.backbones import ResidualCNN
 from tilewise.models.network.classifier import SYMMETRIES, Classifier
+from tilewise.models.network.pretrained import PretrainedBackbone, PretrainedOptions
 from tilewise.training.fit.optimisation import Forward, compiled
 from tilewise.training.settings import RunFolder
 
 _PREFIX, _HEAD = "classifier.", "head."
 _PRETRAINED = "reconstruction."  # prefix that only checkpoints of pretraining have
 _MODEL_FILE = ".onnx"
+ANCESTRY = "ancestry"
+"""The key of a checkpoint that names the published weights its own come from."""
 _MEASURED = 1024  # tiles, for `unfold_weights`
 
 
@@ -72,6 +75,31 @@ def start_from(
     if any(name not in weights or weights[name].shape != value.shape for name, value in head.items()):
         weights |= head
     _load(classifier, weights, f"{setting}: {source}")
+
+
+def origin_of(source: Path) -> str:
+    """Return the ancestry of the weights in a checkpoint or model file that exists; empty: drawn weights."""
+    if source.suffix == _MODEL_FILE:
+        from tilewise.models.model_file import open_model
+
+        return open_model(source).metadata.ancestry
+    return str(torch.load(source, map_location="cpu", weights_only=True).get(ANCESTRY, ""))
+
+
+def make_backbone(named: nn.Module | str | None, pretrained: PretrainedOptions) -> nn.Module:
+    """Return the backbone of the settings `model.backbone` and `model.pretrained`.
+
+    Raises:
+        TrainingError: no library has it, or weights are named for a class, which has none.
+    """
+    if isinstance(named, str):
+        return PretrainedBackbone(named, pretrained)
+    if pretrained != PretrainedOptions():
+        raise TrainingError(
+            "model.pretrained: published weights need a published network: model.backbone timm/NAME or "
+            "torchgeo/NAME"
+        )
+    return named or ResidualCNN()
 
 
 def _load(classifier: Classifier, weights: dict[str, Tensor], origin: str) -> None:
@@ -185,14 +213,13 @@ def _backbone_of(run: RunFolder) -> nn.Module:
         raise TrainingError(
             f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}"
         )
-    named = run.read_settings().get("model", {}).get("backbone")
-    if named is None:
-        return ResidualCNN()
+    settings = run.read_settings().get("model", {})
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=nn.Module)
+    parser.add_argument("--backbone", type=nn.Module | str | None)
+    parser.add_argument("--pretrained", type=PretrainedOptions, default=PretrainedOptions())
+    given = {key: settings[key] for key in ("backbone", "pretrained") if settings.get(key) is not None}
     try:
-        made = parser.instantiate_classes(parser.parse_object({"backbone": named})).backbone
+        made = parser.instantiate_classes(parser.parse_object(given))
     except ArgumentError as error:
         raise TrainingError(f"model.distillation.teachers: {run.settings}: {error}") from error
-    assert isinstance(made, nn.Module)  # noqa: S101 - the parser checked it
-    return made
+    return make_backbone(made.backbone, made.pretrained)

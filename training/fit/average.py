@@ -1,0 +1,129 @@
+"""Average the weights of runs that began with the same network, and take BatchNorm statistics anew.
+
+Runs that fine-tune one network with other seeds or augmentation end in one basin: the mean of their weights
+is one network, often more accurate than each, above all on data unlike the training data (Wortsman et al.
+2022, arXiv:2203.05482). Statistics of BatchNorm do not average: they are measured on training tiles without
+augmentation, which also corrects a single run that was strongly augmented (Izmailov et al. 2018,
+arXiv:1803.05407).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+import torch
+import yaml
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tilewise.datasets.core.console import CONTEXT, FOLDER, one_line_errors, out_option
+from tilewise.datasets.core.errors import TrainingError
+from tilewise.datasets.core.files import atomic_write
+from tilewise.datasets.loading.augment import (
+    Augmentation,
+    AugmentOptions,
+    MixOptions,
+    RadiometryOptions,
+)
+from tilewise.datasets.loading.geometry import GeometryOptions
+from tilewise.datasets.loading.module import TileDataModule
+from tilewise.models.network.classifier import Classifier
+from tilewise.training.fit.transfer import ANCESTRY
+from tilewise.training.settings import RunFolder
+
+_STILL = RadiometryOptions(gain=0.0, band_gain=0.0, haze=0.0, band_haze=0.0)
+
+
+@click.command("average", context_settings=CONTEXT)
+@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="RUN...")
+@out_option(FOLDER, "Folder of the run to write.", Path("artifacts/runs/average"))
+@click.option("--tiles", default=6400, show_default=True, help="Training tiles that statistics are taken on.")
+@one_line_errors
+def average(runs: tuple[Path, ...], out: Path, tiles: int) -> None:
+    """Average the weights of RUNs of one network, and take BatchNorm statistics anew.
+
+    The runs must have begun with the same weights. `--out` is a run like others, for test and export.
+
+    \b
+      tilewise train average artifacts/runs/a artifacts/runs/b --out artifacts/runs/mean
+      tilewise train test --out artifacts/runs/mean
+    """
+    from tilewise.training.cli import main
+
+    first = RunFolder(runs[0]).settings
+    if not first.is_file():
+        raise TrainingError(f"{runs[0]}: no run is here: {first.name} is missing")
+    folders = "[" + ",".join(str(run) for run in runs) + "]"
+    main(["average", "--config", str(first), "--out", str(out), "--runs", folders, "--tiles", str(tiles)])
+
+
+def mean_state(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """Return the mean of the tensors in checkpoints; whole numbers are the first's.
+
+    Raises:
+        TrainingError: there is no such checkpoint, or they are of different networks.
+    """
+    states = []
+    for path in checkpoints:
+        if not path.is_file():
+            raise TrainingError(f"{path}: there is no such checkpoint; name finished runs")
+        states.append(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    first = states[0]
+    for path, state in zip(checkpoints, states, strict=True):
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in first.items()}:
+            raise TrainingError(f"{path}: of another network than {checkpoints[0]}")
+    return {
+        name: torch.stack([s[name] for s in states]).mean(0) if value.is_floating_point() else value
+        for name, value in first.items()
+    }
+
+
+@torch.no_grad()
+def refresh_statistics(classifier: Classifier, batches: Iterator[Tensor]) -> int:
+    """Measure the statistics of every BatchNorm layer anew, on `batches` of DN; return how many tiles."""
+    layers = [module for module in classifier.backbone.modules() if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    classifier.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a mean over all batches
+        layer.train()
+    counted = 0
+    for tiles in batches:
+        classifier(tiles)
+        counted += len(tiles)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    classifier.eval()
+    return counted
+
+
+def still_batches(datamodule: TileDataModule, tiles: int) -> Iterator[Tensor]:
+    """Yield DN of shuffled training batches, about `tiles` tiles, without augmentation but hidden bands."""
+    options = AugmentOptions(
+        geometry=GeometryOptions(warp=0.0),
+        radiometry=_STILL,
+        band_dropout=datamodule.augment.band_dropout,
+        mix=MixOptions(cutmix=0.0),
+        atmosphere=datamodule.augment.atmosphere,
+    )
+    augment = Augmentation(datamodule.classes, datamodule.seed, options)
+    left = tiles
+    for batch in datamodule.train_dataloader():
+        if left <= 0:
+            return
+        left -= len(batch["tiles"])
+        yield augment(batch["tiles"], batch["labels"], batch["keys"])[0]
+
+
+def write_run(folder: RunFolder, state: dict[str, Tensor], ancestry: str, settings: Path) -> None:
+    """Write a run that has these weights, with the settings of another, all of whose tiles train."""
+    content = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    content["data"].pop("hold_out", None)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder.best) as partial:
+        torch.save({"state_dict": state, ANCESTRY: ancestry}, partial)
+    with atomic_write(folder.settings) as partial:
+        partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
