@@ -61,6 +61,8 @@ def find_input_stage(graph: onnx.GraphProto) -> InputStage | None:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     first = next((node for node in graph.node if node.op_type == "Conv"), None)
     clip = made_by.get(first.input[0]) if first is not None else None
+    if clip is not None and clip.op_type == "Resize":  # a network that works on larger tiles
+        clip = made_by.get(clip.input[0])
     add = _before(clip, "Clip", made_by)
     multiply = _before(add, "Add", made_by)
     if clip is None or add is None or multiply is None or multiply.op_type != "Mul":
@@ -152,7 +154,7 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
-_QUANTISED = ["Conv", "Add", "Relu"]  # see `convolutional` for which of them
+_QUANTISED = ["Conv", "Add", "Relu", "Clip", "Resize"]  # see `convolutional` for which of them
 _BATCH = 32
 _BATCHES_AT_ONCE = 1  # whose activations are in memory at once
 
@@ -218,6 +220,7 @@ def quantise(
             calibrate_method=_METHODS[method],
             extra_options={
                 "CalibPercentile": percentile,
+                "ForceQuantizeNoInputCheck": True,  # the Resize before the first convolution
                 "CalibStridedMinMax": _BATCHES_AT_ONCE,
                 "TensorQuantOverrides": quantisation_overrides(input_stage) if input_stage else {},
             },
@@ -230,15 +233,19 @@ def quantise(
 
 
 def convolutional(graph: onnx.GraphProto) -> list[str]:
-    """Return the names of the convolutions of a graph, and of the Add and Relu nodes between them, in order.
+    """Return the names of the convolutions of a graph, and of the nodes between them, in order.
 
-    An Add of two 8-bit tensors stays in eight bits; in floats it would need three conversions. Other Adds (of
-    the input's normalisation, of the outlier score) are not included.
+    Between them are activations (Relu, Clip), and the Add of two 8-bit tensors, which in floats would need
+    three conversions; other Adds (of the input's normalisation, of the outlier score) are not. A Resize before
+    the first convolution is: it then reads a quarter of the bytes.
     """
-    names, grids = [], set[str]()
+    names, grids, constants = [], set[str](), {tensor.name for tensor in graph.initializer}
+    first = next((node.input[0] for node in graph.node if node.op_type == "Conv"), "")
     for node in graph.node:
-        between = node.op_type in ("Add", "Relu") and all(name in grids for name in node.input)
-        if node.op_type == "Conv" or between:
+        variable = [name for name in node.input if name and name not in constants]
+        between = node.op_type in ("Add", "Relu", "Clip") and all(name in grids for name in variable)
+        resized = node.op_type == "Resize" and first in node.output
+        if node.op_type == "Conv" or between or resized:
             names.append(node.name)
             grids.update(node.output)
     return names

@@ -1,4 +1,4 @@
-"""Published weights in the formats of timm and torchgeo, shown to be used band by band and on their own scale."""
+"""Published weights in the formats of timm and torchgeo, used band by band and on their own scale."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ MEAN, STD = [1000.0 + 10 * n for n in range(13)], [300.0 + 5 * n for n in range(
 
 
 def published(bands: int = 3, name: str = NAME) -> nn.Module:
-    """Return a network as its publisher has it, with BatchNorm statistics that differ from the initial ones."""
+    """Return a network as its publisher has it, with statistics that differ from the initial ones."""
     torch.manual_seed(1)
     network: nn.Module = timm.create_model(name, in_chans=bands, num_classes=7)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_weight_of_torchgeo_without_a_network_says_what_to_bring(monkeypatch: 
 
 def test_a_weight_of_timm_without_a_network_says_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(TrainingError, match="timm/resnet18 cannot fetch a1_in1k: .* bring its file"):
+    with pytest.raises(TrainingError, match=r"timm/resnet18 cannot fetch a1_in1k: .* bring its file"):
         loaded("a1_in1k", "timm/resnet18")
 
 
