@@ -10,7 +10,8 @@ from torch._dynamo.testing import CompileCounter
 
 from tilewise.models.network.backbones import ResidualCNN, TorchvisionBackbone
 from tilewise.models.network.classifier import Classifier
-from tilewise.training.fit.optimisation import compiled, faster_forward
+from tilewise.models.network.pretrained import PretrainedBackbone
+from tilewise.training.fit.optimisation import Optimisation, compiled, faster_forward, parameter_groups
 
 
 def classifier(backbone: nn.Module | None = None) -> Classifier:
@@ -82,3 +83,18 @@ def test_a_network_that_cannot_be_compiled_is_used_as_it_is() -> None:
     assert forward is network
     assert line.startswith("the network is not compiled: ")
     assert "\n" not in line
+
+
+def test_layers_nearer_to_the_input_learn_more_slowly() -> None:
+    pytest.importorskip("timm")
+    backbone = PretrainedBackbone("timm/test_efficientnet")
+    module = nn.ModuleDict({"classifier": Classifier(backbone, 3, [1.0] * 13, [1.0] * 13)})
+    groups = parameter_groups(module, Optimisation(rate=1.0, layer_decay=0.5))
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    named = {name: rates[id(parameter)] for name, parameter in module.named_parameters()}
+    head, stem = named["classifier.head.weight"], named["classifier.backbone.network.conv_stem.weight"]
+    blocks = [rate for name, rate in named.items() if ".blocks." in name]
+    assert head == 1.0
+    assert blocks == sorted(blocks)
+    assert stem < min(blocks) < max(blocks) < head
+    assert all(group["weight_decay"] == 0 for group in groups for p in group["params"] if p.ndim == 1)
