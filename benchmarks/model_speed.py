@@ -1,7 +1,7 @@
 """How fast networks answer on this CPU: the model file's beside torchvision's and timm's, by engine and batch
 size.
 
-    python benchmarks/model_speed.py                               # models/pretrained/model.onnx, 2 threads
+    python benchmarks/model_speed.py                               # models/pretrained/accurate/model.onnx, 2 threads
     python benchmarks/model_speed.py --model demo/run/model.onnx --batches 1,64 --networks resnet18
 
 Prints a table in Markdown. Every network takes uint16 tiles of 13 × 64 × 64 pixels and gives probabilities,
@@ -49,7 +49,7 @@ from tilewise.models.export.quantise import quantise
 from tilewise.models.model_file import INPUT, OUTPUTS, ModelMetadata, int8_instructions, int8_of
 from tilewise.models.network.classifier import Classifier, Exported
 
-DEFAULT = Path("models/pretrained/model.onnx")
+DEFAULT = Path("models/pretrained/accurate/model.onnx")
 NETWORKS = "resnet18,mobilenet_v3_small,shufflenet_v2_x0_5,timm/mobilenetv4_conv_small"
 REFERENCE = "resnet18"
 FP32, INT8 = "fp32", "INT8"

@@ -26,7 +26,7 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.datasets.core.console import CONTEXT, model_option, one_line_errors
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.files import sha256_of
-from tilewise.datasets.core.locations import PACKAGE, PRETRAINED_MODEL
+from tilewise.datasets.core.locations import PACKAGE, PACKED_MODEL
 from tilewise.models.model_file import find_model, int8_of
 
 BENTOFILE = "bentofile.yaml"
@@ -127,7 +127,7 @@ def _stage(model: Path, context: Path) -> None:
         for source in [root] if root.is_file() else sorted(root.rglob("*")):
             if source.is_file() and "__pycache__" not in source.parts:
                 _copy(source, context / source.relative_to(PACKAGE.parent))
-    packed = context / PRETRAINED_MODEL.relative_to(PACKAGE.parent)
+    packed = context / PACKED_MODEL.relative_to(PACKAGE.parent)
     _copy(model, packed)
     if int8_of(model).is_file():  # the machine that serves chooses between the two
         _copy(int8_of(model), int8_of(packed))

@@ -269,6 +269,7 @@ def _head(model: ModelFile) -> str:
     )
     facts = {
         "network": metadata.network,
+        "began with": metadata.ancestry or "drawn weights",
         "classes": ", ".join(metadata.classes),
         "bands": ", ".join(metadata.trained_bands) + " (any of them may be absent)",
         "file": f"{model.path.name}, {model.path.stat().st_size / 1e6:.1f} MB, SHA-256 `{model.sha256}`",

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.datasets.core.locations import MODEL_NAME, PRETRAINED_MODEL, RUNS
+from tilewise.datasets.core.locations import MODEL_NAME, PACKED_MODEL, PRETRAINED, PRETRAINED_MODEL, RUNS
 from tilewise.datasets.core.radiometry import QUANTIFICATION
 from tilewise.datasets.core.tile import BAND_COUNT, NO_DATA, TILE_SIZE
 
@@ -178,8 +178,9 @@ def find_model(given: str | Path | None) -> Path:
     """Return the path of the model file to use.
 
     Args:
-        given: the path that the user named; None or empty: the newest file that training exported, or else
-            the pretrained file that ships with the package.
+        given: the path that the user named, or the name of weights that ship (`accurate`, `fast`); None or
+            empty: the newest file that training exported, the one that a bento was built with, or the `accurate`
+            weights.
 
     Raises:
         ModelFileError: `given` is in a registry, which has no path here; or nothing is given, exported or
@@ -190,12 +191,13 @@ def find_model(given: str | Path | None) -> Path:
             f"{given}: a model file is needed; `mlflow artifacts download -u {given} -d FOLDER` fetches it"
         )
     if given:
-        return Path(given)
+        return PRETRAINED.get(str(given), Path(given))
     exported = sorted(RUNS.rglob(MODEL_NAME), key=lambda path: path.stat().st_mtime)
     if exported:
         return exported[-1]
-    if PRETRAINED_MODEL.is_file():
-        return PRETRAINED_MODEL
+    shipped = next((path for path in (PACKED_MODEL, PRETRAINED_MODEL) if path.is_file()), None)
+    if shipped:
+        return shipped
     raise ModelFileError(
         f"no model: none is named by --model or TILEWISE_MODEL and {RUNS} holds no {MODEL_NAME}; "
         "`tilewise train` makes one, `make demo` a small one in a minute"

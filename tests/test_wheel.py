@@ -136,8 +136,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "tilewise/bento/page/index.html",
         "tilewise/configs/data.yaml",
         "tilewise/configs/experiments/demo.yaml",
-        "tilewise/models/pretrained/model.onnx",
-        "tilewise/models/pretrained/model.int8.onnx",
+        "tilewise/models/pretrained/accurate/model.onnx",
+        "tilewise/models/pretrained/accurate/model.int8.onnx",
+        "tilewise/models/pretrained/fast/model.onnx",
+        "tilewise/models/pretrained/fast/model.int8.onnx",
     )
     assert set(needed) <= set(names)
     modules = {

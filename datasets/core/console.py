@@ -231,7 +231,9 @@ model_option = click.option(
     "model",
     envvar="TILEWISE_MODEL",
     show_envvar=True,
-    help="Model file. Default: the newest one that training exported here, or else the one that ships.",
+    metavar="accurate|fast|FILE",
+    help="Model file, or weights that ship. Default: the newest file that training exported here, or else "
+    "`accurate`.",
 )
 
 READ_OPTIONS = (

@@ -7,7 +7,15 @@ PACKAGE = Path(__file__).absolute().parents[2]
 
 CONFIGS = PACKAGE / "configs"
 MODEL_NAME = "model.onnx"
-PRETRAINED_MODEL = PACKAGE / "models" / "pretrained" / MODEL_NAME
+PRETRAINED = {name: PACKAGE / "models" / "pretrained" / name / MODEL_NAME for name in ("accurate", "fast")}
+"""The weights that ship, by the names that `--model` takes."""
+
+PRETRAINED_MODEL = PRETRAINED["accurate"]
+"""Those that are used where no model is named."""
+
+PACKED_MODEL = PACKAGE / "models" / "pretrained" / MODEL_NAME
+"""The model that a bento was built with, which exists in a bento only."""
+
 RUNS = Path("artifacts")
 """The folder that training writes to, below the working folder."""
 

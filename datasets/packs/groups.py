@@ -13,6 +13,8 @@ import numpy.typing as npt
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.packs.pack import Pack
 
+GROUPS = 5
+"""Number of groups of each class where calibration is fitted and measured."""
 _BANDS = positions(["B02", "B03", "B04"])
 _QUANTILES = (0.05, 0.5, 0.95)
 _CHUNK = 512

@@ -236,8 +236,8 @@ def convolutional(graph: onnx.GraphProto) -> list[str]:
     """Return the names of the convolutions of a graph, and of the nodes between them, in order.
 
     Between them are activations (Relu, Clip), and the Add of two 8-bit tensors, which in floats would need
-    three conversions; other Adds (of the input's normalisation, of the outlier score) are not. A Resize before
-    the first convolution is: it then reads a quarter of the bytes.
+    three conversions; other Adds (of the input's normalisation, of the outlier score) are not. A Resize
+    before the first convolution is: it then reads a quarter of the bytes.
     """
     names, grids, constants = [], set[str](), {tensor.name for tensor in graph.initializer}
     first = next((node.input[0] for node in graph.node if node.op_type == "Conv"), "")

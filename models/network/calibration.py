@@ -19,24 +19,34 @@ from torch.nn import functional
 _LOWEST, _HIGHEST = 0.05, 20.0
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
     """Return the temperature (0.05 to 20) that minimises the negative log-likelihood of softmax(logits / T).
 
     Args:
         logits: float (n, classes).
         labels: int64 (n,).
+        weights: float (n,), of each tile's likelihood; None: equal.
     """
+    shares = torch.ones(len(labels)) if weights is None else weights
+    shares = shares.double() / shares.sum()
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = functional.cross_entropy(logits.double() / log_temperature.exp(), labels)
+        each = functional.cross_entropy(logits.double() / log_temperature.exp(), labels, reduction="none")
+        loss = (each * shares).sum()
         loss.backward()
         return loss
 
     optimiser.step(closure)
     return float(log_temperature.detach().exp().clamp(_LOWEST, _HIGHEST))
+
+
+def group_weights(groups: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """Return float64 (n,) with mean 1, with which every group counts as much as any other."""
+    _, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.asarray(len(groups) / (len(counts) * counts[place]), np.float64)
 
 
 METHOD = "threshold (least ambiguous sets)"
@@ -48,6 +58,7 @@ def fit_thresholds(
     probabilities: npt.NDArray[np.floating],
     labels: npt.NDArray[np.integer],
     coverages: tuple[float, ...] = COVERAGES,
+    weights: npt.NDArray[np.floating] | None = None,
 ) -> dict[float, float]:
     """Return {coverage: minimum probability of a class in the set}.
 
@@ -55,15 +66,25 @@ def fit_thresholds(
         probabilities: float (n, classes), calibrated, of tiles that did not train the network.
         labels: int (n,).
         coverages: fractions (0-1) of tiles whose set is to include the true class.
+        weights: float (n,) with mean 1, of each tile (weighted conformal prediction, Tibshirani et al. 2019,
+            arXiv:1904.06019); None: equal.
     """
-    of_truth = np.sort(probabilities[np.arange(len(labels)), labels])
-    return {coverage: _threshold(of_truth, coverage) for coverage in coverages}
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    order = np.argsort(of_truth)
+    shares = (np.ones(len(labels)) if weights is None else weights)[order]
+    return {coverage: _threshold(of_truth[order], shares, coverage) for coverage in coverages}
 
 
-def _threshold(of_truth: npt.NDArray[np.floating], coverage: float) -> float:
-    """Return the finite-sample quantile of the sorted probabilities; 0, every class, where n is too small."""
-    below = len(of_truth) - math.ceil((len(of_truth) + 1) * coverage)
-    return float(of_truth[below]) if below >= 0 else 0.0
+def _threshold(
+    of_truth: npt.NDArray[np.floating], weights: npt.NDArray[np.floating], coverage: float
+) -> float:
+    """Return the finite-sample quantile of the sorted probabilities; 0, every class, where n is too small.
+
+    Of n + 1 tiles, the new one among them, at most 1 - coverage may lie below the threshold.
+    """
+    allowed = (len(of_truth) + 1) * (1 - coverage) - 1
+    below = int(np.searchsorted(np.cumsum(weights), allowed + 1e-9, side="right"))
+    return float(of_truth[min(below, len(of_truth) - 1)]) if allowed >= -1e-9 else 0.0
 
 
 def scores_of(

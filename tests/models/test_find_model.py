@@ -31,8 +31,18 @@ def test_the_newest_exported_model_is_used_when_none_is_named(in_folder: Path) -
 
 def test_where_nothing_was_exported_the_weights_that_ship_are_used(in_folder: Path) -> None:
     shipped = find_model(None)
-    assert shipped.parts[-3:] == ("models", "pretrained", "model.onnx")
+    assert shipped.parts[-4:] == ("models", "pretrained", "accurate", "model.onnx")
     assert shipped.is_file()
+
+
+@pytest.mark.parametrize("name", ["accurate", "fast"])
+def test_weights_that_ship_go_by_their_names_and_a_file_of_that_name_by_its_path(
+    name: str, in_folder: Path
+) -> None:
+    (in_folder / name).write_bytes(b"")
+    assert find_model(name).parts[-3:] == ("pretrained", name, "model.onnx")
+    assert find_model(name).is_file()
+    assert find_model(f"./{name}") == Path(name)
 
 
 def test_without_any_model_the_error_names_the_ways_to_get_one(

@@ -189,6 +189,51 @@ def certainty_tables(
     return _error_table(errors, temperatures, len(labels)), _set_table(sets, len(labels))
 
 
+def group_table(logits: Floats, labels: Labels, groups: Labels, coverage: float) -> Table:
+    """Return accuracy, calibration error and coverage of each group of like tiles, calibrated on the others.
+
+    Args:
+        logits: float32 (n, classes).
+        labels, groups: int64 (n,).
+        coverage: of the prediction sets (0-1).
+    """
+    rows: list[tuple[str, int, float, float, float]] = []
+    calibrated = np.empty_like(logits)
+    covered = np.empty(len(labels), bool)
+    for group in np.unique(groups):
+        inside = groups == group
+        weights = calibration.group_weights(groups[~inside])
+        others = (torch.from_numpy(part) for part in (logits[~inside], labels[~inside], weights))
+        temperature = fit_temperature(*others)
+        calibrated[inside] = softmax(logits[inside] / temperature, axis=1)
+        known = softmax(logits[~inside] / temperature, axis=1)
+        least = calibration.fit_thresholds(known, labels[~inside], (coverage,), weights)[coverage]
+        covered[inside] = calibrated[inside][np.arange(inside.sum()), labels[inside]] >= least
+        rows.append((f"group {group}", *_group_figures(calibrated[inside], labels[inside], covered[inside])))
+    worst = (
+        "worst group",
+        len(labels),
+        min(r[2] for r in rows),
+        max(r[3] for r in rows),
+        min(r[4] for r in rows),
+    )
+    together = ("all", *_group_figures(calibrated, labels, covered))
+    note = (
+        "Each class is divided into groups of like colours (`datasets/packs/groups.py`), which stand in for "
+        "other land. Temperature and thresholds for a group are fitted on the other groups."
+    )
+    header = ("tiles", "number", "accuracy %", "calibration error %", f"covered by {coverage:.0%} sets %")
+    return Table("groups", "Groups of like tiles", note, header, (*rows, worst, together))
+
+
+def _group_figures(
+    probabilities: Floats, labels: Labels, covered: npt.NDArray[np.bool_]
+) -> tuple[int, float, float, float]:
+    classes = [str(number) for number in range(probabilities.shape[1])]
+    found = evaluate("group", torch.from_numpy(probabilities), torch.from_numpy(labels), classes)
+    return len(labels), found.accuracy, found.calibration_error, float(covered.mean())
+
+
 def _sets_of(
     half: Half, method: str, settings: AssessSettings, random: np.random.Generator
 ) -> Iterator[tuple[float, tuple[float, float, float, float]]]:

@@ -17,12 +17,14 @@ import numpy as np
 
 from tilewise.datasets.core.console import one_line_errors, shown
 from tilewise.datasets.core.files import atomic_write
+from tilewise.datasets.packs.groups import GROUPS, group_tiles
 from tilewise.datasets.packs.pack import open_pack
 from tilewise.models.model_file import open_model
 from tilewise.training.evaluate.accuracy import (
     accuracy_table,
     certainty_tables,
     class_table,
+    group_table,
     robustness_table,
     rows_of,
     zone_table,
@@ -93,6 +95,8 @@ def assess_model(
     error, sets = certainty_tables(
         logits, labels, evaluator.model.metadata.classes, settings, evaluator.progress
     )
+    groups = group_tiles(evaluator.pack, rows_of(evaluator), GROUPS)
+    by_group = group_table(logits, labels, groups, settings.coverages[0])
     detection = out_of_distribution_table(evaluator, plain, settings, clouds)
     tables = (
         accuracy,
@@ -100,6 +104,7 @@ def assess_model(
         zone_table(evaluator, plain, settings),
         error,
         sets,
+        by_group,
         detection,
         robustness_table(evaluator, plain),
     )

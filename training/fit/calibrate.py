@@ -15,6 +15,7 @@ from tilewise.datasets.core.bands import BAND_SETS, positions
 from tilewise.datasets.core.radiometry import BASELINE_OFFSET, QUANTIFICATION
 from tilewise.datasets.core.tile import BAND_COUNT, DN
 from tilewise.datasets.loading.module import TileDataModule
+from tilewise.datasets.packs.groups import GROUPS, group_tiles
 from tilewise.datasets.packs.pack import UNLABELLED, Pack, spread
 from tilewise.datasets.packs.statistics import EDGES
 from tilewise.models.model_file import ModelMetadata, Outliers, PredictionSets, ReferenceHistogram
@@ -182,14 +183,20 @@ def calibrate(classifier: Classifier, datamodule: TileDataModule, classes: list[
     place."""
     pack = datamodule.pack
     _fit_outliers(classifier, pack)
-    outputs = _run(classifier, pack, pack.rows("val"))
-    classifier.temperature.fill_(fit_temperature(outputs.logits, outputs.labels))
+    rows = pack.rows("val")
+    outputs = _run(classifier, pack, rows)
+    # Each group counts as much as any other: what is common in this split may be rare elsewhere.
+    weights = calibration.group_weights(group_tiles(pack, rows, GROUPS))
+    temperature = fit_temperature(outputs.logits, outputs.labels, torch.from_numpy(weights))
+    classifier.temperature.fill_(temperature)
     probabilities = torch.softmax(outputs.logits / classifier.temperature, 1)
     return Calibration(
         prediction_sets=PredictionSets(
             method=calibration.METHOD,
-            thresholds=calibration.fit_thresholds(probabilities.numpy(), outputs.labels.numpy()),
-            calibrated_on=f"{len(outputs.labels)} tiles of the validation split",
+            thresholds=calibration.fit_thresholds(
+                probabilities.numpy(), outputs.labels.numpy(), weights=weights
+            ),
+            calibrated_on=f"{len(rows)} tiles of the validation split, groups of like tiles weighted equally",
         ),
         outliers=Outliers(
             method=outliers.METHOD,
