@@ -1,7 +1,7 @@
 """How fast networks answer on this CPU: the model file's beside torchvision's and timm's, by engine and batch
 size.
 
-    python benchmarks/model_speed.py                               # models/pretrained/accurate/model.onnx, 2 threads
+    python benchmarks/model_speed.py                  # models/pretrained/accurate/model.onnx, 2 threads
     python benchmarks/model_speed.py --model demo/run/model.onnx --batches 1,64 --networks resnet18
 
 Prints a table in Markdown. Every network takes uint16 tiles of 13 × 64 × 64 pixels and gives probabilities,

@@ -179,8 +179,8 @@ def find_model(given: str | Path | None) -> Path:
 
     Args:
         given: the path that the user named, or the name of weights that ship (`accurate`, `fast`); None or
-            empty: the newest file that training exported, the one that a bento was built with, or the `accurate`
-            weights.
+            empty: the newest file that training exported, the one that a bento was built with, or the
+            `accurate` weights.
 
     Raises:
         ModelFileError: `given` is in a registry, which has no path here; or nothing is given, exported or

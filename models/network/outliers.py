@@ -31,6 +31,7 @@ _ROUNDS = 60
 _BATCH = 512
 _RATE = 3e-3
 _DECAY = 1e-3
+_MAX_RANK = 160  # of a whitening: embeddings of 1,280 features would take 13 MB of a model file
 _DROPPED = 0.3  # fraction of the hidden units that each step of fitting leaves out (dropout)
 _CORRELATION_WEIGHT = 2.0  # brings correlations to about the scale of the other statistics
 
@@ -288,21 +289,23 @@ class MahalanobisScore(nn.Module):
 
     def __init__(self, classes: int, features: int) -> None:
         super().__init__()
-        self.register_buffer("means", torch.zeros(classes, features), persistent=False)
-        self.register_buffer("whitening", torch.zeros(features, features), persistent=False)
+        rank = min(features, _MAX_RANK)
+        self.register_buffer("means", torch.zeros(classes, rank), persistent=False)
+        self.register_buffer("whitening", torch.zeros(features, rank), persistent=False)
 
     def fit(self, embeddings: Tensor, labels: Tensor) -> None:
         """Fit the class means and the covariance within classes to `embeddings` (n, features), n >= 2.
 
         The covariance is shrunk towards a sphere (Ledoit & Wolf 2004), as few tiles leave many directions
-        undetermined. A class without tiles gets the mean of all.
+        undetermined. Of long embeddings the directions in which tiles vary most count. A class without tiles
+        gets the mean of all.
         """
         x, y = embeddings.double().numpy(), labels.numpy()
         means = np.stack([x[y == c].mean(0) if (y == c).any() else x.mean(0) for c in range(len(self.means))])
         from sklearn.covariance import LedoitWolf  # fitted at export; a machine that only fits may lack it
 
         covariance = LedoitWolf(assume_centered=True).fit(x - means[y]).covariance_
-        self.whitening.copy_(torch.from_numpy(_inverse_root(covariance)))
+        self.whitening.copy_(torch.from_numpy(_inverse_root(covariance)[:, -self.whitening.shape[1] :]))
         self.means.copy_(torch.from_numpy(means @ self.whitening.double().numpy()))
 
     def forward(self, embedding: Tensor) -> Tensor:
@@ -331,5 +334,6 @@ def fit_threshold(
 
 
 def _inverse_root(covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a whitening (features, features), its columns by the variance of their direction, ascending."""
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors / np.sqrt(np.maximum(values, values.max() * 1e-6)))

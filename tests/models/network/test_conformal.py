@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
-from tilewise.models.network.calibration import fit_thresholds
+from tilewise.models.network.calibration import fit_temperature, fit_thresholds, group_weights
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,3 +29,32 @@ def test_a_higher_coverage_never_makes_a_set_smaller() -> None:
 
 def test_too_few_tiles_for_a_coverage_give_every_class_rather_than_a_promise() -> None:
     assert fit_thresholds(*draw(20, seed=4), coverages=(0.99,)) == {0.99: 0.0}
+
+
+def test_a_weight_counts_like_so_many_tiles() -> None:
+    probabilities, labels = draw(400, seed=5)
+    twice = np.r_[np.arange(400), np.arange(100)]  # the first hundred are there twice
+    repeated = fit_thresholds(probabilities[twice], labels[twice], coverages=(0.9,))
+    weights = np.where(np.arange(400) < 100, 2.0, 1.0)
+    weighted = fit_thresholds(probabilities, labels, (0.9,), weights * 400 / weights.sum())
+    assert weighted[0.9] == pytest.approx(repeated[0.9], abs=0.01)
+
+
+def test_a_rare_group_weighs_as_much_as_a_common_one() -> None:
+    groups = np.array([0] * 90 + [1] * 10)
+    weights = group_weights(groups)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[groups == 0].sum() == pytest.approx(weights[groups == 1].sum())
+
+
+def test_the_temperature_follows_the_rare_group_where_groups_count_equally() -> None:
+    """The common group is as sure as it is right; the rare one is as often wrong, and twice as sure."""
+    probabilities, labels = draw(4400, seed=6)
+    logits = torch.from_numpy(np.log(probabilities))
+    groups = np.array([0] * 4000 + [1] * 400)
+    logits[4000:] *= 2
+    truth = torch.from_numpy(labels)
+    plain = fit_temperature(logits, truth)
+    equal = fit_temperature(logits, truth, torch.from_numpy(group_weights(groups)))
+    assert plain == pytest.approx(1.0, abs=0.15)
+    assert equal > plain + 0.2
