@@ -37,6 +37,7 @@ from tilewise.datasets.loading.sampling import ChunkSampler, EpochOrder, Process
 from tilewise.datasets.packs.groups import group_tiles
 from tilewise.datasets.packs.pack import UNLABELLED, open_pack
 
+HELD_OUT = "held-out"
 _TRAINING_SPLITS = ("train", UNLABELLED)
 _DEVICE_FRACTION = (
     0.4  # of the device's free memory that tiles may take; the network and its gradients need the rest
@@ -68,7 +69,7 @@ class TileDataModule(pl.LightningDataModule):
             never.
         train_splits: the splits that train: `train`; where labels count for nothing (pretraining)
             `unlabelled` too.
-        test_split: the split that `test` measures.
+        test_split: the split that `test` measures; `held-out`: the groups that `hold_out` keeps from training.
         hold_out: groups of tiles that look alike and do not train, to measure the network on unlike land.
         loader: where tiles are kept and how they are read.
         augment: how training batches are augmented.
@@ -214,12 +215,17 @@ class TileDataModule(pl.LightningDataModule):
         return [self.pack.rows(split) for split in self.train_splits]
 
     def _without_held_out(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return rows[~self._held_out(rows)]
+
+    def _held_out(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of the tiles in `rows` are in groups that do not train."""
         if not self.hold_out.held_out:
-            return rows
-        return rows[~np.isin(group_tiles(self.pack, rows, self.hold_out.groups), self.hold_out.held_out)]
+            return np.zeros(len(rows), bool)
+        return np.isin(group_tiles(self.pack, rows, self.hold_out.groups), self.hold_out.held_out)
 
     def _rows(self, split: str) -> npt.NDArray[np.int64]:
-        rows = self.pack.rows(split)
+        rows = self.pack.rows("train" if split == HELD_OUT else split)
+        rows = rows[self._held_out(rows)] if split == HELD_OUT else rows
         if not len(rows):
             have = ", ".join(f"{name} ({sum(c.values())})" for name, c in self.pack.summary.counts.items())
             raise TrainingError(f"{self.pack.root}: no tile is in the split {split!r}; it has {have}")

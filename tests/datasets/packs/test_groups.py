@@ -14,7 +14,7 @@ LEVELS = (300, 900, 2700)  # DN of three regions
 
 @pytest.fixture
 def regions(tmp_path: Path) -> Path:
-    """Two classes of thirty tiles each, from three regions; every place has a second, slightly darker tile."""
+    """Two classes of thirty tiles, from three regions; every place has a second, slightly darker tile."""
     rng = np.random.default_rng(0)
     levels = np.tile(np.repeat(LEVELS, 10), 2)
     tiles = rng.normal(levels[:, None, None, None], 20, (60, 13, 64, 64)).clip(1).astype(np.uint16)
@@ -55,3 +55,12 @@ def test_a_held_out_group_does_not_train(regions: Path) -> None:
     groups = groups_of(data.pack)
     assert 1 not in groups[rows]
     assert len(rows) == 80
+
+
+def test_what_was_held_out_can_be_tested(regions: Path) -> None:
+    held_out = HoldOutOptions(groups=3, held_out=(1,))
+    data = TileDataModule(regions, batch_size=8, test_split="held-out", hold_out=held_out)
+    rows = np.concatenate([batch["rows"].numpy() for batch in data.test_dataloader()])
+    tested = rows[rows >= 0]  # -1 fills a chunk up
+    assert set(groups_of(data.pack)[tested].tolist()) == {1}
+    assert len(tested) == 40
