@@ -69,7 +69,8 @@ class TileDataModule(pl.LightningDataModule):
             never.
         train_splits: the splits that train: `train`; where labels count for nothing (pretraining)
             `unlabelled` too.
-        test_split: the split that `test` measures; `held-out`: the groups that `hold_out` keeps from training.
+        test_split: the split that `test` measures; `held-out`: the groups that `hold_out` keeps from
+            training.
         hold_out: groups of tiles that look alike and do not train, to measure the network on unlike land.
         loader: where tiles are kept and how they are read.
         augment: how training batches are augmented.
