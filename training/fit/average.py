@@ -2,9 +2,8 @@
 
 Runs that fine-tune one network with other seeds or augmentation end in one basin: the mean of their weights
 is one network, often more accurate than each, above all on data unlike the training data (Wortsman et al.
-2022, arXiv:2203.05482). Statistics of BatchNorm do not average: they are measured on training tiles without
-augmentation, which also corrects a single run that was strongly augmented (Izmailov et al. 2018,
-arXiv:1803.05407).
+2022, arXiv:2203.05482). Statistics of BatchNorm do not average: they are measured anew on training tiles,
+augmented as in training (Izmailov et al. 2018, arXiv:1803.05407).
 """
 
 from __future__ import annotations
@@ -21,19 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tilewise.datasets.core.console import CONTEXT, FOLDER, one_line_errors, out_option
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.files import atomic_write
-from tilewise.datasets.loading.augment import (
-    Augmentation,
-    AugmentOptions,
-    MixOptions,
-    RadiometryOptions,
-)
-from tilewise.datasets.loading.geometry import GeometryOptions
 from tilewise.datasets.loading.module import TileDataModule
 from tilewise.models.network.classifier import Classifier
 from tilewise.training.fit.transfer import ANCESTRY
 from tilewise.training.settings import RunFolder
-
-_STILL = RadiometryOptions(gain=0.0, band_gain=0.0, haze=0.0, band_haze=0.0)
 
 
 @click.command("average", context_settings=CONTEXT)
@@ -100,16 +90,9 @@ def refresh_statistics(classifier: Classifier, batches: Iterator[Tensor]) -> int
     return counted
 
 
-def still_batches(datamodule: TileDataModule, tiles: int) -> Iterator[Tensor]:
-    """Yield DN of shuffled training batches, about `tiles` tiles, without augmentation but hidden bands."""
-    options = AugmentOptions(
-        geometry=GeometryOptions(warp=0.0),
-        radiometry=_STILL,
-        band_dropout=datamodule.augment.band_dropout,
-        mix=MixOptions(cutmix=0.0),
-        atmosphere=datamodule.augment.atmosphere,
-    )
-    augment = Augmentation(datamodule.classes, datamodule.seed, options)
+def augmented_batches(datamodule: TileDataModule, tiles: int) -> Iterator[Tensor]:
+    """Yield DN of shuffled training batches, about `tiles` tiles, augmented as in training."""
+    augment = datamodule.augmentation(torch.device("cpu"))
     left = tiles
     for batch in datamodule.train_dataloader():
         if left <= 0:

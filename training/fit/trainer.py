@@ -94,12 +94,12 @@ class Trainer(pl.Trainer):
             runs: folders of runs; the last checkpoint of each is taken.
             tiles: training tiles that statistics are taken on.
         """
-        from tilewise.training.fit.average import mean_state, refresh_statistics, still_batches, write_run
+        from tilewise.training.fit.average import augmented_batches, mean_state, refresh_statistics, write_run
 
         folders = [RunFolder(run) for run in runs]
         model.load_state_dict(mean_state([folder.last for folder in folders]))
         ancestry = origin_of(folders[0].last)
-        counted = refresh_statistics(model.classifier, still_batches(datamodule, tiles))
+        counted = refresh_statistics(model.classifier, augmented_batches(datamodule, tiles))
         write_run(self.folder, model.state_dict(), ancestry, folders[0].settings)
         click.echo(f"averaged {len(runs)} runs into {self.folder.best}, statistics of {counted} tiles")
 
