@@ -252,9 +252,8 @@ class OutlierScore(nn.Module):
         """
         near, every = self.distance, self.background
         white = embedding @ torch.cat([near.whitening, every.whitening], dim=1)
-        ends = torch.ones_like(
-            near.whitening[:, :1]
-        )  # a column: onnxruntime multiplies no batch of 0 by a vector
+        # A column: onnxruntime multiplies no batch of 0 by a vector.
+        ends = torch.ones_like(near.whitening[:1]).t()
         squares = ((white * white) @ torch.cat([ends, -ends])).squeeze(1)
         towards = 2 * (every.whitening @ every.means.t() - near.whitening @ near.means.t())
         offset = (near.means * near.means).sum(1) - (every.means * every.means).sum(1)

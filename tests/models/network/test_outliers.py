@@ -115,3 +115,16 @@ def test_limits_hold_for_the_kind_of_tiles_that_scores_highest() -> None:
     threshold = fit_threshold(np.concatenate([low, high]), 0.05, np.repeat(["low", "high"], [1000, 100]))
     assert threshold == pytest.approx(2.85)
     assert fit_threshold(low, 0.05) == pytest.approx(0.95)
+
+
+def test_a_long_embedding_is_scored_by_the_directions_in_which_tiles_vary() -> None:
+    torch.manual_seed(0)
+    score = OutlierScore(2, 400)
+    mixing = torch.randn(20, 400)
+    labels = torch.arange(600) % 2
+    known = (torch.randn(600, 20) + 6 * labels[:, None]) @ mixing + 0.1 * torch.randn(600, 400)
+    score.fit_distance(known, labels)
+    between = (torch.randn(50, 20) + 3) @ mixing
+    tiles, logits = torch.ones(50, 13, 64, 64), torch.zeros(50, 2)
+    strange, usual = (score.parts(tiles, some, logits)[0][:, 0] for some in (between, known[:50]))
+    assert strange.median() > usual.quantile(0.95)
