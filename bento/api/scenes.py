@@ -1,7 +1,6 @@
 """Routes of scenes: `POST /scene`, and `/tasks/{task_id}` for large ones."""
 
 import asyncio
-import errno
 import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from tilewise.bento import metrics
-from tilewise.bento.api.bodies import announced_bytes, limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.bodies import limit_body, media_type_of, parse_parameters
 from tilewise.bento.api.replies import headers, negotiate, refusals, refuse, reply, status_of_code
 from tilewise.bento.api.schemas import (
     TIFF,
@@ -34,6 +33,8 @@ from tilewise.bento.api.schemas import (
 )
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.request_context import note_requested
+from tilewise.bento.serving.admission import caller_of
+from tilewise.bento.serving.background import CLIENT_GONE, ClientGoneError
 from tilewise.bento.serving.runtime import Serving, serving_of
 from tilewise.bento.serving.scene_answers import (
     FORMS,
@@ -43,8 +44,8 @@ from tilewise.bento.serving.scene_answers import (
     count_windows,
     serialise,
 )
-from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError, file_of
-from tilewise.bento.serving.task_store import FullError, StoredTask, TaskState, TaskStore, owner_of
+from tilewise.bento.serving.task_runner import file_of
+from tilewise.bento.serving.task_store import StoredTask, TaskState, TaskStore, owner_of
 
 router = APIRouter(tags=["scenes"])
 
@@ -52,7 +53,7 @@ FIELD = "scene"
 DEFAULT_NAME = "scene"
 _PARAMETERS = tuple(SceneParameters.model_fields)
 _MIN_VALID_FRACTION = 0.5
-_SOON, _LATER = "2", "30"  # seconds of Retry-After
+_SOON = "2"  # seconds of Retry-After
 
 _TASK_ID = {"name": "task_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _TASK_LINKS = {
@@ -98,29 +99,24 @@ async def classify_scene(request: Request) -> Response:
     task: the response is 202, with the task's path in `Location`.
     """
     serving, media_type = serving_of(request), _choose_media_type(request)
-    size = announced_bytes(request, serving.settings.max_scene_bytes)
     ledger = serving.scenes.store
-    try:
-        async with _reserved(ledger, _owner_of(request), size) as task_id:
-            parameters = await spool(request, ledger.source(task_id), serving.settings.max_scene_bytes)
-            question = _parse_question(parameters, serving.best_coverage)
-            windows = await asyncio.to_thread(
-                count_windows,
-                ledger.source(task_id),
-                question,
-                serving.engine.metadata.tile_size,
-                serving.settings.max_pixels,
-            )
-            note_requested(windows, serving.engine.metadata.version)
-            if windows > serving.settings.max_sync_windows or _prefers_task(request):
-                return await _submit(request, serving, task_id, question, windows)
+    async with _held(ledger, request) as task_id:
+        parameters = await spool(request, ledger, task_id, serving.settings.max_scene_bytes)
+        question = _parse_question(parameters, serving.best_coverage)
+        windows = await asyncio.to_thread(
+            count_windows,
+            ledger.source(task_id),
+            question,
+            serving.engine.metadata.tile_size,
+            serving.settings.max_pixels,
+        )
+        note_requested(windows, serving.engine.metadata.version)
+        if windows > serving.settings.max_sync_windows or _prefers_task(request):
+            return await _submit(request, serving, task_id, question, windows)
+        try:
             return await _answer_now(request, serving, task_id, question, media_type)
-    except ClientGoneError:
-        return Response(status_code=CLIENT_GONE)
-    except FullError as error:
-        return _refuse_full(error)
-    except StorageFullError:
-        return _refuse_full(FullError(tasks=False))
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
 
 
 @router.get(
@@ -188,31 +184,36 @@ _MAX_FIELDS = 8
 _MAX_FIELD_BYTES = 4096
 _MAX_NAME = 200  # characters
 _CHUNK_BYTES = 2**20
+_STEP_BYTES = 4 * 2**20  # that are reserved at a time
 
 
-class StorageFullError(Exception):
-    """The disk of the tasks is full."""
+async def spool(request: Request, ledger: TaskStore, task_id: str, max_bytes: int) -> dict[str, str]:
+    """Write the scene in a request's body to its file; return the parameters in the query and in a form.
 
-
-async def spool(request: Request, path: Path, max_bytes: int) -> dict[str, str]:
-    """Write the scene in a request's body to `path`; return the parameters in the query and in a form.
+    The bytes are charged to the store as they arrive, and not as they are announced.
 
     Raises:
         HTTPException: a body of another media type, malformed, or longer than `max_bytes`.
-        StorageFullError: the disk is full.
+        FullError: the store or the disk is full.
     """
-    kind = media_type_of(request)
-    body = limit_body(request, max_bytes)
-    try:
-        if kind == "image/tiff":
-            await _spool_raw(body, path)
-            return _with_name(request.query_params)
-        if kind == "multipart/form-data":
-            return _with_name({**request.query_params, **await _spool_form(body, path)})
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError from error
-        raise
+    kind, path = media_type_of(request), ledger.source(task_id)
+    length = request.headers.get("content-length", "")
+    announced = int(length) if length.isdecimal() and len(length) < 19 else max_bytes
+    received = reserved = 0
+
+    async def charge(size: int) -> None:
+        nonlocal received, reserved
+        received += size
+        if received > reserved:
+            reserved = max(received, min(received + _STEP_BYTES, announced))
+            await asyncio.to_thread(ledger.grow, task_id, reserved)
+
+    body = limit_body(request, max_bytes, charge)
+    if kind == "image/tiff":
+        await _spool_raw(body, path)
+        return _with_name(request.query_params)
+    if kind == "multipart/form-data":
+        return _with_name({**request.query_params, **await _spool_form(body, path)})
     raise HTTPException(
         415,
         f"a body of {kind or 'no type'}; send the scene as image/tiff (curl --data-binary @scene.tif -H "
@@ -286,9 +287,9 @@ async def _answer_now(
 
 
 @asynccontextmanager
-async def _reserved(ledger: TaskStore, owner: str, size: int) -> AsyncIterator[str]:
-    """Reserve space for a scene of `size` bytes during the block, or until it becomes a task."""
-    task_id = await asyncio.to_thread(ledger.hold, owner, size)
+async def _held(ledger: TaskStore, request: Request) -> AsyncIterator[str]:
+    """Hold an entry of the store during the block, or until it becomes a task."""
+    task_id = await asyncio.to_thread(ledger.hold, _owner_of(request), caller_of(request))
     try:
         yield task_id
     finally:
@@ -374,15 +375,3 @@ def _parse_fraction(parameters: Mapping[str, str], name: str, default: float) ->
     if not 0 <= fraction <= 1:
         raise HTTPException(422, f"{name} is a fraction from 0 to 1, not {parameters[name]!r}")
     return fraction
-
-
-def _refuse_full(error: FullError) -> Response:
-    if error.tasks:
-        message, hint = "the queue of scenes is full", f"try again in {_LATER} s"
-        return refuse(
-            HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER}
-        )
-    message = "there is no disk space for another scene"
-    hint = f"try again in {_LATER} s, or DELETE the tasks whose results you have"
-    fields = {"Retry-After": _LATER, "Connection": "close"}  # the body may be unread
-    return refuse(HTTPStatus.SERVICE_UNAVAILABLE, "storage_full", message, hint, **fields)

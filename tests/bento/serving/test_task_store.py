@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tilewise.bento.serving.task_runner import TaskRunner, WorkStoppedError
+from tilewise.bento.serving.background import WorkStoppedError
+from tilewise.bento.serving.task_runner import TaskRunner
 from tilewise.bento.serving.task_store import (
     FullError,
     StorageLimits,
