@@ -103,7 +103,9 @@ class Serving:
         """The highest coverage that the champion's prediction sets are calibrated for; 0: it has none."""
         return max_coverage(self.engine) or 0.0
 
-    async def classify(self, uploads: Sequence[Upload], key: str, caller: str) -> tuple[Engine, list[Answer]]:
+    async def classify(
+        self, uploads: Sequence[Upload], key: str, caller: str = ""
+    ) -> tuple[Engine, list[Answer]]:
         """Return the model that answered a request from `key`, and one result for each upload, in order.
 
         `caller` takes turns with others (`Batcher.submit`).

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from starlette.requests import Request
 
-from tilewise.bento.serving.admission import Admission, OverloadedError
+from tilewise.bento.serving.admission import Admission, OverloadedError, caller_of
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -15,12 +16,12 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 class Guest:
     """A request that holds its room until it is told to leave."""
 
-    def __init__(self, admission: Admission, size: int) -> None:
+    def __init__(self, admission: Admission, size: int, caller: str = "somebody") -> None:
         self.inside, self._leave = False, asyncio.Event()
-        self.task = asyncio.create_task(self._stay(admission, size))
+        self.task = asyncio.create_task(self._stay(admission, size, caller))
 
-    async def _stay(self, admission: Admission, size: int) -> None:
-        async with admission.room("somebody", size):
+    async def _stay(self, admission: Admission, size: int, caller: str) -> None:
+        async with admission.room(caller, size):
             self.inside = True
             await self._leave.wait()
 
@@ -134,6 +135,91 @@ def test_a_request_that_fails_gives_its_room_back() -> None:
                     raise ValueError("bad")
 
     run(scenario)
+
+
+def test_what_is_announced_and_never_comes_holds_no_room() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=50, max_waiting=10, max_wait_seconds=5)
+        silent = [Guest(admission, 0, "attacker") for _ in range(50)]
+        await settle()
+        async with asyncio.timeout(1), admission.room("somebody") as body:
+            await body.grow(100)
+        for guest in silent:
+            assert guest.inside
+            await guest.leave()
+
+    run(scenario)
+
+
+def test_one_caller_has_its_share_and_others_need_not_wait_for_it() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=50, max_waiting=10, max_wait_seconds=5)
+        first, second = Guest(admission, 40, "greedy"), Guest(admission, 40, "greedy")
+        other = Guest(admission, 50, "other")
+        await settle()
+        assert (first.inside, second.inside, other.inside) == (True, False, True)
+        await first.leave()
+        await settle()
+        assert second.inside
+        await second.leave()
+        await other.leave()
+
+    run(scenario)
+
+
+def test_one_caller_may_wait_in_half_of_the_places() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=10, max_each=10, max_waiting=4, max_wait_seconds=5)
+        guests = [Guest(admission, 10, "greedy") for _ in range(3)]
+        await settle()
+        with pytest.raises(OverloadedError):
+            async with admission.room("greedy", 10):
+                pass
+        guests.append(Guest(admission, 10, "other"))
+        for guest in guests:
+            await guest.leave()
+            await settle()
+
+    run(scenario)
+
+
+def test_bodies_that_need_more_room_than_there_is_do_not_wait_for_one_another() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=60, max_waiting=10, max_wait_seconds=5)
+        done: list[str] = []
+
+        async def body(name: str, caller: str) -> None:
+            async with admission.room(caller) as room:
+                for _ in range(9):
+                    await room.grow(10)
+                    await asyncio.sleep(0)
+                done.append(name)
+
+        async with asyncio.timeout(2):
+            await asyncio.gather(body("a1", "a"), body("a2", "a"), body("b1", "b"), body("b2", "b"))
+        assert sorted(done) == ["a1", "a2", "b1", "b2"]
+        async with asyncio.timeout(1), admission.room("c", 100):
+            pass
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("client", "caller"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("", ""),
+    ],
+)
+def test_a_request_is_charged_to_its_address_and_in_ipv6_to_its_network(client: str, caller: str) -> None:
+    scope = {"type": "http", "headers": [], "client": (client, 1), "state": {}}
+    assert caller_of(Request(scope)) == caller
+
+
+def test_a_request_with_a_key_is_charged_to_its_name() -> None:
+    scope = {"type": "http", "headers": [], "client": ("192.0.2.7", 1), "state": {"caller": "alice"}}
+    assert caller_of(Request(scope)) == "alice"
 
 
 def test_how_many_wait_is_told_as_they_come_and_go() -> None:
