@@ -429,7 +429,7 @@ def slow_service(slow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = {
         "TILEWISE_WORKERS": "2",
         "TILEWISE_THREADS": "1",
-        "TILEWISE_MAX_TASKS": str(MAX_TASKS),
+        "TILEWISE_MAX_TASKS": str(2 * MAX_TASKS),  # one caller has half of them
         "TILEWISE_TASKS": str(home / "tasks"),
         "TILEWISE_TASKS_BYTES": str(MAX_BYTES),
         "TILEWISE_MAX_SYNC_WINDOWS": str(LONG),
