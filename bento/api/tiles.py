@@ -114,7 +114,9 @@ async def describe_model(request: Request) -> Response:
 
 
 def _describe_engine(engine: TileClassifier) -> dict[str, Any]:
-    card = engine.metadata.model_dump(mode="json", exclude={"histograms", "histogram_edges"})
+    card = engine.metadata.model_dump(
+        mode="json", exclude={"histograms", "histogram_edges", "self_test", "digest"}
+    )
     return {**card, "sha256": engine.sha256}
 
 

@@ -114,6 +114,8 @@ class AliasSource:
             raise ModelFileError(f"{self.uri}: MLflow cannot provide this model: {reason}") from error
         path = _one_model(folder, self.uri)
         _check_registered(path, version.tags.get("sha256"), self.uri)
+        if int8_of(path).is_file():
+            _check_registered(int8_of(path), version.tags.get("int8_sha256"), self.uri)
         return FoundModel(pick(path, self.precision), f"{version.name}:{version.version}")
 
 
