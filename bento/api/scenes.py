@@ -1,6 +1,7 @@
 """Routes of scenes: `POST /scene`, and `/tasks/{task_id}` for large ones."""
 
 import asyncio
+import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
@@ -8,13 +9,13 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi import APIRouter
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from tilewise.bento import metrics
 from tilewise.bento.api.bodies import limit_body, media_type_of, parse_parameters
@@ -53,7 +54,9 @@ FIELD = "scene"
 DEFAULT_NAME = "scene"
 _PARAMETERS = tuple(SceneParameters.model_fields)
 _MIN_VALID_FRACTION = 0.5
-_SOON = "2"  # seconds of Retry-After
+_NO_TASK = "this caller has no such task; POST /scene makes one"
+_SEND_BYTES = 2**18
+_SOON, _LATER = "2", "30"  # seconds of Retry-After
 
 _TASK_ID = {"name": "task_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _TASK_LINKS = {
@@ -125,7 +128,10 @@ async def classify_scene(request: Request) -> Response:
     summary="Show the progress of a task",
     response_model=TaskResponse,
     response_description="The task",
-    responses={200: {"headers": headers(), "content": example("task")}, **refusals(401, 404, 405, 410, 500)},
+    responses={
+        200: {"headers": headers(), "content": example("task")},
+        **refusals(401, 404, 405, 410, 500, 503),
+    },
     openapi_extra=operation("curl {url}/tasks/{task_id}", parameters=[_TASK_ID]),
 )
 async def show_task(request: Request) -> Response:
@@ -141,7 +147,11 @@ async def show_task(request: Request) -> Response:
     operation_id="showResult",
     summary="Download the result of a task",
     response_class=Response,
-    responses={200: _WINDOWS_OR_MAP, **refusals(401, 404, 405, 406, 409, 410, 413, 415, 422, 500)},
+    responses={
+        200: _WINDOWS_OR_MAP,
+        206: {**_WINDOWS_OR_MAP, "description": "The part that the header Range names"},
+        **refusals(401, 404, 405, 406, 409, 410, 413, 415, 422, 500, 503),
+    },
     openapi_extra=operation(
         "curl -H 'Accept: image/tiff' -o map.tif {url}/tasks/{task_id}/result", parameters=[_TASK_ID]
     ),
@@ -150,14 +160,54 @@ async def show_result(request: Request) -> Response:
     """The header `Accept` chooses the response, as in `POST /scene`. If the task failed, it is the error."""
     media_type, task = _choose_media_type(request), await _find_task(request)
     if task.state is TaskState.FAILED and task.error:
-        return refuse(status_of_code(task.error["code"]), **task.error)
+        status = status_of_code(task.error["code"])
+        retry = {"Retry-After": _LATER} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        return refuse(status, **task.error, **retry)
     if task.state is not TaskState.DONE:
         message, hint = f"the task is {task.state}", f"GET /tasks/{task.id} returns its progress"
         return refuse(HTTPStatus.CONFLICT, "not_done", message, hint, **{"Retry-After": _SOON})
     path = serving_of(request).scenes.store.result(task.id, file_of(media_type))
-    return FileResponse(
-        path, media_type=media_type, headers=_result_headers(media_type, task.question["name"])
-    )
+    try:
+        file = await asyncio.to_thread(path.open, "rb")
+    except FileNotFoundError as error:
+        raise HTTPException(404, _NO_TASK) from error  # it was deleted a moment ago
+    return _send_file(request, file, media_type, _result_headers(media_type, task.question["name"]))
+
+
+def _send_file(request: Request, file: BinaryIO, media_type: str, headers: dict[str, str]) -> Response:
+    """Return a response of an open file, which may be deleted meanwhile; of a part, if one is asked for.
+
+    A Range that is malformed, of several parts or beyond the end is ignored (RFC 9110, 14.2).
+    """
+    size = os.fstat(file.fileno()).st_size
+    part = "" if "if-range" in request.headers else request.headers.get("range", "")
+    first, end = _parse_range(part, size) or (0, size)
+    status = HTTPStatus.OK
+    if end - first < size:
+        status = HTTPStatus.PARTIAL_CONTENT
+        headers = {**headers, "Content-Range": f"bytes {first}-{end - 1}/{size}"}
+    headers = {**headers, "Accept-Ranges": "bytes", "Content-Length": str(end - first)}
+    return StreamingResponse(_chunks(file, first, end), status, headers, media_type)
+
+
+def _parse_range(text: str, size: int) -> tuple[int, int] | None:
+    """Return the first byte of a Range and the one after its last; None: it is to be ignored."""
+    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", text.strip())
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        first, end = max(0, size - int(found[2])), size
+    else:
+        first, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
+    return (first, end) if first < end else None
+
+
+async def _chunks(file: BinaryIO, first: int, end: int) -> AsyncIterator[bytes]:
+    with file:
+        file.seek(first)
+        while first < end and (chunk := await asyncio.to_thread(file.read, min(_SEND_BYTES, end - first))):
+            first += len(chunk)
+            yield chunk
 
 
 @router.delete(
@@ -167,7 +217,7 @@ async def show_result(request: Request) -> Response:
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
     response_description="Deleted",
-    responses={204: {"headers": headers()}, **refusals(401, 404, 405, 410, 500)},
+    responses={204: {"headers": headers()}, **refusals(401, 404, 405, 410, 500, 503)},
     openapi_extra=operation("curl -X DELETE {url}/tasks/{task_id}", parameters=[_TASK_ID]),
 )
 async def remove_task(request: Request) -> Response:
@@ -306,7 +356,7 @@ async def _find_task(request: Request) -> StoredTask:
     ledger = serving_of(request).scenes.store
     task = await asyncio.to_thread(ledger.find, request.path_params["task_id"], _owner_of(request))
     if task is None:
-        raise HTTPException(404, "this caller has no such task; POST /scene makes one")
+        raise HTTPException(404, _NO_TASK)
     if task.state is TaskState.EXPIRED:
         raise HTTPException(
             410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again"
