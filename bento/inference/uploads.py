@@ -18,7 +18,7 @@ from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile
 
 MAX_DECODED_BYTES = 512 * 2**20  # of the tiles of one request
-MAX_BATCH_DECODED_BYTES = 32 * 2**20  # after which a batch reads no further tile
+MAX_BATCH_DECODED_BYTES = 16 * 2**20  # after which a batch reads no further tile
 _DIGITS = 6
 _LOG = logging.getLogger("tilewise")
 

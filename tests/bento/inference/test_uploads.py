@@ -168,8 +168,8 @@ def padded(name: str, budget: DecodeBudget) -> Upload:
 def test_a_batch_stops_reading_when_it_has_decoded_much(engine: Engine) -> None:
     budget = DecodeBudget()
     batch = classify_batch(engine, [padded(str(index), budget) for index in range(5)])
-    assert len(batch.results) == len(batch.uploads) == len(batch.outcomes) == 2
-    assert [answer["name"] for answer in batch.results if isinstance(answer, dict)] == ["0", "1"]
+    assert len(batch.results) == len(batch.uploads) == len(batch.outcomes) == 1
+    assert [answer["name"] for answer in batch.results if isinstance(answer, dict)] == ["0"]
 
 
 def test_uploads_that_take_several_batches_are_all_answered_in_order(engine: Engine) -> None:
@@ -191,3 +191,13 @@ def test_a_request_that_has_decoded_its_share_is_refused_the_rest_and_another_is
         "too_large",
         "",
     ]
+
+
+def test_a_tile_on_which_reading_fails_in_an_unforeseen_way_harms_no_other(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No file is known that does it: the options are broken instead."""
+    odd = Upload("odd.tif", tile_file(FOREST), None)  # type: ignore[arg-type]
+    first, second = classify_uploads(engine, [odd, Upload("good.tif", tile_file(LAKE))])
+    assert (first["error"]["code"], second["class"]) == ("internal", "SeaLake")
+    assert "could not be read, for an unexpected reason" in caplog.text
