@@ -3,6 +3,7 @@
     python benchmarks/fuzz.py --model demo/run/model.onnx    # 100,000 uploads, under ten minutes on 2 cores
     python benchmarks/fuzz.py --model demo/run/model.onnx --uploads 4000 --strace    # and every file that was
     opened
+    python benchmarks/fuzz.py --model demo/run/model.onnx --attacks          # on time, memory and disk
 
 Each request is decided by --seed and its number. What must not be is saved in --out with its number, and made
 as small
@@ -14,58 +15,24 @@ it, if a process ended, or if a file or port was touched that uploads name.
 import argparse
 import asyncio
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-import psutil
 import uvloop
+from hostile.attacks import ATTACKS, Target
 from hostile.requests import Hostile, Sent
+from hostile.service import PROJECT, Heard, Streams, Workers, ask, serving
 from hostile.sound import sound_files
 from hostile.tiffs import parse as parse_tiff
 from hostile.watch import Canary
 
-PROJECT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 20.0
-SETTINGS = {
-    "TILEWISE_WORKERS": "2",
-    "TILEWISE_HEAD_SECONDS": "2",
-    "TILEWISE_BODY_SECONDS": "2",
-    "TILEWISE_TURNOVER": "1000",
-}
 HARDLY_HTTP = ("wire", "headers", "path")
-
-
-@dataclass(frozen=True)
-class Heard:
-    """An answer: its status (0: none came), head and body, and whether the connection can be used again."""
-
-    status: int
-    head: bytes = b""
-    body: bytes = b""
-    goes_on: bool = False
-
-    @property
-    def fault(self) -> str:
-        """What must not be about it, or nothing."""
-        if self.status == 503 and b"retry-after:" in self.head:
-            return ""
-        if self.status >= 500:
-            return f"HTTP {self.status}"
-        described = self.body.startswith(b'{"openapi"')  # its examples name all errors
-        return "internal" if b'"error":{"code":"internal"' in self.body and not described else ""
 
 
 @dataclass
@@ -92,39 +59,6 @@ class Tally:
         fault = heard.fault or ("no answer" if heard.status == 0 and sent.kind not in HARDLY_HTTP else "")
         if fault:
             self.faults.append((index, fault))
-
-
-async def ask(port: int, content: bytes, streams: "Streams | None" = None) -> tuple[Heard, "Streams | None"]:
-    """Send a request, over a new connection if none is given; return the answer and the connection, if it
-    lives."""
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            streams = streams or await asyncio.open_connection("127.0.0.1", port, limit=2**24)
-            reader, writer = streams
-            writer.write(content)
-            with suppress(ConnectionError):  # it may answer before it has read all
-                await writer.drain()
-            heard = await _hear(reader, content.startswith(b"HEAD "))
-    except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, ValueError):
-        heard = Heard(0)
-    if heard.goes_on or streams is None:
-        return heard, streams
-    streams[1].close()
-    return heard, None
-
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def _hear(reader: asyncio.StreamReader, only_head: bool) -> Heard:
-    head = b"HTTP/1.1 100 "
-    while head.startswith(b"HTTP/1.1 100 "):
-        head = await reader.readuntil(b"\r\n\r\n")
-    low = head.lower()
-    status = int(head.split(b" ", 2)[1])
-    length = re.search(rb"content-length: (\d+)", low)
-    body = b"" if only_head or not length else await reader.readexactly(int(length.group(1)))
-    return Heard(status, low, body, bool(length) and b"connection: close" not in low)
 
 
 async def send_all(port: int, hostile: Hostile, uploads: int, connections: int, workers: "Workers") -> Tally:
@@ -165,97 +99,6 @@ async def send_all(port: int, hostile: Hostile, uploads: int, connections: int, 
     looking.cancel()
     print(file=sys.stderr)
     return tally
-
-
-class Workers:
-    """The processes that serve, and their memory over time."""
-
-    def __init__(self, parent: psutil.Process) -> None:
-        self._parent = parent
-        self.at_start = self.ids()
-        self.history: list[float] = []
-
-    def ids(self) -> set[int]:
-        """Return the processes that listen and answer."""
-        return {process.pid for process in self._processes()}
-
-    def _processes(self) -> list[psutil.Process]:
-        found = []
-        for process in self._parent.children(recursive=True):
-            with suppress(psutil.Error):
-                if "_bentoml_impl.worker.service" in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
-
-    @property
-    def megabytes(self) -> float:
-        """Memory of all, in MB: what each has for itself and a share of what they share."""
-        total = 0.0
-        for process in self._processes():
-            with suppress(psutil.Error):
-                total += process.memory_info().rss / 1e6
-        return total
-
-    def note(self) -> None:
-        """Note their memory."""
-        self.history.append(self.megabytes)
-
-
-@contextmanager
-def serving(model: Path, folder: Path, trace: Path | None) -> Iterator[tuple[int, psutil.Process]]:
-    """Serve `model` for the length of the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    if trace:
-        command = [
-            "strace",
-            "-f",
-            "-qq",
-            "-s",
-            "300",
-            "-e",
-            "trace=openat,open,connect",
-            "-o",
-            str(trace),
-            *command,
-        ]
-    environment = (
-        os.environ | SETTINGS | {"TILEWISE_MODEL": str(model.resolve()), "BENTOML_HOME": str(folder)}
-    )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_until_ready(port, process, folder / "log")
-        yield port, psutil.Process(process.pid)
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the processes of the service, and no other."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, kind)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(15)
-            return
-
-
-def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the service answers, a minute and a half at most."""
-    for _ in range(450):
-        if process.poll() is not None:
-            break
-        with suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False, timeout=5).status_code == 200:
-                time.sleep(2)  # the other process
-                return
-        time.sleep(0.2)
-    sys.exit(f"the service did not become ready:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 async def minimise(port: int, content: bytes, fault: str, limit: int = 150) -> bytes:
@@ -355,6 +198,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--strace", action="store_true", help="Run the service under strace; list what it opens."
     )
+    parser.add_argument(
+        "--attacks",
+        nargs="*",
+        metavar="NAME",
+        help=f"Run these attacks, or all, instead of the uploads: {', '.join(ATTACKS)}.",
+    )
+    parser.add_argument("--project", type=Path, default=PROJECT, help="Attack the service of this checkout.")
     parser.add_argument("--replay", type=int, help="Send this request alone, and print the answer.")
     return parser.parse_args()
 
@@ -362,6 +212,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run."""
     arguments = parse_arguments()
+    if arguments.attacks is not None:
+        target = Target(arguments.model, arguments.project.resolve(), arguments.seed)
+        for name in arguments.attacks or ATTACKS:
+            print(f"{name}: {ATTACKS[name](target)}", flush=True)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         canary = Canary(folder)

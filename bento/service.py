@@ -18,7 +18,7 @@ from tilewise.bento.api.middleware import outer_middleware, silence_libraries
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, settled
 from tilewise.bento.monitoring import logs, prediction_log
-from tilewise.bento.serving.releases import source_of
+from tilewise.bento.serving.releases import find_at_start, source_of
 from tilewise.bento.serving.runtime import Serving
 from tilewise.bento.serving.task_runner import check_folder, shared_folder
 from tilewise.bento.settings import Settings
@@ -103,7 +103,7 @@ class Tilewise:
         """Exit with one line where there is no valid model; BentoML would restart its workers for ever."""
         try:
             precision = Precision(settings.precision)
-            found = source_of(settings.model, precision).find().path
+            found = find_at_start(source_of(settings.model, precision)).path
             Engine(found, settings.network_threads)
             os.environ["TILEWISE_PRECISION"] = settled(found, precision)  # inherited by the worker processes
             if settings.predictions:

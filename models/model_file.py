@@ -7,10 +7,13 @@ Classes, bands, thresholds and provenance are one JSON object in the graph's met
 `tilewise`. A file without it, or of another version, is refused.
 """
 
+import base64
 import hashlib
 import json
 import math
 import os
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,6 +38,7 @@ SCHEMA_VERSION = 1
 INPUT = "tiles"
 OUTPUTS = ("probabilities", "logits", "embedding", "outlier_score")
 MAX_BYTES = 2 * 2**30  # a protobuf cannot be larger
+_DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
 
 class ReferenceHistogram(BaseModel):
@@ -78,6 +83,39 @@ class Outliers(BaseModel):
     false_alarms: float
 
 
+SELF_TEST_SIZE = 8
+_SELF_TEST_BYTES = 64 * BAND_COUNT * SELF_TEST_SIZE**2 * 2  # of 64 tiles: no file decompresses to more
+
+
+class SelfTest(BaseModel):
+    """Tiles, and what the model answered on them when it was exported: another answer means a broken model.
+
+    Attributes:
+        tiles: uint16 (n, 13, 8, 8), DN, little-endian; compressed by zlib, in base64.
+        probabilities: of each tile and class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tiles: str
+    probabilities: tuple[tuple[float, ...], ...]
+
+    def enlarged(self) -> npt.NDArray[np.uint16]:
+        """Return the tiles as the model takes them: uint16 (n, 13, 64, 64), each pixel repeated.
+
+        Raises:
+            ValueError: they are malformed.
+        """
+        try:
+            content = zlib.decompressobj().decompress(base64.b64decode(self.tiles), _SELF_TEST_BYTES)
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+        pixels = np.frombuffer(content, "<u2").astype(np.uint16)
+        step = TILE_SIZE // SELF_TEST_SIZE
+        small = pixels.reshape(-1, BAND_COUNT, SELF_TEST_SIZE, SELF_TEST_SIZE)
+        return small.repeat(step, axis=2).repeat(step, axis=3)
+
+
 class ModelMetadata(BaseModel):
     """The JSON object inside a model file.
 
@@ -106,6 +144,8 @@ class ModelMetadata(BaseModel):
         code_revision: git revision that trained it (`-dirty`: with uncommitted changes).
         licence: of the weights.
         created: ISO 8601, UTC.
+        self_test: checked whenever the model is loaded; None: the file is of a former version.
+        digest: SHA-256 of the file's bytes with 64 zeros in its own place; empty: as above.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -135,6 +175,8 @@ class ModelMetadata(BaseModel):
     code_revision: str = ""
     licence: str = ""
     created: str = ""
+    self_test: SelfTest | None = None
+    digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
     def prediction_set(self, probabilities: Sequence[float], coverage: float) -> list[str] | None:
         """Return the classes that reach the threshold of `coverage`, likeliest first; None if not calibrated.
@@ -214,6 +256,22 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
         raise ModelFileError(f"{path}: there is no such model; `tilewise train` makes one")
     if path.stat().st_size > MAX_BYTES:
         raise ModelFileError(f"{path}: {path.stat().st_size:,} bytes are more than an ONNX file can have")
+    content = path.read_bytes()
+    digest = check_digest(content, path)
+    try:
+        session = ort.InferenceSession(content, session_options(options), providers=["CPUExecutionProvider"])
+        stored = session.get_modelmeta().custom_metadata_map
+    except Exception as error:  # onnxruntime's own exceptions share no base but Exception
+        raise ModelFileError(f"{path}: not a readable ONNX file; export it again") from error
+    metadata = parse_metadata(stored.get(METADATA_KEY, stored.get(FORMER_METADATA_KEY)), path)
+    if metadata.digest != digest:
+        raise ModelFileError(f"{path}: its digest is not where it belongs; export it again")
+    _check_graph(session, metadata, path)
+    return ModelFile(path, hashlib.sha256(content).hexdigest(), metadata, session)
+
+
+def session_options(options: ort.SessionOptions | None = None) -> ort.SessionOptions:
+    """Return `options`, or new ones, with what every session of a model file needs."""
     options = options or ort.SessionOptions()
     if not int8_instructions():
         # INT8 products would then be summed in 16 bits, which overflow; this selects the slower kernels that
@@ -221,15 +279,27 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
         options.add_session_config_entry("session.x64quantprecision", "1")
     # Weights in external files are refused: the folder that they would be read from cannot exist.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    try:
-        content = path.read_bytes()
-        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions share no base but Exception
-        raise ModelFileError(f"{path}: not a readable ONNX file; export it again") from error
-    stored = session.get_modelmeta().custom_metadata_map
-    metadata = parse_metadata(stored.get(METADATA_KEY, stored.get(FORMER_METADATA_KEY)), path)
-    _check_graph(session, metadata, path)
-    return ModelFile(path, hashlib.sha256(content).hexdigest(), metadata, session)
+    return options
+
+
+def check_digest(content: bytes, path: Path) -> str:
+    """Check the bytes of a model file against the digest in its metadata, and return it; empty: it has none.
+
+    Raises:
+        ModelFileError: the bytes are not those that were written.
+    """
+    found = _DIGEST.search(content)
+    if found is None:
+        return ""
+    whole = hashlib.sha256(memoryview(content)[: found.start(1)])
+    whole.update(b"0" * 64)
+    whole.update(memoryview(content)[found.end(1) :])
+    digest = found[1].decode()
+    if whole.hexdigest() != digest:
+        raise ModelFileError(
+            f"{path}: corrupt, its bytes are not those that were exported (SHA-256); copy or export it again"
+        )
+    return digest
 
 
 def parse_metadata(text: str | None, path: Path) -> ModelMetadata:

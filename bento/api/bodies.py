@@ -8,7 +8,7 @@
 import io
 import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -50,13 +50,19 @@ class TileBatch:
     single: bool
 
 
-async def read_tiles(request: Request, settings: Settings, best_coverage: float) -> TileBatch:
+async def read_tiles(
+    request: Request,
+    settings: Settings,
+    best_coverage: float,
+    charge: Callable[[int], Awaitable[None]],
+) -> TileBatch:
     """Read the tiles of a request.
 
     Args:
         request: the request.
         settings: the limits of bytes and tiles.
         best_coverage: the highest coverage that the model is calibrated for (0-1); 0: it is not calibrated.
+        charge: see `limit_body`.
 
     Raises:
         HTTPException: a body of another media type, too long, malformed, or with a parameter that is not
@@ -64,7 +70,7 @@ async def read_tiles(request: Request, settings: Settings, best_coverage: float)
         UnknownBandError: a band name that Sentinel-2 does not have.
     """
     kind = media_type_of(request)
-    body = limit_body(request, settings.max_bytes)
+    body = limit_body(request, settings.max_bytes, charge)
     if kind == "multipart/form-data":
         return await _read_multipart(body, settings, best_coverage)
     if kind == "image/tiff":
@@ -90,35 +96,33 @@ def media_type_of(request: Request) -> str:
 # Limits.
 
 
-def announced_bytes(request: Request, max_bytes: int) -> int:
-    """Return the Content-Length of a request, or `max_bytes` where it has none.
-
-    Raises:
-        HTTPException: it is longer than `max_bytes`.
-    """
-    length = request.headers.get("content-length", "")
-    if not re.fullmatch(r"[0-9]{1,18}", length):
-        return max_bytes
-    if int(length) > max_bytes:
-        raise HTTPException(413, f"a body of {int(length):,} bytes; the limit is {max_bytes:,}")
-    return int(length)
-
-
-def limit_body(request: Request, max_bytes: int) -> Request:
+def limit_body(request: Request, max_bytes: int, charge: Callable[[int], Awaitable[None]]) -> Request:
     """Return `request` with a body that cannot be read beyond `max_bytes`, even if it hides its length.
 
+    Args:
+        request: the request.
+        max_bytes: of its body.
+        charge: called with the length of each part of the body that has arrived; it may wait, and meanwhile
+            no more is read.
+
     Raises:
-        HTTPException: the charset of the form is not UTF-8.
+        HTTPException: it announces more than `max_bytes`, or the charset of the form is not UTF-8.
     """
+    length = request.headers.get("content-length", "")
+    if re.fullmatch(r"[0-9]{1,18}", length) and int(length) > max_bytes:
+        raise HTTPException(413, f"a body of {int(length):,} bytes; the limit is {max_bytes:,}")
     _check_charset(request)
     received = 0
 
     async def receive() -> Message:
         nonlocal received
         message = await request.receive()
-        received += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        received += size
         if received > max_bytes:
             raise HTTPException(413, f"a body of more than {max_bytes:,} bytes, which is the limit")
+        if size:
+            await charge(size)
         return message
 
     return Request(request.scope, receive)

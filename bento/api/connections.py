@@ -19,6 +19,7 @@ from tilewise.bento.errors import error_body
 
 _SPARE_FILES = 128  # the model, logs, metrics and the loop's own
 _LINGER_SECONDS = 5.0
+_DRAIN_SECONDS = 2.0  # an idle client may have sent a request that has not arrived
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -45,7 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timer: TimerHandle | None = None
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._draining = True, 0, False
         self._cycles: list[RequestResponseCycle] = []  # requests in progress; several if they are pipelined
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -84,7 +85,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin to serve a request."""
         self._in_head = False
         self._stop_timer()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts != 1 and self.parser.get_http_version() == "1.1":
+            raise ValueError(
+                "not one Host"
+            )  # which the parser turns into `send_400_response` (RFC 9112, 3.2)
         super().on_headers_complete()
+        if self._draining:
+            self.cycle.keep_alive = False
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
 
     def on_response_complete(self) -> None:
@@ -95,7 +103,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse bytes that are not HTTP."""
-        self._refuse(400, "bad_request", "this is not an HTTP/1.1 request")
+        self._refuse(400, "bad_request", "this is not an HTTP/1.1 request with one Host")
+
+    def shutdown(self) -> None:
+        """Serve what is in progress and, on an idle connection, a request that is on its way; then close."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+            return
+        self._draining = True
+        self._stop_timer()
+        self.loop.call_later(_DRAIN_SECONDS, self._close_idle)
+
+    def _close_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     def _should_upgrade_to_ws(self) -> bool:
         return False  # the service has no WebSockets

@@ -9,6 +9,7 @@ import logging
 import random
 import sys
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -46,7 +47,7 @@ def outer_middleware(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
         "min_rate": settings.body_rate,
         "max_wait_seconds": settings.request_seconds,
     }
-    found.append((Deadlines, limits))
+    found += [(Deadlines, limits), (Linger, {})]
     keys = read_keys(settings.api_keys, settings.api_keys_file)
     if keys:
         found.append((KeyCheck, {"keys": keys, "open_metrics": settings.open_metrics}))
@@ -189,6 +190,51 @@ class Deadlines:
         message = f"not done within {self._max_wait_seconds:g} seconds"
         refusal = refuse(504, "timeout", message, "send fewer tiles at once, or try again later", **_CLOSE)
         await refusal(scope, receive, send)
+
+
+# Bodies that are not read to their end.
+
+_LINGER_SECONDS = 2.0
+
+
+class Linger:
+    """Discard the rest of a body for a while before a response ends that was sent without reading it.
+
+    Closing a connection on which bytes lie unread resets it, and the client never sees why it was refused.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http" or not _BODY_HEADERS & {name for name, _ in scope["headers"]}:
+            return await self._app(scope, receive, send)
+        unread = True
+
+        async def receive_and_note() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = bool(message.get("more_body", False))
+            return message
+
+        async def discard() -> None:
+            with suppress(HTTPException, TimeoutError):  # the rest comes too slowly
+                async with asyncio.timeout(_LINGER_SECONDS):
+                    while unread:
+                        await receive_and_note()
+
+        async def send_and_linger(message: Message) -> None:
+            if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await discard()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        return await self._app(scope, receive_and_note, send_and_linger)
+
+
+_BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 
 
 # The API version.

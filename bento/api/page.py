@@ -5,7 +5,6 @@ service, and to nothing else, except for the images of a base map, which it requ
 turns that on.
 """
 
-import asyncio
 import hashlib
 import json
 import mimetypes
@@ -22,18 +21,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tilewise.bento.api.bodies import FIELD, announced_bytes, limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.bodies import FIELD, limit_body, media_type_of, parse_parameters
 from tilewise.bento.api.replies import headers, refusals
 from tilewise.bento.api.schemas import PNG, TIFF, PreviewParameters, form, operation, query
-from tilewise.bento.inference.preview import View, preview
+from tilewise.bento.inference.preview import Preview, View, preview
 from tilewise.bento.results.maps import FURTHER, KNOWN
+from tilewise.bento.serving.admission import caller_of
+from tilewise.bento.serving.background import CLIENT_GONE, Check, ClientGoneError
 from tilewise.bento.serving.runtime import serving_of
 
 router = APIRouter(tags=["people"])
 
 CLOUD_FRACTION = "Tilewise-Cloud-Fraction"
 _PARAMETERS = tuple(PreviewParameters.model_fields)
-_ONE_AT_A_TIME = asyncio.Semaphore(1)  # in each process: pictures take at most one core from classification
 
 
 @router.post(
@@ -54,13 +54,20 @@ _ONE_AT_A_TIME = asyncio.Semaphore(1)  # in each process: pictures take at most 
 )
 async def show_preview(request: Request) -> Response:
     """A PNG of at most 512 pixels a side, as the web page shows it; pixels without data are transparent."""
-    settings = serving_of(request).settings
-    async with serving_of(request).admission.room(announced_bytes(request, settings.max_bytes)):
-        parameters, content = await _read_file(limit_body(request, settings.max_bytes))
+    serving = serving_of(request)
+    settings = serving.settings
+    async with serving.admission.room(caller_of(request)) as room:
+        parameters, content = await _read_file(limit_body(request, settings.max_bytes, room.grow))
         options, _ = parse_parameters(parameters, _PARAMETERS)
         name, view = parameters.get("name") or "tile", _parse_view(parameters)
-        async with _ONE_AT_A_TIME:
-            made = await asyncio.to_thread(preview, content, options, name, view, settings.max_pixels)
+
+        def work(check: Check) -> Preview:
+            return preview(content, options, name, view, settings.max_pixels, check)
+
+        try:
+            made = await serving.previews.run(request, work)
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
     cloud = {} if made.cloud_fraction is None else {CLOUD_FRACTION: f"{made.cloud_fraction:.4f}"}
     return Response(made.png, media_type="image/png", headers=cloud)
 

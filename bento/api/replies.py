@@ -13,6 +13,7 @@ from tilewise.bento.errors import INTERNAL, body_of, error_body
 from tilewise.bento.request_context import note_code
 from tilewise.bento.serving.admission import OverloadedError
 from tilewise.bento.serving.batcher import ClosedError
+from tilewise.bento.serving.task_store import FULL, FullError, is_full
 from tilewise.datasets.core.errors import TilewiseError
 
 
@@ -269,6 +270,16 @@ async def handle_overload(request: Request, error: Exception) -> Response:
     return refuse(503, "overloaded", "too many requests are waiting", f"try again in {seconds} s", **headers)
 
 
+async def handle_full(request: Request, error: Exception) -> Response:
+    """Respond with 503 where there is no space for a scene or an upload, 429 where too many tasks wait."""
+    headers = {"Retry-After": "30", "Connection": "close"}  # the body may be unread
+    if isinstance(error, FullError) and error.tasks:
+        return refuse(429, "too_many_tasks", "the queue of scenes is full", "try again in 30 s", **headers)
+    if not is_full(error):
+        raise error
+    return refuse(503, **FULL, **headers)
+
+
 async def handle_disconnect(request: Request, error: Exception) -> Response:
     """Count a client that disconnected while it sent its body as 499, which is no failure of the service."""
     return Response(status_code=499)
@@ -284,6 +295,8 @@ HANDLERS: dict[Any, ExceptionHandler] = {
     HTTPException: handle_http_error,
     OverloadedError: handle_overload,
     ClosedError: handle_overload,
+    FullError: handle_full,
+    OSError: handle_full,
     ClientDisconnect: handle_disconnect,
     Exception: handle_internal_error,
 }

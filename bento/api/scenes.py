@@ -1,7 +1,7 @@
 """Routes of scenes: `POST /scene`, and `/tasks/{task_id}` for large ones."""
 
 import asyncio
-import errno
+import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi import APIRouter
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from tilewise.bento import metrics
-from tilewise.bento.api.bodies import announced_bytes, limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.bodies import limit_body, media_type_of, parse_parameters
 from tilewise.bento.api.replies import headers, negotiate, refusals, refuse, reply, status_of_code
 from tilewise.bento.api.schemas import (
     TIFF,
@@ -34,6 +34,8 @@ from tilewise.bento.api.schemas import (
 )
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.request_context import note_requested
+from tilewise.bento.serving.admission import caller_of
+from tilewise.bento.serving.background import CLIENT_GONE, ClientGoneError
 from tilewise.bento.serving.runtime import Serving, serving_of
 from tilewise.bento.serving.scene_answers import (
     FORMS,
@@ -43,8 +45,8 @@ from tilewise.bento.serving.scene_answers import (
     count_windows,
     serialise,
 )
-from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError, file_of
-from tilewise.bento.serving.task_store import FullError, StoredTask, TaskState, TaskStore, owner_of
+from tilewise.bento.serving.task_runner import file_of
+from tilewise.bento.serving.task_store import StoredTask, TaskState, TaskStore, owner_of
 
 router = APIRouter(tags=["scenes"])
 
@@ -52,6 +54,8 @@ FIELD = "scene"
 DEFAULT_NAME = "scene"
 _PARAMETERS = tuple(SceneParameters.model_fields)
 _MIN_VALID_FRACTION = 0.5
+_NO_TASK = "this caller has no such task; POST /scene makes one"
+_SEND_BYTES = 2**18
 _SOON, _LATER = "2", "30"  # seconds of Retry-After
 
 _TASK_ID = {"name": "task_id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -98,29 +102,24 @@ async def classify_scene(request: Request) -> Response:
     task: the response is 202, with the task's path in `Location`.
     """
     serving, media_type = serving_of(request), _choose_media_type(request)
-    size = announced_bytes(request, serving.settings.max_scene_bytes)
     ledger = serving.scenes.store
-    try:
-        async with _reserved(ledger, _owner_of(request), size) as task_id:
-            parameters = await spool(request, ledger.source(task_id), serving.settings.max_scene_bytes)
-            question = _parse_question(parameters, serving.best_coverage)
-            windows = await asyncio.to_thread(
-                count_windows,
-                ledger.source(task_id),
-                question,
-                serving.engine.metadata.tile_size,
-                serving.settings.max_pixels,
-            )
-            note_requested(windows, serving.engine.metadata.version)
-            if windows > serving.settings.max_sync_windows or _prefers_task(request):
-                return await _submit(request, serving, task_id, question, windows)
+    async with _held(ledger, request) as task_id:
+        parameters = await spool(request, ledger, task_id, serving.settings.max_scene_bytes)
+        question = _parse_question(parameters, serving.best_coverage)
+        windows = await asyncio.to_thread(
+            count_windows,
+            ledger.source(task_id),
+            question,
+            serving.engine.metadata.tile_size,
+            serving.settings.max_pixels,
+        )
+        note_requested(windows, serving.engine.metadata.version)
+        if windows > serving.settings.max_sync_windows or _prefers_task(request):
+            return await _submit(request, serving, task_id, question, windows)
+        try:
             return await _answer_now(request, serving, task_id, question, media_type)
-    except ClientGoneError:
-        return Response(status_code=CLIENT_GONE)
-    except FullError as error:
-        return _refuse_full(error)
-    except StorageFullError:
-        return _refuse_full(FullError(tasks=False))
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
 
 
 @router.get(
@@ -129,7 +128,10 @@ async def classify_scene(request: Request) -> Response:
     summary="Show the progress of a task",
     response_model=TaskResponse,
     response_description="The task",
-    responses={200: {"headers": headers(), "content": example("task")}, **refusals(401, 404, 405, 410, 500)},
+    responses={
+        200: {"headers": headers(), "content": example("task")},
+        **refusals(401, 404, 405, 410, 500, 503),
+    },
     openapi_extra=operation("curl {url}/tasks/{task_id}", parameters=[_TASK_ID]),
 )
 async def show_task(request: Request) -> Response:
@@ -145,7 +147,11 @@ async def show_task(request: Request) -> Response:
     operation_id="showResult",
     summary="Download the result of a task",
     response_class=Response,
-    responses={200: _WINDOWS_OR_MAP, **refusals(401, 404, 405, 406, 409, 410, 413, 415, 422, 500)},
+    responses={
+        200: _WINDOWS_OR_MAP,
+        206: {**_WINDOWS_OR_MAP, "description": "The part that the header Range names"},
+        **refusals(401, 404, 405, 406, 409, 410, 413, 415, 422, 500, 503),
+    },
     openapi_extra=operation(
         "curl -H 'Accept: image/tiff' -o map.tif {url}/tasks/{task_id}/result", parameters=[_TASK_ID]
     ),
@@ -154,14 +160,54 @@ async def show_result(request: Request) -> Response:
     """The header `Accept` chooses the response, as in `POST /scene`. If the task failed, it is the error."""
     media_type, task = _choose_media_type(request), await _find_task(request)
     if task.state is TaskState.FAILED and task.error:
-        return refuse(status_of_code(task.error["code"]), **task.error)
+        status = status_of_code(task.error["code"])
+        retry = {"Retry-After": _LATER} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        return refuse(status, **task.error, **retry)
     if task.state is not TaskState.DONE:
         message, hint = f"the task is {task.state}", f"GET /tasks/{task.id} returns its progress"
         return refuse(HTTPStatus.CONFLICT, "not_done", message, hint, **{"Retry-After": _SOON})
     path = serving_of(request).scenes.store.result(task.id, file_of(media_type))
-    return FileResponse(
-        path, media_type=media_type, headers=_result_headers(media_type, task.question["name"])
-    )
+    try:
+        file = await asyncio.to_thread(path.open, "rb")
+    except FileNotFoundError as error:
+        raise HTTPException(404, _NO_TASK) from error  # it was deleted a moment ago
+    return _send_file(request, file, media_type, _result_headers(media_type, task.question["name"]))
+
+
+def _send_file(request: Request, file: BinaryIO, media_type: str, headers: dict[str, str]) -> Response:
+    """Return a response of an open file, which may be deleted meanwhile; of a part, if one is asked for.
+
+    A Range that is malformed, of several parts or beyond the end is ignored (RFC 9110, 14.2).
+    """
+    size = os.fstat(file.fileno()).st_size
+    part = "" if "if-range" in request.headers else request.headers.get("range", "")
+    first, end = _parse_range(part, size) or (0, size)
+    status = HTTPStatus.OK
+    if end - first < size:
+        status = HTTPStatus.PARTIAL_CONTENT
+        headers = {**headers, "Content-Range": f"bytes {first}-{end - 1}/{size}"}
+    headers = {**headers, "Accept-Ranges": "bytes", "Content-Length": str(end - first)}
+    return StreamingResponse(_chunks(file, first, end), status, headers, media_type)
+
+
+def _parse_range(text: str, size: int) -> tuple[int, int] | None:
+    """Return the first byte of a Range and the one after its last; None: it is to be ignored."""
+    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", text.strip())
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        first, end = max(0, size - int(found[2])), size
+    else:
+        first, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
+    return (first, end) if first < end else None
+
+
+async def _chunks(file: BinaryIO, first: int, end: int) -> AsyncIterator[bytes]:
+    with file:
+        file.seek(first)
+        while first < end and (chunk := await asyncio.to_thread(file.read, min(_SEND_BYTES, end - first))):
+            first += len(chunk)
+            yield chunk
 
 
 @router.delete(
@@ -171,7 +217,7 @@ async def show_result(request: Request) -> Response:
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
     response_description="Deleted",
-    responses={204: {"headers": headers()}, **refusals(401, 404, 405, 410, 500)},
+    responses={204: {"headers": headers()}, **refusals(401, 404, 405, 410, 500, 503)},
     openapi_extra=operation("curl -X DELETE {url}/tasks/{task_id}", parameters=[_TASK_ID]),
 )
 async def remove_task(request: Request) -> Response:
@@ -188,31 +234,36 @@ _MAX_FIELDS = 8
 _MAX_FIELD_BYTES = 4096
 _MAX_NAME = 200  # characters
 _CHUNK_BYTES = 2**20
+_STEP_BYTES = 4 * 2**20  # that are reserved at a time
 
 
-class StorageFullError(Exception):
-    """The disk of the tasks is full."""
+async def spool(request: Request, ledger: TaskStore, task_id: str, max_bytes: int) -> dict[str, str]:
+    """Write the scene in a request's body to its file; return the parameters in the query and in a form.
 
-
-async def spool(request: Request, path: Path, max_bytes: int) -> dict[str, str]:
-    """Write the scene in a request's body to `path`; return the parameters in the query and in a form.
+    The bytes are charged to the store as they arrive, and not as they are announced.
 
     Raises:
         HTTPException: a body of another media type, malformed, or longer than `max_bytes`.
-        StorageFullError: the disk is full.
+        FullError: the store or the disk is full.
     """
-    kind = media_type_of(request)
-    body = limit_body(request, max_bytes)
-    try:
-        if kind == "image/tiff":
-            await _spool_raw(body, path)
-            return _with_name(request.query_params)
-        if kind == "multipart/form-data":
-            return _with_name({**request.query_params, **await _spool_form(body, path)})
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError from error
-        raise
+    kind, path = media_type_of(request), ledger.source(task_id)
+    length = request.headers.get("content-length", "")
+    announced = int(length) if length.isdecimal() and len(length) < 19 else max_bytes
+    received = reserved = 0
+
+    async def charge(size: int) -> None:
+        nonlocal received, reserved
+        received += size
+        if received > reserved:
+            reserved = max(received, min(received + _STEP_BYTES, announced))
+            await asyncio.to_thread(ledger.grow, task_id, reserved)
+
+    body = limit_body(request, max_bytes, charge)
+    if kind == "image/tiff":
+        await _spool_raw(body, path)
+        return _with_name(request.query_params)
+    if kind == "multipart/form-data":
+        return _with_name({**request.query_params, **await _spool_form(body, path)})
     raise HTTPException(
         415,
         f"a body of {kind or 'no type'}; send the scene as image/tiff (curl --data-binary @scene.tif -H "
@@ -286,9 +337,9 @@ async def _answer_now(
 
 
 @asynccontextmanager
-async def _reserved(ledger: TaskStore, owner: str, size: int) -> AsyncIterator[str]:
-    """Reserve space for a scene of `size` bytes during the block, or until it becomes a task."""
-    task_id = await asyncio.to_thread(ledger.hold, owner, size)
+async def _held(ledger: TaskStore, request: Request) -> AsyncIterator[str]:
+    """Hold an entry of the store during the block, or until it becomes a task."""
+    task_id = await asyncio.to_thread(ledger.hold, _owner_of(request), caller_of(request))
     try:
         yield task_id
     finally:
@@ -305,7 +356,7 @@ async def _find_task(request: Request) -> StoredTask:
     ledger = serving_of(request).scenes.store
     task = await asyncio.to_thread(ledger.find, request.path_params["task_id"], _owner_of(request))
     if task is None:
-        raise HTTPException(404, "this caller has no such task; POST /scene makes one")
+        raise HTTPException(404, _NO_TASK)
     if task.state is TaskState.EXPIRED:
         raise HTTPException(
             410, f"the results were kept for {ledger.limits.kept:.0f} s; send the scene again"
@@ -374,15 +425,3 @@ def _parse_fraction(parameters: Mapping[str, str], name: str, default: float) ->
     if not 0 <= fraction <= 1:
         raise HTTPException(422, f"{name} is a fraction from 0 to 1, not {parameters[name]!r}")
     return fraction
-
-
-def _refuse_full(error: FullError) -> Response:
-    if error.tasks:
-        message, hint = "the queue of scenes is full", f"try again in {_LATER} s"
-        return refuse(
-            HTTPStatus.TOO_MANY_REQUESTS, "too_many_tasks", message, hint, **{"Retry-After": _LATER}
-        )
-    message = "there is no disk space for another scene"
-    hint = f"try again in {_LATER} s, or DELETE the tasks whose results you have"
-    fields = {"Retry-After": _LATER, "Connection": "close"}  # the body may be unread
-    return refuse(HTTPStatus.SERVICE_UNAVAILABLE, "storage_full", message, hint, **fields)

@@ -175,6 +175,8 @@ class _ServedModel(ModelMetadata):
 
     histograms: tuple[()] = Field((), exclude=True)
     histogram_edges: tuple[()] = Field((), exclude=True)
+    self_test: None = Field(None, exclude=True)
+    digest: str = Field("", exclude=True)
     sha256: Sha256 = Field(description="Of the model file.")
 
 

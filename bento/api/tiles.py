@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tilewise.bento.api.bodies import announced_bytes, read_tiles
+from tilewise.bento.api.bodies import read_tiles
 from tilewise.bento.api.replies import headers, negotiate, refusals, reply, status_of_code
 from tilewise.bento.api.schemas import (
     ARRAY,
@@ -36,8 +36,9 @@ from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint
 from tilewise.bento.inference.uploads import Upload
 from tilewise.bento.request_context import note_answered, note_requested
+from tilewise.bento.serving.admission import caller_of
+from tilewise.bento.serving.background import CLIENT_GONE, ClientGoneError
 from tilewise.bento.serving.runtime import serving_of
-from tilewise.bento.serving.task_runner import CLIENT_GONE, ClientGoneError
 from tilewise.datasets.core.errors import NoDataError
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.geotiff import read_tile
@@ -82,9 +83,10 @@ async def classify(request: Request) -> Response:
     not accept `scale` and `offset`.
     """
     serving = serving_of(request)
-    async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
-        batch = await read_tiles(request, serving.settings, serving.best_coverage)
-        engine, results = await serving.classify(batch.uploads, sticky_key(request))
+    caller = caller_of(request)
+    async with serving.admission.room(caller) as room:
+        batch = await read_tiles(request, serving.settings, serving.best_coverage, room.grow)
+        engine, results = await serving.classify(batch.uploads, sticky_key(request), caller)
     note_answered()
     if batch.single and "error" in results[0]:
         return reply({"error": results[0]["error"]}, status_of_code(results[0]["error"]["code"]))
@@ -112,7 +114,9 @@ async def describe_model(request: Request) -> Response:
 
 
 def _describe_engine(engine: TileClassifier) -> dict[str, Any]:
-    card = engine.metadata.model_dump(mode="json", exclude={"histograms", "histogram_edges"})
+    card = engine.metadata.model_dump(
+        mode="json", exclude={"histograms", "histogram_edges", "self_test", "digest"}
+    )
     return {**card, "sha256": engine.sha256}
 
 
@@ -173,9 +177,9 @@ async def explain_tile(request: Request) -> Response:
         raise HTTPException(406, f"the response has no such media type; Accept {_PNG} or {_JSON}")
     engine = serving.releases.route(sticky_key(request))
     options = _parse_options(request.query_params, engine)
-    async with serving.admission.room(announced_bytes(request, serving.settings.max_bytes)):
+    async with serving.admission.room(caller_of(request)) as room:
         single = serving.settings.model_copy(update={"max_tiles": 1})
-        batch = await read_tiles(_without_parameters(request), single, serving.best_coverage)
+        batch = await read_tiles(_without_parameters(request), single, serving.best_coverage, room.grow)
         tile = await asyncio.to_thread(_read_only_tile, batch.uploads, engine.metadata.tile_size)
     note_requested(1, engine.metadata.version)
 

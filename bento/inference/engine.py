@@ -10,8 +10,17 @@ import onnxruntime as ort
 
 from tilewise.datasets.core.errors import ModelFileError, TileShapeError
 from tilewise.datasets.core.tile import BAND_COUNT, DN
-from tilewise.models.model_file import INPUT, OUTPUTS, ModelFile, ModelMetadata, open_model, usable_cores
+from tilewise.models.model_file import (
+    INPUT,
+    INT8,
+    OUTPUTS,
+    ModelFile,
+    ModelMetadata,
+    open_model,
+    usable_cores,
+)
 
+_MAX_DIFFERENCE, _MAX_DIFFERENCE_INT8 = 1e-3, 0.05  # of a probability: processors sum in other orders
 TILES_A_THREAD = 8
 """Tiles per thread in one run of the network, so that its activations stay in the caches of a core.
 
@@ -128,12 +137,24 @@ class Engine:
 
     def _self_check(self) -> None:
         """Refuse a model whose probabilities are invalid: a corrupt file may load and still give nonsense."""
-        size = self.metadata.tile_size
+        size, test = self.metadata.tile_size, self.metadata.self_test
         tiles = np.full((2, BAND_COUNT, size, size), 1500, np.uint16)
         tiles[1, ::2] = 0
         try:
             probabilities = self.classify(tiles).probabilities
+            found = self.classify(test.enlarged()).probabilities if test else None
         except Exception as error:  # onnxruntime's own exceptions share no base but Exception
             raise ModelFileError(f"{self.path}: the model cannot be run; export it again") from error
         if not (np.isfinite(probabilities).all() and np.allclose(probabilities.sum(1), 1, atol=1e-3)):
             raise ModelFileError(f"{self.path}: the model's probabilities do not sum to 1; export it again")
+        if test and found is not None:
+            self._compare(found, np.array(test.probabilities, np.float32))
+
+    def _compare(self, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+        """Refuse a model that does not answer its own tiles as it did when it was exported."""
+        allowed = _MAX_DIFFERENCE_INT8 if self.metadata.precision == INT8 else _MAX_DIFFERENCE
+        if found.shape != expected.shape or not np.abs(found - expected).max() <= allowed:
+            raise ModelFileError(
+                f"{self.path}: the model does not answer the tiles in its metadata as it did when it was "
+                "exported; copy or export it again"
+            )

@@ -5,12 +5,14 @@ not show absolute brightness. The cloud fraction needs reflectances, so it is gi
 is known.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Interleaving
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
@@ -26,6 +28,8 @@ from tilewise.datasets.core.tile import DN, place_bands, valid_mask
 from tilewise.datasets.readers.geotiff import ReadingPlan, isolated_gdal, open_geotiff, plan_reading
 
 LONGEST_SIDE = 512
+MAX_BLOCK_BYTES = 256 * 2**20  # decoded, as of scenes
+MAX_DECODED_BYTES = 2**30  # 4096 × 4096 pixels of 13 bands of float32 take 832 MiB
 PERCENTILES = (2, 98)
 # A band that varies less than this fraction of the most varying one is not stretched fully: that is noise.
 MIN_CONTRAST = 0.4
@@ -68,7 +72,14 @@ class Preview:
     cloud_fraction: float | None
 
 
-def preview(content: bytes, overrides: ReadOptions, name: str, view: View, max_pixels: int) -> Preview:
+def preview(
+    content: bytes,
+    overrides: ReadOptions,
+    name: str,
+    view: View,
+    max_pixels: int,
+    check: Callable[[], None] = lambda: None,
+) -> Preview:
     """Return a picture of a GeoTIFF, at most LONGEST_SIDE pixels a side.
 
     Args:
@@ -76,9 +87,10 @@ def preview(content: bytes, overrides: ReadOptions, name: str, view: View, max_p
         overrides: bands and radiometry, where the file itself does not declare them.
         name: of the file, for errors.
         max_pixels: more are refused.
+        check: called before each block is decoded; whatever it raises ends the work.
 
     Raises:
-        SceneTooLargeError: the file has more than `max_pixels`.
+        SceneTooLargeError: the file has more than `max_pixels`, or decodes to more than MAX_DECODED_BYTES.
         MissingBandError: the view needs a band that the file does not have.
         TilewiseError: as `tilewise.datasets.readers.geotiff.open_geotiff` and `plan_reading`; unknown
             radiometry is no error here.
@@ -89,8 +101,12 @@ def preview(content: bytes, overrides: ReadOptions, name: str, view: View, max_p
                 f"{name}: {dataset.width} × {dataset.height} pixels; {max_pixels:,} are the most"
             )
         plan = plan_reading(dataset, name, _with_any_radiometry(overrides))
-        numbers, valid = _read(dataset, plan, VIEW_BANDS[view])
-        return Preview(to_png(stretch(numbers, valid), valid), _cloud_fraction(dataset, name, overrides))
+        _refuse_missing(plan, VIEW_BANDS[view])
+        clouds = CLOUD_BANDS if set(CLOUD_BANDS) <= set(plan.bands) else ()
+        small = _read(dataset, plan, tuple(dict.fromkeys(VIEW_BANDS[view] + clouds)), check)
+        numbers, valid = small.select(VIEW_BANDS[view])
+        cloud_fraction = _cloud_fraction(dataset, name, overrides, small) if clouds else None
+        return Preview(to_png(stretch(numbers, valid), valid), cloud_fraction)
 
 
 def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
@@ -137,40 +153,103 @@ def _with_any_radiometry(overrides: ReadOptions) -> ReadOptions:
     )
 
 
-def _read(dataset: DatasetReader, plan: ReadingPlan, bands: tuple[str, ...]) -> tuple[Values, Valid]:
-    """Return the file's numbers in `bands` (len(bands), height, width), and valid pixels (height, width)."""
+@dataclass(frozen=True, slots=True)
+class _Small:
+    """A subsampled file.
+
+    Attributes:
+        bands: canonical names.
+        numbers: float32 (bands, height, width), the file's numbers.
+        valid: bool, of the same shape: where they hold data.
+    """
+
+    bands: tuple[str, ...]
+    numbers: Values
+    valid: Valid
+
+    def select(self, bands: tuple[str, ...]) -> tuple[Values, Valid]:
+        """Return the numbers of `bands`, and the pixels (height, width) that hold data in all of them."""
+        indexes = [self.bands.index(band) for band in bands]
+        valid: Valid = np.all(self.valid[indexes], axis=0)
+        return self.numbers[indexes], valid
+
+
+def _refuse_missing(plan: ReadingPlan, bands: tuple[str, ...]) -> None:
     missing = [band for band in bands if band not in plan.bands]
     if missing:
         raise MissingBandError(
             f"{plan.name}: it has no {', '.join(missing)}; this picture shows {', '.join(bands)} in red, "
             f"green and blue"
         )
+
+
+def _read(
+    dataset: DatasetReader, plan: ReadingPlan, bands: tuple[str, ...], check: Callable[[], None]
+) -> _Small:
     indexes = [plan.indexes[plan.bands.index(band)] for band in bands]
-    numbers = _read_small(dataset, plan.name, indexes)
+    _refuse_much_decoding(dataset, plan.name, len(bands))
+    numbers = _read_small(dataset, plan.name, indexes, check)
     valid = np.isfinite(numbers) & (numbers != 0)
     if plan.no_data is not None and np.isfinite(plan.no_data):
         valid &= numbers != plan.no_data
-    return np.nan_to_num(numbers.astype(np.float32), posinf=0, neginf=0), valid.all(axis=0)
+    return _Small(bands, np.nan_to_num(numbers.astype(np.float32), posinf=0, neginf=0), valid)
 
 
-def _read_small(dataset: DatasetReader, name: str, indexes: list[int]) -> npt.NDArray[np.generic]:
-    """Return raster bands subsampled to LONGEST_SIDE (not averaged: no data would bleed into neighbours)."""
-    shrink = max(1.0, max(dataset.height, dataset.width) / LONGEST_SIDE)
-    height, width = (max(1, round(side / shrink)) for side in (dataset.height, dataset.width))
-    try:
-        return np.asarray(dataset.read(indexes=indexes, out_shape=(len(indexes), height, width)))
-    except RasterioError as error:
-        raise UnreadableImageError(f"{name}: truncated or corrupt, its pixels cannot be decoded") from error
+def _refuse_much_decoding(dataset: DatasetReader, name: str, bands: int) -> None:
+    """Refuse a file of which a block, or all blocks that are read, take too much memory or time to decode."""
+    height, width = dataset.block_shapes[0]
+    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1  # bands in a block
+    size = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
+    blocks = math.ceil(dataset.height / height) * math.ceil(dataset.width / width)
+    total = size * blocks * (1 if together > 1 else bands)
+    if size > MAX_BLOCK_BYTES or total > MAX_DECODED_BYTES:
+        raise SceneTooLargeError(
+            f"{name}: {total / 2**20:,.0f} MiB when decoded, in blocks of {size / 2**20:,.0f} MiB; a picture "
+            f"is made of at most {MAX_DECODED_BYTES / 2**20:,.0f} MiB in blocks of "
+            f"{MAX_BLOCK_BYTES / 2**20:,.0f} MiB: cut the file, or rewrite it with tiles of 512 × 512"
+        )
 
 
-def _cloud_fraction(dataset: DatasetReader, name: str, overrides: ReadOptions) -> float | None:
+def _read_small(
+    dataset: DatasetReader, name: str, indexes: list[int], check: Callable[[], None]
+) -> npt.NDArray[np.generic]:
+    """Return raster bands subsampled to LONGEST_SIDE (not averaged: no data would bleed into neighbours).
+
+    They are read block by block, so that the work can be stopped, and never from overviews, whose blocks
+    nobody has checked.
+    """
+    rows, columns = (_nearest(side, max(dataset.shape)) for side in dataset.shape)
+    small = np.zeros((len(indexes), len(rows), len(columns)), dataset.dtypes[0])
+    for _, window in dataset.block_windows(1):
+        check()
+        down = slice(*np.searchsorted(rows, (window.row_off, window.row_off + window.height)))
+        across = slice(*np.searchsorted(columns, (window.col_off, window.col_off + window.width)))
+        if rows[down].size == 0 or columns[across].size == 0:
+            continue
+        try:
+            block = dataset.read(indexes=indexes, window=window)
+        except RasterioError as error:
+            raise UnreadableImageError(
+                f"{name}: truncated or corrupt, its pixels cannot be decoded"
+            ) from error
+        chosen = np.ix_(rows[down] - window.row_off, columns[across] - window.col_off)
+        small[:, down, across] = block[:, chosen[0], chosen[1]]
+    return small
+
+
+def _nearest(side: int, longest: int) -> npt.NDArray[np.intp]:
+    """Return which of `side` rows or columns are shown: those nearest to the middles of the picture's."""
+    shrink = max(1.0, longest / LONGEST_SIDE)
+    count = max(1, round(side / shrink))
+    return ((np.arange(count) + 0.5) * (side / count)).astype(np.intp)
+
+
+def _cloud_fraction(dataset: DatasetReader, name: str, overrides: ReadOptions, small: _Small) -> float | None:
     try:
         plan = plan_reading(dataset, name, overrides)
     except RadiometryUnknownError:
         return None
-    if not set(CLOUD_BANDS) <= set(plan.bands):
-        return None
-    numbers, valid = _read(dataset, plan, CLOUD_BANDS)
+    numbers, valid = small.select(CLOUD_BANDS)
     pixels = place_bands(plan.radiometry.to_dn(numbers, np.broadcast_to(valid, numbers.shape)), CLOUD_BANDS)
     counted = valid_mask(pixels, CLOUD_BANDS)
     return float(cloud_mask(pixels)[counted].mean()) if counted.any() else None

@@ -12,11 +12,13 @@ from tilewise.bento import metrics
 from tilewise.bento.errors import body_of, error_body
 from tilewise.bento.inference.engine import Answers, Engine, TileClassifier
 from tilewise.bento.request_context import RequestContext
-from tilewise.datasets.core.errors import NoDataError, TilewiseError
+from tilewise.datasets.core.errors import NoDataError, SceneTooLargeError, TilewiseError
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile
 
+MAX_DECODED_BYTES = 512 * 2**20  # of the tiles of one request
+MAX_BATCH_DECODED_BYTES = 16 * 2**20  # after which a batch reads no further tile
 _DIGITS = 6
 _LOG = logging.getLogger("tilewise")
 
@@ -25,6 +27,26 @@ Answer = dict[str, Any]
 
 class InferenceError(Exception):
     """The model failed on a batch of valid tiles: a fault of the service, not of the request."""
+
+
+@dataclass(slots=True)
+class DecodeBudget:
+    """Bounds what the tiles of one request take when decoded, padding of their blocks included.
+
+    Attributes:
+        left: bytes.
+    """
+
+    left: int = MAX_DECODED_BYTES
+
+    def take(self, name: str, size: int) -> None:
+        """Take `size` bytes; raises SceneTooLargeError if fewer are left."""
+        if size > self.left:
+            raise SceneTooLargeError(
+                f"{name}: the tiles of this request take more than {MAX_DECODED_BYTES / 2**20:.0f} MiB when "
+                "decoded; send fewer at once, or rewrite them with blocks of 64 × 64"
+            )
+        self.left -= size
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +61,7 @@ class Upload:
         engine: the model that classifies it; None: the default one of `classify_batch`.
         shadow: a second model that classifies it for comparison only.
         request_context: of the request that it belongs to.
+        budget: of the request that it belongs to.
     """
 
     name: str
@@ -48,6 +71,7 @@ class Upload:
     engine: Engine | None = None
     shadow: Engine | None = None
     request_context: RequestContext | None = None
+    budget: DecodeBudget = field(default_factory=DecodeBudget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +126,10 @@ def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
     Raises:
         InferenceError: the model failed.
     """
-    return successes(classify_batch(engine, uploads).results)
+    results: list[Answer] = []
+    while len(results) < len(uploads):
+        results += successes(classify_batch(engine, uploads[len(results) :]).results)
+    return results
 
 
 def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
@@ -120,11 +147,13 @@ def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
 def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:
     """Read and classify uploads, each by its own model or else by `engine`.
 
-    A model that fails affects only its own uploads: their results are `ModelFailure`.
+    Only the first uploads are, where they take more than MAX_BATCH_DECODED_BYTES when decoded: the batch has
+    those. A model that fails affects only its own uploads: their results are `ModelFailure`.
     """
     stages: list[metrics.TimedStage] = []
     with metrics.timed("read", len(uploads), stages), isolated_gdal():
-        outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
+        outcomes = _read_some(uploads, engine.metadata.tile_size)
+    uploads = uploads[: len(outcomes)]
     results: list[Answer | ModelFailure] = [
         outcome if isinstance(outcome, dict) else {} for outcome in outcomes
     ]
@@ -211,6 +240,19 @@ def count(engine: Engine, answer: Answer) -> None:
         metrics.OUTLIER.labels(version).observe(answer["outlier"]["score"] / outliers.threshold)
 
 
+def _read_some(uploads: Sequence[Upload], size: int) -> list[Tile | Answer]:
+    """Return the outcomes of reading the first uploads: at least one, and as many as fit into a batch."""
+    outcomes: list[Tile | Answer] = []
+    decoded = 0
+    for upload in uploads:
+        left = upload.budget.left
+        outcomes.append(_read(upload, size))
+        decoded += left - upload.budget.left
+        if decoded > MAX_BATCH_DECODED_BYTES:
+            break
+    return outcomes
+
+
 def _read(upload: Upload, size: int) -> Tile | Answer:
     """Return the tile, or a JSON-ready error."""
     try:
@@ -233,4 +275,8 @@ def _read(upload: Upload, size: int) -> Tile | Answer:
 
 def _read_bytes(upload: Upload, size: int) -> Tile:
     assert isinstance(upload.content, bytes)  # noqa: S101 - the caller checks
-    return read_tile(upload.content, upload.overrides, upload.name, size)
+
+    def admit(decoded: int) -> None:
+        upload.budget.take(upload.name, decoded)
+
+    return read_tile(upload.content, upload.overrides, upload.name, size, admit)

@@ -2,7 +2,8 @@
 
 A lone job starts at once; no job ever waits for a batch to fill. Under load, batches grow by themselves,
 since more jobs arrive while each is processed. One thread does the work; the event loop only accepts jobs and
-delivers results. `tilewise.bento.serving.admission` bounds how much may wait, before it comes here.
+delivers results. `tilewise.bento.serving.admission` bounds how much may wait, before it comes here. Callers
+take turns, job by job: nobody waits for the whole of another's large request.
 
 Background work (scenes, explanations) runs between batches in short portions: at once if no job waits, and
 otherwise so rarely that it takes a small fraction of the time.
@@ -12,7 +13,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,9 +34,10 @@ class ClosedError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Submission(Generic[Job, Result]):
-    """The jobs of one caller, and the future that gets their results when all are done."""
+    """The jobs of one request, and the future that gets their results when all are done."""
 
     jobs: Sequence[Job]
+    caller: str
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[list[Result]]"
     taken: int = 0
@@ -46,10 +48,11 @@ class Batcher(Generic[Job, Result]):
     """Process the jobs of many callers in batches.
 
     Args:
-        work: turns a list of jobs into as many results, in the batcher's thread. For an invalid job it
-            returns a result that says so; what it raises is raised to every caller with a job in the batch.
+        work: turns a list of jobs into results, in the batcher's thread. For an invalid job it returns a
+            result that says so; what it raises is raised to every caller with a job in the batch. It may do
+            the first jobs only, where they are much work: the others come in a later batch.
         max_batch_size: jobs in a batch.
-        observe: called before each batch with its size and the number of jobs that still wait.
+        observe: called after the work on each batch with its size and the number of jobs that still wait.
         after: called when the results of a batch are delivered, before the next batch.
 
     What `observe` and `after` raise is logged and has no other effect.
@@ -64,7 +67,7 @@ class Batcher(Generic[Job, Result]):
     ) -> None:
         self._work, self._max_batch_size = work, max_batch_size
         self._observe, self._after = observe, after
-        self._submissions: deque[_Submission[Job, Result]] = deque()
+        self._turns: OrderedDict[str, deque[_Submission[Job, Result]]] = OrderedDict()  # whose turn is next
         self._background: deque[Callable[[], None]] = deque()
         self._last_background = 0.0  # when a portion last ran
         self._waiting = 0
@@ -78,8 +81,12 @@ class Batcher(Generic[Job, Result]):
         """Number of jobs that wait."""
         return self._waiting
 
-    async def submit(self, jobs: Sequence[Job]) -> list[Result]:
+    async def submit(self, jobs: Sequence[Job], caller: str = "") -> list[Result]:
         """Return the results of `jobs`, in order.
+
+        Args:
+            jobs: of one request.
+            caller: who takes turns with others.
 
         Raises:
             ClosedError: the batcher is closed.
@@ -88,11 +95,11 @@ class Batcher(Generic[Job, Result]):
         if not jobs:
             return []
         loop = asyncio.get_running_loop()
-        submission: _Submission[Job, Result] = _Submission(jobs, loop, loop.create_future())
+        submission: _Submission[Job, Result] = _Submission(jobs, caller, loop, loop.create_future())
         with self._changed:
             if self._closed:
                 raise ClosedError
-            self._submissions.append(submission)
+            self._turns.setdefault(caller, deque()).append(submission)
             self._waiting += len(jobs)
             self._changed.notify()
         return await submission.future
@@ -133,7 +140,7 @@ class Batcher(Generic[Job, Result]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._submissions and not self._background and not self._closed:
+                while not self._turns and not self._background and not self._closed:
                     self._changed.wait()
                 if self._closed:
                     self._fail_all(ClosedError())
@@ -149,50 +156,67 @@ class Batcher(Generic[Job, Result]):
     def _take_portion(self) -> Callable[[], None] | None:
         """Take a portion of background work if it is its turn."""
         overdue = time.monotonic() - self._last_background > _MAX_BACKGROUND_WAIT_S
-        return self._background.popleft() if self._background and (overdue or not self._submissions) else None
+        return self._background.popleft() if self._background and (overdue or not self._turns) else None
 
-    def _take_batch(self) -> list[tuple[_Submission[Job, Result], Sequence[Job]]]:
-        """Take up to a batch of jobs, oldest first; a large submission is split over several batches."""
-        batch, room = [], self._max_batch_size
-        while self._submissions and room:
-            submission = self._submissions[0]
-            left = len(submission.jobs) - submission.taken
+    def _take_batch(self) -> list[_Submission[Job, Result]]:
+        """Take up to a batch of jobs, one after another of each caller and of each of its requests in turn.
+
+        Returns:
+            for each job, the submission whose next one it is.
+        """
+        batch: list[_Submission[Job, Result]] = []
+        while self._turns and len(batch) < self._max_batch_size:
+            caller, submissions = next(iter(self._turns.items()))
+            submission = submissions.popleft()
             if submission.future.cancelled():  # the caller has gone
-                self._submissions.popleft()
-                self._waiting -= left
-                continue
-            part = submission.jobs[submission.taken : submission.taken + room]
-            batch.append((submission, part))
-            submission.taken += len(part)
-            self._waiting -= len(part)
-            room -= len(part)
-            if submission.taken == len(submission.jobs):
-                self._submissions.popleft()
+                self._waiting -= len(submission.jobs) - submission.taken
+            else:
+                submission.taken += 1
+                self._waiting -= 1
+                batch.append(submission)
+                if submission.taken < len(submission.jobs):
+                    submissions.append(submission)
+            self._turns.move_to_end(caller)
+            if not submissions:
+                del self._turns[caller]
         return batch
 
-    def _process(self, batch: list[tuple[_Submission[Job, Result], Sequence[Job]]]) -> None:
-        jobs = [job for _, part in batch for job in part]
-        if self._observe:
-            _call_observer(self._observe, len(jobs), self._waiting)
+    def _put_back(self, batch: Sequence[_Submission[Job, Result]]) -> None:
+        """Undo `_take_batch` for its last jobs: they come first in the next batch."""
+        with self._changed:
+            for submission in reversed(batch):
+                submissions = self._turns.setdefault(submission.caller, deque())
+                if submission.taken < len(submission.jobs):
+                    submissions.remove(submission)
+                submissions.appendleft(submission)
+                submission.taken -= 1
+                self._waiting += 1
+                self._turns.move_to_end(submission.caller, last=False)
+
+    def _process(self, batch: list[_Submission[Job, Result]]) -> None:
+        places = Counter[_Submission[Job, Result]]()
+        jobs = []
+        for submission in batch:
+            jobs.append(submission.jobs[len(submission.results) + places[submission]])
+            places[submission] += 1
         try:
             results = self._work(jobs)
-            if len(results) != len(jobs):
+            if not 0 < len(results) <= len(jobs):
                 raise RuntimeError(f"{len(results)} results of {len(jobs)} jobs")
         except Exception as error:  # whatever it is: no caller may wait for ever
-            self._fail([submission for submission, _ in batch], error)
+            self._fail(list(places), error)
             return
-        self._deliver(batch, results)
+        self._put_back(batch[len(results) :])
+        if self._observe:
+            _call_observer(self._observe, len(results), self._waiting)
+        self._deliver(batch[: len(results)], results)
         if self._after:
             _call_observer(self._after)
 
-    def _deliver(
-        self, batch: list[tuple[_Submission[Job, Result], Sequence[Job]]], results: list[Result]
-    ) -> None:
-        start = 0
+    def _deliver(self, batch: list[_Submission[Job, Result]], results: list[Result]) -> None:
         done: dict[asyncio.AbstractEventLoop, list[_Submission[Job, Result]]] = {}
-        for submission, part in batch:
-            submission.results += results[start : start + len(part)]
-            start += len(part)
+        for submission, result in zip(batch, results, strict=True):
+            submission.results.append(result)
             if len(submission.results) == len(submission.jobs):
                 done.setdefault(submission.loop, []).append(submission)
         for loop, submissions in done.items():
@@ -201,18 +225,21 @@ class Batcher(Generic[Job, Result]):
     def _fail(self, submissions: Sequence[_Submission[Job, Result]], error: Exception) -> None:
         with self._changed:
             for submission in submissions:
-                if submission in self._submissions:  # the rest of it would be processed for nothing
-                    self._submissions.remove(submission)
-                    self._waiting -= len(submission.jobs) - submission.taken
+                left = len(submission.jobs) - submission.taken
+                if left:  # the rest of it would be processed for nothing
+                    self._turns[submission.caller].remove(submission)
+                    self._waiting -= left
+                    if not self._turns[submission.caller]:
+                        del self._turns[submission.caller]
         for submission in submissions:
             _call_in_loop(submission.loop, _reject, submission, error)
 
     def _fail_all(self, error: Exception) -> None:
-        submissions, self._waiting = list(self._submissions), 0
-        self._submissions.clear()
+        waiting, self._waiting = [one for of_caller in self._turns.values() for one in of_caller], 0
+        self._turns.clear()
         while self._background:  # each portion finds the batcher closed
             self._background.popleft()()
-        for submission in submissions:
+        for submission in waiting:
             _call_in_loop(submission.loop, _reject, submission, error)
 
 

@@ -7,12 +7,13 @@ one goes on serving.
 """
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -23,7 +24,7 @@ from tilewise.bento import metrics
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick, state
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.datasets.core.files import sha256_of
+from tilewise.datasets.core.files import atomic_write, sha256_of
 from tilewise.datasets.core.locations import MODEL_NAME
 from tilewise.models.model_file import REGISTRY_PREFIX, ModelMetadata, find_model, int8_of
 
@@ -50,12 +51,36 @@ class FoundModel:
     identity: str
 
 
+class RegistryDownError(ModelFileError):
+    """The registry gives no answer, which says nothing about the model."""
+
+
 class ModelSource(Protocol):
     """A name of a model, which may mean another model later."""
 
     def find(self) -> FoundModel:
         """Return the model that it names now; raises ModelFileError if there is none."""
         ...
+
+    def find_last(self) -> FoundModel | None:
+        """Return the model that it named when it was last found on this machine, if that is still here."""
+        ...
+
+
+def find_at_start(source: ModelSource) -> FoundModel:
+    """Return the model of a source; where its registry gives no answer, the last one, with a warning.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    try:
+        return source.find()
+    except RegistryDownError as error:
+        found = source.find_last()
+        if found is None:
+            raise
+        _LOG.warning("%s; starting with %s, which was found here before", error, found.identity)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +101,9 @@ class FileSource:
         if not (known := state(path)):
             raise ModelFileError(f"{path}: there is no such model; `tilewise train` makes one")
         return FoundModel(pick(path, self.precision), f"{path}:{known}:{state(int8_of(path))}")
+
+    def find_last(self) -> None:
+        """Return None: a file has no registry that could be down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +129,8 @@ class AliasSource:
             raise ModelFileError(
                 f"{self.uri}: MLflow is not installed; pip install 'tilewise[ops]'"
             ) from error
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
         try:
             version = _version(MlflowClient(), self.uri)
             folder = _cache(f"{version.name}:{version.version}:{version.source}")
@@ -111,10 +141,49 @@ class AliasSource:
             raise
         except Exception as error:  # every store raises its own kinds
             reason = " ".join(str(error).split())[:200]
-            raise ModelFileError(f"{self.uri}: MLflow cannot provide this model: {reason}") from error
-        path = _one_model(folder, self.uri)
-        _check_registered(path, version.tags.get("sha256"), self.uri)
-        return FoundModel(pick(path, self.precision), f"{version.name}:{version.version}")
+            known = getattr(error, "error_code", "") in _ANSWERS
+            kind = ModelFileError if known else RegistryDownError
+            raise kind(f"{self.uri}: MLflow cannot provide this model: {reason}") from error
+        digests = {name: version.tags.get(name, "") for name in ("sha256", "int8_sha256")}
+        last = _LastFound(f"{version.name}:{version.version}", folder.name, **digests)
+        found = self._checked(last)
+        with atomic_write(self._record()) as partial:
+            partial.write_text(json.dumps(asdict(last)), encoding="utf-8")
+        return found
+
+    def find_last(self) -> FoundModel | None:
+        """Return the version that the alias named last; see `ModelSource.find_last`."""
+        try:
+            return self._checked(_LastFound(**json.loads(self._record().read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _checked(self, last: "_LastFound") -> FoundModel:
+        path = _one_model(_cache_root() / last.folder, self.uri)
+        _check_registered(path, last.sha256, self.uri)
+        if int8_of(path).is_file():
+            _check_registered(int8_of(path), last.int8_sha256, self.uri)
+        return FoundModel(pick(path, self.precision), last.identity)
+
+    def _record(self) -> Path:
+        """Return the file that says which version the alias named last."""
+        key = f"{os.environ.get('MLFLOW_TRACKING_URI', '')} {self.uri}"
+        return _cache_root() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _LastFound:
+    """A version whose files are in the cache: its identity, their folder, and their registered SHA-256."""
+
+    identity: str
+    folder: str
+    sha256: str
+    int8_sha256: str
+
+
+_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
+"""Error codes of MLflow by which a registry says that there is no such model for this caller."""
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # MLflow's: minutes
 
 
 def source_of(model: str | None, precision: Precision = Precision.AUTO) -> ModelSource:
@@ -137,14 +206,19 @@ def _version(client: "MlflowClient", uri: str) -> "ModelVersion":
 
 
 def _cache(key: str) -> Path:
-    """Return the folder for the files of a version, which belongs to this user."""
+    """Return the folder for the files of a version."""
+    folder = _cache_root() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _cache_root() -> Path:
+    """Return the folder of all versions, which belongs to this user."""
     root = Path(tempfile.gettempdir()) / f"tilewise-models-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
     root.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():
         raise ModelFileError(f"{root}: belongs to another user; set TMPDIR to a folder of your own")
-    folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
-    folder.mkdir(exist_ok=True)
-    return folder
+    return root
 
 
 def _fill(folder: Path, fetch: Callable[[Path], object]) -> None:
@@ -170,7 +244,7 @@ def _one_model(folder: Path, uri: str) -> Path:
 
 def _check_registered(path: Path, registered: str | None, uri: str) -> None:
     """Refuse a model file whose SHA-256 differs from the registered one, if there is one."""
-    if registered and _sha256(path, state(path)) != registered:
+    if registered and registered != "none" and _sha256(path, state(path)) != registered:
         raise ModelFileError(
             f"{uri}: the downloaded file {path} is not the registered one (its SHA-256 differs); "
             f"delete {path.parent} to download it again, or register the model again"
@@ -219,7 +293,7 @@ class _Slot:
 
     def refresh(self) -> None:
         """Load the model if the source names another than before; on ModelFileError the former one stays."""
-        found = self.source.find()
+        found = self.source.find() if self.engine else find_at_start(self.source)
         if found.identity == self.identity:
             return
         self.identity = (

@@ -15,6 +15,7 @@ from tilewise.bento.inference.precision import Precision
 from tilewise.bento.inference.uploads import (
     Answer,
     Batch,
+    DecodeBudget,
     InferenceError,
     ModelFailure,
     Upload,
@@ -26,6 +27,7 @@ from tilewise.bento.monitoring.prediction_log import PredictionLog
 from tilewise.bento.monitoring.tracing import tracing_to
 from tilewise.bento.request_context import current, note_requested, note_submitted
 from tilewise.bento.serving.admission import Admission
+from tilewise.bento.serving.background import BackgroundPool
 from tilewise.bento.serving.batcher import Batcher
 from tilewise.bento.serving.releases import Mode, Releases, source_of
 from tilewise.bento.serving.task_runner import Scenes
@@ -34,6 +36,7 @@ from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import Tile
 
 _LOG = logging.getLogger("tilewise")
+_PREVIEW_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Serving:
         batcher: processes the tiles of all requests together.
         observers: called after each batch.
         scenes: runs scenes and explanations in the background.
+        previews: draws pictures in the background.
     """
 
     settings: Settings
@@ -55,6 +59,7 @@ class Serving:
     batcher: Batcher[Upload, Answer | ModelFailure]
     observers: "BatchObservers"
     scenes: Scenes
+    previews: BackgroundPool
 
     @classmethod
     def start(cls, settings: Settings) -> "Serving":
@@ -76,14 +81,17 @@ class Serving:
             metrics.WAITING.set(waiting)
 
         observers = BatchObservers.start(settings, releases)
-        waiting_requests = metrics.WAITING_REQUESTS.set
         admission = Admission(
-            settings.room, settings.max_waiting, settings.max_wait_seconds, waiting_requests
+            settings.room,
+            settings.room // 2,
+            settings.max_waiting,
+            settings.max_wait_seconds,
+            metrics.WAITING_REQUESTS.set,
         )
         batcher = Batcher(work, settings.max_batch_size, observe, lambda: observers.observe(last.pop()))
-        return cls(
-            settings, releases, admission, batcher, observers, Scenes.start(settings, releases, batcher)
-        )
+        scenes = Scenes.start(settings, releases, batcher)
+        previews = BackgroundPool("previews", _PREVIEW_THREADS, settings.max_wait_seconds)
+        return cls(settings, releases, admission, batcher, observers, scenes, previews)
 
     @property
     def engine(self) -> Engine:
@@ -95,8 +103,12 @@ class Serving:
         """The highest coverage that the champion's prediction sets are calibrated for; 0: it has none."""
         return max_coverage(self.engine) or 0.0
 
-    async def classify(self, uploads: Sequence[Upload], key: str) -> tuple[Engine, list[Answer]]:
+    async def classify(
+        self, uploads: Sequence[Upload], key: str, caller: str = ""
+    ) -> tuple[Engine, list[Answer]]:
         """Return the model that answered a request from `key`, and one result for each upload, in order.
+
+        `caller` takes turns with others (`Batcher.submit`).
 
         One model answers all uploads: the champion, or the canary if `key` falls into its fraction. Where the
             canary
@@ -110,15 +122,16 @@ class Serving:
         champion = self.releases.champion
         engine = self._within_coverage(self.releases.canary(key) or champion, champion, uploads)
         try:
-            return engine, await self._submit(uploads, engine, self.releases.shadow(key))
+            return engine, await self._submit(uploads, engine, self.releases.shadow(key), caller)
         except InferenceError:
             if engine is champion:
                 raise
             metrics.CANARY_FALLBACKS.labels("error", engine.metadata.version).inc()
-        return champion, await self._submit(uploads, champion, None)
+        return champion, await self._submit(uploads, champion, None, caller)
 
     def close(self) -> None:
         """Stop the threads, and call the observers' `close`."""
+        self.previews.close()
         self.scenes.close()
         self.releases.close()
         self.batcher.close()
@@ -134,13 +147,19 @@ class Serving:
             raise TilewiseError(f"the model is calibrated for a coverage of at most {max_coverage(engine)}")
         return engine
 
-    async def _submit(self, uploads: Sequence[Upload], engine: Engine, shadow: Engine | None) -> list[Answer]:
+    async def _submit(
+        self, uploads: Sequence[Upload], engine: Engine, shadow: Engine | None, caller: str
+    ) -> list[Answer]:
         """Queue the uploads for the next batches, to be classified by `engine`, and return the results."""
         note_requested(len(uploads), engine.metadata.version)
         note_submitted()
         context = current()
-        jobs = [replace(upload, engine=engine, shadow=shadow, request_context=context) for upload in uploads]
-        return successes(await self.batcher.submit(jobs))
+        budget = DecodeBudget()
+        jobs = [
+            replace(upload, engine=engine, shadow=shadow, request_context=context, budget=budget)
+            for upload in uploads
+        ]
+        return successes(await self.batcher.submit(jobs, caller))
 
 
 def make_releases(settings: Settings) -> Releases:

@@ -3,7 +3,6 @@
 It runs in threads of low priority and shares the network with the tiles of requests (`ScheduledEngine`).
 """
 
-import asyncio
 import atexit
 import logging
 import os
@@ -13,8 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,33 +21,21 @@ from starlette.requests import Request
 from tilewise.bento import metrics
 from tilewise.bento.errors import body_of, error_body
 from tilewise.bento.inference.engine import TileClassifier
-from tilewise.bento.serving.admission import Admission
+from tilewise.bento.serving.background import BackgroundPool, Check, WorkStoppedError, lower_priority
 from tilewise.bento.serving.batcher import Batcher, ClosedError
 from tilewise.bento.serving.releases import Releases
 from tilewise.bento.serving.scene_answers import FORMS, SceneRequest, answer_scene
 from tilewise.bento.serving.scheduler import ScheduledEngine
-from tilewise.bento.serving.task_store import StorageLimits, StoredTask, TaskStore
+from tilewise.bento.serving.task_store import FULL, StorageLimits, StoredTask, TaskStore, is_full
 from tilewise.bento.settings import Settings
 from tilewise.datasets.core.errors import SceneTooLargeError, TilewiseError
 
 _LOG = logging.getLogger("tilewise")
-_NICENESS = 10
-_MAX_CONCURRENT = 2
-_MAX_WAITING = 32
-
-CLIENT_GONE = 499  # never sent: the status by which logs know a request whose client has disconnected
+_THREADS = 3
 
 Value = TypeVar("Value")
 BackgroundJob = Callable[[Callable[[TileClassifier], TileClassifier]], Value]
 """Called in a thread of low priority, with a function that returns a scheduled version of an engine."""
-
-
-class WorkStoppedError(Exception):
-    """The work is not wanted any more, or must stop now."""
-
-
-class ClientGoneError(Exception):
-    """The client has closed the connection, so the response is not wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +45,13 @@ class Scenes:
     Attributes:
         store: the scenes of all processes of the service.
         runner: runs tasks.
-        room: admits two jobs at once that are answered in the response; further ones wait.
-        threads: that run those jobs.
+        pool: runs what is answered in the response.
         batcher: its batches go first.
     """
 
     store: TaskStore
     runner: "TaskRunner"
-    room: Admission
-    threads: ThreadPoolExecutor
+    pool: BackgroundPool
     batcher: Batcher[Any, Any]
 
     @classmethod
@@ -84,65 +67,26 @@ class Scenes:
             return {file_of(form): serialise(scene) for form, serialise in FORMS.items()}
 
         runner = TaskRunner(store, work, settings.task_seconds)
-        room = Admission(_MAX_CONCURRENT, _MAX_WAITING, settings.max_wait_seconds)
-        threads = ThreadPoolExecutor(_MAX_CONCURRENT, "scenes", initializer=lower_priority)
-        return cls(store, runner, room, threads, batcher)
+        pool = BackgroundPool("scenes", _THREADS, settings.max_wait_seconds)
+        return cls(store, runner, pool, batcher)
 
     async def answer(self, request: Request, work: BackgroundJob[Value]) -> Value:
-        """Run `work` as soon as there is room, and return its result; stop soon if the client disconnects.
+        """Return the result of `work`, which shares the network with tiles; see `BackgroundPool.run`."""
 
-        Raises:
-            ClientGoneError: the client has disconnected.
-            OverloadedError: too many jobs wait.
-        """
-        stop = threading.Event()
+        def scheduled(check: Check) -> Value:
+            return work(lambda engine: ScheduledEngine(engine, self.batcher, check))
 
-        def check() -> None:
-            if stop.is_set():
-                raise WorkStoppedError
-
-        async with self.room.room(1):
-            loop = asyncio.get_running_loop()
-            working = loop.run_in_executor(
-                self.threads, work, lambda engine: ScheduledEngine(engine, self.batcher, check)
-            )
-            leaving = asyncio.create_task(_disconnected(request))
-            either: list[asyncio.Future[Any]] = [working, leaving]
-            try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if not working.done():
-                    raise ClientGoneError
-                return working.result()
-            finally:
-                stop.set()
-                leaving.cancel()
-                with suppress(Exception):  # raised above already, or not wanted
-                    await working
+        return await self.pool.run(request, scheduled)
 
     def close(self) -> None:
         """Stop; tasks wait for another process, or for the next start."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()
         self.runner.close()
 
 
 def file_of(form: str) -> str:
     """Return the file name of a task's result in the media type `form`."""
     return f"{form.partition('/')[2]}.result"
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the client has closed the connection; the body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def lower_priority() -> None:
-    """Give this thread a lower priority than those that answer requests, on systems that support it."""
-    if hasattr(os, "setpriority") and hasattr(threading, "get_native_id"):
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        except OSError:
-            _LOG.debug("the priority of a thread cannot be set here")
 
 
 # Tasks.
@@ -211,7 +155,10 @@ class TaskRunner:
             self._store.give_back(task.id)  # has no effect if the task was removed
         except TilewiseError as error:
             self._store.fail(task.id, body_of(error, task.question.get("name", ""))["error"])
-        except Exception:
+        except Exception as error:
+            if is_full(error):
+                self._store.fail(task.id, FULL)
+                return
             if not self._store.advance(task.id, 0):
                 return  # the task was removed, and its folder with it
             _LOG.exception("a task failed for an unexpected reason")

@@ -7,6 +7,7 @@ import shutil
 import stat
 import struct
 import time
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -242,7 +243,8 @@ def _checked(zipped: zipfile.ZipFile, path: Path, folder: str, limits: UnpackLim
         raise UnsafeArchiveError(f"{path.name}: {len(members)} members, more than {limits.max_members}")
     for info in members:
         _check_member(info, path)
-    if len({info.filename.casefold() for info in members}) < len(members):
+    # Names that differ in case or in Unicode composition alone are one file on some systems.
+    if len({unicodedata.normalize("NFC", info.filename).casefold() for info in members}) < len(members):
         raise UnsafeArchiveError(f"{path.name}: a member's name occurs twice; nothing was unpacked")
     total = sum(info.file_size for info in members)
     bound = min(limits.max_bytes, limits.max_ratio * path.stat().st_size)
@@ -275,7 +277,17 @@ def _is_safe_name(name: str) -> bool:
     """Return whether `name` is, on every system, a path below the folder it is unpacked into."""
     if any(sign in "\\:" or not sign.isprintable() for sign in name):
         return False
-    return not {"", ".", ".."} & set(name.removesuffix("/").split("/"))
+    parts = name.removesuffix("/").split("/")
+    return not any(
+        part in ("", ".", "..") or part[-1] in ". " or part.partition(".")[0].rstrip().casefold() in _DEVICES
+        for part in parts
+    )
+
+
+_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(10))}
+)
+"""Names that open a device on Windows, whatever ending follows."""
 
 
 def _extract(

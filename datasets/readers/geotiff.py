@@ -10,7 +10,7 @@ import math
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,14 +190,24 @@ def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
 def _refuse_padding(dataset: DatasetReader, name: str) -> None:
     """Refuse a small raster in blocks so large that decoding them costs as much as a large raster."""
     height, width = dataset.block_shapes[0]
-    pixels = math.ceil(dataset.height / height) * height * math.ceil(dataset.width / width) * width
-    size = pixels * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
-    if size > MAX_PADDING_BYTES and pixels > 4 * dataset.height * dataset.width:
+    size = decoded_bytes(dataset)
+    if size > MAX_PADDING_BYTES and size > 4 * dataset.height * dataset.width * _pixel_bytes(dataset):
         raise TileShapeError(
             f"{name}: {dataset.width} × {dataset.height} pixels in blocks of {width} × {height} "
             f"that take {size / 2**20:.0f} MiB when decoded; "
             f"rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
         )
+
+
+def decoded_bytes(dataset: DatasetReader) -> int:
+    """Return the bytes that all blocks of a raster take when decoded, their padding included."""
+    height, width = dataset.block_shapes[0]
+    pixels = math.ceil(dataset.height / height) * height * math.ceil(dataset.width / width) * width
+    return pixels * _pixel_bytes(dataset)
+
+
+def _pixel_bytes(dataset: DatasetReader) -> int:
+    return dataset.count * np.dtype(dataset.dtypes[0]).itemsize
 
 
 def plan_reading(dataset: DatasetReader, name: str, options: ReadOptions) -> ReadingPlan:
@@ -249,9 +259,20 @@ def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None 
 
 
 def read_tile(
-    source: Path | bytes, options: ReadOptions, name: str | None = None, size: int = TILE_SIZE
+    source: Path | bytes,
+    options: ReadOptions,
+    name: str | None = None,
+    size: int = TILE_SIZE,
+    admit: Callable[[int], None] = lambda size: None,
 ) -> Tile:
     """Read one `size` × `size` tile from a GeoTIFF.
+
+    Args:
+        source: a file, or its bytes.
+        options: bands and radiometry, where the file itself does not declare them.
+        name: of the tile, for errors.
+        size: pixels a side.
+        admit: called before decoding with the result of `decoded_bytes`; it may raise to refuse the tile.
 
     Raises:
         TileShapeError: the raster has another size, or is not like a Sentinel-2 file.
@@ -265,6 +286,7 @@ def read_tile(
                 "cut it to size, or classify it as a scene"
             )
         plan = plan_reading(dataset, label, options)
+        admit(decoded_bytes(dataset))
         pixels = read_dn(dataset, plan)
         return Tile(
             label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)

@@ -14,7 +14,8 @@ import torch
 from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
-from tilewise.models.model_file import INPUT, METADATA_KEY, OUTPUTS, ModelMetadata
+from tilewise.models.export.stamp import save_model
+from tilewise.models.model_file import INPUT, OUTPUTS, ModelMetadata
 from tilewise.models.network.classifier import Classifier, Exported
 
 OPSET = 20
@@ -63,8 +64,7 @@ def write_graph(classifier: Classifier, metadata: ModelMetadata, path: Path) -> 
         raise ExportError(f"{path}: torch could not trace the network")
     graph = program.model_proto
     _strip_debug_info(graph.graph)
-    set_metadata(graph, metadata)
-    onnx.save(graph, str(path))  # weights inside: an external file would be lost by the first copy
+    save_model(graph, metadata, path)  # weights inside: an external file would be lost by the first copy
 
 
 def _strip_debug_info(graph: onnx.GraphProto) -> None:
@@ -72,11 +72,6 @@ def _strip_debug_info(graph: onnx.GraphProto) -> None:
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
         del part.metadata_props[:]
         part.doc_string = ""
-
-
-def set_metadata(graph: onnx.ModelProto, metadata: ModelMetadata) -> None:
-    """Put `metadata` into `graph`, in place of any that it has."""
-    onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
 
 
 def compare(classifier: Classifier, path: Path, tiles: DN) -> float:

@@ -28,7 +28,8 @@ from onnxruntime.quantization import (
 from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import DN
-from tilewise.models.model_file import INPUT, INT8, METADATA_KEY, ModelMetadata, open_model
+from tilewise.models.export.stamp import save_model
+from tilewise.models.model_file import INPUT, INT8, ModelMetadata, open_model
 from tilewise.models.network.preprocess import MIDDLE, STEPS
 
 
@@ -257,9 +258,8 @@ def rewrite_metadata(path: Path, metadata: ModelMetadata) -> None:
 
 
 def _save(graph: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
-    onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
     with atomic_write(path, durable=False) as partial:
-        onnx.save(graph, str(partial))
+        save_model(graph, metadata, partial)
 
 
 @contextmanager

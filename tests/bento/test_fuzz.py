@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from fuzz import Heard, Workers, ask
 from hostile import arrays, tiffs
 from hostile.requests import Hostile, Sent
+from hostile.service import Heard, Workers, ask
 from hostile.sound import sound_files
 from hostile.watch import Canary
 from hypothesis import HealthCheck, Phase, given, settings

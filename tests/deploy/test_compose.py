@@ -26,14 +26,15 @@ def test_files_that_are_mounted_are_there_and_volumes_are_declared() -> None:
     assert (DEPLOY / SERVICES["mlflow"]["build"]["context"] / "Dockerfile").is_file()
 
 
-def test_only_the_service_is_reached_from_outside() -> None:
-    open_to_all = {
-        name
-        for name, service in SERVICES.items()
-        for port in service.get("ports", ())
-        if not port.startswith("127.0.0.1:")
-    }
-    assert open_to_all == {"tilewise"}
+def test_nothing_is_reached_from_outside_unless_the_operator_says_so() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert all(port.startswith(("127.0.0.1:", "${TILEWISE_ADDRESS:-127.0.0.1}:")) for port in ports)
+
+
+def test_mlflow_is_reached_by_those_alone_who_need_it() -> None:
+    assert set(COMPOSE["networks"]) == {"default", "registry"}
+    reaching = {name for name, service in SERVICES.items() if "registry" in service.get("networks", ())}
+    assert reaching == {"tilewise", "mlflow", "postgres"}
 
 
 def test_foreign_images_have_a_version_and_no_service_has_rights_that_it_does_not_need() -> None:
@@ -56,7 +57,7 @@ def test_the_service_s_variables_are_settings_that_there_are() -> None:
     known = {f"TILEWISE_{name.upper()}" for name in Settings.model_fields}
     variables = {name for name in SERVICES["tilewise"]["environment"] if name.startswith("TILEWISE_")}
     assert variables <= known
-    of_compose = {"TILEWISE_IMAGE", "TILEWISE_PORT"}
+    of_compose = {"TILEWISE_IMAGE", "TILEWISE_PORT", "TILEWISE_ADDRESS"}
     assert set(re.findall(r"TILEWISE_\w+", EXAMPLE)) <= known | of_compose
 
 

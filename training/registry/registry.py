@@ -91,14 +91,17 @@ class Registry:
             raise TrainingError(f"version {semver} of {self.name} exists; name another with --version")
         version = self._create(model, semver, run_id or self._new_run(semver))
         if candidate:
-            self._make_candidate(version, who, semver)
+            self.make_candidate(version, who)
         self.note(version, "registered", who, why)
         return self.client.get_model_version(self.name, version.version)
 
-    def _make_candidate(self, version: ModelVersion, who: str, semver: str) -> None:
+    def make_candidate(self, version: ModelVersion, who: str) -> None:
+        """Make a version the candidate, and archive the former one; nothing changes if it is already."""
         before = self.by_alias(CANDIDATE)
+        if before is not None and before.version == version.version:
+            return
         if before is not None and before.tags.get("stage") == CANDIDATE:
-            self._archive(before, who, f"version {semver} was registered")
+            self._archive(before, who, f"version {version.tags['semver']} was registered")
         self.client.set_registered_model_alias(self.name, CANDIDATE, version.version)
 
     def versions(self) -> list[ModelVersion]:

@@ -183,6 +183,8 @@ def register(plan: RetrainPlan, judgement: Judgement, why: str) -> str:
         model, run_id = open_model(folder.model), run_id_of(folder, plan.uri)
         passed = not judgement.failed
         version = registry.register(model, plan.who, f"retrained: {why}", run_id=run_id, candidate=passed)
+    elif not judgement.failed:  # an interruption may have come between the version and its alias
+        registry.make_candidate(version, plan.who)
     registry.write_results(version, judgement.results, **judgement.measured)
     if judgement.failed:
         registry.refuse(version, plan.who, f"gates: {', '.join(judgement.failed)}")

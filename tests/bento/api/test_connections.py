@@ -1,10 +1,17 @@
 """Connections: requests that come slowly, without end or not at all are cut off."""
 
+import http.client
+import os
+import signal
 import socket
+import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
+import pytest
 from hardened import HEAD_SECONDS, KEY, say
+from hostile.service import Workers, serving
 from servers import Server
 
 GET = b"GET /model HTTP/1.1\r\nHost: x\r\nX-API-Key: " + KEY.encode() + b"\r\n"
@@ -45,6 +52,37 @@ def test_a_question_to_change_the_protocol_is_answered_as_any_other(guarded: Ser
     upgrade += b"Sec-WebSocket-Version: 13\r\n\r\n"
     assert say(guarded.url, GET + upgrade).status == 200
     assert say(guarded.url, GET.replace(KEY.encode(), b"") + upgrade).status == 401
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: x\r\nHost: y\r\n"])
+def test_a_request_has_one_host(guarded: Server, hosts: bytes) -> None:
+    answer = say(guarded.url, b"GET /livez HTTP/1.1\r\n" + hosts + b"\r\n")
+    assert (answer.status, answer.error["code"]) == (400, "bad_request")
+    assert say(guarded.url, b"GET /livez HTTP/1.0\r\n\r\n").status == 200
+
+
+@pytest.mark.parametrize("path", [b"/classify", b"/nothing"])
+def test_a_refusal_reaches_a_client_that_is_still_sending(guarded: Server, path: bytes) -> None:
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nContent-Length: %d\r\n\r\n"
+    body = bytes(20 * 2**20)
+    answer = say(guarded.url, head % (path, len(body)), body)  # without a key
+    assert (answer.status, answer.error["code"]) == (401, "unauthorized")
+
+
+def test_a_request_on_an_idle_connection_is_answered_while_the_service_stops(
+    linear_model: Path, tmp_path: Path
+) -> None:
+    with serving(linear_model, tmp_path, settings={"TILEWISE_WORKERS": "1"}) as (port, parent):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/model")
+        assert connection.getresponse().read()
+        connection.auto_open = 0  # over the same connection or not at all
+        for pid in Workers(parent).at_start:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.5)  # the request is sent while the service stops
+        connection.request("GET", "/model")
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
 def test_more_connections_than_allowed_are_closed_and_the_others_served(guarded: Server) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from geotiffs import UTM, geotiff, jpeg
 from rasterio.io import MemoryFile
+from rasterio.warp import transform as transform_coordinates
 from servers import served
 from tiny_onnx import metadata, write_model
 
@@ -205,8 +206,9 @@ def test_windows_are_features_with_class_probabilities_and_place(
         assert (found["row"], found["column"], found["valid_fraction"]) == (window.row, window.column, 1)
         assert feature["geometry"]["type"] == "Polygon"
         ((west, north), *_) = feature["geometry"]["coordinates"][0]
-        assert -9 < west < -8
-        assert 42 < north < 43
+        x, y = 540_000 + 10 * window.column, 4_740_000 - 10 * window.row  # the corner, UTM 29 N
+        ((expected_west,), (expected_north,)) = transform_coordinates("EPSG:32629", "EPSG:4326", [x], [y])
+        assert (west, north) == pytest.approx((expected_west, expected_north), abs=2e-6)  # 0.2 m
     assert len({feature["properties"]["class"] for feature in told["features"]}) > 2
 
 
@@ -370,6 +372,22 @@ def test_a_task_answers_as_the_connection_does(service: Service) -> None:
     assert service.get(f"{place}/result").json() == service.send().json()
     assert service.get(f"{place}/result", accept=MAP).content == service.send(Accept=MAP).content
     assert refusal(service.get(f"{place}/result", accept="text/html"), 406)
+    whole = service.send(Accept=MAP).content
+    parts = {
+        "bytes=0-9": (206, whole[:10]),
+        "bytes=10-": (206, whole[10:]),
+        "bytes=-7": (206, whole[-7:]),
+        "bytes=5-2": (200, whole),
+        "bytes=99999999-": (200, whole),
+        "lines=1": (200, whole),
+        "bytes=0-1,4-5": (200, whole),
+    }
+    for asked, (status, content) in parts.items():
+        part = service.client.get(f"{place}/result", headers={**ALICE, "Accept": MAP, "Range": asked})
+        assert (part.status_code, part.content) == (status, content), asked
+    for path in service.tasks.glob(f"{place.removeprefix('/tasks/')}/*.result"):
+        path.unlink()  # as a DELETE does that comes at this moment
+    assert refusal(service.get(f"{place}/result"), 404)["code"] == "not_found"
     service.client.delete(place, headers=ALICE)
 
 
@@ -429,7 +447,7 @@ def slow_service(slow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = {
         "TILEWISE_WORKERS": "2",
         "TILEWISE_THREADS": "1",
-        "TILEWISE_MAX_TASKS": str(MAX_TASKS),
+        "TILEWISE_MAX_TASKS": str(2 * MAX_TASKS),  # one caller has half of them
         "TILEWISE_TASKS": str(home / "tasks"),
         "TILEWISE_TASKS_BYTES": str(MAX_BYTES),
         "TILEWISE_MAX_SYNC_WINDOWS": str(LONG),

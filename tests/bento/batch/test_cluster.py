@@ -79,7 +79,8 @@ def test_a_cluster_that_loses_a_node_makes_the_same_files(
 
 
 def test_the_kubernetes_job_says_what_the_command_understands() -> None:
-    job = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
+    job, policy = yaml.safe_load_all((ROOT / "deploy" / "kuberay.yaml").read_text())
+    assert (policy["kind"], policy["spec"]["policyTypes"]) == ("NetworkPolicy", ["Ingress"])
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:2] == ["tilewise", "batch"]
     options = main.make_context("tilewise batch", words[2:]).params

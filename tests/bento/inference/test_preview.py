@@ -8,14 +8,19 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rasterio
 from geotiffs import geotiff, jpeg
+from hostile.attacks import expanding_tiff
+from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from servers import served
 
 from tilewise.bento.api.page import CLOUD_FRACTION
-from tilewise.bento.inference.preview import LONGEST_SIDE
+from tilewise.bento.inference.preview import LONGEST_SIDE, View, preview
 from tilewise.datasets.acquire.synthetic import TAGS
 from tilewise.datasets.core.bands import BAND_NAMES, RGB_BANDS, positions
+from tilewise.datasets.core.errors import SceneTooLargeError
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import DN
 
 MAX_BYTES, MAX_PIXELS = 4 * 2**20, 700 * 700
@@ -253,3 +258,36 @@ def test_only_one_file_in_a_known_form_is_taken(service: httpx.Client) -> None:
     refusal(service.post("/preview", files={"other": ("a.tif", file_of(land()))}), 400)
     assert refusal(service.post("/preview", json={}), 415)["code"] == "unsupported_type"
     assert refusal(service.get("/preview"), 405)["code"] == "method"
+
+
+def test_a_picture_is_read_block_by_block_and_can_be_stopped_between() -> None:
+    content = file_of(land(256, 256), tiled=True, blockxsize=64, blockysize=64)
+    called: list[int] = []
+
+    def check() -> None:
+        called.append(1)
+        if len(called) > 5:
+            raise TimeoutError("enough")
+
+    with pytest.raises(TimeoutError, match="enough"):
+        preview(content, ReadOptions(), "a.tif", View.TRUE, 10**6, check)
+    assert len(called) == 6
+
+
+def test_a_picture_shows_the_pixels_nearest_to_its_own_and_never_an_overview(tmp_path: Path) -> None:
+    pixels = land(1024, 1024)
+    pixels[:, 1::2, 1::2] += 500  # the odd rows and columns, of which the picture is made
+    path = tmp_path / "a.tif"
+    path.write_bytes(file_of(pixels, tiled=True, blockxsize=256, blockysize=256))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2], Resampling.average)
+    content = path.read_bytes()
+    plain = preview(file_of(pixels[:, 1::2, 1::2]), ReadOptions(), "a.tif", View.TRUE, 10**7)
+    assert preview(content, ReadOptions(), "a.tif", View.TRUE, 10**7).png == plain.png
+
+
+@pytest.mark.parametrize("form", [(4096, 512, 64, "float64"), (4096, 2048, 13, "float64")])
+def test_much_decoding_is_refused_by_the_header(form: tuple[int, int, int, str]) -> None:
+    bands = ("B04", "B03", "B02", *["_"] * (form[2] - 3))
+    with pytest.raises(SceneTooLargeError, match="MiB when decoded"):
+        preview(expanding_tiff(*form), ReadOptions(bands=bands), "a.tif", View.TRUE, 4096 * 4096)

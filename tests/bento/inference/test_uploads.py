@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from affine import Affine
 from geotiffs import geotiff, jpeg, tile_file
+from hostile.attacks import padded_tile
 from rasterio.crs import CRS
 
 from tilewise.bento.inference.engine import Answers, Engine
 from tilewise.bento.inference.uploads import (
+    DecodeBudget,
     InferenceError,
     ModelFailure,
     Upload,
@@ -156,3 +158,46 @@ def test_a_coverage_that_the_model_is_not_calibrated_for_fails_its_own_group_onl
     first, second = classify_batch(engine, uploads).results
     assert first["class"] == "Forest"  # type: ignore[index]
     assert isinstance(second, ModelFailure)
+
+
+def padded(name: str, budget: DecodeBudget) -> Upload:
+    """A tile in one block of 1024 × 1024: 26 MiB when decoded."""
+    return Upload(name, padded_tile(), budget=budget)
+
+
+def test_a_batch_stops_reading_when_it_has_decoded_much(engine: Engine) -> None:
+    budget = DecodeBudget()
+    batch = classify_batch(engine, [padded(str(index), budget) for index in range(5)])
+    assert len(batch.results) == len(batch.uploads) == len(batch.outcomes) == 1
+    assert [answer["name"] for answer in batch.results if isinstance(answer, dict)] == ["0"]
+
+
+def test_uploads_that_take_several_batches_are_all_answered_in_order(engine: Engine) -> None:
+    budget = DecodeBudget()
+    names = [str(index) for index in range(5)]
+    assert [
+        answer["name"] for answer in classify_uploads(engine, [padded(n, budget) for n in names])
+    ] == names
+
+
+def test_a_request_that_has_decoded_its_share_is_refused_the_rest_and_another_is_not(engine: Engine) -> None:
+    budget = DecodeBudget(60 * 2**20)
+    uploads = [padded(str(index), budget) for index in range(4)]
+    answers = classify_uploads(engine, [*uploads, padded("other", DecodeBudget())])
+    assert [answer["error"]["code"] if "error" in answer else "" for answer in answers] == [
+        "",
+        "",
+        "too_large",
+        "too_large",
+        "",
+    ]
+
+
+def test_a_tile_on_which_reading_fails_in_an_unforeseen_way_harms_no_other(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No file is known that does it: the options are broken instead."""
+    odd = Upload("odd.tif", tile_file(FOREST), None)  # type: ignore[arg-type]
+    first, second = classify_uploads(engine, [odd, Upload("good.tif", tile_file(LAKE))])
+    assert (first["error"]["code"], second["class"]) == ("internal", "SeaLake")
+    assert "could not be read, for an unexpected reason" in caplog.text

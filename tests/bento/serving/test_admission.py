@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from starlette.requests import Request
 
-from tilewise.bento.serving.admission import Admission, OverloadedError
+from tilewise.bento.serving.admission import Admission, OverloadedError, caller_of
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -15,12 +16,12 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 class Guest:
     """A request that holds its room until it is told to leave."""
 
-    def __init__(self, admission: Admission, size: int) -> None:
+    def __init__(self, admission: Admission, size: int, caller: str = "somebody") -> None:
         self.inside, self._leave = False, asyncio.Event()
-        self.task = asyncio.create_task(self._stay(admission, size))
+        self.task = asyncio.create_task(self._stay(admission, size, caller))
 
-    async def _stay(self, admission: Admission, size: int) -> None:
-        async with admission.room(size):
+    async def _stay(self, admission: Admission, size: int, caller: str) -> None:
+        async with admission.room(caller, size):
             self.inside = True
             await self._leave.wait()
 
@@ -36,7 +37,7 @@ async def settle() -> None:
 
 def test_requests_wait_until_their_bytes_fit_and_then_come_in_in_order() -> None:
     async def scenario() -> None:
-        admission = Admission(max_bytes=100, max_waiting=10, max_wait_seconds=5)
+        admission = Admission(max_held=100, max_each=100, max_waiting=10, max_wait_seconds=5)
         first, second = Guest(admission, 60), Guest(admission, 60)
         third = Guest(admission, 10)
         await settle()
@@ -52,7 +53,7 @@ def test_requests_wait_until_their_bytes_fit_and_then_come_in_in_order() -> None
 
 def test_a_request_larger_than_everything_comes_in_alone() -> None:
     async def scenario() -> None:
-        admission = Admission(max_bytes=100, max_waiting=10, max_wait_seconds=5)
+        admission = Admission(max_held=100, max_each=100, max_waiting=10, max_wait_seconds=5)
         small, huge = Guest(admission, 1), Guest(admission, 10_000)
         await settle()
         assert not huge.inside
@@ -66,11 +67,11 @@ def test_a_request_larger_than_everything_comes_in_alone() -> None:
 
 def test_beyond_those_who_may_wait_a_request_is_turned_away_at_once() -> None:
     async def scenario() -> None:
-        admission = Admission(max_bytes=10, max_waiting=1, max_wait_seconds=5)
+        admission = Admission(max_held=10, max_each=10, max_waiting=1, max_wait_seconds=5)
         inside, waiting = Guest(admission, 10), Guest(admission, 10)
         await settle()
         with pytest.raises(OverloadedError) as refused:
-            async with admission.room(1):
+            async with admission.room("somebody", 1):
                 pass
         assert refused.value.retry_after == 5
         await inside.leave()
@@ -81,14 +82,14 @@ def test_beyond_those_who_may_wait_a_request_is_turned_away_at_once() -> None:
 
 def test_waiting_too_long_ends_in_a_refusal_and_leaves_no_trace() -> None:
     async def scenario() -> None:
-        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=0.05)
+        admission = Admission(max_held=10, max_each=10, max_waiting=5, max_wait_seconds=0.05)
         inside = Guest(admission, 10)
         await settle()
         with pytest.raises(OverloadedError):
-            async with admission.room(10):
+            async with admission.room("somebody", 10):
                 pass
         await inside.leave()
-        async with admission.room(10):
+        async with admission.room("somebody", 10):
             pass
 
     run(scenario)
@@ -96,7 +97,7 @@ def test_waiting_too_long_ends_in_a_refusal_and_leaves_no_trace() -> None:
 
 def test_a_request_that_leaves_while_it_waits_makes_way_for_the_next() -> None:
     async def scenario() -> None:
-        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=5)
+        admission = Admission(max_held=10, max_each=10, max_waiting=5, max_wait_seconds=5)
         inside, large, small = Guest(admission, 6), Guest(admission, 8), Guest(admission, 4)
         await settle()
         assert not small.inside
@@ -111,7 +112,7 @@ def test_a_request_that_leaves_while_it_waits_makes_way_for_the_next() -> None:
 
 def test_a_request_cancelled_at_the_moment_it_is_let_in_gives_its_room_back() -> None:
     async def scenario() -> None:
-        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=5)
+        admission = Admission(max_held=10, max_each=10, max_waiting=5, max_wait_seconds=5)
         inside, waiting = Guest(admission, 10), Guest(admission, 10)
         await settle()
         inside._leave.set()
@@ -119,7 +120,7 @@ def test_a_request_cancelled_at_the_moment_it_is_let_in_gives_its_room_back() ->
         await asyncio.sleep(0)
         waiting.task.cancel()
         await asyncio.gather(inside.task, waiting.task, return_exceptions=True)
-        async with asyncio.timeout(1), admission.room(10):
+        async with asyncio.timeout(1), admission.room("somebody", 10):
             pass
 
     run(scenario)
@@ -127,20 +128,107 @@ def test_a_request_cancelled_at_the_moment_it_is_let_in_gives_its_room_back() ->
 
 def test_a_request_that_fails_gives_its_room_back() -> None:
     async def scenario() -> None:
-        admission = Admission(max_bytes=10, max_waiting=5, max_wait_seconds=5)
+        admission = Admission(max_held=10, max_each=10, max_waiting=5, max_wait_seconds=5)
         for _ in range(3):
             with pytest.raises(ValueError, match="bad"):
-                async with admission.room(10):
+                async with admission.room("somebody", 10):
                     raise ValueError("bad")
 
     run(scenario)
+
+
+def test_what_is_announced_and_never_comes_holds_no_room() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=50, max_waiting=10, max_wait_seconds=5)
+        silent = [Guest(admission, 0, "attacker") for _ in range(50)]
+        await settle()
+        async with asyncio.timeout(1), admission.room("somebody") as body:
+            await body.grow(100)
+        for guest in silent:
+            assert guest.inside
+            await guest.leave()
+
+    run(scenario)
+
+
+def test_one_caller_has_its_share_and_others_need_not_wait_for_it() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=50, max_waiting=10, max_wait_seconds=5)
+        first, second = Guest(admission, 40, "greedy"), Guest(admission, 40, "greedy")
+        other = Guest(admission, 50, "other")
+        await settle()
+        assert (first.inside, second.inside, other.inside) == (True, False, True)
+        await first.leave()
+        await settle()
+        assert second.inside
+        await second.leave()
+        await other.leave()
+
+    run(scenario)
+
+
+def test_one_caller_may_wait_in_half_of_the_places() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=10, max_each=10, max_waiting=4, max_wait_seconds=5)
+        guests = [Guest(admission, 10, "greedy") for _ in range(3)]
+        await settle()
+        with pytest.raises(OverloadedError):
+            async with admission.room("greedy", 10):
+                pass
+        guests.append(Guest(admission, 10, "other"))
+        for guest in guests:
+            await guest.leave()
+            await settle()
+
+    run(scenario)
+
+
+def test_bodies_that_need_more_room_than_there_is_do_not_wait_for_one_another() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=60, max_waiting=10, max_wait_seconds=5)
+        done: list[str] = []
+
+        async def body(name: str, caller: str) -> None:
+            async with admission.room(caller) as room:
+                for _ in range(9):
+                    await room.grow(10)
+                    await asyncio.sleep(0)
+                done.append(name)
+
+        async with asyncio.timeout(2):
+            await asyncio.gather(body("a1", "a"), body("a2", "a"), body("b1", "b"), body("b2", "b"))
+        assert sorted(done) == ["a1", "a2", "b1", "b2"]
+        async with asyncio.timeout(1), admission.room("c", 100):
+            pass
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("client", "caller"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("", ""),
+    ],
+)
+def test_a_request_is_charged_to_its_address_and_in_ipv6_to_its_network(client: str, caller: str) -> None:
+    scope = {"type": "http", "headers": [], "client": (client, 1), "state": {}}
+    assert caller_of(Request(scope)) == caller
+
+
+def test_a_request_with_a_key_is_charged_to_its_name() -> None:
+    scope = {"type": "http", "headers": [], "client": ("192.0.2.7", 1), "state": {"caller": "alice"}}
+    assert caller_of(Request(scope)) == "alice"
 
 
 def test_how_many_wait_is_told_as_they_come_and_go() -> None:
     told: list[int] = []
 
     async def scenario() -> None:
-        admission = Admission(max_bytes=100, max_waiting=10, max_wait_seconds=5, observe=told.append)
+        admission = Admission(
+            max_held=100, max_each=100, max_waiting=10, max_wait_seconds=5, observe=told.append
+        )
         first, *others = Guest(admission, 100), Guest(admission, 50), Guest(admission, 50)
         await settle()
         await first.leave()

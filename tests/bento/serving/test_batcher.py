@@ -111,13 +111,84 @@ def test_a_batch_that_fails_fails_every_caller_in_it() -> None:
     assert worker.batches == [[1], [2, 666, 3], [4]]
 
 
-def test_results_that_are_too_few_are_an_error_and_nobody_waits_for_the_rest() -> None:
+@pytest.mark.parametrize("broken", [lambda jobs: [], lambda jobs: [*jobs, 0]])
+def test_no_results_or_too_many_are_an_error_and_nobody_waits(
+    broken: Callable[[list[int]], list[int]],
+) -> None:
     async def scenario() -> None:
-        batcher: Batcher[int, int] = Batcher(lambda jobs: jobs[:1], 8)
+        batcher: Batcher[int, int] = Batcher(lambda jobs: broken(jobs) if 666 in jobs else jobs, 8)
         try:
-            with pytest.raises(RuntimeError, match="1 results of 2 jobs"):
-                await batcher.submit([1, 2])
+            with pytest.raises(RuntimeError, match="results of 2 jobs"):
+                await batcher.submit([1, 666])
             assert await batcher.submit([3]) == [3]
+        finally:
+            batcher.close()
+
+    run(scenario)
+
+
+async def held_back(
+    worker: Worker, batcher: Batcher[int, int], *requests: tuple[str, list[int]]
+) -> list[list[int]]:
+    """Return the results of requests that all wait while a first batch is worked on."""
+    worker.go.clear()
+    before = len(worker.batches)
+    first = asyncio.create_task(batcher.submit([0]))
+    await until(lambda: len(worker.batches) == before + 1)
+    calls = []
+    for caller, jobs in requests:
+        calls.append(asyncio.create_task(batcher.submit(jobs, caller)))
+        await asyncio.sleep(0)
+    worker.go.set()
+    await first
+    return await asyncio.gather(*calls)
+
+
+def test_callers_take_turns_job_by_job_and_so_do_the_requests_of_one() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker, limit=4) as batcher:
+            results = await held_back(
+                worker, batcher, ("many", [10, 11, 12, 13]), ("many", [20, 21]), ("one", [30])
+            )
+            assert results == [[20, 22, 24, 26], [40, 42], [60]]
+
+    run(scenario)
+    assert worker.batches == [[0], [10, 30, 20, 11], [21, 12, 13]]
+
+
+def test_what_the_work_leaves_comes_first_in_the_next_batch_and_nothing_is_lost() -> None:
+    batches: list[list[int]] = []
+    worker = Worker()
+
+    def some(jobs: list[int]) -> list[int]:
+        batches.append(jobs)
+        return worker(jobs)[:2]
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(some, 4)
+        try:
+            results = await held_back(worker, batcher, ("a", [10, 11, 12]), ("b", [20]), ("c", [30, 31]))
+            assert results == [[20, 22, 24], [40], [60, 62]]
+            assert batcher.waiting == 0
+        finally:
+            batcher.close()
+
+    run(scenario)
+    assert batches == [[0], [10, 20, 30, 11], [30, 11, 31, 12], [31, 12]]
+
+
+def test_a_request_that_fails_after_some_of_it_was_left_leaves_nothing_behind() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(lambda jobs: worker(jobs)[:1], 4)
+        try:
+            with pytest.raises(ValueError, match="poisoned"):
+                await batcher.submit([1, 2, 3, 4, 666, 6])
+            assert batcher.waiting == 0
+            assert await batcher.submit([5, 6]) == [10, 12]
         finally:
             batcher.close()
 

@@ -182,6 +182,45 @@ def test_a_version_whose_file_is_not_the_registered_one_is_not_served(tracking: 
         tracking.delete_model_version_tag("tilewise", "1", "sha256")
 
 
+def test_where_the_registry_is_down_a_service_starts_with_the_version_that_it_had(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    source = AliasSource("models:/tilewise@champion")
+    Releases(source)
+
+    def unreachable(*_: object) -> None:
+        raise MlflowException("API request failed: Connection refused")
+
+    with monkeypatch.context() as down:
+        down.setattr(MlflowClient, "get_model_version_by_alias", unreachable)
+        releases = Releases(source)
+        assert releases.champion.metadata.version == "1"
+        assert "starting with tilewise:1, which was found here before" in caplog.text
+        with pytest.raises(ModelFileError, match="Connection refused"):
+            Releases(AliasSource("models:/tilewise@never_seen"))
+
+
+def test_a_cached_version_that_was_changed_is_not_started_with(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = AliasSource("models:/tilewise@champion")
+    tracking.set_model_version_tag("tilewise", "1", "sha256", Releases(source).champion.sha256)
+    try:
+        path = source.find().path
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        content = path.read_bytes()
+        model(path, "forged")
+        last = source.find_last
+        with pytest.raises(ModelFileError, match="is not the registered one"):
+            last()
+        path.write_bytes(content)
+        assert last() is not None
+    finally:
+        tracking.delete_model_version_tag("tilewise", "1", "sha256")
+
+
 @pytest.mark.parametrize("uri", ["models:/tilewise@nobody", "models:/unknown@champion", "models:/tilewise"])
 def test_a_name_that_the_registry_does_not_know_is_one_line(tracking: MlflowClient, uri: str) -> None:
     with pytest.raises(ModelFileError) as refused:

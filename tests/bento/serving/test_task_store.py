@@ -1,19 +1,25 @@
 """The task store: shared by several processes together, which may die at any time."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tilewise.bento.serving.task_runner import TaskRunner, WorkStoppedError
+from tilewise.bento.serving.background import WorkStoppedError
+from tilewise.bento.serving.task_runner import TaskRunner
 from tilewise.bento.serving.task_store import (
+    FULL,
     FullError,
     StorageLimits,
     StoredTask,
@@ -21,9 +27,9 @@ from tilewise.bento.serving.task_store import (
     TaskStore,
     owner_of,
 )
-from tilewise.datasets.core.errors import UnreadableImageError
+from tilewise.datasets.core.errors import TilewiseError, UnreadableImageError
 
-ME, YOU = owner_of("me"), owner_of("you")
+ME, YOU, THEM = owner_of("me"), owner_of("you"), owner_of("them")
 WAIT_S = 15
 
 
@@ -32,7 +38,8 @@ def store_in(folder: Path, **limits: float) -> TaskStore:
 
 
 def held(store: TaskStore, owner: str = ME, content: bytes = b"II*\0") -> str:
-    task_id = store.hold(owner, len(content))
+    task_id = store.hold(owner, owner)
+    store.grow(task_id, len(content))
     store.source(task_id).write_bytes(content)
     return task_id
 
@@ -139,24 +146,151 @@ def test_the_folder_is_the_users_own(store: TaskStore) -> None:
 def test_bytes_and_waiting_tasks_are_bounded(tmp_path: Path) -> None:
     store = store_in(tmp_path, max_waiting=2, max_bytes=100)
     with pytest.raises(FullError) as caught:
-        store.hold(ME, 101)
+        held(store, content=b"x" * 101)
     assert not caught.value.tasks
-    first, last = submitted(store), submitted(store)
-    third = held(store)
+    first, last = submitted(store, ME), submitted(store, YOU)
+    third = held(store, THEM)
     with pytest.raises(FullError) as caught:
         store.submit(third, {}, 1)
     assert caught.value.tasks
     store.release(third)
     assert store.waiting() == 2
     store.take()
-    store.submit(held(store), {}, 1)
-    whole = store.hold(ME, 100 - 3 * 4)
+    store.submit(held(store, THEM), {}, 1)
+    whole = held(store, owner_of("others"), b"x" * (100 - 3 * 4))
     with pytest.raises(FullError):
-        store.hold(ME, 1)
+        held(store, owner_of("a fifth"), b"x")
     store.release(whole)
     assert store.remove(first, ME)
-    assert store.remove(last, ME)
-    store.hold(ME, 96)
+    assert store.remove(last, YOU)
+    held(store, YOU, b"x" * 90)
+
+
+def test_one_caller_has_half_of_the_bytes_and_of_the_waiting_tasks(tmp_path: Path) -> None:
+    store = store_in(tmp_path, max_waiting=4, max_bytes=100)
+    for _ in range(2):
+        submitted(store, ME)
+    mine = held(store, ME)
+    with pytest.raises(FullError) as caught:
+        store.submit(mine, {}, 1)
+    assert caught.value.tasks
+    submitted(store, YOU)
+    with pytest.raises(FullError):
+        store.grow(mine, 50)
+    alone = held(store, THEM)
+    store.grow(alone, 80)  # the only scene of a caller may be any that fits
+
+
+def test_a_scene_is_charged_as_it_grows(tmp_path: Path) -> None:
+    store = store_in(tmp_path, max_bytes=100)
+    for _ in range(50):
+        store.hold(ME, "slow")
+    store.grow(store.hold(YOU, "honest"), 100)
+
+
+# A full disk.
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """Mount a file system of a few megabytes at `folder` for the length of the block."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted by root on Linux alone")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Write a file that takes all that is left of a disk."""
+    path = folder / "somebody-elses"
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+def test_scenes_are_refused_before_the_disk_is_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "tasks", 20):
+        store = store_in(tmp_path)
+        task_id = held(store)
+        store.grow(task_id, 10 * 2**20)
+        with pytest.raises(FullError):
+            store.grow(task_id, 30 * 2**20)
+        store.release(task_id)
+        store.grow(held(store), 10 * 2**20)
+
+
+def test_a_full_disk_is_told_and_gone_through_without_a_restart(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "tasks", 20):
+        store = store_in(tmp_path)
+        upload, task_id = held(store, content=b"x" * 2**20), submitted(store)
+        other = fill(store.folder)
+        with pytest.raises(FullError):
+            [store.hold(ME, "somebody") for _ in range(200)]  # until the log of the database is full too
+        store.release(upload)
+        assert not store.source(upload).parent.exists()
+        assert store.remove(task_id, ME)
+        other.unlink()
+        store.tidy()
+        store.grow(held(store, YOU), 4 * 2**20)
+        assert (store.folder / "reserve").exists()
+
+
+def test_a_service_starts_on_a_full_disk_by_its_reserve_and_clears_what_a_killed_one_held(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "tasks", 20):
+        ready = tmp_path / "ready"
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(target=take_and_hang, args=(tmp_path, ready))
+        process.start()
+        until(lambda: ready.exists() and bool(ready.read_text()))
+        kill(process)
+        own = ready.read_text().split(" ")[1]
+        (tmp_path / "tasks" / own / "scene.tif").write_bytes(b"x" * 2**20)
+        fill(tmp_path / "tasks")
+        store = store_in(tmp_path)
+        store.tidy()
+        assert not store.source(own).parent.exists()
+
+
+def test_without_its_reserve_it_says_what_to_do(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "tasks", 1):
+        fill(tmp_path / "tasks")
+        with pytest.raises(
+            TilewiseError, match="make room on its disk, or name another folder by TILEWISE_TASKS"
+        ):
+            store_in(tmp_path)
+
+
+def test_a_result_that_the_disk_does_not_take_fails_its_task_and_not_the_runner(store: TaskStore) -> None:
+    def work(task: StoredTask, report: Callable[[float], None]) -> dict[str, bytes]:
+        if task.question["do"] == "fill":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return {"a.result": b"well done"}
+
+    full, good = ask(store, "fill"), ask(store, "well")
+    runner = TaskRunner(store, work, max_seconds=10)
+    try:
+        until(lambda: state_of(store, good) is TaskState.DONE)
+        found = store.find(full, ME)
+        assert found is not None
+        assert found.error == FULL
+    finally:
+        runner.close()
+
+
+def test_a_store_of_a_former_version_is_taken_over(tmp_path: Path) -> None:
+    task_id = submitted(store_in(tmp_path))
+    with sqlite3.connect(tmp_path / "tasks" / "tasks.db") as database:
+        database.execute("ALTER TABLE tasks DROP COLUMN caller")
+    store = store_in(tmp_path)
+    assert state_of(store, task_id) is TaskState.WAITING
+    submitted(store)
 
 
 def test_results_go_when_their_time_has_passed_and_so_does_their_memory(tmp_path: Path) -> None:
@@ -219,18 +353,65 @@ def test_what_a_killed_process_worked_on_is_taken_up_once_more_and_then_failed(
     assert not store.source(task_id).parent.exists()
 
 
-def test_a_process_that_says_nothing_for_long_is_taken_for_dead(store: TaskStore, tmp_path: Path) -> None:
-    silent = store_in(tmp_path)
-    task_id = submitted(store)
+def look_on(store: TaskStore, seconds: float) -> None:
+    """Let a process tidy the store for a while, as it does every two seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        store.tidy()
+        time.sleep(0.05)
+
+
+def test_a_process_that_says_nothing_for_long_loses_its_task_and_keeps_its_uploads(tmp_path: Path) -> None:
+    store, silent = store_in(tmp_path, max_silent=1.0), store_in(tmp_path)
+    task_id, upload = submitted(store), held(silent)
     silent.take()
-    with sqlite3.connect(store.folder / "tasks.db") as database:
-        database.execute("UPDATE workers SET alive = alive - 60 WHERE name = ?", (silent.worker,))
-    store.tidy()
+    look_on(store, 0.7)
+    silent.record_heartbeat()
+    look_on(store, 0.7)
+    assert state_of(store, task_id) is TaskState.RUNNING
+    look_on(store, 0.7)
+    assert silent.source(upload).exists(), "it lives: its request would find no file"
     assert state_of(store, task_id) is TaskState.WAITING
     assert not silent.advance(task_id, 0.5), "should it wake up, the task is not its own any more"
     assert store.take() is not None
     assert not silent.finish(task_id)
     assert state_of(store, task_id) is TaskState.RUNNING
+
+
+def test_a_pause_of_all_processes_ends_nothing(tmp_path: Path) -> None:
+    store, other = store_in(tmp_path, max_silent=0.4), store_in(tmp_path)
+    task_id, upload = submitted(store), held(other)
+    other.take()
+    store.tidy()
+    time.sleep(0.6)  # nobody runs
+    store.tidy()
+    assert state_of(store, task_id) is TaskState.RUNNING
+    assert other.source(upload).exists()
+
+
+def test_a_step_of_the_clock_ends_nothing(
+    store: TaskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = store_in(tmp_path)
+    task_id, upload = submitted(store), held(other)
+    other.take()
+    store.tidy()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
+    store.tidy()
+    assert state_of(store, task_id) is TaskState.RUNNING
+    assert other.source(upload).exists()
+
+
+def test_a_process_that_has_the_number_of_a_dead_one_is_another(store: TaskStore, tmp_path: Path) -> None:
+    dead = store_in(tmp_path)
+    upload = held(dead)
+    host, pid, _ = dead.worker.rsplit(":", 2)
+    with sqlite3.connect(store.folder / "tasks.db") as database:  # it started at another time than this one
+        database.execute("UPDATE workers SET name = ? WHERE name = ?", (f"{host}:{pid}:1-abc", dead.worker))
+        database.execute("UPDATE tasks SET worker = ? WHERE id = ?", (f"{host}:{pid}:1-abc", upload))
+    store.tidy()
+    assert not dead.source(upload).exists()
 
 
 def test_many_processes_share_the_tasks_without_doing_any_twice(store: TaskStore, tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ def test_only_what_is_below_the_folder_is_unpacked_and_its_progress_told(tmp_pat
         "C:escaped.tif",
         "EuroSAT_MS/Forest/a.tif\0.txt",
         "EuroSAT_MS/Forest/a\n.tif",
+        "EuroSAT_MS/con/a.tif",
+        "EuroSAT_MS/Forest/nul.tif",
+        "EuroSAT_MS/Forest/COM1 .tif",
+        "EuroSAT_MS/Forest/a.tif.",
+        "EuroSAT_MS/Forest /a.tif",
     ],
 )
 def test_member_that_could_land_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
@@ -109,6 +114,11 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
 
 def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     assert "occurs twice" in str(refuse(hostile("EuroSAT_MS/forest/FOREST_1.tif"), tmp_path))
+
+
+def test_names_that_differ_in_their_composition_alone_are_refused(tmp_path: Path) -> None:
+    body = make_zip({"EuroSAT_MS/Forest/\u00e9.tif": b"one", "EuroSAT_MS/Forest/e\u0301.tif": b"two"})
+    assert "occurs twice" in str(refuse(body, tmp_path))
 
 
 def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_the_file_of_a_large_network_answers_as_torch_does(backbone: str, pack: 
 
 def test_the_file_is_one_file_and_holds_its_metadata(exported: Path, pack: Pack) -> None:
     assert [path.name for path in exported.iterdir()] == ["model.onnx"]
-    assert open_model(exported / "model.onnx").metadata == metadata(pack)
+    found = open_model(exported / "model.onnx").metadata
+    assert found.model_copy(update={"self_test": None, "digest": ""}) == metadata(pack)
 
 
 def test_the_temperature_softens_the_probabilities_and_not_the_logits(

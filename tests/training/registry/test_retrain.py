@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from mlflow.tracking import MlflowClient
 from monitoring import missing_programs, monitoring
 from servers import served
 from tiny_onnx import write_model
@@ -28,9 +29,10 @@ from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.quality.reviewed import AnswerOrigin, Decision, take_up
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import open_model
+from tilewise.training.registry.gates import GateResult
 from tilewise.training.registry.reasons import Triggers, check_triggers
 from tilewise.training.registry.registry import Registry
-from tilewise.training.registry.retrain import RetrainPlan
+from tilewise.training.registry.retrain import Judgement, RetrainPlan, register
 from tilewise.training.registry.retrain_cli import command
 
 ROOT = Path(__file__).parents[3]
@@ -116,6 +118,31 @@ def test_a_retraining_ends_in_the_gates_and_only_a_person_goes_on(
         ("1.0.1", "refused"),
     ]
     assert registry.history()[3].why == "retrained: drift"
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_retraining_killed_between_a_version_and_its_alias_is_resumed_to_the_same_end(
+    failed: bool, project: Path, registry: Registry, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = RetrainPlan(Triggers(), run=project / "artifacts/pipeline/run", uri=registry.uri, who="cron")
+    shutil.copy(make_model(), plan.run / "model.onnx")
+    gate = GateResult("floor/accuracy", not failed, 0.9, "at least 0.6")
+    judgement = Judgement([gate], {})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(MlflowClient, "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(plan, Judgement([], {}), "schedule")
+    assert registry.by_alias("candidate") is None
+    assert [version.tags["semver"] for version in registry.versions()] == ["1.0.0"]
+    assert register(plan, judgement, "schedule") == "1.0.0"
+    candidate = registry.by_alias("candidate")
+    assert (candidate and candidate.tags["semver"]) == (None if failed else "1.0.0")
+    register(plan, judgement, "schedule")
+    assert len(registry.versions()) == 1
 
 
 def test_a_refused_model_leaves_the_candidate_that_waits(

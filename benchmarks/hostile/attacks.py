@@ -1,0 +1,341 @@
+"""Attacks on a service's time, memory and disk, each beside honest requests from another address.
+
+Attackers come from 127.0.0.2 and honest callers from 127.0.0.1, which Linux allows. Each attack is bounded in
+time and returns a row of a table: what became of it, and of the honest requests.
+"""
+
+import asyncio
+import lzma
+import os
+import re
+import resource
+import signal
+import struct
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.io import MemoryFile
+
+from hostile import tiffs
+from hostile.requests import multipart, part, post
+from hostile.service import SETTINGS, Heard, Workers, ask, serving
+from hostile.sound import sound_files
+from tilewise.bento.inference.engine import Engine
+from tilewise.datasets.acquire.synthetic import TAGS
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.errors import ModelFileError
+
+ATTACKER, CALLER = "127.0.0.2", "127.0.0.1"
+_XZ = 34925  # TIFF's compression LZMA2
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is attacked: the model, the checkout whose service is started, and the seed of random choices."""
+
+    model: Path
+    project: Path
+    seed: int
+
+
+@dataclass
+class Honest:
+    """What became of the requests of an honest caller: their statuses (0: no answer), and seconds."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        ordered = sorted(self.seconds)
+        return f"{_counted(self.statuses)}; median {ordered[len(ordered) // 2]:.2f} s, longest {ordered[-1]:.2f} s"
+
+
+async def ask_honestly(port: int, content: bytes, seconds: float, pause: float = 0.1) -> Honest:
+    """Send the same request again and again, for some seconds, and at least once."""
+    honest, end = Honest(), time.monotonic() + seconds
+    while not honest.seconds or time.monotonic() < end:
+        began = time.monotonic()
+        heard, streams = await ask(port, content, address=CALLER, patience=70)
+        if streams:
+            streams[1].close()
+        honest.statuses[heard.status] += 1
+        honest.seconds.append(time.monotonic() - began)
+        await asyncio.sleep(pause)
+    return honest
+
+
+# Files that are small and decode to much.
+
+
+def expanding_tiff(size: int, block: int, bands: int, kind: str) -> bytes:
+    """Return a GeoTIFF of `size` × `size` pixels whose blocks all lie at the same compressed bytes of LZMA.
+
+    Args:
+        size: pixels a side.
+        block: pixels a side of a block.
+        bands: number of bands, in one plane.
+        kind: NumPy's name of the type of the numbers.
+    """
+    width = np.dtype(kind).itemsize
+    pixels = np.full(block * block * bands, 1000, kind).tobytes()
+    packed = lzma.compress(pixels, preset=1)
+    count = (size // block) ** 2
+    sample_format = {"u": 1, "f": 3}[np.dtype(kind).kind]
+    shorts = {
+        tiffs.WIDTH: [size], tiffs.LENGTH: [size], tiffs.BITS: [8 * width] * bands, tiffs.COMPRESSION: [_XZ],
+        tiffs.PHOTOMETRIC: [1], tiffs.SAMPLES: [bands], tiffs.PLANAR: [1], tiffs.TILE_WIDTH: [block],
+        tiffs.TILE_LENGTH: [block], tiffs.EXTRA: [0] * (bands - 1), tiffs.FORMAT: [sample_format] * bands,
+    }  # fmt: skip
+    entries = [tiffs.Entry(tag, 3, len(v), struct.pack(f"<{len(v)}H", *v)) for tag, v in shorts.items() if v]
+    for tag, value in ((tiffs.TILE_OFFSETS, 8), (tiffs.TILE_COUNTS, len(packed))):
+        entries.append(tiffs.Entry(tag, 4, count, struct.pack("<I", value) * count))
+    return _assemble(packed, sorted(entries, key=lambda entry: entry.tag))
+
+
+def _assemble(first: bytes, entries: list[tiffs.Entry]) -> bytes:
+    """Return a TIFF: its head, `first` at byte 8, the entries' long values, and the directory."""
+    content = bytearray(b"II*\0\0\0\0\0" + first)
+    lines = b""
+    for entry in entries:
+        value = entry.data.ljust(4, b"\0")
+        if len(entry.data) > 4:
+            content += b"\0" * (len(content) % 2)
+            value = struct.pack("<I", len(content))
+            content += entry.data
+        lines += struct.pack("<HHI", entry.tag, entry.kind, entry.count) + value
+    content += b"\0" * (len(content) % 2)
+    struct.pack_into("<I", content, 4, len(content))
+    return bytes(content) + struct.pack("<H", len(entries)) + lines + b"\0\0\0\0"
+
+
+@cache
+def padded_tile() -> bytes:
+    """Return a tile of 64 × 64 pixels in a block of 1024 × 1024, in LZMA: some kilobytes, 27 MiB decoded."""
+    with MemoryFile() as memory:
+        form = {
+            "tiled": True,
+            "blockxsize": 1024,
+            "blockysize": 1024,
+            "compress": "lzma",
+            "interleave": "pixel",
+        }
+        with memory.open(driver="GTiff", height=64, width=64, count=13, dtype="uint16", **form) as dataset:
+            dataset.write(np.full((13, 64, 64), 1000, np.uint16))
+            dataset.descriptions = BAND_NAMES
+            dataset.update_tags(**TAGS)
+        return bytes(memory.read())
+
+
+@cache
+def sound_scene(side: int = 256) -> bytes:
+    """Return a scene of 13 bands that a service answers."""
+    pixels = np.random.default_rng(0).integers(200, 4000, (13, side, side), np.uint16)
+    place = {"crs": CRS.from_epsg(32629), "transform": Affine(10, 0, 540_000, 0, -10, 4_740_000)}
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", height=side, width=side, count=13, dtype="uint16", compress="deflate", **place
+        ) as dataset:
+            dataset.write(pixels)
+            dataset.descriptions = BAND_NAMES
+            dataset.update_tags(**TAGS)
+        return bytes(memory.read())
+
+
+def honest_tile() -> bytes:
+    """Return a request with one sound tile."""
+    return post(b"/classify", b"image/tiff", sound_files()[0])
+
+
+def honest_scene() -> bytes:
+    """Return a request with one sound scene of 16 windows."""
+    return post(b"/scene", b"image/tiff", sound_scene())
+
+
+# The attacks.
+
+
+def previews(target: Target) -> str:
+    """Ask ten times for a picture of a file of 21 kB that decodes to 8 GB, beside polls of a task."""
+    file = expanding_tiff(4096, 512, 64, "float64")
+    bands = b"B04,B03,B02" + 61 * b",_"
+    request = post(b"/preview?bands=" + bands, b"image/tiff", file)
+    poll = b"GET /tasks/none HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    async def attack(port: int, workers: Workers) -> str:
+        sent = asyncio.gather(*(_ask_after(2.0 * number, port, request) for number in range(10)))
+        polls, tiles, _ = await asyncio.gather(
+            ask_honestly(port, poll, 75), ask_honestly(port, honest_tile(), 75), _watch(workers, 75)
+        )
+        statuses, busy = Counter(heard.status for heard in await sent), workers.processor_seconds
+        await asyncio.sleep(10)
+        return (
+            f"{len(file):,} bytes: {_counted(statuses)}; GET /tasks: {polls}; tiles: {tiles}; memory at most "
+            f"{max(workers.history):.0f} MB; processor in the 10 s after: {workers.processor_seconds - busy:.0f} s"
+        )
+
+    return _attack(target, attack)
+
+
+def announced_scenes(target: Target) -> str:
+    """Keep ten connections that announce 512 MB each to /scene and send 1.3 kB/s."""
+    return _announce(target, b"/scene", 512 * 2**20, 10, honest_scene())
+
+
+def announced_tiles(target: Target) -> str:
+    """Keep 24 connections that announce 64 MB each to /classify and send 1.3 kB/s."""
+    return _announce(target, b"/classify", 64 * 2**20, 24, honest_tile())
+
+
+def padded_tiles(target: Target) -> str:
+    """Send 256 tiles of 4 kB that decode to 27 MiB each, in one request, beside honest tiles."""
+    body = multipart([part(b"tiles", padded_tile())] * 256)
+    request = post(b"/classify", b"multipart/form-data; boundary=x", body)
+
+    async def attack(port: int, workers: Workers) -> str:
+        began = time.monotonic()
+        sent = asyncio.create_task(ask(port, request, address=ATTACKER, patience=90))
+        tiles = await ask_honestly(port, honest_tile(), 20)
+        heard, _ = await sent
+        codes = Counter(re.findall(rb'"code":"(\w+)"|"(class)":', heard.body))
+        told = {(code or answered).decode(): count for (code, answered), count in codes.items()}
+        return f"{len(body):,} bytes: {heard.status} {told} after {time.monotonic() - began:.1f} s; tiles: {tiles}"
+
+    return _attack(target, attack)
+
+
+def full_disk(target: Target) -> str:
+    """Send scenes and forms that the disk cannot hold (files of at most 8 MiB), then a sound one, and restart."""
+    scene = post(b"/scene", b"image/tiff", b"II*\0" + bytes(20 * 2**20))
+    form = b"multipart/form-data; boundary=x"
+    forms = [post(path, form, multipart([part(field, bytes(20 * 2**20))])) for path, field in _FIELDS]
+
+    async def attack(port: int, workers: Workers) -> str:
+        refused = [(await ask(port, request, address=ATTACKER))[0].status for request in (scene, *forms)]
+        scenes = await ask_honestly(port, honest_scene(), 5)
+        return f"too large: {', '.join(map(str, refused))}; then scenes: {scenes}"
+
+    return _attack(target, attack, max_file_bytes=8 * 2**20)
+
+
+_FIELDS = ((b"/scene", b"scene"), (b"/classify", b"tiles"), (b"/explain", b"tiles"), (b"/preview", b"tiles"))
+
+
+def paused_processes(target: Target) -> str:
+    """Stop all processes of two workers for 25 s while 14 scenes are uploaded, and let them go on."""
+    head, _, body = honest_scene().partition(b"\r\n\r\n")
+
+    async def upload(port: int) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"\r\n\r\n" + body[: len(body) // 2])
+        await asyncio.sleep(29)
+        writer.write(body[len(body) // 2 :])
+        with suppress(OSError, asyncio.IncompleteReadError):
+            return int((await asyncio.wait_for(reader.readuntil(b"\r\n"), 60)).split()[1])
+        return 0
+
+    async def attack(port: int, workers: Workers) -> str:
+        uploads = [asyncio.create_task(upload(port)) for _ in range(14)]
+        await asyncio.sleep(2)
+        for kind, seconds in ((signal.SIGSTOP, 25.0), (signal.SIGCONT, 0.0)):
+            for pid in workers.at_start:
+                os.kill(pid, kind)
+            await asyncio.sleep(seconds)
+        return f"uploads: {_counted(Counter(await asyncio.gather(*uploads)))}"
+
+    return _attack(target, attack, workers="2")
+
+
+def flipped_bits(target: Target) -> str:
+    """Load the model file 60 times, each with one other bit flipped, with all that lies beside it."""
+    random, content, refused = Random(target.seed), bytearray(target.model.read_bytes()), 0  # noqa: S311
+    with tempfile.TemporaryDirectory() as folder:
+        for beside in target.model.parent.glob(f"{target.model.name}.*"):
+            Path(folder, beside.name).write_bytes(beside.read_bytes())
+        path = Path(folder, target.model.name)
+        for _ in range(60):
+            place, bit = random.randrange(len(content)), 1 << random.randrange(8)
+            content[place] ^= bit
+            path.write_bytes(content)
+            content[place] ^= bit
+            try:
+                Engine(path, threads=1)
+            except ModelFileError:
+                refused += 1
+    return f"{refused} of 60 refused"
+
+
+ATTACKS: dict[str, Callable[[Target], str]] = {
+    attack.__name__.replace("_", "-"): attack
+    for attack in (
+        previews, announced_scenes, announced_tiles, padded_tiles, full_disk, paused_processes, flipped_bits,
+    )
+}  # fmt: skip
+
+
+def _announce(target: Target, path: bytes, length: int, connections: int, honest: bytes) -> str:
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nContent-Length: %d\r\n\r\nII*\0"
+
+    async def trickle(port: int, end: float) -> None:
+        while time.monotonic() < end:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ATTACKER, 0))
+                writer.write(head % (path, length))
+                while time.monotonic() < end and not writer.is_closing():
+                    writer.write(bytes(650))
+                    await writer.drain()
+                    await asyncio.sleep(0.5)
+                writer.close()
+
+    async def attack(port: int, workers: Workers) -> str:
+        end = time.monotonic() + 30
+        slow = [asyncio.create_task(trickle(port, end)) for _ in range(connections)]
+        await asyncio.sleep(1)
+        answered = await ask_honestly(port, honest, 27)
+        await asyncio.gather(*slow)
+        return f"{connections} × {length // 2**20} MiB announced; honest: {answered}"
+
+    return _attack(target, attack)
+
+
+def _attack(
+    target: Target,
+    attack: Callable[[int, Workers], Awaitable[str]],
+    workers: str = "1",
+    max_file_bytes: int = resource.RLIM_INFINITY,
+) -> str:
+    """Run one attack on a service of its own."""
+    settings = SETTINGS | {"TILEWISE_WORKERS": workers, "TILEWISE_BODY_SECONDS": "10"}
+    with tempfile.TemporaryDirectory() as folder:
+        started = serving(
+            target.model, Path(folder), None, target.project, settings, max_file_bytes=max_file_bytes
+        )
+        with started as (port, process):
+            told = asyncio.run(attack(port, Workers(process)))
+        failures = Path(folder, "log").read_text(errors="replace").count("Traceback")
+    return f"{told}; tracebacks in the log: {failures}"
+
+
+async def _ask_after(seconds: float, port: int, request: bytes) -> Heard:
+    await asyncio.sleep(seconds)
+    return (await ask(port, request, address=ATTACKER, patience=100))[0]
+
+
+async def _watch(workers: Workers, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        workers.note()
+        await asyncio.sleep(0.5)
+
+
+def _counted(statuses: Counter[int]) -> str:
+    return ", ".join(f"{count} × {status or 'no answer'}" for status, count in sorted(statuses.items()))

@@ -1,0 +1,137 @@
+"""Cheap ways to stop the service, each beside an honest caller from another address (Linux has 127.0.0.0/8).
+
+`python benchmarks/fuzz.py --attacks` runs them at full size and measures.
+"""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from hostile.attacks import ATTACKER, expanding_tiff, honest_scene, honest_tile, padded_tile, sound_scene
+from hostile.requests import multipart, part, post
+from hostile.service import Heard, Workers, ask, serving
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it has addresses to attack from")
+
+ROOM = 4 * 2**20
+SCENES = 16 * 2**20
+FORM = b"multipart/form-data; boundary=x"
+SETTINGS = {
+    "TILEWISE_WORKERS": "1",
+    "TILEWISE_THREADS": "1",
+    "TILEWISE_ROOM": str(ROOM),
+    "TILEWISE_MAX_BYTES": str(ROOM),
+    "TILEWISE_MAX_SCENE_BYTES": str(SCENES),
+    "TILEWISE_TASKS_BYTES": str(SCENES),
+    "TILEWISE_MAX_WAIT_SECONDS": "2",
+    "TILEWISE_MAX_TASKS": "4",
+    "TILEWISE_MAX_SYNC_WINDOWS": "16",
+}
+
+
+@pytest.fixture(scope="module")
+def port(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where a service of one process with little room listens."""
+    with serving(linear_model, tmp_path_factory.mktemp("attacked"), settings=SETTINGS) as (port, _):
+        yield port
+
+
+def heard(port: int, request: bytes, address: str = "127.0.0.1") -> Heard:
+    async def once() -> Heard:
+        answer, streams = await ask(port, request, address=address, patience=60)
+        if streams:
+            streams[1].close()
+        return answer
+
+    return asyncio.run(once())
+
+
+@contextmanager
+def announced(port: int, path: bytes, length: int, connections: int) -> Iterator[None]:
+    """Keep connections from the attacker's address that announce bodies and send four bytes of them."""
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nContent-Length: %d\r\n\r\nII*\0"
+    with ExitStack() as opened:
+        for _ in range(connections):
+            connection = socket.create_connection(("127.0.0.1", port), 10, source_address=(ATTACKER, 0))
+            opened.enter_context(connection).sendall(head % (path, length))
+        yield
+
+
+def test_bodies_that_are_announced_and_never_come_keep_no_tile_out(port: int) -> None:
+    with announced(port, b"/classify", ROOM, 24):
+        assert [heard(port, honest_tile()).status for _ in range(5)] == [200] * 5
+
+
+def test_scenes_that_are_announced_and_never_come_keep_no_scene_out(port: int) -> None:
+    with announced(port, b"/scene", SCENES, 10):
+        assert [heard(port, honest_scene()).status for _ in range(3)] == [200] * 3
+
+
+def test_one_address_cannot_take_all_places_of_waiting_tasks(port: int) -> None:
+    scene = sound_scene()
+    task = post(b"/scene", b"image/tiff", scene, b"Prefer: respond-async\r\n")
+    statuses = [heard(port, task, ATTACKER).status for _ in range(12)]
+    assert 429 in statuses or statuses == [202] * 12  # they may be done as fast as they come
+    assert heard(port, task).status == 202
+
+
+def test_a_picture_of_gigabytes_is_refused_by_the_header(port: int) -> None:
+    file = expanding_tiff(4096, 512, 64, "float64")
+    bands = b"B04,B03,B02" + 61 * b",_"
+    answer = heard(port, post(b"/preview?bands=" + bands, b"image/tiff", file))
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (413, "too_large")
+    assert "8,192 MiB when decoded" in json.loads(answer.body)["error"]["message"]
+
+
+def test_padding_beyond_what_a_request_may_decode_is_refused_tile_by_tile(port: int) -> None:
+    body = multipart([part(b"tiles", padded_tile())] * 24)
+    answer = heard(port, post(b"/classify", FORM, body), ATTACKER)
+    results = json.loads(answer.body)["results"]
+    assert (answer.status, len(results)) == (200, 24)
+    refused = [result["error"] for result in results if "error" in result]
+    assert 1 <= len(refused) < 24
+    assert {error["code"] for error in refused} == {"too_large"}
+    assert "the tiles of this request take more than 512 MiB" in refused[0]["message"]
+
+
+def test_a_picture_that_takes_too_long_is_stopped_and_not_only_answered(
+    linear_model: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"TILEWISE_REQUEST_SECONDS": "1"}
+    file = expanding_tiff(4096, 512, 3, "float64") + bytes(2**20)  # 384 MiB of LZMA
+    request = post(b"/preview?bands=rgb", b"image/tiff", file)
+    with serving(linear_model, tmp_path, settings=settings) as (port, process):
+        workers = Workers(process)
+        assert heard(port, request).status in (200, 504)  # a fast machine may do it in a second
+        asyncio.run(asyncio.sleep(0.5))
+        before = workers.processor_seconds
+        asyncio.run(asyncio.sleep(2))
+        assert workers.processor_seconds - before < 1, "it works on"
+        assert heard(port, honest_tile()).status == 200
+
+
+def test_files_that_the_disk_does_not_take_are_answered_with_503_on_every_form(
+    linear_model: Path, tmp_path: Path
+) -> None:
+    limit = 2 * 2**20
+    large = bytes(limit + 2**20)
+    with serving(linear_model, tmp_path, settings=SETTINGS, max_file_bytes=limit) as (port, _):
+        requests = [
+            post(b"/scene", b"image/tiff", large),
+            post(b"/scene", FORM, multipart([part(b"scene", large)])),
+            *(
+                post(b"/" + path, FORM, multipart([part(b"tiles", large)]))
+                for path in (b"classify", b"explain", b"preview")
+            ),
+        ]
+        for request in requests:
+            answer = heard(port, request, ATTACKER)
+            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "storage_full")
+            assert b"retry-after: 30" in answer.head
+        assert heard(port, honest_scene()).status == 200
+    assert "Traceback" not in (tmp_path / "log").read_text()
