@@ -1,13 +1,14 @@
-"""How the service compares: tilewise, BentoML's own batching, FastAPI and LitServe; one model, one reader,
-one run.
+"""How the service compares: tilewise, BentoML's own batching, FastAPI and LitServe; one model, one run.
 
-    python benchmarks/serve.py --model demo/run/model.onnx
+    python benchmarks/serve.py --model models/pretrained/model.onnx
 
 Prints, for each server, connections and tiles a request: requests/s, tiles/s, p50 and p99, CPU-milliseconds a
 tile (of the server's processes only), tiles a batch, and errors; beside them the floor, reading and inference
 bare, in one process.
 FastAPI and LitServe come from `pip install fastapi litserve`; a server that is not installed is left out, and
-said. All use uvloop and httptools, two processes for two cores, and networks of one thread each.
+said. All use uvloop and httptools, two processes for two cores, networks of one thread each, and the INT8
+file where there is one. FastAPI and LitServe are measured with the reader that their users would write with
+rasterio, and with tilewise's.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from tilewise.datasets.acquire.synthetic import synthesise_tile, write_tile
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.geotiff import read_tile
-from tilewise.models.model_file import usable_cores
+from tilewise.models.model_file import int8_of, usable_cores
 
 PROJECT = Path(__file__).resolve().parent.parent
 DIFFERENT_TILES = 200
@@ -53,6 +54,7 @@ class Server:
     needs: str
     command: list[str]
     ready: str
+    reader: str = "tilewise"
 
 
 def servers(port: int, cores: int) -> list[Server]:
@@ -71,8 +73,10 @@ def servers(port: int, cores: int) -> list[Server]:
     return [
         Server("tilewise", "bentoml", bentoml, "/readyz"),
         Server("BentoML batchable", "bentoml", [*bentoml, "peers.bentoml_batchable:Batchable"], "/readyz"),
-        Server("FastAPI", "fastapi", ["-m", *uvicorn], "/docs"),
-        Server("LitServe", "litserve", litserve, "/health"),
+        Server("FastAPI, rasterio", "fastapi", ["-m", *uvicorn], "/docs", "rasterio"),
+        Server("FastAPI, our reader", "fastapi", ["-m", *uvicorn], "/docs"),
+        Server("LitServe, rasterio", "litserve", litserve, "/health", "rasterio"),
+        Server("LitServe, our reader", "litserve", litserve, "/health"),
     ]
 
 
@@ -81,7 +85,9 @@ def running(server: Server, port: int, model: Path) -> Iterator[psutil.Process]:
     """Run a server for the length of the block."""
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {
-            "TILEWISE_MODEL": str(model.resolve()),
+            "TILEWISE_MODEL": str((model if server.name == "tilewise" else network_of(model)).resolve()),
+            "TILEWISE_PRECISION": "int8",
+            "PEER_READER": server.reader,
             "BENTOML_HOME": home,
             "BENTOML_DO_NOT_TRACK": "True",
             "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'benchmarks'}",
@@ -105,6 +111,11 @@ def running(server: Server, port: int, model: Path) -> Iterator[psutil.Process]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def network_of(model: Path) -> Path:
+    """Return the INT8 file beside a model file, or the model file where there is none."""
+    return int8_of(model) if int8_of(model).is_file() else model
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -158,7 +169,7 @@ def make_files(count: int) -> list[tuple[str, bytes]]:
 
 def floor(model: Path, files: list[tuple[str, bytes]], tiles: int, seconds: float) -> tuple[float, float]:
     """Return (tiles/s, CPU-ms a tile) of reading and inference alone, in one process with one thread."""
-    engine = Engine(model, threads=1)
+    engine = Engine(network_of(model), threads=1)
     done, turn = 0, 0
     started, used = time.perf_counter(), time.process_time()
     while time.perf_counter() - started < seconds:
@@ -215,7 +226,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiles", default="1,16,64")
     parser.add_argument("--seconds", type=float, default=6.0, help="Of each measurement.")
     parser.add_argument("--rounds", type=int, default=1, help="How often everything is measured, in turn.")
-    parser.add_argument("--only", help="Servers to measure, e.g. tilewise,FastAPI.")
+    parser.add_argument("--only", help="Servers to measure, separated by `;`.")
     return parser.parse_args()
 
 
@@ -248,7 +259,7 @@ def measure_all(
 ) -> None:
     """Start the servers one after another and print a row for each cell."""
     port = free_port()
-    wanted = arguments.only.split(",") if arguments.only else None
+    wanted = arguments.only.split(";") if arguments.only else None
     for server in servers(port, cores):
         if wanted and server.name not in wanted:
             continue

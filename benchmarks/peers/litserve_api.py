@@ -12,10 +12,8 @@ import litserve
 import numpy as np
 from fastapi import Request
 
+from peers.readers import Read, read
 from tilewise.bento.inference.engine import Engine
-from tilewise.datasets.core.radiometry import ReadOptions
-from tilewise.datasets.core.tile import Tile
-from tilewise.datasets.readers.geotiff import read_tile
 
 
 class TileAPI(litserve.LitAPI):
@@ -26,17 +24,17 @@ class TileAPI(litserve.LitAPI):
 
     def decode_request(
         self, request: Request
-    ) -> list[Tile]:  # of a multipart request LitServe gives the form
+    ) -> list[tuple[str, Read]]:  # of a multipart request LitServe gives the form
         files = request.getlist("tiles")
-        return [read_tile(file.file.read(), ReadOptions(), file.filename) for file in files]
+        return [(file.filename, read(file.file.read(), file.filename)) for file in files]
 
-    def batch(self, inputs: list[list[Tile]]) -> list[list[Tile]]:
+    def batch(self, inputs: list[list[tuple[str, Read]]]) -> list[list[tuple[str, Read]]]:
         return inputs
 
-    def predict(self, requests: list[list[Tile]]) -> list[list[dict[str, Any]]]:
+    def predict(self, requests: list[list[tuple[str, Read]]]) -> list[list[dict[str, Any]]]:
         tiles = [tile for request in requests for tile in request]
-        answers = iter(self.engine.classify(np.stack([tile.pixels for tile in tiles])).probabilities)
-        return [[self._describe(tile, next(answers)) for tile in request] for request in requests]
+        answers = iter(self.engine.classify(np.stack([tile.pixels for _, tile in tiles])).probabilities)
+        return [[self._describe(name, tile, next(answers)) for name, tile in request] for request in requests]
 
     def unbatch(self, output: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
         return output
@@ -44,10 +42,10 @@ class TileAPI(litserve.LitAPI):
     def encode_response(self, output: list[dict[str, Any]]) -> dict[str, Any]:
         return {"results": output}
 
-    def _describe(self, tile: Tile, shares: np.ndarray) -> dict[str, Any]:
+    def _describe(self, name: str, tile: Read, shares: np.ndarray) -> dict[str, Any]:
         classes = self.engine.metadata.classes
         return {
-            "name": tile.name,
+            "name": name,
             "class": classes[int(shares.argmax())],
             "probabilities": dict(zip(classes, shares.tolist(), strict=True)),
             "footprint": tile.footprint,

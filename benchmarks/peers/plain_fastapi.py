@@ -1,4 +1,4 @@
-"""The same model and reader behind a plain FastAPI route, as its tutorial would write it."""
+"""The same model behind a plain FastAPI route, as its tutorial would write it."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, UploadFile
 
+from peers.readers import read
 from tilewise.bento.inference.engine import Engine
-from tilewise.datasets.core.radiometry import ReadOptions
-from tilewise.datasets.readers.geotiff import read_tile
 
 app = FastAPI()
 engine = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1)
@@ -18,15 +17,16 @@ engine = Engine(Path(os.environ["TILEWISE_MODEL"]), threads=1)
 @app.post("/classify")
 def classify(tiles: list[UploadFile]) -> list[dict[str, Any]]:
     """Answer the tiles of one request: FastAPI runs a plain function in its thread pool."""
-    read = [read_tile(tile.file.read(), ReadOptions(), tile.filename) for tile in tiles]
-    answers = engine.classify(np.stack([tile.pixels for tile in read]))
+    names = [tile.filename or "" for tile in tiles]
+    found = [read(tile.file.read(), name) for tile, name in zip(tiles, names, strict=True)]
+    answers = engine.classify(np.stack([tile.pixels for tile in found]))
     classes = engine.metadata.classes
     return [
         {
-            "name": tile.name,
+            "name": name,
             "class": classes[int(shares.argmax())],
             "probabilities": dict(zip(classes, shares.tolist(), strict=True)),
             "footprint": tile.footprint,
         }
-        for tile, shares in zip(read, answers.probabilities, strict=True)
+        for name, tile, shares in zip(names, found, answers.probabilities, strict=True)
     ]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tilewise.datasets.core.bands import BAND_NAMES, positions
 from tilewise.datasets.core.radiometry import Level
+from tilewise.datasets.core.utm import from_utm
 
 if TYPE_CHECKING:  # a machine that only trains on packed tiles has no rasterio
     from affine import Affine
@@ -55,12 +56,28 @@ class Georeference:
 
 @lru_cache(maxsize=4096)  # requested when a tile is read, and again when it is answered
 def _footprint(crs: CRS, transform: Affine, width: int, height: int) -> dict[str, Any] | None:
+    a, b, c, d, e, f = transform[:6]
+    pixels = ((0, 0), (0, height), (width, height), (width, 0))
+    corners = [(a * x + b * y + c, d * x + e * y + f) for x, y in pixels]
+    points = from_utm(_utm_code(crs), corners)
+    if points is None:
+        return _footprint_by_gdal(crs, [*corners, corners[0]])
+    rounded = [[round(longitude, 7), round(latitude, 7)] for longitude, latitude in points]
+    return {"type": "Polygon", "coordinates": [[*rounded, rounded[0]]]}
+
+
+@lru_cache(maxsize=512)
+def _utm_code(crs: CRS) -> int:
+    """Return the EPSG code of a CRS that is WGS 84 / UTM and nothing else; 0 of any other."""
+    code = crs.to_epsg() or 0
+    return code if code // 100 in (326, 327) and crs == type(crs).from_epsg(code) else 0
+
+
+def _footprint_by_gdal(crs: CRS, ring: list[tuple[float, float]]) -> dict[str, Any] | None:
     from rasterio._err import CPLE_BaseError  # rasterio.warp raises it; rasterio.errors does not have it
     from rasterio.errors import RasterioError
     from rasterio.warp import transform_geom
 
-    corners = ((0, 0), (0, height), (width, height), (width, 0), (0, 0))
-    ring = [tuple(transform @ corner) for corner in corners]
     try:
         geometry = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
     except (CPLE_BaseError, RasterioError, SystemError, ValueError):  # GDAL's errors reach us in all of these

@@ -1,8 +1,9 @@
 """Open GeoTIFFs that may be hostile, and read them as tiles.
 
-Only GDAL's GTiff driver ever opens a file here; side-car files (`.aux.xml`, `.ovr`, `.msk`) and directory
-listings are off, so that nothing outside the file itself is read. Sizes are checked on the header, before any
-pixel is decoded.
+A tile in a plain file is read by `tilewise.datasets.readers.plain_tiff`, everything else by GDAL, with the
+same result. Only GDAL's GTiff driver ever opens a file here; side-car files (`.aux.xml`, `.ovr`, `.msk`) and
+directory listings are off, so that nothing outside the file itself is read. Sizes are checked on the header,
+before any pixel is decoded.
 """
 
 import io
@@ -10,15 +11,17 @@ import math
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
@@ -33,6 +36,14 @@ from tilewise.datasets.core.errors import (
 )
 from tilewise.datasets.core.radiometry import FileFacts, Radiometry, ReadOptions, decide_radiometry
 from tilewise.datasets.core.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
+from tilewise.datasets.readers.plain_tiff import (
+    LAYOUTS,
+    MAX_FILE_BYTES,
+    Layout,
+    NotPlainError,
+    PlainTiff,
+    parse_plain,
+)
 
 GDAL_METADATA, SUB_DIRECTORIES = 42112, 330
 MAX_DIRECTORIES = 256  # further ones are not read
@@ -59,6 +70,48 @@ _ISOLATED_GDAL = {
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no georeference
 
 _THIS_THREAD = threading.local()
+_UNKNOWN = object()
+_MAX_KNOWN_KEYS = 512
+_CRS_OF_KEYS: dict[tuple[bytes, ...], Any] = {}
+"""The CRS that GDAL read from the keys of plain files, or None: it takes GDAL as long as reading a tile."""
+
+
+class Raster(Protocol):
+    """What a reading plan is made from: a `DatasetReader` of rasterio, or a `PlainTiff`."""
+
+    @property
+    def count(self) -> int:
+        """Number of bands."""
+        ...
+
+    @property
+    def dtypes(self) -> Sequence[str]:
+        """Their numpy types, of which the first decides."""
+        ...
+
+    @property
+    def descriptions(self) -> Sequence[str | None]:
+        """Their descriptions."""
+        ...
+
+    @property
+    def scales(self) -> Sequence[float]:
+        """Their GDAL scales."""
+        ...
+
+    @property
+    def offsets(self) -> Sequence[float]:
+        """Their GDAL offsets."""
+        ...
+
+    @property
+    def nodata(self) -> float | None:
+        """The declared no-data value."""
+        ...
+
+    def tags(self) -> Mapping[str, str]:
+        """Return the metadata items of the file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +263,7 @@ def _pixel_bytes(dataset: DatasetReader) -> int:
     return dataset.count * np.dtype(dataset.dtypes[0]).itemsize
 
 
-def plan_reading(dataset: DatasetReader, name: str, options: ReadOptions) -> ReadingPlan:
+def plan_reading(dataset: Raster, name: str, options: ReadOptions) -> ReadingPlan:
     """Decide how `dataset` is read as DN, from its metadata and the user's options.
 
     Raises:
@@ -253,6 +306,11 @@ def read_bands(dataset: DatasetReader, plan: ReadingPlan, window: Window | None 
         raise UnreadableImageError(
             f"{plan.name}: truncated or corrupt, its pixels cannot be decoded"
         ) from error
+    return _to_dn(numbers, plan)
+
+
+def _to_dn(numbers: npt.NDArray[Any], plan: ReadingPlan) -> DN:
+    """Return the DN of a raster's numbers, of any shape."""
     if numbers.dtype == np.uint16 and plan.radiometry.is_identity and not plan.no_data:
         return numbers  # they are DN already, 0 = no data: a large scene is not copied
     return plan.radiometry.to_dn(numbers, valid_numbers(numbers, plan.no_data))
@@ -279,26 +337,90 @@ def read_tile(
         TilewiseError: as `open_geotiff`, `plan_reading` and `read_dn` raise.
     """
     label = name or (source.name if isinstance(source, Path) else "the upload")
-    with open_geotiff(source, label) as dataset:
+    plain = None
+    with suppress(NotPlainError):
+        content = source if isinstance(source, bytes) else _read_file(source)
+        plain = parse_plain(content)
+        return _read_plain(content, plain, options, label, size, admit)
+    return read_tile_with_gdal(source, options, label, size, plain, admit)
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the bytes of a file; raises NotPlainError where it is none, or a large one."""
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            raise NotPlainError
+        return path.read_bytes()
+    except OSError as error:
+        raise NotPlainError from error
+
+
+def _read_plain(
+    content: bytes,
+    plain: PlainTiff,
+    options: ReadOptions,
+    label: str,
+    size: int,
+    admit: Callable[[int], None],
+) -> Tile:
+    """Read a tile without GDAL; raises NotPlainError where that is not possible."""
+    crs = _CRS_OF_KEYS.get(plain.geo_keys, _UNKNOWN)
+    if crs is _UNKNOWN or (plain.height, plain.width) != (size, size):
+        raise NotPlainError
+    plan = plan_reading(plain, label, options)
+    admit(plain.decoded_bytes)
+    numbers = plain.decode(content)
+    if plan.indexes != tuple(range(1, plain.count + 1)):
+        numbers = numbers[[index - 1 for index in plan.indexes]]
+    georeference = _georeference(crs, plain.transform, size, size)
+    pixels = place_bands(_to_dn(numbers, plan), plan.bands)
+    return Tile(label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference)
+
+
+def read_tile_with_gdal(
+    source: Path | bytes,
+    options: ReadOptions,
+    name: str,
+    size: int = TILE_SIZE,
+    plain: PlainTiff | None = None,
+    admit: Callable[[int], None] = lambda size: None,
+) -> Tile:
+    """Read one `size` × `size` tile with GDAL, plain or not, with the result of `read_tile`.
+
+    The CRS is remembered for later files with the keys of `plain`, which is the file's header.
+    """
+    with open_geotiff(source, name) as dataset:
+        if plain:
+            _remember_crs(plain.geo_keys, dataset.crs)
         if (dataset.height, dataset.width) != (size, size):
             raise TileShapeError(
-                f"{label}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}; "
+                f"{name}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}; "
                 "cut it to size, or classify it as a scene"
             )
-        plan = plan_reading(dataset, label, options)
+        plan = plan_reading(dataset, name, options)
         admit(decoded_bytes(dataset))
         pixels = read_dn(dataset, plan)
         return Tile(
-            label, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)
+            name, pixels, canonical_order(plan.bands), plan.radiometry.level, georeference_of(dataset)
         )
+
+
+def _remember_crs(geo_keys: tuple[bytes, ...], crs: CRS | None) -> None:
+    if len(_CRS_OF_KEYS) >= _MAX_KNOWN_KEYS:  # of honest files there are some hundred: two for each UTM zone
+        _CRS_OF_KEYS.clear()
+    _CRS_OF_KEYS[geo_keys] = crs
 
 
 def georeference_of(dataset: DatasetReader) -> Georeference | None:
     """Return the georeference of `dataset`, or None where it has none with longitude and latitude."""
-    if dataset.crs is None or dataset.transform.is_identity:
+    return _georeference(dataset.crs, dataset.transform, dataset.width, dataset.height)
+
+
+def _georeference(crs: CRS | None, transform: Affine, width: int, height: int) -> Georeference | None:
+    if crs is None or transform.is_identity:
         return None
-    georeference = Georeference(dataset.crs, dataset.transform)
-    return georeference if georeference.footprint(dataset.width, dataset.height) else None
+    georeference = Georeference(crs, transform)
+    return georeference if georeference.footprint(width, height) else None
 
 
 def valid_numbers(numbers: npt.NDArray[np.generic], no_data: float | None) -> npt.NDArray[np.bool_]:
@@ -357,7 +479,7 @@ def _select_bands(
 
 
 def _declared_scale(
-    dataset: DatasetReader, name: str, indexes: tuple[int, ...], options: ReadOptions
+    dataset: Raster, name: str, indexes: tuple[int, ...], options: ReadOptions
 ) -> tuple[float | None, float | None]:
     """Return the GDAL scale and offset (in reflectance) that all these bands declare, or None for both."""
     declared = {(dataset.scales[index - 1], dataset.offsets[index - 1]) for index in indexes}
@@ -392,26 +514,6 @@ def _head(path: Path) -> bytes:
         return file.read(4)
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How a TIFF file writes numbers: the byte order, and the sizes that differ in a BigTIFF."""
-
-    order: str
-    big: bool
-
-    @property
-    def offset(self) -> struct.Struct:
-        return struct.Struct(self.order + ("Q" if self.big else "I"))
-
-    @property
-    def count(self) -> struct.Struct:
-        return struct.Struct(self.order + ("Q" if self.big else "H"))
-
-    @property
-    def entry(self) -> struct.Struct:
-        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
-
-
 def measure_metadata(file: BinaryIO) -> tuple[int, int]:
     """Return the number of directories and the bytes of GDAL's metadata in `file`; (0, 0): not a valid TIFF.
 
@@ -421,8 +523,8 @@ def measure_metadata(file: BinaryIO) -> tuple[int, int]:
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 16:
         return 0, 0
-    layout = _Layout(order, struct.unpack(order + "H", head[2:4])[0] == 43)
-    waiting, seen, text = [layout.offset.unpack_from(head, 8 if layout.big else 4)[0]], set[int](), 0
+    layout = LAYOUTS[order, struct.unpack(order + "H", head[2:4])[0] == 43]
+    waiting, seen, text = [layout.offset.unpack_from(head, 8 if layout.is_big else 4)[0]], set[int](), 0
     while waiting and len(seen) <= MAX_DIRECTORIES:
         offset = waiting.pop()
         if offset and offset not in seen:
@@ -433,14 +535,14 @@ def measure_metadata(file: BinaryIO) -> tuple[int, int]:
     return len(seen), text
 
 
-def _read_directory(file: BinaryIO, offset: int, layout: _Layout) -> tuple[list[int], int]:
+def _read_directory(file: BinaryIO, offset: int, layout: Layout) -> tuple[list[int], int]:
     """Return the offsets of further directories that this one names, and the bytes of its metadata."""
     file.seek(min(offset, _MAX_OFFSET))
-    first = file.read(layout.count.size)
-    if len(first) < layout.count.size:
+    first = file.read(layout.number.size)
+    if len(first) < layout.number.size:
         return [], 0
     form = layout.entry
-    size = layout.count.unpack(first)[0] * form.size
+    size = layout.number.unpack(first)[0] * form.size
     if size > _MAX_ENTRIES * form.size:
         return [], 0
     content = file.read(size + layout.offset.size)
@@ -453,7 +555,7 @@ def _read_directory(file: BinaryIO, offset: int, layout: _Layout) -> tuple[list[
     return further, sum(count for tag, _, count, _ in lines if tag == GDAL_METADATA)
 
 
-def _read_offsets(file: BinaryIO, kind: int, count: int, value: bytes, layout: _Layout) -> list[int]:
+def _read_offsets(file: BinaryIO, kind: int, count: int, value: bytes, layout: Layout) -> list[int]:
     """Return the offsets in an entry, 4 or 8 bytes each: in the entry itself, or where it points."""
     number = struct.Struct(layout.order + ("Q" if kind in (16, 18) else "I"))
     size = min(count, MAX_DIRECTORIES + 1) * number.size
