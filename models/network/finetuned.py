@@ -3,7 +3,8 @@
 The outlier score is the largest of three, each divided by its limit. 1. Distance: one minus the mean cosine
 similarity of the embedding to the nearest training tiles (k nearest neighbours, Sun et al. 2022,
 arXiv:2204.06507). 2. The input check (`tilewise.models.network.outliers`) of the file that fine-tuning
-started from. 3. Missing pixels: the fraction of no data in a band that has any data.
+started from. 3. Missing pixels: the fraction of no data in a band that has any data. The last two count
+above their limits only.
 
 The reasons are in docs/decisions/0029-fine-tuning-keeps-the-network.md.
 """
@@ -21,6 +22,7 @@ METHOD = (
     "check, and missing pixels"
 )
 _CHECK_LIMIT = 1.0  # the limit that the input check was fitted with
+_FAULTY = 0.01  # of in-distribution tiles, above the limits of the input check and of missing pixels
 _MIN_DISTANCE = 1e-4  # a limit of 0 would flag every tile but the training tiles
 
 
@@ -70,17 +72,21 @@ class FineTunedHead(nn.Module):
     def fit_limits(self, distance: Tensor, input_scores: Tensor, false_alarms: float) -> None:
         """Fit the limits to in-distribution tiles: (n,) and (n, 2), of tiles outside the bank.
 
-        A fraction `false_alarms` (0-1) of the tiles is above each limit; those of the input check and of
-        missing pixels are only raised, as they were fitted on more tiles.
+        A fraction `false_alarms` (0-1) of the tiles is further than the limit of the distance. The limits of
+        the input check and of missing pixels, which were fitted on more tiles, are raised until hardly any of
+        these tiles is above them.
         """
-        scores = torch.cat([distance[:, None], input_scores], dim=1)
-        lowest = torch.tensor([_MIN_DISTANCE, _CHECK_LIMIT, MAX_MISSING])
-        self.limits.copy_(torch.maximum(scores.quantile(1 - false_alarms, dim=0), lowest))
+        far = distance.quantile(1 - false_alarms).clamp(min=_MIN_DISTANCE)
+        faulty = input_scores.quantile(1 - _FAULTY, dim=0)
+        lowest = torch.tensor([_CHECK_LIMIT, MAX_MISSING])
+        self.limits.copy_(torch.cat([far[None], torch.maximum(faulty, lowest)]))
 
     def combine(self, distance: Tensor, input_scores: Tensor) -> Tensor:
         """Map (batch,) and (batch, 2) to the outlier score, (batch,)."""
         scores = torch.cat([distance[:, None], input_scores], dim=1) / self.limits
-        return scores.amax(1).clamp(min=0.0)
+        # Below its limit a check says nothing about the class; the distance alone ranks such tiles.
+        faults = torch.where(scores[:, 1:] > 1, scores[:, 1:], 0.0)
+        return torch.maximum(scores[:, 0], faults.amax(1)).clamp(min=0.0)
 
 
 def cosine(embedding: Tensor, bank: Tensor) -> Tensor:

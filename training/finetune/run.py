@@ -31,12 +31,11 @@ from tilewise.models.model_file import (
 from tilewise.models.network import calibration, finetuned
 from tilewise.models.network.finetuned import FineTunedHead
 from tilewise.models.network.outliers import FALSE_ALARMS
-from tilewise.training.evaluate.evaluation import ALL, Evaluation, evaluate, write_evaluations
+from tilewise.training.evaluate.evaluation import Evaluation, evaluate, write_evaluations
 from tilewise.training.evaluate.outputs import NO_ZONE, Predictions, labels_of, run_rows
-from tilewise.training.evaluate.quantisation import Comparison
 from tilewise.training.finetune import heads, report
 from tilewise.training.finetune.features import TEST, Embeddings, Ids, embed, learned_rows, places
-from tilewise.training.finetune.heads import CrossValidation
+from tilewise.training.finetune.heads import CrossValidation, Head
 from tilewise.training.finetune.report import Figures
 from tilewise.training.settings import Quantisation, RunFolder
 from tilewise.training.tracking import code_revision
@@ -64,32 +63,40 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
+class Fitted:
+    """What was fitted to the embeddings of a model file.
+
+    Attributes:
+        base: the model file.
+        head: fitted to all tiles.
+        known: heads that have not seen a tile.
+        shared: in words, what the tiles of one fold share.
+    """
+
+    base: ModelFile
+    head: Head
+    known: CrossValidation
+    shared: str
+
+
+@dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A head, and what cross-validation knows of it.
+    """A head that is calibrated for the embeddings of one file, fp32 or INT8.
 
     Attributes:
         head: with its temperature and the limits of its outlier score.
         threshold: of the outlier score; None: too few tiles for one.
-        out_of_fold: the heads that have not seen a tile.
-        shared: in words, what tiles of one fold share.
-        input_scores: float32 (n, 2), of the tiles that are learned from.
+        answers: of the heads that have not seen a tile, for the tiles that are learned from.
     """
 
     head: FineTunedHead
     threshold: float | None
-    out_of_fold: CrossValidation
-    shared: str
-    input_scores: torch.Tensor
+    answers: Predictions
 
-    def answers(self, learned: Learned, embeddings: Embeddings) -> Predictions:
-        """Return the answers for the tiles, with these embeddings (n, features), of heads that have not seen
-        them."""
-        temperature = float(self.head.temperature)
-        probabilities = softmax(self.out_of_fold.logits(embeddings) / temperature, axis=1).astype(np.float32)
-        distances = torch.from_numpy(self.out_of_fold.distances(embeddings))
-        scores = self.head.combine(distances, self.input_scores).numpy()
-        zones = np.full(len(learned.rows), NO_ZONE)
-        return Predictions(learned.classes, probabilities, scores, learned.labels, zones)
+    def evaluation(self) -> Evaluation:
+        """Return the figures of the answers."""
+        probabilities = torch.from_numpy(self.answers.probabilities)
+        return evaluate("kfold", probabilities, torch.from_numpy(self.answers.labels), self.answers.classes)
 
 
 def learned_tiles(pack: Pack) -> Learned:
@@ -132,48 +139,44 @@ def finetune(
         raise ModelFileError(
             f"{base}: an INT8 file, whose embeddings are rounded; name the fp32 file beside it"
         )
-    embeddings = _embed(model, learned, folder, progress)
-    calibrated = _fit(base, learned, embeddings, folds, progress)
-    answers = calibrated.answers(learned, embeddings[0])
-    metadata = _describe(model, learned, calibrated, answers, folder.root.name)
-    _write_models(model, calibrated, metadata, learned, answers, folder)
-    figures = _measure(learned, calibrated, answers, embeddings, open_model(folder.model))
-    _write_report(figures, learned, answers, folder, command)
+    count, cache = len(learned.rows), folder.root / "features.npz"
+    embeddings = embed(
+        model, pack, learned.rows, cache, lambda done: progress("embedding tiles", done, count)
+    )
+    fitted = _fit(model, learned, embeddings, folds, progress)
+    calibrated = _calibrate(fitted, learned, embeddings[0])
+    _write_models(fitted, calibrated, learned, folder)
+    figures = _measure(fitted, calibrated, learned, embeddings[0], open_model(folder.model))
+    _write_report(figures, learned, calibrated.answers, folder, command)
     return figures
 
 
-def _embed(model: ModelFile, learned: Learned, folder: RunFolder, progress: Report) -> Embeddings:
-    count = len(learned.rows)
-    return embed(
-        model,
-        learned.pack,
-        learned.rows,
-        folder.root / "features.npz",
-        lambda done: progress("embedding tiles", done, count),
-    )
-
-
-def _fit(base: Path, learned: Learned, embeddings: Embeddings, folds: int, progress: Report) -> Calibrated:
-    """Cross-validate heads, fit one to all tiles, and calibrate it by those that have not seen a tile."""
-    labels = learned.labels
+def _fit(model: ModelFile, learned: Learned, embeddings: Embeddings, folds: int, progress: Report) -> Fitted:
     groups, shared = places(learned.pack, learned.rows, folds)
     known = heads.cross_validate(
-        embeddings, labels, groups, folds, lambda done: progress("cross-validating", done, folds)
+        embeddings, learned.labels, groups, folds, lambda done: progress("cross-validating", done, folds)
     )
-    fitted = heads.fit_head(embeddings, labels, groups)
-    temperature = heads.fit_temperature(known.logits(embeddings[0]), labels)
+    return Fitted(model, heads.fit_head(embeddings, learned.labels, groups), known, shared)
+
+
+def _calibrate(fitted: Fitted, learned: Learned, embeddings: Embeddings) -> Calibrated:
+    """Calibrate the head by the answers of those that have not seen a tile, for embeddings (n, features)."""
+    logits, labels = fitted.known.logits(embeddings), learned.labels
+    temperature = heads.fit_temperature(logits, labels)
     head = FineTunedHead(
-        torch.from_numpy(fitted.weight),
-        torch.from_numpy(fitted.bias),
+        torch.from_numpy(fitted.head.weight),
+        torch.from_numpy(fitted.head.bias),
         temperature,
-        torch.from_numpy(known.bank),
-        read_input_check(base),
-    )
-    input_scores = _input_scores(head, learned)
-    distances = torch.from_numpy(known.distances(embeddings[0]))
-    head.fit_limits(distances, input_scores, FALSE_ALARMS)
-    threshold = heads.upper_quantile(head.combine(distances, input_scores).numpy(), FALSE_ALARMS)
-    return Calibrated(head.eval(), threshold, known, shared, input_scores)
+        torch.from_numpy(fitted.known.bank),
+        read_input_check(fitted.base.path),
+    ).eval()
+    distances, faults = torch.from_numpy(fitted.known.distances(embeddings)), _input_scores(head, learned)
+    head.fit_limits(distances, faults, FALSE_ALARMS)
+    scores = head.combine(distances, faults).numpy()
+    probabilities = softmax(logits / temperature, axis=1).astype(np.float32)
+    zones = np.full(len(labels), NO_ZONE)
+    answers = Predictions(learned.classes, probabilities, scores, labels, zones)
+    return Calibrated(head, heads.upper_quantile(scores, FALSE_ALARMS), answers)
 
 
 def _input_scores(head: FineTunedHead, learned: Learned) -> torch.Tensor:
@@ -185,21 +188,20 @@ def _input_scores(head: FineTunedHead, learned: Learned) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _describe(
-    base: ModelFile, learned: Learned, calibrated: Calibrated, answers: Predictions, run: str
-) -> ModelMetadata:
-    weights, head = hashlib.sha256(base.sha256.encode()), calibrated.head
-    for tensor in (head.head.weight, head.head.bias):
-        weights.update(tensor.detach().numpy().tobytes())
-    how = f"{len(learned.rows)} tiles, each out of one of {len(calibrated.out_of_fold.folds)} folds"
+def _describe(fitted: Fitted, calibrated: Calibrated, learned: Learned, run: str) -> ModelMetadata:
+    base, answers = fitted.base, calibrated.answers
+    weights = hashlib.sha256(base.sha256.encode())
+    for array in (fitted.head.weight, fitted.head.bias):
+        weights.update(array.tobytes())
+    how = f"{len(learned.rows)} tiles, each out of one of {len(fitted.known.folds)} folds"
     return base.metadata.model_copy(
         update={
             "version": f"{run}-{weights.hexdigest()[:8]}",
             "classes": learned.classes,
-            "temperature": float(head.temperature),
+            "temperature": float(calibrated.head.temperature),
             "prediction_sets": PredictionSets(
                 method=calibration.METHOD,
-                thresholds=heads.set_thresholds(answers.probabilities, learned.labels),
+                thresholds=heads.set_thresholds(answers.probabilities, answers.labels),
                 calibrated_on=how,
             ),
             "outliers": None
@@ -208,7 +210,7 @@ def _describe(
             "network": f"{base.metadata.network.removesuffix(_FINE_TUNED)}{_FINE_TUNED}",
             "histogram_edges": EDGES,
             "histograms": _histograms(learned.pack),
-            "metrics": report.metrics(_evaluation(answers)),
+            "metrics": report.metrics(calibrated.evaluation()),
             "data_hash": learned.pack.summary.data_hash,
             "weights": weights.hexdigest(),
             "synthetic": learned.pack.summary.synthetic,
@@ -230,53 +232,43 @@ def _histograms(pack: Pack) -> tuple[ReferenceHistogram, ...]:
     )
 
 
-def _write_models(
-    base: ModelFile,
-    calibrated: Calibrated,
-    metadata: ModelMetadata,
-    learned: Learned,
-    answers: Predictions,
-    folder: RunFolder,
-) -> None:
-    """Write the fp32 file, and from the INT8 file beside `base` an INT8 file, if it answers alike."""
-    tiles = learned.pack.fetch(spread(learned.rows, _CHECKED_TILES))
-    target, source = int8_of(folder.model), int8_of(base.path)
+def _write_models(fitted: Fitted, calibrated: Calibrated, learned: Learned, folder: RunFolder) -> None:
+    """Write the fp32 file, and from the INT8 file beside the base an INT8 file, if it is as accurate."""
+    base, tiles = fitted.base.path, learned.pack.fetch(spread(learned.rows, _CHECKED_TILES))
+    source, target = int8_of(base), int8_of(folder.model)
     target.unlink(missing_ok=True)  # it belongs to the former model
-    replace_head(base.path, calibrated.head, metadata, folder.model, tiles)
+    metadata = _describe(fitted, calibrated, learned, folder.root.name)
+    replace_head(base, calibrated.head, metadata, folder.model, tiles)
     if not source.is_file():
-        click.echo(f"no INT8 file: there is none beside {base.path}")
+        click.echo(f"no INT8 file: there is none beside {base}")
         return
-    rounded = metadata.model_copy(
+    embeddings = run_rows(open_model(source), learned.pack, learned.rows).embedding
+    rounded = _calibrate(fitted, learned, embeddings)
+    lost = calibrated.answers.accuracy - rounded.answers.accuracy
+    # Of few tiles one more error says nothing; two are too many.
+    if lost > max(Quantisation.max_lost, 1.5 / len(learned.rows)):
+        click.echo(f"no INT8 file: INT8 loses {100 * lost:.1f} points of accuracy")
+        return
+    metadata = _describe(fitted, rounded, learned, folder.root.name).model_copy(
         update={"precision": INT8, "quantised_from": open_model(folder.model).sha256}
     )
-    replace_head(source, calibrated.head, rounded, target, tiles)
-    outputs = run_rows(open_model(target), learned.pack, learned.rows)
-    pair = answers, calibrated.answers(learned, outputs.embedding)
-    how = Quantisation(max_lost=max(Quantisation.max_lost, 1 / len(learned.rows)))  # one tile is no loss
-    if objection := Comparison(metadata, pair, {ALL: pair}).objection(how):
-        target.unlink()
-        click.echo(f"no INT8 file: {objection}")
-
-
-def _evaluation(answers: Predictions) -> Evaluation:
-    probabilities, labels = torch.from_numpy(answers.probabilities), torch.from_numpy(answers.labels)
-    return evaluate("kfold", probabilities, labels, answers.classes)
+    replace_head(source, rounded.head, metadata, target, tiles)
 
 
 def _measure(
-    learned: Learned, calibrated: Calibrated, answers: Predictions, embeddings: Embeddings, model: ModelFile
+    fitted: Fitted, calibrated: Calibrated, learned: Learned, embeddings: Embeddings, model: ModelFile
 ) -> Figures:
     sets = model.metadata.prediction_sets
     test, flagged = _measure_test(model, learned.pack)
     return Figures(
-        folds=(len(calibrated.out_of_fold.folds), calibrated.shared),
-        out_of_fold=_evaluation(answers),
+        folds=(len(fitted.known.folds), fitted.shared),
+        out_of_fold=calibrated.evaluation(),
         test=test,
         temperature=model.metadata.temperature,
-        sure_errors=report.sure_errors(answers.probabilities, learned.labels),
+        sure_errors=report.sure_errors(calibrated.answers.probabilities, learned.labels),
         coverages=tuple(sets.thresholds) if sets else (),
         false_alarms=None if calibrated.threshold is None else FALSE_ALARMS,
-        unknown=calibrated.out_of_fold.leave_out(embeddings[0], learned.classes),
+        unknown=fitted.known.leave_out(embeddings, learned.classes),
         test_flagged=flagged,
     )
 
