@@ -9,10 +9,10 @@ unknown to the model. The last table compares scores for unknown tiles, fitted t
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,13 @@ from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.readers.sources import find_source
 from tilewise.models.model_file import int8_of, open_model
 from tilewise.models.network.outliers import MahalanobisScore
+from tilewise.training.__main__ import train
 from tilewise.training.evaluate.evaluation import evaluate
 from tilewise.training.evaluate.outputs import ModelOutputs, run_rows
 from tilewise.training.finetune.features import pack_tiles
 
 FIGURES = {
-    "seconds": "{:.0f}",
+    "CPU s": "{:.1f}",
     "k-fold %": "{:.1%}",
     "interval": "{}",
     "other tiles %": "{:.1%}",
@@ -56,18 +57,19 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=30, help="Of each class.")
     parser.add_argument("--draws", type=int, default=5)
     arguments = parser.parse_args()
+    print(f"| draw | classes | {' | '.join(FIGURES)} |\n|---|---|{'---:|' * len(FIGURES)}", flush=True)
+    found = []
     with tempfile.TemporaryDirectory(prefix="tilewise-finetune-") as work, shown() as progress:
         pack = pack_tiles([find_source(arguments.folder)], [], Path(work, "all"), progress)
-        drawn = [measure(pack, arguments, draw, Path(work, str(draw))) for draw in range(arguments.draws)]
-    print(f"| draw | classes | {' | '.join(FIGURES)} |")
-    print(f"|---|---|{'---:|' * len(FIGURES)}")
-    for draw, (classes, figures, _) in enumerate(drawn):
-        cells = (text.format(figures[name]) for name, text in FIGURES.items())
-        print(f"| {draw} | {', '.join(classes)} | {' | '.join(cells)} |")
+        for draw in range(arguments.draws):
+            classes, figures, scores = measure(pack, arguments, draw, Path(work, str(draw)))
+            cells = (text.format(figures[name]) for name, text in FIGURES.items())
+            print(f"| {draw} | {', '.join(classes)} | {' | '.join(cells)} |", flush=True)
+            found.append(scores)
     print("\n| score | AUROC of unknown tiles, mean | worst draw |\n|---|---:|---:|")
-    for name in drawn[0][2]:
-        found = [scores[name] for *_, scores in drawn]
-        print(f"| {name} | {np.mean(found):.3f} | {min(found):.3f} |")
+    for name in found[0]:
+        values = [scores[name] for scores in found]
+        print(f"| {name} | {np.mean(values):.3f} | {min(values):.3f} |")
 
 
 def measure(
@@ -87,7 +89,7 @@ def measure(
     truth = np.searchsorted(numbers, pack.labels[others][known])
     report = json.loads((work / "run/evaluation/report.json").read_text("utf-8"))["metrics"]
     figures = kept(work, pack, others[known], truth, answered, known) | {
-        "seconds": seconds,
+        "CPU s": seconds,
         "k-fold %": report["kfold/accuracy"],
         "interval": f"{report['kfold/accuracy_low']:.1%}–{report['kfold/accuracy_high']:.1%}",
         "unknown promised": report.get("unknown/flagged", float("nan")),
@@ -99,7 +101,7 @@ def measure(
 def run(
     arguments: argparse.Namespace, pack: Pack, classes: list[str], learned: np.ndarray, work: Path
 ) -> float:
-    """Link the learned tiles into a folder of their own, fine-tune on it, and return the seconds it took."""
+    """Link the learned tiles into a folder of their own, fine-tune on it, and return its CPU seconds."""
     folder = work / arguments.folder.name
     names = dict(zip(pack.names(learned), learned, strict=True))
     for file in find_source(arguments.folder).files():
@@ -107,10 +109,10 @@ def run(
             (folder / file.label).mkdir(parents=True, exist_ok=True)
             (folder / file.label / file.path.name).symlink_to(file.path.resolve())
     options = ["--data", folder, "--model", arguments.model, "--out", work / "run", "--no-tracking"]
-    command = [sys.executable, "-m", "tilewise", "train", "--recipe", "finetune", *map(str, options)]
-    started = time.monotonic()
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return time.monotonic() - started
+    started = time.process_time()
+    with redirect_stdout(sys.stderr):
+        train(["--recipe", "finetune", *map(str, options)], standalone_mode=False)
+    return time.process_time() - started
 
 
 def kept(
