@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from onnx.compose import add_prefix
 from onnx.utils import Extractor
 
-from tilewise.datasets.core.errors import ExportError, ModelFileError
+from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
 from tilewise.models.export.export import MAX_DIFFERENCE, quiet, set_metadata, strip_debug_info
@@ -28,18 +28,15 @@ _CHECK = "check."
 _SCORE = ("outliers.usual", "outliers.per_limit")  # of the input check, the second of two scores
 
 
-def read_input_check(path: Path) -> InputCheck:
-    """Return the input check in a model file, scaled so that 1 is its limit.
-
-    Raises:
-        ModelFileError: the file has none.
-    """
+def read_input_check(path: Path) -> InputCheck | None:
+    """Return the input check in a model file, scaled so that 1 is its limit; None: it has none that was
+    fitted."""
     arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
     check = InputCheck()
     for name, buffer in check.named_buffers():
         found = [array for key, array in arrays.items() if key.endswith(_CHECK + name)]
         if len(found) != 1 or found[0].shape != tuple(buffer.shape):
-            raise ModelFileError(f"{path}: has no input check; export it again")
+            return None
         buffer.copy_(torch.from_numpy(found[0].copy()))
     usual, per_limit = (_second(arrays, name) for name in _SCORE)
     if usual is not None and per_limit is not None:

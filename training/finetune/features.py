@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def _read(cache: Path, key: str) -> Embeddings | None:
     try:
         with np.load(cache, allow_pickle=False) as stored:
             return stored["embeddings"] if str(stored["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError):  # none, or a broken one
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none, or a broken one
         return None
 
 

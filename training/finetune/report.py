@@ -76,7 +76,7 @@ class Figures:
                 f"no outlier threshold, so unknown classes are not flagged: it needs "
                 f"{tiles_for(1 - FALSE_ALARMS)} tiles"
             )
-        if self.temperature <= MIN_TEMPERATURE:
+        if self.temperature < 1.01 * MIN_TEMPERATURE:
             found.append(f"the temperature is at its floor of {MIN_TEMPERATURE}: probabilities are cautious")
         return found
 

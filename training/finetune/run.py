@@ -30,7 +30,7 @@ from tilewise.models.model_file import (
 )
 from tilewise.models.network import calibration, finetuned
 from tilewise.models.network.finetuned import FineTunedHead
-from tilewise.models.network.outliers import FALSE_ALARMS
+from tilewise.models.network.outliers import FALSE_ALARMS, InputCheck
 from tilewise.training.evaluate.evaluation import Evaluation, evaluate, write_evaluations
 from tilewise.training.evaluate.outputs import NO_ZONE, Predictions, labels_of, run_rows
 from tilewise.training.finetune import heads, report
@@ -71,12 +71,14 @@ class Fitted:
         head: fitted to all tiles.
         known: heads that have not seen a tile.
         shared: in words, what the tiles of one fold share.
+        check: the input check of the base.
     """
 
     base: ModelFile
     head: Head
     known: CrossValidation
     shared: str
+    check: InputCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,11 @@ def _fit(model: ModelFile, learned: Learned, embeddings: Embeddings, folds: int,
     known = heads.cross_validate(
         embeddings, learned.labels, groups, folds, lambda done: progress("cross-validating", done, folds)
     )
-    return Fitted(model, heads.fit_head(embeddings, learned.labels, groups), known, shared)
+    check = read_input_check(model.path)
+    if check is None:
+        click.echo(f"{model.path} has no input check, so the new file does not flag faults of the input")
+    head = heads.fit_head(embeddings, learned.labels, groups)
+    return Fitted(model, head, known, shared, check or InputCheck())
 
 
 def _calibrate(fitted: Fitted, learned: Learned, embeddings: Embeddings) -> Calibrated:
@@ -168,7 +174,7 @@ def _calibrate(fitted: Fitted, learned: Learned, embeddings: Embeddings) -> Cali
         torch.from_numpy(fitted.head.bias),
         temperature,
         torch.from_numpy(fitted.known.bank),
-        read_input_check(fitted.base.path),
+        fitted.check,
     ).eval()
     distances, faults = torch.from_numpy(fitted.known.distances(embeddings)), _input_scores(head, learned)
     head.fit_limits(distances, faults, FALSE_ALARMS)
