@@ -11,7 +11,11 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 # What the last cell prints: a line that must be there, and how many arrows.
-ANSWERS = {"tutorial": ("Forest_2.tif ->", 3), "scenes": ("Forest -> Industrial: ", 4)}
+ANSWERS = {
+    "tutorial": ("Forest_2.tif ->", 3),
+    "scenes": ("Forest -> Industrial: ", 4),
+    "finetuning": ("Forest -> Forest ", 7),
+}
 
 
 @pytest.mark.slow

@@ -7,7 +7,15 @@ import click
 from tilewise.datasets.core.console import CONTEXT, Entry, LazyGroup
 
 _CLI = "tilewise.training.cli"
+_RECIPE = "--recipe"
 SECTIONS = {
+    "Your own classes": {
+        f"{_RECIPE} finetune": Entry(
+            "tilewise.training.finetune.cli:finetune",
+            "Teach a model file the classes of your tiles, in seconds.",
+            "train",
+        ),
+    },
     "Runs (Lightning; options below)": {
         "run": Entry(f"{_CLI}:run", "Fit, test and export: the default.", "train"),
         "fit": Entry(f"{_CLI}:fit", "Fit a network, and keep the best and the last checkpoint.", "train"),
@@ -56,12 +64,30 @@ class TrainGroup(LazyGroup):
     """The group of training commands: `run` is the default, and Lightning's help follows the group's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Add `run` where no command is given."""
+        """Add `run` where no command is given; `--recipe NAME` is a command of two words."""
+        words = [
+            word
+            for each in args
+            for word in (each.split("=", 1) if each.startswith(f"{_RECIPE}=") else [each])
+        ]
+        if _RECIPE in words:
+            at = words.index(_RECIPE)
+            return super().parse_args(
+                ctx, ["--", self._recipe(ctx, words[at + 1 : at + 2]), *words[:at], *words[at + 2 :]]
+            )
         if args and args[0] in ("-h", "--help"):
             self._print_help(ctx)
         if not ctx.resilient_parsing and (not args or args[0].startswith("-")):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def _recipe(self, ctx: click.Context, given: list[str]) -> str:
+        """Return the command of a recipe, which `given` names."""
+        name = " ".join([_RECIPE, *given])
+        if name not in self.entries:
+            known = [each.split()[1] for each in self.entries if each.startswith(_RECIPE)]
+            raise click.UsageError(f"{name}: there is no such recipe; use {', '.join(known)}", ctx)
+        return name
 
     def _print_help(self, ctx: click.Context) -> None:
         from tilewise.training.cli import main  # Lightning takes seconds to import
@@ -79,6 +105,7 @@ def train(**_: Any) -> None:
       tilewise train fit --data.pack data/packed --trainer.max_epochs 10
       tilewise train test --out artifacts/runs/first
       tilewise train run --help      # every option and its default
+      tilewise train --recipe finetune --data tiles
     """
 
 

@@ -49,7 +49,7 @@ def export(
 def write_graph(classifier: Classifier, metadata: ModelMetadata, path: Path) -> None:
     """Trace `classifier` and write it with its metadata, without a check."""
     example = torch.ones((2, BAND_COUNT, TILE_SIZE, TILE_SIZE), dtype=torch.uint16)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             Exported(classifier).eval().cpu(),
             (example,),
@@ -63,11 +63,11 @@ def write_graph(classifier: Classifier, metadata: ModelMetadata, path: Path) -> 
     if program is None:
         raise ExportError(f"{path}: torch could not trace the network")
     graph = program.model_proto
-    _strip_debug_info(graph.graph)
+    strip_debug_info(graph.graph)
     save_model(graph, metadata, path)  # weights inside: an external file would be lost by the first copy
 
 
-def _strip_debug_info(graph: onnx.GraphProto) -> None:
+def strip_debug_info(graph: onnx.GraphProto) -> None:
     """Remove what torch stores with each node: stack traces, with paths of the exporting machine."""
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
         del part.metadata_props[:]
@@ -88,7 +88,7 @@ def compare(classifier: Classifier, path: Path, tiles: DN) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the exporter's progress output and its internal warnings."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
