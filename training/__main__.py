@@ -28,9 +28,7 @@ SECTIONS = {
         ),
     },
     "From finished runs": {
-        "average": Entry(
-            "tilewise.training.fit.average:average", "Average the weights of runs of one network.", "train"
-        ),
+        "average": Entry(f"{_CLI}:average", "Average the weights of runs of one network.", "train"),
     },
     "Without labels": {
         "pretrain": Entry(f"{_CLI}:pretrain_command", "Pretrain a network on masked tiles.", "train"),

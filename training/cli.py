@@ -20,6 +20,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from tilewise.datasets.core.console import CONTEXT, FOLDER, one_line_errors, out_option
 from tilewise.datasets.core.errors import TilewiseError, TrainingError
 from tilewise.datasets.core.locations import CONFIGS
 from tilewise.datasets.loading.module import TileDataModule
@@ -333,3 +334,24 @@ pretrain_command = pass_on("pretrain", pretrain, _DESCRIPTION)
 export = pass_on(
     "export", lambda arguments, _: main(["export", *arguments]), "Calibrate a run and write its model file."
 )
+
+
+@click.command("average", context_settings=CONTEXT)
+@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="RUN...")
+@out_option(FOLDER, "Folder of the run to write.", Path("artifacts/runs/average"))
+@click.option("--tiles", default=6400, show_default=True, help="Training tiles that statistics are taken on.")
+@one_line_errors
+def average(runs: tuple[Path, ...], out: Path, tiles: int) -> None:
+    """Average the weights of RUNs of one network, and take BatchNorm statistics anew.
+
+    The runs must have begun with the same weights. `--out` is a run like others, for test and export.
+
+    \b
+      tilewise train average artifacts/runs/a artifacts/runs/b --out artifacts/runs/mean
+      tilewise train test --out artifacts/runs/mean
+    """
+    first = RunFolder(runs[0]).settings
+    if not first.is_file():
+        raise TrainingError(f"{runs[0]}: no run is here: {first.name} is missing")
+    folders = "[" + ",".join(str(run) for run in runs) + "]"
+    main(["average", "--config", str(first), "--out", str(out), "--runs", folders, "--tiles", str(tiles)])

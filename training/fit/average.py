@@ -11,42 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import click
 import torch
 import yaml
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tilewise.datasets.core.console import CONTEXT, FOLDER, one_line_errors, out_option
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.loading.module import TileDataModule
 from tilewise.models.network.classifier import Classifier
 from tilewise.training.fit.transfer import ANCESTRY
 from tilewise.training.settings import RunFolder
-
-
-@click.command("average", context_settings=CONTEXT)
-@click.argument("runs", nargs=-1, required=True, type=FOLDER, metavar="RUN...")
-@out_option(FOLDER, "Folder of the run to write.", Path("artifacts/runs/average"))
-@click.option("--tiles", default=6400, show_default=True, help="Training tiles that statistics are taken on.")
-@one_line_errors
-def average(runs: tuple[Path, ...], out: Path, tiles: int) -> None:
-    """Average the weights of RUNs of one network, and take BatchNorm statistics anew.
-
-    The runs must have begun with the same weights. `--out` is a run like others, for test and export.
-
-    \b
-      tilewise train average artifacts/runs/a artifacts/runs/b --out artifacts/runs/mean
-      tilewise train test --out artifacts/runs/mean
-    """
-    from tilewise.training.cli import main
-
-    first = RunFolder(runs[0]).settings
-    if not first.is_file():
-        raise TrainingError(f"{runs[0]}: no run is here: {first.name} is missing")
-    folders = "[" + ",".join(str(run) for run in runs) + "]"
-    main(["average", "--config", str(first), "--out", str(out), "--runs", folders, "--tiles", str(tiles)])
 
 
 def mean_state(checkpoints: Sequence[Path]) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ import yaml
 
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import INPUT, open_model
-from tilewise.training.cli import main
-from tilewise.training.fit.average import average
+from tilewise.training.cli import average, main
 
 timm = pytest.importorskip("timm")
 
