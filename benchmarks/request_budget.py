@@ -1,6 +1,6 @@
 """Where the CPU time of a request of one tile goes, from socket to socket.
 
-    python benchmarks/request_budget.py --model models/pretrained/model.onnx
+    python benchmarks/request_budget.py --model fast
 
 Each stage is timed alone, in one thread, by its CPU time (median over different tiles), and the whole in a
 worker of the service under load. What remains is the HTTP protocol, the event loop, middleware, log and
@@ -31,6 +31,7 @@ from tilewise.bento.serving.runtime import BatchObservers, make_releases
 from tilewise.bento.settings import Settings
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.readers.geotiff import read_tile, read_tile_with_gdal
+from tilewise.models.model_file import find_model
 
 TILES = 100
 File = tuple[str, bytes]
@@ -137,7 +138,7 @@ def whole_ms(model: Path, files: list[File], seconds: float) -> dict[str, float]
 def main() -> None:
     """Print the budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=find_model, required=True)
     parser.add_argument("--seconds", type=float, default=6.0, help="Of each load.")
     arguments = parser.parse_args()
     files = make_files(TILES)

@@ -1,6 +1,6 @@
 """How the service compares: tilewise, BentoML's own batching, FastAPI and LitServe; one model, one run.
 
-    python benchmarks/serve.py --model models/pretrained/model.onnx
+    python benchmarks/serve.py --model fast
 
 Prints, for each server, connections and tiles a request: requests/s, tiles/s, p50 and p99, CPU-milliseconds a
 tile (of the server's processes only), tiles a batch, and errors; beside them the floor, reading and inference
@@ -39,7 +39,7 @@ from tilewise.datasets.acquire.synthetic import synthesise_tile, write_tile
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.geotiff import read_tile
-from tilewise.models.model_file import int8_of, usable_cores
+from tilewise.models.model_file import find_model, int8_of, usable_cores
 
 PROJECT = Path(__file__).resolve().parent.parent
 DIFFERENT_TILES = 200
@@ -221,7 +221,7 @@ def free_port() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=find_model, required=True)
     parser.add_argument("--connections", default="1,16,64")
     parser.add_argument("--tiles", default="1,16,64")
     parser.add_argument("--seconds", type=float, default=6.0, help="Of each measurement.")

@@ -14,39 +14,54 @@ from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.eurosat import CLASSES, class_of, read_ms
 from tilewise.models.model_file import INPUT, ModelFile, int8_of, open_model
 
-SHIPPED = Path(models.__file__).parent / "pretrained" / "model.onnx"
+NAMES = ("accurate", "fast")
+FILES = {name: Path(models.__file__).parent / "pretrained" / name / "model.onnx" for name in NAMES}
+VERSIONS = {"accurate": "2.0.0", "fast": "1.4.0"}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def fp32(request: pytest.FixtureRequest) -> Path:
+    return FILES[request.param]
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
-def shipped(request: pytest.FixtureRequest) -> ModelFile:
-    return open_model(SHIPPED if request.param == "fp32" else int8_of(SHIPPED))
+def shipped(request: pytest.FixtureRequest, fp32: Path) -> ModelFile:
+    return open_model(fp32 if request.param == "fp32" else int8_of(fp32))
 
 
-def test_the_files_say_what_they_are_and_belong_together(shipped: ModelFile) -> None:
+def test_the_files_say_what_they_are_and_belong_together(shipped: ModelFile, fp32: Path) -> None:
     metadata = shipped.metadata
     assert metadata.classes == tuple(sorted(CLASSES))
     assert not metadata.synthetic
     assert metadata.prediction_sets is not None
     assert metadata.outliers is not None
+    assert metadata.version == VERSIONS[fp32.parent.name]
     if metadata.precision == "int8":
-        assert metadata.quantised_from == open_model(SHIPPED).sha256
+        assert metadata.quantised_from == open_model(fp32).sha256
 
 
-def test_both_files_take_less_than_five_megabytes_and_have_a_card() -> None:
-    assert sum(path.stat().st_size for path in (SHIPPED, int8_of(SHIPPED))) < 5e6
-    assert open_model(SHIPPED).sha256 in SHIPPED.with_name("README.md").read_text(encoding="utf-8")
+def test_all_files_take_less_than_25_megabytes() -> None:
+    assert sum(path.stat().st_size for file in FILES.values() for path in (file, int8_of(file))) < 25e6
 
 
-def test_the_weights_are_those_of_release_1_4_0(shipped: ModelFile) -> None:
-    assert shipped.metadata.version == "1.4.0"
-    assert shipped.metadata.weights == "ffef73bc4ac46a265ce29a51b576616db46b51b9d7f67d29a3c49c92d5d3d541"
+def test_the_weights_of_fast_are_those_of_release_1_4_0() -> None:
+    weights = open_model(FILES["fast"]).metadata.weights
+    assert weights == "ffef73bc4ac46a265ce29a51b576616db46b51b9d7f67d29a3c49c92d5d3d541"
 
 
-def test_the_card_has_the_digests_of_both_files() -> None:
-    card = SHIPPED.with_name("README.md").read_text(encoding="utf-8")
-    fp32, int8 = (open_model(path).sha256 for path in (SHIPPED, int8_of(SHIPPED)))
-    assert re.findall(r"SHA-256 `(\w{64})` \|$", card, re.MULTILINE) == [fp32]
-    assert re.findall(r"^- sha256: (\w{64})$", card, re.MULTILINE) == [fp32, int8]
+def test_the_weights_of_accurate_name_those_they_began_with() -> None:
+    ancestry = open_model(FILES["accurate"]).metadata.ancestry
+    assert ancestry.startswith(
+        "timm/tf_efficientnet_lite0, efficientnet-lite0-57934424.pth, sha256 579344248a93"
+    )
+    assert ancestry in FILES["accurate"].with_name("README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_has_the_digests_of_both_files(fp32: Path) -> None:
+    card = fp32.with_name("README.md").read_text(encoding="utf-8")
+    digests = [open_model(path).sha256 for path in (fp32, int8_of(fp32))]
+    assert re.findall(r"SHA-256 `(\w{64})` \|$", card, re.MULTILINE) == digests[:1]
+    assert re.findall(r"^- sha256: (\w{64})$", card, re.MULTILINE) == digests
 
 
 @pytest.fixture(scope="module")
