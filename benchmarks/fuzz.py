@@ -32,6 +32,8 @@ from hostile.sound import sound_files
 from hostile.tiffs import parse as parse_tiff
 from hostile.watch import Canary
 
+from tilewise.models.model_file import find_model
+
 HARDLY_HTTP = ("wire", "headers", "path")
 
 
@@ -190,7 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=find_model, required=True)
     parser.add_argument("--uploads", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--connections", type=int, default=32)

@@ -27,7 +27,8 @@ _INDEX = "README.md"
 _FOLDERS = (
     "datasets",
     "models",
-    "models/pretrained",  # a model's card
+    "models/pretrained/accurate",  # a model's card
+    "models/pretrained/fast",
     "training",
     "bento",
     "configs",
