@@ -4,11 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tilewise.bento.results.outputs import Output
 
 from tilewise.bento.batch.worker import WorkPlan
 from tilewise.bento.inference.windows import GridOptions
-from tilewise.bento.results.writer import OutputOptions
+from tilewise.bento.results.writer import Output, OutputOptions
 
 PLAN = WorkPlan(
     Path("out"), Path("out/.staging"), Path("model.onnx"), "0" * 64, GridOptions(), OutputOptions(), 1
