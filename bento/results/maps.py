@@ -20,7 +20,7 @@ import rasterio
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.datasets.core.files import ask_disk, telling_disk_errors
 from tilewise.models.model_file import ModelMetadata
@@ -51,6 +51,10 @@ FURTHER: tuple[Colour, ...] = (
     (136, 34, 85),
     (170, 68, 153),
 )
+
+UNLIKE = "out_of_distribution"
+"""Name of what is unlike the training data, beside the names of classes."""
+UNLIKE_COLOUR: Colour = (175, 175, 175)
 
 BLOCK = 512  # pixels a side of the blocks inside the files
 STEPS = 250  # a probability of 1 in the maps of probabilities: uint8, steps of 0.004
@@ -100,7 +104,7 @@ class MapSpec:
 
 
 def class_spec(metadata: ModelMetadata) -> MapSpec:
-    """Describe the map of classes: uint8, index in the model's classes."""
+    """Describe the map of classes: uint8, index in the model's classes, or OUT_OF_DISTRIBUTION."""
     palette = {index: (*colour, 255) for index, colour in enumerate(colours(metadata.classes))}
     return MapSpec(
         suffix=".classes.tif",
@@ -108,7 +112,7 @@ def class_spec(metadata: ModelMetadata) -> MapSpec:
         dtype="uint8",
         no_data=NO_CLASS,
         resampling="MODE",
-        palette={**palette, NO_CLASS: (0, 0, 0, 0)},
+        palette={**palette, OUT_OF_DISTRIBUTION: (*UNLIKE_COLOUR, 255), NO_CLASS: (0, 0, 0, 0)},
         categories=metadata.classes,
     )
 
@@ -138,7 +142,8 @@ def to_steps(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uin
 
 def category_names(classes: Sequence[str]) -> str:
     """Return the `.aux.xml` content from which GDAL and QGIS read the class names of a map."""
-    names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
+    numbered = [*classes, *[""] * (OUT_OF_DISTRIBUTION - len(classes)), UNLIKE]
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in numbered)
     band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
     return f"<PAMDataset>{band}</PAMDataset>\n"
 

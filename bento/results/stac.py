@@ -14,9 +14,9 @@ from typing import Any
 
 from shapely.geometry import shape
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.maps import colours
+from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR, colours
 from tilewise.models.model_file import INPUT, ModelMetadata
 
 SUFFIX = ".stac.json"
@@ -35,6 +35,12 @@ _TITLES = {
     "windows": "Windows with classes and probabilities",
     "polygons": "Areas of one class",
     "quicklook": "Picture of the class map with its legend",
+}
+_UNLIKE_CLASS = {
+    "value": OUT_OF_DISTRIBUTION,
+    "name": UNLIKE,
+    "description": "Unlike the training data: no class is claimed",
+    "color_hint": "{:02X}{:02X}{:02X}".format(*UNLIKE_COLOUR),
 }
 # STAC needs a time: of a scene without one, any since the launch of Sentinel-2A.
 _ANY_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
@@ -94,6 +100,7 @@ def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> 
         **_model(metadata),
         "tilewise:model_sha256": sha256,
         "tilewise:synthetic_model": metadata.synthetic,
+        "tilewise:cloud_mask": scene_info.clouds,
     }
 
 
@@ -173,7 +180,7 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
             else ["data"],
         }
         if form == "tif" and kind == "classes":
-            asset["classification:classes"] = _classes(metadata)
+            asset["classification:classes"] = [*_classes(metadata), _UNLIKE_CLASS]
             asset |= {"nodata": NO_CLASS, "data_type": "uint8"}
         assets[kind if form in ("tif", "png") else f"{kind}_{form.rpartition('.')[2]}"] = asset
     return assets

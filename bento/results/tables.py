@@ -18,9 +18,10 @@ from rasterio.features import shapes
 from rasterio.warp import transform, transform_geom
 from shapely.geometry import mapping, shape
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import WindowAnswer
+from tilewise.bento.results.maps import UNLIKE
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import Georeference
 from tilewise.models.model_file import ModelMetadata
@@ -363,6 +364,8 @@ def window_outlines(windows: Sequence[WindowAnswer], georeference: Georeference)
 def write_polygons(class_map: Path, scene_info: SceneInfo, metadata: ModelMetadata, path: Path) -> Path:
     """Merge neighbouring pixels of one class to polygons; write class, index, hectares and outline of each.
 
+    What is unlike the training data has the class UNLIKE and the index OUT_OF_DISTRIBUTION.
+
     Pixels that touch only at a corner are no neighbours. Areas are measured in the grid's own projection.
 
     Raises:
@@ -389,7 +392,7 @@ def _add_polygons(
     on_earth = transform_geom(georeference.crs, "EPSG:4326", geometries, precision=_DEGREE_DIGITS)
     square_units = shapely.area(_to_shapely(geometries))
     columns = {
-        "class": [metadata.classes[index] for index in indexes],
+        "class": [UNLIKE if index == OUT_OF_DISTRIBUTION else metadata.classes[index] for index in indexes],
         "class_index": indexes,
         "area_ha": (square_units * (scene_info.pixel_ha / abs(georeference.transform.determinant))).round(6),
     }

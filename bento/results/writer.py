@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilewise.bento.inference.blending import OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import SceneBlock
 from tilewise.bento.results import quicklook, stac
 from tilewise.bento.results.maps import (
+    UNLIKE,
     MapSpec,
     MapWriter,
     class_spec,
@@ -188,14 +190,11 @@ class ResultWriter:
         return sorted(files)
 
     def areas(self) -> dict[str, float]:
-        """Return the hectares of each class that occurs."""
+        """Return the hectares of each class that occurs, and of UNLIKE, which no class contains."""
         pixels = self.counts.pixels
-        names = self._model.metadata.classes
-        return {
-            name: round(int(n) * self._scene_info.pixel_ha, 4)
-            for name, n in zip(names, pixels, strict=False)
-            if n
-        }
+        counts = dict(zip(self._model.metadata.classes, pixels.tolist(), strict=False))
+        counts[UNLIKE] = int(pixels[OUT_OF_DISTRIBUTION])
+        return {name: round(n * self._scene_info.pixel_ha, 4) for name, n in counts.items() if n}
 
     def describe(self, files: Sequence[Path], out: Path) -> list[Path]:
         """Return `files` and, if requested, their STAC item.

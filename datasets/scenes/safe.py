@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
@@ -19,8 +20,16 @@ from defusedxml.ElementTree import fromstring
 from tilewise.datasets.core.bands import BAND_NAMES, find_band
 from tilewise.datasets.core.errors import RadiometryUnknownError, SceneError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
-from tilewise.datasets.scenes.band_files import no_mask, platform_in
-from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Layer, Parts, cloud_layer, layer_of_band
+from tilewise.datasets.scenes.band_files import platform_in
+from tilewise.datasets.scenes.layers import (
+    BandFile,
+    CloudLayer,
+    Layer,
+    Parts,
+    choose_mask,
+    cloud_layer,
+    layer_of_band,
+)
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 
 METADATA_NAMES = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")
@@ -68,8 +77,9 @@ def read_safe(folder: Path, options: SceneOptions) -> Parts:
         file = BandFile(finest[band].path, band, _tags(root, band))
         layer, level = _layer(file, folder.name, bands, options.read_options)
         layers.append(layer)
-    clouds = _clouds(folder, images, options.clouds)
-    return Parts(tuple(layers), clouds, level, _start(root), _platform(root, folder.name))
+    taken = _start(root)
+    clouds = choose_mask(folder.name, options.clouds, taken, partial(_clouds, folder, images))
+    return Parts(tuple(layers), clouds, level, taken, _platform(root, folder.name))
 
 
 def _layer(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions) -> tuple[Layer, Level]:
@@ -152,9 +162,7 @@ def _platform(root: Element, name: str) -> str | None:
     )
 
 
-def _clouds(folder: Path, images: list[_Image], mask: CloudMask | None) -> CloudLayer | None:
-    if mask is None or mask.kind is CloudKind.FILE:
-        return None
+def _clouds(folder: Path, images: list[_Image], mask: CloudMask) -> CloudLayer | None:
     if mask.kind is CloudKind.SCL:
         found = min((image for image in images if image.band == "SCL"), key=lambda i: i.metres, default=None)
         if found:
@@ -163,4 +171,4 @@ def _clouds(folder: Path, images: list[_Image], mask: CloudMask | None) -> Cloud
         path = next(iter(sorted(folder.glob(f"GRANULE/*/QI_DATA/{name}"))), None)
         if path:
             return cloud_layer(path, mask, indexes, flags=mask.kind is CloudKind.QA60)
-    raise no_mask(folder.name, mask)
+    return None

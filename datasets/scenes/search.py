@@ -72,7 +72,7 @@ class SceneSource:
         mask = self.options.clouds
         if mask is not None and mask.kind is CloudKind.FILE:
             parts = replace(parts, clouds=self._mask_file())
-        with Scene(self.name, parts, warp=self.options.warp) as scene:
+        with Scene(self.name, parts, warp=self.options.warp, clouds=mask) as scene:
             yield scene
 
     def fingerprint(self) -> str:

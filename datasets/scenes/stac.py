@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -21,9 +22,16 @@ from tilewise.datasets.core.errors import (
     UnknownBandError,
 )
 from tilewise.datasets.core.radiometry import ReadOptions
-from tilewise.datasets.scenes.band_files import is_mask_name, no_mask
-from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Parts, cloud_layer, layer_of_band
-from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
+from tilewise.datasets.scenes.band_files import is_mask_name
+from tilewise.datasets.scenes.layers import (
+    BandFile,
+    CloudLayer,
+    Parts,
+    choose_mask,
+    cloud_layer,
+    layer_of_band,
+)
+from tilewise.datasets.scenes.options import CloudMask, SceneOptions
 from tilewise.datasets.scenes.rasters import fetch_text, is_remote, shown
 
 _MAX_ITEMS = 100_000
@@ -101,11 +109,10 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
     for file in files.values():
         layer, level = layer_of_band(file, item.name, tuple(files), options.read_options)
         layers.append(layer)
-    clouds = _clouds(item, content, options.clouds)
+    taken = _taken(properties)
+    clouds = choose_mask(item.name, options.clouds, taken, partial(_clouds, item, content))
     platform = properties.get("platform")
-    return Parts(
-        tuple(layers), clouds, level, _taken(properties), platform if isinstance(platform, str) else None
-    )
+    return Parts(tuple(layers), clouds, level, taken, platform if isinstance(platform, str) else None)
 
 
 def files_of(item: Item) -> tuple[str | Path, ...]:
@@ -253,9 +260,7 @@ def _band_file(
     return BandFile(source, band, tags, index, scale, offset, _number(raster.get("nodata")))
 
 
-def _clouds(item: Item, content: dict[str, Any], mask: CloudMask | None) -> CloudLayer | None:
-    if mask is None or mask.kind is CloudKind.FILE:
-        return None
+def _clouds(item: Item, content: dict[str, Any], mask: CloudMask) -> CloudLayer | None:
     for key, asset in _mapping(content.get("assets")).items():
         if (
             not isinstance(asset, dict)
@@ -266,7 +271,7 @@ def _clouds(item: Item, content: dict[str, Any], mask: CloudMask | None) -> Clou
         source = _resolve(str(asset["href"]), item.base)
         if not (is_remote(source) and _is_jp2(asset)):
             return cloud_layer(source, mask)
-    raise no_mask(item.name, mask)
+    return None
 
 
 def _known(word: object) -> str | None:
