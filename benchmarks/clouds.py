@@ -49,7 +49,7 @@ LIMIT = 0.3  # of a window's pixels
 MAX_FALSE = {Level.L1C: 0.015, Level.L2A: 0.045}
 BAND_SETS = (("B02", "B03", "B04", "NIR", "B11"), ("B02", "B03", "B04", "NIR"), ("B02", "B03", "B04"))
 ROWS = 110  # of the SAFE product: ten windows
-SAMPLES = 60_000  # pixels of each kind
+SAMPLES = 40_000  # pixels of each kind
 
 Mask = npt.NDArray[np.bool_]
 
@@ -143,36 +143,53 @@ def _of_clear_tiles(
     return Area(name, level, bands, pixels, np.zeros(pixels.shape[1:], bool), 64, fitted)
 
 
-def window_fractions(area: Area, found: Mask) -> npt.NDArray[np.float64]:
-    """Return (windows, 2): fraction of cloud by the mask and by the detector, where half is valid."""
-    height, width = (max(side - side % area.side, area.side) for side in found.shape)
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one name and level, half of whose pixels are valid.
 
-    def sums(mask: Mask) -> npt.NDArray[np.float64]:
-        padded = np.zeros((height, width))
-        part = mask[:height, :width]
-        padded[: part.shape[0], : part.shape[1]] = part
-        blocks = padded.reshape(height // area.side, area.side, width // area.side, area.side)
-        return np.asarray(blocks.sum(axis=(1, 3)).ravel())
+    Attributes:
+        cloudy: bool (n,), by the mask.
+        odds: float32 (n,), the largest log-odds that more than LIMIT of the valid pixels reach: with a bias
+            above the negative of it the detector takes the window for cloudy.
+    """
 
-    valid = sums(area.valid)
-    kept = valid > area.side**2 / 2
-    both = [sums(mask & area.valid)[kept] / valid[kept] for mask in (area.cloud, found)]
-    return np.stack(both, axis=1)
+    cloudy: Mask
+    odds: npt.NDArray[np.float32]
 
 
-Counts = dict[tuple[str, Level, bool], npt.NDArray[np.int64]]
-"""Cloudy windows, of these caught, other windows, of these flagged; by name, level and whether fitted on."""
+def read_windows(area: Area, odds: npt.NDArray[np.float32]) -> Windows:
+    valid = _cut(area.valid, area.side, False)
+    count = valid.sum(axis=1)
+    kept = count > area.side**2 / 2
+    cloud = (_cut(area.cloud, area.side, False) & valid).sum(axis=1)
+    ordered = np.sort(np.where(valid, _cut(odds, area.side, -np.inf), -np.inf), axis=1)[:, ::-1]
+    at_limit = np.take_along_axis(ordered, (LIMIT * count).astype(int)[:, None], axis=1)[:, 0]
+    return Windows((cloud > LIMIT * count)[kept], at_limit[kept])
 
 
-def measure(areas: Sequence[Area], odds: Sequence[npt.NDArray[np.float32]], table: CloudWeights) -> Counts:
-    rows: Counts = {}
-    for area, of_area in zip(areas, odds, strict=True):
-        found = of_area > -table.bias[area.level]
-        cloudy, flagged = (window_fractions(area, found) > LIMIT).T
-        counts = [cloudy.sum(), (cloudy & flagged).sum(), (~cloudy).sum(), (~cloudy & flagged).sum()]
-        key = (area.name, area.level, area.fitted)
-        rows[key] = rows.get(key, np.zeros(4, np.int64)) + np.array(counts)
-    return rows
+def _cut(values: npt.NDArray[Any], side: int, fill: Any) -> npt.NDArray[Any]:
+    """Return (windows, side * side); what is left over at the edges is cut off, what is missing filled."""
+    height, width = (max(length - length % side, side) for length in values.shape)
+    padded = np.full((height, width), fill, values.dtype)
+    part = values[:height, :width]
+    padded[: part.shape[0], : part.shape[1]] = part
+    blocks = padded.reshape(height // side, side, width // side, side).swapaxes(1, 2)
+    return np.asarray(blocks.reshape(-1, side * side))
+
+
+Kinds = dict[tuple[str, Level, bool], Windows]
+"""By name, level and whether the tables are fitted on it."""
+
+
+def measure(areas: Sequence[Area], table: CloudWeights) -> Kinds:
+    found: dict[tuple[str, Level, bool], list[Windows]] = {}
+    for area in areas:
+        windows = read_windows(area, log_odds(area.pixels, area.bands, table))
+        found.setdefault((area.name, area.level, area.fitted), []).append(windows)
+    return {
+        key: Windows(np.concatenate([w.cloudy for w in each]), np.concatenate([w.odds for w in each]))
+        for key, each in found.items()
+    }
 
 
 def _inputs(area: Area, chosen: npt.NDArray[np.intp], names: tuple[str, ...]) -> npt.NDArray[np.float64]:
@@ -221,29 +238,27 @@ def _table(names: tuple[str, ...], weights: npt.NDArray[np.float64], bias: float
 
 def _at_its_thresholds(fitted: Sequence[Area], table: CloudWeights) -> CloudWeights:
     """Return the table with the largest biases at which no kind of clear window is flagged too often."""
-    best = dict(table.bias)
-    for level in Level:
-        areas = [area for area in fitted if area.level is level]
-        odds = [log_odds(area.pixels, area.bands, table) for area in areas]
-        for step in np.arange(-2.5, 2.6, 0.25):
-            bias = {**best, level: round(table.bias[level] + float(step), 3)}
-            rows = measure(areas, odds, replace(table, bias=bias)).values()
-            if any(flagged > MAX_FALSE[level] * others for _, _, others, flagged in rows):
-                break
-            best = bias
-    return replace(table, bias=best)
+    limits: dict[Level, float] = {}
+    for (_, level, _), windows in measure(fitted, table).items():
+        others = np.sort(windows.odds[~windows.cloudy])[::-1]
+        highest = float(others[int(MAX_FALSE[level] * len(others))])
+        limits[level] = max(limits.get(level, -np.inf), highest)
+    return replace(table, bias={level: round(-limit, 3) for level, limit in limits.items()})
 
 
 def print_rows(areas: Sequence[Area], table: CloudWeights) -> None:
     print(f"\n{', '.join(table.reflectance)}\n")
     print("| windows of | fitted on | cloudy | caught | other | flagged |")
     print("|---|---|---:|---:|---:|---:|")
-    rows = measure(areas, [log_odds(area.pixels, area.bands, table) for area in areas], table)
-    total = np.sum([row for (_, _, fitted), row in rows.items() if not fitted], axis=0)
-    named = {f"{name}, {level} | {'yes' if fitted else 'no'}": r for (name, level, fitted), r in rows.items()}
-    for label, (cloudy, caught, others, flagged) in {**named, "all that is held out | no": total}.items():
-        share = [f"{100 * a / b:.1f} %" if b else "–" for a, b in ((caught, cloudy), (flagged, others))]
-        print(f"| {label} | {cloudy:,} | {share[0]} | {others:,} | {share[1]} |")
+    rows = {}
+    for (name, level, fitted), windows in measure(areas, table).items():
+        flagged, cloudy = windows.odds > -table.bias[level], windows.cloudy
+        counts = [cloudy.sum(), (cloudy & flagged).sum(), (~cloudy).sum(), (~cloudy & flagged).sum()]
+        rows[f"{name}, {level}", "yes" if fitted else "no"] = np.array(counts)
+    rows["all that is held out", "no"] = np.sum([row for (_, f), row in rows.items() if f == "no"], axis=0)
+    for (label, fit_on), (cloudy, caught, others, wrong) in rows.items():
+        share = [f"{100 * a / b:.1f} %" if b else "–" for a, b in ((caught, cloudy), (wrong, others))]
+        print(f"| {label} | {fit_on} | {cloudy:,} | {share[0]} | {others:,} | {share[1]} |", flush=True)
 
 
 def main() -> None:

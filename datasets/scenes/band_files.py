@@ -29,6 +29,7 @@ from tilewise.datasets.scenes.layers import (
     in_canonical_order,
     layer_of_band,
 )
+from tilewise.datasets.scenes.offset import refuse_doubled_offset
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 from tilewise.datasets.scenes.rasters import open_raster
 
@@ -66,6 +67,7 @@ def read_stacked(path: Path, options: SceneOptions) -> Parts:
     with open_raster(path) as dataset:
         plan = in_canonical_order(plan_reading(dataset, path.name, options.read_options))
         layer = Layer(path, plan, grid_of(dataset, path.name), block_of(dataset))
+        refuse_doubled_offset(path.name, [layer], options.read_options)
         taken = date_in(path.stem)
         clouds = choose_mask(path.name, options.clouds, taken, partial(_mask_within, path, dataset))
     return Parts((layer,), clouds, plan.radiometry.level, taken, platform_in(path.stem))
@@ -144,6 +146,7 @@ def read_band_files(name: str, paths: Sequence[Path], options: SceneOptions) -> 
     for band, path in files.items():
         layer, level = layer_of_band(BandFile(path, band, {}), name, tuple(files), options.read_options)
         layers.append(layer)
+    refuse_doubled_offset(name, layers, options.read_options)
     first = next(iter(files.values())).stem
     taken = date_in(first)
     clouds = choose_mask(name, options.clouds, taken, partial(_mask_beside, named))

@@ -42,7 +42,26 @@ class CloudWeights:
     difference: Mapping[str, float]
 
 
-TABLES: tuple[CloudWeights, ...] = ()
+TABLES: tuple[CloudWeights, ...] = (
+    CloudWeights(
+        bias={Level.L1C: -4.692, Level.L2A: -5.085},
+        reflectance={"B02": -2.568, "B03": 9.843, "B04": -19.413, "NIR": 11.437, "B11": -24.649},
+        darkest=48.074,
+        difference={"B02": -0.769, "B03": -8.744, "NIR": 4.935, "B11": -2.77},
+    ),
+    CloudWeights(
+        bias={Level.L1C: -4.624, Level.L2A: -3.939},
+        reflectance={"B02": -9.277, "B03": 56.314, "B04": -81.197, "NIR": -0.414},
+        darkest=66.585,
+        difference={"B02": -2.686, "B03": -5.423, "NIR": 1.684},
+    ),
+    CloudWeights(
+        bias={Level.L1C: -4.073, Level.L2A: -3.244},
+        reflectance={"B02": -7.037, "B03": 68.578, "B04": -82.855},
+        darkest=50.412,
+        difference={"B02": -3.205, "B03": -4.919},
+    ),
+)
 """From the most bands to the fewest; made by `python benchmarks/clouds.py DATA --fit`."""
 
 
