@@ -69,7 +69,7 @@ def read_stacked(path: Path, options: SceneOptions) -> Parts:
         layer = Layer(path, plan, grid_of(dataset, path.name), block_of(dataset))
         refuse_doubled_offset(path.name, [layer], options.read_options)
         taken = date_in(path.stem)
-        clouds = choose_mask(path.name, options.clouds, taken, partial(_mask_within, path, dataset))
+        clouds = choose_mask(path.name, options.clouds, taken, partial(mask_within, path, dataset))
     return Parts((layer,), clouds, plan.radiometry.level, taken, platform_in(path.stem))
 
 
@@ -95,7 +95,8 @@ def is_mask_name(text: str, kind: CloudKind) -> bool:
     return re.sub(r"[^a-z0-9]", "", text.lower()) in _MASK_NAMES.get(kind, ())
 
 
-def _mask_within(path: Path, dataset: DatasetReader, mask: CloudMask) -> CloudLayer | None:
+def mask_within(path: Path, dataset: DatasetReader, mask: CloudMask) -> CloudLayer | None:
+    """Return the cloud mask of this kind among the bands of an open GeoTIFF, None where it has none."""
     for index, description in enumerate(dataset.descriptions, start=1):
         if description and is_mask_name(description, mask.kind):
             return CloudLayer(path, (index,), mask, grid_of(dataset, path.name))
