@@ -27,6 +27,7 @@ EXTENSIONS = {
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _MEDIA = {".tif": _COG, ".parquet": "application/vnd.apache.parquet", ".geojson": "application/geo+json"}
 _MEDIA |= {".fgb": "application/vnd.flatgeobuf", ".png": "image/png", ".xml": "application/xml"}
+_MEDIA |= {".gpkg": "application/geopackage+sqlite3", ".qml": "application/xml"}
 _TITLES = {
     "classes": "Class of every pixel",
     "probability": "Probability of every pixel's class (number × 0.004)",
@@ -54,6 +55,8 @@ def write_item(
     model: Path,
     sha256: str,
     out: Path,
+    *,
+    min_area: float = 0.0,
 ) -> Path:
     """Write the item of a scene.
 
@@ -65,6 +68,7 @@ def write_item(
         model: the model file.
         sha256: of the model file.
         out: the folder that the results end up in, which the links to scene and model start from.
+        min_area: hectares below which patches of the class map were merged into their neighbours.
 
     Raises:
         OSError: the disk does not take it.
@@ -77,7 +81,10 @@ def write_item(
         "id": scene_info.name,
         "geometry": footprint,
         **({"bbox": _bbox(footprint)} if footprint else {}),
-        "properties": _properties(scene_info, metadata, sha256),
+        "properties": {
+            **_properties(scene_info, metadata, sha256),
+            **({"tilewise:min_area_ha": min_area} if min_area else {}),
+        },
         "links": [{"rel": "derived_from", "href": _href(source, out)} for source in scene_info.sources],
         "assets": {
             **_assets(files, scene_info, metadata),
@@ -176,7 +183,7 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
             "roles": ["overview", "thumbnail"]
             if is_picture
             else ["metadata"]
-            if file.suffix == ".xml"
+            if file.suffix in (".xml", ".qml")
             else ["data"],
         }
         if form == "tif" and kind == "classes":

@@ -1,4 +1,4 @@
-"""Tables of windows and of polygons: GeoParquet, GeoJSON and FlatGeobuf, with outlines in EPSG:4326."""
+"""Tables of windows and of polygons as GeoParquet, GeoJSON, FlatGeobuf or GeoPackage, in EPSG:4326."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +33,7 @@ _POLYGONS_AT_ONCE = 1024
 _DEGREE_DIGITS = 7  # a centimetre
 _PROBABILITY_DIGITS = 6
 _HALF_TURN = 180.0
+_NO_TIME = "1970-01-01T00:00:00.000Z"  # the same scene gives the same bytes
 _POLYGON_SCHEMA = pa.schema([("class", pa.string()), ("class_index", pa.int32()), ("area_ha", pa.float64())])
 
 Geometries = npt.NDArray[np.object_]
@@ -45,6 +46,10 @@ class VectorFormat(StrEnum):
     PARQUET = "parquet"
     GEOJSON = "geojson"
     FLATGEOBUF = "fgb"
+    GEOPACKAGE = "gpkg"
+
+
+_OGR_DRIVERS = {VectorFormat.FLATGEOBUF: "FlatGeobuf", VectorFormat.GEOPACKAGE: "GPKG"}
 
 
 class TableWriter:
@@ -117,14 +122,14 @@ def convert(table: Path, form: VectorFormat) -> Path:
     """Write a finished GeoParquet `table` in another format beside it; return the new file.
 
     Raises:
-        TilewiseError: FlatGeobuf was requested, and pyogrio is not installed.
+        TilewiseError: FlatGeobuf or GeoPackage was requested, and pyogrio is not installed.
         OSError: the disk does not take it.
     """
     path = table.with_suffix(f".{form}")
     if form is VectorFormat.GEOJSON:
         _write_geojson(table, path)
-    elif form is VectorFormat.FLATGEOBUF:
-        _write_flatgeobuf(table, path)
+    elif form in _OGR_DRIVERS:
+        _write_by_ogr(table, path, _OGR_DRIVERS[form])
     return path
 
 
@@ -132,13 +137,15 @@ def check_available(form: VectorFormat) -> None:
     """Refuse a format that this installation cannot write, before any work is done.
 
     Raises:
-        TilewiseError: FlatGeobuf, without pyogrio.
+        TilewiseError: FlatGeobuf or GeoPackage, without pyogrio.
     """
-    if form is VectorFormat.FLATGEOBUF:
+    if form in _OGR_DRIVERS:
         try:
             import pyogrio  # noqa: F401
         except ImportError as error:
-            raise TilewiseError("FlatGeobuf is written by pyogrio; pip install 'tilewise[vector]'") from error
+            raise TilewiseError(
+                f"{_OGR_DRIVERS[form]} is written by pyogrio; pip install 'tilewise[vector]'"
+            ) from error
 
 
 def _batches(table: Path) -> Iterator[pa.RecordBatch]:
@@ -169,16 +176,19 @@ def _geojson_of(geometry: Any) -> dict[str, Any] | None:
     return None if geometry is None else mapping(geometry)
 
 
-def _write_flatgeobuf(table: Path, path: Path) -> None:
+def _write_by_ogr(table: Path, path: Path, driver: str) -> None:
+    from pyogrio import set_gdal_config_options
     from pyogrio.raw import write_arrow
 
+    set_gdal_config_options({"OGR_CURRENT_DATE": _NO_TIME})  # a GeoPackage states when it was written
     with pq.ParquetFile(table) as file:
         schema = _without_lists(file.schema_arrow.remove_metadata())
         rows = (_as_text(batch, schema) for batch in file.iter_batches(_ROW_GROUP))
         write_arrow(
             pa.RecordBatchReader.from_batches(schema, rows),
             path,
-            driver="FlatGeobuf",
+            layer=table.stem,
+            driver=driver,
             geometry_name=GEOMETRY,
             geometry_type="Unknown",  # across the antimeridian there are multipolygons beside polygons
             crs="EPSG:4326",
@@ -186,7 +196,7 @@ def _write_flatgeobuf(table: Path, path: Path) -> None:
 
 
 def _without_lists(schema: pa.Schema) -> pa.Schema:
-    """Return `schema` with text columns in place of lists, which FlatGeobuf does not have."""
+    """Return `schema` with text columns in place of lists, which these formats do not have."""
     return pa.schema(
         [field.with_type(pa.string()) if pa.types.is_list(field.type) else field for field in schema]
     )
