@@ -24,7 +24,7 @@ from tilewise.datasets.scenes.clouds import VISIBLE, CloudWeights, find_clouds, 
 from tilewise.datasets.scenes.ground import grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
 from tilewise.datasets.scenes.options import CloudKind, CloudMask
-from tilewise.datasets.scenes.rasters import is_remote, name_of, open_raster, scene_gdal
+from tilewise.datasets.scenes.rasters import file_of, is_remote, name_of, open_raster, scene_gdal
 from tilewise.datasets.scenes.resample import kernel_for, read_onto
 
 
@@ -226,7 +226,7 @@ class Scene(AbstractContextManager["Scene"]):
         try:
             return read(dataset, window)
         except UnreadableImageError:
-            if is_remote(source) or not Path(source).is_file():
+            if is_remote(source) or not file_of(source).is_file():
                 raise  # a server, or a missing file: another try may succeed, and no pixel may be invented
         pixels = np.zeros((count, int(window.height), int(window.width)), np.uint16)
         height, width = dataset.block_shapes[0]

@@ -125,7 +125,7 @@ def test_declared_no_data_is_no_data_and_nothing_else_is(tmp_path: Path, no_data
 @pytest.mark.parametrize(("metres", "shift"), [(20, 0), (60, 0), (20, -10), (60, 20), (10, 4), (10, -15)])
 def test_a_band_on_another_grid_lies_where_gdalwarp_puts_it(tmp_path: Path, metres: int, shift: int) -> None:
     step = metres / 10
-    size = (int(HEIGHT / step) + 4, int(WIDTH / step) + 4)
+    size = (HEIGHT, WIDTH) if metres == 10 else (int(HEIGHT / step) + 4, int(WIDTH / step) + 4)
     lies = Affine(metres, 0, CORNER[0] + shift, 0, -metres, CORNER[1] - shift)
     write_band(tmp_path / "x_B02.tif", place_code())
     other = write_band(tmp_path / "x_B11.tif", place_code(*size, step), transform=lies)
