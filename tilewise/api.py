@@ -30,7 +30,7 @@ from tilewise.datasets.core.errors import (
 )
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Radiometry, ReadOptions
 from tilewise.datasets.core.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
-from tilewise.datasets.scenes import SceneOptions
+from tilewise.datasets.scenes import CloudKind, SceneOptions, parse_clouds
 from tilewise.models.model_file import ModelMetadata, find_model
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class SceneResult:
     Attributes:
         name: of the scene; the stem of its result files.
         classes: class names, by their number in the class map.
-        class_map: uint8 (height, width) on the scene's grid: the class of each pixel, 255 where there is
-            none.
+        class_map: uint8 (height, width) on the scene's grid: the class of each pixel, 254 where it is unlike
+            the training data, 255 where there is no answer.
         windows: one row for each classified window: outline (WKB, EPSG:4326), class, probabilities,
             prediction set, outlier score.
         crs, transform: of the class map.
@@ -144,6 +144,7 @@ class Model:
         *,
         stride: int = TILE_SIZE,
         warp: bool = False,
+        clouds: str = CloudKind.AUTO.value,
         **options: Unpack[ClassifyOptions],
     ) -> SceneResult:
         """Classify a scene window by window, as `tilewise batch` does.
@@ -154,6 +155,8 @@ class Model:
             out: a folder for all of batch inference's result files; None: none are kept.
             stride: pixels from one window to the next; below 64 windows overlap and are blended.
             warp: resample a scene in degrees, or far from 10 m, to 10 m in its UTM zone.
+            clouds: whose pixels are no data, as `--clouds` of `tilewise batch`: by the scene's own mask, or
+                else as found in its pixels; `none`: all pixels are kept.
             options: bands, level, scale, offset and coverage as in `classify`; a DataArray of floats needs a
                 scale.
 
@@ -168,7 +171,7 @@ class Model:
             target = Path(out) if out is not None else Path(folder) / "results"
             kinds = OutputOptions().kinds if out is not None else (Output.CLASSES, Output.WINDOWS)
             run = RunOptions(
-                reading=SceneOptions(reading, warp=warp),
+                reading=SceneOptions(reading, parse_clouds(clouds), warp),
                 grid=GridOptions(stride),
                 outputs=OutputOptions(kinds, coverage=coverage),
                 precision=self._precision,

@@ -68,7 +68,7 @@ _OUTPUT_OPTIONS = (
         default=VectorFormat.PARQUET.value,
         show_default=True,
         callback=partial(_split, VectorFormat),
-        help="Formats of the tables of windows and polygons, separated by commas: parquet, geojson, fgb.",
+        help="Formats of the tables of windows and polygons: parquet, geojson, fgb, gpkg.",
     ),
     click.option(
         "--coverage",
@@ -79,17 +79,25 @@ _OUTPUT_OPTIONS = (
         help="Probability that a window's prediction set contains its true class, for models calibrated for "
         "it.",
     ),
+    click.option(
+        "--min-area",
+        "min_area",
+        default=0.0,
+        metavar="HECTARES",
+        type=click.FloatRange(0),
+        help="Smaller patches of the class map, and so polygons, get the class of their largest neighbour.",
+    ),
 )
 
 
 def _make_outputs(
-    outputs: tuple[Output, ...], format: tuple[VectorFormat, ...], coverage: float
+    outputs: tuple[Output, ...], format: tuple[VectorFormat, ...], coverage: float, min_area: float
 ) -> OutputOptions:
-    return OutputOptions(outputs, format, coverage)
+    return OutputOptions(outputs, format, coverage, min_area)
 
 
 output_options = option_group("outputs", _make_outputs, _OUTPUT_OPTIONS)
-"""Add --outputs, --format and --coverage, as one argument `outputs`."""
+"""Add --outputs, --format, --coverage and --min-area, as one argument `outputs`."""
 
 _GRID_OPTIONS = (
     click.option(
@@ -208,6 +216,7 @@ def main(
     \b
     For each scene NAME these files are written into the folder of results:
       NAME.classes.tif       class of every pixel, on the scene's grid      (classes)
+      NAME.classes.qml       its style, which QGIS loads with it
       NAME.probability.tif   probability of that class                      (probability)
       NAME.outlier.tif       how unlike the training data                   (outlier)
       NAME.probabilities.tif probability of every class                     (probabilities)

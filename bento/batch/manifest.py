@@ -52,7 +52,10 @@ class SceneOutcome:
         outliers: number of windows with a score above the model's threshold.
         pixels: width × height.
         seconds: wall-clock time that the work took.
-        area_ha: hectares of each class that occurs.
+        area_ha: hectares of each class that occurs, and of what is unlike the training data.
+        footprint: outline as GeoJSON in EPSG:4326; None: unknown.
+        taken: acquisition time, ISO 8601; None: unknown.
+        clouds: the kind of the scene's cloud mask; None: clouds were not looked for.
         files: its files in the folder of results.
         error: why it failed; None where it did not.
     """
@@ -68,6 +71,9 @@ class SceneOutcome:
     pixels: int = 0
     seconds: float = 0.0
     area_ha: dict[str, float] = field(default_factory=dict)
+    footprint: dict[str, Any] | None = None
+    taken: str | None = None
+    clouds: str | None = None
     files: tuple[ResultFile, ...] = ()
     error: str | None = None
 

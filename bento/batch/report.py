@@ -14,17 +14,21 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
 
 from tilewise.bento.batch.manifest import SceneOutcome, SceneState
 from tilewise.bento.results import quicklook
-from tilewise.bento.results.maps import colours
+from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR, colours
 from tilewise.bento.results.writer import ModelFacts
 from tilewise.datasets.core.files import atomic_write
 
+_HATCH = "repeating-linear-gradient(45deg, rgb({}, {}, {}) 0 4px, #1e2428 4px 5px)".format(*UNLIKE_COLOUR)
 SUMMARY, TABLE, PAGE = "summary.json", "summary.csv", "report.html"
 _MAX_PICTURES = 60
 _PICTURE_WIDTH = 480  # pixels
 _DIGITS = 4
+_SAME_PLACE = 0.5  # of the smaller outline; neighbouring granules share about a tenth of theirs
 
 
 def write_reports(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) -> list[Path]:
@@ -60,14 +64,15 @@ def summarise(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> dict[str, 
         "scenes": len(outcomes),
         "failed": sum(outcome.state is SceneState.FAILED for outcome in outcomes),
         **_totals(outcomes),
+        "places": len(_places(outcomes)),
         "area_ha": _areas(outcomes, model),
         "results": [_describe(outcome) for outcome in outcomes],
     }
 
 
 def tabulate(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> str:
-    """Return the summary of a run as CSV: one row a scene, one column of hectares a class."""
-    classes = model.metadata.classes
+    """Return the summary of a run as CSV: one row a scene, one column of hectares a class and of UNLIKE."""
+    classes = (*model.metadata.classes, UNLIKE)
     text = io.StringIO()
     # Spreadsheets take text that begins with = + - @ for a formula, and file names may begin so.
     writer = csv.writer(text, lineterminator="\n")
@@ -79,6 +84,8 @@ def tabulate(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> str:
         "skipped_fraction",
         "broken",
         "outliers",
+        "taken",
+        "clouds",
         "seconds",
         "model_sha256",
     ]
@@ -100,6 +107,8 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
         totals=_totals(outcomes),
         failed=[outcome for outcome in outcomes if not outcome.is_complete],
         areas=_area_rows(outcomes, model),
+        places=len(_places(outcomes)),
+        classified=classified,
         scenes=[{**_describe(outcome), "largest_class": _largest_class(outcome)} for outcome in outcomes],
         pictures=[
             {"name": name, "data": _data_uri(out / (name + quicklook.SUFFIX))}
@@ -127,6 +136,8 @@ def _describe(outcome: SceneOutcome) -> dict[str, Any]:
         "skipped_fraction": round(outcome.skipped_fraction, _DIGITS),
         "broken": outcome.broken,
         "outliers": outcome.outliers,
+        "taken": outcome.taken,
+        "clouds": outcome.clouds or "none",
         "pixels": outcome.pixels,
         "seconds": outcome.seconds,
         "area_ha": outcome.area_ha,
@@ -147,8 +158,35 @@ def _totals(outcomes: Sequence[SceneOutcome]) -> dict[str, Any]:
 
 
 def _areas(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> dict[str, float]:
-    areas = {name: sum(o.area_ha.get(name, 0.0) for o in outcomes) for name in model.metadata.classes}
+    """Return the hectares of every class and of UNLIKE; a place counts once, however many its dates."""
+    names = (*model.metadata.classes, UNLIKE)
+    areas = {name: sum(o.area_ha.get(name, 0.0) for o in _places(outcomes)) for name in names}
     return {name: round(area, _DIGITS) for name, area in areas.items()}
+
+
+def _places(outcomes: Sequence[SceneOutcome]) -> list[SceneOutcome]:
+    """Return one scene of each place: the one with the most hectares in classes.
+
+    Scenes are of one place where they share more than half of the smaller one. Scenes without a known outline
+    are places of their own.
+    """
+    done = [outcome for outcome in outcomes if outcome.state is not SceneState.FAILED]
+    chosen: list[tuple[BaseGeometry | None, SceneOutcome]] = []
+    for outcome in sorted(done, key=lambda o: (-_in_classes(o), o.name)):
+        outline = shape(outcome.footprint) if outcome.footprint else None
+        if not any(_share_ground(outline, other) for other, _ in chosen):
+            chosen.append((outline, outcome))
+    return [outcome for _, outcome in chosen]
+
+
+def _in_classes(outcome: SceneOutcome) -> float:
+    return sum(area for name, area in outcome.area_ha.items() if name != UNLIKE)
+
+
+def _share_ground(one: BaseGeometry | None, other: BaseGeometry | None) -> bool:
+    if one is None or other is None:
+        return False
+    return bool(one.intersection(other).area > _SAME_PLACE * min(one.area, other.area))
 
 
 def _inert(value: Any) -> Any:
@@ -157,20 +195,30 @@ def _inert(value: Any) -> Any:
 
 
 def _area_rows(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> list[dict[str, Any]]:
-    """Return name, hectares, percentage and CSS colour of every class; empty where no pixel has a class."""
+    """Return name, hectares, percentage and CSS background of every class, and of what is unlike all.
+
+    Empty where no pixel has either.
+    """
     areas = _areas(outcomes, model)
     total = sum(areas.values())
     if not total:
         return []
-    tones = ["rgb({}, {}, {})".format(*colour) for colour in colours(list(areas))]
+    tones = ["rgb({}, {}, {})".format(*colour) for colour in colours(model.metadata.classes)]
+    rows = zip([*model.metadata.classes, UNLIKE], [*tones, _HATCH], strict=True)
     return [
-        {"name": name, "hectares": area, "percent": 100 * area / total, "colour": tone}
-        for (name, area), tone in zip(areas.items(), tones, strict=True)
+        {
+            "name": "Unlike the training data: no class is claimed" if name == UNLIKE else name,
+            "hectares": areas[name],
+            "percent": 100 * areas[name] / total,
+            "background": tone,
+        }
+        for name, tone in rows
     ]
 
 
 def _largest_class(outcome: SceneOutcome) -> str:
-    return max(outcome.area_ha, key=lambda name: outcome.area_ha[name], default="–")
+    classes = [name for name in outcome.area_ha if name != UNLIKE]
+    return max(classes, key=lambda name: outcome.area_ha[name], default="–")
 
 
 def _data_uri(picture: Path) -> str:

@@ -29,7 +29,7 @@ from tilewise.datasets.scenes import Scene, SceneSource
 
 _LOG = logging.getLogger("tilewise")
 _CACHE_MB = 128  # of GDAL's blocks, in each process; GDAL's default is a fraction of the machine's memory
-_KEY_VERSION = 1
+_KEY_VERSION = 2
 NETWORK_THREADS = 1  # each of a scene's threads runs the network alone: answers do not depend on their number
 _UTC = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -243,6 +243,9 @@ def write_scene(
         pixels=scene_info.width * scene_info.height,
         seconds=round(max(time.time() - started.started_at, 0.0), 3),
         area_ha=writer.areas(),
+        footprint=scene_info.georeference.footprint(scene_info.width, scene_info.height),
+        taken=scene_info.datetime,
+        clouds=scene_info.clouds,
         files=tuple(ResultFile(file.name, file.stat().st_size, sha256_of(file)) for file in files),
     )
     return FinishedScene(outcome, folder)
@@ -260,4 +263,5 @@ def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassifica
         datetime=scene.taken.strftime(_UTC) if scene.taken else None,
         platform=scene.platform,
         level=scene.level and str(scene.level),
+        clouds=scene.clouds and scene.clouds.value,
     )

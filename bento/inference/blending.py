@@ -7,10 +7,14 @@ Overlapping (stride below the tile size): windows are averaged with the weights 
 along each axis, normalised by their sum. A window's edge, which the network sees without surroundings, counts
 least, and no seam is left.
 
+Pixels whose outlier score, blended likewise, is above the model's threshold have no class: they are
+OUT_OF_DISTRIBUTION.
+
 Maps may be coarser than pixels: a cell of `cell` × `cell` pixels has the value at its middle if at least half
 of its pixels are valid.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +25,7 @@ import numpy.typing as npt
 from tilewise.bento.inference.window_grid import WindowGrid
 
 NO_CLASS = 255  # in a class map: no data, or a window that was skipped
+OUT_OF_DISTRIBUTION = 254  # in a class map: unlike the training data, so that no class is claimed
 
 Floats = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.uint8]
@@ -56,7 +61,7 @@ class Maps:
 
     Attributes:
         row: the first of them, in cells.
-        class_map: uint8 (height, width), class index, NO_CLASS where there is none.
+        class_map: uint8 (height, width), class index, OUT_OF_DISTRIBUTION or NO_CLASS where there is none.
         probability: float32 (height, width), 0-1, of that class; NaN where there is none.
         outlier: float32 (height, width), outlier score; NaN where there is none.
         probabilities: float32 (classes, height, width), 0-1, NaN where there are none; None if not requested.
@@ -70,10 +75,25 @@ class Maps:
 
 
 class Painter:
-    """Turn strips into maps from the top down; keep of earlier strips what reaches further down."""
+    """Turn strips into maps from the top down; keep of earlier strips what reaches further down.
 
-    def __init__(self, window_grid: WindowGrid, cell: int = 1, *, keep_probabilities: bool = False) -> None:
+    Args:
+        window_grid: the windows.
+        cell: pixels a side of one value of the maps.
+        keep_probabilities: make maps of the probabilities of all classes, too.
+        threshold: pixels with a larger outlier score are OUT_OF_DISTRIBUTION.
+    """
+
+    def __init__(
+        self,
+        window_grid: WindowGrid,
+        cell: int = 1,
+        *,
+        keep_probabilities: bool = False,
+        threshold: float = math.inf,
+    ) -> None:
         self._window_grid, self._cell, self._keep = window_grid, cell, keep_probabilities
+        self._threshold = threshold
         self._across = _middles(0, window_grid.width, cell, window_grid.width)
         self._blends = window_grid.stride < window_grid.tile
         self._above: list[tuple[int, Floats]] = []
@@ -89,7 +109,7 @@ class Painter:
         step = self._rows_at_once(answers.probabilities.shape[2])
         for first in range(0, len(down), step):
             here = slice(first, first + step)
-            yield _maps(top // self._cell + first, paint(down[here], answers), valid[here])
+            yield _maps(top // self._cell + first, paint(down[here], answers), valid[here], self._threshold)
 
     def skip(self, answers: StripAnswers) -> None:
         """Take in a strip whose own rows are not needed, for the blend of the rows below."""
@@ -187,15 +207,17 @@ class _Values:
             mine[where] = np.where(free, other, mine[where])
 
 
-def _maps(row: int, values: _Values, valid: Mask) -> Maps:
+def _maps(row: int, values: _Values, valid: Mask, threshold: float) -> Maps:
     known = valid & (values.classes != NO_CLASS)
-    if known.all():  # most of most scenes
+    unlike = known & (values.outlier > threshold)
+    if known.all() and not unlike.any():  # most of most scenes
         return Maps(row, values.classes, values.probability, values.outlier, values.probabilities)
     nan = np.float32(np.nan)
+    classes = np.where(unlike, np.uint8(OUT_OF_DISTRIBUTION), values.classes)
     return Maps(
         row,
-        np.where(known, values.classes, np.uint8(NO_CLASS)),
-        np.where(known, values.probability, nan),
+        np.where(known, classes, np.uint8(NO_CLASS)),
+        np.where(known & ~unlike, values.probability, nan),
         np.where(known, values.outlier, nan),
         None if values.probabilities is None else np.where(known, values.probabilities, nan),
     )

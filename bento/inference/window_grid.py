@@ -29,6 +29,7 @@ class SceneInfo:
         datetime: acquisition time, ISO 8601; None: unknown.
         platform: the satellite, e.g. `sentinel-2a`; None: unknown.
         level: the processing level; None: unknown.
+        clouds: the kind of the scene's cloud mask; None: clouds were not looked for.
         scene_georeference: of the scene's own pixels, in which windows are counted; None: that of the maps.
             The two differ where maps are coarser than the scene.
     """
@@ -41,6 +42,7 @@ class SceneInfo:
     datetime: str | None = None
     platform: str | None = None
     level: str | None = None
+    clouds: str | None = None
     scene_georeference: Georeference | None = None
 
     @property

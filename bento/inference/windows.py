@@ -4,6 +4,7 @@ Several threads work at once, each on a part of its own: it reads the part with 
 tiles and runs the network on one core. While one thread reads, another computes.
 """
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -183,8 +184,12 @@ class SceneClassification:
         """
         if not self.strips:
             return
+        outliers = self._engine.metadata.outliers
         painter = Painter(
-            self._window_grid, self._grid.cell, keep_probabilities=self._grid.keep_probabilities
+            self._window_grid,
+            self._grid.cell,
+            keep_probabilities=self._grid.keep_probabilities,
+            threshold=outliers.threshold if outliers else math.inf,
         )
         answered = 0
         with closing(self._strips_of_parts()) as strips:

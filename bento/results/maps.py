@@ -12,15 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio.features import sieve
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.datasets.core.files import ask_disk, telling_disk_errors
 from tilewise.models.model_file import ModelMetadata
@@ -51,6 +52,10 @@ FURTHER: tuple[Colour, ...] = (
     (136, 34, 85),
     (170, 68, 153),
 )
+
+UNLIKE = "out_of_distribution"
+"""Name of what is unlike the training data, beside the names of classes."""
+UNLIKE_COLOUR: Colour = (175, 175, 175)
 
 BLOCK = 512  # pixels a side of the blocks inside the files
 STEPS = 250  # a probability of 1 in the maps of probabilities: uint8, steps of 0.004
@@ -100,7 +105,7 @@ class MapSpec:
 
 
 def class_spec(metadata: ModelMetadata) -> MapSpec:
-    """Describe the map of classes: uint8, index in the model's classes."""
+    """Describe the map of classes: uint8, index in the model's classes, or OUT_OF_DISTRIBUTION."""
     palette = {index: (*colour, 255) for index, colour in enumerate(colours(metadata.classes))}
     return MapSpec(
         suffix=".classes.tif",
@@ -108,7 +113,7 @@ def class_spec(metadata: ModelMetadata) -> MapSpec:
         dtype="uint8",
         no_data=NO_CLASS,
         resampling="MODE",
-        palette={**palette, NO_CLASS: (0, 0, 0, 0)},
+        palette={**palette, OUT_OF_DISTRIBUTION: (*UNLIKE_COLOUR, 255), NO_CLASS: (0, 0, 0, 0)},
         categories=metadata.classes,
     )
 
@@ -138,9 +143,29 @@ def to_steps(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uin
 
 def category_names(classes: Sequence[str]) -> str:
     """Return the `.aux.xml` content from which GDAL and QGIS read the class names of a map."""
-    names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
+    numbered = [*classes, *[""] * (OUT_OF_DISTRIBUTION - len(classes)), UNLIKE]
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in numbered)
     band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
     return f"<PAMDataset>{band}</PAMDataset>\n"
+
+
+def qgis_style(classes: Sequence[str]) -> str:
+    """Return the style of a class map for QGIS, which loads `NAME.qml` with `NAME.tif` by itself.
+
+    Only numbers that mean something are in the legend. The form is that of QgsPalettedRasterRenderer.
+    """
+    named = [*enumerate(zip(classes, colours(classes), strict=True))]
+    named.append((OUT_OF_DISTRIBUTION, ("unlike the training data", UNLIKE_COLOUR)))
+    entries = "".join(
+        f'<paletteEntry value="{value}" alpha="255" color="#{red:02x}{green:02x}{blue:02x}" '
+        f"label={quoteattr(name)}/>"
+        for value, (name, (red, green, blue)) in named
+    )
+    renderer = f'<rasterrenderer type="paletted" band="1" opacity="1"><colorPalette>{entries}</colorPalette>'
+    return (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+        f'<qgis version="3.22"><pipe>{renderer}</rasterrenderer></pipe></qgis>\n'
+    )
 
 
 def model_tags(metadata: ModelMetadata, sha256: str) -> dict[str, str]:
@@ -157,9 +182,19 @@ class MapWriter:
         scene_info: the map's grid, and the stem of its file name.
         spec: how the map is stored.
         tags: further GeoTIFF tags.
+        min_pixels: of a map of classes: smaller patches get the class of their largest neighbour.
     """
 
-    def __init__(self, folder: Path, scene_info: SceneInfo, spec: MapSpec, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scene_info: SceneInfo,
+        spec: MapSpec,
+        tags: Mapping[str, str],
+        *,
+        min_pixels: int = 1,
+    ) -> None:
+        self._min_pixels = min_pixels
         self.path = folder / (scene_info.name + spec.suffix)
         self._raw = folder / f".{self.path.name}.raw"
         self._spec, self._scene_info = spec, scene_info
@@ -200,7 +235,7 @@ class MapWriter:
             self._flush(BLOCK)
 
     def finish(self) -> list[Path]:
-        """Make the COG once all rows were added; return it and its side-car file, if it has one.
+        """Make the COG once all rows were added; return it and its side-car files, if it has any.
 
         Raises:
             OSError: the disk does not take it, or it reads back differently.
@@ -208,6 +243,8 @@ class MapWriter:
         self._flush(self._held)
         assert self._written == self._scene_info.height  # noqa: S101 - blocks cover the scene
         with telling_disk_errors(self._raw):
+            if self._min_pixels > 1:
+                self._sieve()
             for band, statistics in enumerate(self._statistics, start=1):
                 self._file.update_tags(band, **statistics.tags())
             self._file.close()
@@ -216,7 +253,7 @@ class MapWriter:
             copy_raster(self._raw, self.path, driver="COG", **options)
         self._raw.unlink()
         self._verify()
-        return [self.path, *self._write_category_names()]
+        return [self.path, *self._write_side_cars()]
 
     def close(self) -> None:
         """Give up an unfinished map; the caller removes the folder."""
@@ -241,12 +278,17 @@ class MapWriter:
         rows, rest = np.ascontiguousarray(held[:, :count]), held[:, count:]
         self._rows = [rest] if rest.shape[1] else []
         self._held -= count
+        self._write(rows)
+
+    def _write(self, rows: Rows) -> None:
+        """Write whole rows below those that were written."""
         for band, statistics in zip(rows, self._statistics, strict=True):
             statistics.add(band)
-        self._checksums.append(zlib.crc32(rows.data))
+        self._checksums.append(zlib.crc32(np.ascontiguousarray(rows).data))
         with telling_disk_errors(self._raw):
-            self._file.write(rows, window=Window(0, self._written, self._scene_info.width, count))
-        self._written += count
+            window = Window(0, self._written, self._scene_info.width, rows.shape[1])
+            self._file.write(rows, window=window)
+        self._written += rows.shape[1]
 
     def _verify(self) -> None:
         """Read the finished file back; raise OSError if rows differ or an overview cannot be decoded."""
@@ -265,12 +307,38 @@ class MapWriter:
         except rasterio.errors.RasterioError as error:
             raise ask_disk(self.path) from error
 
-    def _write_category_names(self) -> list[Path]:
+    def _write_side_cars(self) -> list[Path]:
+        """Write the class names for GDAL and the style for QGIS, where numbers are classes."""
         if not self._spec.categories:
             return []
-        side_car = self.path.with_name(f"{self.path.name}.aux.xml")
-        side_car.write_text(category_names(self._spec.categories), encoding="utf-8")
-        return [side_car]
+        names, style = self.path.with_name(f"{self.path.name}.aux.xml"), self.path.with_suffix(".qml")
+        names.write_text(category_names(self._spec.categories), encoding="utf-8")
+        style.write_text(qgis_style(self._spec.categories), encoding="utf-8")
+        return [names, style]
+
+    def _sieve(self) -> None:
+        """Give patches of fewer than `min_pixels` the class of their largest neighbour, by GDAL's sieve.
+
+        A patch is of pixels that share an edge; what has no class is neither changed nor given to others. All
+        of the map is in memory, three bytes a pixel.
+        """
+        self._file.close()
+        with rasterio.open(self._raw) as dataset:
+            numbers = dataset.read(1)
+        kept = sieve(numbers, self._min_pixels, mask=numbers < OUT_OF_DISTRIBUTION, connectivity=4)
+        self._statistics, self._checksums, self._written = [_BandStatistics(self._spec.no_data)], [], 0
+        self._file = rasterio.open(self._raw, "r+")
+        for top in range(0, len(kept), BLOCK):
+            self._write(kept[None, top : top + BLOCK])
+
+
+def count_numbers(path: Path) -> npt.NDArray[np.int64]:
+    """Return int64 (256,): how many pixels of a finished map of uint8 have each number."""
+    counts = np.zeros(256, np.int64)
+    with rasterio.open(path) as dataset:
+        for _, window in dataset.block_windows(1):
+            counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
+    return counts
 
 
 class _BandStatistics:

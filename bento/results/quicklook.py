@@ -9,9 +9,9 @@ import rasterio
 from PIL import Image, ImageDraw, ImageFont
 from rasterio.enums import Resampling
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.maps import Colour, colours
+from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR, Colour, colours
 from tilewise.models.model_file import ModelMetadata
 
 SUFFIX = ".quicklook.png"
@@ -20,6 +20,7 @@ _MARGIN, _LINE, _SWATCH, _LEGEND = 16, 24, 16, 250
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
 _NONE: Colour = (225, 225, 225)
 _STEPS = (1, 2, 5)
+_HATCH = 8  # pixels from one line of the hatching to the next
 
 
 def write_quicklook(
@@ -31,7 +32,7 @@ def write_quicklook(
         class_map: the finished map.
         scene_info: its grid and name.
         metadata: of the model.
-        area_ha: hectares of each class that occurs.
+        area_ha: hectares of each class that occurs, and of UNLIKE.
         path: of the picture.
 
     Raises:
@@ -39,7 +40,7 @@ def write_quicklook(
     """
     picture, scale = _read(class_map)
     painted = Image.fromarray(paint(picture, metadata))
-    height = max(painted.height + _LINE, _LINE * (len(metadata.classes) + 3)) + _LINE + 2 * _MARGIN
+    height = max(painted.height + _LINE, _LINE * (len(metadata.classes) + 4)) + _LINE + 2 * _MARGIN
     page = Image.new("RGB", (painted.width + _LEGEND + 3 * _MARGIN, height), _PAPER)
     page.paste(painted, (_MARGIN, _MARGIN + _LINE))
     pen = ImageDraw.Draw(page)
@@ -47,17 +48,23 @@ def write_quicklook(
     when = f", {day}" if day and day not in scene_info.name else ""
     pen.text((_MARGIN, _MARGIN - 4), f"{scene_info.name}{when}", _INK, _font(16))
     _draw_scale_bar(pen, scene_info, scale, (_MARGIN, _MARGIN + _LINE + painted.height + 6))
-    _draw_legend(pen, metadata, area_ha, (painted.width + 2 * _MARGIN, _MARGIN + _LINE))
+    _draw_legend(page, metadata, area_ha, (painted.width + 2 * _MARGIN, _MARGIN + _LINE))
     page.save(path, format="PNG", compress_level=9)
     return path
 
 
 def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDArray[np.uint8]:
-    """Return uint8 (height, width, 3): a class map in the legend's colours, grey where there is no class."""
+    """Return uint8 (height, width, 3): a class map in the legend's colours.
+
+    What is unlike the training data is hatched; where nothing is known it is light grey.
+    """
     table = np.full((256, 3), _NONE, np.uint8)
     table[: len(metadata.classes)] = colours(metadata.classes)
-    table[NO_CLASS] = _NONE
-    return table[class_map]
+    table[OUT_OF_DISTRIBUTION], table[NO_CLASS] = UNLIKE_COLOUR, _NONE
+    painted = table[class_map]
+    down, across = np.indices(class_map.shape, sparse=True)
+    painted[(class_map == OUT_OF_DISTRIBUTION) & ((down + across) % _HATCH < _HATCH // 4)] = _INK
+    return painted
 
 
 def _read(class_map: Path) -> tuple[npt.NDArray[np.uint8], float]:
@@ -89,16 +96,21 @@ def _draw_scale_bar(
 
 
 def _draw_legend(
-    pen: ImageDraw.ImageDraw, metadata: ModelMetadata, area_ha: Mapping[str, float], corner: tuple[int, int]
+    page: Image.Image, metadata: ModelMetadata, area_ha: Mapping[str, float], corner: tuple[int, int]
 ) -> None:
+    pen = ImageDraw.Draw(page)
     x, y = corner
     total = sum(area_ha.values())
-    entries = list(zip(metadata.classes, colours(metadata.classes), strict=True))
-    for name, colour in [*entries, ("no data or skipped", _NONE)]:
-        pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), fill=colour, outline=_FAINT)
-        percent = (
-            f"{100 * area_ha.get(name, 0.0) / total:.1f} %" if total and name in metadata.classes else ""
-        )
+    entries = [*zip(metadata.classes, range(len(metadata.classes)), metadata.classes, strict=True)]
+    others = [
+        (UNLIKE, OUT_OF_DISTRIBUTION, "unlike the training data"),
+        ("", NO_CLASS, "no data, cloud, skipped"),
+    ]
+    for key, number, name in [*entries, *others]:
+        swatch = paint(np.full((_SWATCH, _SWATCH), number, np.uint8), metadata)
+        page.paste(Image.fromarray(swatch), (x, y))
+        pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), outline=_FAINT)
+        percent = f"{100 * area_ha.get(key, 0.0) / total:.1f} %" if total and key else ""
         pen.text((x + _SWATCH + 8, y), name, _INK, _font(14))
         pen.text((x + _LEGEND, y), percent, _FAINT, _font(14), anchor="ra")
         y += _LINE

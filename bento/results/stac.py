@@ -14,9 +14,9 @@ from typing import Any
 
 from shapely.geometry import shape
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.maps import colours
+from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR, colours
 from tilewise.models.model_file import INPUT, ModelMetadata
 
 SUFFIX = ".stac.json"
@@ -27,6 +27,7 @@ EXTENSIONS = {
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _MEDIA = {".tif": _COG, ".parquet": "application/vnd.apache.parquet", ".geojson": "application/geo+json"}
 _MEDIA |= {".fgb": "application/vnd.flatgeobuf", ".png": "image/png", ".xml": "application/xml"}
+_MEDIA |= {".gpkg": "application/geopackage+sqlite3", ".qml": "application/xml"}
 _TITLES = {
     "classes": "Class of every pixel",
     "probability": "Probability of every pixel's class (number × 0.004)",
@@ -35,6 +36,12 @@ _TITLES = {
     "windows": "Windows with classes and probabilities",
     "polygons": "Areas of one class",
     "quicklook": "Picture of the class map with its legend",
+}
+_UNLIKE_CLASS = {
+    "value": OUT_OF_DISTRIBUTION,
+    "name": UNLIKE,
+    "description": "Unlike the training data: no class is claimed",
+    "color_hint": "{:02X}{:02X}{:02X}".format(*UNLIKE_COLOUR),
 }
 # STAC needs a time: of a scene without one, any since the launch of Sentinel-2A.
 _ANY_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
@@ -48,6 +55,8 @@ def write_item(
     model: Path,
     sha256: str,
     out: Path,
+    *,
+    min_area: float = 0.0,
 ) -> Path:
     """Write the item of a scene.
 
@@ -59,6 +68,7 @@ def write_item(
         model: the model file.
         sha256: of the model file.
         out: the folder that the results end up in, which the links to scene and model start from.
+        min_area: hectares below which patches of the class map were merged into their neighbours.
 
     Raises:
         OSError: the disk does not take it.
@@ -71,7 +81,10 @@ def write_item(
         "id": scene_info.name,
         "geometry": footprint,
         **({"bbox": _bbox(footprint)} if footprint else {}),
-        "properties": _properties(scene_info, metadata, sha256),
+        "properties": {
+            **_properties(scene_info, metadata, sha256),
+            **({"tilewise:min_area_ha": min_area} if min_area else {}),
+        },
         "links": [{"rel": "derived_from", "href": _href(source, out)} for source in scene_info.sources],
         "assets": {
             **_assets(files, scene_info, metadata),
@@ -94,6 +107,7 @@ def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> 
         **_model(metadata),
         "tilewise:model_sha256": sha256,
         "tilewise:synthetic_model": metadata.synthetic,
+        "tilewise:cloud_mask": scene_info.clouds,
     }
 
 
@@ -169,11 +183,11 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
             "roles": ["overview", "thumbnail"]
             if is_picture
             else ["metadata"]
-            if file.suffix == ".xml"
+            if file.suffix in (".xml", ".qml")
             else ["data"],
         }
         if form == "tif" and kind == "classes":
-            asset["classification:classes"] = _classes(metadata)
+            asset["classification:classes"] = [*_classes(metadata), _UNLIKE_CLASS]
             asset |= {"nodata": NO_CLASS, "data_type": "uint8"}
         assets[kind if form in ("tif", "png") else f"{kind}_{form.rpartition('.')[2]}"] = asset
     return assets

@@ -1,4 +1,4 @@
-"""Tables of windows and of polygons: GeoParquet, GeoJSON and FlatGeobuf, with outlines in EPSG:4326."""
+"""Tables of windows and of polygons as GeoParquet, GeoJSON, FlatGeobuf or GeoPackage, in EPSG:4326."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,10 @@ from rasterio.features import shapes
 from rasterio.warp import transform, transform_geom
 from shapely.geometry import mapping, shape
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import WindowAnswer
+from tilewise.bento.results.maps import UNLIKE
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import Georeference
 from tilewise.models.model_file import ModelMetadata
@@ -32,6 +33,7 @@ _POLYGONS_AT_ONCE = 1024
 _DEGREE_DIGITS = 7  # a centimetre
 _PROBABILITY_DIGITS = 6
 _HALF_TURN = 180.0
+_NO_TIME = "1970-01-01T00:00:00.000Z"  # the same scene gives the same bytes
 _POLYGON_SCHEMA = pa.schema([("class", pa.string()), ("class_index", pa.int32()), ("area_ha", pa.float64())])
 
 Geometries = npt.NDArray[np.object_]
@@ -44,6 +46,10 @@ class VectorFormat(StrEnum):
     PARQUET = "parquet"
     GEOJSON = "geojson"
     FLATGEOBUF = "fgb"
+    GEOPACKAGE = "gpkg"
+
+
+_OGR_DRIVERS = {VectorFormat.FLATGEOBUF: "FlatGeobuf", VectorFormat.GEOPACKAGE: "GPKG"}
 
 
 class TableWriter:
@@ -116,14 +122,14 @@ def convert(table: Path, form: VectorFormat) -> Path:
     """Write a finished GeoParquet `table` in another format beside it; return the new file.
 
     Raises:
-        TilewiseError: FlatGeobuf was requested, and pyogrio is not installed.
+        TilewiseError: FlatGeobuf or GeoPackage was requested, and pyogrio is not installed.
         OSError: the disk does not take it.
     """
     path = table.with_suffix(f".{form}")
     if form is VectorFormat.GEOJSON:
         _write_geojson(table, path)
-    elif form is VectorFormat.FLATGEOBUF:
-        _write_flatgeobuf(table, path)
+    elif form in _OGR_DRIVERS:
+        _write_by_ogr(table, path, _OGR_DRIVERS[form])
     return path
 
 
@@ -131,13 +137,15 @@ def check_available(form: VectorFormat) -> None:
     """Refuse a format that this installation cannot write, before any work is done.
 
     Raises:
-        TilewiseError: FlatGeobuf, without pyogrio.
+        TilewiseError: FlatGeobuf or GeoPackage, without pyogrio.
     """
-    if form is VectorFormat.FLATGEOBUF:
+    if form in _OGR_DRIVERS:
         try:
             import pyogrio  # noqa: F401
         except ImportError as error:
-            raise TilewiseError("FlatGeobuf is written by pyogrio; pip install 'tilewise[vector]'") from error
+            raise TilewiseError(
+                f"{_OGR_DRIVERS[form]} is written by pyogrio; pip install 'tilewise[vector]'"
+            ) from error
 
 
 def _batches(table: Path) -> Iterator[pa.RecordBatch]:
@@ -168,16 +176,19 @@ def _geojson_of(geometry: Any) -> dict[str, Any] | None:
     return None if geometry is None else mapping(geometry)
 
 
-def _write_flatgeobuf(table: Path, path: Path) -> None:
+def _write_by_ogr(table: Path, path: Path, driver: str) -> None:
+    from pyogrio import set_gdal_config_options
     from pyogrio.raw import write_arrow
 
+    set_gdal_config_options({"OGR_CURRENT_DATE": _NO_TIME})  # a GeoPackage states when it was written
     with pq.ParquetFile(table) as file:
         schema = _without_lists(file.schema_arrow.remove_metadata())
         rows = (_as_text(batch, schema) for batch in file.iter_batches(_ROW_GROUP))
         write_arrow(
             pa.RecordBatchReader.from_batches(schema, rows),
             path,
-            driver="FlatGeobuf",
+            layer=table.stem,
+            driver=driver,
             geometry_name=GEOMETRY,
             geometry_type="Unknown",  # across the antimeridian there are multipolygons beside polygons
             crs="EPSG:4326",
@@ -185,7 +196,7 @@ def _write_flatgeobuf(table: Path, path: Path) -> None:
 
 
 def _without_lists(schema: pa.Schema) -> pa.Schema:
-    """Return `schema` with text columns in place of lists, which FlatGeobuf does not have."""
+    """Return `schema` with text columns in place of lists, which these formats do not have."""
     return pa.schema(
         [field.with_type(pa.string()) if pa.types.is_list(field.type) else field for field in schema]
     )
@@ -363,6 +374,8 @@ def window_outlines(windows: Sequence[WindowAnswer], georeference: Georeference)
 def write_polygons(class_map: Path, scene_info: SceneInfo, metadata: ModelMetadata, path: Path) -> Path:
     """Merge neighbouring pixels of one class to polygons; write class, index, hectares and outline of each.
 
+    What is unlike the training data has the class UNLIKE and the index OUT_OF_DISTRIBUTION.
+
     Pixels that touch only at a corner are no neighbours. Areas are measured in the grid's own projection.
 
     Raises:
@@ -389,7 +402,7 @@ def _add_polygons(
     on_earth = transform_geom(georeference.crs, "EPSG:4326", geometries, precision=_DEGREE_DIGITS)
     square_units = shapely.area(_to_shapely(geometries))
     columns = {
-        "class": [metadata.classes[index] for index in indexes],
+        "class": [UNLIKE if index == OUT_OF_DISTRIBUTION else metadata.classes[index] for index in indexes],
         "class_index": indexes,
         "area_ha": (square_units * (scene_info.pixel_ha / abs(georeference.transform.determinant))).round(6),
     }

@@ -1,5 +1,6 @@
 """The files that are kept of a classified scene: one writer for each requested output."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilewise.bento.inference.blending import OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import SceneBlock
 from tilewise.bento.results import quicklook, stac
 from tilewise.bento.results.maps import (
+    UNLIKE,
     MapSpec,
     MapWriter,
     class_spec,
+    count_numbers,
     model_tags,
     outlier_spec,
     probabilities_spec,
@@ -67,11 +71,13 @@ class OutputOptions:
         kinds: the outputs.
         formats: file formats of the tables of windows and polygons.
         coverage: of the windows' prediction sets, 0-1.
+        min_area: hectares; smaller patches of the class map get the class of their largest neighbour.
     """
 
     kinds: tuple[Output, ...] = USUAL
     formats: tuple[VectorFormat, ...] = (VectorFormat.PARQUET,)
     coverage: float = 0.9
+    min_area: float = 0.0
 
     def check(self, metadata: ModelMetadata) -> None:
         """Refuse what cannot be made, before any work is done.
@@ -135,7 +141,12 @@ class ResultWriter:
         self._opened = ExitStack()
         kinds, tags = set(options.kinds), model_tags(model.metadata, model.sha256)
         self._maps = {
-            output: self._keep(MapWriter(folder, scene_info, make(model.metadata), tags))
+            output: self._keep(
+                MapWriter(
+                    *(folder, scene_info, make(model.metadata), tags),
+                    min_pixels=self._min_pixels if output is Output.CLASSES else 1,
+                )
+            )
             for output, make in _MAPS.items()
             if output in kinds or (output is Output.CLASSES and kinds & _FROM_CLASS_MAP)
         }
@@ -173,6 +184,8 @@ class ResultWriter:
         """
         with ThreadPoolExecutor(max(1, len(self._maps))) as threads:
             made = dict(zip(self._maps, threads.map(MapWriter.finish, self._maps.values()), strict=True))
+        if self._min_pixels > 1 and Output.CLASSES in made:
+            self.counts.pixels = count_numbers(made[Output.CLASSES][0])
         files = [file for output, paths in made.items() if output in self._options.kinds for file in paths]
         if self._windows:
             files += self._in_formats(self._windows.finish())
@@ -188,14 +201,11 @@ class ResultWriter:
         return sorted(files)
 
     def areas(self) -> dict[str, float]:
-        """Return the hectares of each class that occurs."""
+        """Return the hectares of each class that occurs, and of UNLIKE, which no class contains."""
         pixels = self.counts.pixels
-        names = self._model.metadata.classes
-        return {
-            name: round(int(n) * self._scene_info.pixel_ha, 4)
-            for name, n in zip(names, pixels, strict=False)
-            if n
-        }
+        counts = dict(zip(self._model.metadata.classes, pixels.tolist(), strict=False))
+        counts[UNLIKE] = int(pixels[OUT_OF_DISTRIBUTION])
+        return {name: round(n * self._scene_info.pixel_ha, 4) for name, n in counts.items() if n}
 
     def describe(self, files: Sequence[Path], out: Path) -> list[Path]:
         """Return `files` and, if requested, their STAC item.
@@ -207,8 +217,19 @@ class ResultWriter:
             return list(files)
         model = self._model
         path = self._path(stac.SUFFIX.removeprefix("."))
-        item = stac.write_item(path, self._scene_info, model.metadata, files, model.path, model.sha256, out)
+        item = stac.write_item(
+            *(path, self._scene_info, model.metadata, files, model.path, model.sha256, out),
+            min_area=self._options.min_area,
+        )
         return [*files, item]
+
+    @property
+    def _min_pixels(self) -> int:
+        return (
+            max(1, math.ceil(self._options.min_area / self._scene_info.pixel_ha))
+            if self._options.min_area
+            else 1
+        )
 
     def _keep(self, writer: Any) -> Any:
         self._opened.callback(writer.close)

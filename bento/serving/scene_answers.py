@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from tilewise.datasets.core.errors import SceneTooLargeError, UnreadableImageErr
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading
-from tilewise.datasets.scenes import Scene
+from tilewise.datasets.scenes import CloudMask, Scene
+from tilewise.datasets.scenes.band_files import date_in, mask_within
 from tilewise.datasets.scenes.ground import Grid, check_ground_size, grid_of
-from tilewise.datasets.scenes.layers import Layer, Parts, block_of, in_canonical_order
+from tilewise.datasets.scenes.layers import Layer, Parts, block_of, choose_mask, in_canonical_order
 
 GEOJSON, MAP = "application/geo+json", "image/tiff"
 _MAX_ELONGATION = 4  # sides: a strip of windows is held at once, so its length is bounded too
@@ -89,7 +91,7 @@ class ClassifiedScene:
         bands: canonical names of the scene's bands.
         level: its processing level.
         georeference: of its pixels.
-        class_map: uint8 (height, width), class index, NO_CLASS where there is none.
+        class_map: uint8 (height, width), class index, OUT_OF_DISTRIBUTION or NO_CLASS where there is none.
         windows: in reading order.
     """
 
@@ -188,10 +190,16 @@ FORMS: dict[str, Callable[[ClassifiedScene], bytes]] = {GEOJSON: to_geojson, MAP
 
 @contextmanager
 def _opened(path: Path, request: SceneRequest) -> Iterator[Scene]:
-    """Open an upload as a scene, once `open_geotiff` has found it to be a GeoTIFF without traps."""
+    """Open an upload as a scene, once `open_geotiff` has found it to be a GeoTIFF without traps.
+
+    Its clouds are no data, by a mask among its bands or else as they are found in its pixels.
+    """
     with open_geotiff(path, request.name) as dataset:
         layer = _layer_of(dataset, path, request)
-    with Scene(request.name, Parts((layer,), None, layer.plan.radiometry.level)) as scene:
+        taken = date_in(Path(request.name).stem)
+        clouds = choose_mask(request.name, CloudMask(), taken, partial(mask_within, path, dataset))
+    parts = Parts((layer,), clouds, layer.plan.radiometry.level, taken)
+    with Scene(request.name, parts, clouds=CloudMask()) as scene:
         yield scene
 
 

@@ -236,8 +236,31 @@ def _broken_zip(path: Path) -> Iterator[None]:
         raise BrokenZipError(f"{path.name}: not a readable zip ({one_line(error)})") from error
 
 
+def list_members(path: Path, limits: UnpackLimits = _LIMITS) -> list[zipfile.ZipInfo]:
+    """Return the members of a zip that is read in place, after checking every one as `unpack` does.
+
+    Raises:
+        UnsafeArchiveError: a member could lead elsewhere, or there is more of them than `limits` allow.
+        BrokenZipError: it is not a readable zip.
+        FetchError: it cannot be read.
+    """
+    try:
+        with _broken_zip(path), zipfile.ZipFile(path) as zipped:
+            return _check_all(zipped, path, limits)
+    except OSError as error:
+        raise FetchError(f"{path.name}: it cannot be read: {error.strerror}") from error
+
+
 def _checked(zipped: zipfile.ZipFile, path: Path, folder: str, limits: UnpackLimits) -> list[zipfile.ZipInfo]:
     """Return the members to unpack, those below `folder`, after checking every member."""
+    members = _check_all(zipped, path, limits)
+    wanted = [info for info in members if info.filename.startswith(f"{folder}/")]
+    if all(info.is_dir() for info in wanted):
+        raise BrokenZipError(f"{path.name}: holds no files {folder}/<Class>/<name>; is it the right archive?")
+    return wanted
+
+
+def _check_all(zipped: zipfile.ZipFile, path: Path, limits: UnpackLimits) -> list[zipfile.ZipInfo]:
     members = zipped.infolist()
     if len(members) > limits.max_members:
         raise UnsafeArchiveError(f"{path.name}: {len(members)} members, more than {limits.max_members}")
@@ -252,10 +275,7 @@ def _checked(zipped: zipfile.ZipFile, path: Path, folder: str, limits: UnpackLim
         raise UnsafeArchiveError(
             f"{path.name}: would unpack to {total:,} bytes, but {bound:,} are allowed; nothing was unpacked"
         )
-    wanted = [info for info in members if info.filename.startswith(f"{folder}/")]
-    if all(info.is_dir() for info in wanted):
-        raise BrokenZipError(f"{path.name}: holds no files {folder}/<Class>/<name>; is it the right archive?")
-    return wanted
+    return members
 
 
 def _check_member(info: zipfile.ZipInfo, path: Path) -> None:

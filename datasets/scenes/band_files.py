@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rasterio.io import DatasetReader
@@ -23,10 +24,12 @@ from tilewise.datasets.scenes.layers import (
     Layer,
     Parts,
     block_of,
+    choose_mask,
     cloud_layer,
     in_canonical_order,
     layer_of_band,
 )
+from tilewise.datasets.scenes.offset import refuse_doubled_offset
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 from tilewise.datasets.scenes.rasters import open_raster
 
@@ -64,8 +67,10 @@ def read_stacked(path: Path, options: SceneOptions) -> Parts:
     with open_raster(path) as dataset:
         plan = in_canonical_order(plan_reading(dataset, path.name, options.read_options))
         layer = Layer(path, plan, grid_of(dataset, path.name), block_of(dataset))
-        clouds = _mask_within(path, dataset, options.clouds)
-    return Parts((layer,), clouds, plan.radiometry.level, date_in(path.stem), platform_in(path.stem))
+        refuse_doubled_offset(path.name, [layer], options.read_options)
+        taken = date_in(path.stem)
+        clouds = choose_mask(path.name, options.clouds, taken, partial(mask_within, path, dataset))
+    return Parts((layer,), clouds, plan.radiometry.level, taken, platform_in(path.stem))
 
 
 def date_in(name: str) -> datetime | None:
@@ -90,21 +95,12 @@ def is_mask_name(text: str, kind: CloudKind) -> bool:
     return re.sub(r"[^a-z0-9]", "", text.lower()) in _MASK_NAMES.get(kind, ())
 
 
-def _mask_within(path: Path, dataset: DatasetReader, mask: CloudMask | None) -> CloudLayer | None:
-    if mask is None or mask.kind is CloudKind.FILE:
-        return None
+def mask_within(path: Path, dataset: DatasetReader, mask: CloudMask) -> CloudLayer | None:
+    """Return the cloud mask of this kind among the bands of an open GeoTIFF, None where it has none."""
     for index, description in enumerate(dataset.descriptions, start=1):
         if description and is_mask_name(description, mask.kind):
             return CloudLayer(path, (index,), mask, grid_of(dataset, path.name))
-    raise no_mask(path.name, mask)
-
-
-def no_mask(name: str, mask: CloudMask) -> SceneError:
-    """Return the error of a scene without the requested cloud mask."""
-    return SceneError(
-        f"{name}: it has no cloud mask {mask.kind.value.upper()}; name a mask of your own "
-        "(--clouds file:{stem}_clouds.tif), or leave --clouds out"
-    )
+    return None
 
 
 def parse_name(path: Path) -> NamedRaster | None:
@@ -151,9 +147,11 @@ def read_band_files(name: str, paths: Sequence[Path], options: SceneOptions) -> 
     for band, path in files.items():
         layer, level = layer_of_band(BandFile(path, band, {}), name, tuple(files), options.read_options)
         layers.append(layer)
+    refuse_doubled_offset(name, layers, options.read_options)
     first = next(iter(files.values())).stem
-    clouds = _mask_beside(name, named, options.clouds)
-    return Parts(tuple(layers), clouds, level, date_in(first), platform_in(first))
+    taken = date_in(first)
+    clouds = choose_mask(name, options.clouds, taken, partial(_mask_beside, named))
+    return Parts(tuple(layers), clouds, level, taken, platform_in(first))
 
 
 def _is_one_scene(found: Sequence[NamedRaster]) -> bool:
@@ -179,10 +177,6 @@ def _band_of(word: str) -> str | None:
         return None
 
 
-def _mask_beside(name: str, named: Sequence[NamedRaster], mask: CloudMask | None) -> CloudLayer | None:
-    if mask is None or mask.kind is CloudKind.FILE:
-        return None
+def _mask_beside(named: Sequence[NamedRaster], mask: CloudMask) -> CloudLayer | None:
     found = [file for file in named if is_mask_name(file.word, mask.kind)]
-    if not found:
-        raise no_mask(name, mask)
-    return cloud_layer(min(found, key=lambda file: file.metres).path, mask)
+    return cloud_layer(min(found, key=lambda file: file.metres).path, mask) if found else None

@@ -1,9 +1,9 @@
 """The layers of a scene: rasters of bands as DN, and the raster of its cloud mask."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ class Parts:
 
     Attributes:
         layers: its bands.
-        clouds: its cloud mask; None where none was requested.
+        clouds: its cloud mask; None where none was requested, or none was found by CloudKind.AUTO.
         level: processing level.
         taken: acquisition time, UTC; None: unknown.
         platform: satellite; None: unknown.
@@ -146,6 +146,49 @@ def cloud_layer(
                 f"{name_of(source)}: a cloud mask of {dataset.count} bands; {max(indexes)} are needed"
             )
         return CloudLayer(source, indexes, mask, grid_of(dataset, name_of(source)), flags)
+
+
+_AUTOMATIC = (CloudKind.SCL, CloudKind.PROBABILITY, CloudKind.QA60)
+# QA60 is empty in between: https://developers.google.com/earth-engine/datasets/catalog/COPERNICUS_S2_HARMONIZED
+_EMPTY_QA60 = (datetime(2022, 1, 25, tzinfo=UTC), datetime(2024, 2, 29, tzinfo=UTC))
+
+
+def choose_mask(
+    name: str, mask: CloudMask | None, taken: datetime | None, find: Callable[[CloudMask], CloudLayer | None]
+) -> CloudLayer | None:
+    """Return the layer of a scene's cloud mask.
+
+    Args:
+        name: of the scene, in messages.
+        mask: the requested one.
+        taken: acquisition time of the scene, UTC; QA60 is not trusted by CloudKind.AUTO where it was empty.
+        find: returns the layer of one kind of mask, None where the scene has none.
+
+    Raises:
+        SceneError: the scene does not have the mask that was requested by its kind.
+    """
+    if mask is None or mask.kind in (CloudKind.FILE, CloudKind.PIXELS):
+        return None
+    if mask.kind is CloudKind.AUTO:
+        found = (find(replace(mask, kind=kind)) for kind in _AUTOMATIC)
+        return next((layer for layer in found if layer and not _is_empty_qa60(layer, taken)), None)
+    layer = find(mask)
+    if layer is None:
+        raise SceneError(
+            f"{name}: it has no cloud mask {mask.kind.value.upper()}; let it be chosen (--clouds auto), or "
+            "name a mask of your own (--clouds file:{stem}_clouds.tif)"
+        )
+    return layer
+
+
+def _is_empty_qa60(layer: CloudLayer, taken: datetime | None) -> bool:
+    of_google = layer.mask.kind is CloudKind.QA60 and not layer.flags
+    return of_google and taken is not None and _EMPTY_QA60[0] <= in_utc(taken) < _EMPTY_QA60[1]
+
+
+def in_utc(time: datetime) -> datetime:
+    """Return a time with its zone; one without is in UTC."""
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def block_of(dataset: DatasetReader) -> tuple[int, int]:

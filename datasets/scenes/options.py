@@ -13,10 +13,12 @@ from tilewise.datasets.core.radiometry import ReadOptions
 class CloudKind(StrEnum):
     """Kind of a cloud mask."""
 
+    AUTO = "auto"
     SCL = "scl"
     QA60 = "qa60"
     PROBABILITY = "probability"
     FILE = "file"
+    PIXELS = "pixels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +26,16 @@ class CloudMask:
     """The mask of pixels that are clouds, and so no data.
 
     Attributes:
-        kind: the scene classification (SCL) of Level-2A: its classes 3 (cloud shadow), 8, 9 (cloud) and 10
-            (thin cirrus); QA60 of Google's catalogue: bits 10 and 11, or MSK_CLASSI of Level-1C products; a
-            probability in percent that comes with the scene; or a file of one's own beside it.
+        kind: AUTO: the first of SCL, probability and QA60 that the scene has, else PIXELS. SCL: the scene
+            classification of Level-2A: its classes 3 (cloud shadow), 8, 9 (cloud) and 10
+            (thin cirrus). QA60 of Google's catalogue: bits 10 and 11, or MSK_CLASSI of Level-1C products.
+            PROBABILITY: a probability in percent that comes with the scene. FILE: a file of one's own beside
+            it. PIXELS: clouds are found in the pixels themselves (`tilewise.datasets.scenes.clouds`).
         percent: probabilities from here up are clouds (0-100).
         pattern: of FILE: the file's path from the scene's folder; `{stem}` stands for the scene's file stem.
     """
 
-    kind: CloudKind
+    kind: CloudKind = CloudKind.AUTO
     percent: float = 50.0
     pattern: str = ""
 
@@ -49,13 +53,13 @@ class SceneOptions:
     """
 
     read_options: ReadOptions = field(default_factory=ReadOptions)
-    clouds: CloudMask | None = None
+    clouds: CloudMask | None = field(default_factory=CloudMask)
     warp: bool = False
     quick_fingerprint: bool = False
 
 
 def parse_clouds(text: str) -> CloudMask | None:
-    """Parse `none`, `scl`, `qa60`, `probability`, `probability:40` or `file:{stem}_clouds.tif:40` as a mask.
+    """Parse `auto`, `none`, `scl`, `qa60`, `probability:40`, `pixels` or `file:{stem}_clouds.tif:40`.
 
     Raises:
         SceneError: it is none of these, or the percentage is not a number from 0 to 100.
@@ -92,8 +96,8 @@ def _is_number(text: str) -> bool:
 
 def _invalid(text: str) -> SceneError:
     return SceneError(
-        f"{text!r} is not a cloud mask; use none, scl, qa60, probability, probability:40 (percent) or "
-        "file:{stem}_clouds.tif:40"
+        f"{text!r} is not a cloud mask; use auto, none, scl, qa60, probability, probability:40 (percent), "
+        "pixels or file:{stem}_clouds.tif:40"
     )
 
 
@@ -103,7 +107,7 @@ def make_scene_options(
     level: str | None = None,
     scale: float | None = None,
     offset: float | None = None,
-    clouds: str = "none",
+    clouds: str = CloudKind.AUTO.value,
     warp: bool = False,
     quick_fingerprint: bool = False,
 ) -> SceneOptions:
@@ -123,10 +127,11 @@ SCENE_OPTIONS = (
     click.option(
         "--clouds",
         "clouds",
-        default="none",
+        default=CloudKind.AUTO.value,
         show_default=True,
         help="Cloud mask, whose pixels become no data: scl, qa60, probability, probability:40 (percent), "
-        "file:{stem}_clouds.tif:40 (from the scene's folder).",
+        "file:{stem}_clouds.tif:40 (from the scene's folder), pixels (found in the bands), none. auto: the "
+        "first of scl, probability and qa60 that the scene has, else pixels.",
     ),
     click.option(
         "--warp",

@@ -21,6 +21,7 @@ from tilewise.datasets.readers.geotiff import check_header, isolated_gdal, why_u
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # the signature box, ISO/IEC 15444-1 annex I
+_ZIPPED = "/vsizip/{"
 _CACHE_MB = 64
 
 # Our own threads read different parts of a scene; GDAL's would compete with them for the cores.
@@ -54,6 +55,21 @@ def is_remote(source: str | Path) -> bool:
     return isinstance(source, str) and urlsplit(source).scheme in ("http", "https")
 
 
+def zipped_source(archive: Path, member: str) -> str:
+    """Return the source that opens a member of a zip archive in place, by GDAL's /vsizip/."""
+    return f"{_ZIPPED}{archive.absolute()}}}/{member}"
+
+
+def is_zipped(source: str | Path) -> bool:
+    """Return whether a source is of `zipped_source`."""
+    return isinstance(source, str) and source.startswith(_ZIPPED)
+
+
+def file_of(source: str | Path) -> Path:
+    """Return the file on disk that a source is read from: of a member of an archive the archive."""
+    return Path(str(source)[len(_ZIPPED) : str(source).index("}/")] if is_zipped(source) else source)
+
+
 def name_of(source: str | Path) -> str:
     """Return the name of a source in messages: its last part, without a query, which may contain a key."""
     return Path(urlsplit(str(source)).path).name if is_remote(source) else Path(source).name
@@ -83,8 +99,11 @@ def open_raster(source: str | Path) -> DatasetReader:
 def _open(source: str | Path) -> DatasetReader:
     if is_remote(source):
         return rasterio.open(f"/vsicurl/{source}", driver="GTiff")
-    if not Path(source).is_file():  # GDAL would accept `/vsicurl/…` and the like as a path
+    if not file_of(source).is_file():  # GDAL would accept `/vsicurl/…` and the like as a path
         raise FileNotFoundError(source)
+    if is_zipped(source):
+        is_jp2 = str(source).lower().endswith(".jp2")
+        return rasterio.open(source, driver="JP2OpenJPEG" if is_jp2 else "GTiff")
     return rasterio.open(source, driver="JP2OpenJPEG" if _is_jp2(Path(source)) else "GTiff")
 
 
@@ -102,9 +121,11 @@ def _why(source: str | Path) -> str:
         return (
             f"{server} does not serve it as a GeoTIFF (.tif) by ranges; download it and classify it from disk"
         )
-    if _is_jp2(Path(source)):
+    if is_zipped(source) and file_of(source).is_file():
+        return f"a truncated or corrupt member of {file_of(source).name}; download the product again"
+    if _is_jp2(file_of(source)):
         return "a truncated or corrupt JPEG 2000 file"
-    return why_unreadable(Path(source))
+    return why_unreadable(file_of(source))
 
 
 def fetch_text(url: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Read a scene from a SAFE product of ESA: Level-1C or Level-2A, unpacked, of one granule.
+"""Read a scene from a SAFE product of ESA: Level-1C or Level-2A, a folder or a zip, of one granule.
 
 The numbers become reflectance by the product's own metadata (MTD_MSIL1C.xml, MTD_MSIL2A.xml): quantification
 and, band by band, RADIO_ADD_OFFSET or BOA_ADD_OFFSET (Sentinel-2 Products Specification Document, 15.0,
@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.common import DefusedXmlException
@@ -19,11 +20,19 @@ from defusedxml.ElementTree import fromstring
 from tilewise.datasets.core.bands import BAND_NAMES, find_band
 from tilewise.datasets.core.errors import RadiometryUnknownError, SceneError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
-from tilewise.datasets.scenes.band_files import no_mask, platform_in
-from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Layer, Parts, cloud_layer, layer_of_band
+from tilewise.datasets.scenes.band_files import platform_in
+from tilewise.datasets.scenes.layers import (
+    BandFile,
+    CloudLayer,
+    Layer,
+    Parts,
+    choose_mask,
+    cloud_layer,
+    layer_of_band,
+)
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
+from tilewise.datasets.scenes.products import METADATA_NAMES, Product, open_product
 
-METADATA_NAMES = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml")
 _MAX_XML = 32 * 2**20
 _IMAGE = re.compile(r"_(B(?:0[1-9]|1[0-2]|8A)|SCL)(?:_(\d\d)m)?$")
 _NATIVE = 10  # metres: of Level-1C files, whose names have no resolution and which are one for each band
@@ -37,7 +46,7 @@ _MASKS = {  # further cloud masks of a product, best first, and their raster ban
 class _Image:
     """An existing image file of a product."""
 
-    path: Path
+    source: Path | str
     band: str
     metres: int
 
@@ -47,29 +56,31 @@ def is_safe(folder: Path) -> bool:
     return folder.suffix.upper() == ".SAFE" or any((folder / name).is_file() for name in METADATA_NAMES)
 
 
-def read_safe(folder: Path, options: SceneOptions) -> Parts:
-    """Return the parts of a SAFE product.
+def read_safe(path: Path, options: SceneOptions) -> Parts:
+    """Return the parts of a SAFE product in a folder or in a zip archive.
 
     Raises:
         SceneError: its metadata are missing, or list several granules, or no image file exists.
         UnreadableImageError: the metadata are not valid XML, or a file cannot be opened.
         RadiometryUnknownError: the radiometry is neither in the metadata nor given.
     """
-    root = _metadata(folder)
-    images = list(_images(root, folder))
+    product = open_product(path)
+    root = _metadata(product)
+    images = list(_images(root, product))
     finest = {image.band: image for image in sorted(images, key=lambda image: -image.metres)}
     bands = tuple(band for band in BAND_NAMES if band in finest)
     if not bands:
         raise SceneError(
-            f"{folder.name}: none of the image files that its metadata name exists; download it again"
+            f"{product.name}: none of the image files that its metadata name exists; download it again"
         )
     layers, level = [], None
     for band in bands:
-        file = BandFile(finest[band].path, band, _tags(root, band))
-        layer, level = _layer(file, folder.name, bands, options.read_options)
+        file = BandFile(finest[band].source, band, _tags(root, band))
+        layer, level = _layer(file, product.name, bands, options.read_options)
         layers.append(layer)
-    clouds = _clouds(folder, images, options.clouds)
-    return Parts(tuple(layers), clouds, level, _start(root), _platform(root, folder.name))
+    taken = _start(root)
+    clouds = choose_mask(product.name, options.clouds, taken, partial(_clouds, product, images))
+    return Parts(tuple(layers), clouds, level, taken, _platform(root, product.name))
 
 
 def _layer(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptions) -> tuple[Layer, Level]:
@@ -80,43 +91,37 @@ def _layer(file: BandFile, name: str, bands: tuple[str, ...], options: ReadOptio
         return layer_of_band(file, name, bands, options)
 
 
-def _metadata(folder: Path) -> Element:
-    path = next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
-    if path is None:
+def _metadata(product: Product) -> Element:
+    name = next((name for name in METADATA_NAMES if product.source(name)), None)
+    content = product.read(name, _MAX_XML) if name else None
+    if name is None or content is None:
         raise SceneError(
-            f"{folder.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again"
+            f"{product.name}: {' or '.join(METADATA_NAMES)} is missing; download the product again"
         )
+    if len(content) > _MAX_XML:
+        raise UnreadableImageError(f"{product.name}: {name} is larger than any product's metadata")
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_XML + 1)
-        if len(content) > _MAX_XML:
-            raise UnreadableImageError(f"{folder.name}: {path.name} is larger than any product's metadata")
         root: Element = fromstring(content, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise UnreadableImageError(
-            f"{folder.name}: {path.name} is not valid XML; download the product again"
+            f"{product.name}: {name} is not valid XML; download the product again"
         ) from error
-    except OSError as error:
-        raise UnreadableImageError(f"{folder.name}: {path.name} cannot be read: {error.strerror}") from error
     if len([granule for granule in root.iter("Granule") if granule.get("granuleIdentifier")]) > 1:
         raise SceneError(
-            f"{folder.name}: a product of several granules, as before 2016; classify them one by one"
+            f"{product.name}: a product of several granules, as before 2016; classify them one by one"
         )
     return root
 
 
-def _images(root: Element, folder: Path) -> Iterator[_Image]:
+def _images(root: Element, product: Product) -> Iterator[_Image]:
     """Yield the image files that the metadata name, and that exist inside the product."""
-    whole = folder.resolve()
     for element in root.iter("IMAGE_FILE"):
         text = (element.text or "").strip()
         match = _IMAGE.search(text)
-        if not match or PurePosixPath(text).is_absolute() or "\0" in text:
-            continue
-        path = (whole / f"{text}.jp2").resolve()
-        if path.is_relative_to(whole) and path.is_file():
+        source = product.source(f"{text}.jp2") if match else None
+        if match and source is not None:
             word = match[1]
-            yield _Image(path, word if word == "SCL" else find_band(word).name, int(match[2] or _NATIVE))
+            yield _Image(source, word if word == "SCL" else find_band(word).name, int(match[2] or _NATIVE))
 
 
 def _tags(root: Element, band: str) -> dict[str, str]:
@@ -152,15 +157,13 @@ def _platform(root: Element, name: str) -> str | None:
     )
 
 
-def _clouds(folder: Path, images: list[_Image], mask: CloudMask | None) -> CloudLayer | None:
-    if mask is None or mask.kind is CloudKind.FILE:
-        return None
+def _clouds(product: Product, images: list[_Image], mask: CloudMask) -> CloudLayer | None:
     if mask.kind is CloudKind.SCL:
         found = min((image for image in images if image.band == "SCL"), key=lambda i: i.metres, default=None)
         if found:
-            return cloud_layer(found.path, mask)
+            return cloud_layer(found.source, mask)
     for name, indexes in _MASKS.get(mask.kind, ()):
-        path = next(iter(sorted(folder.glob(f"GRANULE/*/QI_DATA/{name}"))), None)
-        if path:
-            return cloud_layer(path, mask, indexes, flags=mask.kind is CloudKind.QA60)
-    raise no_mask(folder.name, mask)
+        source = next(map(product.source, product.find(f"GRANULE/*/QI_DATA/{name}")), None)
+        if source:
+            return cloud_layer(source, mask, indexes, flags=mask.kind is CloudKind.QA60)
+    return None

@@ -16,13 +16,15 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from tilewise.datasets.core.bands import BAND_NAMES, positions
-from tilewise.datasets.core.errors import UnreadableImageError
+from tilewise.datasets.core.errors import SceneError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level
 from tilewise.datasets.core.tile import BAND_COUNT, DN, Georeference, canonical_order
 from tilewise.datasets.readers.geotiff import read_bands
+from tilewise.datasets.scenes.clouds import VISIBLE, CloudWeights, find_clouds, table_for
 from tilewise.datasets.scenes.ground import grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
-from tilewise.datasets.scenes.rasters import is_remote, name_of, open_raster, scene_gdal
+from tilewise.datasets.scenes.options import CloudKind, CloudMask
+from tilewise.datasets.scenes.rasters import file_of, is_remote, name_of, open_raster, scene_gdal
 from tilewise.datasets.scenes.resample import kernel_for, read_onto
 
 
@@ -45,14 +47,24 @@ class Scene(AbstractContextManager["Scene"]):
         level: processing level, where known.
         taken: acquisition time, UTC, where known.
         platform: satellite, where known.
+        clouds: the kind of its cloud mask; None: clouds are not looked for.
         block: (height, width) of the blocks of its finest raster.
     """
 
-    def __init__(self, name: str, parts: Parts, *, warp: bool = False) -> None:
+    def __init__(
+        self, name: str, parts: Parts, *, warp: bool = False, clouds: CloudMask | None = None
+    ) -> None:
         """Combine the parts of a scene on one grid.
 
+        Args:
+            name: of the scene in messages.
+            parts: what a reader found.
+            warp: bring a scene that is in degrees, or not near 10 m, to 10 m in its UTM zone.
+            clouds: the requested mask; where `parts` have none, AUTO and PIXELS find clouds in the pixels.
+
         Raises:
-            SceneError: its rasters have different coordinate reference systems.
+            SceneError: its rasters have different coordinate reference systems, or clouds shall be found in
+                pixels and it lacks a visible band.
             TileShapeError: its pixels are not about 10 m, and `warp` is off.
         """
         self.name = name
@@ -63,6 +75,8 @@ class Scene(AbstractContextManager["Scene"]):
         self.platform = parts.platform
         self._layers = parts.layers
         self._clouds = parts.clouds
+        self._table = None if parts.clouds else self._cloud_table(clouds)
+        self.clouds = parts.clouds.mask.kind if parts.clouds else CloudKind.PIXELS if self._table else None
         finest = min(parts.layers, key=lambda layer: layer.grid.pixel_m)
         # On another grid the blocks of the files do not matter for how the scene is best cut.
         self.block = finest.block if finest.grid.is_same(self.grid) else (1, 1)
@@ -113,6 +127,10 @@ class Scene(AbstractContextManager["Scene"]):
             pixels = self._read_bands(window)
             if self._clouds is not None:
                 pixels = self._without_clouds(pixels, window, self._clouds)
+            elif self._table is not None:
+                found = find_clouds(pixels, self.bands, self.level, self._table)
+                if found.any():
+                    pixels = np.where(found, np.uint16(0), pixels)
             return pixels
 
     def close(self) -> None:
@@ -132,6 +150,17 @@ class Scene(AbstractContextManager["Scene"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _cloud_table(self, clouds: CloudMask | None) -> CloudWeights | None:
+        if clouds is None or clouds.kind not in (CloudKind.AUTO, CloudKind.PIXELS):
+            return None
+        table = table_for(self.bands)
+        if table is None and clouds.kind is CloudKind.PIXELS:
+            raise SceneError(
+                f"{self.name}: clouds are found in {', '.join(VISIBLE)}, which it does not have; "
+                "leave --clouds out"
+            )
+        return table
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -197,7 +226,7 @@ class Scene(AbstractContextManager["Scene"]):
         try:
             return read(dataset, window)
         except UnreadableImageError:
-            if is_remote(source) or not Path(source).is_file():
+            if is_remote(source) or not file_of(source).is_file():
                 raise  # a server, or a missing file: another try may succeed, and no pixel may be invented
         pixels = np.zeros((count, int(window.height), int(window.width)), np.uint16)
         height, width = dataset.block_shapes[0]

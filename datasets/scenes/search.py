@@ -15,8 +15,9 @@ from tilewise.datasets.core.errors import NoTilesError, SceneError, TilewiseErro
 from tilewise.datasets.scenes.band_files import group_by_scene, read_band_files, read_stacked
 from tilewise.datasets.scenes.layers import CloudLayer, Parts, cloud_layer
 from tilewise.datasets.scenes.options import CloudKind, SceneOptions
+from tilewise.datasets.scenes.products import METADATA_NAMES
 from tilewise.datasets.scenes.rasters import RASTER_SUFFIXES, is_remote, remote_state
-from tilewise.datasets.scenes.safe import METADATA_NAMES, is_safe, read_safe
+from tilewise.datasets.scenes.safe import is_safe, read_safe
 from tilewise.datasets.scenes.scene import Scene
 from tilewise.datasets.scenes.stac import Item, files_of, read_items, read_stac
 
@@ -46,7 +47,7 @@ class SceneSource:
     Attributes:
         name: name of its results, unique among the scenes that were found together.
         kind: kind of its files.
-        paths: its files, or the folder of a SAFE product; URLs are strings.
+        paths: its files, or the folder or zip archive of a SAFE product; URLs are strings.
         options: how it is read.
         item: its STAC item, if any.
         problem: why it cannot be read, and the way out; "" if no reason is known.
@@ -72,7 +73,7 @@ class SceneSource:
         mask = self.options.clouds
         if mask is not None and mask.kind is CloudKind.FILE:
             parts = replace(parts, clouds=self._mask_file())
-        with Scene(self.name, parts, warp=self.options.warp) as scene:
+        with Scene(self.name, parts, warp=self.options.warp, clouds=mask) as scene:
             yield scene
 
     def fingerprint(self) -> str:
@@ -217,6 +218,8 @@ def _find_by_path(source: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]
         yield from [_safe(path)] if is_safe(path) else _of_rasters(*_walk(path), skip)
     elif path.name in METADATA_NAMES:
         yield _safe(path.parent)
+    elif _ZIPPED.match(path.name) and path.is_file():
+        yield _safe(path)
     elif path.suffix.lower() in RASTER_SUFFIXES and path.is_file():
         yield _Found(path.stem, Kind.STACKED, (path,))
     else:
@@ -265,12 +268,16 @@ def _of_rasters(rasters: Iterable[Path], products: Iterable[Path], skip: tuple[s
         _Found(scene or folder.name or "scene", Kind.BAND_FILES, tuple(sorted(paths)))
         for (folder, scene), paths in groups.items()
     ]
-    safe = [_safe(path) if path.is_dir() else _not_a_scene(path) for path in products]
-    yield from sorted([*alone, *together, *safe], key=lambda scene: [str(path) for path in scene.paths])
+    yield from sorted(
+        [*alone, *together, *map(_safe, products)], key=lambda scene: [str(path) for path in scene.paths]
+    )
 
 
-def _safe(folder: Path) -> _Found:
-    return _Found(folder.resolve().stem, Kind.SAFE, (folder,))
+def _safe(path: Path) -> _Found:
+    """Return the product in a folder or in a zip archive."""
+    name = path.resolve().name
+    stem = name[:-4] if name.lower().endswith(".zip") else name
+    return _Found(stem[:-5] if stem.upper().endswith(".SAFE") else Path(stem).stem, Kind.SAFE, (path,))
 
 
 def _of_stac(source: str | Path) -> Iterator[_Found]:
@@ -301,8 +308,6 @@ def _not_a_scene(path: Path) -> _Found:
     """Return a file that is not a scene, with the reason."""
     if not path.exists():
         problem = f"{path}: there is no such file"
-    elif _ZIPPED.match(path.name):
-        problem = f"{path.name}: a zipped product; unpack it and name the .SAFE folder"
     else:
         problem = (
             f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"

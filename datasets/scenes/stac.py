@@ -6,9 +6,10 @@ server never refers to this machine's disk.
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -20,10 +21,24 @@ from tilewise.datasets.core.errors import (
     SceneError,
     UnknownBandError,
 )
-from tilewise.datasets.core.radiometry import ReadOptions
-from tilewise.datasets.scenes.band_files import is_mask_name, no_mask
-from tilewise.datasets.scenes.layers import BandFile, CloudLayer, Parts, cloud_layer, layer_of_band
-from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
+from tilewise.datasets.core.radiometry import Level, ReadOptions
+from tilewise.datasets.scenes.band_files import is_mask_name
+from tilewise.datasets.scenes.layers import (
+    BandFile,
+    CloudLayer,
+    Parts,
+    choose_mask,
+    cloud_layer,
+    layer_of_band,
+)
+from tilewise.datasets.scenes.offset import (
+    DARK_BANDS,
+    dark_fraction,
+    earth_search_offset,
+    is_earth_search,
+    refuse_doubled_offset,
+)
+from tilewise.datasets.scenes.options import CloudMask, SceneOptions
 from tilewise.datasets.scenes.rasters import fetch_text, is_remote, shown
 
 _MAX_ITEMS = 100_000
@@ -87,25 +102,26 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
     Raises:
         SceneError: an asset's address is not allowed.
         BandsUnknownError: none of its assets is marked as a band of Sentinel-2.
-        RadiometryUnknownError: its metadata lack the radiometry, or contradict each other.
+        RadiometryUnknownError: its metadata lack the radiometry, or its numbers contradict them.
     """
     content = json.loads(item.text)
     properties = _mapping(content.get("properties"))
-    files = _band_files(item, content, options.read_options)
+    files = _band_files(item, content)
     if not files:
         raise BandsUnknownError(
             f"{item.name}: none of its assets is marked as a band of Sentinel-2, by eo:bands, bands or its "
             "key; name the files themselves, with --bands"
         )
+    taken = _taken(properties)
+    reading = _settle_offset(item, content, files, taken, options.read_options)
     layers, level = [], None
     for file in files.values():
-        layer, level = layer_of_band(file, item.name, tuple(files), options.read_options)
+        layer, level = layer_of_band(file, item.name, tuple(files), reading)
         layers.append(layer)
-    clouds = _clouds(item, content, options.clouds)
+    refuse_doubled_offset(item.name, layers, reading)
+    clouds = choose_mask(item.name, options.clouds, taken, partial(_clouds, item, content))
     platform = properties.get("platform")
-    return Parts(
-        tuple(layers), clouds, level, _taken(properties), platform if isinstance(platform, str) else None
-    )
+    return Parts(tuple(layers), clouds, level, taken, platform if isinstance(platform, str) else None)
 
 
 def files_of(item: Item) -> tuple[str | Path, ...]:
@@ -115,7 +131,7 @@ def files_of(item: Item) -> tuple[str | Path, ...]:
         TilewiseError: as `read_stac` raises.
     """
     content = json.loads(item.text)
-    files = _band_files(item, content, ReadOptions(scale=1.0, offset=0.0))
+    files = _band_files(item, content)
     return tuple(dict.fromkeys(file.source for file in files.values()))
 
 
@@ -192,7 +208,34 @@ def _resolve(href: str, base: str) -> str | Path:
     return Path(base).parent / href
 
 
-def _band_files(item: Item, content: dict[str, Any], options: ReadOptions) -> dict[str, BandFile]:
+def _settle_offset(
+    item: Item,
+    content: dict[str, Any],
+    files: Mapping[str, BandFile],
+    taken: datetime | None,
+    options: ReadOptions,
+) -> ReadOptions:
+    """Return the options with the offset that evidence settles, where the item is of Earth Search."""
+    properties, collection = _mapping(content.get("properties")), content.get("collection")
+    if options.offset is not None or not is_earth_search(collection, properties):
+        return options
+    try:
+        offset = earth_search_offset(item.name, collection, properties, taken, None)
+    except RadiometryUnknownError:
+        offset = earth_search_offset(item.name, collection, properties, taken, _fraction_below(item, files))
+    return replace(options, offset=offset)
+
+
+def _fraction_below(item: Item, files: Mapping[str, BandFile]) -> float | None:
+    layers = [
+        layer_of_band(file, item.name, tuple(files), ReadOptions(level=Level.L2A, scale=1e-4, offset=0.0))[0]
+        for file in files.values()
+        if file.band in DARK_BANDS
+    ]
+    return dark_fraction(layers)
+
+
+def _band_files(item: Item, content: dict[str, Any]) -> dict[str, BandFile]:
     """Return the file of each band; of a band in several files, the finest GeoTIFF."""
     properties = _mapping(content.get("properties"))
     found: dict[str, tuple[tuple[bool, float, str], BandFile]] = {}
@@ -203,7 +246,7 @@ def _band_files(item: Item, content: dict[str, Any], options: ReadOptions) -> di
             rank = (_is_jp2(asset), _number(asset.get("gsd")) or _number(band.get("gsd")) or 0.0, key)
             name = band["name"]
             if name not in found or rank < found[name][0]:
-                found[name] = (rank, _band_file(item, asset, name, index, properties, options))
+                found[name] = (rank, _band_file(item, asset, name, index, properties))
     return {name: found[name][1] for name in BAND_NAMES if name in found}
 
 
@@ -229,33 +272,22 @@ def _bands_of(key: str, asset: dict[str, Any]) -> Iterator[tuple[int, dict[str, 
 
 
 def _band_file(
-    item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any], options: ReadOptions
+    item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any]
 ) -> BandFile:
     listed = asset.get("raster:bands") or asset.get("bands") or []
     raster = _mapping(listed[index - 1]) if isinstance(listed, list) and len(listed) >= index else {}
     scale = _number(raster.get("scale", raster.get("raster:scale", asset.get("raster:scale"))))
     offset = _number(raster.get("offset", raster.get("raster:offset", asset.get("raster:offset")))) or 0.0
-    applied = properties.get("earthsearch:boa_offset_applied") is True
-    # Items of Earth Search may declare an offset and also that it was applied, which contradict each other.
-    if applied and offset and options.offset is None:
-        raise RadiometryUnknownError(
-            f"{item.name}: it says both that the offset was applied and that it is {offset:g}; "
-            "choose with --offset 0 or --offset -1000"
-        )
     source = _resolve(str(asset["href"]), item.base)
     if is_remote(source) and _is_jp2(asset):
         raise SceneError(
             f"{item.name}: its files are JPEG 2000 on a server; download them and classify them from disk"
         )
     tags = {tag: value for tag, keys in _TAGS.items() if (value := _first_text(properties, keys))}
-    if applied:
-        tags["BOA_ADD_OFFSET"] = "0"
     return BandFile(source, band, tags, index, scale, offset, _number(raster.get("nodata")))
 
 
-def _clouds(item: Item, content: dict[str, Any], mask: CloudMask | None) -> CloudLayer | None:
-    if mask is None or mask.kind is CloudKind.FILE:
-        return None
+def _clouds(item: Item, content: dict[str, Any], mask: CloudMask) -> CloudLayer | None:
     for key, asset in _mapping(content.get("assets")).items():
         if (
             not isinstance(asset, dict)
@@ -266,7 +298,7 @@ def _clouds(item: Item, content: dict[str, Any], mask: CloudMask | None) -> Clou
         source = _resolve(str(asset["href"]), item.base)
         if not (is_remote(source) and _is_jp2(asset)):
             return cloud_layer(source, mask)
-    raise no_mask(item.name, mask)
+    return None
 
 
 def _known(word: object) -> str | None:

@@ -11,6 +11,7 @@ OF_THE_RUN = {"manifest.sqlite", "summary.json", "summary.csv", "report.html"}
 USUAL = (
     ".classes.tif",
     ".classes.tif.aux.xml",
+    ".classes.qml",
     ".probability.tif",
     ".outlier.tif",
     ".polygons.parquet",

@@ -265,7 +265,7 @@ def test_results_that_cannot_be_written_are_one_line_and_leave_nothing(
         ((".",), "'--out'"),
         ((".", "--out", "x", "--min-valid", "2"), "'--min-valid'"),
         ((".", "--out", "x", "--outputs", "classes,maps"), "choose from classes, probability"),
-        ((".", "--out", "x", "--format", "shp"), "choose from parquet, geojson, fgb"),
+        ((".", "--out", "x", "--format", "shp"), "choose from parquet, geojson, fgb, gpkg"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: tuple[str, ...], message: str) -> None:

@@ -5,18 +5,22 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from geotiffs import CORNER, UTM
 from PIL import Image
+from shapely.geometry import box, mapping
 from tiny_onnx import metadata
 
 from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, SceneState
 from tilewise.bento.batch.report import write_reports
 from tilewise.bento.inference.window_grid import SceneInfo
+from tilewise.bento.results import quicklook as pictures
 from tilewise.bento.results.maps import MapWriter, class_spec, colours
 from tilewise.bento.results.quicklook import write_quicklook
 from tilewise.bento.results.writer import ModelFacts
@@ -79,8 +83,37 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
     assert (summary["scenes"], summary["failed"], summary["windows"]) == (3, 1, 140)
     assert summary["skipped_fraction"] == pytest.approx(10 / 150, abs=1e-4)
     assert summary["seconds"] == 4.0
-    assert summary["area_ha"] == {"Forest": 60.0, "<b>Sea</b>": 40.0, "=1+1": 0.0}
+    assert summary["area_ha"] == {"Forest": 60.0, "<b>Sea</b>": 40.0, "=1+1": 0.0, "out_of_distribution": 0.0}
     assert [scene["state"] for scene in summary["results"]] == ["done", "failed", "done"]
+
+
+def place(west: float) -> dict[str, Any]:
+    """An outline of one degree, from `west` on."""
+    return mapping(box(west, 50, west + 1, 51))
+
+
+def test_dates_of_one_place_are_not_added_and_the_clearest_counts(tmp_path: Path) -> None:
+    dates = [
+        replace(DONE, name="may", area_ha={"Forest": 60.0, "out_of_distribution": 30.0}, footprint=place(7)),
+        replace(DONE, name="june", area_ha={"out_of_distribution": 100.0}, footprint=place(7.1)),
+        replace(DONE, name="july", area_ha={"Forest": 80.0, "=1+1": 9.0}, footprint=place(7)),
+        replace(DONE, name="neighbour", area_ha={"Forest": 5.0}, footprint=place(7.9)),
+    ]
+    write_reports(tmp_path, dates, MODEL)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["scenes"], summary["places"]) == (4, 2)
+    assert summary["area_ha"] == {"Forest": 85.0, "<b>Sea</b>": 0.0, "=1+1": 9.0, "out_of_distribution": 0.0}
+    assert "2 places in 4 scenes" in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_what_is_unlike_the_training_data_has_a_row_and_a_column_of_its_own(tmp_path: Path) -> None:
+    strange = replace(DONE, area_ha={"Forest": 60.0, "out_of_distribution": 140.0}, clouds="scl")
+    write_reports(tmp_path, [strange], MODEL)
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r"Unlike the training data.*?140\.0 ha.*?70\.0 %", page, re.DOTALL)
+    assert "width:70.000%;background:repeating-linear-gradient" in page
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text()))
+    assert (row["out_of_distribution_ha"], row["Forest_ha"], row["clouds"]) == ("140.0", "60.0", "scl")
 
 
 def test_a_spreadsheet_gets_a_column_of_hectares_a_class_and_no_formula(tmp_path: Path) -> None:
@@ -129,6 +162,15 @@ def test_a_picture_shows_the_classes_in_their_colours(tmp_path: Path, quicklook:
     seen = [tuple(map(int, pixel)) for pixel in middle]
     for colour in colours(CLASSES):
         assert seen.count(colour) >= 32 * 3  # a small map is shown larger
+
+
+def test_a_picture_hatches_what_is_unlike_the_training_data(tmp_path: Path) -> None:
+    picture = pictures.paint(np.full((40, 40), 254, np.uint8), MODEL.metadata)
+    tones, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    assert tones.tolist() == [[30, 30, 30], [175, 175, 175]]
+    assert counts[0] == pytest.approx(400, abs=40)
+    plain = pictures.paint(np.arange(3, dtype=np.uint8)[None], MODEL.metadata)
+    assert [tuple(tone) for tone in plain[0].tolist()] == colours(CLASSES)
 
 
 def test_the_page_shows_a_smaller_copy_of_each_picture(tmp_path: Path, quicklook: SceneOutcome) -> None:

@@ -67,7 +67,14 @@ def test_every_output_can_be_asked_for(scenes: Path, linear_model: Path, tmp_pat
     (outcome,) = classify_scenes(scenes / "s0.tif", tmp_path / "out", model=linear_model, options=options)
     kinds = {file.name.split(".", 1)[1] for file in outcome.files}
     tables = {f"{kind}.{form}" for kind in ("windows", "polygons") for form in forms}
-    maps = {"classes.tif", "classes.tif.aux.xml", "probability.tif", "outlier.tif", "probabilities.tif"}
+    maps = {
+        "classes.tif",
+        "classes.tif.aux.xml",
+        "classes.qml",
+        "probability.tif",
+        "outlier.tif",
+        "probabilities.tif",
+    }
     assert kinds == tables | maps | {"quicklook.png", "stac.json"}
     with rasterio.open(tmp_path / "out" / "s0.probabilities.tif") as dataset:
         assert (dataset.count, dataset.shape, dataset.transform.a) == (10, (8, 8), 160)

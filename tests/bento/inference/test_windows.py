@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from geotiffs import geotiff
 from rasterio.windows import Window
 
 from tilewise.bento.inference import window_grid
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.windows import GridOptions, SceneBlock, classify, strip_count
 from tilewise.datasets.acquire.synthetic import TAGS, render
@@ -24,6 +25,7 @@ from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.scenes import SceneOptions, find_scenes
+from tilewise.models.model_file import ModelMetadata, Outliers
 
 KINDS = ("Forest", "SeaLake", "Pasture", "SeaLake", "Industrial", "AnnualCrop", "Forest", "River")
 TALL, WIDE = 1300, 300  # two strips
@@ -63,7 +65,7 @@ def blocks_of(engine: Engine, path: Path, grid: GridOptions | None = None, **mor
 
 
 def opened(path: Path) -> Any:
-    (source,) = find_scenes([path])
+    (source,) = find_scenes([path], SceneOptions(clouds=None))
     return source.open()
 
 
@@ -80,6 +82,35 @@ def test_blocks_give_every_row_once_in_order_and_every_window_once(
     windows = [window for block in blocks for window in block.windows]
     rows, columns = [*range(0, 1236, 64), 1236], [0, 64, 128, 192, 236]
     assert [(w.row, w.column) for w in windows] == [(r, c) for r in rows for c in columns]
+
+
+@pytest.mark.parametrize("grid", [GridOptions(), GridOptions(stride=16, cell=4)])
+def test_what_is_unlike_the_training_data_is_part_of_no_class(
+    engine: Engine, tall: tuple[Path, DN], grid: GridOptions
+) -> None:
+    score = joined(blocks_of(engine, tall[0], grid), "outlier")
+    threshold = float(np.nanmedian(score))
+    outliers = Outliers(method="distance", threshold=threshold, false_alarms=0.05)
+    strict = Strict(engine, engine.metadata.model_copy(update={"outliers": outliers}))
+    before, after = blocks_of(engine, tall[0], grid), blocks_of(strict, tall[0], grid)
+    classes, plain = joined(after, "class_map"), joined(before, "class_map")
+    unlike = score > threshold
+    assert 0.1 < unlike.mean() < 0.6
+    assert (classes[unlike] == OUT_OF_DISTRIBUTION).all()
+    np.testing.assert_array_equal(classes[~unlike], plain[~unlike])
+    assert np.isnan(joined(after, "probability")[unlike]).all()
+    np.testing.assert_array_equal(joined(after, "outlier"), score)
+
+
+@dataclass(frozen=True)
+class Strict:
+    """An engine of which another threshold is known."""
+
+    engine: Engine
+    metadata: ModelMetadata
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
 
 def test_windows_side_by_side_have_exactly_the_classes_of_their_tiles(

@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from geotiffs import CORNER, UTM
 from rasterio.crs import CRS
 from tiny_onnx import metadata
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.maps import MapWriter, class_spec, colours, model_tags
 from tilewise.datasets.core.tile import Georeference
@@ -78,15 +79,52 @@ def test_a_class_map_names_its_classes_inside_and_beside_the_file(map_path: Path
         assert dataset.tags()["MODEL_SHA256"] == "ab" * 32
         assert dataset.descriptions == ("class",)
     beside = ElementTree.parse(map_path.with_name("scene.classes.tif.aux.xml"))  # noqa: S314 - we wrote it
-    assert [node.text for node in beside.iter("Category")] == list(CLASSES)
+    assert categories(beside) == dict(enumerate(CLASSES)) | {OUT_OF_DISTRIBUTION: "out_of_distribution"}
     assert beside.find("PAMRasterBand[@band='1']/CategoryNames") is not None
+
+
+def categories(beside: Any) -> dict[int, str]:
+    """The named numbers of a `.aux.xml`."""
+    return {number: node.text for number, node in enumerate(beside.iter("Category")) if node.text}
+
+
+def test_qgis_finds_a_style_with_the_colour_and_the_name_of_every_number_that_means_something(
+    tmp_path: Path,
+) -> None:
+    names = ("Crops & <fields>", "Forest", '"Sea"')
+    path = write_class_map(np.zeros((64, 64), np.uint8), tmp_path, metadata(names))
+    style = ElementTree.parse(path.with_suffix(".qml"))  # noqa: S314 - we wrote it
+    renderer = style.find("pipe/rasterrenderer")
+    assert renderer is not None
+    assert (renderer.get("type"), renderer.get("band")) == ("paletted", "1")
+    entries = {int(e.get("value", "")): (e.get("label"), e.get("color")) for e in style.iter("paletteEntry")}
+    assert list(entries) == [0, 1, 2, OUT_OF_DISTRIBUTION]
+    assert [label for label, _ in entries.values()] == [*names, "unlike the training data"]
+    assert entries[1][1] == "#1e6432"
+
+
+def test_patches_below_the_least_size_get_the_class_of_their_largest_neighbour(tmp_path: Path) -> None:
+    pixels = np.zeros((600, 40), np.uint8)
+    pixels[:, 20:] = 1
+    pixels[10:12, 5:8] = 2  # six pixels in the first class
+    pixels[530:533, 30:33] = 2  # nine in the second, in another block
+    pixels[20:22, 20:22] = NO_CLASS
+    pixels[40:42, 20:22] = OUT_OF_DISTRIBUTION
+    expected = pixels.copy()
+    expected[10:12, 5:8] = 0
+    writer = MapWriter(tmp_path, SceneInfo("s", PLACE, 600, 40), class_spec(MODEL), {}, min_pixels=7)
+    writer.add(pixels[None])
+    with rasterio.open(writer.finish()[0]) as dataset:
+        np.testing.assert_array_equal(dataset.read(1), expected)
+        statistics = dataset.tags(1)
+    assert float(statistics["STATISTICS_MEAN"]) == pytest.approx(expected[expected != NO_CLASS].mean())
 
 
 def test_class_names_with_signs_of_xml_stay_as_they_are(tmp_path: Path) -> None:
     names = ("Crops & <fields>", "Forêt", '"Sea"')
     path = write_class_map(np.zeros((64, 64), np.uint8), tmp_path, metadata(names))
     beside = ElementTree.parse(tmp_path / "scene.classes.tif.aux.xml")  # noqa: S314 - we wrote it
-    assert [node.text for node in beside.iter("Category")] == list(names)
+    assert list(categories(beside).values())[:3] == list(names)
     with rasterio.open(path) as dataset:
         assert json.loads(dataset.tags()["CLASSES"]) == list(names)
 
@@ -103,13 +141,14 @@ def test_a_large_map_has_overviews_of_whole_classes(tmp_path: Path) -> None:
 
 def test_the_same_map_is_the_same_bytes(map_path: Path, tmp_path: Path) -> None:
     write_class_map(class_map(), tmp_path)
-    for name in ("scene.classes.tif", "scene.classes.tif.aux.xml"):
+    for name in ("scene.classes.tif", "scene.classes.tif.aux.xml", "scene.classes.qml"):
         assert (tmp_path / name).read_bytes() == map_path.with_name(name).read_bytes()
 
 
-def test_nothing_but_the_map_and_its_class_names_is_left(tmp_path: Path) -> None:
+def test_nothing_but_the_map_its_class_names_and_its_style_is_left(tmp_path: Path) -> None:
     write_class_map(class_map(), tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "scene.classes.qml",
         "scene.classes.tif",
         "scene.classes.tif.aux.xml",
     ]

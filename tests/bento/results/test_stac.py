@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from affine import Affine
 from geotiffs import CORNER, UTM
@@ -14,7 +15,7 @@ from stac_rules import SCHEMAS
 from tiny_onnx import metadata
 
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.stac import write_item
+from tilewise.bento.results.stac import EXTENSIONS, write_item
 from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import ModelMetadata
@@ -24,10 +25,12 @@ pystac = pytest.importorskip("pystac")
 FILES = [
     "scene.classes.tif",
     "scene.classes.tif.aux.xml",
+    "scene.classes.qml",
     "scene.probability.tif",
     "scene.polygons.geojson",
     "scene.quicklook.png",
     "scene.windows.fgb",
+    "scene.windows.gpkg",
     "scene.windows.parquet",
 ]
 INFO = SceneInfo(
@@ -109,9 +112,27 @@ def test_a_models_odd_names_make_valid_items(tmp_path: Path, offline: Any) -> No
     odd = metadata(("Forêt & <b>", "Ödland", "1")).model_copy(update={"name": "ä/7 ", "version": "?"})
     content = item(tmp_path, model=odd)
     validate(content, offline)
-    assert [known["description"] for known in content["assets"]["classes"]["classification:classes"]] == list(
-        odd.classes
-    )
+    classes = content["assets"]["classes"]["classification:classes"]
+    assert [known["description"] for known in classes[:-1]] == list(odd.classes)
+
+
+def test_what_is_unlike_the_training_data_is_a_value_of_the_map_and_no_class_of_the_model(
+    tmp_path: Path,
+) -> None:
+    content = item(tmp_path)
+    *_, unlike = content["assets"]["classes"]["classification:classes"]
+    assert (unlike["value"], unlike["name"]) == (254, "out_of_distribution")
+    (output,) = content["properties"]["mlm:output"]
+    assert len(output["classification:classes"]) == len(CLASSES)
+
+
+def test_an_item_is_valid_by_the_published_schemas(tmp_path: Path) -> None:
+    """The restated rules say what the published schemas say; skipped where their server is not reached."""
+    try:
+        httpx.head(EXTENSIONS["mlm"], timeout=5, follow_redirects=True).raise_for_status()
+    except httpx.HTTPError as error:
+        pytest.skip(f"{EXTENSIONS['mlm']} is not reached ({type(error).__name__})")
+    assert len(pystac.Item.from_dict(item(tmp_path)).validate()) == 4
 
 
 def test_an_item_lies_where_its_scene_lies(tmp_path: Path) -> None:
@@ -138,5 +159,10 @@ def test_links_lead_from_the_folder_of_results(tmp_path: Path) -> None:
     assert content["assets"]["classes"]["href"] == "./scene.classes.tif"
     assert content["assets"]["model"]["href"] == os.path.join("..", "m.onnx")  # noqa: PTH118 - a link, not a file
     assert [link["href"] for link in content["links"]] == ["../in/scene.tif"]
-    kinds = {"classes", "classes_xml", "probability", "quicklook", "model"}
-    assert set(content["assets"]) == kinds | {"polygons_geojson", "windows_fgb", "windows_parquet"}
+    kinds = {"classes", "classes_xml", "classes_qml", "probability", "quicklook", "model"}
+    assert set(content["assets"]) == kinds | {
+        "polygons_geojson",
+        "windows_fgb",
+        "windows_gpkg",
+        "windows_parquet",
+    }

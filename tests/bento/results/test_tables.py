@@ -193,10 +193,14 @@ def test_geojson_holds_the_same_rows(tmp_path: Path) -> None:
         assert feature["properties"] == row
 
 
-def test_flatgeobuf_holds_the_same_rows(tmp_path: Path) -> None:
+BY_OGR = (VectorFormat.FLATGEOBUF, VectorFormat.GEOPACKAGE)
+
+
+@pytest.mark.parametrize("form", BY_OGR)
+def test_flatgeobuf_and_geopackage_hold_the_same_rows(tmp_path: Path, form: VectorFormat) -> None:
     pyogrio = pytest.importorskip("pyogrio", reason="pip install 'tilewise[vector]'")
     table = write_windows(tmp_path / "w.parquet", CALIBRATED)
-    info, found = pyogrio.read_arrow(convert(table, VectorFormat.FLATGEOBUF))
+    info, found = pyogrio.read_arrow(convert(table, form))
     assert "4326" in info["crs"]
     rows = {(row["row"], row["column"]): row for row in pq.read_table(table).to_pylist()}
     assert found.num_rows == len(rows)  # in the order of its index
@@ -210,13 +214,13 @@ def test_flatgeobuf_holds_the_same_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", VectorFormat)
 def test_a_table_without_rows_can_be_read_in_every_form(tmp_path: Path, form: VectorFormat) -> None:
-    if form is VectorFormat.FLATGEOBUF:
+    if form in BY_OGR:
         pytest.importorskip("pyogrio", reason="pip install 'tilewise[vector]'")
     table = TableWriter(tmp_path / "t.parquet", pa.schema([("class", pa.string())])).finish()
     path = convert(table, form)
     if form is VectorFormat.GEOJSON:
         assert json.loads(path.read_text())["features"] == []
-    elif form is VectorFormat.FLATGEOBUF:
+    elif form in BY_OGR:
         import pyogrio
 
         assert pyogrio.read_arrow(path)[1].num_rows == 0
@@ -226,7 +230,7 @@ def test_a_table_without_rows_can_be_read_in_every_form(tmp_path: Path, form: Ve
 
 @pytest.mark.parametrize("form", VectorFormat)
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path, form: VectorFormat) -> None:
-    if form is VectorFormat.FLATGEOBUF:
+    if form in BY_OGR:
         pytest.importorskip("pyogrio", reason="pip install 'tilewise[vector]'")
     made = []
     for name in ("a", "b"):

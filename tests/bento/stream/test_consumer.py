@@ -210,6 +210,7 @@ def test_a_notice_becomes_maps_and_a_result(desks: Desks) -> None:
     assert {file["name"] for file in result["files"]} == {
         "small.classes.tif",
         "small.classes.tif.aux.xml",
+        "small.classes.qml",
         "small.stac.json",
     }
     assert all((folder / file["name"]).stat().st_size == file["size"] for file in result["files"])

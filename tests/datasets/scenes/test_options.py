@@ -10,6 +10,8 @@ from tilewise.datasets.scenes.options import CloudKind, CloudMask, make_scene_op
     ("text", "mask"),
     [
         ("none", None),
+        ("auto", CloudMask()),
+        ("pixels", CloudMask(CloudKind.PIXELS)),
         ("scl", CloudMask(CloudKind.SCL)),
         ("QA60", CloudMask(CloudKind.QA60)),
         ("probability", CloudMask(CloudKind.PROBABILITY, 50)),
@@ -24,10 +26,10 @@ def test_a_cloud_mask_is_parsed(text: str, mask: CloudMask | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "clouds", "scl:40", "none:1", "probability:x", "probability:101", "file:"]
+    "text", ["", "clouds", "scl:40", "pixels:40", "none:1", "probability:x", "probability:101", "file:"]
 )
 def test_anything_else_is_refused_with_what_is_accepted(text: str) -> None:
-    with pytest.raises(SceneError, match="use none, scl, qa60, probability"):
+    with pytest.raises(SceneError, match="use auto, none, scl, qa60, probability"):
         parse_clouds(text)
 
 

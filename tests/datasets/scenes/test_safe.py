@@ -1,14 +1,18 @@
 """SAFE products: radiometry band by band from their own metadata, which are not trusted."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
+from rasters import write_tiff
 from scene_files import smooth, write_band, write_safe
 
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
-from tilewise.datasets.core.errors import SceneError, TileShapeError, UnreadableImageError
+from tilewise.datasets.core.errors import SceneError, TileShapeError, TilewiseError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clouds
@@ -18,7 +22,7 @@ OFFSETS = dict.fromkeys(BAND_NAMES, -1000) | {"B8A": -900, "B09": 0, "B12": -110
 
 
 def read(folder: Path, options: SceneOptions | None = None) -> DN:
-    (found,) = find_scenes([folder], options)
+    (found,) = find_scenes([folder], options or SceneOptions(clouds=None))
     assert found.kind is Kind.SAFE
     with found.open() as scene:
         return scene.read(Window(0, 0, scene.width, scene.height))
@@ -50,7 +54,7 @@ def test_what_a_product_says_of_itself_is_told(tmp_path: Path) -> None:
 def test_what_is_said_for_other_files_does_not_overrule_a_product(tmp_path: Path) -> None:
     folder = write_safe(tmp_path, "2A", PIXELS, OFFSETS)
     np.testing.assert_array_equal(
-        read(folder), read(folder, SceneOptions(ReadOptions(None, Level.L1C, 1.0, 0)))
+        read(folder), read(folder, SceneOptions(ReadOptions(None, Level.L1C, 1.0, 0), clouds=None))
     )
 
 
@@ -156,9 +160,69 @@ def test_a_product_of_several_granules_is_refused(tmp_path: Path) -> None:
         read(write_safe(tmp_path, "1C", PIXELS, granules=2))
 
 
-def test_a_zipped_product_is_to_be_unpacked_first(tmp_path: Path) -> None:
-    (tmp_path / "S2A_MSIL2A_20221005T115411_N0400_R023_T29UNU_20221005T164454.zip").write_bytes(b"PK\3\4")
-    for place in (tmp_path, next(tmp_path.iterdir())):
-        (found,) = find_scenes([place])
-        with pytest.raises(SceneError, match="zipped product; unpack it"), found.open():
-            pass
+# Products as they are downloaded: in a zip.
+
+
+def zipped(product: Path, name: str | None = None, extra: dict[str, bytes] | None = None) -> Path:
+    """Zip a product as the archives do, with its folder inside."""
+    path = product.parent / "in" / (name or f"{product.name}.zip")
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(product.rglob("*")):
+            archive.write(file, f"{product.name}/{file.relative_to(product).as_posix()}")
+        for member, content in (extra or {}).items():
+            archive.writestr(member, content)
+    return path
+
+
+@pytest.mark.parametrize("level", ["1C", "2A"])
+def test_a_zipped_product_is_read_in_place_as_if_it_were_unpacked(tmp_path: Path, level: str) -> None:
+    product = write_safe(tmp_path, level, PIXELS, OFFSETS)
+    path = zipped(product)
+    before = sorted(tmp_path.rglob("*"))
+    for place in (path, path.parent):
+        np.testing.assert_array_equal(read(place), read(product))
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is unpacked"
+    (found,) = find_scenes([path])
+    assert found.name == product.name.removesuffix(".SAFE")
+    assert find_scenes([zipped(product, f"{product.stem}.zip")])[0].name == found.name
+
+
+def test_the_masks_of_a_zipped_product_are_found(tmp_path: Path) -> None:
+    product = write_safe(tmp_path, "1C", PIXELS)
+    inside = next(product.glob("GRANULE/*"))
+    flags = np.zeros((2, 120, 120), np.uint8)
+    flags[0, :60] = 1
+    write_tiff(inside / "QI_DATA" / "MSK_CLASSI_B00.tif", flags, corner=(600_000, 5_000_000))
+    jp2 = inside / "QI_DATA" / "MSK_CLASSI_B00.jp2"
+    with rasterio.open(inside / "QI_DATA" / "MSK_CLASSI_B00.tif") as dataset:
+        copy_raster(dataset, jp2, driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES")
+    found = read(zipped(product), SceneOptions())
+    assert not found[:, :60].any()
+    assert (found[1, 60:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"../../escape.jp2": b"x"}, "could lead elsewhere"),
+        ({"/etc/x.jp2": b"x"}, "could lead elsewhere"),
+        ({"other.SAFE/MTD_MSIL1C.xml": b"<x/>"}, "2 SAFE products; unpack it"),
+        ({"bomb": b"0" * 60_000_000}, "bytes are allowed|are allowed"),
+    ],
+)
+def test_an_archive_that_leads_elsewhere_or_swells_is_refused(
+    tmp_path: Path, extra: dict[str, bytes], message: str
+) -> None:
+    path = zipped(write_safe(tmp_path, "1C", PIXELS), extra=extra)
+    (found,) = find_scenes([path])
+    with pytest.raises(TilewiseError, match=message), found.open():
+        pass
+
+
+def test_an_archive_that_is_none_or_truncated_is_refused(tmp_path: Path) -> None:
+    path = zipped(write_safe(tmp_path, "1C", PIXELS))
+    path.write_bytes(path.read_bytes()[:-500])
+    (found,) = find_scenes([path])
+    with pytest.raises(TilewiseError, match="not a readable zip"), found.open():
+        pass

@@ -25,7 +25,8 @@ from tilewise.datasets.scenes import Kind, SceneOptions, find_scenes, parse_clou
 PIXELS = smooth(13, 120)
 BANDS = {"blue": "B02", "red": "B04", "nir08": "B8A", "coastal": "B01"}
 RASTER = {"scale": 0.0001, "offset": -0.1, "nodata": 0}
-SAID = SceneOptions(ReadOptions(level=Level.L2A))
+AS_THEY_ARE = SceneOptions(clouds=None)
+SAID = SceneOptions(ReadOptions(level=Level.L2A), clouds=None)
 
 
 def asset(key: str, **more: Any) -> dict[str, Any]:
@@ -121,38 +122,18 @@ def test_bands_by_the_newer_way_of_stac_and_by_keys_alone(folder: Path) -> None:
 def test_level_and_offset_come_from_the_items_properties(folder: Path) -> None:
     assets = {key: {"href": f"{key}.tif", "eo:bands": [{"name": band}]} for key, band in BANDS.items()}
     told = {"s2:processing_baseline": "04.00", "s2:product_type": "S2MSI2A"}
-    (found,) = find_scenes([write_json(folder / "pc.json", stac_item(assets, **told))])
+    (found,) = find_scenes([write_json(folder / "pc.json", stac_item(assets, **told))], AS_THEY_ARE)
     check(found)
     (found,) = find_scenes([write_json(folder / "untold.json", stac_item(assets))])
     with pytest.raises(RadiometryUnknownError, match="offset"), found.open():
         pass
 
 
-def test_an_offset_that_is_both_applied_and_declared_is_not_guessed_at(folder: Path) -> None:
-    applied = {"earthsearch:boa_offset_applied": True}
-    contradicting = write_json(folder / "x.json", stac_item({key: asset(key) for key in BANDS}, **applied))
-    (found,) = find_scenes([contradicting], SAID)
-    with (
-        pytest.raises(
-            RadiometryUnknownError, match=r"both that the offset was applied .*choose with --offset 0 or"
-        ),
-        found.open(),
-    ):
-        pass
-    (found,) = find_scenes([contradicting], SceneOptions(ReadOptions(level=Level.L2A, offset=-1000)))
-    check(found)
-    plain = {key: asset(key, **{"raster:bands": [{"scale": 0.0001, "offset": 0}]}) for key in BANDS}
-    told = {"s2:processing_baseline": "05.09", **applied}
-    (found,) = find_scenes([write_json(folder / "y.json", stac_item(plain, **told))], SAID)
-    with found.open() as scene:
-        np.testing.assert_array_equal(scene.read(Window(0, 0, 120, 120))[1], PIXELS[1] + 1000)
-
-
 def test_an_asset_of_several_bands_is_read_by_their_places(tmp_path: Path) -> None:
     write_tiff(tmp_path / "stack.tif", PIXELS[[3, 2, 1]], corner=(600_000, 5_000_000))
     bands = [{"name": name} for name in ("B04", "B03", "B02")]
     item = stac_item({"stack": {"href": "stack.tif", "eo:bands": bands}})
-    (found,) = find_scenes([write_json(tmp_path / "i.json", item)])
+    (found,) = find_scenes([write_json(tmp_path / "i.json", item)], AS_THEY_ARE)
     with found.open() as scene:
         np.testing.assert_array_equal(scene.read(Window(0, 0, 120, 120))[[1, 2, 3]], PIXELS[[1, 2, 3]])
 
