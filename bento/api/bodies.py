@@ -35,13 +35,6 @@ _NPY_PARAMETERS = ("bands", "level", "coverage")
 _NPY_MAGIC = b"\x93NUMPY"
 _MAX_FIELD_BYTES = 8192  # of a field that is not a file
 _MAX_NPY_HEADER_BYTES = 4096  # the header of such an array has 128
-_MAX_SMALL_FORM_BYTES = 2**20  # larger ones starlette keeps on disk
-_BOUNDARY = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9_.-]{1,70})", re.ASCII)
-_PART_HEAD = re.compile(
-    rb'\r\nContent-Disposition: form-data; name="(\w{1,40})"(?:; filename="([\w .()-]{1,200})")?'
-    rb"(?:\r\nContent-Type: [\w/.+-]{1,100})?\r\n\r\n",
-    re.ASCII | re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,53 +240,11 @@ def _load_npy(content: bytes) -> np.ndarray:
 
 
 async def _read_multipart(body: Request, settings: Settings, best_coverage: float) -> TileBatch:
-    parts = await _read_small_form(body, settings.max_tiles)
-    if parts is None:
-        async with _parse_form(body, settings.max_tiles, max_fields=len(_FORM_PARAMETERS)) as fields:
-            parameters = {name: value for name, value in fields.multi_items() if name != FIELD}
-            options, coverage = parse_parameters(parameters, _FORM_PARAMETERS, best_coverage)
-            files = await _read_files(fields)
-    else:
-        texts = {name: content.decode() for name, file_name, content in parts if not file_name}
-        options, coverage = parse_parameters(texts, _FORM_PARAMETERS, best_coverage)
-        files = [(file_name, content) for _, file_name, content in parts if file_name]
+    async with _parse_form(body, settings.max_tiles, max_fields=len(_FORM_PARAMETERS)) as fields:
+        parameters = {name: value for name, value in fields.multi_items() if name != FIELD}
+        options, coverage = parse_parameters(parameters, _FORM_PARAMETERS, best_coverage)
+        files = await _read_files(fields)
     return TileBatch([Upload(name, content, options, coverage) for name, content in files], single=False)
-
-
-async def _read_small_form(body: Request, max_files: int) -> list[tuple[str, str, bytes]] | None:
-    """Return name, file name (empty: it is a text) and content of each part of a small form.
-
-    None where it is large, or not as clients write forms: starlette then parses it, or says what is wrong.
-    """
-    boundary = _BOUNDARY.fullmatch(body.headers.get("content-type", ""))
-    length = body.headers.get("content-length", "")
-    if not boundary or not re.fullmatch(r"[0-9]{1,7}", length) or int(length) > _MAX_SMALL_FORM_BYTES:
-        return None
-    parts = _split_form(await body.body(), boundary.group(1).encode())
-    files = sum(bool(file_name) for _, file_name, _ in parts or ())
-    if parts is None or not 0 < files <= max_files or len(parts) - files > len(_FORM_PARAMETERS):
-        return None
-    texts = [content for _, file_name, content in parts if not file_name]
-    plain = all(content.isascii() and len(content) <= _MAX_FIELD_BYTES for content in texts)
-    return (
-        parts if plain and all((name == FIELD) == bool(file_name) for name, file_name, _ in parts) else None
-    )
-
-
-def _split_form(content: bytes, boundary: bytes) -> list[tuple[str, str, bytes]] | None:
-    """Return name, file name and content of each part (RFC 7578); None where it is not plainly written."""
-    mark = b"--" + boundary
-    if not content.startswith(mark):
-        return None
-    *pieces, end = content[len(mark) :].split(b"\r\n" + mark)
-    parts = []
-    for piece in pieces:
-        head = _PART_HEAD.match(piece)
-        if head is None:
-            return None
-        name, file_name = (text.decode() for text in head.groups(b""))
-        parts.append((name, file_name, piece[head.end() :]))
-    return parts if end in (b"--", b"--\r\n") else None
 
 
 @asynccontextmanager
