@@ -219,7 +219,7 @@ def _describe(fitted: Fitted, calibrated: Calibrated, learned: Learned, run: str
             "metrics": report.metrics(calibrated.evaluation()),
             "data_hash": learned.pack.summary.data_hash,
             "weights": weights.hexdigest(),
-            "synthetic": learned.pack.summary.synthetic,
+            "synthetic": base.metadata.synthetic or learned.pack.summary.synthetic,
             "code_revision": code_revision(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
