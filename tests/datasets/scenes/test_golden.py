@@ -148,6 +148,7 @@ DEGREES = ("EPSG:4326", Affine(0.000121, 0, 10.27, 0, -9e-5, 45.15), "cubic")
 SOURCES: dict[str, tuple[str, Affine, str]] = {
     "degrees": DEGREES,
     "finer": (CRS, Affine(2.5, 0, 600_003, 0, -2.5, 5_000_004), "cubic"),
+    "finer, in degrees": ("EPSG:4326", Affine(0.0000302, 0, 10.27, 0, -0.0000225, 45.15), "cubic"),
     "coarser": (CRS, Affine(20, 0, 600_007, 0, -20, 5_000_001), "cubicspline"),
     "neighbouring zone": ("EPSG:32631", Affine(20, 0, 1_070_000, 0, -20, 5_010_000), "cubicspline"),
     "web mercator": ("EPSG:3857", Affine(14, 0, 1_143_000, 0, -14, 5_640_000), "cubic"),
@@ -157,7 +158,8 @@ SOURCES: dict[str, tuple[str, Affine, str]] = {
 @pytest.mark.parametrize("case", SOURCES.values(), ids=SOURCES)
 def test_a_warped_scene_lies_where_gdalwarp_puts_it(tmp_path: Path, case: tuple[str, Affine, str]) -> None:
     crs, lies, kernel = case
-    numbers = with_holes(place_code(260, 300, 0.7 if lies.a > 5 or lies.a < 1 else 0.2))
+    finer = lies.a == 2.5 or lies.a < 0.0001
+    numbers = with_holes(place_code(740, 750, 1.5) if finer else place_code(260, 300, 0.7))
     source = write_tiff(
         tmp_path / "s.tif", numbers[None], ["B03"], L1C_TAGS, crs=crs, transform=lies, nodata=0
     )
