@@ -16,6 +16,7 @@ from batch_runs import ROOT, batch, command, environment, errors, names, results
 from geotiffs import geotiff, jpeg
 from rasterio.crs import CRS
 
+from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.engine import Engine
 from tilewise.datasets.acquire.synthetic import TAGS, render, synthesise_scene
 from tilewise.datasets.core.bands import BAND_NAMES
@@ -109,14 +110,16 @@ def test_maps_lie_on_the_scenes_grid_and_the_table_tells_the_same_classes(
     assert len(rows) == 6
     for row in rows:
         window = np.s_[row["row"] : row["row"] + 64, row["column"] : row["column"] + 64]
-        assert (pixels[window] == CLASSES.index(row["class"])).all()
-        assert probabilities[window] == pytest.approx(row["probability"], abs=0.003)
+        clear = pixels[window] != NO_CLASS  # but for some bright roofs, which are taken for cloud
+        assert clear.mean() > 0.9
+        assert (pixels[window][clear] == CLASSES.index(row["class"])).all()
+        assert probabilities[window][clear] == pytest.approx(row["probability"], abs=0.003)
 
 
 def test_polygons_and_summary_tell_the_areas_of_the_map(first_run: Run) -> None:
     _, out = first_run
     with rasterio.open(out / "north-scene.classes.tif") as dataset:
-        counts = np.bincount(dataset.read(1).ravel(), minlength=len(CLASSES)) / 100
+        counts = np.bincount(dataset.read(1).ravel(), minlength=256)[:NO_CLASS] / 100
     summary = json.loads((out / "summary.json").read_text())
     (scene,) = [scene for scene in summary["results"] if scene["name"] == "north-scene"]
     assert scene["area_ha"] == pytest.approx({name: n for name, n in zip(CLASSES, counts, strict=False) if n})
