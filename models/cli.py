@@ -286,12 +286,17 @@ def _head(model: ModelFile) -> str:
 
 
 def _data(metadata: ModelMetadata) -> str:
+    began = (
+        f" Training began with published weights ({metadata.ancestry}), whose licence applies too."
+        if metadata.ancestry
+        else ""
+    )
     return (
         f"The weights are licensed {metadata.licence or 'as the data'}. The tiles that trained them are "
         f"EuroSAT's\n"
         "(Helber et al. 2019, doi:10.1109/JSTARS.2019.2918242; MIT) where the data are not said to be "
         "synthetic; they\n"
-        "contain modified Copernicus Sentinel data."
+        f"contain modified Copernicus Sentinel data.{began}"
     )
 
 

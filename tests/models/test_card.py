@@ -71,3 +71,12 @@ def test_a_card_names_each_coverage_as_it_is(tmp_path: Path) -> None:
     status, printed = run(write_model(tmp_path / "model.onnx", text), "--out", tmp_path / "card.md")
     assert status == 0, printed
     assert "for 90%, 92.5%, 97.5% |" in (tmp_path / "card.md").read_text()
+
+
+def test_a_card_names_the_published_weights_that_training_began_with(tmp_path: Path) -> None:
+    described = metadata().model_copy(update={"ancestry": "timm/resnet18, a1_in1k"})
+    path = write_model(tmp_path / "model.onnx", described.model_dump_json())
+    assert run(path, "--out", tmp_path / "card.md")[0] == 0
+    text = (tmp_path / "card.md").read_text()
+    assert "| began with | timm/resnet18, a1_in1k |" in text
+    assert "published weights (timm/resnet18, a1_in1k), whose licence applies too" in text

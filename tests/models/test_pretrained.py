@@ -57,11 +57,13 @@ def test_the_weights_of_accurate_name_those_they_began_with() -> None:
     assert ancestry in FILES["accurate"].with_name("README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_has_the_digests_of_both_files(fp32: Path) -> None:
+def test_the_card_is_of_these_files(fp32: Path) -> None:
     card = fp32.with_name("README.md").read_text(encoding="utf-8")
     digests = [open_model(path).sha256 for path in (fp32, int8_of(fp32))]
     assert re.findall(r"SHA-256 `(\w{64})` \|$", card, re.MULTILINE) == digests[:1]
-    assert re.findall(r"^- sha256: (\w{64})$", card, re.MULTILINE) == digests
+    assessed = re.findall(r"^- sha256: (\w{64})$", card, re.MULTILINE)
+    assert assessed[-1] == digests[1], "the file that serves"
+    assert set(assessed) <= set(digests)
 
 
 @pytest.fixture(scope="module")
