@@ -62,8 +62,8 @@ def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDAr
     table[: len(metadata.classes)] = colours(metadata.classes)
     table[OUT_OF_DISTRIBUTION], table[NO_CLASS] = UNLIKE_COLOUR, _NONE
     painted = table[class_map]
-    diagonal = np.add.outer(*map(np.arange, class_map.shape))
-    painted[(class_map == OUT_OF_DISTRIBUTION) & (diagonal % _HATCH < _HATCH // 4)] = _INK
+    down, across = np.ogrid[: class_map.shape[0], : class_map.shape[1]]
+    painted[(class_map == OUT_OF_DISTRIBUTION) & ((down + across) % _HATCH < _HATCH // 4)] = _INK
     return painted
 
 

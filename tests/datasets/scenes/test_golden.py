@@ -160,7 +160,7 @@ def test_a_warped_scene_lies_where_gdalwarp_puts_it(tmp_path: Path, case: tuple[
     crs, lies, kernel = case
     reach = 0 if crs != CRS else 3 if lies.a == 2.5 else 8
     finer = lies.a == 2.5 or lies.a < 0.0001
-    numbers = with_holes(place_code(740, 750, 1.5) if finer else place_code(260, 300, 0.7))
+    numbers = place_code(740, 750, 1.5) if finer else with_holes(place_code(260, 300, 0.7))
     source = write_tiff(
         tmp_path / "s.tif", numbers[None], ["B03"], L1C_TAGS, crs=crs, transform=lies, nodata=0
     )
