@@ -124,6 +124,18 @@ def _slice(
     return x
 
 
+def _resize(
+    _: Attributes, x: Tensor, region: Tensor | None, scales: Tensor | None, sizes: Tensor | None = None
+) -> Tensor:
+    """Resample height and width bilinearly; other modes are not supported."""
+    if sizes is not None:
+        side = tuple(sizes.tolist()[2:])
+    else:
+        assert scales is not None  # noqa: S101 - ONNX asks for one of them
+        side = tuple(int(n * scale) for n, scale in zip(x.shape[2:], scales.tolist()[2:], strict=True))
+    return functional.interpolate(x, size=side, mode="bilinear", align_corners=False)
+
+
 def _folded(fold: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return lambda _, *parts: functools.reduce(fold, parts)
 
@@ -198,6 +210,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduced(torch.sum),
     "Relu": lambda _, x: functional.relu(x),
     "Reshape": _reshape,
+    "Resize": _resize,
     "Shape": _shape,
     "Sigmoid": lambda _, x: torch.sigmoid(x),
     "Slice": _slice,
@@ -213,7 +226,10 @@ OPERATORS: dict[str, Operator] = {
 
 
 # Attribute values that the operators support; exporters of classifiers use no others.
-_SUPPORTED = {"auto_pad": (b"NOTSET", b"VALID"), "ceil_mode": (0,), "training_mode": (0,)}
+_SUPPORTED = {"auto_pad": (b"NOTSET", b"VALID"), "ceil_mode": (0,), "training_mode": (0,)} | {
+    "mode": (b"linear",),
+    "coordinate_transformation_mode": (b"half_pixel", b"pytorch_half_pixel"),
+}
 
 
 class TorchGraph:
