@@ -214,12 +214,14 @@ def _backbone_of(run: RunFolder) -> nn.Module:
             f"model.distillation.teachers: {run.root}: no run, since it has no {run.settings.name}"
         )
     settings = run.read_settings().get("model", {})
+    pretrained = PretrainedOptions(**(settings.get("pretrained") or {}))
+    named = settings.get("backbone")
+    if named is None or (isinstance(named, str) and "/" in named):
+        return make_backbone(named, pretrained)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=nn.Module | str | None)
-    parser.add_argument("--pretrained", type=PretrainedOptions, default=PretrainedOptions())
-    given = {key: settings[key] for key in ("backbone", "pretrained") if settings.get(key) is not None}
+    parser.add_argument("--backbone", type=nn.Module)
     try:
-        made = parser.instantiate_classes(parser.parse_object(given))
+        made: nn.Module = parser.instantiate_classes(parser.parse_object({"backbone": named})).backbone
     except ArgumentError as error:
         raise TrainingError(f"model.distillation.teachers: {run.settings}: {error}") from error
-    return make_backbone(made.backbone, made.pretrained)
+    return make_backbone(made, pretrained)

@@ -22,6 +22,7 @@ SECTIONS = (
     "zones",
     "calibration",
     "sets",
+    "groups",
     "out_of_distribution",
     "robustness",
 )

@@ -10,6 +10,7 @@ from linear_model import write_linear_model
 
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.export.quantise import rewrite_metadata
+from tilewise.models.export.stamp import save_model
 from tilewise.models.model_file import INT8, ModelMetadata, Outliers, PredictionSets, int8_of, open_model
 from tilewise.training.evaluate import quantisation
 from tilewise.training.evaluate.quantisation import calibration_tiles, compare, export_int8
@@ -80,7 +81,7 @@ def test_a_file_whose_probabilities_mean_something_else_is_refused(model: Path, 
     tripled = onnx.helper.make_node("Mul", [softmax.input[0], "three"], ["tripled"])
     graph.graph.node.insert(list(graph.graph.node).index(softmax), tripled)
     softmax.input[0] = "tripled"
-    onnx.save(graph, str(sharp))
+    save_model(graph, open_model(model).metadata, sharp)
     found = compare(open_model(model), open_model(sharp), pack)
     assert found.lost == 0
     assert found.temperature == pytest.approx(3, rel=0.05)
