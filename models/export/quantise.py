@@ -155,7 +155,6 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
-_QUANTISED = ["Conv", "Add", "Relu", "Clip", "Resize"]  # see `convolutional` for which of them
 _BATCH = 32
 _BATCHES_AT_ONCE = 1  # whose activations are in memory at once
 
@@ -213,7 +212,8 @@ def quantise(
             str(target),
             _Tiles(tiles),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_QUANTISED,
+            # No others: every node of these types is measured, and some vary too little for that.
+            op_types_to_quantize=sorted({node.op_type for node in graph.graph.node if node.name in nodes}),
             nodes_to_quantize=nodes,
             per_channel=True,
             activation_type=QuantType.QUInt8,

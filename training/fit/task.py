@@ -44,7 +44,6 @@ class ClassificationTask(OptimisedModule):
         classes, band_mean, band_std, class_counts: taken from the data module.
         backbone: the network: `timm/NAME`, `torchgeo/NAME`, or a class of
             `tilewise.models.network.backbones`, `ResidualCNN` where none is given.
-        pretrained: the published weights of a `timm/` or `torchgeo/` backbone.
         optimisation: how its weights move.
         compile: let torch compile the network for training, which takes a minute at first and is then faster
             (1.6 times on 2 CPU cores for the network of configs/experiments/eurosat.yaml); needs a C++
@@ -56,6 +55,7 @@ class ClassificationTask(OptimisedModule):
         symmetries: how many of a tile's eight turns and mirrors the trained network looks at, taking the
             mean: 1, 2, 4 or 8. It is right a little more often, and as many times slower. Training itself is
             not changed, so `test` and `export` can be told this of a finished run; the model file holds it.
+        pretrained: the published weights of a `timm/` or `torchgeo/` backbone.
     """
 
     collected: LogitCollector
@@ -68,12 +68,12 @@ class ClassificationTask(OptimisedModule):
         band_std: list[float],
         class_counts: list[int],
         backbone: nn.Module | str | None = None,
-        pretrained: PretrainedOptions = PretrainedOptions(),  # noqa: B008 - frozen
         optimisation: Optimisation = Optimisation(),  # noqa: B008 - frozen
         compile: bool | None = None,
         start_from: Path | None = None,
         distillation: Distillation | None = None,
         symmetries: Literal[1, 2, 4, 8] = 1,
+        pretrained: PretrainedOptions = PretrainedOptions(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(optimisation)
         self.classes = classes
