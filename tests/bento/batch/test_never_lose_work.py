@@ -22,10 +22,11 @@ from tilewise.bento.batch import Output, OutputOptions, RunOptions, SceneState, 
 from tilewise.bento.batch.manifest import MANIFEST, Manifest
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import ResultsError
+from tilewise.datasets.scenes import SceneOptions
 from tilewise.models.model_file import usable_cores
 
 COUNT = 4
-MAPS = RunOptions(outputs=OutputOptions((Output.CLASSES,)))
+MAPS = RunOptions(SceneOptions(clouds=None), outputs=OutputOptions((Output.CLASSES,)))
 needs_two_cores = pytest.mark.skipif(usable_cores() < 2, reason="two processes need two cores")
 
 
@@ -303,7 +304,15 @@ def test_a_corrupt_block_is_no_data_counted_and_told_again(linear_model: Path, t
         file.write(b"\xff" * 64)
     for _ in range(2):
         done = batch(
-            scene, "--out", tmp_path / "out", "--model", linear_model, "--outputs", "classes,windows"
+            scene,
+            "--out",
+            tmp_path / "out",
+            "--model",
+            linear_model,
+            "--outputs",
+            "classes,windows",
+            "--clouds",
+            "none",
         )
         assert done.returncode == 1
         assert len(errors(done)) == 1

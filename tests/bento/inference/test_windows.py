@@ -333,8 +333,8 @@ def test_a_scene_of_which_nothing_can_be_decoded_is_an_error(engine: Engine, tmp
 def test_real_scenes_are_classified_on_their_own_or_on_a_warped_grid(
     engine: Engine, real_data: Path, grid: GridOptions
 ) -> None:
-    l1c = SceneOptions(ReadOptions(scale=1e-4, offset=0))
-    l2a = SceneOptions(ReadOptions(L2A_BANDS, Level.L2A, 1e-4, 0), warp=True)
+    l1c = SceneOptions(ReadOptions(scale=1e-4, offset=0), clouds=None)
+    l2a = SceneOptions(ReadOptions(L2A_BANDS, Level.L2A, 1e-4, 0), clouds=None, warp=True)
     for folder, options in {"lahinch_l1c": l1c, "waterville_l1c": l1c, "small_l2a": l2a}.items():
         for source in find_scenes([real_data / "scenes" / folder], options):
             with source.open() as scene:

@@ -339,7 +339,10 @@ def test_a_real_scene_with_holes_is_classified_in_place(
         numbers = dataset.read(bands)
     valid = np.isfinite(numbers).all(axis=0) & (numbers != 0).all(axis=0)
     assert 0 < valid.sum() < valid.size
-    np.testing.assert_array_equal(answer.class_map, painted(answer, valid))
+    masked = answer.class_map == NO_CLASS
+    assert masked[~valid].all()
+    assert (masked & valid).mean() < 0.02, "clear scenes, with a few bright pixels that may be cloud"
+    np.testing.assert_array_equal(answer.class_map[~masked], painted(answer, valid)[~masked])
 
 
 @pytest.mark.realdata

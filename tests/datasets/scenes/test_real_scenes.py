@@ -45,8 +45,8 @@ def test_without_the_right_options_each_kind_says_which_are_missing(
 @pytest.mark.parametrize(
     ("folder", "options", "bands", "epsg"),
     [
-        ("lahinch_l1c", SceneOptions(DN_L1C), BAND_NAMES, 32629),
-        ("waterville_l1c", SceneOptions(DN_L1C), BAND_NAMES, 32629),
+        ("lahinch_l1c", SceneOptions(DN_L1C, None), BAND_NAMES, 32629),
+        ("waterville_l1c", SceneOptions(DN_L1C, None), BAND_NAMES, 32629),
         ("boadella_l2a", SceneOptions(DN_L2A, warp=True), L2A_BANDS, 32631),
         ("safe_l2a", SceneOptions(warp=True), tuple(b for b in L2A_BANDS if b != "B08"), 32629),
     ],
@@ -89,7 +89,7 @@ def test_a_fully_cloudy_scene_is_no_data_by_either_mask(
 
 def test_the_product_s_offset_is_taken_off_and_its_clouds_are_cut_out(real_data: Path) -> None:
     window = Window(3000, 3000, 600, 600)
-    (plain,) = find_scenes([real_data / "scenes" / "safe_l2a"], SceneOptions(warp=True))
+    (plain,) = find_scenes([real_data / "scenes" / "safe_l2a"], SceneOptions(clouds=None, warp=True))
     (masked,) = find_scenes(
         [real_data / "scenes" / "safe_l2a"], SceneOptions(clouds=parse_clouds("scl"), warp=True)
     )
