@@ -9,6 +9,7 @@ were mixed. In the other stages a tile with the row −1 fills a chunk up and is
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ class TileDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled loader of the train split."""
-        rows = self._without_held_out(np.concatenate([self._rows(split) for split in self.train_splits]))
+        rows = np.concatenate([self._rows(split) for split in self.train_splits])
+        rows = rows[~np.isin(rows, self._held_out)]
         repeated = np.concatenate(
             [np.tile(rows[self.pack.sources[rows] == s], n) for s, n in self._repeats()]
         )
@@ -215,18 +217,16 @@ class TileDataModule(pl.LightningDataModule):
         """Return the rows of each split that trains, which a pack that is only tested need not have."""
         return [self.pack.rows(split) for split in self.train_splits]
 
-    def _without_held_out(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return rows[~self._held_out(rows)]
-
-    def _held_out(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return which of the tiles in `rows` are in groups that do not train."""
+    @cached_property
+    def _held_out(self) -> npt.NDArray[np.int64]:
+        """The rows of the train split in groups that do not train."""
+        rows = self.pack.rows("train")
         if not self.hold_out.held_out:
-            return np.zeros(len(rows), bool)
-        return np.isin(group_tiles(self.pack, rows, self.hold_out.groups), self.hold_out.held_out)
+            return rows[:0]
+        return rows[np.isin(group_tiles(self.pack, rows, self.hold_out.groups), self.hold_out.held_out)]
 
     def _rows(self, split: str) -> npt.NDArray[np.int64]:
-        rows = self.pack.rows("train" if split == HELD_OUT else split)
-        rows = rows[self._held_out(rows)] if split == HELD_OUT else rows
+        rows = self._held_out if split == HELD_OUT else self.pack.rows(split)
         if not len(rows):
             have = ", ".join(f"{name} ({sum(c.values())})" for name, c in self.pack.summary.counts.items())
             raise TrainingError(f"{self.pack.root}: no tile is in the split {split!r}; it has {have}")

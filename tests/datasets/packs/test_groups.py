@@ -64,3 +64,20 @@ def test_what_was_held_out_can_be_tested(regions: Path) -> None:
     tested = rows[rows >= 0]  # -1 fills a chunk up
     assert set(groups_of(data.pack)[tested].tolist()) == {1}
     assert len(tested) == 40
+
+
+def test_what_is_held_out_does_not_depend_on_what_else_trains(regions: Path) -> None:
+    with np.load(regions) as file:
+        arrays = dict(file)
+    arrays["splits"] = arrays["splits"].astype("U10")
+    arrays["splits"][110:] = "unlabelled"  # their colours would make other groups
+    arrays["tiles"][110:] = 20_000
+    np.savez(regions, **arrays)
+    held_out = HoldOutOptions(groups=3, held_out=(1,))
+    tested = TileDataModule(regions, batch_size=1, test_split="held-out", hold_out=held_out)
+    both = ("train", "unlabelled")
+    trained = TileDataModule(regions, batch_size=1, train_splits=both, hold_out=held_out)
+    left_out = np.concatenate([batch["rows"].numpy() for batch in tested.test_dataloader()])
+    seen = np.concatenate([batch["rows"].numpy() for batch in trained.train_dataloader()])
+    assert not set(left_out[left_out >= 0]) & set(seen)
+    assert set(range(110, 120)) <= set(seen)
