@@ -20,29 +20,27 @@ from tilewise.datasets.core.errors import TrainingError
 from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.loading.module import TileDataModule
 from tilewise.models.network.classifier import Classifier
-from tilewise.training.fit.transfer import ANCESTRY
+from tilewise.training.fit.transfer import ANCESTRY, read_checkpoint
 from tilewise.training.settings import RunFolder
 
 
-def mean_state(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean of the tensors in checkpoints; whole numbers are the first's.
+def average_checkpoints(checkpoints: Sequence[Path]) -> tuple[dict[str, Tensor], str]:
+    """Return the mean of the tensors in checkpoints, whole numbers of the first; and the first's ancestry.
 
     Raises:
-        TrainingError: there is no such checkpoint, or they are of different networks.
+        TrainingError: a checkpoint is missing or broken, or they are of different networks.
     """
-    states = []
-    for path in checkpoints:
-        if not path.is_file():
-            raise TrainingError(f"{path}: there is no such checkpoint; name finished runs")
-        states.append(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    saved = [read_checkpoint(path, "RUN") for path in checkpoints]
+    states = [each["state_dict"] for each in saved]
     first = states[0]
     for path, state in zip(checkpoints, states, strict=True):
         if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in first.items()}:
             raise TrainingError(f"{path}: of another network than {checkpoints[0]}")
-    return {
+    mean = {
         name: torch.stack([s[name] for s in states]).mean(0) if value.is_floating_point() else value
         for name, value in first.items()
     }
+    return mean, str(saved[0].get(ANCESTRY, ""))
 
 
 @torch.no_grad()

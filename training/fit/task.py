@@ -28,7 +28,6 @@ from tilewise.training.fit.transfer import (
     Distillation,
     Teachers,
     make_backbone,
-    origin_of,
     start_from,
 )
 
@@ -184,8 +183,9 @@ class ClassificationTask(OptimisedModule):
     def _load_initial_weights(self, pack: Pack | None) -> None:
         backbone, preprocess = self.classifier.backbone, self.classifier.preprocess
         if self._start_from is not None:
-            start_from(self.classifier, self._start_from, self.classes, pack, "model.start_from")
-            self.ancestry = origin_of(self._start_from)
+            self.ancestry = start_from(
+                self.classifier, self._start_from, self.classes, pack, "model.start_from"
+            )
         elif isinstance(backbone, PretrainedBackbone):
             self.ancestry = backbone.load(preprocess.scale, preprocess.shift)
 

@@ -22,7 +22,6 @@ from tilewise.training.evaluate.evaluation import (
     write_evaluations,
 )
 from tilewise.training.fit.task import ClassificationTask
-from tilewise.training.fit.transfer import origin_of
 from tilewise.training.settings import Quantisation, RunFolder
 from tilewise.training.tracking import log_data, log_model_file, log_results
 
@@ -94,11 +93,16 @@ class Trainer(pl.Trainer):
             runs: folders of runs; the last checkpoint of each is taken.
             tiles: training tiles that statistics are taken on.
         """
-        from tilewise.training.fit.average import augmented_batches, mean_state, refresh_statistics, write_run
+        from tilewise.training.fit.average import (
+            augmented_batches,
+            average_checkpoints,
+            refresh_statistics,
+            write_run,
+        )
 
         folders = [RunFolder(run) for run in runs]
-        model.load_state_dict(mean_state([folder.last for folder in folders]))
-        ancestry = origin_of(folders[0].last)
+        mean, ancestry = average_checkpoints([folder.last for folder in folders])
+        model.load_state_dict(mean)
         counted = refresh_statistics(model.classifier, augmented_batches(datamodule, tiles))
         write_run(self.folder, model.state_dict(), ancestry, folders[0].settings)
         click.echo(f"averaged {len(runs)} runs into {self.folder.best}, statistics of {counted} tiles")

@@ -12,6 +12,7 @@ the student learns the mean over all teachers and symmetries, which is more accu
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -46,13 +47,13 @@ def load_weights(classifier: Classifier, checkpoint: Path, setting: str) -> None
         TrainingError: there is no such checkpoint, or it is broken, or of another network or number of
             classes.
     """
-    _load(classifier, _saved(checkpoint, setting), f"{setting}: {checkpoint}")
+    _load(classifier, _weights_of(read_checkpoint(checkpoint, setting)), f"{setting}: {checkpoint}")
 
 
 def start_from(
     classifier: Classifier, source: Path, classes: Sequence[str], pack: Pack | None, setting: str
-) -> None:
-    """Load initial weights into `classifier`, which may have other classes.
+) -> str:
+    """Load initial weights into `classifier`, which may have other classes; return their ancestry.
 
     The head keeps its random initialisation where the classes of a model file differ, where a checkpoint has
     another number of classes (it has no names), and where it is of pretraining.
@@ -68,22 +69,15 @@ def start_from(
         TrainingError: there is no such file, or it is broken, or of another network.
     """
     if pack is not None and source.suffix == _MODEL_FILE:
-        weights = _of_model_file(classifier, source, classes, pack, setting)
+        weights, ancestry = _of_model_file(classifier, source, classes, pack, setting)
     else:
-        weights = _saved(source, setting)
+        saved = read_checkpoint(source, setting)
+        weights, ancestry = _weights_of(saved), str(saved.get(ANCESTRY, ""))
     head = {name: value for name, value in classifier.state_dict().items() if name.startswith(_HEAD)}
     if any(name not in weights or weights[name].shape != value.shape for name, value in head.items()):
         weights |= head
     _load(classifier, weights, f"{setting}: {source}")
-
-
-def origin_of(source: Path) -> str:
-    """Return the ancestry of the weights in a checkpoint or model file that exists; empty: drawn weights."""
-    if source.suffix == _MODEL_FILE:
-        from tilewise.models.model_file import open_model
-
-        return open_model(source).metadata.ancestry
-    return str(torch.load(source, map_location="cpu", weights_only=True).get(ANCESTRY, ""))
+    return ancestry
 
 
 def make_backbone(named: nn.Module | str | None, pretrained: PretrainedOptions) -> nn.Module:
@@ -109,9 +103,8 @@ def _load(classifier: Classifier, weights: dict[str, Tensor], origin: str) -> No
         raise TrainingError(f"{origin}: a checkpoint of another network or classes") from error
 
 
-def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
-    """Return the classifier's weights in a checkpoint, with band statistics; without the head if it was
-    pretrained.
+def read_checkpoint(checkpoint: Path, setting: str) -> dict[str, Any]:
+    """Return the content of a checkpoint; its weights are in `state_dict`.
 
     Args:
         checkpoint: a `best.ckpt` or `last.ckpt`.
@@ -125,9 +118,17 @@ def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
             f"{setting}: {checkpoint}: there is no such checkpoint; name one of a finished run"
         )
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved["state_dict"]
     except Exception as error:  # torch raises many kinds of errors for broken archives
         raise TrainingError(f"{setting}: {checkpoint}: no checkpoint of a run, or a broken one") from error
+    return saved
+
+
+def _weights_of(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the classifier's weights in a checkpoint, with band statistics; without the head if it was
+    pretrained."""
+    state = saved["state_dict"]
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     pretrained = any(name.startswith(_PRETRAINED) for name in state)
     return {name: value for name, value in weights.items() if not (pretrained and name.startswith(_HEAD))}
@@ -135,8 +136,9 @@ def _saved(checkpoint: Path, setting: str) -> dict[str, Tensor]:
 
 def _of_model_file(
     classifier: Classifier, path: Path, classes: Sequence[str], pack: Pack, setting: str
-) -> dict[str, Tensor]:
-    """Return the weights of a model file of the same network; without the head if its classes differ."""
+) -> tuple[dict[str, Tensor], str]:
+    """Return the weights of a model file of the same network, without the head if its classes differ; and
+    their ancestry."""
     from tilewise.models.export.unfold import unfold_weights
     from tilewise.models.model_file import open_model  # a machine that only fits may have no ONNX
 
@@ -147,7 +149,8 @@ def _of_model_file(
     except ModelFileError as error:
         raise TrainingError(f"{setting}: {error}") from error
     known = opened.metadata.classes == tuple(classes)
-    return {name: value for name, value in weights.items() if known or not name.startswith(_HEAD)}
+    kept = {name: value for name, value in weights.items() if known or not name.startswith(_HEAD)}
+    return kept, opened.metadata.ancestry
 
 
 @dataclass(frozen=True)

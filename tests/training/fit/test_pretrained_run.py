@@ -109,3 +109,15 @@ def test_published_weights_need_a_published_network(
     with pytest.raises(SystemExit):
         main(["fit", f"--data.pack={pack_folder}", f"--out={tmp_path}", "--model.pretrained.weights=x.pth"])
     assert "error: model.pretrained: published weights need a published network" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_one_line(
+    weights: Path, pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(pack_folder, tmp_path / "a")
+    last = tmp_path / "a/checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as stopped:
+        average.main([str(tmp_path / "a"), "--out", str(tmp_path / "mean")])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: RUN: {last}: no checkpoint of a run, or a broken one")
