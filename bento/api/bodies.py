@@ -96,6 +96,12 @@ def media_type_of(request: Request) -> str:
 # Limits.
 
 
+def announced_bytes(request: Request) -> int | None:
+    """Return the Content-Length of a request; None where it has none that is a number."""
+    length = request.headers.get("content-length", "")
+    return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+
+
 def limit_body(request: Request, max_bytes: int, charge: Callable[[int], Awaitable[None]]) -> Request:
     """Return `request` with a body that cannot be read beyond `max_bytes`, even if it hides its length.
 
@@ -108,9 +114,9 @@ def limit_body(request: Request, max_bytes: int, charge: Callable[[int], Awaitab
     Raises:
         HTTPException: it announces more than `max_bytes`, or the charset of the form is not UTF-8.
     """
-    length = request.headers.get("content-length", "")
-    if re.fullmatch(r"[0-9]{1,18}", length) and int(length) > max_bytes:
-        raise HTTPException(413, f"a body of {int(length):,} bytes; the limit is {max_bytes:,}")
+    announced = announced_bytes(request)
+    if announced is not None and announced > max_bytes:
+        raise HTTPException(413, f"a body of {announced:,} bytes; the limit is {max_bytes:,}")
     _check_charset(request)
     received = 0
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tilewise.bento import metrics
-from tilewise.bento.api.bodies import limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.bodies import announced_bytes, limit_body, media_type_of, parse_parameters
 from tilewise.bento.api.replies import headers, negotiate, refusals, refuse, reply, status_of_code
 from tilewise.bento.api.schemas import (
     TIFF,
@@ -247,15 +247,15 @@ async def spool(request: Request, ledger: TaskStore, task_id: str, max_bytes: in
         FullError: the store or the disk is full.
     """
     kind, path = media_type_of(request), ledger.source(task_id)
-    length = request.headers.get("content-length", "")
-    announced = int(length) if length.isdecimal() and len(length) < 19 else max_bytes
+    announced = announced_bytes(request)
+    most = max_bytes if announced is None else announced
     received = reserved = 0
 
     async def charge(size: int) -> None:
         nonlocal received, reserved
         received += size
         if received > reserved:
-            reserved = max(received, min(received + _STEP_BYTES, announced))
+            reserved = max(received, min(received + _STEP_BYTES, most))
             await asyncio.to_thread(ledger.grow, task_id, reserved)
 
     body = limit_body(request, max_bytes, charge)
