@@ -25,7 +25,13 @@ from tilewise.datasets.core.errors import (
 )
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, ReadOptions
 from tilewise.datasets.core.tile import DN, place_bands, valid_mask
-from tilewise.datasets.readers.geotiff import ReadingPlan, isolated_gdal, open_geotiff, plan_reading
+from tilewise.datasets.readers.geotiff import (
+    ReadingPlan,
+    block_bytes,
+    isolated_gdal,
+    open_geotiff,
+    plan_reading,
+)
 
 LONGEST_SIDE = 512
 MAX_BLOCK_BYTES = 256 * 2**20  # decoded, as of scenes
@@ -198,10 +204,9 @@ def _read(
 def _refuse_much_decoding(dataset: DatasetReader, name: str, bands: int) -> None:
     """Refuse a file of which a block, or all blocks that are read, take too much memory or time to decode."""
     height, width = dataset.block_shapes[0]
-    together = dataset.count if dataset.interleaving is Interleaving.pixel else 1  # bands in a block
-    size = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
+    size = block_bytes(dataset)
     blocks = math.ceil(dataset.height / height) * math.ceil(dataset.width / width)
-    total = size * blocks * (1 if together > 1 else bands)
+    total = size * blocks * (1 if dataset.interleaving is Interleaving.pixel else bands)
     if size > MAX_BLOCK_BYTES or total > MAX_DECODED_BYTES:
         raise SceneTooLargeError(
             f"{name}: {total / 2**20:,.0f} MiB when decoded, in blocks of {size / 2**20:,.0f} MiB; a picture "

@@ -230,9 +230,7 @@ def _refuse_odd_bands(dataset: DatasetReader, name: str) -> None:
 
 def _refuse_huge_blocks(dataset: DatasetReader, name: str) -> None:
     """Refuse a header that would make GDAL allocate gigabytes to decode a single block."""
-    height, width = dataset.block_shapes[0]
-    bands = dataset.count if dataset.interleaving is Interleaving.pixel else 1
-    size = height * width * bands * np.dtype(dataset.dtypes[0]).itemsize
+    (height, width), size = dataset.block_shapes[0], block_bytes(dataset)
     if size > MAX_BLOCK_BYTES:
         raise TileShapeError(
             f"{name}: its blocks of {width} × {height} pixels take {size / 2**20:.0f} MiB each, "
@@ -250,6 +248,13 @@ def _refuse_padding(dataset: DatasetReader, name: str) -> None:
             f"that take {size / 2**20:.0f} MiB when decoded; "
             f"rewrite it with blocks of {TILE_SIZE} × {TILE_SIZE}"
         )
+
+
+def block_bytes(dataset: DatasetReader) -> int:
+    """Return the bytes that a block of a raster takes when decoded, of all the bands that lie in it."""
+    height, width = dataset.block_shapes[0]
+    bands = dataset.count if dataset.interleaving is Interleaving.pixel else 1
+    return int(height * width * bands * np.dtype(dataset.dtypes[0]).itemsize)
 
 
 def decoded_bytes(dataset: DatasetReader) -> int:
