@@ -13,15 +13,18 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
 from rasterio.warp import transform
 
 from tilewise.datasets.core.errors import SplitError
-from tilewise.datasets.packs.pack import UNLABELLED
+from tilewise.datasets.packs.pack import UNLABELLED, Pack
 from tilewise.datasets.readers.records import TileRecord
 
 SPLITS = ("train", "val", "test")
 KNOWN_SPLITS = (*SPLITS, UNLABELLED)
-_EQUAL_AREA = "EPSG:6933"  # metres, the whole Earth: blocks have one size everywhere
+EQUAL_AREA = "EPSG:6933"  # metres, the whole Earth: blocks have one size everywhere
+_SIDES = ("left", "bottom", "right", "top")
 
 
 class SplitMethod(StrEnum):
@@ -154,8 +157,24 @@ def _block_of(record: TileRecord, side: float) -> str:
             f"{record.name}: no coordinates, so it has no spatial block; split by lists or at random"
         )
     left, bottom, right, top = record.bounds
-    xs, ys = transform(record.crs, _EQUAL_AREA, [(left + right) / 2], [(bottom + top) / 2])
+    xs, ys = transform(record.crs, EQUAL_AREA, [(left + right) / 2], [(bottom + top) / 2])
     return f"{int(xs[0] // side)}/{int(ys[0] // side)}"
+
+
+def tile_centres(pack: Pack, rows: npt.NDArray[np.int64], crs: str = EQUAL_AREA) -> npt.NDArray[np.float64]:
+    """Return float64 (rows, 2): x and y of the tiles' centres in `crs`; NaN where one has no coordinates."""
+    found = np.full((len(rows), 2), np.nan)
+    if not hasattr(pack, "index"):  # an array file has no coordinates
+        return found
+    table = pack.index.select(["crs", *_SIDES]).take(rows).to_pydict()
+    codes = np.array([text or "" for text in table["crs"]])
+    sides = np.array([table[side] for side in _SIDES], np.float64)  # None becomes NaN
+    centres = np.stack([(sides[0] + sides[2]) / 2, (sides[1] + sides[3]) / 2], axis=1)
+    located = (codes != "") & np.isfinite(centres).all(axis=1)
+    for code in np.unique(codes[located]):
+        of_code = located & (codes == code)
+        found[of_code] = np.stack(transform(str(code), crs, *centres[of_code].T)[:2], axis=1)
+    return found
 
 
 def _assign_groups(

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from rasterio.warp import transform
 from scipy.special import softmax
 
 from tilewise.datasets.core.bands import BAND_SETS
 from tilewise.datasets.core.console import Report
 from tilewise.datasets.packs.pack import Pack
+from tilewise.datasets.packs.splits import tile_centres
 from tilewise.models.network import calibration
 from tilewise.models.network.calibration import fit_temperature
 from tilewise.training.evaluate.assess_settings import AssessSettings
@@ -25,7 +25,7 @@ from tilewise.training.evaluate.disturbances import DESCRIPTIONS, DISTURBANCES
 from tilewise.training.evaluate.evaluation import ALL, Evaluation, Table, evaluate, views_of
 from tilewise.training.evaluate.outputs import ModelOutputs, PackEvaluator, Rows, SourceOutputs
 
-_CORNERS = ("left", "bottom", "right", "top")
+_GEOGRAPHIC = "EPSG:4326"
 
 
 def accuracy_table(evaluator: PackEvaluator, plain: SourceOutputs) -> tuple[Table, list[Evaluation]]:
@@ -103,17 +103,9 @@ def robustness_table(evaluator: PackEvaluator, plain: SourceOutputs) -> Table:
 
 def latitudes(pack: Pack) -> dict[str, float]:
     """Return the latitude (degrees) of the centre of each tile with coordinates, by the tile's name."""
-    table = pack.index.select(["name", "crs", *_CORNERS]).to_pydict()
-    sides = np.array([[np.nan if x is None else x for x in table[side]] for side in _CORNERS], np.float64)
-    middle = np.stack([(sides[0] + sides[2]) / 2, (sides[1] + sides[3]) / 2])
-    crs, names = np.array([text or "" for text in table["crs"]]), np.array(table["name"])
-    found: dict[str, float] = {}
-    located = (crs != "") & np.isfinite(middle).all(0)
-    for code in np.unique(crs[located]):
-        rows = np.flatnonzero((crs == code) & located)
-        _, degrees = transform(str(code), "EPSG:4326", *middle[:, rows])[:2]
-        found |= dict(zip(names[rows].tolist(), degrees, strict=True))
-    return found
+    degrees = tile_centres(pack, pack.rows(), _GEOGRAPHIC)[:, 1]
+    names = pack.names(pack.rows())
+    return {name: float(y) for name, y in zip(names, degrees, strict=True) if np.isfinite(y)}
 
 
 def _outputs_of_view(evaluator: PackEvaluator, plain: SourceOutputs, source: str, view: str) -> ModelOutputs:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.warp import transform
 
 from tilewise.datasets.core.console import Report
 from tilewise.datasets.core.errors import TrainingError
@@ -17,7 +16,7 @@ from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.packs.pack import ARRAY_SUFFIX, CARD, Pack
 from tilewise.datasets.packs.packing import write_pack
-from tilewise.datasets.packs.splits import SplitPlan
+from tilewise.datasets.packs.splits import SplitPlan, tile_centres
 from tilewise.datasets.readers.sources import Source
 from tilewise.models.model_file import INPUT, ModelFile
 
@@ -29,7 +28,6 @@ _LEARNED = ("train", "val")
 _MAX_ROWS = 8192  # views of tiles that a head is fitted to: fewer views of each where there are many tiles
 _SYMMETRIES = 8
 _BATCH = 64
-_EQUAL_AREA = "EPSG:6933"
 _SIDES_KM = (50, 20, 10, 5, 2, 1)  # of the blocks that stay in one fold: the widest that can be divided
 _MAX_BLOCK = 0.4  # of the tiles, in one block
 
@@ -117,8 +115,8 @@ def places(pack: Pack, rows: Ids, folds: int) -> tuple[Ids, str]:
     tiles have no coordinates, or are too close to each other, only tiles of one name do.
     """
     names = np.unique(pack.names(rows), return_inverse=True)[1]
-    centres = _centres(pack, rows)
-    if centres is None:
+    centres = tile_centres(pack, rows)
+    if np.isnan(centres).any():
         return names, "single tiles: they have no coordinates, so neighbours may be in different folds"
     for side in _SIDES_KM:
         blocks = np.unique(centres // (side * 1000), axis=0, return_inverse=True)[1].reshape(-1)
@@ -136,20 +134,3 @@ def _joined(blocks: Ids, names: Ids) -> Ids:
     """Return the blocks, with all tiles of a name in the block of its first."""
     first = np.unique(names, return_index=True)[1]
     return np.asarray(blocks[first][names])
-
-
-def _centres(pack: Pack, rows: Ids) -> npt.NDArray[np.float64] | None:
-    """Return the tiles' centres in metres of an equal-area grid, (n, 2); None: one has no coordinates."""
-    wanted = ["crs", "left", "bottom", "right", "top"]
-    if not hasattr(pack, "index"):  # an array file has no coordinates
-        return None
-    table = pack.index.select(wanted).take(rows).to_pydict()
-    if not all(table["crs"]) or any(None in table[side] for side in wanted[1:]):
-        return None
-    crs, sides = np.array(table["crs"]), np.array([table[side] for side in wanted[1:]], np.float64)
-    found = np.empty((len(rows), 2))
-    for code in np.unique(crs):
-        of_code = crs == code
-        x, y = (sides[0] + sides[2])[of_code] / 2, (sides[1] + sides[3])[of_code] / 2
-        found[of_code] = np.stack(transform(str(code), _EQUAL_AREA, x, y)[:2], axis=1)
-    return found
