@@ -59,7 +59,7 @@ GUESS := tilewise train pseudo-label $(UNLABELLED)
 # network; the student takes all of them and no label of any tile, and in the end those that it helps to label itself.
 # LAST is the seed of the last step. Other seeds: make shipped SEED=1 SHIPPED=artifacts/pretrained/seed-1
 LAST ?= $(SEED)
-pretrained: teacher shipped ## Train the weights of models/pretrained again: 15 minutes of an H200, 15 of a core
+pretrained: teacher shipped ## Train the weights of models/pretrained/fast again: 15 minutes of an H200, 15 of a core
 
 teacher: $(READY) # 6 minutes of an H200
 	@$(HAVE_UNLABELLED)
@@ -84,7 +84,7 @@ shipped: $(READY)
 	tilewise assess --model $(SHIPPED)/model.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/fp32
 	tilewise assess --model $(SHIPPED)/model.int8.onnx --data $(PRETRAINED)/packed-l2a --out $(PRETRAINED)/int8
 	tilewise card --model $(SHIPPED)/model.onnx --assessment $(PRETRAINED)/fp32 --assessment $(PRETRAINED)/int8
-	@echo "the weights are in $(SHIPPED): copy model.onnx, model.int8.onnx and README.md to models/pretrained"
+	@echo "the weights are in $(SHIPPED): copy model.onnx, model.int8.onnx and README.md to models/pretrained/fast"
 
 CPUS := $(PRETRAINED)/on-cpus
 

@@ -9,6 +9,7 @@ from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
 
+import click
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import MLFlowLogger
 
@@ -75,6 +76,17 @@ class Tracking:
     run: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     system_metrics: bool = True
+
+
+tracking_uri_option = click.option(
+    "--tracking-uri",
+    "uri",
+    envvar="MLFLOW_TRACKING_URI",
+    show_envvar=True,
+    default=Tracking.uri,
+    show_default=True,
+    help="MLflow's server or SQLite file.",
+)
 
 
 def make_logger(tracking: Tracking, folder: RunFolder, fresh: bool) -> MLFlowLogger | None:

@@ -226,7 +226,10 @@ OPERATORS: dict[str, Operator] = {
 
 
 # Attribute values that the operators support; exporters of classifiers use no others.
-_SUPPORTED = {"auto_pad": (b"NOTSET", b"VALID"), "ceil_mode": (0,), "training_mode": (0,)} | {
+_SUPPORTED = {
+    "auto_pad": (b"NOTSET", b"VALID"),
+    "ceil_mode": (0,),
+    "training_mode": (0,),
     "mode": (b"linear",),
     "coordinate_transformation_mode": (b"half_pixel", b"pytorch_half_pixel"),
 }

@@ -22,12 +22,12 @@ from tilewise.datasets.core.locations import PRETRAINED_MODEL
 from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.packs.pack import Pack, open_pack
 from tilewise.datasets.readers.sources import Format, find_sources
-from tilewise.models.model_file import int8_of, open_model
+from tilewise.models.model_file import find_model, int8_of, open_model
 from tilewise.training.finetune.features import is_pack, pack_tiles
 from tilewise.training.finetune.report import Figures
 from tilewise.training.finetune.run import finetune as run_finetuning
 from tilewise.training.settings import RunFolder, new_run
-from tilewise.training.tracking import Tracking, how_to_look, make_logger
+from tilewise.training.tracking import Tracking, how_to_look, make_logger, tracking_uri_option
 
 RECIPE = "finetune"
 
@@ -51,8 +51,9 @@ RECIPE = "finetune"
     "model",
     type=click.Path(path_type=Path),
     default=PRETRAINED_MODEL,
-    show_default="the file that ships",
-    help="Model file to start from.",
+    show_default="accurate",
+    metavar="accurate|fast|FILE",
+    help="Model file to start from, or weights that ship.",
 )
 @click.option("--out", "out", type=FOLDER, help="Folder of the run. Default: a new one in artifacts/runs.")
 @click.option("--overwrite", "overwrite", is_flag=True, help="Replace the model of a run in --out.")
@@ -72,15 +73,7 @@ RECIPE = "finetune"
 )
 @read_options
 @click.option("--tracking/--no-tracking", "tracked", default=True, help="Whether MLflow records the run.")
-@click.option(
-    "--tracking-uri",
-    "uri",
-    envvar="MLFLOW_TRACKING_URI",
-    show_envvar=True,
-    default=Tracking.uri,
-    show_default=True,
-    help="MLflow's server or SQLite file.",
-)
+@tracking_uri_option
 @one_line_errors
 def finetune(
     data: Path,
@@ -111,7 +104,7 @@ def finetune(
     with shown() as progress:
         pack = _open(data, test, form, reading, folder, progress)
         command = shlex.join(["tilewise", *sys.argv[1:]])
-        figures = run_finetuning(model, pack, folder, folds, command, progress)
+        figures = run_finetuning(find_model(model), pack, folder, folds, command, progress)
     _print(figures, folder)
     if tracked:
         _track(Tracking(uri=uri), figures, pack, folder)

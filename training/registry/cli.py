@@ -33,7 +33,7 @@ from tilewise.models.model_file import open_model
 from tilewise.training.registry.gates import DEFAULT, GateContext, GateResult, read_gate_settings, run_gates
 from tilewise.training.registry.registry import CHAMPION, NAME, Registry
 from tilewise.training.settings import RunFolder, differing, newest_run
-from tilewise.training.tracking import Tracking, run_id_of
+from tilewise.training.tracking import run_id_of, tracking_uri_option
 
 _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
@@ -106,15 +106,7 @@ def make_registry(uri: str, name: str) -> Registry:
 
 
 REGISTRY_OPTIONS = (
-    click.option(
-        "--tracking-uri",
-        "uri",
-        envvar="MLFLOW_TRACKING_URI",
-        show_envvar=True,
-        default=Tracking.uri,
-        show_default=True,
-        help="MLflow's server or SQLite file.",
-    ),
+    tracking_uri_option,
     click.option("--name", "name", default=NAME, show_default=True, help="Name of the registered model."),
 )
 registry_options = option_group("registry", make_registry, REGISTRY_OPTIONS)
