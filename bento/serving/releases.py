@@ -24,7 +24,7 @@ from tilewise.bento import metrics
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick, state
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.datasets.core.files import atomic_write, sha256_of
+from tilewise.datasets.core.files import sha256_of
 from tilewise.datasets.core.locations import MODEL_NAME
 from tilewise.models.model_file import REGISTRY_PREFIX, ModelMetadata, find_model, int8_of
 
@@ -147,8 +147,7 @@ class AliasSource:
         digests = {name: version.tags.get(name, "") for name in ("sha256", "int8_sha256")}
         last = _LastFound(f"{version.name}:{version.version}", folder.name, **digests)
         found = self._checked(last)
-        with atomic_write(self._record()) as partial:
-            partial.write_text(json.dumps(asdict(last)), encoding="utf-8")
+        self._remember(json.dumps(asdict(last)))
         return found
 
     def find_last(self) -> FoundModel | None:
@@ -164,6 +163,19 @@ class AliasSource:
         if int8_of(path).is_file():
             _check_registered(int8_of(path), last.int8_sha256, self.uri)
         return FoundModel(pick(path, self.precision), last.identity)
+
+    def _remember(self, last: str) -> None:
+        """Keep what was found, for a start without the registry; every worker of a service does so."""
+        record = self._record()
+        if record.is_file() and record.read_text(encoding="utf-8") == last:
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix=".found-", dir=record.parent) as own:
+                written = Path(own, record.name)
+                written.write_text(last, encoding="utf-8")
+                written.replace(record)
+        except OSError as error:
+            _LOG.warning("%s: not kept for a start without the registry: %s", self.uri, error)
 
     def _record(self) -> Path:
         """Return the file that says which version the alias named last."""

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -200,6 +201,19 @@ def test_where_the_registry_is_down_a_service_starts_with_the_version_that_it_ha
         assert "starting with tilewise:1, which was found here before" in caplog.text
         with pytest.raises(ModelFileError, match="Connection refused"):
             Releases(AliasSource("models:/tilewise@never_seen"))
+
+
+def test_workers_that_ask_the_registry_at_once_all_find_their_model(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for first in range(6):
+        source = AliasSource("models:/tilewise@champion" if first % 2 else "models:/tilewise/1")
+        with ThreadPoolExecutor(8) as workers:
+            found = list(workers.map(lambda _: source.find().identity, range(16)))  # noqa: B023
+        assert found == ["tilewise:1"] * 16
+        for record in tmp_path.rglob("*.json"):
+            record.unlink(missing_ok=True)
 
 
 def test_a_cached_version_that_was_changed_is_not_started_with(
