@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format pretrained teacher shipped pretrain-cpu serve docs rehearsal bento pipeline clean
+.PHONY: help setup demo test test-fast mutants lint format pretrained teacher shipped pretrain-cpu serve docs rehearsal bento pipeline clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test: $(READY) ## Run the whole test suite, on all cores (under 10 minutes on 2)
 
 test-fast: $(READY) ## Run the tests that take less than ten seconds each
 	@python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+mutants: $(READY) ## Put small faults into core code and count those that the tests notice: at most 30 minutes
+	@python benchmarks/mutants.py --least 0.9
 
 lint: $(READY) ## Check style, types and import rules
 	@ruff check . && ruff format --check . && mypy && lint-imports
