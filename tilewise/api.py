@@ -15,10 +15,10 @@ from rasterio.crs import CRS
 from tilewise.bento.batch import Output, OutputOptions, RunOptions, SceneState, classify_scenes
 from tilewise.bento.client import ModelIdentity, Result
 from tilewise.bento.client.answers import parse_result
-from tilewise.bento.client.exchange import ClassifyOptions
+from tilewise.bento.client.exchange import ClassifyOptions, read_file
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick
-from tilewise.bento.inference.uploads import Upload, classify_uploads
+from tilewise.bento.inference.uploads import Upload, array_to_dn, classify_uploads
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT, band_of_description, parse_bands
 from tilewise.datasets.core.console import make_read_options
@@ -28,8 +28,8 @@ from tilewise.datasets.core.errors import (
     TileShapeError,
     TilewiseError,
 )
-from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Radiometry, ReadOptions
-from tilewise.datasets.core.tile import DN, TILE_SIZE, Georeference, Tile, canonical_order, place_bands
+from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, ReadOptions
+from tilewise.datasets.core.tile import TILE_SIZE, Georeference, Tile, canonical_order, place_bands
 from tilewise.datasets.scenes import CloudKind, SceneOptions, parse_clouds
 from tilewise.models.model_file import ModelMetadata, find_model
 
@@ -244,7 +244,7 @@ def _iter_tiles(tiles: Tiles, options: ReadOptions) -> Iterator[tuple[str, bytes
     position = 0
     for item in [tiles] if single else _checked(tiles):
         if isinstance(item, str | Path):
-            yield str(item), Path(item).read_bytes()
+            yield str(item), read_file(Path(item))
             position += 1
         elif isinstance(item, bytes):
             yield str(position), item
@@ -272,7 +272,7 @@ def _tiles_of_array(item: Any, options: ReadOptions, position: int) -> Iterator[
         )
     present, chosen = _known_bands(bands)
     for number, numbers in enumerate(values if values.ndim == 4 else values[None]):
-        pixels = place_bands(_to_dn(numbers[chosen], options), present)
+        pixels = place_bands(array_to_dn(numbers[chosen], options), present)
         yield Tile(str(position + number), pixels, canonical_order(present), options.level, georeference)
 
 
@@ -280,17 +280,6 @@ def _known_bands(bands: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
     """Return the bands that are not left out, and their positions."""
     chosen = [index for index, name in enumerate(bands) if name != LEAVE_OUT]
     return tuple(bands[index] for index in chosen), chosen
-
-
-def _to_dn(numbers: npt.NDArray[Any], options: ReadOptions) -> DN:
-    """Return the numbers of an array as DN; NaN and 0 become no data."""
-    if options.scale is None and numbers.dtype != np.uint16:
-        raise RadiometryUnknownError(
-            f"an array of {numbers.dtype} needs a scale: scale=1 for reflectance 0-1, scale=0.0001 for DN"
-        )
-    scale = 1 / QUANTIFICATION if options.scale is None else options.scale
-    radiometry = Radiometry(options.level or Level.L1C, scale, options.offset or 0.0)
-    return radiometry.to_dn(numbers, np.isfinite(numbers) & (numbers != 0))
 
 
 def _open_array(
@@ -355,7 +344,7 @@ def _write_scene(array: Any, options: ReadOptions, folder: Path) -> tuple[Path, 
             f"a DataArray of {values.shape}; a scene is (band, y, x) with coordinates x, y and a CRS"
         )
     present, chosen = _known_bands(bands)
-    pixels = _to_dn(values[chosen], options)
+    pixels = array_to_dn(values[chosen], options)
     path = folder / f"{getattr(array, 'name', None) or 'scene'}.tif"
     profile = {"driver": "GTiff", "dtype": "uint16", "count": len(present), "nodata": 0, "tiled": True}
     height, width = pixels.shape[1:]

@@ -1,26 +1,33 @@
-"""Request bodies: tiles within limits, from one of three media types.
+"""Request bodies: tiles within limits, from one of four media types.
 
-- `multipart/form-data`: GeoTIFFs in the field `tiles`; parameters in further fields.
-- `image/tiff`: one GeoTIFF; parameters in the query.
-- `application/octet-stream`: a NumPy file (.npy) of uint16 (n, bands, 64, 64) in DN; parameters in the query.
+- `multipart/form-data`: files in the field `tiles`; parameters in further fields.
+- `image/tiff`, `image/jpeg`, `image/png`: one file; parameters in the query.
+- `application/octet-stream`: a NumPy file (.npy) of one tile or several; parameters in the query.
+- `application/json`: files in base64, and parameters, in one object.
 """
 
+import base64
+import binascii
 import io
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, ImmutableMultiDict, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
 from tilewise.bento.api.schemas import NamedTileParameters, TileParameters
-from tilewise.bento.inference.uploads import Upload
+from tilewise.bento.inference.uploads import NPY_START, Upload, array_to_dn
 from tilewise.bento.settings import Settings
 from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT
 from tilewise.datasets.core.console import make_read_options
@@ -30,9 +37,9 @@ from tilewise.datasets.core.tile import TILE_SIZE, Tile, canonical_order, place_
 FIELD = "tiles"
 DEFAULT_COVERAGE = 0.9
 _FORM_PARAMETERS = tuple(TileParameters.model_fields)
-_TIFF_PARAMETERS = tuple(NamedTileParameters.model_fields)
-_NPY_PARAMETERS = ("bands", "level", "coverage")
-_NPY_MAGIC = b"\x93NUMPY"
+_FILE_PARAMETERS = tuple(NamedTileParameters.model_fields)
+_FILE_TYPES = ("image/tiff", "image/jpeg", "image/png")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_FIELD_BYTES = 8192  # of a field that is not a file
 _MAX_NPY_HEADER_BYTES = 4096  # the header of such an array has 128
 
@@ -73,18 +80,24 @@ async def read_tiles(
     body = limit_body(request, settings.max_bytes, charge)
     if kind == "multipart/form-data":
         return await _read_multipart(body, settings, best_coverage)
-    if kind == "image/tiff":
-        options, coverage = parse_parameters(request.query_params, _TIFF_PARAMETERS, best_coverage)
-        name = request.query_params.get("name", "tile")
-        return TileBatch([Upload(name, await body.body(), options, coverage)], single=True)
+    if kind in _FILE_TYPES:
+        query = single_values(request.query_params)
+        options, coverage = parse_parameters(query, _FILE_PARAMETERS, best_coverage)
+        return TileBatch(
+            [Upload(query.get("name", "tile"), await body.body(), options, coverage)], single=True
+        )
     if kind in ("application/octet-stream", "application/x-npy"):
-        options, coverage = parse_parameters(request.query_params, _NPY_PARAMETERS, best_coverage)
+        query = single_values(request.query_params)
+        options, coverage = parse_parameters(query, _FORM_PARAMETERS, best_coverage)
         tiles = parse_npy(await body.body(), options, settings.max_tiles)
         return TileBatch([Upload(tile.name, tile, options, coverage) for tile in tiles], single=False)
+    if kind == "application/json":
+        return parse_json(await body.body(), settings.max_tiles, best_coverage)
     raise HTTPException(
         415,
         f"a body of {kind or 'no type'}; send files as multipart/form-data (curl -F {FIELD}=@tile.tif), one "
-        "file as image/tiff, or a .npy array as application/octet-stream",
+        "file as image/tiff, image/jpeg or image/png, a .npy array as application/octet-stream, or files in "
+        "base64 as application/json",
     )
 
 
@@ -144,6 +157,20 @@ def _check_charset(request: Request) -> None:
 # Parameters.
 
 
+def single_values(parameters: ImmutableMultiDict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a form, or the query, by name.
+
+    Raises:
+        HTTPException: a name is given twice: whichever value is taken, the other one was meant too.
+    """
+    twice = [name for name, count in Counter(parameters.keys()).items() if len(parameters.getlist(name)) > 1]
+    if twice:
+        raise HTTPException(
+            422, f"{twice[0]!r} is given {len(parameters.getlist(twice[0]))} times; give it once"
+        )
+    return dict(parameters)
+
+
 def parse_parameters(
     parameters: Mapping[str, object], known: tuple[str, ...], best_coverage: float = 0.0
 ) -> tuple[ReadOptions, float]:
@@ -158,7 +185,12 @@ def parse_parameters(
         HTTPException: a name that is not `known` (ignoring it would silently change the results), or a value
             that is not valid.
     """
-    for name in parameters:
+    for name, value in parameters.items():
+        if isinstance(value, UploadFile):
+            raise HTTPException(
+                422,
+                f"a file in the field {name!r}; files go into the field {FIELD!r}: curl -F {FIELD}=@tile.tif",
+            )
         if name not in known:
             raise HTTPException(422, f"unknown parameter {name!r}; there are {', '.join(known)}")
     level = _parse_text(parameters, "level")
@@ -198,34 +230,55 @@ def _parse_coverage(parameters: Mapping[str, object], best: float) -> float:
 
 
 def parse_npy(content: bytes, options: ReadOptions, max_tiles: int) -> list[Tile]:
-    """Return the tiles in a .npy file: uint16 (n, bands, 64, 64), DN, of `options.bands` or all thirteen.
+    """Return the tiles in a .npy file.
+
+    The array is (n, bands, 64, 64), (bands, 64, 64) or (64, 64, bands), of `options.bands` or all thirteen.
+    Integers of 16 bits or more are DN unless the options give a scale; other numbers need one.
 
     Raises:
-        HTTPException: the file is not such an array, or has another shape, dtype or length.
+        HTTPException: the file is not such an array, or has more tiles than `max_tiles`.
+        RadiometryUnknownError: see `array_to_dn`.
     """
     bands = options.bands or BAND_NAMES
     if LEAVE_OUT in bands:
         raise HTTPException(422, "an array cannot leave out bands; remove them before sending it")
     numbers = _load_npy(content)
-    if (
-        numbers.dtype != np.uint16
-        or numbers.ndim != 4
-        or numbers.shape[1:] != (len(bands), TILE_SIZE, TILE_SIZE)
-    ):
+    tiles = _stack_tiles(numbers, len(bands))
+    if tiles is None or numbers.dtype.kind not in "uif":
         raise HTTPException(
             422,
-            f"an array of {numbers.dtype} {numbers.shape}, not of uint16 "
-            f"(n, {len(bands)}, {TILE_SIZE}, {TILE_SIZE}); for other bands name them: ?bands=B02,B03,…",
+            f"an array of {numbers.dtype} {numbers.shape}, not of numbers (n, {len(bands)}, {TILE_SIZE}, "
+            f"{TILE_SIZE}), ({len(bands)}, {TILE_SIZE}, {TILE_SIZE}) or ({TILE_SIZE}, {TILE_SIZE}, "
+            f"{len(bands)}); for other bands name them: ?bands=B02,B03,…",
         )
-    if len(numbers) > max_tiles:
-        raise HTTPException(413, f"{len(numbers)} tiles; the limit is {max_tiles}")
+    if len(tiles) > max_tiles:
+        raise HTTPException(413, f"{len(tiles)} tiles; the limit is {max_tiles}")
+    dn = array_to_dn(tiles, options)
     order = canonical_order(bands)
-    return [Tile(str(i), place_bands(tile, bands), order, options.level) for i, tile in enumerate(numbers)]
+    return [Tile(str(i), place_bands(tile, bands), order, options.level) for i, tile in enumerate(dn)]
+
+
+def _stack_tiles(numbers: npt.NDArray[Any], count: int) -> npt.NDArray[Any] | None:
+    """Return an array as (n, bands, height, width), or None where it is not of tiles of `count` bands."""
+    side = (TILE_SIZE, TILE_SIZE)
+    if numbers.ndim == 4 and numbers.shape[1:] == (count, *side):
+        return numbers
+    if numbers.shape == (count, *side):
+        return numbers[None]
+    if numbers.shape == (*side, count):
+        return np.ascontiguousarray(numbers.transpose(2, 0, 1))[None]
+    return None
 
 
 def _load_npy(content: bytes) -> np.ndarray:
     """Return the array. Only its length is trusted: no pickle, short headers, no allocation by a header."""
-    if not content.startswith(_NPY_MAGIC):
+    if content.startswith(_TIFF_STARTS):
+        raise HTTPException(
+            400,
+            "a TIFF with the media type of an array; send it with 'Content-Type: image/tiff', or in a form: "
+            f"curl -F {FIELD}=@tile.tif",
+        )
+    if not content.startswith(NPY_START):
         raise HTTPException(400, "not a .npy file; numpy.save writes one")
     try:
         stream = io.BytesIO(content)
@@ -242,12 +295,55 @@ def _load_npy(content: bytes) -> np.ndarray:
         raise HTTPException(400, "a broken .npy file; numpy.save writes valid ones") from error
 
 
+# JSON.
+
+
+def parse_json(content: bytes, max_tiles: int, best_coverage: float) -> TileBatch:
+    """Return the tiles of `{"tiles": [{"name": …, "content": BASE64}, …], "bands": …, "level": …, …}`.
+
+    Raises:
+        HTTPException: it is not such an object, or has more tiles than `max_tiles`.
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the body is no JSON") from error
+    files = body.pop(FIELD, None) if isinstance(body, dict) else None
+    if not isinstance(files, list) or not files:
+        raise HTTPException(
+            400,
+            f'a JSON body has a list {FIELD!r}: {{"{FIELD}": [{{"name": "tile.tif", "content": "BASE64"}}]}}',
+        )
+    if len(files) > max_tiles:
+        raise HTTPException(413, f"{len(files)} tiles; the limit is {max_tiles}")
+    given = {name: value for name, value in body.items() if value is not None}
+    parameters = {
+        name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()
+    }
+    options, coverage = parse_parameters(parameters, _FORM_PARAMETERS, best_coverage)
+    uploads = [Upload(*_decode_file(file, index), options, coverage) for index, file in enumerate(files)]
+    return TileBatch(uploads, single=False)
+
+
+def _decode_file(file: object, index: int) -> tuple[str, bytes]:
+    """Return the name and the bytes of a file in a JSON body."""
+    content = file.get("content") if isinstance(file, dict) else None
+    name = file.get("name", str(index)) if isinstance(file, dict) else None
+    if not isinstance(content, str) or not isinstance(name, str):
+        raise HTTPException(422, f"{FIELD}[{index}] has no text 'content': the file's bytes in base64")
+    try:
+        return name, base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise HTTPException(422, f"{FIELD}[{index}]: its content is not base64") from error
+
+
 # Forms.
 
 
 async def _read_multipart(body: Request, settings: Settings, best_coverage: float) -> TileBatch:
-    async with _parse_form(body, settings.max_tiles, max_fields=len(_FORM_PARAMETERS)) as fields:
-        parameters = {name: value for name, value in fields.multi_items() if name != FIELD}
+    async with _parse_form(body, settings.max_tiles, max_fields=2 * len(_FORM_PARAMETERS)) as fields:
+        given = [(name, value) for name, value in fields.multi_items() if name != FIELD]
+        parameters = single_values(ImmutableMultiDict(given))
         options, coverage = parse_parameters(parameters, _FORM_PARAMETERS, best_coverage)
         files = await _read_files(fields)
     return TileBatch([Upload(name, content, options, coverage) for name, content in files], single=False)

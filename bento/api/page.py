@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tilewise.bento.api.bodies import FIELD, limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.bodies import FIELD, limit_body, media_type_of, parse_parameters, single_values
 from tilewise.bento.api.replies import headers, refusals
 from tilewise.bento.api.schemas import PNG, TIFF, PreviewParameters, form, operation, query
 from tilewise.bento.inference.preview import Preview, View, preview
@@ -82,7 +82,7 @@ def _parse_view(parameters: Mapping[str, str]) -> View:
 async def _read_file(request: Request) -> tuple[dict[str, str], bytes]:
     """Return the parameters in the query and in the fields of a form, and the file's bytes."""
     kind = media_type_of(request)
-    parameters = dict(request.query_params)
+    parameters = single_values(request.query_params)
     if kind == "image/tiff":
         return parameters, await request.body()
     if kind != "multipart/form-data":
@@ -95,7 +95,8 @@ async def _read_file(request: Request) -> tuple[dict[str, str], bytes]:
             raise HTTPException(
                 400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one"
             )
-        fields = {name: value for name, value in parts.items() if isinstance(value, str)}
+        fields = single_values(parts)
+        del fields[FIELD]
         return {"name": file.filename or "tile", **parameters, **fields}, await file.read()
 
 

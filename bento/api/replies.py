@@ -94,8 +94,8 @@ ERROR_CODES: dict[str, ErrorCode] = {
         415,
         "The path does not accept the Content-Type of the body",
         "a body of application/json",
-        "send files as multipart/form-data (curl -F tiles=@tile.tif), one file as image/tiff, or a .npy "
-        "array as application/octet-stream",
+        "send files as multipart/form-data (curl -F tiles=@tile.tif), one file as image/tiff, image/jpeg or "
+        "image/png, a .npy array as application/octet-stream, or files in base64 as application/json",
     ),
     "unreadable_image": ErrorCode(
         415, "The file is not a readable GeoTIFF", "tile.tif: a JPEG, not a GeoTIFF"

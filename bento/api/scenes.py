@@ -18,7 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tilewise.bento import metrics
-from tilewise.bento.api.bodies import announced_bytes, limit_body, media_type_of, parse_parameters
+from tilewise.bento.api.bodies import (
+    announced_bytes,
+    limit_body,
+    media_type_of,
+    parse_parameters,
+    single_values,
+)
 from tilewise.bento.api.replies import headers, negotiate, refusals, refuse, reply, status_of_code
 from tilewise.bento.api.schemas import (
     TIFF,
@@ -261,9 +267,9 @@ async def spool(request: Request, ledger: TaskStore, task_id: str, max_bytes: in
     body = limit_body(request, max_bytes, charge)
     if kind == "image/tiff":
         await _spool_raw(body, path)
-        return _with_name(request.query_params)
+        return _with_name(single_values(request.query_params))
     if kind == "multipart/form-data":
-        return _with_name({**request.query_params, **await _spool_form(body, path)})
+        return _with_name({**single_values(request.query_params), **await _spool_form(body, path)})
     raise HTTPException(
         415,
         f"a body of {kind or 'no type'}; send the scene as image/tiff (curl --data-binary @scene.tif -H "
@@ -291,7 +297,8 @@ async def _spool_form(body: Request, path: Path) -> dict[str, str]:
                 400, f"no file in the form's field {FIELD!r}; curl -F {FIELD}=@scene.tif sends one"
             )
         await asyncio.to_thread(_copy, part, path)
-        fields = {name: value for name, value in parts.items() if isinstance(value, str)}
+        fields = single_values(parts)
+        del fields[FIELD]
         return {"name": part.filename or DEFAULT_NAME, **fields}
 
 

@@ -23,8 +23,9 @@ class ReadParameters(BaseModel):
     """How to read files whose own metadata leave it open."""
 
     bands: str = Field(
-        description="Bands in the file's order, as names (`B04,B03,B02`) or as one of `l1c`, `l2a`, `10m`, "
-        "`rgb`, `eurosat`; `_` leaves one out. For arrays, and files whose bands have no names.",
+        description="Bands in the file's order, as names (`B04,B03,B02`) or as one of `l1c`, `l2a`, `20m`, "
+        "`10m`, `rgb`, `eurosat`, `eurosat-rgb`; `_` or `-` leaves one out. For arrays, and files whose "
+        "bands have no names. The last two say level, scale and offset as well.",
         examples=["eurosat"],
     )
     level: Level = Field(description="Processing level, for files that do not state it.")
@@ -48,6 +49,16 @@ class TileParameters(ReadParameters):
         ge=0.5,
         le=1,
         description="Fraction of tiles whose prediction set shall contain the true class; 0.9 by default.",
+    )
+
+
+class EncodedTile(BaseModel):
+    """A file in a JSON body."""
+
+    name: str = Field("0", description="Name of the file in the response; its number by default.")
+    content: str = Field(
+        description="The bytes of a GeoTIFF, JPEG or PNG, in base64.",
+        json_schema_extra={"contentEncoding": "base64"},
     )
 
 
@@ -329,6 +340,7 @@ EXAMPLES = {
 EXAMPLE_URL = "http://localhost:3000"
 TIFF = {"schema": {"type": "string", "contentMediaType": "image/tiff"}}
 PNG = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+JPEG = {"schema": {"type": "string", "contentMediaType": "image/jpeg"}}
 ARRAY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 
 
@@ -359,6 +371,14 @@ def form(field: str, model: type[BaseModel], *, many: bool = False) -> dict[str,
     files = {"type": "array", "items": file, "minItems": 1} if many else file
     properties = {field: files, **_properties(model)}
     return {"schema": {"type": "object", "required": [field], "properties": properties}}
+
+
+def encoded(field: str, model: type[BaseModel]) -> dict[str, Any]:
+    """Return the schema of a JSON object with files in base64 in `field` and the fields of a model."""
+    files = {"type": "array", "items": EncodedTile.model_json_schema(), "minItems": 1}
+    return {
+        "schema": {"type": "object", "required": [field], "properties": {field: files, **_properties(model)}}
+    }
 
 
 def header(name: str) -> dict[str, Any]:

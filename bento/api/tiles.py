@@ -16,6 +16,7 @@ from tilewise.bento.api.bodies import read_tiles
 from tilewise.bento.api.replies import headers, negotiate, refusals, reply, status_of_code
 from tilewise.bento.api.schemas import (
     ARRAY,
+    JPEG,
     PNG,
     TIFF,
     ClassifyResponse,
@@ -26,6 +27,7 @@ from tilewise.bento.api.schemas import (
     NamedTileParameters,
     ReadParameters,
     TileParameters,
+    encoded,
     example,
     form,
     header,
@@ -34,14 +36,13 @@ from tilewise.bento.api.schemas import (
 )
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.occlusion import MAX_PATCHES, Explanation, Method, explain, paint
-from tilewise.bento.inference.uploads import Upload
+from tilewise.bento.inference.uploads import Upload, read_upload
 from tilewise.bento.request_context import note_answered, note_requested
 from tilewise.bento.serving.admission import caller_of
 from tilewise.bento.serving.background import CLIENT_GONE, ClientGoneError
 from tilewise.bento.serving.runtime import serving_of
 from tilewise.datasets.core.errors import NoDataError
 from tilewise.datasets.core.tile import Tile
-from tilewise.datasets.readers.geotiff import read_tile
 from tilewise.models.occlusion import patch_starts
 
 router = APIRouter()
@@ -67,20 +68,24 @@ router = APIRouter()
         body={
             "multipart/form-data": form("tiles", TileParameters, many=True),
             "image/tiff": TIFF,
+            "image/jpeg": JPEG,
+            "image/png": PNG,
             "application/octet-stream": ARRAY,
             "application/x-npy": ARRAY,
+            "application/json": encoded("tiles", TileParameters),
         },
     ),
 )
 async def classify(request: Request) -> Response:
-    """Tiles of 64 × 64 pixels, in one of three kinds of bodies.
+    """Tiles of 64 × 64 pixels, in one of four kinds of bodies.
 
     A tile that cannot be classified has its own `error` among the results and does not affect the others;
-    where it is the whole of an `image/tiff` body, its error is the response. What the files' metadata leave
-    open is stated in fields of the form, or in the query.
+    where it is the whole of the body, its error is the response. What the files' metadata leave open is
+    stated in fields of the form, in the query, or beside the files in a JSON object.
 
-    A `.npy` body is an array of uint16 (n, bands, 64, 64) in DN (reflectance × 10 000, 0 = no data); it does
-    not accept `scale` and `offset`.
+    A JPEG or PNG is read as EuroSAT's RGB tiles are. A `.npy` body is an array of (n, bands, 64, 64), (bands,
+    64, 64) or (64, 64, bands). Its integers are DN (reflectance × 10 000, 0 = no data) where `scale` does not
+    say otherwise; floats and bytes need a scale.
     """
     serving = serving_of(request)
     caller = caller_of(request)
@@ -200,11 +205,10 @@ def _read_only_tile(uploads: list[Upload], size: int) -> Tile:
     """Return the one tile of a request; raises TilewiseError, or HTTPException where there is not one."""
     if len(uploads) != 1:
         raise HTTPException(422, f"{len(uploads)} tiles; send one at a time")
-    content, name = uploads[0].content, uploads[0].name
-    tile = content if isinstance(content, Tile) else read_tile(content, uploads[0].overrides, name, size)
+    tile = read_upload(uploads[0], size)
     if tile.valid_fraction == 0:
         raise NoDataError(
-            f"{name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to explain"
+            f"{tile.name}: no pixel holds data in all of {', '.join(tile.bands)}; nothing to explain"
         )
     return tile
 

@@ -292,8 +292,20 @@ def _iter_named(tiles: Tiles) -> Iterator[tuple[str, bytes | npt.NDArray[np.uint
                 yield str(position), tile
                 position += 1
             continue
-        yield (str(position), item) if isinstance(item, bytes) else (str(item), Path(item).read_bytes())
+        yield (str(position), item) if isinstance(item, bytes) else (str(item), read_file(Path(item)))
         position += 1
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        TilewiseError: it is a folder.
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        raise TilewiseError(f"{path} is a folder; name its files: {path}/*.tif")
+    return path.read_bytes()
 
 
 def _as_batch(array: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:

@@ -12,13 +12,21 @@ from tilewise.bento import metrics
 from tilewise.bento.errors import body_of, error_body
 from tilewise.bento.inference.engine import Answers, Engine, TileClassifier
 from tilewise.bento.request_context import RequestContext
-from tilewise.datasets.core.errors import NoDataError, SceneTooLargeError, TilewiseError
-from tilewise.datasets.core.radiometry import ReadOptions
-from tilewise.datasets.core.tile import Tile
+from tilewise.datasets.core.errors import (
+    NoDataError,
+    RadiometryUnknownError,
+    SceneTooLargeError,
+    TilewiseError,
+    UnreadableImageError,
+)
+from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Radiometry, ReadOptions
+from tilewise.datasets.core.tile import DN, Tile
+from tilewise.datasets.readers.eurosat import PICTURE_STARTS, read_picture
 from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile
 
 MAX_DECODED_BYTES = 512 * 2**20  # of the tiles of one request
 MAX_BATCH_DECODED_BYTES = 16 * 2**20  # after which a batch reads no further tile
+NPY_START = b"\x93NUMPY"
 _DIGITS = 6
 _LOG = logging.getLogger("tilewise")
 
@@ -55,7 +63,7 @@ class Upload:
 
     Attributes:
         name: file name of the upload.
-        content: bytes of a GeoTIFF, or a tile that is read already.
+        content: bytes of a GeoTIFF, JPEG or PNG, or a tile that is read already.
         overrides: bands and radiometry given by the request, which the file does not state.
         coverage: requested coverage of the prediction set (0-1).
         engine: the model that classifies it; None: the default one of `classify_batch`.
@@ -200,6 +208,25 @@ def _answer_group(
     return results, answers.embedding
 
 
+def array_to_dn(numbers: npt.NDArray[Any], options: ReadOptions) -> DN:
+    """Return DN (uint16, the shape of `numbers`) of an array without metadata; NaN and 0 become no data.
+
+    Integers of 16 bits or more are DN where the options have no scale.
+
+    Raises:
+        RadiometryUnknownError: floats or bytes, and no scale.
+    """
+    if options.scale is None and (numbers.dtype.kind == "f" or numbers.dtype.itemsize == 1):
+        raise RadiometryUnknownError(
+            f"an array of {numbers.dtype} needs a scale: scale=1 for reflectance 0-1, scale=0.0001 for DN"
+        )
+    scale = 1 / QUANTIFICATION if options.scale is None else options.scale
+    radiometry = Radiometry(options.level or Level.L1C, scale, options.offset or 0.0)
+    if numbers.dtype == np.uint16 and radiometry.is_identity:
+        return numbers
+    return radiometry.to_dn(numbers, np.isfinite(numbers) & (numbers != 0))
+
+
 def describe(engine: TileClassifier, tile: Tile, answers: Answers, row: int, coverage: float) -> Answer:
     """Return row `row` of `answers`, which is of `tile`, as a JSON-ready answer."""
     classes, probabilities = engine.metadata.classes, answers.probabilities[row]
@@ -256,7 +283,7 @@ def _read_some(uploads: Sequence[Upload], size: int) -> list[Tile | Answer]:
 def _read(upload: Upload, size: int) -> Tile | Answer:
     """Return the tile, or a JSON-ready error."""
     try:
-        tile = upload.content if isinstance(upload.content, Tile) else _read_bytes(upload, size)
+        tile = read_upload(upload, size)
         if tile.valid_fraction == 0:
             bands = ", ".join(tile.bands)
             raise NoDataError(f"{upload.name}: no pixel holds data in all of {bands}; nothing to classify")
@@ -273,10 +300,25 @@ def _read(upload: Upload, size: int) -> Tile | Answer:
     return {"name": upload.name, **body}
 
 
-def _read_bytes(upload: Upload, size: int) -> Tile:
-    assert isinstance(upload.content, bytes)  # noqa: S101 - the caller checks
+def read_upload(upload: Upload, size: int) -> Tile:
+    """Return the tile of `size` × `size` pixels in an upload, by what its first bytes say that it is.
+
+    Raises:
+        UnreadableImageError: it is a NumPy array, or broken.
+        TilewiseError: as `read_tile` and `read_picture` raise.
+    """
+    content, name = upload.content, upload.name
+    if isinstance(content, Tile):
+        return content
+    if content.startswith(NPY_START):
+        raise UnreadableImageError(
+            f"{name}: a NumPy array, which is sent as the body and not in a form: curl --data-binary @{name} "
+            "-H 'Content-Type: application/octet-stream'"
+        )
+    if content.startswith(PICTURE_STARTS):
+        return read_picture(content, upload.overrides, name, size)
 
     def admit(decoded: int) -> None:
-        upload.budget.take(upload.name, decoded)
+        upload.budget.take(name, decoded)
 
-    return read_tile(upload.content, upload.overrides, upload.name, size, admit)
+    return read_tile(content, upload.overrides, name, size, admit)

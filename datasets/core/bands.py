@@ -43,6 +43,7 @@ BAND_NAMES: tuple[str, ...] = tuple(band.name for band in BANDS)
 L1C_BANDS = BAND_NAMES
 L2A_BANDS = tuple(name for name in BAND_NAMES if name != "B10")  # Level-2A drops the cirrus band
 TEN_METRE_BANDS = tuple(band.name for band in BANDS if band.resolution_m == 10)
+TWENTY_METRE_BANDS = tuple(band.name for band in BANDS if band.resolution_m <= 20)
 RGB_BANDS = ("B04", "B03", "B02")
 EUROSAT_MS_ORDER = (*(name for name in BAND_NAMES if name != "B8A"), "B8A")  # B8A is last in EuroSAT's files
 
@@ -50,12 +51,15 @@ EUROSAT_MS_ORDER = (*(name for name in BAND_NAMES if name != "B8A"), "B8A")  # B
 BAND_SETS: dict[str, tuple[str, ...]] = {
     "l1c": L1C_BANDS,
     "l2a": L2A_BANDS,
+    "20m": TWENTY_METRE_BANDS,
     "10m": TEN_METRE_BANDS,
     "rgb": RGB_BANDS,
     "eurosat": EUROSAT_MS_ORDER,
+    "eurosat-rgb": RGB_BANDS,
 }
 
 LEAVE_OUT = "_"  # in a list of a file's bands: a raster band to leave out
+_LEAVING_OUT = (LEAVE_OUT, "-")  # how it may be written
 
 _BY_NAME = {alias.lower(): band for band in BANDS for alias in (band.name, *band.aliases)}
 _INDEX = {name: index for index, name in enumerate(BAND_NAMES)}
@@ -85,7 +89,7 @@ def positions(names: Iterable[str]) -> list[int]:
 def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
     """Parse `"B02,B03"`, a sequence of names, or the name of a set (`l1c`, `rgb`, …).
 
-    `_` marks a raster band to leave out, and is kept.
+    `_` or `-` marks a raster band to leave out; the result has `_` there.
 
     Raises:
         UnknownBandError: a name is unknown or occurs twice.
@@ -93,7 +97,7 @@ def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
     words = text.split(",") if isinstance(text, str) else list(text)
     if len(words) == 1 and words[0].strip().lower() in BAND_SETS:
         return BAND_SETS[words[0].strip().lower()]
-    names = tuple(LEAVE_OUT if word.strip() == LEAVE_OUT else find_band(word).name for word in words)
+    names = tuple(LEAVE_OUT if word.strip() in _LEAVING_OUT else find_band(word).name for word in words)
     known = [name for name in names if name != LEAVE_OUT]
     if len(set(known)) != len(known):
         raise UnknownBandError(f"a band is named twice in {', '.join(names)}")
@@ -109,3 +113,8 @@ def band_of_description(description: str | None) -> str | None:
     match = _FIRST_WORD.match(_RED_EDGE.sub("rededge", (description or "").strip()))
     band = _BY_NAME.get(match.group().lower()) if match else None
     return band.name if band else None
+
+
+def sets_of_length(count: int) -> list[str]:
+    """Return the names of the sets in BAND_SETS that have `count` bands."""
+    return [name for name, bands in BAND_SETS.items() if len(bands) == count]

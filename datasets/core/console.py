@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from tilewise.datasets.core.bands import LEAVE_OUT, parse_bands
+from tilewise.datasets.core.bands import BAND_SETS, LEAVE_OUT, parse_bands
 from tilewise.datasets.core.errors import RadiometryUnknownError, TilewiseError
-from tilewise.datasets.core.radiometry import Level, ReadOptions
+from tilewise.datasets.core.radiometry import PRESETS, Level, ReadOptions
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -240,8 +240,8 @@ READ_OPTIONS = (
     click.option(
         "--bands",
         "bands",
-        help="Bands in the file's order, e.g. B02,B03,B04,B08, or l1c, l2a, 10m, rgb, eurosat; "
-        f"{LEAVE_OUT} leaves one out. For files that do not name their bands.",
+        help=f"Bands in the file's order, e.g. B02,B03,B04,B08, or {', '.join(BAND_SETS)}; {LEAVE_OUT} "
+        "leaves one out. For files that do not name their bands.",
     ),
     click.option(
         "--level",
@@ -276,11 +276,12 @@ def make_read_options(
         raise RadiometryUnknownError(f"the scale must be a number above 0, not {scale:g}")
     if offset is not None and not math.isfinite(offset):
         raise RadiometryUnknownError(f"the offset must be a number, not {offset:g}")
+    preset = PRESETS.get((bands or "").strip().lower(), ReadOptions())
     return ReadOptions(
         bands=parse_bands(bands) if bands else None,
-        level=Level(level.upper()) if level else None,
-        scale=scale,
-        offset=offset,
+        level=Level(level.upper()) if level else preset.level,
+        scale=preset.scale if scale is None else scale,
+        offset=preset.offset if offset is None else offset,
     )
 
 

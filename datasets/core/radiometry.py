@@ -15,12 +15,17 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from tilewise.datasets.core.bands import EUROSAT_MS_ORDER, RGB_BANDS
 from tilewise.datasets.core.errors import RadiometryUnknownError
 
 QUANTIFICATION = 10_000
 DN_MAX = 65_535
 FIRST_OFFSET_BASELINE = 4.0  # https://sentiwiki.copernicus.eu/web/s2-processing#baseline-04.00
 BASELINE_OFFSET = -1000.0
+
+# EuroSAT's RGB tiles: 8 bit = 1 + DN × 254 / 2750, rounded, 255 where DN is higher (docs/decisions/0002).
+RGB_DN_PER_STEP = 2750 / 254
+RGB_ZERO = 1
 
 
 class Level(StrEnum):
@@ -75,6 +80,13 @@ class ReadOptions:
     level: Level | None = None
     scale: float | None = None
     offset: float | None = None
+
+
+PRESETS: dict[str, ReadOptions] = {
+    "eurosat": ReadOptions(EUROSAT_MS_ORDER, Level.L1C, 1 / QUANTIFICATION, 0.0),
+    "eurosat-rgb": ReadOptions(RGB_BANDS, Level.L1C, RGB_DN_PER_STEP / QUANTIFICATION, -float(RGB_ZERO)),
+}
+"""What a list of bands says of level, scale and offset, where it is that of a published dataset."""
 
 
 @dataclass(frozen=True, slots=True)

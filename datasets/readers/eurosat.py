@@ -6,17 +6,19 @@ JPEGs of B04, B03, B02; the conversion of their bytes to DN was fitted on the ti
 (docs/decisions/0002-rgb-scale.md).
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from PIL import Image
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
-from tilewise.datasets.core.bands import EUROSAT_MS_ORDER, RGB_BANDS
-from tilewise.datasets.core.errors import TileShapeError, UnreadableImageError
-from tilewise.datasets.core.radiometry import Level, ReadOptions
+from tilewise.datasets.core.bands import RGB_BANDS
+from tilewise.datasets.core.errors import BandsUnknownError, TileShapeError, UnreadableImageError
+from tilewise.datasets.core.radiometry import PRESETS, RGB_DN_PER_STEP, RGB_ZERO, Level, ReadOptions
 from tilewise.datasets.core.tile import TILE_SIZE, Tile, canonical_order, place_bands
 from tilewise.datasets.readers.geotiff import read_tile
 
@@ -33,11 +35,9 @@ CLASSES = (
     "SeaLake",
 )
 
-MS_READ_OPTIONS = ReadOptions(bands=EUROSAT_MS_ORDER, level=Level.L1C, scale=1e-4, offset=0.0)
-
-# 8 bit = 1 + DN × 254 / 2750, rounded, 255 where DN is higher.
-RGB_DN_PER_STEP = 2750 / 254
-RGB_ZERO = 1
+MS_READ_OPTIONS = PRESETS["eurosat"]
+PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+"""First bytes of a JPEG and of a PNG."""
 
 
 def read_ms(path: Path) -> Tile:
@@ -64,6 +64,39 @@ def read_rgb(path: Path) -> Tile:
     except RasterioError as error:
         raise UnreadableImageError(f"{path.name}: not a readable JPEG") from error
     return Tile(path.stem, place_bands(rgb_to_dn(rgb), RGB_BANDS), canonical_order(RGB_BANDS), Level.L1C)
+
+
+def read_picture(content: bytes, options: ReadOptions, name: str, size: int = TILE_SIZE) -> Tile:
+    """Read a tile from the bytes of a JPEG or PNG, as EuroSAT's RGB tiles are.
+
+    Args:
+        content: of the file.
+        options: nothing, or what `eurosat-rgb` stands for.
+        name: of the tile, for errors.
+        size: pixels a side.
+
+    Raises:
+        BandsUnknownError: the options say that it is something else.
+        UnreadableImageError: it is no picture of red, green and blue, or is broken.
+        TileShapeError: it has another size.
+    """
+    if options not in (ReadOptions(), PRESETS["eurosat-rgb"]):
+        raise BandsUnknownError(
+            f"{name}: a JPEG or PNG is read as EuroSAT's RGB tiles are; leave bands, level, scale and offset "
+            "out, or give bands=eurosat-rgb alone"
+        )
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
+            if picture.size != (size, size):
+                raise TileShapeError(
+                    f"{name}: {picture.width} × {picture.height} pixels, but a tile has {size} × {size}"
+                )
+            if picture.mode != "RGB":
+                raise UnreadableImageError(f"{name}: a picture in the mode {picture.mode}; convert it to RGB")
+            rgb = np.asarray(picture).transpose(2, 0, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"{name}: not a readable JPEG or PNG") from error
+    return Tile(name, place_bands(rgb_to_dn(rgb), RGB_BANDS), canonical_order(RGB_BANDS), Level.L1C)
 
 
 def _check_rgb_shape(dataset: DatasetReader, name: str) -> None:

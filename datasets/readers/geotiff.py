@@ -27,7 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
-from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT, band_of_description
+from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT, band_of_description, sets_of_length
 from tilewise.datasets.core.errors import (
     BandsUnknownError,
     RadiometryUnknownError,
@@ -460,9 +460,10 @@ def _select_bands(
     """Return the 1-based indexes and names of the bands to read: those `given`, else those `named`."""
     if given is None:
         if not named:
+            sets = "".join(f" or {known}" for known in sets_of_length(count))
             raise BandsUnknownError(
                 f"{name}: its {count} bands have no names; give them in the file's order: "
-                f"bands={','.join(BAND_NAMES[: max(count, 3)][:3])},… or l1c, l2a, 10m, rgb, eurosat "
+                f"bands={','.join(BAND_NAMES[: min(count, 3)])}{',…' if count > 3 else ''}{sets} "
                 "(--bands on the command line, a field of a request)"
             )
         return tuple(named.values()), tuple(named)

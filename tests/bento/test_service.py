@@ -1,6 +1,8 @@
 """The service as its users see it: a real `bentoml serve` process, over HTTP."""
 
+import base64
 import hashlib
+import io
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from geotiffs import geotiff, jpeg, tile_file
+from PIL import Image
 from rasterio.warp import transform_bounds
 from servers import ROOT, command, environment, free_port, served
 
@@ -153,7 +156,7 @@ def test_a_tile_that_nobody_describes_is_refused_with_the_way_to_describe_it(ser
     assert set(result) == {"name", "error"}
     assert result["error"]["code"] == "bands_unknown"
     assert "eurosat" in result["error"]["hint"]
-    (result,) = post(service, PLAIN, bands="eurosat")
+    (result,) = post(service, PLAIN, bands="l1c")
     assert result["error"]["code"] == "radiometry_unknown"
     assert "offset" in result["error"]["hint"]
 
@@ -165,7 +168,8 @@ def test_each_bad_tile_gets_its_own_error_and_harms_no_neighbour(service: httpx.
     good = tile_file(FOREST)
     unnamed = geotiff(tile_pixels(RGB_BANDS))
     small = geotiff(FOREST.pixels[:, :, :63], names=BAND_NAMES, tags={"RADIO_ADD_OFFSET": "0"})
-    results = post(service, good, jpeg(), good, good[: len(good) // 2], unnamed, small, b"", good)
+    broken = jpeg()
+    results = post(service, good, broken, good, good[: len(good) // 2], unnamed, small, b"", good)
     (alone,) = post(service, good)
     for index in (0, 2, 7):
         assert results[index] == alone | {"name": f"{index}.tif"}
@@ -177,7 +181,7 @@ def test_each_bad_tile_gets_its_own_error_and_harms_no_neighbour(service: httpx.
         5: "tile_shape",
         6: "unreadable_image",
     }
-    assert "a JPEG" in errors[1]["message"]
+    assert "not a readable JPEG" in errors[1]["message"]
     assert "truncated" in errors[3]["message"]
     assert "3 bands have no names" in errors[4]["message"]
     assert "63 × 64" in errors[5]["message"]
@@ -225,10 +229,9 @@ def test_an_unknown_band_is_answered_with_the_list_of_those_that_exist(service: 
         {},
         {"data": {"level": "L1C"}},
         {"files": {"tile": b"under another name"}, "data": {"level": "L1C"}},
-        {"content": tile_file(FOREST), "headers": {"content-type": "image/png"}},
-        {"json": {"tiles": []}},
+        {"content": tile_file(FOREST), "headers": {"content-type": "image/webp"}},
     ],
-    ids=["nothing", "only fields", "another field", "another type", "JSON"],
+    ids=["nothing", "only fields", "another field", "another type"],
 )
 def test_a_request_without_a_file_is_told_how_to_send_one(
     service: httpx.Client, body: dict[str, Any]
@@ -350,3 +353,196 @@ def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(
     assert expected in error_at_start(corrupt, tmp_path).splitlines()
     lines = error_at_start(model_file, tmp_path, TILEWISE_THREADS="two").splitlines()
     assert "error: TILEWISE_THREADS is a whole number of 0 or more, not 'two'" in lines
+
+
+# What else people send.
+
+
+def said(error: dict[str, str]) -> str:
+    """The whole sentence of an error: what is wrong; what to do."""
+    return f"{error['message']}; {error['hint']}" if error["hint"] else error["message"]
+
+
+def picture(kind: str, side: int = 64) -> bytes:
+    """A photo of land as EuroSAT's RGB tiles are, in a file format."""
+    rgb = np.clip(FOREST.pixels[[3, 2, 1], :side, :side] * 254 / 2750 + 1, 1, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(rgb.transpose(1, 2, 0)).save(stream, kind, **({"quality": 100} if kind == "JPEG" else {}))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("fields", [{}, {"bands": "eurosat-rgb"}])
+def test_a_picture_is_read_as_eurosat_s_rgb_tiles_are(
+    service: httpx.Client, kind: str, fields: dict[str, str]
+) -> None:
+    (answer,) = post(service, picture(kind), **fields)
+    assert (answer["bands"], answer["level"]) == (["B02", "B03", "B04"], "L1C")
+    body = {"content": picture(kind), "params": fields, "headers": {"Content-Type": f"image/{kind.lower()}"}}
+    (alone,) = service.post("/classify", **body).json()["results"]
+    assert alone["probabilities"] == answer["probabilities"]
+
+
+def test_an_eight_bit_geotiff_and_a_png_of_the_same_bytes_are_one_tile(service: httpx.Client) -> None:
+    png = picture("PNG")
+    rgb = np.asarray(Image.open(io.BytesIO(png))).transpose(2, 0, 1)
+    (of_tiff,) = post(service, geotiff(rgb), bands="eurosat-rgb")
+    (of_png,) = post(service, png)
+    assert of_tiff["probabilities"] == of_png["probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "code", "message"),
+    [
+        (picture("PNG", 32), {}, "shape", "0.tif: 32 × 32 pixels, but a tile has 64 × 64"),
+        (picture("JPEG")[:200], {}, "unreadable", "0.tif: not a readable JPEG or PNG"),
+        (
+            picture("PNG"),
+            {"bands": "rgb", "scale": "0.0001"},
+            "bands",
+            "0.tif: a JPEG or PNG is read as EuroSAT's RGB tiles are; leave bands, level, scale and offset "
+            "out, or give bands=eurosat-rgb alone",
+        ),
+    ],
+)
+def test_a_picture_that_is_no_tile_says_why(
+    service: httpx.Client, content: bytes, fields: dict[str, str], code: str, message: str
+) -> None:
+    (answer,) = post(service, content, **fields)
+    assert said(answer["error"]) == message
+    assert code in answer["error"]["code"]
+
+
+def test_files_in_json_are_answered_as_in_a_form(service: httpx.Client) -> None:
+    files = [
+        {"name": "a.tif", "content": base64.b64encode(PLAIN).decode()},
+        {"content": base64.b64encode(PLAIN).decode()},
+    ]
+    stated = {"bands": "l1c", "level": "L1C", "offset": 0}
+    answer = service.post("/classify", json={"tiles": files} | stated).json()
+    (of_form,) = post(service, PLAIN, bands="l1c", level="L1C", offset="0")
+    assert [result["name"] for result in answer["results"]] == ["a.tif", "1"]
+    assert all(result["probabilities"] == of_form["probabilities"] for result in answer["results"])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"{", 400, "the body is no JSON"),
+        (
+            b"[]",
+            400,
+            'a JSON body has a list \'tiles\': {"tiles": [{"name": "tile.tif", "content": "BASE64"}]}',
+        ),
+        (b'{"tiles": ["x"]}', 422, "tiles[0] has no text 'content': the file's bytes in base64"),
+        (b'{"tiles": [{"content": "%"}]}', 422, "tiles[0]: its content is not base64"),
+        (b'{"tiles": [{"content": ""}], "band": "rgb"}', 422, "unknown parameter 'band'; there are"),
+    ],
+)
+def test_a_json_body_that_is_wrong_says_where(
+    service: httpx.Client, body: bytes, status: int, message: str
+) -> None:
+    answer = service.post("/classify", content=body, headers={"Content-Type": "application/json"})
+    assert said(refusal(answer, status)).startswith(message)
+
+
+def send_array(service: httpx.Client, array: np.ndarray, **query: str) -> httpx.Response:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    headers = {"Content-Type": "application/octet-stream"}
+    return service.post("/classify", content=stream.getvalue(), params=query, headers=headers)
+
+
+def test_an_array_has_its_bands_first_or_last_and_any_scale(service: httpx.Client) -> None:
+    pixels = FOREST.pixels
+    reflectance = pixels.astype(np.float64) / 10_000
+    forms = [
+        send_array(service, pixels[None], level="L1C"),
+        send_array(service, pixels, level="L1C"),
+        send_array(service, pixels.transpose(1, 2, 0), level="L1C"),
+        send_array(service, reflectance, level="L1C", scale="1"),
+        send_array(service, (pixels.astype(np.int32) + 1000), level="L1C", offset="-1000"),
+    ]
+    answers = [form.json()["results"] for form in forms]
+    assert all(answer == answers[0] for answer in answers), [form.text[:200] for form in forms]
+    (ten,) = send_array(service, pixels[[1, 2, 3, 4, 5, 6, 7, 8, 11, 12]], bands="20m").json()["results"]
+    assert ten["bands"] == ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
+
+
+def test_an_array_of_floats_needs_a_scale(service: httpx.Client) -> None:
+    error = refusal(send_array(service, FOREST.pixels.astype(np.float32)), 422)
+    assert said(error) == (
+        "an array of float32 needs a scale: scale=1 for reflectance 0-1, scale=0.0001 for DN"
+    )
+
+
+# Errors that name the mistake.
+
+
+def test_a_file_in_another_field_says_which_field_it_is(service: httpx.Client) -> None:
+    error = refusal(service.post("/classify", files={"file": ("a.tif", PLAIN)}), 422)
+    assert said(error) == (
+        "a file in the field 'file'; files go into the field 'tiles': curl -F tiles=@tile.tif"
+    )
+
+
+def test_a_tiff_sent_as_an_array_says_how_to_send_it(service: httpx.Client) -> None:
+    answer = service.post("/classify", content=PLAIN, headers={"Content-Type": "application/octet-stream"})
+    assert said(refusal(answer, 400)) == (
+        "a TIFF with the media type of an array; send it with 'Content-Type: image/tiff', or in a form: "
+        "curl -F tiles=@tile.tif"
+    )
+
+
+def test_an_array_sent_as_a_file_says_how_to_send_it(service: httpx.Client) -> None:
+    stream = io.BytesIO()
+    np.save(stream, FOREST.pixels)
+    (answer,) = post(service, stream.getvalue())
+    assert said(answer["error"]) == (
+        "0.tif: a NumPy array, which is sent as the body and not in a form: curl --data-binary @0.tif "
+        "-H 'Content-Type: application/octet-stream'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "hint"),
+    [
+        (13, "bands=B01,B02,B03,… or l1c or eurosat"),
+        (12, "bands=B01,B02,B03,… or l2a"),
+        (10, "bands=B01,B02,B03,… or 20m"),
+        (3, "bands=B01,B02,B03 or rgb or eurosat-rgb"),
+        (2, "bands=B01,B02"),
+    ],
+)
+def test_the_hint_offers_only_lists_of_the_file_s_length(
+    service: httpx.Client, count: int, hint: str
+) -> None:
+    (answer,) = post(service, geotiff(FOREST.pixels[:count]))
+    assert said(answer["error"]) == (
+        f"0.tif: its {count} bands have no names; give them in the file's order: {hint} (--bands on the "
+        "command line, a field of a request)"
+    )
+
+
+def test_eurosat_s_band_list_says_level_and_offset_too(service: httpx.Client) -> None:
+    (short,), (long,) = post(service, PLAIN, bands="eurosat"), post(service, PLAIN, **EUROSAT)
+    assert short == long
+
+
+def test_a_field_that_is_said_twice_is_refused(service: httpx.Client) -> None:
+    twice = refusal(
+        service.post("/classify", files=[("tiles", ("a.tif", PLAIN))], data={"level": ["L1C", "L2A"]}), 422
+    )
+    assert said(twice) == "'level' is given 2 times; give it once"
+    query = refusal(
+        service.post("/classify?bands=rgb&bands=10m", content=PLAIN, headers={"Content-Type": "image/tiff"}),
+        422,
+    )
+    assert said(query) == "'bands' is given 2 times; give it once"
+
+
+@pytest.mark.parametrize("mark", ["_", "-"])
+def test_a_band_is_left_out_by_an_underscore_or_a_hyphen(service: httpx.Client, mark: str) -> None:
+    file = geotiff(FOREST.pixels[[1, 2, 3]])
+    (answer,) = post(service, file, bands=f"B02,{mark},B04", level="L1C", offset="0")
+    assert answer["bands"] == ["B02", "B04"]

@@ -276,7 +276,13 @@ def test_each_example_about_a_task_does_what_it_promises(service: httpx.Client, 
 FORM = {"tiles": ("tile.tif", tile_file(TILE), "image/tiff")}
 TIFF = {"content-type": "image/tiff"}
 REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
-    ("post", "/classify", {"json": {}}, 415, "unsupported_type"),
+    (
+        "post",
+        "/classify",
+        {"content": b"x", "headers": {"content-type": "text/plain"}},
+        415,
+        "unsupported_type",
+    ),
     (
         "post",
         "/classify",

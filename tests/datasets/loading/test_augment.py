@@ -210,9 +210,9 @@ def test_hidden_bands_are_not_invented_for_tiles_that_lack_them() -> None:
 
 def test_a_set_of_bands_that_does_not_exist_is_refused_with_a_list_of_those_that_do() -> None:
     with pytest.raises(
-        UnknownBandError, match="is called 20m; the sets are all, l1c, l2a, 10m, rgb, eurosat"
+        UnknownBandError, match="is called 40m; the sets are all, l1c, l2a, 20m, 10m, rgb, eurosat"
     ):
-        BandDropoutOptions(sets={"all": 1.0, "20m": 1.0})
+        BandDropoutOptions(sets={"all": 1.0, "40m": 1.0})
 
 
 # Mixing.
