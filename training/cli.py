@@ -175,14 +175,17 @@ def start(
 ) -> None:
     """Build task, data and trainer from `words`, and run the subcommand, which is the first word."""
     _quieten()
-    names = cli.subcommands()
+    known = cli.subcommands()
     # Lightning starts further processes with this argv; the command line of pretraining has no subcommand
     # word.
     before = prog.split()[1:] if prog.startswith("tilewise") else prog.split()[3:]
-    sys.argv[1:] = [*before, *(words if len(names) > 1 else words[1:])]
+    sys.argv[1:] = [*before, *(words if len(known) > 1 else words[1:])]
     own = (
-        {"description": description} if len(names) == 1 else {}
+        {"description": description} if len(known) == 1 else {}
     )  # else the docstrings of the trainer's methods
+    # Each subcommand has hundreds of options, which take long to declare: only those of the one that runs.
+    declared = {words[0]: known[words[0]]} if words[0] in known else known
+    cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: declared)})
     cli(
         task,
         TileDataModule,
@@ -197,7 +200,7 @@ def start(
         parser_kwargs={
             "prog": prog,
             "description": description,
-            **{name: {"default_config_files": _DEFAULTS, **own} for name in names},
+            **{name: {"default_config_files": _DEFAULTS, **own} for name in declared},
         },
     )
 

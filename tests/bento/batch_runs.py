@@ -4,7 +4,13 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
+from typing import NamedTuple
+
+from click.testing import CliRunner
+
+from tilewise.cli import main
 
 ROOT = Path(__file__).parents[2]
 OF_THE_RUN = {"manifest.sqlite", "summary.json", "summary.csv", "report.html"}
@@ -21,6 +27,14 @@ USUAL = (
 )
 
 
+class Done(NamedTuple):
+    """How a run ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "tilewise", "batch", *map(str, arguments)]
 
@@ -29,8 +43,16 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "TILEWISE_MODEL"} | more
 
 
-def batch(*arguments: object, max_bytes: int | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run the command, in which no file may grow beyond `max_bytes`."""
+def batch(*arguments: object, **more: str) -> Done:
+    """Run the command within this process, as `tilewise` does."""
+    variables = {"TILEWISE_MODEL": None} | more
+    with chdir(ROOT):
+        done = CliRunner(env=variables).invoke(main, ["batch", *map(str, arguments)], catch_exceptions=False)
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def batch_process(*arguments: object, max_bytes: int | None = None) -> Done:
+    """Run the command in a process of its own, in which no file may grow beyond `max_bytes`."""
 
     def limit() -> None:
         if max_bytes is not None:
@@ -39,7 +61,7 @@ def batch(*arguments: object, max_bytes: int | None = None, **more: str) -> subp
     done = subprocess.run(
         command(*arguments),
         cwd=ROOT,
-        env=environment(**more),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -47,10 +69,10 @@ def batch(*arguments: object, max_bytes: int | None = None, **more: str) -> subp
         preexec_fn=limit,
     )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    return done
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+def errors(done: Done) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
 

@@ -1,5 +1,6 @@
 """A real `bentoml serve` process on a free loopback port, with all that it writes in a folder of its own."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -7,14 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
+STOPPING_S = 10
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ def served_by(bento: str, home: Path, cwd: Path = ROOT, **settings: str) -> Iter
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_the_tests,
         )
     try:
         _wait_until_ready(server, process)
@@ -74,6 +80,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _end_with_the_tests() -> None:
+    """Ask Linux to end this process once the tests are gone: when they are killed, they end nothing."""
+    if _LIBC:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until and process.poll() is None:
@@ -87,14 +99,14 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process group of the service, and no other process."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, kind)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(10)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    """End the service and the workers that it started, which lead process groups of their own."""
+    with suppress(psutil.NoSuchProcess):
+        service = psutil.Process(process.pid)
+        started = [service, *service.children(recursive=True)]
+        service.terminate()
+        _, left = psutil.wait_procs(started, STOPPING_S)
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(left, STOPPING_S)
+    process.wait()

@@ -12,7 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from affine import Affine
-from batch_runs import ROOT, batch, command, environment, errors, names, results_in, results_of
+from batch_runs import (
+    ROOT,
+    Done,
+    batch,
+    batch_process,
+    command,
+    environment,
+    errors,
+    names,
+    results_in,
+    results_of,
+)
 from geotiffs import geotiff, jpeg
 from rasterio.crs import CRS
 
@@ -22,7 +33,7 @@ from tilewise.datasets.acquire.synthetic import TAGS, render, synthesise_scene
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.readers.eurosat import CLASSES
 
-Run = tuple[subprocess.CompletedProcess[str], Path]
+Run = tuple[Done, Path]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first_run(scenes: Path, linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("results") / "new" / "folder"
-    return batch(scenes, "--out", out, "--model", linear_model), out
+    return batch_process(scenes, "--out", out, "--model", linear_model), out
 
 
 # A folder of good and bad scenes.

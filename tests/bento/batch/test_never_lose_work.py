@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from batch_runs import ROOT, batch, command, environment, errors, names, results_in
+from batch_runs import ROOT, batch, batch_process, command, environment, errors, names, results_in
 
 from tilewise.bento.batch import Output, OutputOptions, RunOptions, SceneState, classify_scenes
 from tilewise.bento.batch.manifest import MANIFEST, Manifest
@@ -331,7 +331,7 @@ def test_a_disk_that_takes_no_more_is_reported_and_nothing_half_written_is_left(
     out = tmp_path / "out"
     with Manifest(out):  # the manifest is there already: SQLite's own failure is another test
         pass
-    done = batch(scenes / "s0.tif", "--out", out, "--model", linear_model, max_bytes=max_bytes)
+    done = batch_process(scenes / "s0.tif", "--out", out, "--model", linear_model, max_bytes=max_bytes)
     assert done.returncode == 1
     assert len(errors(done)) >= 1
     assert "File too large" in errors(done)[0] or "could not be written whole" in errors(done)[0]

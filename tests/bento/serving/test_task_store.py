@@ -184,8 +184,13 @@ def test_one_caller_has_half_of_the_bytes_and_of_the_waiting_tasks(tmp_path: Pat
 def test_a_scene_is_charged_as_it_grows(tmp_path: Path) -> None:
     store = store_in(tmp_path, max_bytes=100)
     for _ in range(50):
-        store.hold(ME, "slow")
-    store.grow(store.hold(YOU, "honest"), 100)
+        slow = store.hold(ME, "slow")
+    honest = store.hold(YOU, "honest")
+    store.grow(honest, 100)
+    with pytest.raises(FullError):
+        store.grow(slow, 1)
+    store.grow(honest, 99)
+    store.grow(slow, 1)
 
 
 # A full disk.

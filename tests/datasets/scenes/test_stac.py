@@ -116,6 +116,7 @@ def test_bands_by_the_newer_way_of_stac_and_by_keys_alone(folder: Path) -> None:
     keys = {band: {"href": f"{key}.tif", "raster:bands": [RASTER]} for key, band in BANDS.items()}
     for n, assets in enumerate((newer, keys)):
         (found,) = find_scenes([write_json(folder / f"{n}.json", stac_item(assets))], SAID)
+        assert found.kind is Kind.STAC
         check(found)
 
 
