@@ -4,7 +4,7 @@ const MAX_TRIES = 4;
 const MAX_PAUSE_S = 15;
 const MIN_POLL_MS = 100;
 const MAX_POLL_MS = 1000;
-const SAMPLES = ["sample-tile.tif", "sample-scene.tif"];
+const SAMPLES = ["sample-tile.tif", "sample-patchwork.tif"];
 const SCENE_FORMS = { scene: "application/geo+json", picture: "image/png", map: "image/tiff" };
 
 let key = "";

@@ -1,9 +1,9 @@
-"""Make the sample files of the page from EuroSAT's tiles (MIT; they contain modified Copernicus Sentinel data).
+"""Make the sample files of the page from EuroSAT's tiles (MIT, with modified Copernicus Sentinel data).
 
     python tests/bento/page_samples.py EuroSAT_MS.zip
 
-`sample-tile.tif` is one tile as it is. `sample-scene.tif` is a patchwork of six tiles in their four bands of
-10 m: they are of different places, so the scene as a whole is of none, and its position is in the Atlantic.
+`sample-tile.tif` is one tile as it is. `sample-patchwork.tif` is a scene of six tiles in their four bands of
+10 m: they are of different places, so the scene as a whole is of none; it is put east of the tile.
 All tiles are of the published validation split, which the shipped weights were not trained on.
 """
 
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
-from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
 from tilewise.bento.api.page import FOLDER
 from tilewise.datasets.core.bands import EUROSAT_MS_ORDER
+from tilewise.datasets.core.tile import TILE_SIZE
 
 TILE = "Forest_1096"
 PATCHWORK = (
-    ("Forest_1402", "Residential_1328", "Industrial_102"),
+    ("Forest_1402", "Residential_1328", "Pasture_340"),
     ("AnnualCrop_168", "River_1281", "SeaLake_1121"),
 )
 BANDS = ("B02", "B03", "B04", "B08")
@@ -33,7 +33,6 @@ TAGS = {
     "RADIO_ADD_OFFSET": "0",
     "LICENCE": "MIT: EuroSAT, Helber et al.; contains modified Copernicus Sentinel data",
 }
-SEA = {"crs": CRS.from_epsg(32629), "transform": Affine(10, 0, 400_000, 0, -10, 4_900_000)}
 PACKED: dict[str, Any] = {"driver": "GTiff", "compress": "deflate", "predictor": 2, "zlevel": 9}
 
 Pixels = npt.NDArray[np.uint16]
@@ -46,9 +45,10 @@ def make_samples(archive: Path) -> dict[str, bytes]:
         chosen = [EUROSAT_MS_ORDER.index(band) for band in BANDS]
         rows = [np.concatenate([read(tiles, name)[0][chosen] for name in row], axis=2) for row in PATCHWORK]
     scene = np.concatenate(rows, axis=1)
+    beside = place | {"transform": place["transform"] @ Affine.translation(2 * TILE_SIZE, 0)}
     return {
         "sample-tile.tif": write(tile, EUROSAT_MS_ORDER, place),
-        "sample-scene.tif": write(scene, BANDS, SEA),
+        "sample-patchwork.tif": write(scene, BANDS, beside),
     }
 
 
