@@ -125,7 +125,7 @@ class Visit:
 @pytest.fixture
 def visit(browser: Browser, server: Server) -> Iterator[Visit]:
     visit = Visit(browser, f"{server.url}/")
-    expect(visit.page.locator("#model-card dl")).to_be_visible()
+    expect(visit.page.locator("#model-card dl")).to_be_visible(timeout=15_000)
     yield visit
     visit.context.close()
 
@@ -442,7 +442,7 @@ def test_the_same_error_of_many_files_is_told_once(visit: Visit) -> None:
     expect(problem.locator("li:visible")).to_have_count(7)
     expect(visit.page.locator("#cards > li:visible")).to_have_count(1)
     problem.get_by_role("button", name="Use EuroSAT settings").click()
-    visit.says("8 files classified")
+    visit.says("7 files classified, 1 file could not be classified")  # wood.tif names its bands itself
     expect(visit.page.locator("#cards > li:visible")).to_have_count(8)
     expect(problem).to_have_count(0)
 
@@ -473,7 +473,7 @@ def test_no_figure_is_shown_that_means_nothing_to_a_reader(visit: Visit) -> None
     expect(visit.cards().first.locator(".facts")).to_contain_text("Like the training data")
     expect(visit.page.locator("#model-card")).not_to_contain_text("lost")
     text = visit.page.locator("main").inner_text()
-    assert re.findall(r"[-−]\d|\d\.\d{5,}", re.sub(r"[0-9a-f]{12,}", "", text)) == []
+    assert re.findall(r"(?<!\w)[-−]\d|\d\.\d{5,}", re.sub(r"[0-9a-f]{12,}", "", text)) == []
 
 
 def test_a_long_scene_is_waited_for_as_a_task(visit: Visit) -> None:
