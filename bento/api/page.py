@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from tilewise.bento.api.bodies import FIELD, limit_body, media_type_of, parse_parameters, single_values
 from tilewise.bento.api.replies import headers, refusals
+from tilewise.bento.api.scenes import parse_flag
 from tilewise.bento.api.schemas import PNG, TIFF, PreviewParameters, form, operation, query
 from tilewise.bento.inference.preview import Preview, View, preview
 from tilewise.bento.results.maps import FURTHER, KNOWN
@@ -60,9 +61,10 @@ async def show_preview(request: Request) -> Response:
         parameters, content = await _read_file(limit_body(request, settings.max_bytes, room.grow))
         options, _ = parse_parameters(parameters, _PARAMETERS)
         name, view = parameters.get("name") or "tile", _parse_view(parameters)
+        warp = parse_flag(parameters, "warp")
 
         def work(check: Check) -> Preview:
-            return preview(content, options, name, view, settings.max_pixels, check)
+            return preview(content, options, name, view, settings.max_pixels, check, warp=warp)
 
         try:
             made = await serving.previews.run(request, work)

@@ -67,7 +67,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
         406,
         "The header Accept names no media type that the path can return",
         "the response has no such media type",
-        "Accept one of application/geo+json, image/tiff",
+        "Accept one of application/geo+json, image/tiff, image/png",
     ),
     "too_slow": ErrorCode(
         408, "The body arrived too slowly", "the body arrived too slowly", "send 32 KiB a second or more"

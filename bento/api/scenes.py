@@ -27,6 +27,7 @@ from tilewise.bento.api.bodies import (
 )
 from tilewise.bento.api.replies import headers, negotiate, refusals, refuse, reply, status_of_code
 from tilewise.bento.api.schemas import (
+    PNG,
     TIFF,
     SceneParameters,
     SceneResponse,
@@ -39,6 +40,7 @@ from tilewise.bento.api.schemas import (
     schema_reference,
 )
 from tilewise.bento.inference.engine import TileClassifier
+from tilewise.bento.inference.windows import MIN_STRIDE
 from tilewise.bento.request_context import note_requested
 from tilewise.bento.serving.admission import caller_of
 from tilewise.bento.serving.background import CLIENT_GONE, ClientGoneError
@@ -53,6 +55,9 @@ from tilewise.bento.serving.scene_answers import (
 )
 from tilewise.bento.serving.task_runner import file_of
 from tilewise.bento.serving.task_store import StoredTask, TaskState, TaskStore, owner_of
+from tilewise.datasets.core.errors import SceneError
+from tilewise.datasets.core.tile import TILE_SIZE
+from tilewise.datasets.scenes import CloudKind, parse_clouds
 
 router = APIRouter(tags=["scenes"])
 
@@ -70,9 +75,13 @@ _TASK_LINKS = {
     for operation_id in ("showTask", "showResult", "removeTask")
 }
 _WINDOWS_OR_MAP = {
-    "description": "Its windows, or its class map",
+    "description": "Its windows, its class map, or a picture of that map",
     "headers": headers("Content-Disposition"),
-    "content": {"application/geo+json": {"schema": schema_reference(SceneResponse)}, "image/tiff": TIFF},
+    "content": {
+        "application/geo+json": {"schema": schema_reference(SceneResponse)},
+        "image/tiff": TIFF,
+        "image/png": PNG,
+    },
 }
 
 
@@ -103,9 +112,10 @@ _WINDOWS_OR_MAP = {
 async def classify_scene(request: Request) -> Response:
     """A GeoTIFF of about 10 m a pixel, within limits of pixels and bytes.
 
-    The header `Accept` chooses the response: the windows as GeoJSON, or a class map on the scene's own grid
-    as a Cloud-Optimised GeoTIFF. A large scene, or one that is sent with `Prefer: respond-async`, becomes a
-    task: the response is 202, with the task's path in `Location`.
+    The header `Accept` chooses the response: the windows as GeoJSON, a class map on the scene's own grid as a
+    Cloud-Optimised GeoTIFF, or a picture of that map as PNG, of at most 1024 pixels a side: transparent where
+    there is no class, hatched where the scene is unlike the training data. A large scene, or one that is sent
+    with `Prefer: respond-async`, becomes a task: the response is 202, with the task's path in `Location`.
     """
     serving, media_type = serving_of(request), _choose_media_type(request)
     ledger = serving.scenes.store
@@ -236,7 +246,6 @@ async def remove_task(request: Request) -> Response:
 
 # Bodies on disk.
 
-_MAX_FIELDS = 8
 _MAX_FIELD_BYTES = 4096
 _MAX_NAME = 200  # characters
 _CHUNK_BYTES = 2**20
@@ -290,7 +299,7 @@ async def _spool_raw(body: Request, path: Path) -> None:
 
 async def _spool_form(body: Request, path: Path) -> dict[str, str]:
     """Write the one file of a form; return its fields. Starlette keeps a large part in an unnamed file."""
-    async with body.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as parts:
+    async with body.form(max_files=1, max_fields=len(_PARAMETERS), max_part_size=_MAX_FIELD_BYTES) as parts:
         part = parts.get(FIELD)
         if not isinstance(part, UploadFile):
             raise HTTPException(
@@ -421,7 +430,50 @@ def _prefers_task(request: Request) -> bool:
 def _parse_question(parameters: Mapping[str, str], best_coverage: float) -> SceneRequest:
     options, coverage = parse_parameters(parameters, _PARAMETERS, best_coverage)
     min_valid_fraction = _parse_fraction(parameters, "min_valid_fraction", _MIN_VALID_FRACTION)
-    return SceneRequest(parameters["name"], options, min_valid_fraction, coverage)
+    return SceneRequest(
+        parameters["name"],
+        options,
+        min_valid_fraction,
+        coverage,
+        _parse_stride(parameters),
+        _parse_cloud_mask(parameters),
+        parse_flag(parameters, "warp"),
+    )
+
+
+def _parse_stride(parameters: Mapping[str, str]) -> int:
+    text = parameters.get("stride") or str(TILE_SIZE)
+    stride = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
+    if not MIN_STRIDE <= stride <= TILE_SIZE:
+        raise HTTPException(
+            422, f"stride is a number of pixels from {MIN_STRIDE} to {TILE_SIZE}, not {text!r}"
+        )
+    return stride
+
+
+def _parse_cloud_mask(parameters: Mapping[str, str]) -> str:
+    """Return the cloud mask in a request; a file beside the scene, as in batch inference, was not sent."""
+    text = parameters.get("clouds") or CloudKind.AUTO.value
+    try:
+        mask = parse_clouds(text)
+    except SceneError:
+        raise _not_a_mask(text) from None
+    if mask and mask.kind is CloudKind.FILE:
+        raise _not_a_mask(text)
+    return text
+
+
+def _not_a_mask(text: str) -> HTTPException:
+    kinds = ", ".join(kind for kind in CloudKind if kind is not CloudKind.FILE)
+    return HTTPException(422, f"clouds is none, {kinds} or probability:PERCENT, not {text!r}")
+
+
+def parse_flag(parameters: Mapping[str, str], name: str) -> bool:
+    """Return a parameter that is true or false; raises HTTPException for anything else."""
+    text = parameters.get(name) or "false"
+    if text not in ("true", "false"):
+        raise HTTPException(422, f"{name} is true or false, not {text!r}")
+    return text == "true"
 
 
 def _parse_fraction(parameters: Mapping[str, str], name: str, default: float) -> float:

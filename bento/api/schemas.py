@@ -72,6 +72,22 @@ class SceneParameters(NamedTileParameters):
     min_valid_fraction: Fraction = Field(
         description="Fraction of valid pixels below which a window is not classified; 0.5 by default."
     )
+    stride: int = Field(
+        ge=4,
+        le=64,
+        description="Pixels from one window to the next, 64 by default; below 64 windows overlap and are "
+        "blended.",
+    )
+    clouds: str = Field(
+        description="Cloud mask, whose pixels become no data: `scl`, `qa60`, `probability`, `probability:40` "
+        "(percent), `pixels` (found in the bands), `none`, or `auto`, the default: the first of `scl`, "
+        "`probability` and `qa60` that the scene has, else `pixels`.",
+        examples=["none"],
+    )
+    warp: bool = Field(
+        description="Resample a scene in degrees, or far from 10 m, to 10 m in its UTM zone; without it such "
+        "a scene is refused."
+    )
 
 
 class ExplainParameters(BaseModel):
@@ -89,6 +105,7 @@ class PreviewParameters(NamedParameters):
     """Parameters of a picture."""
 
     view: Literal["true", "false"] = Field(description="True colour, or false colour (near infrared).")
+    warp: bool = Field(description="Draw a scene on the grid of its maps where it is resampled.")
 
 
 # Responses.
@@ -240,6 +257,10 @@ class SceneResponse(BaseModel):
     model: ModelIdentity
     bands: list[str]
     level: Level | None
+    pixels: dict[str, int] = Field(
+        description="Pixels of the class map in each class, in `out_of_distribution` (unlike the training "
+        "data: no class is claimed) and in `no_class` (no data, cloud, or skipped)."
+    )
     features: list[WindowFeature]
 
 
@@ -327,7 +348,7 @@ TASK: dict[str, Any] = {
         "self": "/tasks/TFh0qVx3k1uY4nK2dJ7mWbZr9sLcPq5e",
         "result": "/tasks/TFh0qVx3k1uY4nK2dJ7mWbZr9sLcPq5e/result",
     },
-    "media_types": ["application/geo+json", "image/tiff"],
+    "media_types": ["application/geo+json", "image/tiff", "image/png"],
 }
 EXAMPLES = {
     "classified": {"summary": "A classified tile and a refused one", "value": CLASSIFIED},

@@ -12,9 +12,11 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
+from affine import Affine
 from rasterio.enums import ColorInterp, Interleaving
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
+from rasterio.warp import reproject
 
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.errors import (
@@ -24,7 +26,7 @@ from tilewise.datasets.core.errors import (
     UnreadableImageError,
 )
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, ReadOptions
-from tilewise.datasets.core.tile import DN, place_bands, valid_mask
+from tilewise.datasets.core.tile import DN, Georeference, place_bands, valid_mask
 from tilewise.datasets.readers.geotiff import (
     ReadingPlan,
     block_bytes,
@@ -32,6 +34,7 @@ from tilewise.datasets.readers.geotiff import (
     open_geotiff,
     plan_reading,
 )
+from tilewise.datasets.scenes.ground import Grid, grid_for_windows, grid_of
 
 LONGEST_SIDE = 512
 MAX_BLOCK_BYTES = 256 * 2**20  # decoded, as of scenes
@@ -85,6 +88,8 @@ def preview(
     view: View,
     max_pixels: int,
     check: Callable[[], None] = lambda: None,
+    *,
+    warp: bool = False,
 ) -> Preview:
     """Return a picture of a GeoTIFF, at most LONGEST_SIDE pixels a side.
 
@@ -94,6 +99,7 @@ def preview(
         name: of the file, for errors.
         max_pixels: more are refused.
         check: called before each block is decoded; whatever it raises ends the work.
+        warp: draw it on the grid of the scene's maps, if the scene is warped for them.
 
     Raises:
         SceneTooLargeError: the file has more than `max_pixels`, or decodes to more than MAX_DECODED_BYTES.
@@ -112,7 +118,10 @@ def preview(
         small = _read(dataset, plan, tuple(dict.fromkeys(VIEW_BANDS[view] + clouds)), check)
         numbers, valid = small.select(VIEW_BANDS[view])
         cloud_fraction = _cloud_fraction(dataset, name, overrides, small) if clouds else None
-        return Preview(to_png(stretch(numbers, valid), valid), cloud_fraction)
+        picture = np.concatenate([stretch(numbers, valid), 255 * valid[None].astype(np.uint8)])
+        if warp:
+            picture = _warped(picture, grid_of(dataset, name), name)
+        return Preview(to_png(picture), cloud_fraction)
 
 
 def stretch(numbers: Values, valid: Valid) -> npt.NDArray[np.uint8]:
@@ -139,14 +148,42 @@ def cloud_mask(pixels: DN) -> Valid:
     return ((green > _SURELY_CLOUD) | not_greener) & (infrared > _DARK_AS_SNOW)
 
 
-def to_png(colours: npt.NDArray[np.uint8], valid: Valid) -> bytes:
-    """Return uint8 (3, height, width) as a PNG that is transparent where not `valid`."""
-    _, height, width = colours.shape
+def to_png(picture: npt.NDArray[np.uint8]) -> bytes:
+    """Return uint8 (4, height, width), red, green, blue and opacity, as a PNG."""
+    _, height, width = picture.shape
     with isolated_gdal(), MemoryFile() as memory:
-        with memory.open(driver="PNG", count=4, height=height, width=width, dtype="uint8") as picture:
-            picture.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
-            picture.write(np.concatenate([colours, 255 * valid[None].astype(np.uint8)]))
+        with memory.open(driver="PNG", count=4, height=height, width=width, dtype="uint8") as dataset:
+            dataset.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+            dataset.write(picture)
         return bytes(memory.read())
+
+
+def _warped(picture: npt.NDArray[np.uint8], grid: Grid, name: str) -> npt.NDArray[np.uint8]:
+    """Return a picture of a scene on `grid` as one on the grid of its maps, LONGEST_SIDE pixels at most."""
+    target = grid_for_windows([grid], name, warp=True)
+    if target.is_same(grid):
+        return picture
+    rows, columns = (
+        len(_nearest(side, max(target.height, target.width))) for side in (target.height, target.width)
+    )
+    warped = np.zeros((4, rows, columns), np.uint8)
+    source, destination = _at_size(grid, *picture.shape[1:]), _at_size(target, rows, columns)
+    with isolated_gdal():
+        reproject(
+            picture,
+            warped,
+            src_transform=source.transform,
+            src_crs=source.crs,
+            dst_transform=destination.transform,
+            dst_crs=destination.crs,
+        )
+    return warped
+
+
+def _at_size(grid: Grid, rows: int, columns: int) -> Georeference:
+    """Return the georeference of a picture of the whole grid with `rows` × `columns` pixels."""
+    scale = Affine.scale(grid.width / columns, grid.height / rows)
+    return Georeference(grid.georeference.crs, grid.georeference.transform @ scale)
 
 
 def _with_any_radiometry(overrides: ReadOptions) -> ReadOptions:

@@ -2,7 +2,10 @@
 
 const MAX_TRIES = 4;
 const MAX_PAUSE_S = 15;
-const POLL_MS = 700;
+const MIN_POLL_MS = 100;
+const MAX_POLL_MS = 1000;
+const SAMPLES = ["sample-tile.tif", "sample-patchwork.tif"];
+const SCENE_FORMS = { scene: "application/geo+json", picture: "image/png", map: "image/tiff" };
 
 let key = "";
 
@@ -38,52 +41,62 @@ export async function classify(files, parameters, signal) {
   return (await send("classify", { method: "POST", body: form, signal })).json();
 }
 
+/** Return the sample files of the page. */
+export function fetchSamples() {
+  return Promise.all(SAMPLES.map(async (name) => new File([await (await send(`page/${name}`)).blob()], name, { type: "image/tiff" })));
+}
+
 /** Return {url, cloudFraction} of a picture. */
 export async function fetchPreview(file, view, parameters, signal) {
-  const response = await sendTiff("preview", file, { ...parameters, view }, "image/png", signal);
+  const response = await sendFile("preview", file, { ...parameters, view }, { Accept: "image/png" }, signal);
   const cloud = response.headers.get("tilewise-cloud-fraction");
   return { url: URL.createObjectURL(await response.blob()), cloudFraction: cloud === null ? null : Number(cloud) };
 }
 
 /** Return the URL of a heat map that explains the class of a tile. */
 export async function fetchExplanation(file, className, parameters, signal) {
-  const response = await sendTiff("explain", file, { ...parameters, class: className }, "image/png", signal);
+  const response = await sendFile("explain", file, { ...parameters, class: className }, { Accept: "image/png" }, signal);
   return URL.createObjectURL(await response.blob());
 }
 
-/** Return {response, task} of a scene in the media type `accept`; `report` gets the progress (0-1) of a task. */
-export async function classifyScene(file, parameters, accept, report, signal) {
-  const response = await sendTiff("scene", file, parameters, accept, signal);
-  if (response.status !== 202) return { response, task: null };
-  const task = (await response.json()).id;
+/**
+ * Return {scene, picture, map} of a scene: its windows as GeoJSON, and its class map as a PNG and a GeoTIFF (blobs).
+ * It is a task of the service, whatever its size, so that all three come from one run; `report` gets the progress (0-1).
+ */
+export async function classifyScene(file, parameters, report, signal) {
+  const response = await sendFile("scene", file, parameters, { Accept: SCENE_FORMS.scene, Prefer: "respond-async" }, signal);
+  const task = `tasks/${(await response.json()).id}`;
   try {
     await waitForTask(task, report, signal);
-  } catch (error) {
-    if (signal.aborted) send(`tasks/${task}`, { method: "DELETE" }).catch(() => {});
-    throw error;
+    const fetched = Object.values(SCENE_FORMS).map((form) => send(`${task}/result`, { headers: { Accept: form }, signal }));
+    const [scene, picture, map] = await Promise.all(fetched);
+    return { scene: await scene.json(), picture: await picture.blob(), map: await map.blob() };
+  } finally {
+    send(task, { method: "DELETE" }).catch(() => {}); // the page has the results, or wants them no more
   }
-  return { response: await fetchResult(task, accept, signal), task };
-}
-
-/** Return the result of a task that is done, in the media type `accept`. */
-export function fetchResult(task, accept, signal) {
-  return send(`tasks/${task}/result`, { headers: { Accept: accept }, signal });
 }
 
 async function waitForTask(task, report, signal) {
-  for (;;) {
-    const found = await (await send(`tasks/${task}`, { signal })).json();
+  for (let wait = MIN_POLL_MS; ; wait = Math.min(2 * wait, MAX_POLL_MS)) {
+    const found = await (await send(task, { signal })).json();
     report(found.progress, found.ahead);
     if (found.status === "failed") throw new ApiError(found.error.code, found.error.message, found.error.hint);
     if (found.status === "done") return;
-    await pause(POLL_MS, signal);
+    await pause(wait, signal);
   }
 }
 
-function sendTiff(path, file, parameters, accept, signal) {
+function sendFile(path, file, parameters, headers, signal) {
   const query = new URLSearchParams({ name: file.name, ...parameters });
-  const headers = { "Content-Type": "image/tiff", Accept: accept };
-  return send(`${path}?${query}`, { method: "POST", body: file, headers, signal });
+  return send(`${path}?${query}`, { method: "POST", signal, ...bodyOf(path, file, headers) });
+}
+
+/** Return the body and headers of a request with one file: a GeoTIFF as it is, any other file in a form. */
+function bodyOf(field, file, headers) {
+  if (!/\.zip$/i.test(file.name)) return { body: file, headers: { "Content-Type": "image/tiff", ...headers } };
+  const body = new FormData();
+  body.append(field, file, file.name);
+  return { body, headers };
 }
 
 /** Return the response to a request; repeat it while the service is overloaded. */

@@ -3,23 +3,26 @@
 import { make } from "./dom.js";
 import { middleOf } from "./geometry.js";
 import { colourOf } from "./legend.js";
-import { bytes, className, coordinates, count, percent, sceneWarnings, sentence, setSentence, tileWarnings } from "./format.js";
+import { bytes, className, coordinates, count, percent, sceneShares, sceneWarnings, sentence, setSentence, tileWarnings } from "./format.js";
 
 const MIN_BARS = 3;
 const SMALL_FRACTION = 0.01;
+const OPACITY = 65; // percent, of a class map over the picture
+const MAX_ROWS = 400; // of the table of windows
 const SLOTS = ["pictures", "answer", "warnings", "facts", "item-actions", "explanation"];
 
-/** Return the card of a file, and set `item.heading` and `item.slots`. */
+/** Return the card of a file, and set `item.card`, `item.heading` and `item.slots`. */
 export function makeCard(item) {
   item.slots = Object.fromEntries(SLOTS.map((name) => [name, make("div", { class: name })]));
   item.heading = make("h4", { id: `name-${item.id}`, tabindex: "-1" }, make("span", { class: "number" }, `${item.id}`), item.file.name);
   const { pictures, ...rest } = item.slots;
-  const card = make("li", { class: "card", id: `file-${item.id}`, "aria-labelledby": `name-${item.id}` }, item.heading, pictures, make("div", { class: "details-column" }, Object.values(rest)));
+  item.card = make("li", { class: "card", id: `file-${item.id}`, "aria-labelledby": `name-${item.id}` }, item.heading, pictures, make("div", { class: "details-column" }, Object.values(rest)));
   showWaiting(item, "Waiting");
-  return card;
+  return item.card;
 }
 
 export function showWaiting(item, text) {
+  item.card.hidden = false;
   for (const slot of Object.values(item.slots)) slot.replaceChildren();
   item.slots.answer.append(make("p", { class: "hint" }, `${text}…`));
 }
@@ -33,20 +36,32 @@ export function showProgress(item, fraction, ahead) {
 export function showError(item, help) {
   for (const slot of Object.values(item.slots)) slot.replaceChildren();
   const { message, hint } = item.error;
-  const parts = [make("strong", {}, "Not classified. "), sentence(withoutName(message, item.file.name))];
-  item.slots.answer.append(make("div", { class: "note bad" }, make("p", {}, parts), hint ? make("p", {}, sentence(hint)) : null, help));
+  const parts = [make("strong", {}, "Not classified. "), sentence(message)];
+  item.slots.answer.append(make("div", { class: "note bad" }, make("p", {}, parts), hint ? make("p", {}, hint) : null, help));
   showFacts(item, []);
 }
 
-/** Messages begin with the file's name, which is already in the heading. */
-function withoutName(message, name) {
-  return message.startsWith(`${name}: `) ? message.slice(name.length + 2) : message;
+/** Show the class map of a scene at `url`, with a slider for its opacity; its true-colour picture comes below it. */
+export function showMap(item, url) {
+  item.overlay = make("img", { src: url, class: "overlay", alt: `Class map of ${item.file.name}` });
+  item.stack = make("div", { class: "stack" }, item.overlay);
+  const id = `opacity-${item.id}`;
+  const slider = make("input", { id, type: "range", min: 0, max: 100, step: 5, value: OPACITY, oninput: () => setOpacity(item, slider.value) });
+  const label = make("label", { for: id }, "Opacity of the map", make("span", { class: "visually-hidden" }, ` (${item.file.name})`));
+  item.slots.pictures.classList.add("large");
+  item.slots.pictures.append(make("figure", {}, item.stack, make("div", { class: "opacity" }, label, slider), make("figcaption", {}, "Class map over true colour")));
+  setOpacity(item, OPACITY);
 }
 
-export function showPicture(item, caption, url, pixelated) {
-  item.slots.pictures.classList.toggle("large", !pixelated);
+function setOpacity(item, percentage) {
+  item.overlay.style.opacity = percentage / 100;
+}
+
+export function showPicture(item, caption, url) {
+  const pixelated = item.kind === "tile";
   const image = make("img", { src: url, alt: `${caption} picture of ${item.file.name}`, class: pixelated ? "pixels" : "" });
-  item.slots.pictures.append(make("figure", {}, image, make("figcaption", {}, caption)));
+  if (item.stack && caption === "True colour") item.stack.prepend(image);
+  else item.slots.pictures.append(make("figure", {}, image, make("figcaption", {}, caption)));
 }
 
 export function showNoPicture(item, caption, reason) {
@@ -67,19 +82,20 @@ export function showTile(item, model) {
     ["Level", result.level ?? "unknown"],
     ["Bands", result.bands.length > 6 ? `${result.bands.length} of Sentinel-2's 13` : result.bands.join(", ")],
     ["Valid pixels", percent(result.valid_fraction)],
-    ["Outlier score", result.outlier ? outlierScore(result.outlier, model) : null],
+    ["Like the training data", result.outlier ? (result.outlier.flag ? "no" : "yes") : null],
   ]);
 }
 
 export function showScene(item) {
-  const { features, bands, level } = item.scene;
-  const fractions = classFractions(features);
-  const dominant = Object.entries(fractions)[0];
+  const { features, bands, level, pixels } = item.scene;
+  const { classes, unlike, none } = sceneShares(pixels);
+  const dominant = Object.entries(classes)[0];
   item.slots.answer.replaceChildren(
-    ...(dominant ? [answerLine(...dominant, `${dominant[1] > 0.5 ? "Mostly" : "Most common:"} ${className(dominant[0]).toLowerCase()}`), bars("Fraction of the windows", fractions)] : []),
+    ...(dominant ? [answerLine(...dominant, `${dominant[1] > 0.5 ? "Mostly" : "Most common:"} ${className(dominant[0]).toLowerCase()}`), bars("Fraction of the classified area", classes)] : []),
+    make("ul", { class: "rest", "aria-label": "Without a class" }, restLine("hatch", "Unlike the training data", unlike), restLine("empty", "Cloud or no data", none)),
     windowTable(features),
   );
-  showWarnings(item, sceneWarnings(features, item.cloudFraction));
+  showWarnings(item, sceneWarnings(item.scene));
   const middle = middleOf(features.find((feature) => feature.geometry)?.geometry);
   showFacts(item, [
     ["Windows", count(features.length, "window")],
@@ -87,6 +103,11 @@ export function showScene(item) {
     ["Level", level],
     ["Bands", bands.length > 6 ? `${bands.length} of Sentinel-2's 13` : bands.join(", ")],
   ]);
+}
+
+function restLine(kind, name, fraction) {
+  if (!fraction) return null;
+  return make("li", {}, make("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), `${name}: ${percent(fraction)} of the scene`);
 }
 
 export function showWarnings(item, warnings) {
@@ -106,19 +127,13 @@ export function showExplanation(item, url, name) {
   );
 }
 
-/** Return the fraction (0-1) of the classified windows in each class, the largest first. */
-export function classFractions(features) {
-  const counts = {};
-  for (const { properties } of features) if (properties.class) counts[properties.class] = (counts[properties.class] ?? 0) + 1;
-  const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
-  return Object.fromEntries(Object.entries(counts).sort((a, b) => b[1] - a[1]).map(([name, number]) => [name, number / total]));
-}
-
 function answerLine(name, fraction, text = className(name)) {
   return make("p", { class: "class" }, swatch(name), make("span", {}, text), make("span", { class: "percent" }, percent(fraction)));
 }
 
+/** Return a box in the colour of a class; of no class: hatched, for what is unlike the training data. */
 export function swatch(name) {
+  if (!name) return make("span", { class: "swatch hatch", "aria-hidden": "true" });
   const box = make("span", { class: "swatch", "aria-hidden": "true" });
   box.style.backgroundColor = colourOf(name);
   return box;
@@ -145,20 +160,18 @@ function barList(title, ranked) {
 }
 
 function windowTable(features) {
-  const rows = features.map(({ properties }) => make("tr", {},
-    make("td", {}, `${properties.row}, ${properties.column}`),
-    make("td", {}, properties.class ? className(properties.class) : "not classified"),
-    make("td", {}, properties.class ? percent(properties.probability) : "–"),
-    make("td", {}, percent(properties.valid_fraction, 0))));
+  const rows = features.slice(0, MAX_ROWS).map(({ properties }) => {
+    const named = properties.class && !properties.outlier?.flag;
+    return make("tr", {},
+      make("td", {}, `${properties.row}, ${properties.column}`),
+      make("td", {}, named ? className(properties.class) : properties.class ? "unlike the training data" : "not classified"),
+      make("td", {}, named ? percent(properties.probability) : "–"),
+      make("td", {}, percent(properties.valid_fraction, 0)));
+  });
   const head = ["Row, column", "Class", "Probability", "Valid"].map((name) => make("th", { scope: "col" }, name));
   const table = make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows));
-  return make("details", {}, make("summary", {}, "All windows"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "All windows" }, table));
-}
-
-function outlierScore({ score, flag }, model) {
-  const threshold = model?.outliers?.threshold;
-  if (!threshold) return flag ? "flagged" : "not flagged";
-  return `${(score / threshold).toFixed(2)} × the threshold`;
+  const title = features.length > MAX_ROWS ? `The first ${MAX_ROWS} windows` : "All windows";
+  return make("details", {}, make("summary", {}, title), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table));
 }
 
 function showFacts(item, facts) {

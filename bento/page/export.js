@@ -1,4 +1,4 @@
-// All results as GeoJSON (RFC 7946) and as CSV (RFC 4180).
+// Results as GeoJSON (RFC 7946) and as CSV (RFC 4180).
 
 import { boundsOf, ringsOf } from "./geometry.js";
 

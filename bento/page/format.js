@@ -2,6 +2,7 @@
 
 const MIN_PROBABILITY = 0.5; // below it, a result without a prediction set gets a warning
 const SEVERE_FRACTION = 0.5; // of pixels without data, or with cloud
+const SEVERE_UNLIKE = 0.25; // of a scene
 const CLOUD_FRACTION = 0.2; // of 400 clear EuroSAT tiles, 2 are as bright as cloud in a larger fraction
 
 /** Return the display name of a class: `HerbaceousVegetation` as `Herbaceous vegetation`. */
@@ -42,8 +43,8 @@ export function tileWarnings(result, cloudFraction, model) {
   if (result.outlier?.flag) {
     found.push({
       severe: true,
-      text: "Out of distribution. This tile differs from the training data: cloud or snow, bands in another order, a wrong "
-        + "scale, or a land cover that the model does not know. The class is probably wrong.",
+      text: "Unlike the training data. Cloud or snow, bands in another order, a wrong scale, or a land cover that the model "
+        + "does not know. The class is probably wrong, and is left out of the sums.",
     });
   }
   found.push(...dataWarnings(result.valid_fraction, cloudFraction));
@@ -55,18 +56,32 @@ export function tileWarnings(result, cloudFraction, model) {
   return found;
 }
 
+/**
+ * Return the fractions (0-1) of a scene's class map: `classes` of the classified part, the largest first; `unlike` the
+ * training data and `none` (cloud, no data) of the whole scene.
+ */
+export function sceneShares({ out_of_distribution: unlike, no_class: none, ...counts }) {
+  const classified = Object.values(counts).reduce((sum, number) => sum + number, 0);
+  const total = classified + unlike + none;
+  const ranked = Object.entries(counts).filter(([, number]) => number).sort((a, b) => b[1] - a[1]);
+  return { classes: Object.fromEntries(ranked.map(([name, number]) => [name, number / classified])), unlike: unlike / total, none: none / total };
+}
+
 /** Return the warnings about a scene. */
-export function sceneWarnings(windows, cloudFraction) {
+export function sceneWarnings({ features, pixels }) {
+  const { classes, unlike, none } = sceneShares(pixels);
   const found = [];
-  const classified = windows.filter((window) => window.properties.class !== null);
-  const empty = windows.length - classified.length;
-  if (!classified.length) found.push({ severe: true, text: "No window has enough valid pixels to be classified." });
-  else if (empty) found.push({ text: `No data. ${count(empty, "window")} of ${windows.length} ${empty === 1 ? "has" : "have"} too few valid pixels to be classified.` });
-  found.push(...dataWarnings(1, cloudFraction));
+  if (!Object.keys(classes).length) found.push({ severe: true, text: "No class. No part of the scene could be classified." });
+  if (unlike) {
+    found.push({
+      severe: unlike > SEVERE_UNLIKE,
+      text: `Unlike the training data: ${percent(unlike)} of the scene, hatched on the map. It has no class and is left out of the sums.`,
+    });
+  }
+  if (none) found.push({ text: `Cloud or no data: ${percent(none)} of the scene. It has no class and is left out of the sums.` });
+  const classified = features.filter(({ properties }) => properties.class && !properties.outlier?.flag);
   const undecided = classified.filter(({ properties }) => (properties.prediction_set?.classes.length ?? 1) !== 1).length;
-  if (undecided) found.push({ text: `Uncertain. For ${count(undecided, "window")} of ${classified.length}, the prediction set has several classes, or none.` });
-  const outliers = classified.filter(({ properties }) => properties.outlier?.flag).length;
-  if (outliers) found.push({ severe: outliers > classified.length / 4, text: `Out of distribution. ${count(outliers, "window")} of ${classified.length} ${outliers === 1 ? "differs" : "differ"} from the training data.` });
+  if (undecided) found.push({ text: `Uncertain. For ${count(undecided, "window")} of ${classified.length}, several classes are possible, or none.` });
   return found;
 }
 
@@ -92,15 +107,15 @@ function setWarnings(result) {
   const highest = Math.max(...Object.values(result.probabilities));
   if (!set) return highest < MIN_PROBABILITY ? [{ text: `Uncertain. The most probable class has only ${percent(highest)}.` }] : [];
   if (set.classes.length > 1) {
-    return [{ text: `Uncertain. The prediction set has ${set.classes.length} classes.` }];
+    return [{ text: `Uncertain. ${set.classes.length} classes are possible.` }];
   }
-  return set.classes.length ? [] : [{ text: "Uncertain. No class is probable enough to be in the prediction set." }];
+  return set.classes.length ? [] : [{ text: "Uncertain. No class is probable enough." }];
 }
 
 /** Return the prediction set as a sentence. */
 export function setSentence(set) {
-  if (!set.classes.length) return `Prediction set (${percent(set.coverage)} coverage): none.`;
-  return `Prediction set (${percent(set.coverage)} coverage): ${list(set.classes.map(className))}.`;
+  const possible = set.classes.length ? list(set.classes.map(className)) : "none";
+  return `Possible classes: ${possible}. Of such lists, ${percent(set.coverage)} hold the true class.`;
 }
 
 /** Return coordinates as text: `53.21° N, 9.31° W`. */

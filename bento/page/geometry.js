@@ -22,6 +22,22 @@ export function boundsOf(points) {
   return box;
 }
 
+/**
+ * Return the corners (longitude, latitude) of a scene from its windows: upper left, lower left, lower right, upper right.
+ * Null where a window at a corner has no outline, or lies across the antimeridian.
+ */
+export function cornersOf(features) {
+  const corner = (down, across) => features.reduce((best, feature) => (ahead(feature, best, down, across) ? feature : best));
+  const found = [corner(-1, -1), corner(1, -1), corner(1, 1), corner(-1, 1)];
+  if (!found.every(({ geometry }) => geometry?.type === "Polygon")) return null;
+  return found.map(({ geometry }, index) => geometry.coordinates[0][index]);
+}
+
+/** Return whether a window lies further towards a corner of the scene than another. */
+function ahead({ properties: a }, { properties: b }, down, across) {
+  return down * (a.row - b.row) + across * (a.column - b.column) > 0;
+}
+
 export function middleOf(geometry) {
   const box = boundsOf(ringsOf(geometry).flat());
   return box && [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2];

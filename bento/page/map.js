@@ -32,7 +32,7 @@ export function setUpMap(select) {
   new ResizeObserver(redraw).observe(find("map"));
 }
 
-/** Show shapes {id, geometry, colour, title, isWindow}; where they are new ones, zoom to all of them. */
+/** Show shapes {id, geometry, title, and colour or image}; where they are new ones, zoom to all of them. */
 export function showShapes(found) {
   const before = shapes.map((shape) => shape.id).join();
   shapes = found.filter((shape) => shape.geometry);
@@ -147,16 +147,25 @@ function describe() {
 
 function drawShape(shape, box) {
   const rings = ringsOf(shape.geometry).map((ring) => ring.map((point) => toScreen(toSquare(point), box)));
-  const group = draw("g", { class: shape.isWindow ? "window" : "footprint" }, draw("title", {}, shape.title));
+  const group = draw("g", { class: shape.image ? "scene" : "footprint" }, draw("title", {}, shape.title));
   const path = rings.map((ring) => `M${ring.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join("L")}Z`).join("");
-  group.append(draw("path", { d: path, fill: shape.colour }));
+  if (shape.image) group.append(drawImage(shape.image, rings[0]));
+  group.append(draw("path", { d: path, fill: shape.colour ?? "transparent" }));
   const [left, top, right, bottom] = boundsOf(rings.flat());
-  if (!shape.isWindow && Math.max(right - left, bottom - top) < MIN_SIZE) {
-    group.append(draw("circle", { cx: (left + right) / 2, cy: (top + bottom) / 2, r: MIN_SIZE, fill: shape.colour }));
+  if (Math.max(right - left, bottom - top) < MIN_SIZE) {
+    group.append(draw("circle", { cx: (left + right) / 2, cy: (top + bottom) / 2, r: MIN_SIZE, fill: shape.colour ?? "transparent" }));
   }
   if (shape.id === selected) group.classList.add("selected");
   group.addEventListener("click", () => onSelect(shape.id));
   return group;
+}
+
+/** Draw a picture on a ring of upper left, lower left, lower right and upper right corner; three of them place it. */
+function drawImage(href, [[left, top], lowerLeft, , upperRight]) {
+  const across = [upperRight[0] - left, upperRight[1] - top];
+  const down = [lowerLeft[0] - left, lowerLeft[1] - top];
+  const transform = `matrix(${[...across, ...down, left, top].join(" ")})`;
+  return draw("image", { href, width: 1, height: 1, preserveAspectRatio: "none", transform });
 }
 
 function graticule(box) {

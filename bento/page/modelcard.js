@@ -4,7 +4,14 @@ import { make } from "./dom.js";
 import { swatch } from "./cards.js";
 import { className, count, percent } from "./format.js";
 
-const FRACTIONS = /accuracy|f1|precision|recall|coverage|error/;
+// Of several names for one figure the last in the alphabet counts: that of the file that is served.
+const METRIC = /^(?:calibrated\/|int8\/)?(val|test)\/(accuracy|macro_f1|calibration_error)$/;
+const SPLITS = { val: "validation tiles", test: "test tiles" };
+const METRICS = {
+  accuracy: "Tiles classified correctly",
+  macro_f1: "F1 score, mean of the classes",
+  calibration_error: "Mean error of the stated probabilities",
+};
 
 export function modelCard(model) {
   return [
@@ -43,26 +50,20 @@ function limits(model) {
     model.synthetic ? "It was trained on synthetic tiles, for demonstration only. Its results for real data are meaningless." : null,
     `It has ${count(model.classes.length, "class", "classes")}. Any other land cover is assigned to one of them.`,
     `It classifies ${model.tile_size * 10} m × ${model.tile_size * 10} m as a whole; it does not detect smaller objects.`,
-    sets ? `The coverage of prediction sets (at most ${percent(Math.max(...Object.keys(sets.thresholds).map(Number)))}) holds for tiles like the calibration data (${sets.calibrated_on || "unknown"}).` : "It has no prediction sets.",
-    model.outliers ? `Of normal tiles, ${percent(model.outliers.false_alarms)} are flagged as out of distribution. Not every unusual tile is flagged.` : "It does not detect tiles out of distribution.",
+    sets ? `How often the list of possible classes holds the true one is known for tiles like those of its calibration (${sets.calibrated_on || "unknown"}).` : "It gives no list of possible classes.",
+    model.outliers ? `Of ordinary tiles, ${percent(model.outliers.false_alarms)} are marked as unlike the training data by mistake. Not every unusual tile is marked.` : "It does not notice tiles unlike its training data.",
   ].filter(Boolean);
 }
 
+/** Return a table of the metrics that a reader can use: of tiles that were kept out of training. */
 function metrics(model) {
-  const found = Object.entries(model.metrics ?? {}).sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
-  if (!found.length) return [make("p", { class: "hint" }, "It has no metrics.")];
-  const head = make("tr", {}, make("th", { scope: "col" }, "Metric"), make("th", { scope: "col" }, "Value"));
-  const rows = found.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, metricName(name)), make("td", {}, metricValue(name, value))));
-  const table = make("table", { class: "metrics" }, make("caption", { class: "visually-hidden" }, "Metrics"), make("thead", {}, head), make("tbody", {}, rows));
-  return [make("h3", {}, "Metrics"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Metrics" }, table)];
-}
-
-/** Return `calibrated/val/macro_f1` as `Macro F1 (calibrated, val)`. */
-function metricName(name) {
-  const parts = name.split("/");
-  return className(parts.at(-1)).replace(/\bf1\b/, "F1") + (parts.length > 1 ? ` (${parts.slice(0, -1).join(", ").replaceAll("_", " ")})` : "");
-}
-
-function metricValue(name, value) {
-  return FRACTIONS.test(name) && value >= 0 && value <= 1 ? percent(value) : String(Number(value.toPrecision(4)));
+  const rows = Object.entries(model.metrics ?? {}).sort().flatMap(([name, value]) => {
+    const [, split, metric] = METRIC.exec(name) ?? [];
+    return split ? [[`${METRICS[metric]}, ${SPLITS[split]}`, percent(value)]] : [];
+  });
+  if (!rows.length) return [make("p", { class: "hint" }, "It has no figures of accuracy.")];
+  const shown = Object.entries(Object.fromEntries(rows)).map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
+  const head = make("tr", {}, make("th", { scope: "col" }, "Figure"), make("th", { scope: "col" }, "Value"));
+  const table = make("table", { class: "metrics" }, make("caption", { class: "visually-hidden" }, "Accuracy"), make("thead", {}, head), make("tbody", {}, shown));
+  return [make("h3", {}, "Accuracy"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Accuracy" }, table)];
 }

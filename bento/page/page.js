@@ -1,14 +1,17 @@
 // The page: takes files, sends them to the API, and shows the results.
 
-import { classify, classifyScene, fetchExplanation, fetchLegend, fetchModel, fetchPreview, fetchResult, ApiError, useKey } from "./api.js";
-import { classFractions, makeCard, showError, showExplanation, showNoPicture, showPicture, showProgress, showScene, showTile, showWaiting, swatch } from "./cards.js";
+import { classify, classifyScene, fetchExplanation, fetchLegend, fetchModel, fetchPreview, fetchSamples, useKey } from "./api.js";
+import { makeCard, showError, showExplanation, showMap, showNoPicture, showPicture, showProgress, showScene, showTile, showWaiting, swatch } from "./cards.js";
 import { find, make, save } from "./dom.js";
 import { toCsv, toGeoJson } from "./export.js";
-import { className, count, percent, sentence } from "./format.js";
+import { className, count, percent, sceneShares } from "./format.js";
+import { cornersOf } from "./geometry.js";
 import { colourOf, setClasses, setLegend } from "./legend.js";
 import { setUpMap, showOne, showShapes } from "./map.js";
 import { modelCard } from "./modelcard.js";
-import { applyPreset, offerCoverages, openSettings, readSettings, sceneParameters, setUpSettings, tileParameters } from "./settings.js";
+import { drawMap } from "./picture.js";
+import { errorText, groupNote, groupsOf, plainError } from "./problems.js";
+import { applyPreset, offerCoverages, openSettings, readSettings, sceneParameters, setUpSettings, tileParameters, usesWarp, warpScenes } from "./settings.js";
 import { sizeOf } from "./tiff.js";
 
 const MAX_FILES = 500; // on one page
@@ -18,10 +21,7 @@ const PARALLEL_REQUESTS = 2;
 const TILE_SIZE = 64; // where the model is not known
 const VIEWS = [["true", "True colour"], ["false", "False colour"]];
 const PICTURE_ERRORS = { band_missing: "The file lacks a band for this picture.", too_large: "Too large for a picture." };
-const SETTINGS_HINTS = { // instead of the API's hints, which name its parameters
-  bands_unknown: "Choose the bands in the file settings.",
-  radiometry_unknown: "Choose the processing level and the offset in the file settings.",
-};
+const HATCH = "url(#hatch)"; // the pattern in the page
 const GEOJSON = "application/geo+json";
 
 let items = [];
@@ -35,8 +35,9 @@ function start() {
   setUpFiles();
   setUpSettings(classifyAll);
   setUpMap(goTo);
-  find("download-geojson").addEventListener("click", () => save(new Blob([toGeoJson(items, model)], { type: GEOJSON }), "tilewise.geojson"));
-  find("download-csv").addEventListener("click", () => save(new Blob([toCsv(items, model?.classes ?? [])], { type: "text/csv" }), "tilewise.csv"));
+  find("sample").addEventListener("click", addSamples);
+  find("download-geojson").addEventListener("click", () => save(geoJsonOf(items), "tilewise.geojson"));
+  find("download-csv").addEventListener("click", () => save(csvOf(items), "tilewise.csv"));
   find("clear").addEventListener("click", removeAll);
   find("key-form").addEventListener("submit", onKey);
   loadModel();
@@ -105,6 +106,16 @@ function hover(event, over) {
   find("drop").classList.toggle("over", over);
 }
 
+async function addSamples({ currentTarget: button }) {
+  button.setAttribute("aria-busy", "true");
+  try {
+    addFiles(await fetchSamples());
+  } catch (error) {
+    setStatus(errorText(error));
+  }
+  button.removeAttribute("aria-busy");
+}
+
 async function addFiles(files) {
   const room = MAX_FILES - items.length;
   if (files.length > room) setStatus(`This page takes at most ${MAX_FILES} files; the others were not added.`);
@@ -127,6 +138,7 @@ function removeAll() {
   items = [];
   lastId = 0;
   find("cards").replaceChildren();
+  find("problems").replaceChildren();
   showResults(false);
   setStatus("All files are removed from the page.");
   find("file-input").focus();
@@ -135,7 +147,7 @@ function removeAll() {
 function classifyAll() {
   cancel();
   items.forEach(forgetPictures);
-  for (const item of items) Object.assign(item, { state: "waiting", cloudFraction: null, error: null, result: null, scene: null });
+  for (const item of items) Object.assign(item, { state: "waiting", cloudFraction: null, error: null, result: null, scene: null, stack: null });
   return processFiles(items);
 }
 
@@ -147,6 +159,13 @@ function cancel() {
 function forgetPictures(item) {
   item.urls.forEach((url) => URL.revokeObjectURL(url));
   item.urls = [];
+}
+
+/** Return a URL of a file or picture, which is valid until the item's pictures are forgotten. */
+function urlOf(item, blob) {
+  const url = URL.createObjectURL(blob);
+  item.urls.push(url);
+  return url;
 }
 
 // Requests.
@@ -166,15 +185,16 @@ async function processFiles(some) {
   await runJobs(some.filter(hasPicture).map((item) => () => showPictures(item, signal)), signal);
 }
 
-/** Find out whether a file is a tile or a scene. A file that is not a TIFF is sent as a tile, for the service's error. */
+/** Find out whether a file is a tile or a scene. A file that is neither a TIFF nor an archive is sent as a tile. */
 async function inspect(item) {
   const side = model?.tile_size ?? TILE_SIZE;
   item.size = await sizeOf(item.file);
-  item.kind = item.size && (item.size.width !== side || item.size.height !== side) ? "scene" : "tile";
+  const larger = item.size && (item.size.width !== side || item.size.height !== side);
+  item.kind = larger || /\.zip$/i.test(item.file.name) ? "scene" : "tile";
   try {
     await item.file.slice(0, 1).arrayBuffer();
   } catch {
-    fail(item, { code: "page", message: "the browser cannot read the file", hint: "folders cannot be added, only files; add a file again if it was moved" });
+    fail(item, { code: "unreadable_here", message: "" });
   }
 }
 
@@ -219,8 +239,10 @@ async function sendTiles(batch, signal) {
 async function sendScene(item, signal) {
   try {
     showProgress(item, 0);
-    const { response, task } = await classifyScene(item.file, sceneParameters(), GEOJSON, (fraction, ahead) => showProgress(item, fraction, ahead), signal);
-    accept(item, { scene: await response.json(), task });
+    const found = await classifyScene(item.file, sceneParameters(), (fraction, ahead) => showProgress(item, fraction, ahead), signal);
+    item.mapUrl = urlOf(item, found.picture);
+    accept(item, found);
+    showMap(item, item.mapUrl);
   } catch (error) {
     if (!signal.aborted) fail(item, error);
   }
@@ -236,8 +258,8 @@ function accept(item, found) {
 function fail(item, error) {
   requestKey(error);
   item.state = "failed";
-  item.error = { code: error.code ?? "page", message: error.message, hint: SETTINGS_HINTS[error.code] ?? error.hint ?? "" };
-  showError(item, helpFor(item.error.code));
+  item.error = plainError(error, item.file.name);
+  showError(item, helpFor([item]));
   update();
 }
 
@@ -246,38 +268,56 @@ function showResult(item) {
   else showTile(item, model);
 }
 
-/** Return buttons that help where the metadata lack bands or radiometry, or null. */
-function helpFor(code) {
-  if (code !== "bands_unknown" && code !== "radiometry_unknown") return null;
-  const field = code === "bands_unknown" ? "bands" : "level";
-  const settings = make("button", { type: "button", onclick: () => openSettings(field) }, "Open the file settings");
-  const eurosat = make("button", { type: "button", class: "quiet", onclick: useEurosat }, "Use EuroSAT settings");
-  return make("p", { class: "row" }, settings, eurosat);
+/** Return buttons that help items with the same error, where settings can: of bands, radiometry or pixel size. Else null. */
+function helpFor([first]) {
+  const { code } = first.error;
+  const buttons = {
+    bands_unknown: () => [settingsButton("bands"), retryButton("Use EuroSAT settings", first, () => applyPreset("eurosat"))],
+    radiometry_unknown: () => [settingsButton("level"), retryButton("Use EuroSAT settings", first, () => applyPreset("eurosat"))],
+    tile_shape: () => (first.kind === "scene" && !usesWarp() ? [retryButton("Resample scenes to 10 m", first, warpScenes)] : []),
+  };
+  const found = buttons[code]?.() ?? [];
+  return found.length ? make("p", { class: "row" }, found) : null;
 }
 
-function useEurosat(event) {
-  const heading = event.currentTarget.closest("li").querySelector("h4");
-  applyPreset("eurosat");
-  heading.focus(); // the button is about to be removed
-  classifyAll();
+function settingsButton(field) {
+  return make("button", { type: "button", onclick: () => openSettings(field) }, "Open the settings");
+}
+
+function retryButton(text, item, change) {
+  const retry = () => {
+    change();
+    item.card.hidden = false;
+    item.heading.focus(); // the button is about to be removed
+    classifyAll();
+  };
+  return make("button", { type: "button", class: "quiet", onclick: retry }, text);
 }
 
 // Pictures.
 
 function hasPicture(item) {
+  if (!item.size && !isPicture(item)) return false;
   return item.state === "done" || ["radiometry_unknown", "no_data"].includes(item.error?.code);
 }
 
+/** Return whether browsers themselves can show a file. */
+function isPicture(item) {
+  return /\.(jpe?g|png)$/i.test(item.file.name);
+}
+
 async function showPictures(item, signal) {
+  if (isPicture(item)) return showPicture(item, "The file", urlOf(item, item.file));
+  const warp = item.kind === "scene" && usesWarp() ? { warp: true } : {};
   for (const [view, caption] of VIEWS) {
     try {
-      const { url, cloudFraction } = await fetchPreview(item.file, view, readSettings(), signal);
+      const { url, cloudFraction } = await fetchPreview(item.file, view, { ...readSettings(), ...warp }, signal);
       item.urls.push(url);
-      showPicture(item, caption, url, item.kind === "tile");
-      if (view === "true" && cloudFraction !== null) item.cloudFraction = cloudFraction;
+      showPicture(item, caption, url);
+      if (view === "true" && item.kind === "tile") item.cloudFraction = cloudFraction;
     } catch (error) {
       if (signal.aborted) return;
-      if (item.state === "done") showNoPicture(item, caption, PICTURE_ERRORS[error.code] ?? errorText(error));
+      if (item.state === "done") showNoPicture(item, caption, PICTURE_ERRORS[error.code] ?? errorText(error, item.file.name));
     }
   }
   if (item.state === "done" && item.cloudFraction !== null) {
@@ -291,8 +331,30 @@ function showActions(item) {
   const georeferenced = item.kind === "scene" || item.result.footprint;
   item.slots["item-actions"].replaceChildren(
     ...(georeferenced ? [button("Show on the map", () => showOne(item.id))] : []),
-    item.kind === "scene" ? button("Download the class map", downloadMap) : button("Explain this result", explain),
+    ...(item.kind === "tile" && item.size ? [button("Explain this result", explain)] : []),
+    ...(item.kind === "scene" ? [downloads(item, button)] : []),
   );
+}
+
+/** Return the buttons that download the map of a scene. */
+function downloads(item, button) {
+  const stem = item.file.name.replace(/(\.SAFE)?\.(tiff?|zip)$/i, "");
+  const forms = {
+    GeoTIFF: () => save(item.map, `${stem}.classes.tif`),
+    GeoJSON: () => save(geoJsonOf([item]), `${stem}.geojson`),
+    CSV: () => save(csvOf([item]), `${stem}.csv`),
+    PNG: async () => save(await drawMap(item, model), `${stem}.png`),
+  };
+  const buttons = Object.entries(forms).map(([name, act]) => button(name, act));
+  return make("div", { class: "row downloads", role: "group", "aria-label": `Download the map of ${item.file.name}` }, make("span", { class: "hint" }, "Download the map:"), buttons);
+}
+
+function geoJsonOf(some) {
+  return new Blob([toGeoJson(some, model)], { type: GEOJSON });
+}
+
+function csvOf(some) {
+  return new Blob([toCsv(some, model?.classes ?? [])], { type: "text/csv" });
 }
 
 async function explain(item, button) {
@@ -304,21 +366,7 @@ async function explain(item, button) {
     showExplanation(item, url, item.result.class);
     announce("The explanation is below the result.");
   } catch (error) {
-    item.slots.explanation.replaceChildren(make("p", { class: "note bad" }, errorText(error)));
-  }
-  button.removeAttribute("aria-busy");
-}
-
-async function downloadMap(item, button) {
-  button.setAttribute("aria-busy", "true");
-  try {
-    const mediaType = "image/tiff";
-    const response = item.task
-      ? await fetchResult(item.task, mediaType, stop.signal)
-      : (await classifyScene(item.file, sceneParameters(), mediaType, () => {}, stop.signal)).response;
-    save(await response.blob(), `${item.file.name.replace(/\.tiff?$/i, "")}.classes.tif`);
-  } catch (error) {
-    item.slots.explanation.replaceChildren(make("p", { class: "note bad" }, errorText(error)));
+    item.slots.explanation.replaceChildren(make("p", { class: "note bad" }, errorText(error, item.file.name)));
   }
   button.removeAttribute("aria-busy");
 }
@@ -337,6 +385,7 @@ function update() {
   }
   setStatus(summary(done, failed));
   showSummary(done, failed);
+  showProblems(failed);
   showShapes(done.flatMap(shapesOf));
 }
 
@@ -350,12 +399,22 @@ function summary(done, failed) {
   return `${parts.join(", ")}.`;
 }
 
+/** Tell an error of several files once, in place of their cards. */
+function showProblems(failed) {
+  const groups = groupsOf(failed);
+  for (const item of groups.flat()) item.card.hidden = true;
+  find("problems").replaceChildren(...groups.map((group) => groupNote(group, helpFor(group))));
+}
+
 function showSummary(done, failed) {
+  const tiles = done.filter((item) => item.kind === "tile");
+  const like = tiles.filter((item) => !item.result.outlier?.flag);
   const counts = {};
-  for (const item of done.filter((one) => one.kind === "tile")) counts[item.result.class] = (counts[item.result.class] ?? 0) + 1;
+  for (const item of like) counts[item.result.class] = (counts[item.result.class] ?? 0) + 1;
   const rows = Object.entries(counts).sort((a, b) => b[1] - a[1]).map(([name, number]) => row(swatch(name), className(name), count(number, "tile")));
+  if (like.length < tiles.length) rows.push(row(swatch(null), "Unlike the training data", count(tiles.length - like.length, "tile")));
   for (const item of done.filter((one) => one.kind === "scene")) {
-    const [dominant] = Object.entries(classFractions(item.scene.features));
+    const [dominant] = Object.entries(sceneShares(item.scene.pixels).classes);
     rows.push(row(dominant ? swatch(dominant[0]) : null, item.file.name, dominant ? `${className(dominant[0])}, ${percent(dominant[1], 0)}` : "not classified"));
   }
   if (failed.length) rows.push(row(null, "Not classified", count(failed.length, "file")));
@@ -367,16 +426,13 @@ function row(mark, name, value) {
 }
 
 function shapesOf(item) {
-  if (item.kind === "tile") {
-    return [{ id: item.id, geometry: item.result.footprint, colour: colourOf(item.result.class), title: `${item.file.name}: ${className(item.result.class)}` }];
+  if (item.kind === "scene") {
+    const corners = cornersOf(item.scene.features);
+    return corners ? [{ id: item.id, geometry: { type: "Polygon", coordinates: [[...corners, corners[0]]] }, image: item.mapUrl, title: item.file.name }] : [];
   }
-  return item.scene.features.map(({ geometry, properties }) => ({
-    id: item.id,
-    geometry,
-    isWindow: true,
-    colour: properties.class ? colourOf(properties.class) : "none",
-    title: `${item.file.name}: ${properties.class ? `${className(properties.class)}, ${percent(properties.probability)}` : "not classified"}`,
-  }));
+  const { class: name, outlier, footprint } = item.result;
+  const title = `${item.file.name}: ${outlier?.flag ? "unlike the training data" : className(name)}`;
+  return [{ id: item.id, geometry: footprint, colour: outlier?.flag ? HATCH : colourOf(name), title }];
 }
 
 function goTo(id) {
@@ -392,9 +448,4 @@ function setStatus(text) {
 /** Announce to screen readers what is visible anyway. */
 function announce(text) {
   find("announcement").textContent = text;
-}
-
-function errorText(error) {
-  if (!(error instanceof ApiError)) return "The page failed; try again.";
-  return [sentence(error.message), sentence(error.hint)].filter(Boolean).join(" ");
 }

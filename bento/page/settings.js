@@ -10,6 +10,7 @@ const PRESETS = {
   "l2a-harmonised": { bands: "l2a", level: "L2A", offset: "0" },
   "l2a-new": { bands: "l2a", level: "L2A", offset: "-1000" },
 };
+const SCENE_FIELDS = { stride: "stride", clouds: "clouds", min_valid_fraction: "min-valid" }; // name in the API: id
 const DEFAULT_COVERAGE = 0.9;
 
 /** Set up the form; `apply` is called when it is submitted. */
@@ -38,7 +39,24 @@ export function tileParameters() {
 
 /** Return the request parameters of a scene. */
 export function sceneParameters() {
-  return { ...tileParameters(), min_valid_fraction: find("min-valid").value };
+  return { ...tileParameters(), ...readSceneSettings() };
+}
+
+/** Return how to map scenes, by the names of the API, without what is at its default. */
+function readSceneSettings() {
+  const changed = Object.entries(SCENE_FIELDS).filter(([, id]) => !find(id).selectedOptions[0].defaultSelected);
+  return { ...Object.fromEntries(changed.map(([name, id]) => [name, find(id).value])), ...(usesWarp() ? { warp: true } : {}) };
+}
+
+/** Return whether scenes are resampled to 10 m. */
+export function usesWarp() {
+  return find("warp").checked;
+}
+
+/** Have scenes resampled to 10 m. */
+export function warpScenes() {
+  find("warp").checked = true;
+  summarise();
 }
 
 /** Offer the coverages that the model is calibrated for. */
@@ -65,6 +83,11 @@ export function applyPreset(preset) {
 function summarise() {
   find("custom-bands-field").hidden = find("bands").value !== "custom";
   const entries = Object.entries(readSettings()).map(([name, value]) => `${name} ${value}`);
+  for (const id of Object.values(SCENE_FIELDS)) {
+    const [option] = find(id).selectedOptions;
+    if (!option.defaultSelected) entries.push(option.textContent.trim().toLowerCase());
+  }
+  if (usesWarp()) entries.push("resampled to 10 m");
   find("settings-summary").textContent = entries.join(", ") || "from the files' metadata";
 }
 

@@ -1,5 +1,6 @@
 """A PNG picture of a class map with title, scale bar and legend, for readers without a GIS."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,6 +66,28 @@ def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDAr
     down, across = np.ogrid[: class_map.shape[0], : class_map.shape[1]]
     painted[(class_map == OUT_OF_DISTRIBUTION) & ((down + across) % _HATCH < _HATCH // 4)] = _INK
     return painted
+
+
+def overlay(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> bytes:
+    """Return a PNG of uint8 (height, width) in the legend's colours, transparent where nothing is known.
+
+    It has at most 1024 pixels a side: of a larger map, the pixels nearest to the middles of the picture's. A
+    small map is enlarged, so that the hatching of what is unlike the training data can be seen.
+    """
+    longest = max(class_map.shape)
+    rows, columns = (_nearest(side, min(1.0, _LONGEST / longest)) for side in class_map.shape)
+    grown = max(1, _SHORTEST // longest)
+    shown = class_map[np.ix_(rows, columns)].repeat(grown, axis=0).repeat(grown, axis=1)
+    opaque = np.where(shown == NO_CLASS, 0, 255).astype(np.uint8)
+    made = io.BytesIO()
+    Image.fromarray(np.dstack([paint(shown, metadata), opaque])).save(made, format="PNG")
+    return made.getvalue()
+
+
+def _nearest(side: int, scale: float) -> npt.NDArray[np.intp]:
+    """Return which of `side` rows or columns are shown at `scale` (0-1)."""
+    count = max(1, round(side * scale))
+    return ((np.arange(count) + 0.5) * (side / count)).astype(np.intp)
 
 
 def _read(class_map: Path) -> tuple[npt.NDArray[np.uint8], float]:

@@ -19,23 +19,26 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.io import DatasetReader
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.window_grid import SceneInfo, make_window_grid
 from tilewise.bento.inference.windows import GridOptions, WindowAnswer, classify
-from tilewise.bento.results.maps import MapWriter, class_spec, model_tags
+from tilewise.bento.results.maps import UNLIKE, MapWriter, class_spec, model_tags
+from tilewise.bento.results.quicklook import overlay
 from tilewise.bento.results.tables import window_features
 from tilewise.datasets.core.errors import SceneTooLargeError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
-from tilewise.datasets.core.tile import Georeference
+from tilewise.datasets.core.tile import TILE_SIZE, Georeference
 from tilewise.datasets.readers.geotiff import open_geotiff, plan_reading
-from tilewise.datasets.scenes import CloudMask, Scene
+from tilewise.datasets.scenes import Scene, parse_clouds
 from tilewise.datasets.scenes.band_files import date_in, mask_within
-from tilewise.datasets.scenes.ground import Grid, check_ground_size, grid_of
+from tilewise.datasets.scenes.ground import Grid, check_ground_size, grid_for_windows, grid_of
 from tilewise.datasets.scenes.layers import Layer, Parts, block_of, choose_mask, in_canonical_order
 
-GEOJSON, MAP = "application/geo+json", "image/tiff"
+GEOJSON, MAP, PICTURE = "application/geo+json", "image/tiff", "image/png"
+NO_CLASS_NAME = "no_class"
 _MAX_ELONGATION = 4  # sides: a strip of windows is held at once, so its length is bounded too
+_PIXELS_A_WINDOW = 256  # of the largest scene, at least: all windows are held at once
 _MAX_BLOCK_BYTES = 256 * 2**20
 
 
@@ -48,12 +51,18 @@ class SceneRequest:
         read_options: bands and radiometry, where the file itself does not declare them.
         min_valid_fraction: windows with a smaller fraction (0-1) of valid pixels are skipped.
         coverage: of the windows' prediction sets (0-1).
+        stride: pixels from one window to the next.
+        clouds: the cloud mask, as `parse_clouds` takes it.
+        warp: bring a scene that is in degrees, or not near 10 m, to 10 m in its UTM zone.
     """
 
     name: str
     read_options: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
     min_valid_fraction: float = 0.5
     coverage: float = 0.0
+    stride: int = TILE_SIZE
+    clouds: str = "auto"
+    warp: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the request JSON-ready."""
@@ -68,6 +77,9 @@ class SceneRequest:
             },
             "min_valid_fraction": self.min_valid_fraction,
             "coverage": self.coverage,
+            "stride": self.stride,
+            "clouds": self.clouds,
+            "warp": self.warp,
         }
 
     @classmethod
@@ -78,7 +90,7 @@ class SceneRequest:
         read_options = ReadOptions(
             bands and tuple(bands), level and Level(level), options["scale"], options["offset"]
         )
-        return cls(content["name"], read_options, content["min_valid_fraction"], content["coverage"])
+        return cls(**{**content, "read_options": read_options})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +120,19 @@ def count_windows(path: Path, request: SceneRequest, tile_size: int, max_pixels:
     """Check a scene by its header, before any pixel is decoded; return how many windows it has.
 
     Raises:
-        SceneTooLargeError: it has more than `max_pixels`, too long a side, or huge blocks.
+        SceneTooLargeError: it has more than `max_pixels`, too long a side, huge blocks, or very many windows.
         TilewiseError: it cannot be read, or its pixels are not about 10 m.
     """
     with open_geotiff(path, request.name) as dataset:
-        grid = _layer_of(dataset, path, request).grid
-        _refuse_too_many_pixels(grid, request.name, max_pixels)
+        layer = _layer_of(dataset, path, request)
+        grid = grid_for_windows([layer.grid], request.name, request.warp)
+        for each in (layer.grid, grid):
+            _refuse_too_many_pixels(each, request.name, max_pixels)
         _refuse_huge_blocks(dataset, request.name)
-        windows = make_window_grid(grid.height, grid.width, tile_size, tile_size)
-        return len(windows.rows) * len(windows.columns)
+        windows = make_window_grid(grid.height, grid.width, tile_size, request.stride)
+        count = len(windows.rows) * len(windows.columns)
+        _refuse_too_many_windows(count, request, max_pixels)
+        return count
 
 
 def answer_scene(
@@ -135,7 +151,7 @@ def answer_scene(
         report(done / (total or done))
 
     with _opened(path, request) as scene:
-        grid = GridOptions(min_valid_fraction=request.min_valid_fraction)
+        grid = GridOptions(stride=request.stride, min_valid_fraction=request.min_valid_fraction)
         work = classify(engine, scene, grid, progress, workers=1)
         class_map = np.full((work.height, work.width), NO_CLASS, np.uint8)
         windows: list[WindowAnswer] = []
@@ -158,7 +174,7 @@ def serialise(scene: ClassifiedScene, form: str) -> bytes:
 
 
 def to_geojson(scene: ClassifiedScene) -> bytes:
-    """Return the windows as a GeoJSON FeatureCollection (RFC 7946) with foreign members `name`, `model`, …"""
+    """Return the windows as a GeoJSON FeatureCollection (RFC 7946) with members `name`, `pixels`, …"""
     metadata = scene.engine.metadata
     content = {
         "type": "FeatureCollection",
@@ -166,9 +182,22 @@ def to_geojson(scene: ClassifiedScene) -> bytes:
         "model": scene.engine.identity,
         "bands": list(scene.bands),
         "level": scene.level,
+        "pixels": count_pixels(scene),
         "features": window_features(scene.windows, scene.georeference, metadata, scene.request.coverage),
     }
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
+def count_pixels(scene: ClassifiedScene) -> dict[str, int]:
+    """Return how many pixels of the class map each class has, and UNLIKE and NO_CLASS_NAME; all of them."""
+    names = {**dict(enumerate(scene.engine.metadata.classes)), OUT_OF_DISTRIBUTION: UNLIKE}
+    counts = np.bincount(scene.class_map.ravel(), minlength=NO_CLASS + 1).tolist()
+    return {name: counts[index] for index, name in {**names, NO_CLASS: NO_CLASS_NAME}.items()}
+
+
+def to_picture(scene: ClassifiedScene) -> bytes:
+    """Return the class map as a PNG to lay over a picture of the scene."""
+    return overlay(scene.class_map, scene.engine.metadata)
 
 
 def to_class_map(scene: ClassifiedScene) -> bytes:
@@ -185,21 +214,27 @@ def to_class_map(scene: ClassifiedScene) -> bytes:
         return path.read_bytes()
 
 
-FORMS: dict[str, Callable[[ClassifiedScene], bytes]] = {GEOJSON: to_geojson, MAP: to_class_map}
+FORMS: dict[str, Callable[[ClassifiedScene], bytes]] = {
+    GEOJSON: to_geojson,
+    MAP: to_class_map,
+    PICTURE: to_picture,
+}
 
 
 @contextmanager
 def _opened(path: Path, request: SceneRequest) -> Iterator[Scene]:
     """Open an upload as a scene, once `open_geotiff` has found it to be a GeoTIFF without traps.
 
-    Its clouds are no data, by a mask among its bands or else as they are found in its pixels.
+    Its clouds are no data, by a mask among its bands or else as they are found in its pixels, unless the
+    request says otherwise.
     """
+    mask = parse_clouds(request.clouds)
     with open_geotiff(path, request.name) as dataset:
         layer = _layer_of(dataset, path, request)
         taken = date_in(Path(request.name).stem)
-        clouds = choose_mask(request.name, CloudMask(), taken, partial(mask_within, path, dataset))
+        clouds = choose_mask(request.name, mask, taken, partial(mask_within, path, dataset))
     parts = Parts((layer,), clouds, layer.plan.radiometry.level, taken)
-    with Scene(request.name, parts, clouds=CloudMask()) as scene:
+    with Scene(request.name, parts, warp=request.warp, clouds=mask) as scene:
         yield scene
 
 
@@ -207,10 +242,12 @@ def _layer_of(dataset: DatasetReader, path: Path, request: SceneRequest) -> Laye
     """Return the bands of an open upload, as a scene's only layer.
 
     Raises:
-        TilewiseError: it has no georeference, no pixels of about 10 m, or unknown bands or radiometry.
+        TilewiseError: it has no georeference, no pixels of about 10 m although it is not to be warped, or
+            unknown bands or radiometry.
     """
     grid = grid_of(dataset, request.name)
-    check_ground_size(grid, request.name)
+    if not request.warp:
+        check_ground_size(grid, request.name, "send warp=true, or ")
     plan = in_canonical_order(plan_reading(dataset, request.name, request.read_options))
     return Layer(path, plan, grid, block_of(dataset))
 
@@ -221,6 +258,15 @@ def _refuse_too_many_pixels(grid: Grid, name: str, max_pixels: int) -> None:
         raise SceneTooLargeError(
             f"{name}: {grid.width} × {grid.height} pixels, {max_pixels:,} and {max_side:,} on a side are the "
             "most; cut it with gdal_translate -srcwin, or classify it by tilewise batch"
+        )
+
+
+def _refuse_too_many_windows(count: int, request: SceneRequest, max_pixels: int) -> None:
+    most = max(1, max_pixels // _PIXELS_A_WINDOW)
+    if count > most:
+        raise SceneTooLargeError(
+            f"{request.name}: {count:,} windows at a stride of {request.stride} pixels, at most {most:,}; "
+            "choose a larger stride, or cut the scene"
         )
 
 

@@ -10,22 +10,27 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import numpy as np
 import onnx
 import pytest
+from affine import Affine
 from axe_playwright_python.sync_playwright import Axe
 from browser import find_browser, opened_browser
 from geotiffs import geotiff, tile_file
 from onnx import helper
+from page_samples import make_samples
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Download, FilePayload, Locator, Page, Route, expect
+from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 from servers import Server, served
 from tiny_onnx import metadata
 
 from tilewise.bento.api.page import FOLDER, POLICY
+from tilewise.bento.results.maps import KNOWN, UNLIKE_COLOUR
 from tilewise.datasets.acquire.synthetic import TAGS, render, synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
 from tilewise.datasets.core.tile import DN
@@ -50,7 +55,7 @@ def model(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 method="split", thresholds={0.8: 0.4, 0.9: 0.02}, calibrated_on="tests"
             ),
             "outliers": Outliers(method="distance", threshold=BRIGHT, false_alarms=0.01),
-            "metrics": {"val/accuracy": 0.925, "val/macro_f1": 0.9},
+            "metrics": {"val/accuracy": 0.925, "val/macro_f1": 0.9, "int8/eurosat-ms/10m/lost": -0.004386},
             "licence": "CC0-1.0",
             "synthetic": True,
         }
@@ -120,7 +125,7 @@ class Visit:
 @pytest.fixture
 def visit(browser: Browser, server: Server) -> Iterator[Visit]:
     visit = Visit(browser, f"{server.url}/")
-    expect(visit.page.locator("#model-card dl")).to_be_visible()
+    expect(visit.page.locator("#model-card dl")).to_be_visible(timeout=15_000)
     yield visit
     visit.context.close()
 
@@ -134,8 +139,12 @@ def land(rows: int, columns: int) -> DN:
     return np.concatenate([np.concatenate(row, axis=2) for row in cells], axis=1)
 
 
-def scene(rows: int, columns: int) -> bytes:
-    return geotiff(land(rows, columns), names=BAND_NAMES, tags=TAGS)
+def scene(rows: int, columns: int, *, bright_cell: bool = False) -> bytes:
+    """A scene of `land`; its upper left cell may be so bright that the model flags it."""
+    pixels = land(rows, columns)
+    if bright_cell:
+        pixels[:, :64, :64] = np.linspace(6500, 8500, 13, dtype=np.uint16)[:, None, None]
+    return geotiff(pixels, names=BAND_NAMES, tags=TAGS)
 
 
 def changed(pixels: DN, **more: Any) -> bytes:
@@ -201,7 +210,9 @@ def test_a_tile_is_answered_with_its_class_bars_set_pictures_and_place(visit: Vi
     card = visit.cards().first
     expect(card.locator("h4")).to_contain_text("wood.tif")
     expect(card.locator(".class")).to_contain_text(re.compile(r"Forest\s*\d+(\.\d)? %"))
-    expect(card.locator(".set")).to_contain_text("Prediction set (90 % coverage): Forest")
+    expect(card.locator(".set")).to_contain_text(
+        "Possible classes: Forest. Of such lists, 90 % hold the true class."
+    )
     shares = [
         float(re.sub(r"[<>%\s]", "", text)) for text in card.locator(".bars .value").all_text_contents()
     ]
@@ -250,7 +261,7 @@ def test_warnings_are_told_in_plain_words(visit: Visit) -> None:
     )
     visit.says("3 results need attention")
     cloud, torn_card, three = (visit.cards().nth(n).locator(".warnings") for n in range(3))
-    expect(cloud).to_contain_text("Out of distribution.")
+    expect(cloud).to_contain_text("Unlike the training data.")
     expect(cloud).to_contain_text("Possible cloud: 100 % of the pixels")
     expect(torn_card).to_contain_text("No data in 62.5 % of the pixels.")
     expect(three).to_contain_text("The file lacks 10 bands of the model")
@@ -272,9 +283,9 @@ def test_a_scene_is_shown_as_windows_with_its_class_map_to_download(visit: Visit
     card = visit.cards().first
     expect(card.locator(".class")).to_contain_text("Mostly forest")
     expect(card.locator(".bars").first).to_contain_text("Sea lake")
-    expect(visit.page.locator("#map-drawing .window")).to_have_count(6)
+    expect(visit.page.locator("#map-drawing .scene image")).to_have_count(1)
     with visit.page.expect_download() as caught:
-        card.get_by_role("button", name="Download the class map").click()
+        card.get_by_role("button", name="GeoTIFF").click()
     assert caught.value.suggested_filename == "coast.classes.tif"
     with MemoryFile(Path(caught.value.path()).read_bytes()) as memory, memory.open() as dataset:
         class_map = dataset.read(1)
@@ -283,14 +294,192 @@ def test_a_scene_is_shown_as_windows_with_its_class_map_to_download(visit: Visit
     assert CLASSES[class_map[0, -1]] == "SeaLake"
 
 
+DRAWN = """async image => {
+    await image.decode();
+    const canvas = Object.assign(document.createElement("canvas"), {width: 384, height: 256});
+    const pen = canvas.getContext("2d");
+    pen.drawImage(image, 0, 0, 384, 256);
+    return [...pen.getImageData(0, 0, 384, 256).data];
+}"""
+
+
+def drawn(image: Locator) -> Any:
+    """The pixels of a picture of 2 × 3 cells as the browser has them: uint8 (256, 384, RGBA)."""
+    return np.asarray(image.evaluate(DRAWN), np.uint8).reshape(256, 384, 4)
+
+
+def test_the_class_map_lies_over_the_picture_and_a_slider_sets_its_opacity(visit: Visit) -> None:
+    visit.upload({"coast.tif": scene(2, 3)})
+    visit.says("1 file classified")
+    card = visit.cards().first
+    picture = card.get_by_role("img", name="True colour picture of coast.tif")
+    overlay = card.get_by_role("img", name="Class map of coast.tif")
+    expect(picture).to_be_visible()
+    assert picture.bounding_box() == overlay.bounding_box()
+    colours = drawn(overlay)
+    assert tuple(colours[10, 10]) == (*KNOWN["Forest"], 255)
+    assert tuple(colours[10, -10]) == (*KNOWN["SeaLake"], 255)
+    slider = card.get_by_role("slider", name="Opacity of the map")
+    slider.focus()
+    visit.page.keyboard.press("Home")
+    assert overlay.evaluate("image => image.style.opacity") == "0"
+    visit.page.keyboard.press("End")
+    assert overlay.evaluate("image => image.style.opacity") == "1"
+
+
+def test_what_is_unlike_the_training_data_is_hatched_and_out_of_the_sums(visit: Visit) -> None:
+    bright = changed(np.full((13, 64, 64), 9000, np.uint16))
+    visit.page.locator("#settings summary").click()
+    visit.page.get_by_label("Clouds").select_option("none")
+    visit.upload({"coast.tif": scene(2, 3, bright_cell=True), "wood.tif": FOREST, "bright.tif": bright})
+    visit.says("3 files classified, 2 results need attention")
+    card = visit.cards().first
+    expect(card.locator(".rest")).to_have_text("Unlike the training data: 16.7 % of the scene")
+    values = card.locator(".bars").first.locator(".value").all_text_contents()
+    assert values == ["60 %", "40 %"]  # 3 and 2 of the 5 cells that have a class
+    cell = drawn(card.locator(".overlay"))[:128, :128, :3].reshape(-1, 3)
+    assert {tuple(colour) for colour in cell} == {UNLIKE_COLOUR, (30, 30, 30)}  # grey, with dark lines
+    summary = visit.page.locator("#summary")
+    expect(summary.get_by_role("row", name="Forest 1 tile")).to_be_visible()  # bright.tif is not among them
+    expect(summary.get_by_role("row", name="Unlike the training data 1 tile")).to_be_visible()
+    hatched = visit.page.locator("#map-drawing .footprint path[fill='url(#hatch)']")
+    expect(hatched).to_have_count(1)
+
+
+def test_the_map_of_a_scene_is_exported_in_four_forms(visit: Visit) -> None:
+    visit.upload({"coast.tif": scene(2, 3)})
+    visit.says("1 file classified")
+    group = visit.page.get_by_role("group", name="Download the map of coast.tif")
+    expect(visit.page.get_by_role("img", name="True colour picture of coast.tif")).to_be_visible()
+    found: dict[str, bytes] = {}
+    for form in ("GeoTIFF", "GeoJSON", "CSV", "PNG"):
+        with visit.page.expect_download() as caught:
+            group.get_by_role("button", name=form).click()
+        found[caught.value.suggested_filename] = Path(caught.value.path()).read_bytes()
+    assert list(found) == ["coast.classes.tif", "coast.geojson", "coast.csv", "coast.png"]
+    assert len(json.loads(found["coast.geojson"])["features"]) == 6
+    assert len(list(csv.DictReader(io.StringIO(found["coast.csv"].decode())))) == 6
+    with Image.open(io.BytesIO(found["coast.png"])) as picture:
+        assert picture.width > 384 + 250  # the map and the legend
+    assert len([url for url in visit.requested if "/scene?" in url]) == 1  # nothing is classified twice
+
+
+def test_a_sample_is_classified_by_one_click(visit: Visit) -> None:
+    visit.page.get_by_role("button", name="Try a sample").click()
+    visit.says("2 files classified")
+    assert visit.cards().locator("h4").all_text_contents() == ["1sample-tile.tif", "2sample-patchwork.tif"]
+    expect(visit.cards().nth(1).locator(".facts")).to_contain_text("6 windows")
+    assert visit.hosts == set()
+    assert sum(path.stat().st_size for path in FOLDER.glob("sample-*")) <= 200_000
+
+
+@pytest.mark.realdata
+def test_the_samples_are_what_the_script_makes(real_data: Path) -> None:
+    for name, content in make_samples(real_data / "EuroSAT_MS.zip").items():
+        for made, kept in zip(opened(content), opened((FOLDER / name).read_bytes()), strict=True):
+            np.testing.assert_array_equal(made, kept)
+
+
+def opened(content: bytes) -> tuple[Any, ...]:
+    with MemoryFile(content) as memory, memory.open() as dataset:
+        return dataset.read(), np.array(dataset.transform), np.array(dataset.descriptions)
+
+
+# Maps of scenes: the choices that `tilewise batch` has.
+
+
+def test_stride_clouds_and_warp_can_be_chosen(visit: Visit) -> None:
+    visit.page.locator("#settings summary").click()
+    visit.page.get_by_label("Stride: distance of the windows").select_option("32")
+    visit.page.get_by_label("Clouds").select_option("none")
+    visit.page.get_by_label("Resample to 10 m").check()
+    summary = "32 pixels: overlapping, 4 times the work, kept, resampled to 10 m"
+    expect(visit.page.locator("#settings-summary")).to_have_text(summary)
+    visit.upload({"coast.tif": scene(2, 3)})
+    visit.says("1 file classified")
+    expect(visit.cards().first.locator(".facts")).to_contain_text("15 windows")  # 3 × 5 that overlap
+    (url,) = (url for url in visit.requested if "/scene?" in url)
+    assert parse_qs(urlsplit(url).query) == {
+        "name": ["coast.tif"],
+        "coverage": ["0.9"],
+        "stride": ["32"],
+        "clouds": ["none"],
+        "warp": ["true"],
+    }
+
+
+def test_a_scene_in_degrees_is_resampled_by_one_click(visit: Visit) -> None:
+    place = {"crs": CRS.from_epsg(4326), "transform": Affine(1.2e-4, 0, -8.5, 0, -9e-5, 42.8)}
+    visit.upload({"degrees.tif": geotiff(land(2, 3), names=BAND_NAMES, tags=TAGS, **place)})
+    visit.says("could not be classified")
+    card = visit.cards().first
+    expect(card).to_contain_text("Its pixels are measured in degrees")
+    card.get_by_role("button", name="Resample scenes to 10 m").click()
+    visit.says("1 file classified")
+    picture = card.get_by_role("img", name="True colour picture of degrees.tif")
+    expect(picture).to_be_visible()
+    shapes = picture.evaluate("image => image.decode().then(() => image.naturalWidth / image.naturalHeight)")
+    overlay = card.locator(".overlay").evaluate("image => image.naturalWidth / image.naturalHeight")
+    assert shapes == pytest.approx(overlay, abs=0.02)  # both on the grid of 10 m
+
+
+# Errors.
+
+COMMANDS = re.compile(
+    r"curl|gdal|tilewise |\b(GET|POST|DELETE)\b|--\w|[{}=]|multipart|_\w|parameter", re.IGNORECASE
+)
+
+
+def test_the_same_error_of_many_files_is_told_once(visit: Visit) -> None:
+    visit.upload({f"{n}.tif": PLAIN for n in range(7)} | {"wood.tif": FOREST})
+    visit.says("1 file classified, 7 files could not be classified")
+    problem = visit.page.locator("#problems .problem")
+    expect(problem).to_have_count(1)
+    expect(problem).to_contain_text("7 files not classified. Its 13 bands have no names.")
+    assert problem.locator("li").all_text_contents() == [f"{n}.tif" for n in range(7)]
+    expect(problem.locator("li:visible")).to_have_count(5)
+    problem.get_by_text("2 more").click()
+    expect(problem.locator("li:visible")).to_have_count(7)
+    expect(visit.page.locator("#cards > li:visible")).to_have_count(1)
+    problem.get_by_role("button", name="Use EuroSAT settings").click()
+    visit.says("7 files classified, 1 file could not be classified")  # wood.tif names its bands itself
+    expect(visit.page.locator("#cards > li:visible")).to_have_count(8)
+    expect(problem).to_have_count(0)
+
+
+def test_errors_have_no_words_of_the_command_line(visit: Visit) -> None:
+    place = {"crs": CRS.from_epsg(4326), "transform": Affine(1e-4, 0, -8.5, 0, -1e-4, 42.8)}
+    named = {"names": BAND_NAMES, "tags": TAGS}
+    visit.upload(
+        {
+            "plain.tif": PLAIN,
+            "levels.tif": geotiff(TILES["Forest"].pixels, names=BAND_NAMES),
+            "degrees.tif": geotiff(land(2, 2), **named, **place),
+            "nowhere.tif": geotiff(land(2, 2), **named, crs=None),
+            "notes.tif": b"not a picture",
+            "empty.tif": geotiff(np.zeros((13, 64, 64), np.uint16), **named),
+            "photo.zip": b"PK",
+        }
+    )
+    visit.says("7 files could not be classified")
+    texts = visit.page.locator(".note.bad:visible").all_inner_texts()
+    assert len(texts) >= 4
+    assert [text for text in texts if COMMANDS.search(text.replace(".tif", ""))] == []
+
+
+def test_no_figure_is_shown_that_means_nothing_to_a_reader(visit: Visit) -> None:
+    visit.upload({"wood.tif": FOREST})
+    visit.says("Forest")
+    expect(visit.cards().first.locator(".facts")).to_contain_text("Like the training data")
+    expect(visit.page.locator("#model-card")).not_to_contain_text("lost")
+    text = visit.page.locator("main").inner_text()
+    assert re.findall(r"(?<!\w)[-−]\d|\d\.\d{5,}", re.sub(r"[0-9a-f]{12,}", "", text)) == []
+
+
 def test_a_long_scene_is_waited_for_as_a_task(visit: Visit) -> None:
     visit.upload({"long.tif": scene(3, 4)})
     visit.says("1 file classified")
-    expect(visit.page.locator("#map-drawing .window")).to_have_count(12)
-    assert any("/tasks/" in url for url in visit.requested)
-    with visit.page.expect_download() as caught:
-        visit.page.get_by_role("button", name="Download the class map").click()
-    assert Path(caught.value.path()).read_bytes()[:2] == b"II"
+    expect(visit.cards().first.locator(".facts")).to_contain_text("12 windows")
     assert len([url for url in visit.requested if "/scene?" in url]) == 1
 
 
@@ -311,7 +500,7 @@ def test_the_model_describes_itself(visit: Visit) -> None:
         "linear on band means",
         "CC0-1.0",
         "Herbaceous vegetation",
-        "Accuracy (val)",
+        "Tiles classified correctly, validation tiles",
         "92.5 %",
     ):
         expect(card).to_contain_text(text)
@@ -327,7 +516,7 @@ def test_a_file_that_does_not_say_its_bands_is_helped_out(visit: Visit) -> None:
     visit.says("could not be classified")
     card = visit.cards().first
     expect(card).to_contain_text("Not classified.")
-    expect(card).to_contain_text("Choose the bands in the file settings.")
+    expect(card).to_contain_text("Choose the bands in the settings.")
     card.get_by_role("button", name="Use EuroSAT settings").click()
     visit.says("plain.tif: Forest")
     expect(visit.page.locator("#settings-summary")).to_have_text("bands eurosat, level L1C, offset 0")
@@ -339,7 +528,7 @@ def test_what_is_said_by_hand_holds_for_all_files(visit: Visit) -> None:
     floats = geotiff(np.concatenate([pixels, pixels[:1]]))
     visit.upload({"a.tif": floats, "b.tif": floats})
     visit.says("2 files could not be classified")
-    visit.cards().first.get_by_role("button", name="Open the file settings").click()
+    visit.page.get_by_role("button", name="Open the settings").click()
     expect(visit.page.get_by_label("Bands, in the files' order")).to_be_focused()
     visit.page.get_by_label("Bands, in the files' order").select_option("custom")
     visit.page.get_by_label("Custom list of bands").fill(",".join((*BAND_NAMES, "_")))
@@ -350,23 +539,23 @@ def test_what_is_said_by_hand_holds_for_all_files(visit: Visit) -> None:
     visit.page.get_by_label("Offset: added before scaling").fill("nothing")
     visit.page.get_by_role("button", name="Apply to all files").click()
     visit.says("2 files could not be classified")
-    expect(visit.cards().first).to_contain_text("Offset is a number")
+    expect(visit.page.locator("#problems")).to_contain_text("Offset is a number")
 
 
 def test_the_coverage_of_sets_can_be_chosen(visit: Visit) -> None:
     visit.page.locator("#settings summary").click()
     assert visit.page.locator("#coverage option").all_text_contents() == ["80 %", "90 %"]
-    visit.page.get_by_label("Coverage of the prediction set").select_option("0.8")
+    visit.page.get_by_label("Certainty of the possible classes").select_option("0.8")
     visit.upload({"wood.tif": FOREST})
     visit.says("Forest")
-    expect(visit.page.locator(".set")).to_contain_text("80 % coverage")
+    expect(visit.page.locator(".set")).to_contain_text("80 % hold the true class")
 
 
 def test_what_is_no_tile_is_refused_by_itself(visit: Visit) -> None:
     visit.upload({"notes.tif": b"not a picture", "wood.tif": FOREST, "empty.tif": b""})
     visit.says("1 file classified, 2 files could not be")
-    assert visit.cards().nth(0).locator(".note.bad").count() == 1
-    expect(visit.cards().nth(0)).to_contain_text("Not a GeoTIFF")
+    expect(visit.page.locator("#problems")).to_contain_text("notes.tif: not a GeoTIFF")
+    expect(visit.page.locator("#problems")).to_contain_text("empty.tif")
     expect(visit.cards().nth(1)).to_contain_text("Forest")
 
 
@@ -389,11 +578,13 @@ def test_files_can_be_dropped(visit: Visit) -> None:
 def test_asking_again_while_answers_come_shows_only_the_last_ones(visit: Visit) -> None:
     visit.page.locator("#settings summary").click()
     visit.upload({f"{n}.tif": FOREST for n in range(12)})
-    visit.page.get_by_label("Coverage of the prediction set").select_option("0.8")
+    visit.page.get_by_label("Certainty of the possible classes").select_option("0.8")
     visit.page.get_by_role("button", name="Apply to all files").click()
     visit.says("12 files classified")
     expect(visit.page.locator("figure img")).to_have_count(24)
-    assert set(visit.page.locator(".set").all_text_contents()) == {"Prediction set (80 % coverage): Forest."}
+    assert set(visit.page.locator(".set").all_text_contents()) == {
+        "Possible classes: Forest. Of such lists, 80 % hold the true class."
+    }
     assert visit.errors == []
 
 
@@ -569,15 +760,20 @@ def test_answers_are_told_to_screen_readers(visit: Visit) -> None:
     expect(drawing).to_be_visible()
 
 
-@pytest.mark.parametrize(("size", "colours"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_axe_finds_no_barrier_and_nothing_sticks_out(
     browser: Browser, server: Server, size: dict[str, int], colours: str
 ) -> None:
     visit = Visit(browser, f"{server.url}/", viewport=size, color_scheme=colours)
     visit.page.locator("#settings summary").click()
     bright = changed(np.full((13, 64, 64), 9000, np.uint16))
-    visit.upload({"wood.tif": FOREST, "bright.tif": bright, "plain.tif": PLAIN, "coast.tif": scene(2, 3)})
-    visit.says("3 files classified, 1 file could not be classified, 1 result needs attention")
+    unread = {"plain.tif": PLAIN, "other.tif": PLAIN, "notes.tif": b"not a picture"}
+    visit.upload(
+        {"wood.tif": FOREST, "bright.tif": bright, "coast.tif": scene(2, 3, bright_cell=True), **unread}
+    )
+    visit.says("3 files classified, 3 files could not be classified, 2 results need attention")
+    expect(visit.page.locator("figure img")).to_have_count(8)
     visit.page.get_by_text("All windows").click()
     found = Axe().run(visit.page).response["violations"]
     assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []

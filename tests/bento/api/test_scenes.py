@@ -17,7 +17,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from affine import Affine
 from geotiffs import UTM, geotiff, jpeg
+from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 from rasterio.warp import transform as transform_coordinates
 from servers import served
@@ -25,6 +27,7 @@ from tiny_onnx import metadata, write_model
 
 from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.engine import Engine
+from tilewise.bento.results.maps import KNOWN
 from tilewise.bento.serving.scene_answers import ClassifiedScene, SceneRequest, answer_scene
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, positions
@@ -251,6 +254,69 @@ def test_windows_with_too_little_data_have_no_class(service: Service) -> None:
     ]
     numbers, *_ = class_map(service.send(file_of(pixels), Accept=MAP).content)
     assert (numbers[:36, :64] == NO_CLASS).all()
+
+
+def test_pixels_are_counted_by_class_and_what_has_none(
+    service: Service, engine: Engine, tmp_path: Path
+) -> None:
+    counted = service.send().json()["pixels"]
+    expected = classified(engine, tmp_path).class_map
+    assert list(counted) == [*CLASSES, "out_of_distribution", "no_class"]
+    assert sum(counted.values()) == expected.size
+    assert counted["no_class"] == (expected == NO_CLASS).sum()
+
+
+def test_a_picture_of_the_map_is_transparent_where_nothing_is_known(service: Service) -> None:
+    pixels = SMALL.copy()
+    pixels[:, :64, :64] = 0
+    response = service.send(file_of(pixels), Accept="image/png")
+    assert response.headers["content-type"] == "image/png"
+    with MemoryFile(response.content) as memory, memory.open() as dataset:
+        picture = dataset.read()
+    numbers, *_ = class_map(service.send(file_of(pixels), Accept=MAP).content)
+    grown = picture.shape[1] // numbers.shape[0]
+    opaque = np.repeat(np.repeat(numbers != NO_CLASS, grown, axis=0), grown, axis=1)
+    np.testing.assert_array_equal(picture[3] == 255, opaque)
+    assert not opaque[:8, :8].any()
+    top_right = KNOWN[CLASSES[numbers[40, 150]]]
+    assert tuple(picture[:3, 40 * grown, 150 * grown]) == top_right
+
+
+def test_stride_clouds_and_warp_are_those_of_batch_inference(service: Service) -> None:
+    cloud = SMALL.copy()
+    cloud[:, :64, :64] = np.linspace(6500, 8500, 13, dtype=np.uint16)[:, None, None]
+    overlapping = service.send(query="?stride=32", Prefer="respond-async")
+    assert overlapping.json()["windows"] == 15
+    service.places.append(overlapping.headers["location"])
+    assert service.send(file_of(cloud)).json()["features"][0]["properties"]["class"] is None
+    assert service.send(file_of(cloud), "?clouds=none").json()["features"][0]["properties"]["class"]
+    degrees = {"crs": CRS.from_epsg(4326), "transform": Affine(1.2e-4, 0, -8.5, 0, -9e-5, 42.8)}
+    refused = refusal(service.send(file_of(**degrees)), 422)
+    assert (refused["code"], "send warp=true" in refused["hint"]) == ("tile_shape", True)
+    warped = service.send(file_of(**degrees), "?warp=true", Accept=MAP)
+    _, profile, *_ = class_map(warped.content)
+    assert (profile["crs"], profile["transform"].a) == (UTM, 10)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("?stride=3", "stride is a number of pixels from 4 to 64, not '3'"),
+        ("?stride=x", "stride is a number"),
+        ("?clouds=fog", "clouds is none, auto, scl, qa60, probability, pixels or probability:PERCENT"),
+        ("?clouds=file:secret.tif", "clouds is none"),
+        ("?warp=yes", "warp is true or false, not 'yes'"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(service: Service, query: str, message: str) -> None:
+    assert refusal(service.send(query=query), 422)["message"].startswith(message)
+
+
+def test_windows_that_overlap_too_much_are_refused_by_the_header(service: Service) -> None:
+    side = math.isqrt(MAX_PIXELS) // 64 * 64
+    content = file_of(even(side, side), compress="deflate")
+    error = refusal(service.send(content, "?stride=4"), 413)
+    assert "choose a larger stride" in error["hint"]
 
 
 @pytest.mark.parametrize(
