@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from tilewise.datasets.core.console import (
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import TILE_SIZE
 from tilewise.datasets.scenes import SceneOptions, SceneSource
+from tilewise.datasets.scenes.area import Area, area_of_bounds, read_area
 from tilewise.datasets.scenes.options import scene_options
 
 
@@ -169,10 +171,55 @@ worker_options = option_group("workers", _make_workers, _WORKER_OPTIONS)
 """Add --jobs, --threads, --engine and --address, as one argument `workers`."""
 
 
+def _bounds(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[float, float, float, float] | None:
+    """Turn `W,S,E,N` into numbers; raise BadParameter where they are not four."""
+    if text is None:
+        return None
+    try:
+        west, south, east, north = map(float, text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text}: four numbers W,S,E,N in degrees are needed", context, option
+        ) from error
+    return west, south, east, north
+
+
+_AREA_OPTIONS = (
+    click.option(
+        "--aoi",
+        "aoi",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Read and classify only what the polygons in this file touch: a GeoJSON, or a GeoPackage with "
+        "one layer.",
+    ),
+    click.option(
+        "--bbox",
+        "bbox",
+        metavar="W,S,E,N",
+        callback=_bounds,
+        help="The same for a rectangle in degrees of longitude and latitude.",
+    ),
+)
+
+
+def _make_area(aoi: Path | None, bbox: tuple[float, float, float, float] | None) -> Area | None:
+    if aoi and bbox:
+        raise click.UsageError("--aoi and --bbox both name an area; give one of them")
+    return read_area(aoi) if aoi else area_of_bounds(*bbox) if bbox else None
+
+
+area_options = option_group("area", _make_area, _AREA_OPTIONS)
+"""Add --aoi and --bbox, as one argument `area`."""
+
+
 @click.command(context_settings=CONTEXT)
 @click.argument("scenes", nargs=-1, required=True)
 @out_option(FOLDER, "Folder of the results.")
 @output_options
+@area_options
 @scene_options
 @grid_options
 @model_option
@@ -201,6 +248,7 @@ def main(
     scenes: tuple[str, ...],
     out: Path,
     outputs: OutputOptions,
+    area: Area | None,
     reading: SceneOptions,
     grid: GridOptions,
     workers: dict[str, Any],
@@ -239,6 +287,7 @@ def main(
     Exit status: 0 every scene is done; 1 a scene failed or has blocks that cannot be decoded; 2 usage error;
     130 stopped by Ctrl-C.
     """
+    reading = replace(reading, area=area)
     options = RunOptions(
         reading=reading, grid=grid, outputs=outputs, precision=Precision(precision), **workers
     )
@@ -263,6 +312,8 @@ def _classify(run: Run, batches: Any, display: RunDisplay, out: Path) -> int:
         except OSError as error:
             raise TilewiseError(f"{out} cannot be written to: {error.strerror or error}") from error
     outcomes = run.outcomes
+    if not outcomes and run.outside:
+        raise TilewiseError(f"no scene has a pixel inside the area; {run.outside} were looked at")
     display.end(outcomes, str(out), str(run.model.path))
     return exit_status(outcomes)
 

@@ -18,7 +18,7 @@ from tilewise.bento.inference.precision import Precision, pick
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.results.maps import MAP_SUFFIXES
 from tilewise.bento.results.writer import ModelFacts, Output, OutputOptions
-from tilewise.datasets.core.errors import NoTilesError, TilewiseError
+from tilewise.datasets.core.errors import NoTilesError, OutsideAreaError, TilewiseError
 from tilewise.datasets.scenes import SceneOptions, SceneSource, find_scenes
 from tilewise.models.model_file import find_model, usable_cores
 
@@ -160,6 +160,9 @@ class Run:
         options: how scenes are classified.
         progress: called now and then with the progress of the run.
 
+    Attributes:
+        outside: number of scenes without a pixel inside the area of interest; they have no outcome.
+
     Raises:
         TilewiseError: the model cannot be used, or the options are invalid.
     """
@@ -182,6 +185,7 @@ class Run:
         self._outcomes: dict[str, SceneOutcome] = {}
         self._started = time.monotonic()
         self._windows = self._total = 0
+        self.outside = 0
 
     @property
     def model(self) -> ModelFacts:
@@ -207,7 +211,11 @@ class Run:
         plan = self._plan(self._manifest.staging)
         for task, finished in self._classify(iter(tasks), plan):
             outcome = self._enter(task, finished)
-            self._outcomes[outcome.name] = outcome
+            if outcome.state is SceneState.OUTSIDE:
+                self.outside += 1
+                self._outcomes.pop(outcome.name, None)
+            else:
+                self._outcomes[outcome.name] = outcome
             self._windows += outcome.windows if outcome.state is SceneState.DONE else 0
             yield outcome
         self._report_progress(0.0, 0)
@@ -223,6 +231,8 @@ class Run:
                     continue
                 with task.source.open() as scene:
                     yield task, f"to do: {scene.width} × {scene.height} pixels"
+            except OutsideAreaError:
+                yield task, "nothing to do: outside the area"
             except TilewiseError as error:
                 yield task, f"would fail: {error}"
 
@@ -266,7 +276,7 @@ class Run:
 
     def _report_progress(self, in_progress: float, windows: int) -> None:
         seconds = time.monotonic() - self._started
-        done = len(self._outcomes)
+        done = len(self._outcomes) + self.outside
         self._on_progress(RunProgress(done, self._total, in_progress, self._windows + windows, seconds))
 
 

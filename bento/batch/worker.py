@@ -23,7 +23,7 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import GridOptions, SceneBlock, SceneClassification, classify
 from tilewise.bento.results.writer import ModelFacts, OutputOptions, ResultWriter
-from tilewise.datasets.core.errors import ModelFileError, TilewiseError
+from tilewise.datasets.core.errors import ModelFileError, OutsideAreaError, TilewiseError
 from tilewise.datasets.core.files import sha256_of
 from tilewise.datasets.scenes import Scene, SceneSource
 
@@ -155,6 +155,8 @@ def catch_failures(task: SceneTask, plan: WorkPlan, work: Callable[[], Result]) 
     try:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
             return work()
+    except OutsideAreaError:
+        return FinishedScene(SceneOutcome(task.name, task.location, SceneState.OUTSIDE))
     except TilewiseError as error:
         return task.failed(str(error))
     except OSError as error:
@@ -173,6 +175,9 @@ def start_scene(task: SceneTask, plan: WorkPlan) -> StartedScene | FinishedScene
         TilewiseError: a file of the scene cannot be read.
     """
     started = time.time()
+    if task.source.options.area is not None:
+        with task.source.open():  # one that is outside the area is not read to its end
+            pass
     key = plan.key(task.source.fingerprint())
     if task.known and task.known.key == key and is_intact(task.known, plan.out):
         return FinishedScene(task.known.kept())

@@ -56,6 +56,9 @@ class ReadableScene(Protocol):
     def read(self, window: Window) -> DN:
         """Return uint16 (13, height, width), 0 = no data; called by several threads."""
 
+    def inside(self, window: Window) -> npt.NDArray[np.bool_] | None:
+        """Return bool (height, width): the pixels that are wanted; None: all are."""
+
 
 @dataclass(frozen=True, slots=True)
 class GridOptions:
@@ -142,6 +145,7 @@ class _Part:
 
     Attributes:
         valid_fractions: float32 (rows, columns).
+        wanted: bool (rows, columns), False where a window has no pixel that is wanted.
         valid: uint8, eight pixels of a row a byte, because parts are held until their strip is complete.
     """
 
@@ -149,6 +153,7 @@ class _Part:
     outlier: npt.NDArray[np.float32]
     kept: npt.NDArray[np.bool_]
     valid_fractions: npt.NDArray[np.float32]
+    wanted: npt.NDArray[np.bool_]
     valid: npt.NDArray[np.uint8]
 
 
@@ -199,9 +204,7 @@ class SceneClassification:
                     painter.skip(answers)
                     continue
                 answered += int(answers.kept.sum())
-                windows = tuple(
-                    self._windows(answers, np.concatenate([part.valid_fractions for part in parts], axis=1))
-                )
+                windows = tuple(self._windows(answers, parts))
                 for maps in painter.add(strip, answers):
                     yield SceneBlock(
                         maps.row, maps.class_map, maps.probability, maps.outlier, maps.probabilities, windows
@@ -252,15 +255,36 @@ class SceneClassification:
             min(rows[-1] + window_grid.tile, window_grid.height),
             min(columns[-1] + window_grid.tile, window_grid.width),
         )
-        pixels = self._scene.read(Window(columns[0], rows[0], right - columns[0], bottom - rows[0]))
-        valid = valid_mask(pixels, self._scene.bands)
+        window = Window(columns[0], rows[0], right - columns[0], bottom - rows[0])
         down, across = [row - rows[0] for row in rows], [column - columns[0] for column in columns]
+        inside = self._scene.inside(window)
+        wanted = np.ones((len(down), len(across)), bool)
+        if inside is not None:
+            wanted = _valid_fractions(inside, down, across, window_grid.tile) > 0
+        pixels = self._read(window, wanted, down, across)
+        valid = valid_mask(pixels, self._scene.bands)
         fractions = _valid_fractions(valid, down, across, window_grid.tile)
-        kept = (fractions >= self._grid.min_valid_fraction) & (fractions > 0)
+        kept = wanted & (fractions >= self._grid.min_valid_fraction) & (fractions > 0)
         probabilities, outlier = self._classify(pixels, down, across, kept)
+        if inside is not None:
+            valid &= inside
         (top, end), (left, last) = window_grid.edges(strip), window_grid.part_edges(part)
         painted = np.packbits(valid[: end - top, : last - left], axis=1)
-        return _Part(probabilities, outlier, kept, fractions, painted)
+        return _Part(probabilities, outlier, kept, fractions, wanted, painted)
+
+    def _read(self, window: Window, wanted: npt.NDArray[np.bool_], down: list[int], across: list[int]) -> DN:
+        """Read the windows of a part that are wanted; what is around them is no data."""
+        if wanted.all():
+            return self._scene.read(window)
+        pixels = np.zeros((BAND_COUNT, int(window.height), int(window.width)), np.uint16)
+        if wanted.any():
+            tile = self._window_grid.tile
+            rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
+            top, bottom = down[rows[0]], min(down[rows[-1]] + tile, int(window.height))
+            left, right = across[columns[0]], min(across[columns[-1]] + tile, int(window.width))
+            part = Window(window.col_off + left, window.row_off + top, right - left, bottom - top)
+            pixels[:, top:bottom, left:right] = self._scene.read(part)
+        return pixels
 
     def _classify(
         self, pixels: DN, down: list[int], across: list[int], kept: npt.NDArray[np.bool_]
@@ -294,11 +318,15 @@ class SceneClassification:
             np.concatenate(valid, axis=1),
         )
 
-    def _windows(self, answers: StripAnswers, fractions: npt.NDArray[np.float32]) -> Iterator[WindowAnswer]:
+    def _windows(self, answers: StripAnswers, parts: list[_Part]) -> Iterator[WindowAnswer]:
         window_grid = self._window_grid
+        fractions = np.concatenate([part.valid_fractions for part in parts], axis=1)
+        wanted = np.concatenate([part.wanted for part in parts], axis=1)
         height, width = min(window_grid.tile, window_grid.height), min(window_grid.tile, window_grid.width)
         for row, top in enumerate(answers.rows):
             for column, left in enumerate(window_grid.columns):
+                if not wanted[row, column]:
+                    continue
                 fraction = float(fractions[row, column])
                 if answers.kept[row, column]:
                     answer = answers.probabilities[row, column], float(answers.outlier[row, column])

@@ -16,10 +16,11 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from tilewise.datasets.core.bands import BAND_NAMES, positions
-from tilewise.datasets.core.errors import SceneError, UnreadableImageError
+from tilewise.datasets.core.errors import OutsideAreaError, SceneError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level
 from tilewise.datasets.core.tile import BAND_COUNT, DN, Georeference, canonical_order
 from tilewise.datasets.readers.geotiff import read_bands
+from tilewise.datasets.scenes.area import Area, inside, window_around
 from tilewise.datasets.scenes.clouds import VISIBLE, CloudWeights, find_clouds, table_for
 from tilewise.datasets.scenes.ground import grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
@@ -42,7 +43,7 @@ class Scene(AbstractContextManager["Scene"]):
 
     Attributes:
         name: the scene's name in messages.
-        grid: the grid of its windows, after warping if any.
+        grid: the grid of its windows, after warping and cutting to the area, if any.
         bands: canonical names of its bands.
         level: processing level, where known.
         taken: acquisition time, UTC, where known.
@@ -52,7 +53,13 @@ class Scene(AbstractContextManager["Scene"]):
     """
 
     def __init__(
-        self, name: str, parts: Parts, *, warp: bool = False, clouds: CloudMask | None = None
+        self,
+        name: str,
+        parts: Parts,
+        *,
+        warp: bool = False,
+        clouds: CloudMask | None = None,
+        area: Area | None = None,
     ) -> None:
         """Combine the parts of a scene on one grid.
 
@@ -61,14 +68,23 @@ class Scene(AbstractContextManager["Scene"]):
             parts: what a reader found.
             warp: bring a scene that is in degrees, or not near 10 m, to 10 m in its UTM zone.
             clouds: the requested mask; where `parts` have none, AUTO and PIXELS find clouds in the pixels.
+            area: the grid is cut to the area's extent, and `inside` is its pixels; None: the whole scene.
 
         Raises:
+            OutsideAreaError: no pixel is inside the area.
             SceneError: its rasters have different coordinate reference systems, or clouds shall be found in
                 pixels and it lacks a visible band.
             TileShapeError: its pixels are not about 10 m, and `warp` is off.
         """
         self.name = name
-        self.grid = grid_for_windows([layer.grid for layer in parts.layers], name, warp)
+        self._whole = grid_for_windows([layer.grid for layer in parts.layers], name, warp)
+        self._area = area.on_grid(self._whole) if area else None
+        self._cut = Window(0, 0, self._whole.width, self._whole.height)
+        if self._area is not None:
+            self._cut = window_around(self._area, self._whole) or self._cut
+            if not inside(self._area, self._whole, self._cut).any():
+                raise OutsideAreaError(f"{name}: no pixel of it is inside {area.name if area else ''}")
+        self.grid = self._whole.part(self._cut)
         self.bands = canonical_order(tuple(band for layer in parts.layers for band in layer.plan.bands))
         self.level: Level | None = parts.level
         self.taken: datetime | None = parts.taken
@@ -79,7 +95,7 @@ class Scene(AbstractContextManager["Scene"]):
         self.clouds = parts.clouds.mask.kind if parts.clouds else CloudKind.PIXELS if self._table else None
         finest = min(parts.layers, key=lambda layer: layer.grid.pixel_m)
         # On another grid the blocks of the files do not matter for how the scene is best cut.
-        self.block = finest.block if finest.grid.is_same(self.grid) else (1, 1)
+        self.block = finest.block if finest.grid.is_same(self._whole) else (1, 1)
         sources = [layer.source for layer in parts.layers] + ([parts.clouds.source] if parts.clouds else [])
         self._remote = any(is_remote(source) for source in sources)
         self._broken: set[BrokenBlock] = set()
@@ -123,6 +139,7 @@ class Scene(AbstractContextManager["Scene"]):
         Raises:
             UnreadableImageError: a file disappeared, a server does not answer, or the scene is closed.
         """
+        window = self._in_whole(window)
         with self._reading(), scene_gdal(remote=self._remote):
             pixels = self._read_bands(window)
             if self._clouds is not None:
@@ -132,6 +149,10 @@ class Scene(AbstractContextManager["Scene"]):
                 if found.any():
                     pixels = np.where(found, np.uint16(0), pixels)
             return pixels
+
+    def inside(self, window: Window) -> npt.NDArray[np.bool_] | None:
+        """Return bool (height, width): the pixels of a window inside the area; None: all are."""
+        return None if self._area is None else inside(self._area, self._whole, self._in_whole(window))
 
     def close(self) -> None:
         """Refuse further reads, wait for those of other threads, and close all files.
@@ -150,6 +171,10 @@ class Scene(AbstractContextManager["Scene"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _in_whole(self, window: Window) -> Window:
+        row, column = window.row_off + self._cut.row_off, window.col_off + self._cut.col_off
+        return Window(column, row, window.width, window.height)
 
     def _cloud_table(self, clouds: CloudMask | None) -> CloudWeights | None:
         if clouds is None or clouds.kind not in (CloudKind.AUTO, CloudKind.PIXELS):
@@ -193,10 +218,10 @@ class Scene(AbstractContextManager["Scene"]):
         def read(part: Window) -> DN:
             return self._read_valid(dataset, layer.source, part, len(layer.plan.bands), _of_layer(layer))
 
-        if layer.grid.is_same(self.grid):
+        if layer.grid.is_same(self._whole):
             return read(window)
-        kernel = kernel_for(layer.grid, self.grid)
-        return read_onto(self.grid, window, layer.grid, read, len(layer.plan.bands), kernel)
+        kernel = kernel_for(layer.grid, self._whole)
+        return read_onto(self._whole, window, layer.grid, read, len(layer.plan.bands), kernel)
 
     def _without_clouds(self, pixels: DN, window: Window, clouds: CloudLayer) -> DN:
         """Return `pixels` with 0 in clouds; pixels outside the mask count as cloud."""
@@ -208,10 +233,10 @@ class Scene(AbstractContextManager["Scene"]):
                 dataset, clouds.source, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w)
             )
 
-        if clouds.grid.is_same(self.grid):
+        if clouds.grid.is_same(self._whole):
             mask = read(window)
         else:
-            mask = read_onto(self.grid, window, clouds.grid, read, 1, Resampling.nearest)
+            mask = read_onto(self._whole, window, clouds.grid, read, 1, Resampling.nearest)
         return np.where(mask == 1, pixels, np.uint16(0))
 
     def _read_valid(

@@ -73,7 +73,8 @@ class SceneSource:
         mask = self.options.clouds
         if mask is not None and mask.kind is CloudKind.FILE:
             parts = replace(parts, clouds=self._mask_file())
-        with Scene(self.name, parts, warp=self.options.warp, clouds=mask) as scene:
+        how = self.options
+        with Scene(self.name, parts, warp=how.warp, clouds=mask, area=how.area) as scene:
             yield scene
 
     def fingerprint(self) -> str:
