@@ -13,7 +13,7 @@ import click
 
 from tilewise.bento.batch.console import RunDisplay, open_display
 from tilewise.bento.batch.manifest import SceneOutcome
-from tilewise.bento.batch.run import Backend, Run, RunOptions, find, watch_scenes
+from tilewise.bento.batch.run import Backend, Run, RunOptions, Source, find, join, watch_scenes
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.inference.windows import MIN_STRIDE, GridOptions
 from tilewise.bento.results.tables import VectorFormat
@@ -28,9 +28,10 @@ from tilewise.datasets.core.console import (
 )
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import TILE_SIZE
-from tilewise.datasets.scenes import SceneOptions, SceneSource
+from tilewise.datasets.scenes import MosaicKind, SceneOptions
 from tilewise.datasets.scenes.area import Area, area_of_bounds, read_area
 from tilewise.datasets.scenes.options import scene_options
+from tilewise.datasets.scenes.stac_api import DEFAULT_COLLECTION, StacSearch
 
 
 def _split(
@@ -215,16 +216,75 @@ area_options = option_group("area", _make_area, _AREA_OPTIONS)
 """Add --aoi and --bbox, as one argument `area`."""
 
 
+_SEARCH_OPTIONS = (
+    click.option(
+        "--stac",
+        "stac",
+        metavar="URL",
+        help="Search this STAC API, within --bbox or --aoi and --dates, and classify the items found.",
+    ),
+    click.option("--dates", "dates", metavar="A/B", help="With --stac: e.g. 2024-06-01/2024-08-31."),
+    click.option(
+        "--max-cloud",
+        "max_cloud",
+        metavar="PERCENT",
+        type=click.FloatRange(0, 100),
+        help="With --stac: leave out items with a larger cloud cover.",
+    ),
+    click.option(
+        "--collection",
+        "collections",
+        multiple=True,
+        default=(DEFAULT_COLLECTION,),
+        show_default=True,
+        help="With --stac: the collection to search; may be repeated.",
+    ),
+    click.option(
+        "--limit",
+        "limit",
+        type=click.IntRange(1),
+        help="With --stac: take only so many items, the first that the API names.",
+    ),
+)
+
+
+def _make_search(
+    stac: str | None,
+    dates: str | None,
+    max_cloud: float | None,
+    collections: tuple[str, ...],
+    limit: int | None,
+) -> StacSearch | None:
+    if stac is None:
+        if dates or limit or max_cloud is not None or collections != (DEFAULT_COLLECTION,):
+            raise click.UsageError("--dates, --max-cloud, --collection and --limit go with --stac URL")
+        return None
+    if dates is None:
+        raise click.UsageError("--stac needs --dates A/B, e.g. 2024-06-01/2024-08-31")
+    return StacSearch(stac, dates, max_cloud, collections, limit)
+
+
+search_options = option_group("search", _make_search, _SEARCH_OPTIONS)
+"""Add --stac, --dates, --max-cloud, --collection and --limit, as one argument `search`."""
+
+
 @click.command(context_settings=CONTEXT)
-@click.argument("scenes", nargs=-1, required=True)
+@click.argument("scenes", nargs=-1)
 @out_option(FOLDER, "Folder of the results.")
 @output_options
 @area_options
+@search_options
 @scene_options
 @grid_options
 @model_option
 @precision_option
 @worker_options
+@click.option(
+    "--mosaic",
+    "mosaic",
+    type=click.Choice([kind.value for kind in MosaicKind]),
+    help="One map of all scenes, named mosaic: of the most recent clear pixels, or of mean probabilities.",
+)
 @click.option(
     "--dry-run", "dry_run", is_flag=True, help="Print what would be done with each scene, and do nothing."
 )
@@ -249,17 +309,19 @@ def main(
     out: Path,
     outputs: OutputOptions,
     area: Area | None,
+    search: StacSearch | None,
     reading: SceneOptions,
     grid: GridOptions,
     workers: dict[str, Any],
     precision: str,
     model: str | None,
+    mosaic: str | None,
     dry_run: bool,
     watch: float | None,
     idle: float | None,
     as_json: bool,
 ) -> None:
-    """Classify SCENES: folders, files, globs, or text files that list them.
+    """Classify SCENES: folders, files, globs, text files that list them, or what a STAC API finds.
 
     \b
     For each scene NAME these files are written into the folder of results:
@@ -279,6 +341,7 @@ def main(
       tilewise batch SCENES --out MAPS --dry-run
       tilewise batch SCENES --out MAPS --jobs 2
       tilewise batch SCENES --out MAPS          # only what is not done yet
+      tilewise batch --stac URL --bbox W,S,E,N --dates A/B --out MAPS
 
     After a stop, a crash or a full disk the same command continues: MAPS/manifest.sqlite records the input,
         options
@@ -291,7 +354,16 @@ def main(
     options = RunOptions(
         reading=reading, grid=grid, outputs=outputs, precision=Precision(precision), **workers
     )
-    look = partial(find, scenes, reading)
+    if not scenes and not search:
+        raise click.UsageError("name SCENES, or a STAC API to search (--stac URL)")
+    if search and not area:
+        raise click.UsageError("--stac needs an area to search in: --bbox W,S,E,N or --aoi FILE")
+    if mosaic and watch:
+        raise click.UsageError("--mosaic needs all scenes at once; leave --watch out")
+
+    def look() -> list[Source]:
+        return join(find(scenes, reading, search), MosaicKind(mosaic) if mosaic else None)
+
     if dry_run:
         sys.exit(_preview(Run(out, model, options), look(), as_json))
     found = [] if watch else look()
@@ -323,7 +395,7 @@ def exit_status(outcomes: Sequence[SceneOutcome]) -> int:
     return 0 if all(outcome.is_complete for outcome in outcomes) else 1
 
 
-def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
+def _preview(run: Run, sources: Sequence[Source], as_json: bool) -> int:
     """Print what would be done; return the exit status."""
     failures = 0
     for task, plan in run.preview(sources):

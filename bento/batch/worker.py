@@ -25,7 +25,9 @@ from tilewise.bento.inference.windows import GridOptions, SceneBlock, SceneClass
 from tilewise.bento.results.writer import ModelFacts, OutputOptions, ResultWriter
 from tilewise.datasets.core.errors import ModelFileError, OutsideAreaError, TilewiseError
 from tilewise.datasets.core.files import sha256_of
-from tilewise.datasets.scenes import Scene, SceneSource
+from tilewise.datasets.scenes import MosaicSource, Scene, SceneSource
+from tilewise.datasets.scenes.layers import in_utc
+from tilewise.datasets.scenes.mosaic import Mosaic
 
 _LOG = logging.getLogger("tilewise")
 _CACHE_MB = 128  # of GDAL's blocks, in each process; GDAL's default is a fraction of the machine's memory
@@ -98,7 +100,7 @@ class SceneTask:
         known: the manifest's outcome under that name, if any.
     """
 
-    source: SceneSource
+    source: SceneSource | MosaicSource
     name: str
     location: str
     known: SceneOutcome | None = None
@@ -185,7 +187,7 @@ def start_scene(task: SceneTask, plan: WorkPlan) -> StartedScene | FinishedScene
 
 
 def classify_and_write(
-    started: StartedScene, engine: Engine, scene: Scene, advance: Advance = ignore_progress
+    started: StartedScene, engine: Engine, scene: Scene | Mosaic, advance: Advance = ignore_progress
 ) -> FinishedScene:
     """Classify an open scene and write its results to a staging folder.
 
@@ -256,8 +258,10 @@ def write_scene(
     return FinishedScene(outcome, folder)
 
 
-def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassification) -> SceneInfo:
+def scene_info_of(task: SceneTask, scene: Scene | Mosaic, classification: SceneClassification) -> SceneInfo:
     """Return the grid of a scene's maps and the scene's origin."""
+    times = sorted(map(in_utc, scene.times))
+    when = times[:1] + times[-1:]
     return SceneInfo(
         name=task.name,
         georeference=classification.georeference,
@@ -265,7 +269,7 @@ def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassifica
         width=classification.width,
         scene_georeference=scene.georeference,
         sources=tuple(p if "://" in p else str(Path(p).absolute()) for p in map(str, task.source.paths)),
-        datetime=scene.taken.strftime(_UTC) if scene.taken else None,
+        datetime="/".join(dict.fromkeys(time.strftime(_UTC) for time in when)) or None,
         platform=scene.platform,
         level=scene.level and str(scene.level),
         clouds=scene.clouds and scene.clouds.value,

@@ -1,7 +1,7 @@
 """An open scene: DN on one grid, window by window, whatever files it is made of."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,11 +22,14 @@ from tilewise.datasets.core.tile import BAND_COUNT, DN, Georeference, canonical_
 from tilewise.datasets.readers.geotiff import read_bands
 from tilewise.datasets.scenes.area import Area, inside, window_around
 from tilewise.datasets.scenes.clouds import VISIBLE, CloudWeights, find_clouds, table_for
-from tilewise.datasets.scenes.ground import grid_for_windows
+from tilewise.datasets.scenes.ground import Grid, grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
 from tilewise.datasets.scenes.options import CloudKind, CloudMask
-from tilewise.datasets.scenes.rasters import file_of, is_remote, name_of, open_raster, scene_gdal
+from tilewise.datasets.scenes.rasters import address_of, file_of, is_remote, name_of, open_raster, scene_gdal
 from tilewise.datasets.scenes.resample import kernel_for, read_onto
+
+ReadWindow = Callable[[Window], DN]
+"""Returns uint16 (13, height, width) of a window of a scene, 0 = no data."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,24 +81,15 @@ class Scene(AbstractContextManager["Scene"]):
         """
         self.name = name
         self._whole = grid_for_windows([layer.grid for layer in parts.layers], name, warp)
-        self._area = area.on_grid(self._whole) if area else None
-        self._cut = Window(0, 0, self._whole.width, self._whole.height)
-        if self._area is not None:
-            self._cut = window_around(self._area, self._whole) or self._cut
-            if not inside(self._area, self._whole, self._cut).any():
-                raise OutsideAreaError(f"{name}: no pixel of it is inside {area.name if area else ''}")
-        self.grid = self._whole.part(self._cut)
+        self._limit, self._layers = area, parts.layers
+        self._cut_to_area()
         self.bands = canonical_order(tuple(band for layer in parts.layers for band in layer.plan.bands))
         self.level: Level | None = parts.level
         self.taken: datetime | None = parts.taken
         self.platform = parts.platform
-        self._layers = parts.layers
         self._clouds = parts.clouds
         self._table = None if parts.clouds else self._cloud_table(clouds)
         self.clouds = parts.clouds.mask.kind if parts.clouds else CloudKind.PIXELS if self._table else None
-        finest = min(parts.layers, key=lambda layer: layer.grid.pixel_m)
-        # On another grid the blocks of the files do not matter for how the scene is best cut.
-        self.block = finest.block if finest.grid.is_same(self._whole) else (1, 1)
         sources = [layer.source for layer in parts.layers] + ([parts.clouds.source] if parts.clouds else [])
         self._remote = any(is_remote(source) for source in sources)
         self._broken: set[BrokenBlock] = set()
@@ -119,6 +113,16 @@ class Scene(AbstractContextManager["Scene"]):
     def width(self) -> int:
         """Columns of the grid."""
         return self.grid.width
+
+    @property
+    def whole(self) -> Grid:
+        """The grid before it was cut to the area."""
+        return self._whole
+
+    @property
+    def times(self) -> tuple[datetime, ...]:
+        """The acquisition time, UTC, where known."""
+        return (self.taken,) if self.taken else ()
 
     @property
     def broken(self) -> int:
@@ -150,6 +154,21 @@ class Scene(AbstractContextManager["Scene"]):
                     pixels = np.where(found, np.uint16(0), pixels)
             return pixels
 
+    def readers(self) -> Sequence[ReadWindow]:
+        """Return what reads each observation, of which a scene is one."""
+        return [self.read]
+
+    def onto(self, grid: Grid) -> "Scene":
+        """Read the scene on another grid from now on; return the scene.
+
+        Raises:
+            OutsideAreaError: no pixel of the grid is inside the area.
+        """
+        if not grid.is_same(self._whole):
+            self._whole = grid
+            self._cut_to_area()
+        return self
+
     def inside(self, window: Window) -> npt.NDArray[np.bool_] | None:
         """Return bool (height, width): the pixels of a window inside the area; None: all are."""
         return None if self._area is None else inside(self._area, self._whole, self._in_whole(window))
@@ -171,6 +190,19 @@ class Scene(AbstractContextManager["Scene"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _cut_to_area(self) -> None:
+        """Cut the grid to the area, if any."""
+        finest = min(self._layers, key=lambda layer: layer.grid.pixel_m)
+        # On another grid the blocks of the files do not matter for how the scene is best cut.
+        self.block = finest.block if finest.grid.is_same(self._whole) else (1, 1)
+        self._area = self._limit.on_grid(self._whole) if self._limit else None
+        self._cut = Window(0, 0, self._whole.width, self._whole.height)
+        if self._area is not None and self._limit is not None:
+            self._cut = window_around(self._area, self._whole) or self._cut
+            if not inside(self._area, self._whole, self._cut).any():
+                raise OutsideAreaError(f"{self.name}: no pixel of it is inside {self._limit.name}")
+        self.grid = self._whole.part(self._cut)
 
     def _in_whole(self, window: Window) -> Window:
         row, column = window.row_off + self._cut.row_off, window.col_off + self._cut.col_off
@@ -273,11 +305,13 @@ class Scene(AbstractContextManager["Scene"]):
     def _handle(self, source: str | Path) -> DatasetReader:
         """Return this thread's own handle of a raster: GDAL's are not to be shared."""
         handles: dict[str | Path, DatasetReader] = self._mine.__dict__.setdefault("handles", {})
-        if source not in handles:
-            handles[source] = open_raster(source)
+        # A signed address expires; with a new signature it is another one, and opened anew.
+        address = address_of(source) if is_remote(source) else source
+        if address not in handles:
+            handles[address] = open_raster(source)
             with self._lock:
-                self._opened.append(handles[source])
-        return handles[source]
+                self._opened.append(handles[address])
+        return handles[address]
 
 
 def _of_layer(layer: Layer) -> Callable[[DatasetReader, Window], DN]:

@@ -196,7 +196,7 @@ def test_json_that_tells_of_no_scene_is_reported(tmp_path: Path, content: str, m
 @pytest.mark.parametrize(
     ("href", "message"),
     [
-        ("s3://bucket/blue.tif", "s3: addresses are not read"),
+        ("ftp://host/blue.tif", "ftp: addresses are not read"),
         ("gs://b/x.tif", "gs: addresses"),
         ("/vsicurl/x.tif", "no such file"),
     ],
