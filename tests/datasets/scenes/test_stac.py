@@ -197,7 +197,7 @@ def test_json_that_tells_of_no_scene_is_reported(tmp_path: Path, content: str, m
     ("href", "message"),
     [
         ("ftp://host/blue.tif", "ftp: addresses are not read"),
-        ("gs://b/x.tif", "gs: addresses"),
+        ("abfs://b/x.tif", "abfs: addresses"),
         ("/vsicurl/x.tif", "no such file"),
     ],
 )
