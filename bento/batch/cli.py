@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from tilewise.bento.batch.console import RunDisplay, open_display
 from tilewise.bento.batch.manifest import SceneOutcome
-from tilewise.bento.batch.run import Backend, Run, RunOptions, find, watch_scenes
+from tilewise.bento.batch.run import Backend, Run, RunOptions, Source, find, join, watch_scenes
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.inference.windows import MIN_STRIDE, GridOptions
 from tilewise.bento.results.tables import VectorFormat
@@ -27,8 +28,10 @@ from tilewise.datasets.core.console import (
 )
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.core.tile import TILE_SIZE
-from tilewise.datasets.scenes import SceneOptions, SceneSource
+from tilewise.datasets.scenes import MosaicKind, SceneOptions
+from tilewise.datasets.scenes.area import Area, area_of_bounds, read_area
 from tilewise.datasets.scenes.options import scene_options
+from tilewise.datasets.scenes.stac_api import DEFAULT_COLLECTION, StacSearch
 
 
 def _split(
@@ -169,15 +172,119 @@ worker_options = option_group("workers", _make_workers, _WORKER_OPTIONS)
 """Add --jobs, --threads, --engine and --address, as one argument `workers`."""
 
 
+def _bounds(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[float, float, float, float] | None:
+    """Turn `W,S,E,N` into numbers; raise BadParameter where they are not four."""
+    if text is None:
+        return None
+    try:
+        west, south, east, north = map(float, text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text}: four numbers W,S,E,N in degrees are needed", context, option
+        ) from error
+    return west, south, east, north
+
+
+_AREA_OPTIONS = (
+    click.option(
+        "--aoi",
+        "aoi",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Read and classify only what the polygons in this file touch: a GeoJSON, or a GeoPackage with "
+        "one layer.",
+    ),
+    click.option(
+        "--bbox",
+        "bbox",
+        metavar="W,S,E,N",
+        callback=_bounds,
+        help="The same for a rectangle in degrees of longitude and latitude.",
+    ),
+)
+
+
+def _make_area(aoi: Path | None, bbox: tuple[float, float, float, float] | None) -> Area | None:
+    if aoi and bbox:
+        raise click.UsageError("--aoi and --bbox both name an area; give one of them")
+    return read_area(aoi) if aoi else area_of_bounds(*bbox) if bbox else None
+
+
+area_options = option_group("area", _make_area, _AREA_OPTIONS)
+"""Add --aoi and --bbox, as one argument `area`."""
+
+
+_SEARCH_OPTIONS = (
+    click.option(
+        "--stac",
+        "stac",
+        metavar="URL",
+        help="Search this STAC API, within --bbox or --aoi and --dates, and classify the items found.",
+    ),
+    click.option("--dates", "dates", metavar="A/B", help="With --stac: e.g. 2024-06-01/2024-08-31."),
+    click.option(
+        "--max-cloud",
+        "max_cloud",
+        metavar="PERCENT",
+        type=click.FloatRange(0, 100),
+        help="With --stac: leave out items with a larger cloud cover.",
+    ),
+    click.option(
+        "--collection",
+        "collections",
+        multiple=True,
+        default=(DEFAULT_COLLECTION,),
+        show_default=True,
+        help="With --stac: the collection to search; may be repeated.",
+    ),
+    click.option(
+        "--limit",
+        "limit",
+        type=click.IntRange(1),
+        help="With --stac: take only so many items, the first that the API names.",
+    ),
+)
+
+
+def _make_search(
+    stac: str | None,
+    dates: str | None,
+    max_cloud: float | None,
+    collections: tuple[str, ...],
+    limit: int | None,
+) -> StacSearch | None:
+    if stac is None:
+        if dates or limit or max_cloud is not None or collections != (DEFAULT_COLLECTION,):
+            raise click.UsageError("--dates, --max-cloud, --collection and --limit go with --stac URL")
+        return None
+    if dates is None:
+        raise click.UsageError("--stac needs --dates A/B, e.g. 2024-06-01/2024-08-31")
+    return StacSearch(stac, dates, max_cloud, collections, limit)
+
+
+search_options = option_group("search", _make_search, _SEARCH_OPTIONS)
+"""Add --stac, --dates, --max-cloud, --collection and --limit, as one argument `search`."""
+
+
 @click.command(context_settings=CONTEXT)
-@click.argument("scenes", nargs=-1, required=True)
+@click.argument("scenes", nargs=-1)
 @out_option(FOLDER, "Folder of the results.")
 @output_options
+@area_options
+@search_options
 @scene_options
 @grid_options
 @model_option
 @precision_option
 @worker_options
+@click.option(
+    "--mosaic",
+    "mosaic",
+    type=click.Choice([kind.value for kind in MosaicKind]),
+    help="One map of all scenes, named mosaic: of the most recent clear pixels, or of mean probabilities.",
+)
 @click.option(
     "--dry-run", "dry_run", is_flag=True, help="Print what would be done with each scene, and do nothing."
 )
@@ -201,17 +308,20 @@ def main(
     scenes: tuple[str, ...],
     out: Path,
     outputs: OutputOptions,
+    area: Area | None,
+    search: StacSearch | None,
     reading: SceneOptions,
     grid: GridOptions,
     workers: dict[str, Any],
     precision: str,
     model: str | None,
+    mosaic: str | None,
     dry_run: bool,
     watch: float | None,
     idle: float | None,
     as_json: bool,
 ) -> None:
-    """Classify SCENES: folders, files, globs, or text files that list them.
+    """Classify SCENES: folders, files, globs, text files that list them, or what a STAC API finds.
 
     \b
     For each scene NAME these files are written into the folder of results:
@@ -231,6 +341,7 @@ def main(
       tilewise batch SCENES --out MAPS --dry-run
       tilewise batch SCENES --out MAPS --jobs 2
       tilewise batch SCENES --out MAPS          # only what is not done yet
+      tilewise batch --stac URL --bbox W,S,E,N --dates A/B --out MAPS
 
     After a stop, a crash or a full disk the same command continues: MAPS/manifest.sqlite records the input,
         options
@@ -239,10 +350,20 @@ def main(
     Exit status: 0 every scene is done; 1 a scene failed or has blocks that cannot be decoded; 2 usage error;
     130 stopped by Ctrl-C.
     """
+    reading = replace(reading, area=area)
     options = RunOptions(
         reading=reading, grid=grid, outputs=outputs, precision=Precision(precision), **workers
     )
-    look = partial(find, scenes, reading)
+    if not scenes and not search:
+        raise click.UsageError("name SCENES, or a STAC API to search (--stac URL)")
+    if search and not area:
+        raise click.UsageError("--stac needs an area to search in: --bbox W,S,E,N or --aoi FILE")
+    if mosaic and watch:
+        raise click.UsageError("--mosaic needs all scenes at once; leave --watch out")
+
+    def look() -> list[Source]:
+        return join(find(scenes, reading, search), MosaicKind(mosaic) if mosaic else None)
+
     if dry_run:
         sys.exit(_preview(Run(out, model, options), look(), as_json))
     found = [] if watch else look()
@@ -263,6 +384,8 @@ def _classify(run: Run, batches: Any, display: RunDisplay, out: Path) -> int:
         except OSError as error:
             raise TilewiseError(f"{out} cannot be written to: {error.strerror or error}") from error
     outcomes = run.outcomes
+    if not outcomes and run.outside:
+        raise TilewiseError(f"no scene has a pixel inside the area; {run.outside} were looked at")
     display.end(outcomes, str(out), str(run.model.path))
     return exit_status(outcomes)
 
@@ -272,7 +395,7 @@ def exit_status(outcomes: Sequence[SceneOutcome]) -> int:
     return 0 if all(outcome.is_complete for outcome in outcomes) else 1
 
 
-def _preview(run: Run, sources: Sequence[SceneSource], as_json: bool) -> int:
+def _preview(run: Run, sources: Sequence[Source], as_json: bool) -> int:
     """Print what would be done; return the exit status."""
     failures = 0
     for task, plan in run.preview(sources):

@@ -67,6 +67,9 @@ class Lines:
         if outcome.error:
             click.echo(f"error: {outcome.error}", err=True)
             return
+        if outcome.state is SceneState.OUTSIDE:
+            click.echo(f"{outcome.name}: outside the area", err=True)
+            return
         done = f"{outcome.windows:,} windows, {outcome.seconds:.1f} s"
         click.echo(
             f"{outcome.name}: {'done already' if outcome.state is SceneState.KEPT else done}", err=True

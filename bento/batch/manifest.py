@@ -26,6 +26,7 @@ class SceneState(StrEnum):
     DONE = "done"
     KEPT = "kept"  # classified by an earlier run with the same input, options and model
     FAILED = "failed"
+    OUTSIDE = "outside"  # no pixel of it is inside the area of interest
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class SceneOutcome:
     Attributes:
         name: stem of the result files.
         source: path or URL of the scene.
-        state: done, kept from an earlier run, or failed.
+        state: done, kept from an earlier run, failed, or outside the area of interest.
         key: hash of input, options and model together; empty where the scene could not be read.
         windows: number of classified windows.
         skipped: number of windows with too few valid pixels.

@@ -18,9 +18,20 @@ from tilewise.bento.inference.precision import Precision, pick
 from tilewise.bento.inference.windows import GridOptions
 from tilewise.bento.results.maps import MAP_SUFFIXES
 from tilewise.bento.results.writer import ModelFacts, Output, OutputOptions
-from tilewise.datasets.core.errors import NoTilesError, TilewiseError
-from tilewise.datasets.scenes import SceneOptions, SceneSource, find_scenes
+from tilewise.datasets.core.errors import NoTilesError, OutsideAreaError, TilewiseError
+from tilewise.datasets.scenes import (
+    MosaicKind,
+    MosaicSource,
+    SceneOptions,
+    SceneSource,
+    find_scenes,
+    make_mosaic,
+)
+from tilewise.datasets.scenes.stac_api import StacSearch
 from tilewise.models.model_file import find_model, usable_cores
+
+Source = SceneSource | MosaicSource
+"""What has a map of its own."""
 
 
 class Backend(StrEnum):
@@ -44,6 +55,7 @@ class RunOptions:
         address: of the Ray cluster; None: the one on this machine, else a new one of this machine alone.
         precision: whether the INT8 file beside the model file may take its place.
         block_strips: scenes with more strips of windows than this are split into several tasks on a cluster.
+        mosaic: how all scenes become one map; None: each scene has its own.
     """
 
     reading: SceneOptions = field(default_factory=SceneOptions)
@@ -55,6 +67,7 @@ class RunOptions:
     address: str | None = None
     precision: Precision = Precision.AUTO
     block_strips: int = BLOCK_STRIPS
+    mosaic: MosaicKind | None = None
 
     def threads_each(self) -> int:
         """Return the threads of each process.
@@ -139,16 +152,30 @@ def classify_scenes(
     """
     options = options or RunOptions()
     run = Run(Path(out), model, options, progress)
-    sources = find([paths] if isinstance(paths, str | Path) else list(paths), options.reading)
+    found = find([paths] if isinstance(paths, str | Path) else list(paths), options.reading)
+    sources = join(found, options.mosaic)
     with run.begin():
         yield from run.take(sources)
         run.report()
 
 
-def find(paths: Sequence[str | Path], reading: SceneOptions) -> list[SceneSource]:
-    """Return the scenes at `paths`, without the maps of earlier runs; see `datasets.scenes.find_scenes`."""
+def find(
+    paths: Sequence[str | Path],
+    reading: SceneOptions,
+    search: StacSearch | None = None,
+) -> list[SceneSource]:
+    """Return the scenes at `paths`, and those that a search finds in the area of `reading`.
+
+    The maps of earlier runs are left out; see `datasets.scenes.find_scenes`.
+    """
     absolute = [path if "://" in str(path) else _absolute(path) for path in paths]
-    return find_scenes(absolute, reading, skip=MAP_SUFFIXES)
+    items = search.find(reading.area) if search and reading.area else []
+    return find_scenes([*absolute, *items], reading, skip=MAP_SUFFIXES)
+
+
+def join(scenes: Sequence[SceneSource], mosaic: MosaicKind | None) -> list[Source]:
+    """Return the mosaic of scenes, where one is wanted, else the scenes."""
+    return [make_mosaic(scenes, mosaic)] if mosaic else list(scenes)
 
 
 class Run:
@@ -159,6 +186,9 @@ class Run:
         model: the model file; None: the newest exported one.
         options: how scenes are classified.
         progress: called now and then with the progress of the run.
+
+    Attributes:
+        outside: number of scenes without a pixel inside the area of interest; they have no outcome.
 
     Raises:
         TilewiseError: the model cannot be used, or the options are invalid.
@@ -182,6 +212,7 @@ class Run:
         self._outcomes: dict[str, SceneOutcome] = {}
         self._started = time.monotonic()
         self._windows = self._total = 0
+        self.outside = 0
 
     @property
     def model(self) -> ModelFacts:
@@ -199,7 +230,7 @@ class Run:
         self._started = time.monotonic()
         return self._manifest
 
-    def take(self, sources: Sequence[SceneSource]) -> Iterator[SceneOutcome]:
+    def take(self, sources: Sequence[Source]) -> Iterator[SceneOutcome]:
         """Classify scenes; yield the outcome of each."""
         assert self._manifest is not None  # noqa: S101 - `begin` comes first
         self._total += len(sources)
@@ -207,12 +238,16 @@ class Run:
         plan = self._plan(self._manifest.staging)
         for task, finished in self._classify(iter(tasks), plan):
             outcome = self._enter(task, finished)
-            self._outcomes[outcome.name] = outcome
+            if outcome.state is SceneState.OUTSIDE:
+                self.outside += 1
+                self._outcomes.pop(outcome.name, None)
+            else:
+                self._outcomes[outcome.name] = outcome
             self._windows += outcome.windows if outcome.state is SceneState.DONE else 0
             yield outcome
         self._report_progress(0.0, 0)
 
-    def preview(self, sources: Sequence[SceneSource]) -> Iterator[tuple[SceneTask, str]]:
+    def preview(self, sources: Sequence[Source]) -> Iterator[tuple[SceneTask, str]]:
         """Yield what would be done with each scene: `done already`, `to do: …` or `would fail: …`."""
         plan = self._plan(self._out)
         for task in self._tasks(sources, peek(self._out)):
@@ -223,6 +258,8 @@ class Run:
                     continue
                 with task.source.open() as scene:
                     yield task, f"to do: {scene.width} × {scene.height} pixels"
+            except OutsideAreaError:
+                yield task, "nothing to do: outside the area"
             except TilewiseError as error:
                 yield task, f"would fail: {error}"
 
@@ -235,7 +272,7 @@ class Run:
         parts = (self._options.grid, self._options.outputs, self._threads)
         return WorkPlan(self._out.absolute(), staging.absolute(), model.path.absolute(), model.sha256, *parts)
 
-    def _tasks(self, sources: Sequence[SceneSource], known: Mapping[str, SceneOutcome]) -> list[SceneTask]:
+    def _tasks(self, sources: Sequence[Source], known: Mapping[str, SceneOutcome]) -> list[SceneTask]:
         names = name_results([(source.name, location_of(source)) for source in sources], known)
         return [
             SceneTask(source, name, location_of(source), known.get(name))
@@ -266,11 +303,11 @@ class Run:
 
     def _report_progress(self, in_progress: float, windows: int) -> None:
         seconds = time.monotonic() - self._started
-        done = len(self._outcomes)
+        done = len(self._outcomes) + self.outside
         self._on_progress(RunProgress(done, self._total, in_progress, self._windows + windows, seconds))
 
 
-def location_of(source: SceneSource) -> str:
+def location_of(source: Source) -> str:
     """Return how reports and the manifest name a scene: its file, the folder of its files, or its URL."""
     paths = [str(path) for path in source.paths]
     if len(paths) == 1:
@@ -314,11 +351,11 @@ FileStates = tuple[tuple[str, int, int], ...]
 
 
 def watch_scenes(
-    find: Callable[[], Sequence[SceneSource]],
+    find: Callable[[], Sequence[Source]],
     every: float,
     idle: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[list[SceneSource]]:
+) -> Iterator[list[Source]]:
     """Yield scenes that are new or have changed, once they are no longer being written.
 
     A scene is yielded when its files look the same in two consecutive looks: one that is still being written
@@ -351,12 +388,12 @@ def watch_scenes(
         sleep(every)
 
 
-def _identity(source: SceneSource) -> str:
+def _identity(source: Source) -> str:
     """Return what identifies a scene: its files, since its name may change with other scenes beside it."""
     return "\n".join(str(path) for path in source.paths)
 
 
-def _file_states(source: SceneSource) -> FileStates:
+def _file_states(source: Source) -> FileStates:
     """Return what changes while a scene is written; empty for URLs."""
     files = [file for path in source.paths if "://" not in str(path) for file in _files(Path(path))]
     states = []

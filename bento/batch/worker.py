@@ -23,9 +23,11 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import GridOptions, SceneBlock, SceneClassification, classify
 from tilewise.bento.results.writer import ModelFacts, OutputOptions, ResultWriter
-from tilewise.datasets.core.errors import ModelFileError, TilewiseError
+from tilewise.datasets.core.errors import ModelFileError, OutsideAreaError, TilewiseError
 from tilewise.datasets.core.files import sha256_of
-from tilewise.datasets.scenes import Scene, SceneSource
+from tilewise.datasets.scenes import MosaicSource, Scene, SceneSource
+from tilewise.datasets.scenes.layers import in_utc
+from tilewise.datasets.scenes.mosaic import Mosaic
 
 _LOG = logging.getLogger("tilewise")
 _CACHE_MB = 128  # of GDAL's blocks, in each process; GDAL's default is a fraction of the machine's memory
@@ -98,7 +100,7 @@ class SceneTask:
         known: the manifest's outcome under that name, if any.
     """
 
-    source: SceneSource
+    source: SceneSource | MosaicSource
     name: str
     location: str
     known: SceneOutcome | None = None
@@ -155,6 +157,8 @@ def catch_failures(task: SceneTask, plan: WorkPlan, work: Callable[[], Result]) 
     try:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
             return work()
+    except OutsideAreaError:
+        return FinishedScene(SceneOutcome(task.name, task.location, SceneState.OUTSIDE))
     except TilewiseError as error:
         return task.failed(str(error))
     except OSError as error:
@@ -173,6 +177,9 @@ def start_scene(task: SceneTask, plan: WorkPlan) -> StartedScene | FinishedScene
         TilewiseError: a file of the scene cannot be read.
     """
     started = time.time()
+    if task.source.options.area is not None:
+        with task.source.open():  # one that is outside the area is not read to its end
+            pass
     key = plan.key(task.source.fingerprint())
     if task.known and task.known.key == key and is_intact(task.known, plan.out):
         return FinishedScene(task.known.kept())
@@ -180,7 +187,7 @@ def start_scene(task: SceneTask, plan: WorkPlan) -> StartedScene | FinishedScene
 
 
 def classify_and_write(
-    started: StartedScene, engine: Engine, scene: Scene, advance: Advance = ignore_progress
+    started: StartedScene, engine: Engine, scene: Scene | Mosaic, advance: Advance = ignore_progress
 ) -> FinishedScene:
     """Classify an open scene and write its results to a staging folder.
 
@@ -251,8 +258,10 @@ def write_scene(
     return FinishedScene(outcome, folder)
 
 
-def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassification) -> SceneInfo:
+def scene_info_of(task: SceneTask, scene: Scene | Mosaic, classification: SceneClassification) -> SceneInfo:
     """Return the grid of a scene's maps and the scene's origin."""
+    times = sorted(map(in_utc, scene.times))
+    when = times[:1] + times[-1:]
     return SceneInfo(
         name=task.name,
         georeference=classification.georeference,
@@ -260,7 +269,7 @@ def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassifica
         width=classification.width,
         scene_georeference=scene.georeference,
         sources=tuple(p if "://" in p else str(Path(p).absolute()) for p in map(str, task.source.paths)),
-        datetime=scene.taken.strftime(_UTC) if scene.taken else None,
+        datetime="/".join(dict.fromkeys(time.strftime(_UTC) for time in when)) or None,
         platform=scene.platform,
         level=scene.level and str(scene.level),
         clouds=scene.clouds and scene.clouds.value,

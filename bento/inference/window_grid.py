@@ -26,7 +26,7 @@ class SceneInfo:
         georeference: of the maps.
         height, width: pixels of the maps.
         sources: the files that the scene was read from, as the user named them.
-        datetime: acquisition time, ISO 8601; None: unknown.
+        datetime: acquisition time, ISO 8601, or of several scenes first/last; None: unknown.
         platform: the satellite, e.g. `sentinel-2a`; None: unknown.
         level: the processing level; None: unknown.
         clouds: the kind of the scene's cloud mask; None: clouds were not looked for.

@@ -6,7 +6,7 @@ tiles and runs the network on one core. While one thread reads, another computes
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from tilewise.bento.inference.window_grid import WindowGrid, make_window_grid
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE, Georeference, valid_mask
+from tilewise.datasets.scenes.scene import ReadWindow
 from tilewise.models.model_file import usable_cores
 
 MIN_STRIDE = 4
@@ -53,8 +54,14 @@ class ReadableScene(Protocol):
     def broken(self) -> int:
         """Number of blocks that could not be decoded so far."""
 
-    def read(self, window: Window) -> DN:
-        """Return uint16 (13, height, width), 0 = no data; called by several threads."""
+    def readers(self) -> Sequence[ReadWindow]:
+        """Return what reads each observation of the scene; answers are the mean over them.
+
+        They return uint16 (13, height, width) of a window, 0 = no data, and are called by several threads.
+        """
+
+    def inside(self, window: Window) -> npt.NDArray[np.bool_] | None:
+        """Return bool (height, width): the pixels that are wanted; None: all are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,7 @@ class _Part:
 
     Attributes:
         valid_fractions: float32 (rows, columns).
+        wanted: bool (rows, columns), False where a window has no pixel that is wanted.
         valid: uint8, eight pixels of a row a byte, because parts are held until their strip is complete.
     """
 
@@ -149,7 +157,19 @@ class _Part:
     outlier: npt.NDArray[np.float32]
     kept: npt.NDArray[np.bool_]
     valid_fractions: npt.NDArray[np.float32]
+    wanted: npt.NDArray[np.bool_]
     valid: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """The answers of one observation of a part, as in `_Part`; `valid` is bool (height, width)."""
+
+    probabilities: npt.NDArray[np.float32]
+    outlier: npt.NDArray[np.float32]
+    kept: npt.NDArray[np.bool_]
+    valid_fractions: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -199,9 +219,7 @@ class SceneClassification:
                     painter.skip(answers)
                     continue
                 answered += int(answers.kept.sum())
-                windows = tuple(
-                    self._windows(answers, np.concatenate([part.valid_fractions for part in parts], axis=1))
-                )
+                windows = tuple(self._windows(answers, parts))
                 for maps in painter.add(strip, answers):
                     yield SceneBlock(
                         maps.row, maps.class_map, maps.probability, maps.outlier, maps.probabilities, windows
@@ -252,15 +270,51 @@ class SceneClassification:
             min(rows[-1] + window_grid.tile, window_grid.height),
             min(columns[-1] + window_grid.tile, window_grid.width),
         )
-        pixels = self._scene.read(Window(columns[0], rows[0], right - columns[0], bottom - rows[0]))
-        valid = valid_mask(pixels, self._scene.bands)
+        window = Window(columns[0], rows[0], right - columns[0], bottom - rows[0])
         down, across = [row - rows[0] for row in rows], [column - columns[0] for column in columns]
-        fractions = _valid_fractions(valid, down, across, window_grid.tile)
-        kept = (fractions >= self._grid.min_valid_fraction) & (fractions > 0)
-        probabilities, outlier = self._classify(pixels, down, across, kept)
+        inside = self._scene.inside(window)
+        wanted = np.ones((len(down), len(across)), bool)
+        if inside is not None:
+            wanted = _valid_fractions(inside, down, across, window_grid.tile) > 0
+        seen = [
+            self._observe(self._read(read, window, wanted, down, across), wanted, down, across)
+            for read in self._scene.readers()
+        ]
+        one = seen[0] if len(seen) == 1 else _mean(seen)
+        valid = one.valid if inside is None else one.valid & inside
         (top, end), (left, last) = window_grid.edges(strip), window_grid.part_edges(part)
         painted = np.packbits(valid[: end - top, : last - left], axis=1)
-        return _Part(probabilities, outlier, kept, fractions, painted)
+        return _Part(one.probabilities, one.outlier, one.kept, one.valid_fractions, wanted, painted)
+
+    def _observe(
+        self, pixels: DN, wanted: npt.NDArray[np.bool_], down: list[int], across: list[int]
+    ) -> _Observed:
+        """Classify the windows of one observation of a part."""
+        valid = valid_mask(pixels, self._scene.bands)
+        fractions = _valid_fractions(valid, down, across, self._window_grid.tile)
+        kept = wanted & (fractions >= self._grid.min_valid_fraction) & (fractions > 0)
+        return _Observed(*self._classify(pixels, down, across, kept), kept, fractions, valid)
+
+    def _read(
+        self,
+        read: ReadWindow,
+        window: Window,
+        wanted: npt.NDArray[np.bool_],
+        down: list[int],
+        across: list[int],
+    ) -> DN:
+        """Read the windows of a part that are wanted; what is around them is no data."""
+        if wanted.all():
+            return read(window)
+        pixels = np.zeros((BAND_COUNT, int(window.height), int(window.width)), np.uint16)
+        if wanted.any():
+            tile = self._window_grid.tile
+            rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
+            top, bottom = down[rows[0]], min(down[rows[-1]] + tile, int(window.height))
+            left, right = across[columns[0]], min(across[columns[-1]] + tile, int(window.width))
+            part = Window(window.col_off + left, window.row_off + top, right - left, bottom - top)
+            pixels[:, top:bottom, left:right] = read(part)
+        return pixels
 
     def _classify(
         self, pixels: DN, down: list[int], across: list[int], kept: npt.NDArray[np.bool_]
@@ -294,11 +348,15 @@ class SceneClassification:
             np.concatenate(valid, axis=1),
         )
 
-    def _windows(self, answers: StripAnswers, fractions: npt.NDArray[np.float32]) -> Iterator[WindowAnswer]:
+    def _windows(self, answers: StripAnswers, parts: list[_Part]) -> Iterator[WindowAnswer]:
         window_grid = self._window_grid
+        fractions = np.concatenate([part.valid_fractions for part in parts], axis=1)
+        wanted = np.concatenate([part.wanted for part in parts], axis=1)
         height, width = min(window_grid.tile, window_grid.height), min(window_grid.tile, window_grid.width)
         for row, top in enumerate(answers.rows):
             for column, left in enumerate(window_grid.columns):
+                if not wanted[row, column]:
+                    continue
                 fraction = float(fractions[row, column])
                 if answers.kept[row, column]:
                     answer = answers.probabilities[row, column], float(answers.outlier[row, column])
@@ -359,6 +417,19 @@ def strip_count(scene: ReadableScene, grid: GridOptions, tile: int = TILE_SIZE) 
 def _window_grid_of(scene: ReadableScene, grid: GridOptions, tile: int) -> WindowGrid:
     grid.check(tile)
     return make_window_grid(scene.height, scene.width, tile, grid.stride, scene.block)
+
+
+def _mean(seen: Sequence[_Observed]) -> _Observed:
+    """Return the mean over the observations in which a window is kept; a pixel is valid if it is in any."""
+    kept = np.stack([one.kept for one in seen])
+    count = np.maximum(kept.sum(axis=0), 1).astype(np.float32)
+    # Where a window was skipped, its answers are 0.
+    probabilities = sum(one.probabilities for one in seen[1:]) + seen[0].probabilities
+    outlier = sum(one.outlier for one in seen[1:]) + seen[0].outlier
+    fractions = np.max([one.valid_fractions for one in seen], axis=0)
+    valid = np.any([one.valid for one in seen], axis=0)
+    any_kept = np.asarray(kept.any(axis=0))
+    return _Observed(probabilities / count[..., None], outlier / count, any_kept, fractions, valid)
 
 
 def _valid_fractions(

@@ -96,11 +96,8 @@ def write_item(
 
 
 def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> dict[str, Any]:
-    when: dict[str, Any] = (
-        {"datetime": scene_info.datetime} if scene_info.datetime else {"datetime": None, **_ANY_TIME}
-    )
     return {
-        **when,
+        **_times(scene_info.datetime),
         **({"platform": scene_info.platform} if scene_info.platform else {}),
         "title": f"Land cover of {scene_info.name}",
         **_projection(scene_info),
@@ -109,6 +106,13 @@ def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> 
         "tilewise:synthetic_model": metadata.synthetic,
         "tilewise:cloud_mask": scene_info.clouds,
     }
+
+
+def _times(when: str | None) -> dict[str, Any]:
+    if when is None:
+        return {"datetime": None, **_ANY_TIME}
+    first, _, last = when.partition("/")
+    return {"datetime": None, "start_datetime": first, "end_datetime": last} if last else {"datetime": first}
 
 
 def _projection(scene_info: SceneInfo) -> dict[str, Any]:

@@ -91,6 +91,10 @@ class SceneError(TilewiseError):
     """A scene, or an option for reading it, is not valid."""
 
 
+class OutsideAreaError(SceneError):
+    """A scene without any pixel inside the area of interest."""
+
+
 class NoticeError(TilewiseError):
     """A message without a scene that this consumer may read."""
 

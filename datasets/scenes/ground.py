@@ -14,6 +14,7 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.warp import transform, transform_bounds
+from rasterio.windows import Window
 
 from tilewise.datasets.core.errors import SceneError, TileShapeError
 from tilewise.datasets.core.tile import Georeference
@@ -40,6 +41,11 @@ class Grid:
         side = abs(self.georeference.transform.determinant) ** 0.5
         crs = self.georeference.crs
         return side * (crs.linear_units_factor[1] if crs.is_projected else 111_320.0)
+
+    def part(self, window: Window) -> "Grid":
+        """Return the grid of a window of this one."""
+        moved = self.georeference.transform @ Affine.translation(window.col_off, window.row_off)
+        return Grid(Georeference(self.georeference.crs, moved), int(window.height), int(window.width))
 
     def is_same(self, other: "Grid") -> bool:
         """Return whether both have the same pixels."""

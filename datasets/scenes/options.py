@@ -8,6 +8,7 @@ import click
 from tilewise.datasets.core.console import READ_OPTIONS, make_read_options, option_group
 from tilewise.datasets.core.errors import SceneError
 from tilewise.datasets.core.radiometry import ReadOptions
+from tilewise.datasets.scenes.area import Area
 
 
 class CloudKind(StrEnum):
@@ -50,12 +51,14 @@ class SceneOptions:
         warp: bring scenes that are in degrees, or not near 10 m, to 10 m in their UTM zone; else they are
             refused.
         quick_fingerprint: know a local file by its size, time, head and tail, and not by all its bytes.
+        area: where scenes are read and classified; None: everywhere.
     """
 
     read_options: ReadOptions = field(default_factory=ReadOptions)
     clouds: CloudMask | None = field(default_factory=CloudMask)
     warp: bool = False
     quick_fingerprint: bool = False
+    area: Area | None = None
 
 
 def parse_clouds(text: str) -> CloudMask | None:

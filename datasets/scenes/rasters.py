@@ -1,4 +1,8 @@
-"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP; fetch metadata by HTTP.
+"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP or from a bucket.
+
+URLs of Azure Blob Storage are signed by the Planetary Computer when they are opened. Buckets (`s3://`,
+`gs://`) are read by GDAL's own handlers, with the credentials that GDAL finds (AWS_ACCESS_KEY_ID,
+~/.aws/credentials, GOOGLE_APPLICATION_CREDENTIALS and their like). Metadata are fetched by HTTP alone.
 
 This is for trusted files, such as those of a batch run. Uploads are opened by
 `tilewise.datasets.readers.geotiff.open_geotiff`, which supports neither JPEG 2000 nor the network.
@@ -7,6 +11,7 @@ This is for trusted files, such as those of a batch run. Uploads are opened by
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +24,10 @@ from rasterio.io import DatasetReader
 from tilewise.datasets.core.errors import FetchError, UnreadableImageError
 from tilewise.datasets.readers.geotiff import check_header, isolated_gdal, why_unreadable
 
+_WEB = ("http", "https")
+_BUCKETS = {"s3": "/vsis3/", "gs": "/vsigs/"}
+_SIGNED_HOSTS = ".blob.core.windows.net"  # where the Planetary Computer keeps its files
+_MAX_BLOCKS = 10_000  # of a file in a bucket, of which the state is looked at
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # the signature box, ISO/IEC 15444-1 annex I
 _ZIPPED = "/vsizip/{"
@@ -51,8 +60,43 @@ def scene_gdal(*, remote: bool = False) -> Iterator[None]:
 
 
 def is_remote(source: str | Path) -> bool:
-    """Return whether a source is an http(s) URL, not a path."""
-    return isinstance(source, str) and urlsplit(source).scheme in ("http", "https")
+    """Return whether a source is a URL that can be read (http, https, s3, gs), not a path."""
+    return isinstance(source, str) and urlsplit(source).scheme in (*_WEB, *_BUCKETS)
+
+
+def address_of(source: str | Path) -> str:
+    """Return what GDAL opens for a remote source; where its storage wants a signature, with a valid one.
+
+    Raises:
+        FetchError: no signature is given for it, or the package that fetches one is not installed.
+    """
+    parts = urlsplit(str(source))
+    if parts.scheme in _BUCKETS:
+        return f"{_BUCKETS[parts.scheme]}{parts.netloc}{parts.path}"
+    return f"/vsicurl/{_signed(str(source))}"
+
+
+def _signed(url: str) -> str:
+    """Return the URL of a file, signed where it is in Azure's blob storage and not public.
+
+    The package keeps a signature until a minute before it expires, and then fetches another.
+    """
+    if not (urlsplit(url).hostname or "").endswith(_SIGNED_HOSTS):
+        return url
+    try:
+        from planetary_computer import sign_url
+        from requests import RequestException
+    except ImportError as error:
+        raise FetchError(
+            f"{shown(url)}: its address has to be signed; pip install 'tilewise[stac]'"
+        ) from error
+    try:
+        return str(sign_url(url))
+    except (RequestException, ValueError) as error:
+        raise FetchError(
+            f"{shown(url)}: the Planetary Computer gives no signature for it ({type(error).__name__}); check "
+            "the network, and PC_SDK_SUBSCRIPTION_KEY if you have one"
+        ) from error
 
 
 def zipped_source(archive: Path, member: str) -> str:
@@ -98,7 +142,7 @@ def open_raster(source: str | Path) -> DatasetReader:
 
 def _open(source: str | Path) -> DatasetReader:
     if is_remote(source):
-        return rasterio.open(f"/vsicurl/{source}", driver="GTiff")
+        return rasterio.open(address_of(source), driver="GTiff")
     if not file_of(source).is_file():  # GDAL would accept `/vsicurl/…` and the like as a path
         raise FileNotFoundError(source)
     if is_zipped(source):
@@ -116,6 +160,8 @@ def _is_jp2(path: Path) -> bool:
 
 
 def _why(source: str | Path) -> str:
+    if urlsplit(str(source)).scheme in _BUCKETS:
+        return "it cannot be read from its bucket as a GeoTIFF; check that it exists, and your credentials"
     if is_remote(source):
         server = urlsplit(str(source)).netloc
         return (
@@ -132,8 +178,10 @@ def fetch_text(url: str) -> bytes:
     """Return the body of an http(s) URL, of a bounded size.
 
     Raises:
-        FetchError: there is no response, another status than 200, or too long a body.
+        FetchError: there is no response, another status than 200, or too long a body, or it is in a bucket.
     """
+    if urlsplit(url).scheme in _BUCKETS:
+        raise FetchError(f"{shown(url)}: metadata are read from disk or by http(s); give an address of these")
     try:
         with httpx.stream("GET", url, timeout=_TIMEOUT_S, follow_redirects=True) as response:
             if response.status_code != 200:
@@ -153,11 +201,16 @@ def fetch_text(url: str) -> bytes:
 def remote_state(url: str) -> str:
     """Return a hash that changes when the file at a URL does, as far as the server's headers show.
 
+    Of a file in a bucket it changes with the places and sizes of its blocks.
+
     Raises:
         FetchError: there is no response, or the server does not have the file.
+        UnreadableImageError: a file in a bucket cannot be opened.
     """
+    if urlsplit(url).scheme in _BUCKETS:
+        return _state_in_bucket(url)
     try:
-        response = httpx.head(url, timeout=_TIMEOUT_S, follow_redirects=True)
+        response = httpx.head(_signed(url), timeout=_TIMEOUT_S, follow_redirects=True)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchError(f"{shown(url)}: no response ({type(error).__name__}); check the network") from error
     if response.status_code not in (200, 206):
@@ -165,6 +218,16 @@ def remote_state(url: str) -> str:
     state = {name: response.headers[name] for name in _STATE_HEADERS if name in response.headers}
     public = urlsplit(url)._replace(query="").geturl()
     return hashlib.sha256(repr((public, sorted(state.items()))).encode()).hexdigest()
+
+
+def _state_in_bucket(url: str) -> str:
+    """Return a hash of the size, tags and index of blocks of a GeoTIFF in a bucket."""
+    with scene_gdal(remote=True), open_raster(url) as dataset:
+        state = [url, repr(dataset.profile), repr(sorted(dataset.tags().items()))]
+        for (row, column), _ in islice(dataset.block_windows(1), _MAX_BLOCKS):
+            for kind in ("OFFSET", "SIZE"):
+                state.append(str(dataset.get_tag_item(f"BLOCK_{kind}_{column}_{row}", "TIFF", bidx=1)))
+    return hashlib.sha256("\n".join(state).encode()).hexdigest()
 
 
 def shown(url: str) -> str:

@@ -1,7 +1,7 @@
 """An open scene: DN on one grid, window by window, whatever files it is made of."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,16 +16,20 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from tilewise.datasets.core.bands import BAND_NAMES, positions
-from tilewise.datasets.core.errors import SceneError, UnreadableImageError
+from tilewise.datasets.core.errors import OutsideAreaError, SceneError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level
 from tilewise.datasets.core.tile import BAND_COUNT, DN, Georeference, canonical_order
 from tilewise.datasets.readers.geotiff import read_bands
+from tilewise.datasets.scenes.area import Area, inside, window_around
 from tilewise.datasets.scenes.clouds import VISIBLE, CloudWeights, find_clouds, table_for
-from tilewise.datasets.scenes.ground import grid_for_windows
+from tilewise.datasets.scenes.ground import Grid, grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
 from tilewise.datasets.scenes.options import CloudKind, CloudMask
-from tilewise.datasets.scenes.rasters import file_of, is_remote, name_of, open_raster, scene_gdal
+from tilewise.datasets.scenes.rasters import address_of, file_of, is_remote, name_of, open_raster, scene_gdal
 from tilewise.datasets.scenes.resample import kernel_for, read_onto
+
+ReadWindow = Callable[[Window], DN]
+"""Returns uint16 (13, height, width) of a window of a scene, 0 = no data."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,7 +46,7 @@ class Scene(AbstractContextManager["Scene"]):
 
     Attributes:
         name: the scene's name in messages.
-        grid: the grid of its windows, after warping if any.
+        grid: the grid of its windows, after warping and cutting to the area, if any.
         bands: canonical names of its bands.
         level: processing level, where known.
         taken: acquisition time, UTC, where known.
@@ -52,7 +56,13 @@ class Scene(AbstractContextManager["Scene"]):
     """
 
     def __init__(
-        self, name: str, parts: Parts, *, warp: bool = False, clouds: CloudMask | None = None
+        self,
+        name: str,
+        parts: Parts,
+        *,
+        warp: bool = False,
+        clouds: CloudMask | None = None,
+        area: Area | None = None,
     ) -> None:
         """Combine the parts of a scene on one grid.
 
@@ -61,25 +71,25 @@ class Scene(AbstractContextManager["Scene"]):
             parts: what a reader found.
             warp: bring a scene that is in degrees, or not near 10 m, to 10 m in its UTM zone.
             clouds: the requested mask; where `parts` have none, AUTO and PIXELS find clouds in the pixels.
+            area: the grid is cut to the area's extent, and `inside` is its pixels; None: the whole scene.
 
         Raises:
+            OutsideAreaError: no pixel is inside the area.
             SceneError: its rasters have different coordinate reference systems, or clouds shall be found in
                 pixels and it lacks a visible band.
             TileShapeError: its pixels are not about 10 m, and `warp` is off.
         """
         self.name = name
-        self.grid = grid_for_windows([layer.grid for layer in parts.layers], name, warp)
+        self._whole = grid_for_windows([layer.grid for layer in parts.layers], name, warp)
+        self._limit, self._layers = area, parts.layers
+        self._cut_to_area()
         self.bands = canonical_order(tuple(band for layer in parts.layers for band in layer.plan.bands))
         self.level: Level | None = parts.level
         self.taken: datetime | None = parts.taken
         self.platform = parts.platform
-        self._layers = parts.layers
         self._clouds = parts.clouds
         self._table = None if parts.clouds else self._cloud_table(clouds)
         self.clouds = parts.clouds.mask.kind if parts.clouds else CloudKind.PIXELS if self._table else None
-        finest = min(parts.layers, key=lambda layer: layer.grid.pixel_m)
-        # On another grid the blocks of the files do not matter for how the scene is best cut.
-        self.block = finest.block if finest.grid.is_same(self.grid) else (1, 1)
         sources = [layer.source for layer in parts.layers] + ([parts.clouds.source] if parts.clouds else [])
         self._remote = any(is_remote(source) for source in sources)
         self._broken: set[BrokenBlock] = set()
@@ -105,6 +115,16 @@ class Scene(AbstractContextManager["Scene"]):
         return self.grid.width
 
     @property
+    def whole(self) -> Grid:
+        """The grid before it was cut to the area."""
+        return self._whole
+
+    @property
+    def times(self) -> tuple[datetime, ...]:
+        """The acquisition time, UTC, where known."""
+        return (self.taken,) if self.taken else ()
+
+    @property
     def broken(self) -> int:
         """Number of blocks that could not be decoded so far."""
         return len(self.broken_blocks)
@@ -123,6 +143,7 @@ class Scene(AbstractContextManager["Scene"]):
         Raises:
             UnreadableImageError: a file disappeared, a server does not answer, or the scene is closed.
         """
+        window = self._in_whole(window)
         with self._reading(), scene_gdal(remote=self._remote):
             pixels = self._read_bands(window)
             if self._clouds is not None:
@@ -132,6 +153,25 @@ class Scene(AbstractContextManager["Scene"]):
                 if found.any():
                     pixels = np.where(found, np.uint16(0), pixels)
             return pixels
+
+    def readers(self) -> Sequence[ReadWindow]:
+        """Return what reads each observation, of which a scene is one."""
+        return [self.read]
+
+    def onto(self, grid: Grid) -> "Scene":
+        """Read the scene on another grid from now on; return the scene.
+
+        Raises:
+            OutsideAreaError: no pixel of the grid is inside the area.
+        """
+        if not grid.is_same(self._whole):
+            self._whole = grid
+            self._cut_to_area()
+        return self
+
+    def inside(self, window: Window) -> npt.NDArray[np.bool_] | None:
+        """Return bool (height, width): the pixels of a window inside the area; None: all are."""
+        return None if self._area is None else inside(self._area, self._whole, self._in_whole(window))
 
     def close(self) -> None:
         """Refuse further reads, wait for those of other threads, and close all files.
@@ -150,6 +190,23 @@ class Scene(AbstractContextManager["Scene"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _cut_to_area(self) -> None:
+        """Cut the grid to the area, if any."""
+        finest = min(self._layers, key=lambda layer: layer.grid.pixel_m)
+        # On another grid the blocks of the files do not matter for how the scene is best cut.
+        self.block = finest.block if finest.grid.is_same(self._whole) else (1, 1)
+        self._area = self._limit.on_grid(self._whole) if self._limit else None
+        self._cut = Window(0, 0, self._whole.width, self._whole.height)
+        if self._area is not None and self._limit is not None:
+            self._cut = window_around(self._area, self._whole) or self._cut
+            if not inside(self._area, self._whole, self._cut).any():
+                raise OutsideAreaError(f"{self.name}: no pixel of it is inside {self._limit.name}")
+        self.grid = self._whole.part(self._cut)
+
+    def _in_whole(self, window: Window) -> Window:
+        row, column = window.row_off + self._cut.row_off, window.col_off + self._cut.col_off
+        return Window(column, row, window.width, window.height)
 
     def _cloud_table(self, clouds: CloudMask | None) -> CloudWeights | None:
         if clouds is None or clouds.kind not in (CloudKind.AUTO, CloudKind.PIXELS):
@@ -193,10 +250,10 @@ class Scene(AbstractContextManager["Scene"]):
         def read(part: Window) -> DN:
             return self._read_valid(dataset, layer.source, part, len(layer.plan.bands), _of_layer(layer))
 
-        if layer.grid.is_same(self.grid):
+        if layer.grid.is_same(self._whole):
             return read(window)
-        kernel = kernel_for(layer.grid, self.grid)
-        return read_onto(self.grid, window, layer.grid, read, len(layer.plan.bands), kernel)
+        kernel = kernel_for(layer.grid, self._whole)
+        return read_onto(self._whole, window, layer.grid, read, len(layer.plan.bands), kernel)
 
     def _without_clouds(self, pixels: DN, window: Window, clouds: CloudLayer) -> DN:
         """Return `pixels` with 0 in clouds; pixels outside the mask count as cloud."""
@@ -208,10 +265,10 @@ class Scene(AbstractContextManager["Scene"]):
                 dataset, clouds.source, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w)
             )
 
-        if clouds.grid.is_same(self.grid):
+        if clouds.grid.is_same(self._whole):
             mask = read(window)
         else:
-            mask = read_onto(self.grid, window, clouds.grid, read, 1, Resampling.nearest)
+            mask = read_onto(self._whole, window, clouds.grid, read, 1, Resampling.nearest)
         return np.where(mask == 1, pixels, np.uint16(0))
 
     def _read_valid(
@@ -248,11 +305,13 @@ class Scene(AbstractContextManager["Scene"]):
     def _handle(self, source: str | Path) -> DatasetReader:
         """Return this thread's own handle of a raster: GDAL's are not to be shared."""
         handles: dict[str | Path, DatasetReader] = self._mine.__dict__.setdefault("handles", {})
-        if source not in handles:
-            handles[source] = open_raster(source)
+        # A signed address expires; with a new signature it is another one, and opened anew.
+        address = address_of(source) if is_remote(source) else source
+        if address not in handles:
+            handles[address] = open_raster(source)
             with self._lock:
-                self._opened.append(handles[source])
-        return handles[source]
+                self._opened.append(handles[address])
+        return handles[address]
 
 
 def _of_layer(layer: Layer) -> Callable[[DatasetReader, Window], DN]:

@@ -73,7 +73,8 @@ class SceneSource:
         mask = self.options.clouds
         if mask is not None and mask.kind is CloudKind.FILE:
             parts = replace(parts, clouds=self._mask_file())
-        with Scene(self.name, parts, warp=self.options.warp, clouds=mask) as scene:
+        how = self.options
+        with Scene(self.name, parts, warp=how.warp, clouds=mask, area=how.area) as scene:
             yield scene
 
     def fingerprint(self) -> str:
@@ -163,7 +164,7 @@ class _Found:
 
 
 def find_scenes(
-    sources: Sequence[str | Path], options: SceneOptions | None = None, skip: tuple[str, ...] = ()
+    sources: Sequence[str | Path | Item], options: SceneOptions | None = None, skip: tuple[str, ...] = ()
 ) -> list[SceneSource]:
     """Return the scenes in `sources`, in a fixed order, each once and with a unique name.
 
@@ -171,7 +172,7 @@ def find_scenes(
 
     Args:
         sources: files, folders (walked), SAFE products, patterns (`2024*/**/*.tif`), text lists of sources
-            (.txt), STAC JSON (.json, or an http(s) URL).
+            (.txt), STAC JSON (.json, or an http(s) URL), STAC items.
         options: how they will be read.
         skip: endings of file names that are not scenes, such as those of an earlier run's maps.
 
@@ -195,8 +196,11 @@ def find_scenes(
     ]
 
 
-def _find(source: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]:
+def _find(source: str | Path | Item, skip: tuple[str, ...]) -> Iterator[_Found]:
     """Yield the scenes in a source of any kind."""
+    if isinstance(source, Item):
+        yield _of_item(source)
+        return
     path = Path(source)
     if is_remote(source):
         yield from _of_stac(source)
@@ -289,11 +293,14 @@ def _of_stac(source: str | Path) -> Iterator[_Found]:
     if not items:
         problem = f"{Path(str(source)).name}: it has no item, and none of its links leads to one"
         yield _Found(Path(str(source)).stem, Kind.UNKNOWN, (source,), problem=problem)
-    for item in items:
-        try:
-            yield _Found(item.name, Kind.STAC, files_of(item), item)
-        except TilewiseError as error:
-            yield _Found(item.name, Kind.STAC, (), item, str(error))
+    yield from map(_of_item, items)
+
+
+def _of_item(item: Item) -> _Found:
+    try:
+        return _Found(item.name, Kind.STAC, files_of(item), item)
+    except TilewiseError as error:
+        return _Found(item.name, Kind.STAC, (), item, str(error))
 
 
 def _lines(path: Path) -> Iterator[str | Path]:

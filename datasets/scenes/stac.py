@@ -1,7 +1,7 @@
 """Read scenes from STAC: an item, an ItemCollection, or a catalog or collection whose links lead to items.
 
-Files are on disk, beside the JSON or anywhere, or on an http(s) server that supports ranges. JSON from a
-server never refers to this machine's disk.
+Files are on disk, beside the JSON or anywhere, on an http(s) server that supports ranges, or in a bucket
+(s3, gs). JSON from a server never refers to this machine's disk.
 """
 
 import json
@@ -192,19 +192,21 @@ def _resolve(href: str, base: str) -> str | Path:
     """Return the path or URL that an href means in a JSON at `base`.
 
     Raises:
-        SceneError: it is neither a path nor an http(s) URL, or a server refers to this machine's disk.
+        SceneError: it is neither a path nor a URL of a known kind, or a server refers to this machine's disk.
     """
     scheme = urlsplit(href).scheme
-    if scheme in ("http", "https"):
+    if is_remote(href):
         return href
     if is_remote(base):
         if scheme:
-            raise SceneError(f"{shown(base)}: {scheme}: addresses are not read; only http(s)")
+            raise SceneError(f"{shown(base)}: {scheme}: addresses are not read; only http(s), s3 and gs")
         return urljoin(base, href)
     if scheme == "file":
         return Path(unquote(urlsplit(href).path))
     if scheme and not re.fullmatch(r"[A-Za-z]", scheme):  # one letter is a drive
-        raise SceneError(f"{Path(base).name}: {scheme}: addresses are not read; only paths and http(s)")
+        raise SceneError(
+            f"{Path(base).name}: {scheme}: addresses are not read; only paths, http(s), s3 and gs"
+        )
     return Path(base).parent / href
 
 

@@ -197,8 +197,8 @@ def test_json_that_tells_of_no_scene_is_reported(tmp_path: Path, content: str, m
 @pytest.mark.parametrize(
     ("href", "message"),
     [
-        ("s3://bucket/blue.tif", "s3: addresses are not read"),
-        ("gs://b/x.tif", "gs: addresses"),
+        ("ftp://host/blue.tif", "ftp: addresses are not read"),
+        ("abfs://b/x.tif", "abfs: addresses"),
         ("/vsicurl/x.tif", "no such file"),
     ],
 )
