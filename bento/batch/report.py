@@ -89,11 +89,11 @@ def tabulate(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> str:
         "seconds",
         "model_sha256",
     ]
-    writer.writerow([*head, *(_inert(f"{name}_ha") for name in classes), "error"])
+    writer.writerow([*head, *(inert(f"{name}_ha") for name in classes), "error"])
     for outcome in outcomes:
         row = {**_describe(outcome), "model_sha256": model.sha256}
         areas = [outcome.area_ha.get(name, 0.0) for name in classes]
-        writer.writerow([_inert(row[column]) for column in head] + [*areas, _inert(outcome.error or "")])
+        writer.writerow([inert(row[column]) for column in head] + [*areas, inert(outcome.error or "")])
     return text.getvalue()
 
 
@@ -174,7 +174,7 @@ def _places(outcomes: Sequence[SceneOutcome]) -> list[SceneOutcome]:
     chosen: list[tuple[BaseGeometry | None, SceneOutcome]] = []
     for outcome in sorted(done, key=lambda o: (-_in_classes(o), o.name)):
         outline = shape(outcome.footprint) if outcome.footprint else None
-        if not any(_share_ground(outline, other) for other, _ in chosen):
+        if not any(share_ground(outline, other) for other, _ in chosen):
             chosen.append((outline, outcome))
     return [outcome for _, outcome in chosen]
 
@@ -183,13 +183,14 @@ def _in_classes(outcome: SceneOutcome) -> float:
     return sum(area for name, area in outcome.area_ha.items() if name != UNLIKE)
 
 
-def _share_ground(one: BaseGeometry | None, other: BaseGeometry | None) -> bool:
+def share_ground(one: BaseGeometry | None, other: BaseGeometry | None) -> bool:
+    """Return whether two outlines share more than half of the smaller one; False where one is unknown."""
     if one is None or other is None:
         return False
     return bool(one.intersection(other).area > _SAME_PLACE * min(one.area, other.area))
 
 
-def _inert(value: Any) -> Any:
+def inert(value: Any) -> Any:
     """Return a cell that spreadsheets take for text or a number, never for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and value else value
 
