@@ -264,4 +264,5 @@ def scene_info_of(task: SceneTask, scene: Scene, classification: SceneClassifica
         platform=scene.platform,
         level=scene.level and str(scene.level),
         clouds=scene.clouds and scene.clouds.value,
+        lineage=classification.lineage,
     )
