@@ -80,6 +80,15 @@ _OUTPUT_OPTIONS = (
         "it.",
     ),
     click.option(
+        "--smooth",
+        "smooth",
+        default=0.0,
+        metavar="METRES",
+        type=click.FloatRange(0, 2000),
+        help="Each pixel of the class map takes the class with the most votes in the square of this side "
+        "around it, weighted by probability.",
+    ),
+    click.option(
         "--min-area",
         "min_area",
         default=0.0,
@@ -91,13 +100,17 @@ _OUTPUT_OPTIONS = (
 
 
 def _make_outputs(
-    outputs: tuple[Output, ...], format: tuple[VectorFormat, ...], coverage: float, min_area: float
+    outputs: tuple[Output, ...],
+    format: tuple[VectorFormat, ...],
+    coverage: float,
+    smooth: float,
+    min_area: float,
 ) -> OutputOptions:
-    return OutputOptions(outputs, format, coverage, min_area)
+    return OutputOptions(outputs, format, coverage, min_area, smooth)
 
 
 output_options = option_group("outputs", _make_outputs, _OUTPUT_OPTIONS)
-"""Add --outputs, --format, --coverage and --min-area, as one argument `outputs`."""
+"""Add --outputs, --format, --coverage, --smooth and --min-area, as one argument `outputs`."""
 
 _FINE_STRIDE = 8
 _GRID_OPTIONS = (
