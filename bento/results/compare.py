@@ -54,7 +54,7 @@ _SUFFIX = ".changes.tif"
 _SQUARE_METRES = 640.0  # a window of the network: 64 pixels of 10 m
 _ROWS = 512
 _TOLD = 14  # changes in the legend of the picture, the largest first
-_SWATCH = 16
+_SWATCH, _LEGEND = 16, 420  # pixels of the picture; its font has no arrow
 _STILL: Colour = (205, 208, 210)
 _NONE: Colour = (245, 245, 245)
 
@@ -366,7 +366,7 @@ def _draw(path: Path, scene_info: SceneInfo, legend: dict[int, tuple[str, Colour
     ha = scene_info.pixel_ha
     changes = [item for item in legend.items() if item[0] != UNCHANGED]
     rows = [
-        _row(colour, name, f"{tally.pixels[number - 1] * ha:,.0f} ha")
+        _row(colour, name.replace(" → ", " to "), f"{tally.pixels[number - 1] * ha:,.0f} ha")
         for number, (name, colour) in changes[:_TOLD]
     ]
     rows += [_row(_STILL, "unchanged", ""), _row(_NONE, "no data, or unlike the training data", "")]
@@ -374,6 +374,7 @@ def _draw(path: Path, scene_info: SceneInfo, legend: dict[int, tuple[str, Colour
     page = draw_page(
         *(painted, scale, scene_info, scene_info.name.replace("_to_", " to "), rows),
         f"{more} smaller changes are in the table" if more > 0 else "Colour: the class after",
+        legend_width=_LEGEND,
     )
     picture = path.with_suffix(".png")
     page.save(picture, format="PNG", compress_level=9)

@@ -76,7 +76,14 @@ def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDAr
 
 
 def draw_page(
-    painted: Pixels, scale: float, scene_info: SceneInfo, title: str, legend: Sequence[LegendRow], note: str
+    painted: Pixels,
+    scale: float,
+    scene_info: SceneInfo,
+    title: str,
+    legend: Sequence[LegendRow],
+    note: str,
+    *,
+    legend_width: int = _LEGEND,
 ) -> Image.Image:
     """Return a page: a painted map, title, scale bar, legend, and a note below the legend.
 
@@ -87,10 +94,11 @@ def draw_page(
         title: above the map.
         legend: from top to bottom.
         note: one line.
+        legend_width: pixels.
     """
     height, width = painted.shape[:2]
     page_height = max(height + _LINE, _LINE * (len(legend) + 2)) + _LINE + 2 * _MARGIN
-    page = Image.new("RGB", (width + _LEGEND + 3 * _MARGIN, page_height), _PAPER)
+    page = Image.new("RGB", (width + legend_width + 3 * _MARGIN, page_height), _PAPER)
     page.paste(Image.fromarray(painted), (_MARGIN, _MARGIN + _LINE))
     pen = ImageDraw.Draw(page)
     pen.text((_MARGIN, _MARGIN - 4), title, _INK, _font(16))
@@ -100,7 +108,7 @@ def draw_page(
         page.paste(Image.fromarray(swatch), (x, y))
         pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), outline=_FAINT)
         pen.text((x + _SWATCH + 8, y), name, _INK, _font(14))
-        pen.text((x + _LEGEND, y), figure, _FAINT, _font(14), anchor="ra")
+        pen.text((x + legend_width, y), figure, _FAINT, _font(14), anchor="ra")
         y += _LINE
     pen.text((x, y + 4), note, _FAINT, _font(12))
     return page
