@@ -1,18 +1,21 @@
 """How fast a large scene is classified, and how near that is to what the machine can do.
 
-    python benchmarks/batch.py [--quick] [--peer-python PYTHON]
+    python benchmarks/batch.py [--side 10980] [--model fast] [--model accurate] [--peer-python PYTHON]
 
-makes a scene of 10,980 × 10,980 pixels and 13 bands by mosaicking tiles (real ones of EuroSAT where they are
-at hand, else synthetic ones), with deflate, with zstd and uncompressed, in blocks of 512, and a model file of
-the project's own network. For each it prints, every figure from a process of its own:
+makes a scene of SIDE × SIDE pixels and 13 bands by mosaicking tiles (real ones of EuroSAT where they are at
+hand, else synthetic ones), with deflate, with zstd and uncompressed, in blocks of 512. For each model, by
+default the two that ship, in INT8 where that file is beside it, it prints, every figure from a process of its
+own:
 
 * bare reading: all blocks decoded by one thread a core, nothing done with them;
 * bare inference: the network alone, on tiles in memory, all cores busy, by the faster of two ways to use
   them;
 * the bound: the seconds of both together, since both keep all cores busy;
 * what `tilewise.bento.inference.windows.classify` reaches, maps included, and its peak memory;
-* a peer on a part of the deflate scene: torchgeo's GridGeoSampler with the same network in torch, where
-  PYTHON has torchgeo (0.8), and a plain loop of rasterio and torch.
+* on the upper left of the deflate scene, with the same model file in onnxruntime: a plain loop of rasterio,
+  and torchgeo's GridGeoSampler where PYTHON has torchgeo (0.8) and onnxruntime;
+* the time of 10,000 granules of 10,980 × 10,980 pixels, about a large country, by the cost of the deflate
+  scene.
 
 Files of the page cache are warm: the figures are of decoding and computing, not of a disk.
 """
@@ -48,7 +51,7 @@ from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.eurosat import CLASSES, read_ms
 from tilewise.datasets.scenes import find_scenes
 from tilewise.datasets.scenes.rasters import open_raster, scene_gdal
-from tilewise.models.model_file import usable_cores
+from tilewise.models.model_file import find_model, int8_of, usable_cores
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("TILEWISE_REAL_DATA", ROOT.parent / "shared" / "data")) / "EuroSAT_MS.zip"
@@ -57,7 +60,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "zstd": {"compress": "zstd", "predictor": 2},
     "uncompressed": {},
 }
-SIDE, QUICK_SIDE, PEER_SIDE = 10_980, 2_200, 2_048
+GRANULE, GRANULES, PEER_SIDE = 10_980, 10_000, 2_048
 BLOCK = 512
 
 
@@ -105,29 +108,6 @@ def write_scene(path: Path, tiles: DN, side: int, form: dict[str, Any]) -> None:
             dataset.write(np.concatenate(rows, axis=1)[:, :high, :side], window=Window(0, top, side, high))
 
 
-def write_network(folder: Path, tiles: DN) -> None:
-    """Write the project's own network with random weights: as a model file, and as a torch program for the
-    peers."""
-    import torch
-
-    from tilewise.models.export.export import export
-    from tilewise.models.model_file import ModelMetadata
-    from tilewise.models.network.backbones import ResidualCNN
-    from tilewise.models.network.classifier import Classifier
-
-    torch.manual_seed(0)
-    means, stds = (statistic(tiles[:200], axis=(0, 2, 3)).tolist() for statistic in (np.mean, np.std))
-    classifier = Classifier(ResidualCNN(), len(CLASSES), means, stds).eval()
-    metadata = ModelMetadata(
-        name="benchmark", version="0", classes=CLASSES, network="ResidualCNN", synthetic=True
-    )
-    export(classifier, metadata, folder / "model.onnx", tiles[:8])
-    with torch.inference_mode():
-        torch.jit.trace(classifier, torch.from_numpy(tiles[:64].astype(np.float32))).save(
-            str(folder / "network.pt")
-        )
-
-
 def read_bare(path: Path, _: Path) -> dict[str, float]:
     """Decode all blocks by one thread a core."""
     with rasterio.open(path) as dataset:
@@ -153,8 +133,9 @@ def read_bare(path: Path, _: Path) -> dict[str, float]:
 def infer_bare(path: Path, model: Path) -> dict[str, float]:
     """Run the network on tiles in memory by all cores: threads of their own, or one that parts each batch."""
     with scene_gdal(), open_raster(path) as dataset:
-        pixels = dataset.read(window=Window(0, 0, 2048, 2048))
-    tiles = pixels.reshape(13, 32, 64, 32, 64).transpose(1, 3, 0, 2, 4).reshape(-1, 13, 64, 64).copy()
+        n = min(dataset.height // 64, 32)
+        pixels = dataset.read(window=Window(0, 0, 64 * n, 64 * n))
+    tiles = pixels.reshape(13, n, 64, n, 64).transpose(1, 3, 0, 2, 4).reshape(-1, 13, 64, 64).copy()
     cores, rates, costs = usable_cores(), [], []
     for threads, workers, batch in ((1, cores, 64), (cores, 1, 64), (cores, 1, 256)):
         engine = Engine(model, threads)
@@ -254,84 +235,78 @@ MEASUREMENTS = {work.__name__: work for work in (read_bare, infer_bare, classify
 def measure(name: str, path: Path, model: Path) -> dict[str, float]:
     """Return what a measurement gives in a process of its own, with the peak of its memory in MB."""
     command = [sys.executable, __file__, "--measure", name, str(path), str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False, cwd=ROOT)
     if done.returncode:
         sys.exit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def peer(python: str, name: str, path: Path, network: Path) -> float | None:
+def peer(python: str, name: str, path: Path, model: Path, side: int) -> float | None:
     """Return a peer's windows a second over the upper left of a scene, or None where it cannot be run."""
-    command = [
-        python,
-        str(ROOT / "benchmarks" / "peers" / "scene_loops.py"),
-        name,
-        str(path),
-        str(network),
-        str(PEER_SIDE),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    script = ROOT / "benchmarks" / "peers" / "scene_loops.py"
+    command = [python, str(script), name, str(path), str(model), str(side)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     if done.returncode:
         print(f"  {name}: not run ({(done.stderr.splitlines() or ['?'])[-1][:100]})")
         return None
     return float(done.stdout.splitlines()[-1])
 
 
-def report(folder: Path, side: int, peer_python: str, *, quick: bool) -> Iterator[str]:
+def write_scenes(folder: Path, side: int) -> str:
+    """Write the scene in every form, and a smaller one; return what it is made of."""
     tiles, origin = some_tiles()
-    write_network(folder, tiles)
-    model = folder / "model.onnx"
-    yield f"{side:,} × {side:,} × 13, mosaic of {origin}; {usable_cores()} cores"
-    rate = cost = 0.0
-    ours = {}
     for form, options in FORMS.items():
-        path = folder / f"{form}.tif"
-        write_scene(path, tiles, side, options)
-        if not rate:
-            found = measure("infer_bare", path, model)
-            rate, cost = found["rate"], found["cpu_of_one"]
-            one, parted = found["one_session_thread_a_core"], found["all_cores_in_a_batch"]
-            yield (
-                f"bare inference {rate:,.0f} windows/s "
-                f"(one thread a core {one:,.0f}, all in a batch {parted:,.0f})"
-            )
-            yield (
-                "form          MB   read s  infer s  bound s  ours s"
-                "  of bound   by CPU  windows/s   MP/s  peak MB"
-            )
-        reads = [measure("read_bare", path, model) for _ in range(2)]
-        read, read_cpu = (min(found[what] for found in reads) for what in ("seconds", "cpu"))
-        runs = [measure("classify_all", path, model) for _ in range(2 if quick else 1)]
-        best = min(runs, key=lambda found: found["seconds"])
-        infer = best["windows"] / rate
-        by_cpu = (read_cpu + cost * best["windows"]) / best["cpu"]
-        seconds, ours[form] = best["seconds"], best["windows"] / best["seconds"]
-        yield (
-            f"{form:12} {path.stat().st_size / 1e6:5,.0f} {read:7.1f} {infer:8.1f} {read + infer:8.1f} "
-            f"{seconds:7.1f} "
-            f"{(read + infer) / seconds:8.0%} {by_cpu:8.0%} {ours[form]:10,.0f} "
-            f"{side**2 / 1e6 / seconds:7.2f} "
-            f"{best['peak_mb']:7,.0f}"
-        )
-        if form == "deflate":
-            found = measure("exact", path, model)
-            wrong, cells = found["wrong"], found["cells"]
-            yield f"  aligned windows: {wrong:.0f} pixels of {cells:.0f} tiles have another class"
-        else:
-            path.unlink()
-    yield from _others(folder, tiles, ours["deflate"], peer_python, quick=quick)
+        write_scene(folder / f"{form}.tif", tiles, side, options)
+    write_scene(folder / "small.tif", tiles, min(side, 4096), FORMS["deflate"])
+    return f"{side:,} × {side:,} × 13, mosaic of {origin}; {usable_cores()} cores"
 
 
-def _others(folder: Path, tiles: DN, ours: float, peer_python: str, *, quick: bool) -> Iterator[str]:
-    path = folder / "deflate.tif"
+def report(folder: Path, model: Path, side: int, peer_python: str) -> Iterator[str]:
+    """Yield the lines of one model; the scenes lie in `folder`."""
+    bare = measure("infer_bare", folder / "deflate.tif", model)
+    yield f"\n{model}"
+    yield (
+        f"bare inference {bare['rate']:,.0f} windows/s (one thread a core "
+        f"{bare['one_session_thread_a_core']:,.0f}, all in a batch {bare['all_cores_in_a_batch']:,.0f})"
+    )
+    yield "form          MB   read s  infer s  bound s  ours s  of bound   by CPU  windows/s   MP/s  peak MB"
+    ours = {}
+    for form in FORMS:
+        ours[form], line = _of_form(folder / f"{form}.tif", model, side, bare)
+        yield line
+    found = measure("exact", folder / "deflate.tif", model)
+    yield f"aligned windows: {found['wrong']:.0f} pixels of {found['cells']:.0f} tiles have another class"
+    yield from _others(folder, model, side, ours["deflate"], peer_python)
+    hours = GRANULES * (GRANULE / 64) ** 2 / ours["deflate"] / 3600
+    yield (
+        f"{GRANULES:,} granules: {hours:,.0f} hours on this machine of {usable_cores()} cores, "
+        f"{hours * usable_cores():,.0f} core hours; in a day by {max(1, -(-hours // 24)):,.0f} such machines"
+    )
+
+
+def _of_form(path: Path, model: Path, side: int, bare: dict[str, float]) -> tuple[float, str]:
+    """Return windows a second on a scene, and its line of the table."""
+    reads = [measure("read_bare", path, model) for _ in range(2)]
+    read, read_cpu = (min(found[what] for found in reads) for what in ("seconds", "cpu"))
+    best = min((measure("classify_all", path, model) for _ in range(2)), key=lambda found: found["seconds"])
+    infer, seconds = best["windows"] / bare["rate"], best["seconds"]
+    by_cpu = (read_cpu + bare["cpu_of_one"] * best["windows"]) / best["cpu"]
+    line = (
+        f"{path.stem:12} {path.stat().st_size / 1e6:5,.0f} {read:7.1f} {infer:8.1f} {read + infer:8.1f} "
+        f"{seconds:7.1f} {(read + infer) / seconds:8.0%} {by_cpu:8.0%} {best['windows'] / seconds:10,.0f} "
+        f"{side**2 / 1e6 / seconds:7.2f} {best['peak_mb']:7,.0f}"
+    )
+    return best["windows"] / seconds, line
+
+
+def _others(folder: Path, model: Path, side: int, ours: float, peer_python: str) -> Iterator[str]:
+    part = min(side, PEER_SIDE) // 64 * 64
     for python, name in ((sys.executable, "rasterio_loop"), (peer_python, "torchgeo_grid")):
-        if found := peer(python, name, path, folder / "network.pt"):
-            yield f"{name} + torch: {found:,.0f} windows/s; ours {ours / found:.1f} times as fast"
-    small = folder / "small.tif"
-    write_scene(small, tiles, QUICK_SIDE if quick else 4096, FORMS["deflate"])
+        if found := peer(python, name, folder / "deflate.tif", model, part):
+            yield f"{name} + onnxruntime: {found:,.0f} windows/s; ours {ours / found:.1f} times as fast"
     for name in ("classify_all", "overlap", "dense"):
-        found = measure(name, small, folder / "model.onnx")
+        found = measure(name, folder / "small.tif", model)
         yield (
             f"{name:12} {found['windows'] / found['seconds']:10,.0f} windows/s {found['seconds']:7.1f} s "
             f"{found['peak_mb']:7,.0f} MB peak"
@@ -340,7 +315,8 @@ def _others(folder: Path, tiles: DN, ours: float, peer_python: str, *, quick: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="a scene of 2,200 pixels a side: a minute")
+    parser.add_argument("--side", type=int, default=GRANULE, help="pixels a side of the scene")
+    parser.add_argument("--model", action="append", help="accurate, fast or a file; again for another")
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torchgeo")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -351,10 +327,14 @@ def main() -> None:
         print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory() as folder:
-        for line in report(
-            Path(folder), QUICK_SIDE if asked.quick else SIDE, asked.peer_python, quick=asked.quick
-        ):
-            print(line, flush=True)
+        print(write_scenes(Path(folder), asked.side), flush=True)
+        for name in asked.model or ("fast", "accurate"):
+            model = find_model(name)
+            int8 = int8_of(model)
+            for line in report(
+                Path(folder), int8 if int8.is_file() else model, asked.side, asked.peer_python
+            ):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def test_help_lists_every_command_in_its_section() -> None:
         assert all(f"\n  {name} " in section for name in commands)
     assert "_TILEWISE_COMPLETE=bash_source" in shown
     expected = (
-        "demo train assess tune export register promote rollback history compare retrain serve batch stream"
+        "demo train assess tune export register promote rollback history runs retrain serve batch compare "
+        "stream"
     )
     assert {*expected.split(), "classify", "data", "explain", "card", "build", "predict"} == set(COMMANDS)
 

@@ -36,9 +36,7 @@ SECTIONS = {
         "history": Entry(
             "tilewise.training.registry.cli:history", "List what happened to each version, and why.", "train"
         ),
-        "compare": Entry(
-            "tilewise.training.registry.cli:compare", "Compare training runs side by side.", "train"
-        ),
+        "runs": Entry("tilewise.training.registry.cli:runs", "Compare training runs side by side.", "train"),
         "retrain": Entry(
             "tilewise.training.registry.retrain_cli:command",
             "Retrain where there is a reason, up to the gates.",
@@ -48,6 +46,9 @@ SECTIONS = {
     "Use a model": {
         "serve": Entry("tilewise.bento.serve_cli:serve", "Serve a model by HTTP, with a page for browsers."),
         "batch": Entry("tilewise.bento.batch.cli:main", "Classify scenes into maps and tables."),
+        "compare": Entry(
+            "tilewise.bento.batch.compare_cli:compare", "Tell what changed between the maps of two dates."
+        ),
         "stream": Entry("tilewise.bento.stream.cli:main", "Classify scenes announced by a queue.", "stream"),
         "classify": Entry("tilewise.classify_cli:classify", "Classify single tiles, here or by a service."),
         "build": Entry("tilewise.bento.build:main", "Package code and model as a bento."),

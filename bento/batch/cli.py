@@ -15,7 +15,7 @@ from tilewise.bento.batch.console import RunDisplay, open_display
 from tilewise.bento.batch.manifest import SceneOutcome
 from tilewise.bento.batch.run import Backend, Run, RunOptions, Source, find, join, watch_scenes
 from tilewise.bento.inference.precision import Precision
-from tilewise.bento.inference.windows import MIN_STRIDE, GridOptions
+from tilewise.bento.inference.windows import MIN_STRIDE, Detail, GridOptions
 from tilewise.bento.results.tables import VectorFormat
 from tilewise.bento.results.writer import USUAL, Output, OutputOptions
 from tilewise.datasets.core.console import (
@@ -83,6 +83,15 @@ _OUTPUT_OPTIONS = (
         "it.",
     ),
     click.option(
+        "--smooth",
+        "smooth",
+        default=0.0,
+        metavar="METRES",
+        type=click.FloatRange(0, 2000),
+        help="Each pixel of the class map takes the class with the most votes in the square of this side "
+        "around it, weighted by probability.",
+    ),
+    click.option(
         "--min-area",
         "min_area",
         default=0.0,
@@ -94,20 +103,33 @@ _OUTPUT_OPTIONS = (
 
 
 def _make_outputs(
-    outputs: tuple[Output, ...], format: tuple[VectorFormat, ...], coverage: float, min_area: float
+    outputs: tuple[Output, ...],
+    format: tuple[VectorFormat, ...],
+    coverage: float,
+    smooth: float,
+    min_area: float,
 ) -> OutputOptions:
-    return OutputOptions(outputs, format, coverage, min_area)
+    return OutputOptions(outputs, format, coverage, min_area, smooth)
 
 
 output_options = option_group("outputs", _make_outputs, _OUTPUT_OPTIONS)
-"""Add --outputs, --format, --coverage and --min-area, as one argument `outputs`."""
+"""Add --outputs, --format, --coverage, --smooth and --min-area, as one argument `outputs`."""
 
+_FINE_STRIDE = 8
 _GRID_OPTIONS = (
+    click.option(
+        "--detail",
+        "detail",
+        default=Detail.COARSE.value,
+        show_default=True,
+        type=click.Choice([detail.value for detail in Detail]),
+        help="coarse: windows of 640 m. fine: windows of 320 m as well, pooled with them, for land in small "
+        "pieces; twice the work.",
+    ),
     click.option(
         "--stride",
         "stride",
-        default=TILE_SIZE,
-        show_default=True,
+        show_default=f"{TILE_SIZE}; {_FINE_STRIDE} with --detail fine",
         type=click.IntRange(MIN_STRIDE, TILE_SIZE),
         help="Pixels from one window to the next; below the tile size windows overlap and are blended.",
     ),
@@ -128,8 +150,15 @@ _GRID_OPTIONS = (
         help="Windows with a smaller fraction of valid pixels are skipped.",
     ),
 )
-grid_options = option_group("grid", GridOptions, _GRID_OPTIONS)
-"""Add --stride, --cell and --min-valid, as one argument `grid`."""
+
+
+def _make_grid(detail: str, stride: int | None, cell: int, min_valid_fraction: float) -> GridOptions:
+    usual = _FINE_STRIDE if detail == Detail.FINE else TILE_SIZE
+    return GridOptions(stride or usual, min_valid_fraction, cell, detail=Detail(detail))
+
+
+grid_options = option_group("grid", _make_grid, _GRID_OPTIONS)
+"""Add --detail, --stride, --cell and --min-valid, as one argument `grid`."""
 
 _WORKER_OPTIONS = (
     click.option(

@@ -54,6 +54,7 @@ class SceneOutcome:
         pixels: width × height.
         seconds: wall-clock time that the work took.
         area_ha: hectares of each class that occurs, and of what is unlike the training data.
+        no_data_ha: hectares without data, of cloud or of skipped windows; None: unknown.
         footprint: outline as GeoJSON in EPSG:4326; None: unknown.
         taken: acquisition time, ISO 8601; None: unknown.
         clouds: the kind of the scene's cloud mask; None: clouds were not looked for.
@@ -72,6 +73,7 @@ class SceneOutcome:
     pixels: int = 0
     seconds: float = 0.0
     area_ha: dict[str, float] = field(default_factory=dict)
+    no_data_ha: float | None = None
     footprint: dict[str, Any] | None = None
     taken: str | None = None
     clouds: str | None = None

@@ -9,6 +9,8 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _HATCH = "repeating-linear-gradient(45deg, rgb({}, {}, {}) 0 4px, #1e2428 4px 5p
 SUMMARY, TABLE, PAGE = "summary.json", "summary.csv", "report.html"
 _MAX_PICTURES = 60
 _PICTURE_WIDTH = 480  # pixels
+_WIDTH, _HEIGHT = 900, 220  # of the figure of a time series
+_NARROWEST, _BAR, _LABEL = 3, 36, 90  # a bar's widths; the least distance between two dates that are written
 _DIGITS = 4
 _SAME_PLACE = 0.5  # of the smaller outline; neighbouring granules share about a tenth of theirs
 
@@ -66,6 +70,7 @@ def summarise(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> dict[str, 
         **_totals(outcomes),
         "places": len(_places(outcomes)),
         "area_ha": _areas(outcomes, model),
+        "time_series": [_describe_series(scenes) for scenes in _series(outcomes)],
         "results": [_describe(outcome) for outcome in outcomes],
     }
 
@@ -89,11 +94,11 @@ def tabulate(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> str:
         "seconds",
         "model_sha256",
     ]
-    writer.writerow([*head, *(_inert(f"{name}_ha") for name in classes), "error"])
+    writer.writerow([*head, *(inert(f"{name}_ha") for name in classes), "error"])
     for outcome in outcomes:
         row = {**_describe(outcome), "model_sha256": model.sha256}
         areas = [outcome.area_ha.get(name, 0.0) for name in classes]
-        writer.writerow([_inert(row[column]) for column in head] + [*areas, _inert(outcome.error or "")])
+        writer.writerow([inert(row[column]) for column in head] + [*areas, inert(outcome.error or "")])
     return text.getvalue()
 
 
@@ -108,6 +113,9 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
         failed=[outcome for outcome in outcomes if not outcome.is_complete],
         areas=_area_rows(outcomes, model),
         places=len(_places(outcomes)),
+        figures=[_figure(scenes, model) for scenes in _series(outcomes)[:_MAX_PICTURES]],
+        figure_size=(_WIDTH, _HEIGHT),
+        unlike="rgb({}, {}, {})".format(*UNLIKE_COLOUR),
         classified=classified,
         scenes=[{**_describe(outcome), "largest_class": _largest_class(outcome)} for outcome in outcomes],
         pictures=[
@@ -165,31 +173,99 @@ def _areas(outcomes: Sequence[SceneOutcome], model: ModelFacts) -> dict[str, flo
 
 
 def _places(outcomes: Sequence[SceneOutcome]) -> list[SceneOutcome]:
-    """Return one scene of each place: the one with the most hectares in classes.
+    """Return one scene of each place: the one with the most hectares in classes."""
+    return [scenes[0] for scenes in _by_place(outcomes)]
+
+
+def _by_place(outcomes: Sequence[SceneOutcome]) -> list[list[SceneOutcome]]:
+    """Return the scenes of each place, first the one with the most hectares in classes.
 
     Scenes are of one place where they share more than half of the smaller one. Scenes without a known outline
     are places of their own.
     """
     done = [outcome for outcome in outcomes if outcome.state is not SceneState.FAILED]
-    chosen: list[tuple[BaseGeometry | None, SceneOutcome]] = []
+    places: list[tuple[BaseGeometry | None, list[SceneOutcome]]] = []
     for outcome in sorted(done, key=lambda o: (-_in_classes(o), o.name)):
         outline = shape(outcome.footprint) if outcome.footprint else None
-        if not any(_share_ground(outline, other) for other, _ in chosen):
-            chosen.append((outline, outcome))
-    return [outcome for _, outcome in chosen]
+        same = (scenes for other, scenes in places if share_ground(outline, other))
+        if found := next(same, None):
+            found.append(outcome)
+        else:
+            places.append((outline, [outcome]))
+    return [scenes for _, scenes in places]
+
+
+def _series(outcomes: Sequence[SceneOutcome]) -> list[list[SceneOutcome]]:
+    """Return the scenes of each place that was seen on more than one date, in the order of their dates."""
+    dated = (sorted((o for o in scenes if o.taken), key=_when) for scenes in _by_place(outcomes))
+    found = [scenes for scenes in dated if len({o.taken for o in scenes}) > 1]
+    return sorted(found, key=lambda scenes: scenes[0].name)
+
+
+def _when(outcome: SceneOutcome) -> tuple[datetime, str]:
+    return datetime.fromisoformat(outcome.taken or ""), outcome.name
+
+
+def _describe_series(scenes: Sequence[SceneOutcome]) -> list[dict[str, Any]]:
+    return [
+        {"name": o.name, "taken": o.taken, "no_data_ha": o.no_data_ha, "area_ha": o.area_ha} for o in scenes
+    ]
+
+
+def _figure(scenes: Sequence[SceneOutcome], model: ModelFacts) -> dict[str, Any]:
+    """Return what the page draws of a place's dates: a bar a date, its classes from the ground up.
+
+    Bars stand where their dates are in time, and are as high as their hectares; what has no data is a gap
+    with a dashed edge on top. Units are those of an SVG of _WIDTH × _HEIGHT.
+    """
+    days = [_when(scene)[0].timestamp() / 86_400 for scene in scenes]
+    span = days[-1] - days[0]
+    room = _WIDTH - 2 * _BAR
+    middles = [_BAR + room * (day - days[0]) / span for day in days]
+    gaps = [right - left for left, right in pairwise(middles) if right > left]
+    width = max(_NARROWEST, min(_BAR, 0.9 * min(gaps)))
+    highest = max(sum(scene.area_ha.values()) + (scene.no_data_ha or 0.0) for scene in scenes) or 1.0
+    tones = dict(zip(model.metadata.classes, colours(model.metadata.classes), strict=True))
+    bars, labelled = [], -float(_LABEL)
+    for scene, middle in zip(scenes, middles, strict=True):
+        parts = [
+            (name, scene.area_ha.get(name, 0.0), "rgb({}, {}, {})".format(*t)) for name, t in tones.items()
+        ]
+        parts.append((UNLIKE, scene.area_ha.get(UNLIKE, 0.0), "url(#unlike)"))
+        parts.append(("no data, cloud, skipped", scene.no_data_ha or 0.0, "none"))
+        has_label = middle - labelled >= _LABEL
+        labelled = middle if has_label else labelled
+        label = (scene.taken or "")[:10]
+        boxes = _stack(parts, _HEIGHT / highest)
+        bars.append(
+            {"x": middle - width / 2, "middle": middle, "date": label, "label": has_label, "boxes": boxes}
+        )
+    return {"title": scenes[0].name, "width": width, "highest": highest, "bars": bars}
+
+
+def _stack(parts: Sequence[tuple[str, float, str]], scale: float) -> list[dict[str, Any]]:
+    """Return boxes of (name, hectares, fill) upon one another, `scale` units a hectare; y points down."""
+    boxes, top = [], float(_HEIGHT)
+    for name, hectares, fill in parts:
+        if hectares > 0:
+            top -= hectares * scale
+            height = hectares * scale
+            boxes.append({"name": name, "hectares": hectares, "fill": fill, "y": top, "height": height})
+    return boxes
 
 
 def _in_classes(outcome: SceneOutcome) -> float:
     return sum(area for name, area in outcome.area_ha.items() if name != UNLIKE)
 
 
-def _share_ground(one: BaseGeometry | None, other: BaseGeometry | None) -> bool:
+def share_ground(one: BaseGeometry | None, other: BaseGeometry | None) -> bool:
+    """Return whether two outlines share more than half of the smaller one; False where one is unknown."""
     if one is None or other is None:
         return False
     return bool(one.intersection(other).area > _SAME_PLACE * min(one.area, other.area))
 
 
-def _inert(value: Any) -> Any:
+def inert(value: Any) -> Any:
     """Return a cell that spreadsheets take for text or a number, never for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and value else value
 

@@ -22,6 +22,7 @@ from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, SceneState, 
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import GridOptions, SceneBlock, SceneClassification, classify
+from tilewise.bento.results.smoothing import radius_of, smooth
 from tilewise.bento.results.writer import ModelFacts, OutputOptions, ResultWriter
 from tilewise.datasets.core.errors import ModelFileError, OutsideAreaError, TilewiseError
 from tilewise.datasets.core.files import sha256_of
@@ -230,7 +231,8 @@ def write_scene(
     try:
         rows = 0
         with ResultWriter(folder, scene_info, facts, plan.outputs) as writer:
-            for block in blocks:
+            radius = radius_of(plan.outputs.smooth, scene_info.pixel_ha)
+            for block in smooth(blocks, radius):
                 writer.add(block)
                 rows += len(block.class_map)
                 advance(rows, scene_info.height, writer.counts.windows)
@@ -250,6 +252,7 @@ def write_scene(
         pixels=scene_info.width * scene_info.height,
         seconds=round(max(time.time() - started.started_at, 0.0), 3),
         area_ha=writer.areas(),
+        no_data_ha=writer.no_data_ha(),
         footprint=scene_info.georeference.footprint(scene_info.width, scene_info.height),
         taken=scene_info.datetime,
         clouds=scene_info.clouds,
@@ -273,4 +276,5 @@ def scene_info_of(task: SceneTask, scene: Scene | Mosaic, classification: SceneC
         platform=scene.platform,
         level=scene.level and str(scene.level),
         clouds=scene.clouds and scene.clouds.value,
+        lineage=classification.lineage,
     )

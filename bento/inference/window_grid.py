@@ -32,6 +32,7 @@ class SceneInfo:
         clouds: the kind of the scene's cloud mask; None: clouds were not looked for.
         scene_georeference: of the scene's own pixels, in which windows are counted; None: that of the maps.
             The two differ where maps are coarser than the scene.
+        lineage: how windows became maps, in a sentence.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SceneInfo:
     level: str | None = None
     clouds: str | None = None
     scene_georeference: Georeference | None = None
+    lineage: str | None = None
 
     @property
     def window_georeference(self) -> Georeference:

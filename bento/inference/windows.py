@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from itertools import islice
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from affine import Affine
 from rasterio.windows import Window
 
-from tilewise.bento.inference.blending import NO_CLASS, Maps, Painter, StripAnswers
+from tilewise.bento.inference.blending import NO_CLASS, Maps, Painter, StripAnswers, pool
 from tilewise.bento.inference.engine import TileClassifier
 from tilewise.bento.inference.window_grid import WindowGrid, make_window_grid
 from tilewise.datasets.core.console import Report, silent
@@ -28,7 +29,15 @@ from tilewise.datasets.scenes.scene import ReadWindow
 from tilewise.models.model_file import usable_cores
 
 MIN_STRIDE = 4
+FINE_TILE = TILE_SIZE // 2
 _BATCH = 64  # tiles at a time in each thread: activations stay in reach, and few calls are made
+
+
+class Detail(StrEnum):
+    """Which windows make a map."""
+
+    COARSE = "coarse"
+    FINE = "fine"
 
 
 class ReadableScene(Protocol):
@@ -74,22 +83,29 @@ class GridOptions:
         min_valid_fraction: windows with a smaller fraction (0-1) of valid pixels are skipped.
         cell: pixels a side of one value of the maps; divides the stride. 1: maps on the scene's own grid.
         keep_probabilities: make maps of the probabilities of all classes, too.
+        detail: `coarse`: windows of a tile's size. `fine`: also windows of half of it, enlarged twice; both
+            are blended, then pooled.
     """
 
     stride: int = TILE_SIZE
     min_valid_fraction: float = 0.5
     cell: int = 1
     keep_probabilities: bool = False
+    detail: Detail = Detail.COARSE
 
     def check(self, tile: int) -> None:
         """Check the options for tiles of `tile` pixels.
 
         Raises:
-            SceneError: the stride is below MIN_STRIDE or above `tile`, the cell does not divide it, or the
-                fraction is not within 0-1.
+            SceneError: the stride is below MIN_STRIDE or above `tile` (a quarter of it for fine maps), the
+                cell does not divide it, or the fraction is not within 0-1.
         """
-        if not MIN_STRIDE <= self.stride <= tile:
-            raise SceneError(f"a stride of {self.stride} pixels; choose {MIN_STRIDE} to {tile}")
+        largest = tile // 4 if self.detail is Detail.FINE else tile
+        if not MIN_STRIDE <= self.stride <= largest:
+            raise SceneError(
+                f"a stride of {self.stride} pixels with detail {self.detail}; "
+                f"choose {MIN_STRIDE} to {largest}"
+            )
         if self.cell < 1 or self.stride % self.cell:
             raise SceneError(f"a cell of {self.cell} pixels does not divide the stride of {self.stride}")
         if not 0 <= self.min_valid_fraction <= 1:
@@ -192,6 +208,13 @@ class SceneClassification:
     _grid: GridOptions
     _workers: int
     _progress: Report
+    _fine: "SceneClassification | None" = None
+
+    @property
+    def lineage(self) -> str:
+        """How windows became maps, in a sentence."""
+        sizes = f"{FINE_TILE} and {TILE_SIZE}" if self._fine else f"{self._window_grid.tile}"
+        return f"Windows of {sizes} pixels, {self._grid.stride} pixels apart"
 
     def iter_blocks(self) -> Generator[SceneBlock, None, None]:
         """Yield the maps from top to bottom, each row once; threads work a strip ahead.
@@ -202,13 +225,31 @@ class SceneClassification:
             UnreadableImageError: a file vanished, a server does not answer, or no block at all could be
                 decoded.
         """
+        if not self._fine:
+            yield from self._iter_own_blocks()
+            return
+        with (
+            closing(self._iter_own_blocks()) as blocks,
+            closing(self._fine._iter_own_blocks()) as fine_blocks,
+        ):
+            rows = _RowReader(fine_blocks)
+            for block in blocks:
+                fine = rows.take(block.row, len(block.class_map))
+                pooled = pool(block, fine, keep_probabilities=self._grid.keep_probabilities)
+                yield SceneBlock(
+                    *(pooled.row, pooled.class_map, pooled.probability, pooled.outlier, pooled.probabilities),
+                    block.windows,
+                )
+
+    def _iter_own_blocks(self) -> Generator[SceneBlock, None, None]:
+        """Yield the maps that the windows of one size make."""
         if not self.strips:
             return
         outliers = self._engine.metadata.outliers
         painter = Painter(
             self._window_grid,
             self._grid.cell,
-            keep_probabilities=self._grid.keep_probabilities,
+            keep_probabilities=self._grid.keep_probabilities or self._grid.detail is Detail.FINE,
             threshold=outliers.threshold if outliers else math.inf,
         )
         answered = 0
@@ -330,7 +371,9 @@ class SceneClassification:
             for tile, (row, column) in zip(tiles, batch, strict=True):
                 found = pixels[:, down[row] : down[row] + size, across[column] : across[column] + size]
                 tile[:, : found.shape[1], : found.shape[2]] = found
-            answers = self._engine.classify(tiles)
+            answers = self._engine.classify(
+                tiles if size == self._engine.metadata.tile_size else twice(tiles)
+            )
             probabilities[batch[:, 0], batch[:, 1]] = answers.probabilities
             outlier[batch[:, 0], batch[:, 1]] = answers.outlier_score
         return probabilities, outlier
@@ -388,10 +431,11 @@ def classify(
         SceneError: the grid options are invalid.
     """
     grid = grid or GridOptions()
-    window_grid = _window_grid_of(scene, grid, engine.metadata.tile_size)
+    tile = engine.metadata.tile_size
+    window_grid = _window_grid_of(scene, grid, tile)
     strips = range(len(window_grid.strips))[slice(*rows) if rows else slice(None)]
     transform = scene.georeference.transform @ Affine.scale(grid.cell)
-    return SceneClassification(
+    coarse = SceneClassification(
         Georeference(scene.georeference.crs, transform),
         -(-scene.height // grid.cell),
         -(-scene.width // grid.cell),
@@ -403,6 +447,40 @@ def classify(
         workers or usable_cores(),
         progress,
     )
+    if grid.detail is Detail.COARSE or not strips:
+        return coarse
+    fine_grid = make_window_grid(scene.height, scene.width, tile // 2, grid.stride, scene.block)
+    top, bottom = window_grid.edges(strips[0])[0], window_grid.edges(strips[-1])[1]
+    over = [n for n in range(len(fine_grid.strips)) if _overlap(fine_grid.edges(n), (top, bottom))]
+    fine_strips = range(over[0], over[-1] + 1)
+    fine = replace(coarse, strips=fine_strips, _window_grid=fine_grid, _progress=silent)
+    return replace(coarse, _fine=fine)
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+class _RowReader:
+    """Take rows of probabilities in order out of blocks that are cut elsewhere."""
+
+    def __init__(self, blocks: Iterator[SceneBlock]) -> None:
+        self._blocks, self._first = blocks, 0
+        self._held: npt.NDArray[np.float32] | None = None
+
+    def take(self, row: int, count: int) -> npt.NDArray[np.float32]:
+        """Return float32 (classes, count, width) from `row` on; rows before are dropped."""
+        while self._held is None or self._first + self._held.shape[1] < row + count:
+            block = next(self._blocks)
+            assert block.probabilities is not None  # noqa: S101 - fine maps keep them
+            if self._held is None:
+                self._first, self._held = block.row, block.probabilities
+            else:
+                self._held = np.concatenate([self._held, block.probabilities], axis=1)
+        skip = row - self._first
+        taken, self._held = self._held[:, skip : skip + count], self._held[:, skip + count :]
+        self._first = row + count
+        return taken
 
 
 def strip_count(scene: ReadableScene, grid: GridOptions, tile: int = TILE_SIZE) -> int:
@@ -446,3 +524,34 @@ def _valid_fractions(
     bottom, right = np.minimum(top + tile, valid.shape[0]), np.minimum(left + tile, valid.shape[1])
     inside = sums[np.ix_(bottom, right)] - sums[np.ix_(top, right)] - sums[np.ix_(bottom, left)]
     return ((inside + sums[np.ix_(top, left)]) / possible).astype(np.float32)
+
+
+def twice(tiles: DN) -> DN:
+    """Enlarge tiles twice by linear interpolation, as training's zoom does; no data spreads to what it
+    touches.
+
+    Args:
+        tiles: uint16 (n, bands, height, width), DN, 0 = no data.
+
+    Returns:
+        uint16 (n, bands, 2 × height, 2 × width).
+    """
+    sixteenths = _doubled(_doubled(tiles.astype(np.uint32), 2), 3)
+    found = ((sixteenths + 8) // 16).astype(np.uint16)
+    if (tiles == 0).any():
+        touched = _doubled(_doubled((tiles == 0).astype(np.uint32), 2), 3) > 0
+        found[touched] = 0
+    return found
+
+
+def _doubled(values: npt.NDArray[np.uint32], axis: int) -> npt.NDArray[np.uint32]:
+    """Return `values` at twice as many points along an axis, times four; the edge is repeated."""
+    index = np.arange(values.shape[axis])
+    before, after = (
+        values.take(index.clip(*limits) + step, axis)
+        for limits, step in (((1, None), -1), ((None, len(index) - 2), 1))
+    )
+    pairs = np.stack([3 * values + before, 3 * values + after], axis=axis + 1)
+    shape = list(values.shape)
+    shape[axis] *= 2
+    return pairs.reshape(shape)

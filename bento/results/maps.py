@@ -141,25 +141,26 @@ def to_steps(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uin
     return steps
 
 
-def category_names(classes: Sequence[str]) -> str:
-    """Return the `.aux.xml` content from which GDAL and QGIS read the class names of a map."""
-    numbered = [*classes, *[""] * (OUT_OF_DISTRIBUTION - len(classes)), UNLIKE]
-    names = "".join(f"<Category>{escape(name)}</Category>" for name in numbered)
-    band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
+def category_names(names: Mapping[int, str]) -> str:
+    """Return the `.aux.xml` content from which GDAL and QGIS read the names of a map's numbers."""
+    every = (names.get(number, "") for number in range(max(names) + 1))
+    categories = "".join(f"<Category>{escape(name)}</Category>" for name in every)
+    band = f'<PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames></PAMRasterBand>'
     return f"<PAMDataset>{band}</PAMDataset>\n"
 
 
-def qgis_style(classes: Sequence[str]) -> str:
-    """Return the style of a class map for QGIS, which loads `NAME.qml` with `NAME.tif` by itself.
+def qgis_style(legend: Mapping[int, tuple[str, Colour]]) -> str:
+    """Return the style of a map for QGIS, which loads `NAME.qml` with `NAME.tif` by itself.
 
-    Only numbers that mean something are in the legend. The form is that of QgsPalettedRasterRenderer.
+    The form is that of QgsPalettedRasterRenderer.
+
+    Args:
+        legend: name and colour of each number that means something.
     """
-    named = [*enumerate(zip(classes, colours(classes), strict=True))]
-    named.append((OUT_OF_DISTRIBUTION, ("unlike the training data", UNLIKE_COLOUR)))
     entries = "".join(
         f'<paletteEntry value="{value}" alpha="255" color="#{red:02x}{green:02x}{blue:02x}" '
         f"label={quoteattr(name)}/>"
-        for value, (name, (red, green, blue)) in named
+        for value, (name, (red, green, blue)) in legend.items()
     )
     renderer = f'<rasterrenderer type="paletted" band="1" opacity="1"><colorPalette>{entries}</colorPalette>'
     return (
@@ -309,11 +310,15 @@ class MapWriter:
 
     def _write_side_cars(self) -> list[Path]:
         """Write the class names for GDAL and the style for QGIS, where numbers are classes."""
-        if not self._spec.categories:
+        classes = self._spec.categories
+        if not classes:
             return []
+        named = {**dict(enumerate(classes)), OUT_OF_DISTRIBUTION: UNLIKE}
+        legend = dict(enumerate(zip(classes, colours(classes), strict=True)))
+        legend[OUT_OF_DISTRIBUTION] = ("unlike the training data", UNLIKE_COLOUR)
         names, style = self.path.with_name(f"{self.path.name}.aux.xml"), self.path.with_suffix(".qml")
-        names.write_text(category_names(self._spec.categories), encoding="utf-8")
-        style.write_text(qgis_style(self._spec.categories), encoding="utf-8")
+        names.write_text(category_names(named), encoding="utf-8")
+        style.write_text(qgis_style(legend), encoding="utf-8")
         return [names, style]
 
     def _sieve(self) -> None:

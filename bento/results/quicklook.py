@@ -1,8 +1,9 @@
 """A PNG picture of a class map with title, scale bar and legend, for readers without a GIS."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,10 @@ _NONE: Colour = (225, 225, 225)
 _STEPS = (1, 2, 5)
 _HATCH = 8  # pixels from one line of the hatching to the next
 
+Pixels = npt.NDArray[np.uint8]
+LegendRow = tuple[Pixels, str, str]
+"""Swatch, uint8 (height, width, 3); name; figure."""
+
 
 def write_quicklook(
     class_map: Path, scene_info: SceneInfo, metadata: ModelMetadata, area_ha: Mapping[str, float], path: Path
@@ -39,17 +44,20 @@ def write_quicklook(
     Raises:
         OSError: the disk does not take it.
     """
-    picture, scale = _read(class_map)
-    painted = Image.fromarray(paint(picture, metadata))
-    height = max(painted.height + _LINE, _LINE * (len(metadata.classes) + 4)) + _LINE + 2 * _MARGIN
-    page = Image.new("RGB", (painted.width + _LEGEND + 3 * _MARGIN, height), _PAPER)
-    page.paste(painted, (_MARGIN, _MARGIN + _LINE))
-    pen = ImageDraw.Draw(page)
+    picture, scale = read_small(class_map)
     day = (scene_info.datetime or "")[:10]
     when = f", {day}" if day and day not in scene_info.name else ""
-    pen.text((_MARGIN, _MARGIN - 4), f"{scene_info.name}{when}", _INK, _font(16))
-    _draw_scale_bar(pen, scene_info, scale, (_MARGIN, _MARGIN + _LINE + painted.height + 6))
-    _draw_legend(page, metadata, area_ha, (painted.width + 2 * _MARGIN, _MARGIN + _LINE))
+    note = f"{metadata.name} {metadata.version}" + (
+        ", trained on synthetic tiles" if metadata.synthetic else ""
+    )
+    page = draw_page(
+        paint(picture, metadata),
+        scale,
+        scene_info,
+        f"{scene_info.name}{when}",
+        _legend(metadata, area_ha),
+        note,
+    )
     page.save(path, format="PNG", compress_level=9)
     return path
 
@@ -90,7 +98,62 @@ def _nearest(side: int, scale: float) -> npt.NDArray[np.intp]:
     return ((np.arange(count) + 0.5) * (side / count)).astype(np.intp)
 
 
-def _read(class_map: Path) -> tuple[npt.NDArray[np.uint8], float]:
+def draw_page(
+    painted: Pixels,
+    scale: float,
+    scene_info: SceneInfo,
+    title: str,
+    legend: Sequence[LegendRow],
+    note: str,
+    *,
+    legend_width: int = _LEGEND,
+) -> Image.Image:
+    """Return a page: a painted map, title, scale bar, legend, and a note below the legend.
+
+    Args:
+        painted: uint8 (height, width, 3).
+        scale: pixels of `painted` that one pixel of the map takes.
+        scene_info: the map's grid.
+        title: above the map.
+        legend: from top to bottom.
+        note: one line.
+        legend_width: pixels.
+    """
+    height, width = painted.shape[:2]
+    page_height = max(height + _LINE, _LINE * (len(legend) + 2)) + _LINE + 2 * _MARGIN
+    page = Image.new("RGB", (width + legend_width + 3 * _MARGIN, page_height), _PAPER)
+    page.paste(Image.fromarray(painted), (_MARGIN, _MARGIN + _LINE))
+    pen = ImageDraw.Draw(page)
+    pen.text((_MARGIN, _MARGIN - 4), title, _INK, _font(16))
+    _draw_scale_bar(pen, scene_info, scale, (_MARGIN, _MARGIN + _LINE + height + 6))
+    x, y = width + 2 * _MARGIN, _MARGIN + _LINE
+    for swatch, name, figure in legend:
+        page.paste(Image.fromarray(swatch), (x, y))
+        pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), outline=_FAINT)
+        pen.text((x + _SWATCH + 8, y), name, _INK, _font(14))
+        pen.text((x + legend_width, y), figure, _FAINT, _font(14), anchor="ra")
+        y += _LINE
+    pen.text((x, y + 4), note, _FAINT, _font(12))
+    return page
+
+
+def _legend(metadata: ModelMetadata, area_ha: Mapping[str, float]) -> list[LegendRow]:
+    """Return the legend of a class map, with percentages of the area that has a class or is unlike all."""
+    total = sum(area_ha.values())
+    entries = [*zip(metadata.classes, range(len(metadata.classes)), metadata.classes, strict=True)]
+    others = [
+        (UNLIKE, OUT_OF_DISTRIBUTION, "unlike the training data"),
+        ("", NO_CLASS, "no data, cloud, skipped"),
+    ]
+    rows = []
+    for key, number, name in [*entries, *others]:
+        swatch = paint(np.full((_SWATCH, _SWATCH), number, np.uint8), metadata)
+        percent = f"{100 * area_ha.get(key, 0.0) / total:.1f} %" if total and key else ""
+        rows.append((swatch, name, percent))
+    return rows
+
+
+def read_small(class_map: Path) -> tuple[npt.NDArray[Any], float]:
     """Return the map at the picture's size, and how many pixels of the picture one pixel of the map takes."""
     with rasterio.open(class_map) as dataset:
         longest = max(dataset.shape)
@@ -116,31 +179,6 @@ def _draw_scale_bar(
     pen.rectangle((x, y, x + round(length / metres), y + 4), fill=_INK)
     label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     pen.text((x + round(length / metres) + 8, y - 6), label, _INK, _font(13))
-
-
-def _draw_legend(
-    page: Image.Image, metadata: ModelMetadata, area_ha: Mapping[str, float], corner: tuple[int, int]
-) -> None:
-    pen = ImageDraw.Draw(page)
-    x, y = corner
-    total = sum(area_ha.values())
-    entries = [*zip(metadata.classes, range(len(metadata.classes)), metadata.classes, strict=True)]
-    others = [
-        (UNLIKE, OUT_OF_DISTRIBUTION, "unlike the training data"),
-        ("", NO_CLASS, "no data, cloud, skipped"),
-    ]
-    for key, number, name in [*entries, *others]:
-        swatch = paint(np.full((_SWATCH, _SWATCH), number, np.uint8), metadata)
-        page.paste(Image.fromarray(swatch), (x, y))
-        pen.rectangle((x, y, x + _SWATCH, y + _SWATCH), outline=_FAINT)
-        percent = f"{100 * area_ha.get(key, 0.0) / total:.1f} %" if total and key else ""
-        pen.text((x + _SWATCH + 8, y), name, _INK, _font(14))
-        pen.text((x + _LEGEND, y), percent, _FAINT, _font(14), anchor="ra")
-        y += _LINE
-    note = f"{metadata.name} {metadata.version}" + (
-        ", trained on synthetic tiles" if metadata.synthetic else ""
-    )
-    pen.text((x, y + 4), note, _FAINT, _font(12))
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

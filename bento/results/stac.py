@@ -1,8 +1,8 @@
 """A STAC item for each classified scene, so that catalogues find it and programs can read it.
 
 STAC 1.1.0 (https://github.com/radiantearth/stac-spec) with the extensions projection 2.0.0, classification
-2.0.0 and MLM 1.5.0 (https://github.com/stac-extensions). The item names neither the time nor the machine that
-made it: the same scene gives the same bytes.
+2.0.0, MLM 1.5.0 and processing 1.2.0 (https://github.com/stac-extensions). The item names neither the time
+nor the machine that made it: the same scene gives the same bytes.
 """
 
 import json
@@ -22,7 +22,12 @@ from tilewise.models.model_file import INPUT, ModelMetadata
 SUFFIX = ".stac.json"
 EXTENSIONS = {
     name: f"https://stac-extensions.github.io/{name}/v{version}/schema.json"
-    for name, version in (("projection", "2.0.0"), ("classification", "2.0.0"), ("mlm", "1.5.0"))
+    for name, version in (
+        ("projection", "2.0.0"),
+        ("classification", "2.0.0"),
+        ("mlm", "1.5.0"),
+        ("processing", "1.2.0"),
+    )
 }
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _MEDIA = {".tif": _COG, ".parquet": "application/vnd.apache.parquet", ".geojson": "application/geo+json"}
@@ -57,6 +62,7 @@ def write_item(
     out: Path,
     *,
     min_area: float = 0.0,
+    smooth: float = 0.0,
 ) -> Path:
     """Write the item of a scene.
 
@@ -69,6 +75,7 @@ def write_item(
         sha256: of the model file.
         out: the folder that the results end up in, which the links to scene and model start from.
         min_area: hectares below which patches of the class map were merged into their neighbours.
+        smooth: metres a side of the squares whose majority each pixel of the class map took.
 
     Raises:
         OSError: the disk does not take it.
@@ -83,6 +90,7 @@ def write_item(
         **({"bbox": _bbox(footprint)} if footprint else {}),
         "properties": {
             **_properties(scene_info, metadata, sha256),
+            "processing:lineage": _lineage(scene_info, min_area, smooth),
             **({"tilewise:min_area_ha": min_area} if min_area else {}),
         },
         "links": [{"rel": "derived_from", "href": _href(source, out)} for source in scene_info.sources],
@@ -113,6 +121,16 @@ def _times(when: str | None) -> dict[str, Any]:
         return {"datetime": None, **_ANY_TIME}
     first, _, last = when.partition("/")
     return {"datetime": None, "start_datetime": first, "end_datetime": last} if last else {"datetime": first}
+
+
+def _lineage(scene_info: SceneInfo, min_area: float, smooth: float) -> str:
+    """Return how pixels became classes, step by step."""
+    steps = [scene_info.lineage or "Classified in windows"]
+    if smooth:
+        steps.append(f"smoothed by the majority in squares of {smooth:g} m, weighted by probability")
+    if min_area:
+        steps.append(f"patches of less than {min_area:g} ha merged into their largest neighbour")
+    return "; ".join(steps)
 
 
 def _projection(scene_info: SceneInfo) -> dict[str, Any]:

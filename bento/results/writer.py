@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tilewise.bento.inference.blending import OUT_OF_DISTRIBUTION
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.inference.windows import SceneBlock
 from tilewise.bento.results import quicklook, stac
@@ -72,12 +72,15 @@ class OutputOptions:
         formats: file formats of the tables of windows and polygons.
         coverage: of the windows' prediction sets, 0-1.
         min_area: hectares; smaller patches of the class map get the class of their largest neighbour.
+        smooth: metres; each pixel of the class map takes the class with the most votes in the square of this
+            side around it, weighted by probability. 0: its own.
     """
 
     kinds: tuple[Output, ...] = USUAL
     formats: tuple[VectorFormat, ...] = (VectorFormat.PARQUET,)
     coverage: float = 0.9
     min_area: float = 0.0
+    smooth: float = 0.0
 
     def check(self, metadata: ModelMetadata) -> None:
         """Refuse what cannot be made, before any work is done.
@@ -207,6 +210,10 @@ class ResultWriter:
         counts[UNLIKE] = int(pixels[OUT_OF_DISTRIBUTION])
         return {name: round(n * self._scene_info.pixel_ha, 4) for name, n in counts.items() if n}
 
+    def no_data_ha(self) -> float:
+        """Return the hectares without data, of cloud or of skipped windows."""
+        return round(int(self.counts.pixels[NO_CLASS]) * self._scene_info.pixel_ha, 4)
+
     def describe(self, files: Sequence[Path], out: Path) -> list[Path]:
         """Return `files` and, if requested, their STAC item.
 
@@ -220,6 +227,7 @@ class ResultWriter:
         item = stac.write_item(
             *(path, self._scene_info, model.metadata, files, model.path, model.sha256, out),
             min_area=self._options.min_area,
+            smooth=self._options.smooth,
         )
         return [*files, item]
 

@@ -62,6 +62,8 @@ _CLASSES = {
 }
 _CLASSIFICATION = _only("classification", {"classification:classes": _CLASSES})
 
+_PROCESSING = _only("processing", {"processing:lineage": {"type": "string"}}, required=["processing:lineage"])
+
 _TASKS = {"type": "array", "items": {"enum": ["classification", "scene-classification", "segmentation"]}}
 _ARRAY = {
     "type": "object",
@@ -127,6 +129,7 @@ SCHEMAS = {
             properties=_CLASSIFICATION,
             assets={"additionalProperties": _CLASSIFICATION},
         ),
+        "processing/v1.2.0": _item("processing/v1.2.0", properties=_PROCESSING),
         "mlm/v1.5.0": _item("mlm/v1.5.0", properties=_MODEL, assets=_MODEL_ASSETS),
     }.items()
 }

@@ -1,4 +1,4 @@
-"""`tilewise register`, `promote`, `rollback`, `history` and `compare`: the model registry."""
+"""`tilewise register`, `promote`, `rollback`, `history` and `runs`: the model registry."""
 
 import getpass
 import json
@@ -280,11 +280,11 @@ def history(as_json: bool, registry: Registry) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @registry_options
 @one_line_errors
-def compare(experiment: str | None, limit: int, as_json: bool, registry: Registry) -> None:
+def runs(experiment: str | None, limit: int, as_json: bool, registry: Registry) -> None:
     """Print a table of training runs: metrics, training data, and the settings in which they differ.
 
     \b
-      tilewise compare --experiment demo --limit 5
+      tilewise runs --experiment demo --limit 5
     """
     uri = registry.uri
     rows = compare_runs(uri, experiment, limit, registry.name)

@@ -349,3 +349,41 @@ def test_a_watch_takes_scenes_that_come_and_ends_when_nothing_does(
                 time.sleep(0.05)
         assert process.wait(timeout=60) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["scenes"] == 2
+
+
+def test_fine_smoothed_maps_say_so_in_their_item(linear_model: Path, tmp_path: Path) -> None:
+    synthesise_scene(tmp_path / "in" / "scene.tif", 1, 2, 3)
+    maps = {}
+    for name, options in {
+        "plain": ["--stride", "8"],
+        "fine": ["--detail", "fine", "--smooth", "240"],
+    }.items():
+        given = [
+            "--out",
+            tmp_path / name,
+            "--model",
+            linear_model,
+            "--cell",
+            "4",
+            "--clouds",
+            "none",
+            *options,
+        ]
+        done = batch(tmp_path / "in", *given)
+        assert done.returncode == 0, done.stderr
+        with rasterio.open(tmp_path / name / "scene.classes.tif") as dataset:
+            maps[name] = dataset.read(1)
+    assert maps["fine"].shape == maps["plain"].shape
+    assert (maps["fine"] != maps["plain"]).any()
+    item = json.loads((tmp_path / "fine" / "scene.stac.json").read_text())
+    assert item["properties"]["processing:lineage"].startswith(
+        "Windows of 32 and 64 pixels, 8 pixels apart; smoothed by the majority in squares of 240 m"
+    )
+
+
+def test_a_stride_too_long_for_fine_maps_is_refused(linear_model: Path, tmp_path: Path) -> None:
+    synthesise_scene(tmp_path / "in" / "scene.tif", 1, 2, 3)
+    given = ["--out", tmp_path / "out", "--model", linear_model, "--detail", "fine", "--stride", "64"]
+    done = batch(tmp_path / "in", *given)
+    assert done.returncode != 0
+    assert "choose 4 to 16" in done.stderr

@@ -106,6 +106,52 @@ def test_dates_of_one_place_are_not_added_and_the_clearest_counts(tmp_path: Path
     assert "2 places in 4 scenes" in Page((tmp_path / "report.html").read_text()).text
 
 
+def dates_of_one_place() -> list[SceneOutcome]:
+    """Three dates: clear, half cloud, clear; and a neighbour that was seen once."""
+    july, may, august = "2021-07-01T11:20:00Z", "2021-05-02T11:20:00Z", "2021-08-30T11:20:00Z"
+    there = {"footprint": place(7), "no_data_ha": 0.0}
+    return [
+        replace(DONE, name="july", area_ha={"Forest": 50.0}, taken=july, **{**there, "no_data_ha": 50.0}),
+        replace(DONE, name="may", area_ha={"Forest": 60.0, "<b>Sea</b>": 40.0}, taken=may, **there),
+        replace(DONE, name="august", area_ha={"out_of_distribution": 100.0}, taken=august, **there),
+        replace(DONE, name="neighbour", area_ha={"Forest": 5.0}, footprint=place(9), taken=july),
+    ]
+
+
+def test_the_summary_has_the_dates_of_a_place_in_order(tmp_path: Path) -> None:
+    write_reports(tmp_path, dates_of_one_place(), MODEL)
+    (series,) = json.loads((tmp_path / "summary.json").read_text())["time_series"]
+    assert [(date["name"], date["no_data_ha"]) for date in series] == [
+        ("may", 0.0),
+        ("july", 50.0),
+        ("august", 0.0),
+    ]
+    assert series[0]["area_ha"] == {"Forest": 60.0, "<b>Sea</b>": 40.0}
+
+
+def test_the_page_draws_a_bar_a_date_as_high_as_its_hectares_with_a_gap_for_clouds(tmp_path: Path) -> None:
+    write_reports(tmp_path, dates_of_one_place(), MODEL)
+    page = Page((tmp_path / "report.html").read_text())
+    boxes = [tag for name, tag in page.tags if name == "rect" and "x" in tag]
+    forest_may, sea_may, forest_july, gap, unlike = boxes
+    heights = [float(box["height"] or "") for box in boxes]
+    assert heights == pytest.approx([132, 88, 110, 110, 220], abs=0.01)
+    assert (gap["fill"], unlike["fill"]) == ("none", "url(#unlike)")
+    assert "stroke-dasharray" in gap
+    assert float(gap["y"] or "") == 0
+    lefts = [float(box["x"] or "") for box in (forest_may, forest_july, unlike)]
+    assert lefts[1] - lefts[0] == pytest.approx(lefts[2] - lefts[1], abs=0.02)  # 60 days each
+    assert sea_may["x"] == forest_may["x"]
+    assert "2021-07-01, no data, cloud, skipped: 50.0 ha" in page.text
+    assert "may and 2 more" in page.text
+
+
+def test_places_seen_once_have_no_figure(tmp_path: Path) -> None:
+    write_reports(tmp_path, [o for o in dates_of_one_place() if o.name in ("may", "neighbour")], MODEL)
+    assert "Over time" not in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["time_series"] == []
+
+
 def test_what_is_unlike_the_training_data_has_a_row_and_a_column_of_its_own(tmp_path: Path) -> None:
     strange = replace(DONE, area_ha={"Forest": 60.0, "out_of_distribution": 140.0}, clouds="scl")
     write_reports(tmp_path, [strange], MODEL)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from geotiffs import geotiff
 from rasterio.windows import Window
 
 from tilewise.bento.inference import window_grid
-from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
+from tilewise.bento.inference.blending import COARSE_WEIGHT, FINE_WEIGHT, NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.inference.windows import GridOptions, SceneBlock, classify, strip_count
+from tilewise.bento.inference.windows import Detail, GridOptions, SceneBlock, classify, strip_count, twice
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
@@ -343,3 +343,84 @@ def test_real_scenes_are_classified_on_their_own_or_on_a_warped_grid(
             assert classes.shape == (answer.height, answer.width)
             if "ship" not in source.name:  # on open water bands are 0, and so no data
                 assert (classes != NO_CLASS).mean() > 0.5, source.name
+
+
+# Fine maps: windows of half the size, pooled with the others.
+
+
+FINE = GridOptions(stride=16, cell=4, detail=Detail.FINE, keep_probabilities=True)
+
+
+def test_fine_maps_pool_the_blends_of_both_sizes_of_windows(engine: Engine, tall: tuple[Path, DN]) -> None:
+    """Computed here by another way: each size's windows one by one, spread over pixels by their weights."""
+    found = joined(blocks_of(engine, tall[0], FINE), "probabilities")
+    pixels = tall[1]
+    coarse, fine = (blend(engine, pixels, tile, FINE.stride) for tile in (64, 32))
+    logs = COARSE_WEIGHT * np.log(np.maximum(coarse, 1e-4)) + FINE_WEIGHT * np.log(np.maximum(fine, 1e-4))
+    expected = np.exp(logs) / np.exp(logs).sum(axis=0)
+    known = np.isfinite(found[0]) & np.isfinite(fine[0])
+    assert known.mean() > 0.9
+    np.testing.assert_allclose(found[:, known], expected[:, known], atol=2e-4)
+
+
+def blend(engine: Engine, pixels: DN, tile: int, stride: int) -> npt.NDArray[Any]:
+    """Probabilities (classes, rows, columns) at the middles of cells of 4 pixels, from windows of a size."""
+    height, width = pixels.shape[1:]
+    down, across = ([*range(0, side - tile, stride), side - tile] for side in (height, width))
+    middles = [np.arange(2, side, 4) for side in (height, width)]
+    total = np.zeros((len(engine.metadata.classes) + 1, len(middles[0]), len(middles[1])))
+    for row in down:
+        for column in across:
+            window = pixels[:, row : row + tile, column : column + tile]
+            if (window.min(axis=0) != 0).mean() < 0.5:
+                continue
+            large = window[None] if tile == 64 else twice(window[None])
+            answer = np.append(engine.classify(np.ascontiguousarray(large)).probabilities[0], 1)
+            weights = []
+            for start, places in ((row, middles[0]), (column, middles[1])):
+                within = (places >= start) & (places < start + tile)
+                weights.append(np.where(within, np.sin(np.pi * (places - start) / tile) ** 2, 0))
+            total += answer[:, None, None] * np.outer(*weights)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total[:-1] / total[-1])
+
+
+def test_fine_maps_cover_what_coarse_ones_cover(engine: Engine, tall: tuple[Path, DN]) -> None:
+    coarse = blocks_of(engine, tall[0], replace(FINE, detail=Detail.COARSE))
+    fine = blocks_of(engine, tall[0], FINE)
+    for name, value in (("class_map", NO_CLASS), ("class_map", OUT_OF_DISTRIBUTION)):
+        np.testing.assert_array_equal(joined(coarse, name) == value, joined(fine, name) == value)
+    np.testing.assert_array_equal(joined(coarse, "outlier"), joined(fine, "outlier"))
+    classes, probability = joined(fine, "class_map"), joined(fine, "probability")
+    known = classes < OUT_OF_DISTRIBUTION
+    np.testing.assert_array_equal(np.isfinite(probability), known)
+    best = joined(fine, "probabilities").max(axis=0)
+    np.testing.assert_allclose(probability[known], best[known], rtol=1e-6)
+    windows = [[w.row for b in blocks for w in b.windows] for blocks in (coarse, fine)]
+    assert windows[0] == windows[1]
+
+
+def test_strips_of_a_fine_map_do_not_depend_on_the_others(
+    engine: Engine, tall: tuple[Path, DN], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window_grid, "_PIXELS_AT_ONCE", 2**16)  # small parts, so several strips
+    whole = joined(blocks_of(engine, tall[0], FINE), "probability")
+    with opened(tall[0]) as scene:
+        count = strip_count(scene, FINE)
+    assert count > 1
+    parts = [b for n in range(count) for b in blocks_of(engine, tall[0], FINE, rows=(n, n + 1))]
+    np.testing.assert_array_equal(joined(parts, "probability"), whole)
+
+
+def test_fine_maps_need_windows_that_overlap(engine: Engine, tall: tuple[Path, DN]) -> None:
+    with pytest.raises(SceneError, match="stride of 32 pixels with detail fine; choose 4 to 16"):
+        blocks_of(engine, tall[0], GridOptions(stride=32, detail=Detail.FINE))
+
+
+def test_pixels_between_two_are_their_weighted_mean_and_beside_no_data_none() -> None:
+    tile = np.array([[100, 200, 400], [100, 200, 400], [100, 200, 0]], np.uint16)[None, None]
+    large = twice(tile)[0, 0]
+    assert large[0].tolist() == [100, 125, 175, 250, 350, 400]
+    assert large[5].tolist() == [100, 125, 175, 0, 0, 0]
+    assert large[3].tolist() == [100, 125, 175, 0, 0, 0]
+    assert large[2].tolist() == [100, 125, 175, 250, 350, 400]

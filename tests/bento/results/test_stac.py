@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,31 @@ def validate(content: dict[str, Any], validator: Any) -> list[str]:
     ],
     ids=lambda scene_info: scene_info.name,
 )
-def test_an_item_is_valid_with_its_three_extensions(
+def test_an_item_is_valid_with_its_four_extensions(
     tmp_path: Path, offline: Any, scene_info: SceneInfo
 ) -> None:
     content = item(tmp_path, scene_info)
-    assert len(content["stac_extensions"]) == 3
-    assert len(validate(content, offline)) == 4  # STAC itself and each extension
+    assert len(content["stac_extensions"]) == 4
+    assert len(validate(content, offline)) == 5  # STAC itself and each extension
+
+
+def test_an_item_names_how_pixels_became_classes(tmp_path: Path) -> None:
+    scene_info = replace(INFO, lineage="Windows of 32 and 64 pixels, 8 pixels apart")
+    written = write_item(
+        *(tmp_path / "s.json", scene_info, metadata(CLASSES), [], Path("/m.onnx"), "ab" * 32, tmp_path),
+        smooth=240,
+        min_area=0.5,
+    )
+    assert json.loads(written.read_text())["properties"]["processing:lineage"] == (
+        "Windows of 32 and 64 pixels, 8 pixels apart; smoothed by the majority in squares of 240 m, weighted "
+        "by probability; patches of less than 0.5 ha merged into their largest neighbour"
+    )
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
+        lambda content: content["properties"].pop("processing:lineage"),
         lambda content: content["properties"].pop("mlm:name"),
         lambda content: content["assets"].pop("model"),
         lambda content: content["properties"].update({"proj:shape": [1]}),

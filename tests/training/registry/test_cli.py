@@ -144,10 +144,10 @@ def test_runs_are_compared_by_figures_and_by_the_settings_that_differ(uri: str) 
         client.log_param(run.info.run_id, "model/lr", rate)
         client.log_param(run.info.run_id, "model/network", "cnn")
         client.log_metric(run.info.run_id, "test/all/accuracy", accuracy)
-    rows = [json.loads(line) for line in inside(uri, "compare", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in inside(uri, "runs", "--json").stdout.splitlines()]
     assert {(row["run"], row["all/accuracy"], row["model/lr"]) for row in rows} == {
         ("slow", 0.81, "0.001"),
         ("fast", 0.84, "0.01"),
     }
     assert all("model/network" not in row for row in rows), "what is the same in all runs is left out"
-    assert "no experiment 'other'" in inside(uri, "compare", "--experiment", "other").stderr
+    assert "no experiment 'other'" in inside(uri, "runs", "--experiment", "other").stderr

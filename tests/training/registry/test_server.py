@@ -194,7 +194,7 @@ def test_versions_go_from_candidate_to_champion_and_back_and_the_history_tells(
         ("1.1.0", "rolled back"),
         ("1.0.0", "promoted"),
     ]
-    (row,) = (json.loads(line) for line in command(server, "compare", "--json").stdout.splitlines())
+    (row,) = (json.loads(line) for line in command(server, "runs", "--json").stdout.splitlines())
     assert (row["run"], row["version"], row["data"].split()[0]) == ("first", "1.0.0", "pack")
     assert "all/accuracy" in row
 
