@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from tilewise.bento.api import page, scenes, tiles
+from tilewise.bento.api import inference_protocol, page, scenes, tiles
 from tilewise.bento.api.middleware import Turnover, VersionCheck
 from tilewise.bento.api.replies import HANDLERS, code_table, error_responses, headers, refusals
 from tilewise.bento.api.schemas import (
@@ -50,6 +50,7 @@ def make_app(settings: Settings) -> Starlette:
     routes = [
         *[Route(route.path, route.endpoint, methods=route.methods) for route in _described_routes()],
         *page.file_routes(),
+        *inference_protocol.routes(),
         _unknown_paths(),  # matches every path, so it is last
     ]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
@@ -137,6 +138,11 @@ This is version {API_VERSION} of the API; every response says so in the header `
 version, fields, headers, codes and paths may be added: ignore those that you do not know. A request may name
 the version that it speaks in the same header; a service of another version responds 400 `api_version` before
 it reads the body.
+
+## Open Inference Protocol
+
+`/v2` and the paths below it speak the Open Inference Protocol (KServe V2), which has its own specification:
+https://github.com/kserve/open-inference-protocol. Its errors are `{{"error": "message; hint"}}`.
 """
 _TAGS = {
     "classify": "Tiles of 64 × 64 pixels",

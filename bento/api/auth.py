@@ -17,7 +17,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tilewise.bento.api.replies import refuse
 from tilewise.datasets.core.errors import TilewiseError
 
-OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/healthz", "/openapi.json", "/favicon.ico"})
+OPEN_PATHS = frozenset(
+    {
+        "/",
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/openapi.json",
+        "/favicon.ico",
+    }
+)
 OPEN_FOLDERS = ("/page/",)
 METRICS = "/metrics"
 MIN_LENGTH = 16  # characters; `openssl rand -hex 16` gives 32

@@ -115,6 +115,17 @@ class Engine:
         """Path of the model file."""
         return self._file.path
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Columns of each output that has some: classes, or features of the embedding."""
+        outputs = self._file.session.get_outputs()
+        classes = len(self.metadata.classes)
+        return {
+            one.name: one.shape[1] if isinstance(one.shape[1], int) else classes
+            for one in outputs
+            if len(one.shape) == 2
+        }
+
     def classify(self, tiles: DN) -> Answers:
         """Classify uint16 (n, 13, 64, 64), n >= 0.
 

@@ -66,6 +66,7 @@ class Upload:
         content: bytes of a GeoTIFF, JPEG or PNG, or a tile that is read already.
         overrides: bands and radiometry given by the request, which the file does not state.
         coverage: requested coverage of the prediction set (0-1).
+        raw: whether the answer also has the model's outputs, unrounded, as the arrays of `raw_outputs`.
         engine: the model that classifies it; None: the default one of `classify_batch`.
         shadow: a second model that classifies it for comparison only.
         request_context: of the request that it belongs to.
@@ -76,6 +77,7 @@ class Upload:
     content: bytes | Tile
     overrides: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
     coverage: float = 0.9
+    raw: bool = False
     engine: Engine | None = None
     shadow: Engine | None = None
     request_context: RequestContext | None = None
@@ -205,6 +207,9 @@ def _answer_group(
         ]
         for result in results:
             count(engine, result)
+        for row, index in enumerate(indices):
+            if batch.uploads[index].raw:
+                results[row]["outputs"] = raw_outputs(answers, row)
     return results, answers.embedding
 
 
@@ -225,6 +230,15 @@ def array_to_dn(numbers: npt.NDArray[Any], options: ReadOptions) -> DN:
     if numbers.dtype == np.uint16 and radiometry.is_identity:
         return numbers
     return radiometry.to_dn(numbers, np.isfinite(numbers) & (numbers != 0))
+
+
+def raw_outputs(answers: Answers, row: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Return row `row` of `probabilities` (classes,), `logits` (classes,) and `embedding` (features,)."""
+    return {
+        "probabilities": answers.probabilities[row],
+        "logits": answers.logits[row],
+        "embedding": answers.embedding[row],
+    }
 
 
 def describe(engine: TileClassifier, tile: Tile, answers: Answers, row: int, coverage: float) -> Answer:
