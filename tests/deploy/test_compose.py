@@ -1,10 +1,14 @@
 """The compose file, as far as it can be checked without Docker."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from promql import DEPLOY
 
 from tilewise.bento.settings import Settings
@@ -74,7 +78,38 @@ def test_prometheus_and_grafana_look_for_services_under_their_names_here() -> No
 
 
 def test_mlflow_s_image_has_the_version_that_the_project_is_tested_with() -> None:
-    image = (DEPLOY / "mlflow" / "Dockerfile").read_text(encoding="utf-8")
+    image = (DEPLOY / "mlflow" / "requirements.in").read_text(encoding="utf-8")
     pinned = re.search(r"^mlflow==(\S+)$", Path(DEPLOY.parent / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
-    assert f"mlflow=={pinned[1]} " in image
+    assert f"mlflow=={pinned[1]}\n" in image
+
+
+@pytest.mark.parametrize("name", ["service", "mlflow"])
+def test_images_install_only_locked_files_and_keep_no_compiler(name: str) -> None:
+    image = (DEPLOY / name / "Dockerfile").read_text(encoding="utf-8")
+    assert "--require-hashes -r /tmp/requirements.lock" in image
+    _, packages, final = image.split("\nFROM ")
+    assert "apt-get" not in packages + final
+    assert re.search(r"^USER \d+:\d+$", final, re.MULTILINE)
+    lock = (DEPLOY / name / "requirements.lock").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", lock.strip())
+    assert all(re.match(r"\S+==\S+", entry) and "--hash=sha256:" in entry for entry in entries)
+
+
+def test_the_service_s_image_has_the_versions_that_passed_the_tests_together() -> None:
+    lock = (DEPLOY / "service" / "requirements.lock").read_text(encoding="utf-8")
+    locked = {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"^([\w.-]+)==([^ ;]+)", lock, re.MULTILINE)
+    }
+    constraints = (DEPLOY.parent / "constraints.txt").read_text(encoding="utf-8")
+    known = {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"^([\w.-]+)==(\S+)", constraints, re.MULTILINE)
+    }
+    shared = locked.keys() & known.keys()
+    assert {name: locked[name] for name in shared} == {name: known[name] for name in shared}
+    direct = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "dependencies"
+    ]
+    assert {canonicalize_name(Requirement(text).name) for text in direct} <= locked.keys()
