@@ -373,8 +373,7 @@ def main(
       tilewise batch --stac URL --bbox W,S,E,N --dates A/B --out MAPS
 
     After a stop, a crash or a full disk the same command continues: MAPS/manifest.sqlite records the input,
-        options
-    and model of each result.
+    options and model of each result.
 
     Exit status: 0 every scene is done; 1 a scene failed or has blocks that cannot be decoded; 2 usage error;
     130 stopped by Ctrl-C.
@@ -383,12 +382,7 @@ def main(
     options = RunOptions(
         reading=reading, grid=grid, outputs=outputs, precision=Precision(precision), **workers
     )
-    if not scenes and not search:
-        raise click.UsageError("name SCENES, or a STAC API to search (--stac URL)")
-    if search and not area:
-        raise click.UsageError("--stac needs an area to search in: --bbox W,S,E,N or --aoi FILE")
-    if mosaic and watch:
-        raise click.UsageError("--mosaic needs all scenes at once; leave --watch out")
+    _check_usage(bool(scenes), bool(search), bool(area), bool(mosaic and watch))
 
     def look() -> list[Source]:
         return join(find(scenes, reading, search), MosaicKind(mosaic) if mosaic else None)
@@ -400,6 +394,16 @@ def main(
         run = Run(out, model, options, display.progress)
         batches = watch_scenes(look, watch, idle) if watch else iter([found])
         sys.exit(_classify(run, batches, display, out))
+
+
+def _check_usage(scenes: bool, search: bool, area: bool, watched_mosaic: bool) -> None:
+    """Raise UsageError where options do not go together."""
+    if not scenes and not search:
+        raise click.UsageError("name SCENES, or a STAC API to search (--stac URL)")
+    if search and not area:
+        raise click.UsageError("--stac needs an area to search in: --bbox W,S,E,N or --aoi FILE")
+    if watched_mosaic:
+        raise click.UsageError("--mosaic needs all scenes at once; leave --watch out")
 
 
 def _classify(run: Run, batches: Any, display: RunDisplay, out: Path) -> int:
