@@ -203,7 +203,7 @@ def _series(outcomes: Sequence[SceneOutcome]) -> list[list[SceneOutcome]]:
 
 
 def _when(outcome: SceneOutcome) -> tuple[datetime, str]:
-    return datetime.fromisoformat(outcome.taken or ""), outcome.name
+    return datetime.fromisoformat((outcome.taken or "").partition("/")[0]), outcome.name
 
 
 def _describe_series(scenes: Sequence[SceneOutcome]) -> list[dict[str, Any]]:

@@ -88,15 +88,9 @@ async function waitForTask(task, report, signal) {
 
 function sendFile(path, file, parameters, headers, signal) {
   const query = new URLSearchParams({ name: file.name, ...parameters });
-  return send(`${path}?${query}`, { method: "POST", signal, ...bodyOf(path, file, headers) });
-}
-
-/** Return the body and headers of a request with one file: a GeoTIFF as it is, any other file in a form. */
-function bodyOf(field, file, headers) {
-  if (!/\.zip$/i.test(file.name)) return { body: file, headers: { "Content-Type": "image/tiff", ...headers } };
-  const body = new FormData();
-  body.append(field, file, file.name);
-  return { body, headers };
+  return send(`${path}?${query}`, {
+    method: "POST", signal, body: file, headers: { "Content-Type": "image/tiff", ...headers },
+  });
 }
 
 /** Return the response to a request; repeat it while the service is overloaded. */

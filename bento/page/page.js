@@ -185,12 +185,12 @@ async function processFiles(some) {
   await runJobs(some.filter(hasPicture).map((item) => () => showPictures(item, signal)), signal);
 }
 
-/** Find out whether a file is a tile or a scene. A file that is neither a TIFF nor an archive is sent as a tile. */
+/** Find out whether a file is a tile or a scene. A file that is no TIFF is sent as a tile. */
 async function inspect(item) {
   const side = model?.tile_size ?? TILE_SIZE;
   item.size = await sizeOf(item.file);
   const larger = item.size && (item.size.width !== side || item.size.height !== side);
-  item.kind = larger || /\.zip$/i.test(item.file.name) ? "scene" : "tile";
+  item.kind = larger ? "scene" : "tile";
   try {
     await item.file.slice(0, 1).arrayBuffer();
   } catch {
@@ -338,7 +338,7 @@ function showActions(item) {
 
 /** Return the buttons that download the map of a scene. */
 function downloads(item, button) {
-  const stem = item.file.name.replace(/(\.SAFE)?\.(tiff?|zip)$/i, "");
+  const stem = item.file.name.replace(/\.tiff?$/i, "");
   const forms = {
     GeoTIFF: () => save(item.map, `${stem}.classes.tif`),
     GeoJSON: () => save(geoJsonOf([item]), `${stem}.geojson`),

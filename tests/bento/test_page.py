@@ -773,7 +773,7 @@ def test_axe_finds_no_barrier_and_nothing_sticks_out(
         {"wood.tif": FOREST, "bright.tif": bright, "coast.tif": scene(2, 3, bright_cell=True), **unread}
     )
     visit.says("3 files classified, 3 files could not be classified, 2 results need attention")
-    expect(visit.page.locator("figure img")).to_have_count(8)
+    expect(visit.page.locator("figure img")).to_have_count(7)
     visit.page.get_by_text("All windows").click()
     found = Axe().run(visit.page).response["violations"]
     assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []

@@ -122,7 +122,10 @@ def test_a_url_where_a_file_belongs_is_refused_and_not_followed(client: httpx.Cl
     for name in canary.names:
         body = multipart([part(b"tiles", name.encode(), None)])
         refused(client.post("/classify", content=body, headers=FORM), 400)
-        refused(client.post("/classify", json={"tiles": name}), 415)
+        refused(client.post("/classify", json={"tiles": name}), 400)
+        refused(client.post("/classify", json={"tiles": [{"url": name}]}), 422)
+        content = client.post("/classify", json={"tiles": [{"content": name}]})
+        assert content.status_code in (200, 422), "not base64, or bytes that are no tile"
         assert client.post("/classify", content=name.encode(), headers=TIFF).status_code == 415
 
 

@@ -287,7 +287,9 @@ def test_stride_clouds_and_warp_are_those_of_batch_inference(service: Service) -
     cloud[:, :64, :64] = np.linspace(6500, 8500, 13, dtype=np.uint16)[:, None, None]
     overlapping = service.send(query="?stride=32", Prefer="respond-async")
     assert overlapping.json()["windows"] == 15
-    service.places.append(overlapping.headers["location"])
+    place = overlapping.headers["location"]
+    until(lambda: service.client.get(place, headers=ALICE).json()["status"] == "done")
+    assert service.client.delete(place, headers=ALICE).status_code == 204
     assert service.send(file_of(cloud)).json()["features"][0]["properties"]["class"] is None
     assert service.send(file_of(cloud), "?clouds=none").json()["features"][0]["properties"]["class"]
     degrees = {"crs": CRS.from_epsg(4326), "transform": Affine(1.2e-4, 0, -8.5, 0, -9e-5, 42.8)}

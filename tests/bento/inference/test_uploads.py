@@ -54,14 +54,13 @@ def test_answers_keep_the_order_of_the_uploads_with_errors_among_them(engine: En
     results = classify_uploads(engine, uploads)
     assert [result["name"] for result in results] == ["one.tif", "two.tif", "three.tif", "four.tif"]
     assert [result.get("class") for result in results] == ["Forest", None, "SeaLake", None]
-    assert results[1]["error"]["message"] == "two.tif: not a GeoTIFF but a JPEG"
+    assert results[1]["error"]["message"] == "two.tif: not a readable JPEG or PNG"
     assert results[3]["error"]["message"] == "four.tif: an empty file"
 
 
 def test_a_semicolon_in_a_name_does_not_tear_the_error_apart(engine: Engine) -> None:
     (result,) = classify_uploads(engine, [Upload("a; b.tif", jpeg())])
-    assert result["error"]["message"] == "a; b.tif: not a GeoTIFF but a JPEG"
-    assert result["error"]["hint"] == "the multispectral GeoTIFF is needed"
+    assert result["error"]["message"] == "a; b.tif: not a readable JPEG or PNG"
 
 
 def test_only_bad_uploads_give_only_errors(engine: Engine) -> None:
