@@ -16,7 +16,7 @@ from tilewise.models.model_file import INPUT, ModelFile, int8_of, open_model
 
 NAMES = ("accurate", "fast")
 FILES = {name: Path(models.__file__).parent / "pretrained" / name / "model.onnx" for name in NAMES}
-VERSIONS = {"accurate": "2.0.0", "fast": "1.4.0"}
+VERSIONS = {"accurate": "2.1.0", "fast": "1.4.0"}
 
 
 @pytest.fixture(scope="module", params=NAMES)
