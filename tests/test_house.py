@@ -93,7 +93,9 @@ def test_no_package_registry_and_no_path_of_a_machine_is_in_the_repository() -> 
 def test_no_data_is_tracked() -> None:
     suffixes = (".tif", ".tiff", ".jpg", ".jpeg", ".npz")
     found = [name for name in tracked() if Path(name).suffix.lower() in suffixes]
-    assert found == ["bento/page/sample-patchwork.tif", "bento/page/sample-tile.tif"], "samples (EuroSAT, MIT)"
+    assert found == ["bento/page/sample-patchwork.tif", "bento/page/sample-tile.tif"], (
+        "samples (EuroSAT, MIT)"
+    )
     assert sum((PROJECT / name).stat().st_size for name in found) <= 200_000
 
 
