@@ -12,7 +12,6 @@ import io
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ def single_values(parameters: ImmutableMultiDict[str, Any]) -> dict[str, Any]:
     Raises:
         HTTPException: a name is given twice: whichever value is taken, the other one was meant too.
     """
-    twice = [name for name, count in Counter(parameters.keys()).items() if len(parameters.getlist(name)) > 1]
+    twice = [name for name in parameters if len(parameters.getlist(name)) > 1]
     if twice:
         raise HTTPException(
             422, f"{twice[0]!r} is given {len(parameters.getlist(twice[0]))} times; give it once"

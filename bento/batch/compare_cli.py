@@ -61,8 +61,8 @@ def compare(maps_a: Path, maps_b: Path, out: Path, align: bool, as_json: bool) -
 
     Exit status: 0 compared; 1 maps cannot be compared; 2 usage error; 130 stopped by Ctrl-C.
     """
-    pairs, alone = match(_maps_in(maps_a), _maps_in(maps_b))
-    for class_map in alone:
+    pairs, unmatched = match(_maps_in(maps_a), _maps_in(maps_b))
+    for class_map in unmatched:
         click.echo(f"note: {class_map.path}: no map of this place on the other side", err=True)
     if not pairs:
         raise ResultsError(f"no map in {maps_a} shares more than half of its ground with one in {maps_b}")
@@ -173,15 +173,16 @@ def _print(comparison: Comparison) -> None:
     for row in used:
         table.add_row(classes[row], *(f"{hectares[row, c]:,.1f}" if hectares[row, c] else "" for c in used))
     print_table(table)
-    told = describe(comparison)
-    expected, sd = told["changed_expected_ha"], told["changed_sd_ha"]
-    sure = (
+    summary = describe(comparison)
+    expected, sd = summary["changed_expected_ha"], summary["changed_sd_ha"]
+    expectation = (
         "" if expected is None else f"; both maps are expected to be right in {expected:,.1f} ± {sd:,.1f} ha"
     )
-    apart = told["not_compared_ha"]
-    click.echo(f"changed: {told['changed_ha']:,.1f} of {told['compared_ha']:,.1f} ha{sure}")
+    not_compared = summary["not_compared_ha"]
+    click.echo(f"changed: {summary['changed_ha']:,.1f} of {summary['compared_ha']:,.1f} ha{expectation}")
     click.echo(
-        f"not compared: {apart['no_data']:,.1f} ha no data, {apart[UNLIKE]:,.1f} ha unlike the training data"
+        f"not compared: {not_compared['no_data']:,.1f} ha no data, {not_compared[UNLIKE]:,.1f} ha unlike the "
+        "training data"
     )
     for note in comparison.notes:
         click.echo(f"note: {note}", err=True)

@@ -22,7 +22,7 @@ from tilewise.datasets.core.errors import (
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Radiometry, ReadOptions
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.eurosat import PICTURE_STARTS, read_picture
-from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile
+from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile, valid_numbers
 
 MAX_DECODED_BYTES = 512 * 2**20  # of the tiles of one request
 MAX_BATCH_DECODED_BYTES = 16 * 2**20  # after which a batch reads no further tile
@@ -229,7 +229,7 @@ def array_to_dn(numbers: npt.NDArray[Any], options: ReadOptions) -> DN:
     radiometry = Radiometry(options.level or Level.L1C, scale, options.offset or 0.0)
     if numbers.dtype == np.uint16 and radiometry.is_identity:
         return numbers
-    return radiometry.to_dn(numbers, np.isfinite(numbers) & (numbers != 0))
+    return radiometry.to_dn(numbers, valid_numbers(numbers, None))
 
 
 def raw_outputs(answers: Answers, row: int) -> dict[str, npt.NDArray[np.float32]]:

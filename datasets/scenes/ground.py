@@ -58,6 +58,31 @@ class Grid:
         return between.almost_equals(Affine.identity(), _TOLERANCE)
 
 
+class OnGrid:
+    """What is read on a grid.
+
+    Attributes:
+        grid: of its windows.
+    """
+
+    grid: Grid
+
+    @property
+    def georeference(self) -> Georeference:
+        """The grid's CRS and transform."""
+        return self.grid.georeference
+
+    @property
+    def height(self) -> int:
+        """Rows of the grid."""
+        return self.grid.height
+
+    @property
+    def width(self) -> int:
+        """Columns of the grid."""
+        return self.grid.width
+
+
 def grid_of(dataset: DatasetReader, name: str) -> Grid:
     """Return the grid of an open raster.
 

@@ -25,7 +25,7 @@ from rasterio.windows import Window
 from tilewise.datasets.core.errors import OutsideAreaError, SceneError, TilewiseError
 from tilewise.datasets.core.radiometry import Level
 from tilewise.datasets.core.tile import DN, Georeference, valid_mask
-from tilewise.datasets.scenes.ground import MAX_SIDE, Grid
+from tilewise.datasets.scenes.ground import MAX_SIDE, Grid, OnGrid
 from tilewise.datasets.scenes.layers import in_utc
 from tilewise.datasets.scenes.options import CloudKind, SceneOptions
 from tilewise.datasets.scenes.scene import BrokenBlock, ReadWindow, Scene
@@ -43,7 +43,7 @@ class MosaicKind(StrEnum):
     MEAN = "mean"  # each window's probabilities are the mean over the scenes in which it is not skipped
 
 
-class Mosaic:
+class Mosaic(OnGrid):
     """Open scenes on one grid that are classified as one; several threads may read it.
 
     Attributes:
@@ -67,21 +67,6 @@ class Mosaic:
                     "scenes of the same bands"
                 )
         self.grid, self.bands, self.block = first.grid, first.bands, first.block
-
-    @property
-    def georeference(self) -> Georeference:
-        """The grid's CRS and transform."""
-        return self.grid.georeference
-
-    @property
-    def height(self) -> int:
-        """Rows of the grid."""
-        return self.grid.height
-
-    @property
-    def width(self) -> int:
-        """Columns of the grid."""
-        return self.grid.width
 
     @property
     def level(self) -> Level | None:

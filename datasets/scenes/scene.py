@@ -18,11 +18,11 @@ from rasterio.windows import Window
 from tilewise.datasets.core.bands import BAND_NAMES, positions
 from tilewise.datasets.core.errors import OutsideAreaError, SceneError, UnreadableImageError
 from tilewise.datasets.core.radiometry import Level
-from tilewise.datasets.core.tile import BAND_COUNT, DN, Georeference, canonical_order
+from tilewise.datasets.core.tile import BAND_COUNT, DN, canonical_order
 from tilewise.datasets.readers.geotiff import read_bands
 from tilewise.datasets.scenes.area import Area, inside, window_around
 from tilewise.datasets.scenes.clouds import VISIBLE, CloudWeights, find_clouds, table_for
-from tilewise.datasets.scenes.ground import Grid, grid_for_windows
+from tilewise.datasets.scenes.ground import Grid, OnGrid, grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
 from tilewise.datasets.scenes.options import CloudKind, CloudMask
 from tilewise.datasets.scenes.rasters import address_of, file_of, is_remote, name_of, open_raster, scene_gdal
@@ -41,7 +41,7 @@ class BrokenBlock:
     column: int
 
 
-class Scene(AbstractContextManager["Scene"]):
+class Scene(OnGrid, AbstractContextManager["Scene"]):
     """A scene whose windows several threads can read at a time: each has its own file handles.
 
     Attributes:
@@ -98,21 +98,6 @@ class Scene(AbstractContextManager["Scene"]):
         self._readers: set[int] = set()  # threads that are reading
         self._closed = False
         self._mine = threading.local()
-
-    @property
-    def georeference(self) -> Georeference:
-        """The grid's CRS and transform."""
-        return self.grid.georeference
-
-    @property
-    def height(self) -> int:
-        """Rows of the grid."""
-        return self.grid.height
-
-    @property
-    def width(self) -> int:
-        """Columns of the grid."""
-        return self.grid.width
 
     @property
     def whole(self) -> Grid:

@@ -33,7 +33,9 @@ class FileServer:
         (self.folder / _DOWN).touch()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class RangesHandler(BaseHTTPRequestHandler):
+    """Gives the files of a folder, whole or by ranges."""
+
     protocol_version = "HTTP/1.1"
     folder: Path
 
@@ -48,10 +50,16 @@ class _Handler(BaseHTTPRequestHandler):
         with (self.folder / _LOG).open("a") as log:
             log.write(json.dumps([self.command, self.path, wanted]) + "\n")
         path = self.folder / self.path.lstrip("/").partition("?")[0]
-        if (self.folder / _DOWN).exists() or not path.is_file():
-            self._send(503 if (self.folder / _DOWN).exists() else 404, b"", {})
+        if (self.folder / _DOWN).exists():
+            self._send(503, b"", {})
+        else:
+            self._send_file(path)
+
+    def _send_file(self, path: Path) -> None:
+        if not path.is_file():
+            self._send(404, b"", {})
             return
-        content = path.read_bytes()
+        wanted, content = self.headers.get("Range"), path.read_bytes()
         told = {"ETag": f'"{len(content)}-{sum(content)}"', "Accept-Ranges": "bytes"}
         if not wanted:
             self._send(200, content, told)
@@ -78,21 +86,29 @@ class _Handler(BaseHTTPRequestHandler):
 def serving_files(folder: Path) -> Iterator[FileServer]:
     """Serve a folder for the length of the block."""
     (folder / _LOG).touch()
-    command = [sys.executable, __file__, str(folder)]
+    with started(Path(__file__), folder) as url:
+        yield FileServer(folder, url)
+
+
+@contextmanager
+def started(script: Path, folder: Path) -> Iterator[str]:
+    """Run a script that calls `serve` for the length of the block; yield the server's URL."""
+    command = [sys.executable, str(script), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield FileServer(folder, f"http://127.0.0.1:{int(process.stdout.readline())}")
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
             process.kill()
 
 
-def main() -> None:
-    handler = type("RangesHandler", (_Handler,), {"folder": Path(sys.argv[1])})
+def serve(kind: type[RangesHandler]) -> None:
+    """Serve the folder that the command line names, for ever; print the port first."""
+    handler = type("Handler", (kind,), {"folder": Path(sys.argv[1])})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         print(httpd.server_address[1], flush=True)
         httpd.serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    serve(RangesHandler)
