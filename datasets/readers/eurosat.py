@@ -6,21 +6,19 @@ JPEGs of B04, B03, B02; the conversion of their bytes to DN was fitted on the ti
 (docs/decisions/0002-rgb-scale.md).
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from PIL import Image
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, MemoryFile
 
 from tilewise.datasets.core.bands import RGB_BANDS
 from tilewise.datasets.core.errors import BandsUnknownError, TileShapeError, UnreadableImageError
 from tilewise.datasets.core.radiometry import PRESETS, RGB_DN_PER_STEP, RGB_ZERO, Level, ReadOptions
 from tilewise.datasets.core.tile import TILE_SIZE, Tile, canonical_order, place_bands
-from tilewise.datasets.readers.geotiff import read_tile
+from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile
 
 CLASSES = (
     "AnnualCrop",
@@ -85,16 +83,17 @@ def read_picture(content: bytes, options: ReadOptions, name: str, size: int = TI
             f"{name}: a JPEG or PNG is read as EuroSAT's RGB tiles are; leave bands, level, scale and offset "
             "out, or give bands=eurosat-rgb alone"
         )
+    kind = "JPEG" if content.startswith(PICTURE_STARTS[0]) else "PNG"
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
-            if picture.size != (size, size):
+        with isolated_gdal(), MemoryFile(content) as memory, memory.open(driver=kind) as dataset:
+            if (dataset.height, dataset.width) != (size, size):
                 raise TileShapeError(
-                    f"{name}: {picture.width} × {picture.height} pixels, but a tile has {size} × {size}"
+                    f"{name}: {dataset.width} × {dataset.height} pixels, but a tile has {size} × {size}"
                 )
-            if picture.mode != "RGB":
-                raise UnreadableImageError(f"{name}: a picture in the mode {picture.mode}; convert it to RGB")
-            rgb = np.asarray(picture).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if dataset.dtypes != ("uint8",) * 3:
+                raise UnreadableImageError(f"{name}: not a picture of 8-bit red, green and blue; convert it")
+            rgb = dataset.read()
+    except RasterioError as error:
         raise UnreadableImageError(f"{name}: not a readable JPEG or PNG") from error
     return Tile(name, place_bands(rgb_to_dn(rgb), RGB_BANDS), canonical_order(RGB_BANDS), Level.L1C)
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from rasters import noise, write_jpeg, write_tiff
 
 from tilewise.datasets.core.bands import BAND_NAMES, positions
 from tilewise.datasets.core.errors import BandsUnknownError, TileShapeError, UnreadableImageError
-from tilewise.datasets.core.radiometry import Level
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import Tile
-from tilewise.datasets.readers.eurosat import read_ms, read_rgb, rgb_to_dn
+from tilewise.datasets.readers.eurosat import read_ms, read_picture, read_rgb, rgb_to_dn
 
 PAIRS = 3  # of each class
 
@@ -131,3 +132,16 @@ def test_real_rgb_tiles_agree_with_the_multispectral_ones_of_their_names(
     assert darker.mean() > 0.9
     assert np.median(np.abs(rgb - ms)[darker] / ms[darker]) < 0.05
     assert abs(np.median((rgb - ms)[darker] / ms[darker])) < 0.02
+
+
+@pytest.mark.parametrize("driver", ["JPEG", "PNG"])
+def test_an_uploaded_picture_has_the_pixels_that_training_reads(tmp_path: Path, driver: str) -> None:
+    """Libraries bring a JPEG's colours up to full size in their own ways, tens of bytes apart."""
+    rgb = np.random.default_rng(1).integers(0, 256, (3, 64, 64), np.uint8)
+    path = write_jpeg(tmp_path / "Forest_1.jpg", rgb, driver)
+    with rasterio.open(path) as dataset:
+        expected = rgb_to_dn(dataset.read())
+    tile = read_picture(path.read_bytes(), ReadOptions(), "a.jpg")
+    assert np.array_equal(tile.pixels[[3, 2, 1]], expected)
+    if driver == "JPEG":
+        assert np.array_equal(tile.pixels, read_rgb(path).pixels)
