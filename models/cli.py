@@ -32,6 +32,7 @@ from tilewise.datasets.packs.splits import SPLITS
 from tilewise.datasets.quality.suspects import write_predictions
 from tilewise.datasets.readers.sources import Format, find_source
 from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, find_model, int8_of, open_model
+from tilewise.models.model_item import write_model_item
 
 if TYPE_CHECKING:
     from tilewise.models.explain.attribution import TileExplanation
@@ -343,6 +344,8 @@ def card(
 ) -> None:
     """Write the card of a model file: what it is, what it is for, and all its measurements.
 
+    Without --out, the model's STAC item (model.stac.json), for programs, is written too.
+
     \b
       tilewise assess --model model.onnx --data data/packed --split val --out assessment
       tilewise card --model model.onnx --assessment assessment
@@ -351,3 +354,5 @@ def card(
     target = out or path.with_name("README.md")
     write_card(open_model(path), assessments, target, append)
     click.echo(f"the card is {target}")
+    if not out:
+        click.echo(f"the STAC item is {write_model_item(path)}")

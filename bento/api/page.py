@@ -26,10 +26,10 @@ from tilewise.bento.api.replies import headers, refusals
 from tilewise.bento.api.scenes import parse_flag
 from tilewise.bento.api.schemas import PNG, TIFF, PreviewParameters, form, operation, query
 from tilewise.bento.inference.preview import Preview, View, preview
-from tilewise.bento.results.maps import FURTHER, KNOWN
 from tilewise.bento.serving.admission import caller_of
 from tilewise.bento.serving.background import CLIENT_GONE, Check, ClientGoneError
 from tilewise.bento.serving.runtime import serving_of
+from tilewise.models.class_colours import FURTHER, KNOWN
 
 router = APIRouter(tags=["people"])
 

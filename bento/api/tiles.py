@@ -1,6 +1,7 @@
-"""Routes of single tiles: `POST /classify`, `POST /explain` and `GET /model`."""
+"""Routes of single tiles, and of the model: `/classify`, `/explain`, `/model`, `/model.stac.json`."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from tilewise.bento.api.bodies import read_tiles
 from tilewise.bento.api.replies import headers, negotiate, refusals, reply, status_of_code
@@ -43,9 +44,16 @@ from tilewise.bento.serving.background import CLIENT_GONE, ClientGoneError
 from tilewise.bento.serving.runtime import serving_of
 from tilewise.datasets.core.errors import NoDataError
 from tilewise.datasets.core.tile import Tile
+from tilewise.models.model_item import model_item
 from tilewise.models.occlusion import patch_starts
 
 router = APIRouter()
+_GEOJSON = "application/geo+json"
+_ITEM = {
+    "type": "object",
+    "required": ["type", "stac_version", "id", "properties", "assets"],
+    "description": "https://github.com/radiantearth/stac-spec/blob/v1.1.0/item-spec/item-spec.md",
+}
 
 
 @router.post(
@@ -116,6 +124,31 @@ async def describe_model(request: Request) -> Response:
         card = _describe_engine(releases.candidate)
         content["candidate"] = {**card, "mode": releases.mode, "fraction": releases.fraction}
     return reply(content)
+
+
+@router.get(
+    "/model.stac.json",
+    operation_id="describeModelAsItem",
+    tags=["model"],
+    summary="The model as a STAC item",
+    response_class=Response,
+    response_description="A STAC item with the Machine Learning Model extension (MLM)",
+    responses={
+        200: {"headers": headers(), "content": {_GEOJSON: {"schema": _ITEM}}},
+        **refusals(401, 405, 500),
+    },
+    openapi_extra=operation("curl {url}/model.stac.json"),
+)
+async def describe_model_as_item(request: Request) -> Response:
+    """What the model takes and answers, for catalogues and other programs.
+
+    The service gives no model files away: the asset's link names the file by its SHA-256 (RFC 6920).
+    """
+    champion = serving_of(request).releases.champion
+    digest = base64.urlsafe_b64encode(bytes.fromhex(champion.sha256)).decode().rstrip("=")
+    item = model_item({"model": (champion, f"ni:///sha-256;{digest}")})
+    item["links"] = [{"rel": "self", "href": str(request.url), "type": _GEOJSON}]
+    return JSONResponse(item, media_type=_GEOJSON)
 
 
 def _describe_engine(engine: TileClassifier) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from shapely.geometry.base import BaseGeometry
 
 from tilewise.bento.batch.manifest import SceneOutcome, SceneState
 from tilewise.bento.results import quicklook
-from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR, colours
+from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR
 from tilewise.bento.results.writer import ModelFacts
 from tilewise.datasets.core.files import atomic_write
+from tilewise.models.class_colours import colours
 
 _HATCH = "repeating-linear-gradient(45deg, rgb({}, {}, {}) 0 4px, #1e2428 4px 5px)".format(*UNLIKE_COLOUR)
 SUMMARY, TABLE, PAGE = "summary.json", "summary.csv", "report.html"

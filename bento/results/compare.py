@@ -36,16 +36,15 @@ from tilewise.bento.results.maps import (
     NO_PROBABILITY,
     RESULT_TAG,
     STEPS,
-    Colour,
     MapSpec,
     MapWriter,
     category_names,
-    colours,
     qgis_style,
 )
 from tilewise.bento.results.quicklook import LegendRow, draw_page, read_small
 from tilewise.datasets.core.errors import ResultsError
 from tilewise.datasets.core.tile import Georeference
+from tilewise.models.class_colours import Colour, colours
 
 UNCHANGED, NOT_COMPARED = 0, 65535
 """Numbers in a map of changes; 1 + before × classes + after is a change."""

@@ -7,7 +7,7 @@ disk errors.
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,34 +24,8 @@ from rasterio.windows import Window
 from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.datasets.core.files import ask_disk, telling_disk_errors
+from tilewise.models.class_colours import Colour, colours
 from tilewise.models.model_file import ModelMetadata
-
-Colour = tuple[int, int, int]
-
-KNOWN: dict[str, Colour] = {
-    "AnnualCrop": (240, 205, 80),
-    "Forest": (30, 100, 50),
-    "HerbaceousVegetation": (140, 190, 90),
-    "Highway": (70, 70, 80),
-    "Industrial": (160, 60, 150),
-    "Pasture": (90, 160, 60),
-    "PermanentCrop": (205, 120, 50),
-    "Residential": (215, 60, 60),
-    "River": (80, 160, 220),
-    "SeaLake": (25, 70, 160),
-}
-# Paul Tol's "muted" scheme (https://personal.sron.nl/~pault/), for classes of other data sets.
-FURTHER: tuple[Colour, ...] = (
-    (51, 34, 136),
-    (136, 204, 238),
-    (68, 170, 153),
-    (17, 119, 51),
-    (153, 153, 51),
-    (221, 204, 119),
-    (204, 102, 119),
-    (136, 34, 85),
-    (170, 68, 153),
-)
 
 UNLIKE = "out_of_distribution"
 """Name of what is unlike the training data, beside the names of classes."""
@@ -72,11 +46,6 @@ _PACKED = {
 
 Rows = npt.NDArray[Any]
 """(bands, rows, width), of the map's data type."""
-
-
-def colours(classes: Sequence[str]) -> list[Colour]:
-    """Return a colour (red, green, blue; 0-255) for each class, in order."""
-    return [KNOWN.get(name, FURTHER[index % len(FURTHER)]) for index, name in enumerate(classes)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from rasterio.enums import Resampling
 
 from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR, Colour, colours
+from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR
+from tilewise.models.class_colours import Colour, colours
 from tilewise.models.model_file import ModelMetadata
 
 SUFFIX = ".quicklook.png"

@@ -1,13 +1,12 @@
 """A STAC item for each classified scene, so that catalogues find it and programs can read it.
 
 STAC 1.1.0 (https://github.com/radiantearth/stac-spec) with the extensions projection 2.0.0, classification
-2.0.0, MLM 1.5.0 and processing 1.2.0 (https://github.com/stac-extensions). The item names neither the time
+2.0.0, MLM 1.5.2 and processing 1.2.0 (https://github.com/stac-extensions). The item names neither the time
 nor the machine that made it: the same scene gives the same bytes.
 """
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,16 @@ from shapely.geometry import shape
 
 from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR, colours
-from tilewise.models.model_file import INPUT, ModelMetadata
+from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR
+from tilewise.models.model_file import ModelMetadata
+from tilewise.models.model_item import ANY_TIME, CLASSIFICATION, MLM, class_list, mlm_fields, model_asset
 
-SUFFIX = ".stac.json"
-EXTENSIONS = {
-    name: f"https://stac-extensions.github.io/{name}/v{version}/schema.json"
-    for name, version in (
-        ("projection", "2.0.0"),
-        ("classification", "2.0.0"),
-        ("mlm", "1.5.0"),
-        ("processing", "1.2.0"),
-    )
-}
+EXTENSIONS = (
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    CLASSIFICATION,
+    MLM,
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+)
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _MEDIA = {".tif": _COG, ".parquet": "application/vnd.apache.parquet", ".geojson": "application/geo+json"}
 _MEDIA |= {".fgb": "application/vnd.flatgeobuf", ".png": "image/png", ".xml": "application/xml"}
@@ -48,8 +44,6 @@ _UNLIKE_CLASS = {
     "description": "Unlike the training data: no class is claimed",
     "color_hint": "{:02X}{:02X}{:02X}".format(*UNLIKE_COLOUR),
 }
-# STAC needs a time: of a scene without one, any since the launch of Sentinel-2A.
-_ANY_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
 
 
 def write_item(
@@ -84,7 +78,7 @@ def write_item(
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
-        "stac_extensions": list(EXTENSIONS.values()),
+        "stac_extensions": list(EXTENSIONS),
         "id": scene_info.name,
         "geometry": footprint,
         **({"bbox": _bbox(footprint)} if footprint else {}),
@@ -96,7 +90,7 @@ def write_item(
         "links": [{"rel": "derived_from", "href": _href(source, out)} for source in scene_info.sources],
         "assets": {
             **_assets(files, scene_info, metadata),
-            "model": _model_asset(metadata, _href(str(model), out)),
+            "model": model_asset(metadata, _href(str(model), out), "The model that made this"),
         },
     }
     path.write_text(json.dumps(item, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -109,7 +103,7 @@ def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> 
         **({"platform": scene_info.platform} if scene_info.platform else {}),
         "title": f"Land cover of {scene_info.name}",
         **_projection(scene_info),
-        **_model(metadata),
+        **mlm_fields(metadata),
         "tilewise:model_sha256": sha256,
         "tilewise:synthetic_model": metadata.synthetic,
         "tilewise:cloud_mask": scene_info.clouds,
@@ -118,7 +112,7 @@ def _properties(scene_info: SceneInfo, metadata: ModelMetadata, sha256: str) -> 
 
 def _times(when: str | None) -> dict[str, Any]:
     if when is None:
-        return {"datetime": None, **_ANY_TIME}
+        return {"datetime": None, **ANY_TIME}
     first, _, last = when.partition("/")
     return {"datetime": None, "start_datetime": first, "end_datetime": last} if last else {"datetime": first}
 
@@ -148,51 +142,6 @@ def _projection(scene_info: SceneInfo) -> dict[str, Any]:
     }
 
 
-def _model(metadata: ModelMetadata) -> dict[str, Any]:
-    """Return the fields of the MLM extension, which describe the model."""
-    size = metadata.tile_size
-    tiles = {
-        "shape": [-1, len(metadata.bands), size, size],
-        "dim_order": ["batch", "bands", "height", "width"],
-    }
-    scores = {"shape": [-1, len(metadata.classes)], "dim_order": ["batch", "class"]}
-    return {
-        "mlm:name": _plain(f"{metadata.name} {metadata.version}", "model"),
-        "mlm:architecture": metadata.network,
-        "mlm:tasks": ["classification"],
-        "mlm:framework": "ONNX",
-        "mlm:input": [
-            {"name": INPUT, "bands": list(metadata.bands), "input": {**tiles, "data_type": "uint16"}}
-        ],
-        "mlm:output": [
-            {
-                "name": "probabilities",
-                "tasks": ["classification"],
-                "result": {**scores, "data_type": "float32"},
-                "classification:classes": _classes(metadata),
-            }
-        ],
-        "bands": _bands(metadata),
-    }
-
-
-def _bands(metadata: ModelMetadata) -> list[dict[str, str]]:
-    """Return the model's input bands; MLM wants them in the item, STAC 1.1 then also in one of its assets."""
-    return [{"name": band} for band in metadata.bands]
-
-
-def _classes(metadata: ModelMetadata) -> list[dict[str, Any]]:
-    return [
-        {
-            "value": index,
-            "name": re.sub(r"[^0-9A-Za-z_-]", "_", name) or "_",
-            "description": name,
-            "color_hint": "".join(f"{part:02X}" for part in colour),
-        }
-        for index, (name, colour) in enumerate(zip(metadata.classes, colours(metadata.classes), strict=True))
-    ]
-
-
 def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadata) -> dict[str, Any]:
     assets = {}
     for file in files:
@@ -209,21 +158,10 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
             else ["data"],
         }
         if form == "tif" and kind == "classes":
-            asset["classification:classes"] = [*_classes(metadata), _UNLIKE_CLASS]
+            asset["classification:classes"] = [*class_list(metadata), _UNLIKE_CLASS]
             asset |= {"nodata": NO_CLASS, "data_type": "uint8"}
         assets[kind if form in ("tif", "png") else f"{kind}_{form.rpartition('.')[2]}"] = asset
     return assets
-
-
-def _model_asset(metadata: ModelMetadata, href: str) -> dict[str, Any]:
-    return {
-        "href": href,
-        "title": "The model that made this",
-        "type": "application/octet-stream",
-        "roles": ["mlm:model"],
-        "mlm:artifact_type": "onnx",
-        "bands": _bands(metadata),
-    }
 
 
 def _bbox(footprint: Mapping[str, Any]) -> list[float]:
@@ -234,14 +172,6 @@ def _bbox(footprint: Mapping[str, Any]) -> list[float]:
     if len(parts) > 1:
         return [max(west), min(south), min(east), max(north)]
     return list(bounds[0])
-
-
-def _plain(text: str, default: str) -> str:
-    """Return `text` as the MLM extension wants names: letters, digits, spaces and ._- , a letter first."""
-    plain = re.sub(r"[^a-zA-Z0-9_.\- ]", "-", text).strip(" ._-")
-    return (
-        plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", plain) else f"{default} {plain or 0}"
-    )
 
 
 def _href(path: str, out: Path) -> str:

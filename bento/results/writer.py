@@ -38,6 +38,7 @@ from tilewise.bento.results.tables import (
 )
 from tilewise.datasets.core.errors import TilewiseError
 from tilewise.models.model_file import ModelMetadata
+from tilewise.models.model_item import SUFFIX
 
 
 class Output(StrEnum):
@@ -223,7 +224,7 @@ class ResultWriter:
         if Output.STAC not in self._options.kinds:
             return list(files)
         model = self._model
-        path = self._path(stac.SUFFIX.removeprefix("."))
+        path = self._path(SUFFIX.removeprefix("."))
         item = stac.write_item(
             *(path, self._scene_info, model.metadata, files, model.path, model.sha256, out),
             min_area=self._options.min_area,

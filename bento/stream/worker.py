@@ -16,10 +16,10 @@ from tilewise.bento.batch.manifest import Manifest, SceneOutcome, SceneState
 from tilewise.bento.batch.worker import SceneTask, WorkPlan, process_scene
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.windows import GridOptions
-from tilewise.bento.results.stac import SUFFIX
 from tilewise.bento.results.writer import Output, OutputOptions
 from tilewise.bento.stream.notices import SceneJob
 from tilewise.datasets.core.errors import SceneTooLargeError, TilewiseError
+from tilewise.models.model_item import SUFFIX
 
 RESULT = "tilewise.scene"
 _VERSION = 1

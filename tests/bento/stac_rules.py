@@ -102,6 +102,8 @@ _MODEL = _only(
         "mlm:architecture": {"type": "string"},
         "mlm:tasks": _TASKS,
         "mlm:framework": {"type": "string", "minLength": 1},
+        "mlm:pretrained": {"type": "boolean"},
+        "mlm:pretrained_source": {"type": ["string", "null"]},
         "mlm:input": {"type": "array", "items": _INPUT},
         "mlm:output": {"type": "array", "items": _OUTPUT},
         # Bands that inputs name are described with the item.
@@ -130,6 +132,6 @@ SCHEMAS = {
             assets={"additionalProperties": _CLASSIFICATION},
         ),
         "processing/v1.2.0": _item("processing/v1.2.0", properties=_PROCESSING),
-        "mlm/v1.5.0": _item("mlm/v1.5.0", properties=_MODEL, assets=_MODEL_ASSETS),
+        "mlm/v1.5.2": _item("mlm/v1.5.2", properties=_MODEL, assets=_MODEL_ASSETS),
     }.items()
 }

@@ -30,11 +30,12 @@ from servers import Server, served
 from tiny_onnx import metadata
 
 from tilewise.bento.api.page import FOLDER, POLICY
-from tilewise.bento.results.maps import KNOWN, UNLIKE_COLOUR
+from tilewise.bento.results.maps import UNLIKE_COLOUR
 from tilewise.datasets.acquire.synthetic import TAGS, render, synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.class_colours import KNOWN
 from tilewise.models.model_file import METADATA_KEY, Outliers, PredictionSets
 
 KEY = "page-0123456789abcdef"

@@ -11,11 +11,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pystac
 import pytest
 from geotiffs import geotiff, jpeg, tile_file
 from PIL import Image
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio.warp import transform_bounds
 from servers import ROOT, command, environment, free_port, served
+from stac_rules import SCHEMAS
 
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
@@ -303,6 +306,22 @@ def test_the_model_describes_itself(service: httpx.Client, model_file: Path) -> 
     assert card["synthetic"] is True
     assert card["sha256"] == hashlib.sha256(model_file.read_bytes()).hexdigest()
     assert "histograms" not in card
+
+
+def test_the_model_describes_itself_as_a_stac_item(service: httpx.Client, model_file: Path) -> None:
+    response = service.get("/model.stac.json")
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/geo+json")
+    item = response.json()
+    validator = JsonSchemaSTACValidator()
+    validator.schema_cache |= SCHEMAS
+    pystac.Item.from_dict(item).validate(validator)
+    assert item["links"] == [
+        {"rel": "self", "href": f"{service.base_url}/model.stac.json", "type": "application/geo+json"}
+    ]
+    name = item["assets"]["model"]["href"].removeprefix("ni:///sha-256;")
+    assert base64.urlsafe_b64decode(f"{name}=") == hashlib.sha256(model_file.read_bytes()).digest()
+    (output,) = item["properties"]["mlm:output"]
+    assert [known["description"] for known in output["classification:classes"]] == list(CLASSES)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])

@@ -28,6 +28,7 @@ from tilewise.models.model_file import (
     int8_of,
     open_model,
 )
+from tilewise.models.model_item import write_model_item
 from tilewise.models.network import calibration, finetuned
 from tilewise.models.network.finetuned import FineTunedHead
 from tilewise.models.network.outliers import FALSE_ALARMS, InputCheck
@@ -148,6 +149,7 @@ def finetune(
     fitted = _fit(model, learned, embeddings, folds, progress)
     calibrated = _calibrate(fitted, learned, embeddings[0])
     _write_models(fitted, calibrated, learned, folder)
+    write_model_item(folder.model)
     figures = _measure(fitted, calibrated, learned, embeddings[0], open_model(folder.model))
     _write_report(figures, learned, calibrated.answers, folder, command)
     return figures

@@ -124,6 +124,7 @@ class Trainer(pl.Trainer):
         # A machine that only fits may have no ONNX.
         from tilewise.models.export.export import export as export_model
         from tilewise.models.model_file import int8_of
+        from tilewise.models.model_item import write_model_item
         from tilewise.training.evaluate.quantisation import export_int8
         from tilewise.training.fit.calibrate import calibrate, describe
 
@@ -140,6 +141,7 @@ class Trainer(pl.Trainer):
             f"largest difference from torch {difference:.1e} on {len(tiles)} tiles)"
         )
         _, metrics = export_int8(self.folder.model, datamodule.pack, self.quantisation)
+        write_model_item(self.folder.model)
         log_results(self, calibration.metrics | metrics)
         log_model_file(self, self.folder.model)
 

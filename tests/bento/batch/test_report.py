@@ -21,10 +21,11 @@ from tilewise.bento.batch.manifest import ResultFile, SceneOutcome, SceneState
 from tilewise.bento.batch.report import write_reports
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results import quicklook as pictures
-from tilewise.bento.results.maps import MapWriter, class_spec, colours
+from tilewise.bento.results.maps import MapWriter, class_spec
 from tilewise.bento.results.quicklook import write_quicklook
 from tilewise.bento.results.writer import ModelFacts
 from tilewise.datasets.core.tile import Georeference
+from tilewise.models.class_colours import colours
 
 CLASSES = ("Forest", "<b>Sea</b>", "=1+1")
 MODEL = ModelFacts(metadata(CLASSES), "ab" * 32, Path("m.onnx"))

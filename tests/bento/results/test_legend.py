@@ -1,7 +1,7 @@
 """Colours of classes: fixed for known ones, distinct for all that one map holds."""
 
-from tilewise.bento.results.maps import colours
 from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.class_colours import colours
 
 
 def test_a_known_class_has_the_same_colour_in_every_model() -> None:

@@ -16,9 +16,10 @@ from tiny_onnx import metadata
 
 from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.maps import MapWriter, class_spec, colours, model_tags
+from tilewise.bento.results.maps import MapWriter, class_spec, model_tags
 from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.eurosat import CLASSES
+from tilewise.models.class_colours import colours
 from tilewise.models.model_file import ModelMetadata
 
 PLACE = Georeference(UTM, CORNER)

@@ -16,10 +16,11 @@ from stac_rules import SCHEMAS
 from tiny_onnx import metadata
 
 from tilewise.bento.inference.window_grid import SceneInfo
-from tilewise.bento.results.stac import EXTENSIONS, write_item
+from tilewise.bento.results.stac import write_item
 from tilewise.datasets.core.tile import Georeference
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import ModelMetadata
+from tilewise.models.model_item import MLM
 
 pystac = pytest.importorskip("pystac")
 
@@ -144,9 +145,9 @@ def test_what_is_unlike_the_training_data_is_a_value_of_the_map_and_no_class_of_
 def test_an_item_is_valid_by_the_published_schemas(tmp_path: Path) -> None:
     """The restated rules say what the published schemas say; skipped where their server is not reached."""
     try:
-        httpx.head(EXTENSIONS["mlm"], timeout=5, follow_redirects=True).raise_for_status()
+        httpx.head(MLM, timeout=5, follow_redirects=True).raise_for_status()
     except httpx.HTTPError as error:
-        pytest.skip(f"{EXTENSIONS['mlm']} is not reached ({type(error).__name__})")
+        pytest.skip(f"{MLM} is not reached ({type(error).__name__})")
     assert len(pystac.Item.from_dict(item(tmp_path)).validate()) == 4
 
 
