@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A process a core, each with whole files of tests; one runs them one after another: make test SIDE_BY_SIDE=
-SIDE_BY_SIDE ?= --numprocesses=logical --maxprocesses=8 --dist=loadfile
+# Several processes, each with whole files of tests; one runs them one after another: make test SIDE_BY_SIDE=
+SIDE_BY_SIDE ?= --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true

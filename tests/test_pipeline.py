@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,18 +74,24 @@ IMPORTED = {
 """What the command of each stage imports to do its work, beside the command line of `tilewise data`."""
 
 
-@pytest.mark.parametrize("stage", IMPORTED)
-def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str) -> None:
+@cache
+def imported_with(*names: str) -> list[Path]:
+    """Return the project's files that importing modules brings, in a process of its own."""
     code = f"""
 import importlib, json, sys
-for name in {IMPORTED[stage]}: importlib.import_module("tilewise." + name)
+for name in {names}: importlib.import_module("tilewise." + name)
 named = [(n, m.__file__ or "") for n, m in sys.modules.items() if n.startswith("tilewise.")]
 own = [n for n, file in named if not file.endswith("__init__.py")]
 print(json.dumps(own))
 """
     done = run(PROJECT, sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
-    imported = [Path(*name.split(".")[1:]).with_suffix(".py") for name in json.loads(done.stdout)]
+    return [Path(*name.split(".")[1:]).with_suffix(".py") for name in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("stage", IMPORTED)
+def test_a_stage_depends_on_all_the_code_that_it_imports(stage: str) -> None:
+    imported = imported_with(*IMPORTED[stage])
     dependencies = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"][stage]["deps"]
     assert [str(path) for path in imported if not any(path.is_relative_to(dep) for dep in dependencies)] == []
 

@@ -27,13 +27,13 @@ from tiny_onnx import metadata, write_model
 
 from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.bento.inference.engine import Engine
-from tilewise.bento.results.maps import KNOWN
 from tilewise.bento.serving.scene_answers import ClassifiedScene, SceneRequest, answer_scene
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, positions
 from tilewise.datasets.core.tile import BAND_COUNT, DN
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.datasets.readers.geotiff import open_geotiff
+from tilewise.models.class_colours import KNOWN
 
 GEOJSON, MAP = "application/geo+json", "image/tiff"
 MAX_AT_ONCE, MAX_PIXELS, MAX_BYTES, MAX_TASKS = 12, 1024 * 1024, 40 * 2**20, 2

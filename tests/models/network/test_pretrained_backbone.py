@@ -197,7 +197,7 @@ def test_a_weight_of_torchgeo_without_a_network_says_what_to_bring(monkeypatch: 
 
 
 def test_a_weight_of_timm_without_a_network_says_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # of the variable, read on import
     with pytest.raises(TrainingError, match=r"timm/resnet18 cannot fetch a1_in1k: .* bring its file"):
         loaded("a1_in1k", "timm/resnet18")
 
