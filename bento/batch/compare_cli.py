@@ -164,10 +164,24 @@ def tabulate(comparisons: Sequence[Comparison]) -> str:
 
 def _print(comparison: Comparison) -> None:
     """Print the change matrix and what it sums up to."""
+    names = [class_map.scene_info.name for class_map in (comparison.before, comparison.after)]
+    if comparison.hectares.any():
+        _print_matrix(comparison, f"{names[0]} to {names[1]}, hectares")
+    else:
+        click.echo(f"{names[0]} to {names[1]}: no pixel has a class in both maps")
+    not_compared = describe(comparison)["not_compared_ha"]
+    click.echo(
+        f"not compared: {not_compared['no_data']:,.1f} ha no data, {not_compared[UNLIKE]:,.1f} ha unlike the "
+        "training data"
+    )
+    for note in comparison.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _print_matrix(comparison: Comparison, title: str) -> None:
     classes, hectares = comparison.before.classes, comparison.hectares
     used = [i for i in range(len(classes)) if hectares[i].any() or hectares[:, i].any()]
-    names = (comparison.before.scene_info.name, comparison.after.scene_info.name)
-    table = Table("before ↓  after →", title=f"{names[0]} to {names[1]}, hectares")
+    table = Table("before ↓  after →", title=title)
     for column in used:
         table.add_column(classes[column], justify="right")
     for row in used:
@@ -178,11 +192,4 @@ def _print(comparison: Comparison) -> None:
     expectation = (
         "" if expected is None else f"; both maps are expected to be right in {expected:,.1f} ± {sd:,.1f} ha"
     )
-    not_compared = summary["not_compared_ha"]
     click.echo(f"changed: {summary['changed_ha']:,.1f} of {summary['compared_ha']:,.1f} ha{expectation}")
-    click.echo(
-        f"not compared: {not_compared['no_data']:,.1f} ha no data, {not_compared[UNLIKE]:,.1f} ha unlike the "
-        "training data"
-    )
-    for note in comparison.notes:
-        click.echo(f"note: {note}", err=True)

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from geotiffs import CORNER
 from maps_of_two_dates import write_maps
 
+from tilewise.bento.inference.blending import NO_CLASS
 from tilewise.cli import main
 
 
@@ -98,3 +99,14 @@ def test_an_empty_folder_and_a_missing_one_are_told(tmp_path: Path) -> None:
     done = compare(path, tmp_path / "empty", "--out", tmp_path / "out")
     assert (done.exit_code, "holds no NAME.classes.tif" in done.stderr) == (1, True)
     assert compare(path, tmp_path / "missing", "--out", tmp_path / "out").exit_code == 2
+
+
+def test_maps_without_a_pixel_to_compare_say_so_and_claim_no_change(tmp_path: Path) -> None:
+    clouds = np.full((64, 64), NO_CLASS)
+    paths = [write_maps(tmp_path / when, "a", clouds) for when in ("old", "new")]
+    done = compare(*paths, "--out", tmp_path / "out")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [
+        "a to a: no pixel has a class in both maps",
+        "not compared: 41.0 ha no data, 0.0 ha unlike the training data",
+    ]
