@@ -2,20 +2,26 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import xarray as xr
+from eopf_product import write_eopf
 from rasterio.crs import CRS
 
 import tilewise
 from tilewise.bento.inference.engine import Engine
 from tilewise.datasets.acquire.synthetic import synthesise_scene, synthesise_tile, write_tile
 from tilewise.datasets.core.bands import BAND_NAMES
-from tilewise.datasets.core.errors import BandsUnknownError, RadiometryUnknownError, TileShapeError
+from tilewise.datasets.core.errors import (
+    BandsUnknownError,
+    RadiometryUnknownError,
+    TileShapeError,
+    UnknownBandError,
+)
 from tilewise.datasets.readers.eurosat import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -35,50 +41,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@dataclass
-class Coordinate:
-    """A coordinate of a DataArray, as far as it is used."""
-
-    values: Any
-    attrs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class DataArray:
-    """What the API uses of an xarray.DataArray, which is no dependency."""
-
-    values: np.ndarray
-    dims: tuple[str, ...]
-    coords: dict[str, Coordinate]
-    attrs: dict[str, Any] = field(default_factory=dict)
-    name: str | None = None
-
-    @property
-    def ndim(self) -> int:
-        return self.values.ndim
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return dict(zip(self.dims, self.values.shape, strict=True))
-
-    def transpose(self, *dims: Any) -> "DataArray":
-        rest = [name for name in self.dims if name not in dims]
-        order = [name for each in dims for name in (rest if each is ... else [each])]
-        axes = [self.dims.index(name) for name in order]
-        return DataArray(self.values.transpose(axes), tuple(order), self.coords, self.attrs, self.name)
-
-
 def data_array(
     pixels: np.ndarray, bands: Any, *, dims: tuple[str, ...] = ("band", "y", "x"), **attrs: Any
-) -> DataArray:
-    height, width = pixels.shape[-2:]
+) -> xr.DataArray:
+    sizes = dict(zip(dims, pixels.shape, strict=True))
     coords = {
-        "band": Coordinate(np.array(bands)),
-        "x": Coordinate(500_005 + 10.0 * np.arange(width)),
-        "y": Coordinate(4_999_995 - 10.0 * np.arange(height)),
-        "spatial_ref": Coordinate(0, {"crs_wkt": CRS.from_epsg(32631).to_wkt()}),
+        "band": list(bands),
+        "x": 500_005 + 10.0 * np.arange(sizes["x"]),
+        "y": 4_999_995 - 10.0 * np.arange(sizes["y"]),
+        "spatial_ref": ((), 0, {"crs_wkt": CRS.from_epsg(32631).to_wkt()}),
     }
-    return DataArray(pixels, dims, coords, attrs, "field")
+    return xr.DataArray(pixels, coords, dims, "field", attrs)
 
 
 # Importing.
@@ -240,11 +213,75 @@ def test_a_data_array_is_a_scene_too(model: tilewise.Model, scene: Path) -> None
     assert (found.class_map == model.classify_scene(scene).class_map).all()
 
 
+@pytest.fixture(scope="module")
+def dataset(scene: Path) -> xr.Dataset:
+    """The scene as a Dataset with a variable for each band, lazily computed as far as xarray is."""
+    with rasterio.open(scene) as opened:
+        order = [opened.descriptions.index(band) + 1 for band in BAND_NAMES]
+        array = data_array(opened.read(order), [name.lower() for name in BAND_NAMES])
+    return array.to_dataset("band")
+
+
+def test_a_dataset_with_a_variable_for_each_band_is_a_scene(
+    model: tilewise.Model, scene: Path, dataset: xr.Dataset
+) -> None:
+    found = model.classify_scene(dataset, level="L1C")
+    assert (found.crs, found.transform.c, found.transform.f) == (CRS.from_epsg(32631), 500_000, 5_000_000)
+    assert (found.class_map == model.classify_scene(scene).class_map).all()
+    with_others = dataset.assign(aot=dataset["b02"], time_of_day=((), 7))
+    assert (model.classify_scene(with_others, level="L1C").class_map == found.class_map).all()
+
+
+def test_the_scene_classification_of_a_dataset_masks_its_clouds(
+    model: tilewise.Model, dataset: xr.Dataset
+) -> None:
+    scl = xr.full_like(dataset["b02"], 4, dtype=np.uint8)
+    scl[:, :64] = 9  # clouds, high probability
+    found = model.classify_scene(dataset.assign(scl=scl), level="L2A")
+    assert (found.class_map[:, :64] == 255).all()
+    assert (found.class_map[:, 64:] != 255).all()
+    kept = model.classify_scene(dataset.assign(scl=scl), level="L2A", clouds="none")
+    assert (kept.class_map != 255).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda d: d[["b02"]].rename(b02="ndvi"), BandsUnknownError, "no variable .* it has ndvi"),
+        (lambda d: d.assign(blue=d["b02"]), UnknownBandError, "a band is named twice"),
+        (lambda d: d.assign(b03=d["b03"].expand_dims("time")), TileShapeError, "B03 is not .y, x."),
+        (lambda d: d.drop_vars("spatial_ref"), TileShapeError, "a CRS"),
+        (lambda d: d.astype("float32"), RadiometryUnknownError, "scale=1 for reflectance"),
+    ],
+)
+def test_a_dataset_that_is_no_scene_says_why(
+    model: tilewise.Model, dataset: xr.Dataset, change: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        model.classify_scene(change(dataset), level="L1C")
+
+
+def test_a_product_in_eopf_zarr_is_classified_as_its_geotiff_is(
+    model: tilewise.Model, scene: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("xarray_eopf")
+    product = write_eopf(scene, tmp_path / "S2B_MSIL2A_20260701T103629_N0512_R008_T32TLQ.zarr")
+    opened = xr.open_dataset(str(product), engine="eopf-zarr", resolution=10)
+    found = model.classify_scene(opened, level="L2A", scale=1, clouds="none")
+    expected = model.classify_scene(scene, clouds="none")
+    assert (found.crs, found.transform) == (expected.crs, expected.transform)
+    inside = (slice(120), slice(192))  # whole pixels of 60 m
+    same = found.class_map[inside] == expected.class_map[inside]
+    assert same.mean() > 0.9  # 20 and 60 m are resampled otherwise
+    clouded = model.classify_scene(opened, level="L2A", scale=1)
+    assert (clouded.class_map[:64, :64] == 255).all()
+    assert (clouded.class_map[64:] == found.class_map[64:]).all()
+
+
 def test_a_scene_that_cannot_be_classified_is_an_error(model: tilewise.Model, tmp_path: Path) -> None:
     (tmp_path / "broken.tif").write_bytes(b"II*\x00nothing")
     with pytest.raises(tilewise.TilewiseError, match=r"broken\.tif"):
         model.classify_scene(tmp_path / "broken.tif")
-    without_crs = data_array(FOREST.pixels, BAND_NAMES)
-    del without_crs.coords["spatial_ref"]
+    without_crs = data_array(FOREST.pixels, BAND_NAMES).drop_vars("spatial_ref")
     with pytest.raises(TileShapeError, match="a CRS"):
         model.classify_scene(without_crs, level="L1C")

@@ -20,18 +20,18 @@ from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick
 from tilewise.bento.inference.uploads import Upload, array_to_dn, classify_uploads
 from tilewise.bento.inference.windows import GridOptions
-from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT, band_of_description, parse_bands
+from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT
 from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.errors import (
-    BandsUnknownError,
     RadiometryUnknownError,
     TileShapeError,
     TilewiseError,
 )
-from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, ReadOptions
+from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import TILE_SIZE, Georeference, Tile, canonical_order, place_bands
 from tilewise.datasets.scenes import CloudKind, SceneOptions, parse_clouds
 from tilewise.models.model_file import ModelMetadata, find_model
+from tilewise.xarrays import bands_of, georeference_of, in_order, is_data_array, is_dataset, write_scene
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,15 +150,16 @@ class Model:
         """Classify a scene window by window, as `tilewise batch` does.
 
         Args:
-            scene: the path of a GeoTIFF, a SAFE product or a STAC item, or an xarray.DataArray (band, y, x)
-                with coordinates and a CRS (rioxarray's `spatial_ref`, or `.rio.crs`).
+            scene: the path of a GeoTIFF, a SAFE product or a STAC item; or an xarray.DataArray (band, y, x),
+                or an xarray.Dataset with a variable (y, x) for each band, with coordinates and a CRS
+                (rioxarray's `spatial_ref`, or `.rio.crs`). A Dataset's variable `scl` masks clouds.
             out: a folder for all of batch inference's result files; None: none are kept.
             stride: pixels from one window to the next; below 64 windows overlap and are blended.
             warp: resample a scene in degrees, or far from 10 m, to 10 m in its UTM zone.
             clouds: whose pixels are no data, as `--clouds` of `tilewise batch`: by the scene's own mask, or
                 else as found in its pixels; `none`: all pixels are kept.
-            options: bands, level, scale, offset and coverage as in `classify`; a DataArray of floats needs a
-                scale.
+            options: bands, level, scale, offset and coverage as in `classify`; floats of a DataArray or
+                Dataset need a scale.
 
         Raises:
             TilewiseError: the scene cannot be read or classified.
@@ -166,8 +167,8 @@ class Model:
         reading, coverage = _read_options(options), self._coverage(options.get("coverage"))
         with tempfile.TemporaryDirectory(prefix="tilewise-") as folder:
             path: Any = scene
-            if _is_data_array(scene):
-                path, reading = _write_scene(scene, reading, Path(folder))
+            if is_data_array(scene) or is_dataset(scene):
+                path, reading = write_scene(scene, reading, Path(folder))
             target = Path(out) if out is not None else Path(folder) / "results"
             kinds = OutputOptions().kinds if out is not None else (Output.CLASSES, Output.WINDOWS)
             run = RunOptions(
@@ -227,20 +228,15 @@ def _read_options(options: ClassifyOptions) -> ReadOptions:
     return make_read_options(names, level, options.get("scale"), options.get("offset"))
 
 
-def _is_data_array(item: Any) -> bool:
-    """Whether `item` is an xarray.DataArray, by its attributes: xarray is no dependency."""
-    return all(hasattr(item, name) for name in ("dims", "coords", "values", "transpose"))
-
-
 def _is_single(tiles: Tiles) -> bool:
     if isinstance(tiles, str | Path | bytes):
         return True
-    return (isinstance(tiles, np.ndarray) or _is_data_array(tiles)) and tiles.ndim == 3
+    return (isinstance(tiles, np.ndarray) or is_data_array(tiles)) and tiles.ndim == 3
 
 
 def _iter_tiles(tiles: Tiles, options: ReadOptions) -> Iterator[tuple[str, bytes | Tile]]:
     """Yield each tile's name, and a file's bytes or an array's tile."""
-    single = isinstance(tiles, str | Path | bytes | np.ndarray) or _is_data_array(tiles)
+    single = isinstance(tiles, str | Path | bytes | np.ndarray) or is_data_array(tiles)
     position = 0
     for item in [tiles] if single else _checked(tiles):
         if isinstance(item, str | Path):
@@ -286,80 +282,12 @@ def _open_array(
     item: Any, bands: tuple[str, ...] | None
 ) -> tuple[npt.NDArray[Any], tuple[str, ...], Georeference | None]:
     """Return an array's numbers (…, bands, height, width), its bands, and its georeference if it has one."""
-    if not _is_data_array(item):
+    if not is_data_array(item):
         if not isinstance(item, np.ndarray):
             raise TileShapeError(f"{type(item).__name__} is neither a path nor an array nor a list of them")
         return item, bands or BAND_NAMES, None
-    dimension = next((name for name in ("band", "bands", "wavelength") if name in item.dims), None)
-    if dimension is None:
-        raise BandsUnknownError(f"a DataArray with the dimensions {item.dims}; one called `band` is needed")
-    y, x = (name for name in item.dims[-3:] if name != dimension)
-    ordered = item.transpose(..., dimension, y, x)
-    return ordered.values, bands or _bands_of(ordered, dimension), _georeference_of(ordered, y, x)
-
-
-def _bands_of(array: Any, dimension: str) -> tuple[str, ...]:
-    """Return the bands that a DataArray names: by its coordinate, or by rioxarray's `long_name`."""
-    labels = [str(label) for label in array.coords[dimension].values] if dimension in array.coords else []
-    described = array.attrs.get("long_name", ())
-    candidates = (labels, list(described) if isinstance(described, tuple | list) else [])
-    for texts in candidates:
-        names = [band_of_description(text) for text in texts]
-        if names and all(names):
-            return parse_bands([name for name in names if name])
-    raise BandsUnknownError(
-        f"the DataArray's coordinate {dimension!r} does not name Sentinel-2 bands; name them with bands="
-    )
-
-
-def _georeference_of(array: Any, y: str, x: str) -> Georeference | None:
-    """Return the georeference of a DataArray, from its coordinates and its CRS, or None."""
-    crs = _crs_of(array)
-    if crs is None or not {x, y} <= set(array.coords) or min(array.sizes[x], array.sizes[y]) < 2:
-        return None
-    xs, ys = (np.asarray(array.coords[name].values, np.float64) for name in (x, y))
-    step_x, step_y = (xs[-1] - xs[0]) / (len(xs) - 1), (ys[-1] - ys[0]) / (len(ys) - 1)
-    transform = rasterio.transform.from_origin(xs[0] - step_x / 2, ys[0] - step_y / 2, step_x, -step_y)
-    return Georeference(crs, transform)
-
-
-def _crs_of(array: Any) -> CRS | None:
-    reference = array.coords["spatial_ref"].attrs if "spatial_ref" in array.coords else {}
-    for given in (
-        getattr(getattr(array, "rio", None), "crs", None),
-        reference.get("crs_wkt") or reference.get("spatial_ref"),
-        array.attrs.get("crs"),
-        int(array.coords["epsg"].values) if "epsg" in array.coords else None,
-    ):
-        if given:
-            return CRS.from_user_input(given)
-    return None
-
-
-def _write_scene(array: Any, options: ReadOptions, folder: Path) -> tuple[Path, ReadOptions]:
-    """Write a DataArray as a GeoTIFF of DN; return its path and how to read it."""
-    values, bands, georeference = _open_array(array, options.bands)
-    if values.ndim != 3 or georeference is None:
-        raise TileShapeError(
-            f"a DataArray of {values.shape}; a scene is (band, y, x) with coordinates x, y and a CRS"
-        )
-    present, chosen = _known_bands(bands)
-    pixels = array_to_dn(values[chosen], options)
-    path = folder / f"{getattr(array, 'name', None) or 'scene'}.tif"
-    profile = {"driver": "GTiff", "dtype": "uint16", "count": len(present), "nodata": 0, "tiled": True}
-    height, width = pixels.shape[1:]
-    with rasterio.open(
-        path,
-        "w",
-        **profile,
-        height=height,
-        width=width,
-        crs=georeference.crs,
-        transform=georeference.transform,
-    ) as file:
-        file.write(pixels)
-        file.descriptions = present
-    return path, ReadOptions(None, options.level, 1 / QUANTIFICATION, 0.0)
+    ordered, dimension, y, x = in_order(item)
+    return ordered.values, bands or bands_of(ordered, dimension), georeference_of(ordered, y, x)
 
 
 def _read_scene_result(
