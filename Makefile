@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast mutants lint format pretrained teacher shipped pretrain-cpu serve docs rehearsal bento pipeline clean
+.PHONY: help setup demo test test-slow mutants lint format pretrained teacher shipped pretrain-cpu serve docs rehearsal bento pipeline clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,11 +29,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Train, export and classify synthetic tiles in demo/: under 3 minutes, no download
 	@tilewise demo --overwrite
 
-test: $(READY) ## Run the whole test suite, on all cores (under 10 minutes on 2)
-	@python -m pytest $(SIDE_BY_SIDE)
-
-test-fast: $(READY) ## Run the tests that take less than ten seconds each
+test: $(READY) ## Run the tests, on all cores (under 10 minutes on 2)
 	@python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+test-slow: $(READY) ## Run the rest of the tests: whole trainings, pipelines, releases and clusters (10 minutes)
+	@python -m pytest $(SIDE_BY_SIDE) -m slow
 
 mutants: $(READY) ## Put small faults into core code and count those that the tests notice: at most 30 minutes
 	@python benchmarks/mutants.py --least 0.9

@@ -128,6 +128,7 @@ def test_the_shared_model_option_reads_the_environment() -> None:
 # Training.
 
 
+@pytest.mark.slow
 def test_help_of_train_lists_all_commands_before_lightnings_own() -> None:
     shown = run("tilewise", "train", "--help")
     assert shown.returncode == 0, shown.stderr
@@ -139,6 +140,7 @@ def test_help_of_train_lists_all_commands_before_lightnings_own() -> None:
     assert "usage: tilewise train" in lightnings
 
 
+@pytest.mark.slow
 def test_python_m_training_is_tilewise_train() -> None:
     ours, modules = run("tilewise", "train", "--print_config"), run("training", "--print_config")
     assert ours.returncode == modules.returncode == 0, modules.stderr

@@ -7,6 +7,8 @@ import pytest
 from linear_model import write_linear_model
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
@@ -18,7 +20,6 @@ ANSWERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_ends_in_an_answer(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

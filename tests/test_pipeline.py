@@ -13,6 +13,8 @@ import yaml
 
 from tilewise.models.model_file import open_model
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 SMALL = """\
 obtain: tilewise data synth --out data/raw/synthetic --tiles 12 --seed 0
@@ -118,7 +120,6 @@ def test_a_fresh_clone_shows_what_it_would_run(repository: Path, tmp_path: Path)
     assert not (clone / "data").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_pipeline_runs_once_shows_its_figures_and_then_has_nothing_to_do(repository: Path) -> None:
     first = run(repository, "dvc", "repro")
@@ -145,7 +146,6 @@ def test_the_pipeline_runs_once_shows_its_figures_and_then_has_nothing_to_do(rep
     assert second.stdout.strip().endswith("Data and pipelines are up to date.")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_data_error_stops_the_pipeline_before_training(repository: Path) -> None:
     run(repository, "dvc", "repro", "obtain")

@@ -21,6 +21,8 @@ from tilewise.datasets.core.errors import TilewiseError
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import int8_of
 
+pytestmark = pytest.mark.slow
+
 WITHOUT = ("torch", "torchvision", "pytorch_lightning", "mlflow", "sklearn", "matplotlib")
 
 
@@ -92,7 +94,6 @@ def test_the_dockerfile_installs_the_pins_and_runs_as_another_user_than_root(hom
     assert "USER bentoml" in dockerfile
 
 
-@pytest.mark.slow
 def test_the_bento_serves_its_own_model_where_torch_cannot_be_imported(
     home: Path, linear_model: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from watched import tiles, until, watched_metadata
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.readers.eurosat import CLASSES
 
+pytestmark = pytest.mark.slow
+
 MISSING = [*missing_programs(), *([] if shutil.which("haproxy") else ["haproxy"])]
 needs_programs = pytest.mark.skipif(
     bool(MISSING), reason=f"not installed; apt-get install {' '.join(MISSING)}"
@@ -190,7 +192,6 @@ def test_a_candidate_that_nobody_asked_is_not_judged(site: Site) -> None:
 
 
 @needs_programs
-@pytest.mark.slow
 def test_alerts_take_a_bad_candidate_out(site: Site, callers: Client) -> None:
     done = site.run("--min-requests", 10_000, minutes=1)
     assert done.exit_code == 3, done.output
@@ -201,7 +202,6 @@ def test_alerts_take_a_bad_candidate_out(site: Site, callers: Client) -> None:
 
 
 @needs_programs
-@pytest.mark.slow
 def test_a_good_candidate_becomes_the_champion_without_a_request_lost(site: Site, callers: Client) -> None:
     good = model(site.models[1].with_name("good.onnx"), "good", "Forest", logit=7)
     shutil.copyfile(good, site.models[1])

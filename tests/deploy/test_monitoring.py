@@ -30,9 +30,12 @@ TRAINING, LATER = tiles(60, seed=1), tiles(60, seed=2)
 OFFSET = np.uint16(1000)
 SETTINGS = {"TILEWISE_WORKERS": "1", "TILEWISE_DRIFT_WINDOW": "128", "TILEWISE_DRIFT_MIN_TILES": "50"}
 
-pytestmark = pytest.mark.skipif(
-    bool(missing_programs()), reason=f"not installed; apt-get install {' '.join(missing_programs())}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(missing_programs()), reason=f"not installed; apt-get install {' '.join(missing_programs())}"
+    ),
+]
 
 
 def model(path: Path, training: Tiles, version: str, answer: str = "Forest", logit: float = 6) -> Path:

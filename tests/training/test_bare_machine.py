@@ -11,6 +11,8 @@ from processes import environment
 
 from tilewise.datasets.packs.pack import Pack
 
+pytestmark = pytest.mark.slow
+
 LACKING = (
     "rasterio", "affine", "mlflow", "bentoml", "onnxruntime", "onnx", "onnxscript", "albumentations", "cv2",
     "sklearn",
@@ -45,7 +47,6 @@ main({arguments!r})
 '''
 
 
-@pytest.mark.slow
 def test_an_array_file_is_trained_on_without_what_only_reading_serving_and_tracking_need(
     pack: Pack, tmp_path: Path
 ) -> None:

@@ -11,6 +11,8 @@ from processes import train_and_terminate
 from tilewise.training.cli import main as train
 from tilewise.training.cli import pretrain
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--model.backbone=tilewise.models.network.backbones.PatchCNN",
     "--model.backbone.init_args.patch=8",
@@ -53,7 +55,6 @@ def state(out: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped_and_loses_no_run(
     pack_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +71,6 @@ def test_it_goes_on_where_it_was_stopped_and_loses_no_run(
     assert "holds a run already" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_two_processes_pretrain_as_one_does(pack_folder: Path, tmp_path: Path) -> None:
     settings = [*SMALL, f"--data.pack={pack_folder}", "--model.masking.share=0.5"]
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]

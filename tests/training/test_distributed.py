@@ -13,6 +13,8 @@ from processes import train, train_and_terminate
 
 from tilewise.training.cli import main
 
+pytestmark = pytest.mark.slow
+
 TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
 # An even number of tiles for each process: tiles mix in pairs, which are then the pairs of one process.
 MIXING = ["--data.augment.mix.cutmix=0.3", "--data.augment.mix.mixup=0.3"]
@@ -49,7 +51,6 @@ def alone(pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_two_processes_learn_and_are_measured_as_one_is(
     pack_folder: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -69,7 +70,6 @@ def test_two_processes_learn_and_are_measured_as_one_is(
     assert (out / "model.onnx").is_file()
 
 
-@pytest.mark.slow
 def test_two_processes_told_to_end_go_on_as_one_where_they_stopped(pack_folder: Path, tmp_path: Path) -> None:
     blocks = ["--data.loader.blocks.shards=2", "--data.loader.blocks.tiles=4"]
     more = ["--data.batch_size=4", "--data.loader.store=disk", *blocks]

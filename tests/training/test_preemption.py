@@ -10,6 +10,8 @@ from processes import train_and_terminate
 
 from tilewise.training.cli import main
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 5
 
 
@@ -37,7 +39,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 def test_a_terminated_run_goes_on_in_the_middle_of_an_epoch_as_if_nothing_had_been(
     pack_folder: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from tilewise.bento.batch.cli import main
 from tilewise.datasets.acquire.synthetic import synthesise_scene
 from tilewise.datasets.core.errors import TilewiseError
 
+pytestmark = pytest.mark.slow
+
 ray = pytest.importorskip("ray", reason="pip install 'tilewise[cluster]'")
 
 LOCAL = RunOptions(outputs=OutputOptions((Output.CLASSES, Output.OUTLIER, Output.WINDOWS)))
@@ -60,7 +62,6 @@ def test_a_cluster_that_is_not_there_is_one_line(
         list(classify_scenes(scenes, tmp_path, model=linear_model, options=replace(CLUSTER, address=address)))
 
 
-@pytest.mark.slow
 def test_a_cluster_that_loses_a_node_makes_the_same_files(
     cluster: Any, scenes: Path, local: dict[str, bytes], linear_model: Path, tmp_path: Path
 ) -> None:

@@ -270,6 +270,7 @@ def test_a_new_champion_takes_over_under_load_without_a_failed_request(tmp_path:
     assert set(versions) == {"1", "2"}
 
 
+@pytest.mark.slow
 def test_a_shadow_and_a_canary_in_service(tmp_path: Path) -> None:
     champion, candidate = model(tmp_path / "a.onnx", "1"), model(tmp_path / "b.onnx", "2", answer=1)
     settings = {"TILEWISE_CANDIDATE": str(candidate), "TILEWISE_WORKERS": "1"}

@@ -356,6 +356,7 @@ def test_without_mosaics_a_part_of_a_batch_is_augmented_as_it_is_within_the_batc
         assert torch.allclose(whole_one, torch.cat(halves), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_is_one_graph_and_batches_of_one_shape_need_no_other() -> None:
     counted = CompileCounter()
     augment = whole()

@@ -26,6 +26,8 @@ from tilewise.datasets.quality.reviewed import AnswerOrigin, Decision, take_up
 from tilewise.datasets.readers.corrections import Correction, record
 from tilewise.models.model_file import open_model
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[3]
 MODEL = Path("artifacts/model.onnx")
 SETTINGS = {"folder": "data/raw/synthetic", "split": "--split random --fractions 0.5,0.25,0.25"}

@@ -69,6 +69,7 @@ def test_the_file_answers_a_turned_tile_as_the_tile_itself_in_both_precisions(
         assert session.run(["outlier_score"], {INPUT: tiles[:1]})[0].shape == (1,)
 
 
+@pytest.mark.slow
 def test_its_answers_are_explained_like_any_others(pack: Pack, exported: Path) -> None:
     tile = Tile("made", pack.fetch(np.arange(1))[0], BAND_NAMES, None)
     turned = replace(tile, pixels=np.ascontiguousarray(np.rot90(tile.pixels, 1, (1, 2))))

@@ -154,7 +154,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     [
         ("resnet18", {}, "is neither timm/NAME nor torchgeo/NAME nor the path of a class"),
         ("timm/no_such_network", {}, "model.backbone: timm/no_such_network: "),
-        ("torchgeo/unet", {}, "model.backbone: torchgeo/unet: "),
+        pytest.param("torchgeo/unet", {}, "model.backbone: torchgeo/unet: ", marks=pytest.mark.slow),
         (f"timm/{NAME}", {"weights": "missing.pth"}, "missing.pth: there is no such file"),
         (
             "torchgeo/resnet18",
@@ -187,6 +187,7 @@ def test_weights_of_an_unknown_number_of_bands_ask_for_their_names(tmp_path: Pat
     assert loaded(path, bands=ten).features
 
 
+@pytest.mark.slow  # importing torchgeo takes long
 def test_a_weight_of_torchgeo_without_a_network_says_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchgeo")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
@@ -202,6 +203,7 @@ def test_a_weight_of_timm_without_a_network_says_what_to_bring(monkeypatch: pyte
         loaded("a1_in1k", "timm/resnet18")
 
 
+@pytest.mark.slow
 def test_torchgeo_names_bands_and_scale_of_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import int8_of, open_model
 from tilewise.training.evaluate.outputs import run_rows
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("Forest", "Industrial", "River", "SeaLake")
 OTHER = "Highway"
 

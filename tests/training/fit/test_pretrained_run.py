@@ -10,6 +10,8 @@ from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import INPUT, open_model
 from tilewise.training.cli import average, main
 
+pytestmark = pytest.mark.slow
+
 timm = pytest.importorskip("timm")
 
 NETWORK = [

@@ -15,6 +15,8 @@ from tilewise.cli import main
 from tilewise.models.model_file import open_model
 from tilewise.training.registry.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 MakeModel = Callable[..., Path]
 EASY = """
@@ -48,7 +50,6 @@ def inside(uri: str, *arguments: object) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments), "--tracking-uri", uri])
 
 
-@pytest.mark.slow
 def test_a_model_goes_from_candidate_to_champion_and_a_worse_one_does_not(
     uri: str, judged: Path, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

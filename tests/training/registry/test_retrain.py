@@ -36,6 +36,8 @@ from tilewise.training.registry.registry import Registry
 from tilewise.training.registry.retrain import Judgement, RetrainPlan, register
 from tilewise.training.registry.retrain_cli import command
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 MakeModel = Callable[..., Path]
 GATES = """
@@ -84,7 +86,6 @@ def told(registry: Registry) -> list[tuple[str, str]]:
     return [(event.semver, event.what) for event in registry.history()]
 
 
-@pytest.mark.slow
 def test_a_retraining_ends_in_the_gates_and_only_a_person_goes_on(
     project: Path, registry: Registry, retrain: Callable[..., Result], make_model: MakeModel
 ) -> None:
@@ -300,7 +301,6 @@ def test_an_alert_of_a_real_prometheus_that_asks_for_it_is_a_reason(
 # Prefect.
 
 
-@pytest.mark.slow
 def test_the_same_steps_run_as_a_flow_of_prefect(
     project: Path, registry: Registry, judged: Path, make_model: MakeModel
 ) -> None:

@@ -26,6 +26,8 @@ from tilewise.models.model_file import int8_of, open_model
 from tilewise.training.cli import main as train
 from tilewise.training.registry.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 MakeModel = Callable[..., Path]
 _START_SECONDS = 120
 GATES = """

@@ -17,6 +17,8 @@ from processes import environment
 from tilewise.training.tuning.cli import tune
 from tilewise.training.tuning.study import history
 
+pytestmark = pytest.mark.slow
+
 NETWORK = [option for option in PLAIN if not option.startswith(("--tracking", "--data.batch_size"))]
 UNTRACKED = [*NETWORK, "--tracking.enabled=false"]
 SPACE = """
@@ -103,7 +105,6 @@ def test_a_study_does_not_mix_trials_of_other_settings(
     assert "begun with another search space or other options" in done.output
 
 
-@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_trial_that_ran(
     pack_folder: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +128,6 @@ def test_a_killed_search_goes_on_with_the_trial_that_ran(
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["trial-0000", "trial-0001"]
 
 
-@pytest.mark.slow
 def test_searches_side_by_side_share_the_trials_that_were_asked_for(
     pack_folder: Path, in_folder: Path
 ) -> None:
