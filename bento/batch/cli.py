@@ -362,6 +362,7 @@ def main(
       NAME.windows.parquet   every window with outline and probabilities    (windows)
       NAME.polygons.parquet  areas of one class                             (polygons)
       NAME.quicklook.png     picture with legend                            (quicklook)
+      NAME.truecolour.jpg    picture of the scene, if it has red, green and blue (quicklook)
       NAME.stac.json         STAC item                                      (stac)
     and for the run summary.json, summary.csv and report.html.
 

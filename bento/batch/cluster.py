@@ -249,7 +249,7 @@ def _write_split(large: _LargeScene, strips: list[Any]) -> FinishedScene:
 
 
 def _pack(block: SceneBlock) -> _PackedBlock:
-    maps = (block.class_map, block.probability, block.outlier, block.probabilities)
+    maps = (block.class_map, block.probability, block.outlier, block.probabilities, block.colours)
     return _PackedBlock(block.row, tuple(map(_pack_map, maps)), block.windows)
 
 
@@ -260,9 +260,9 @@ def _pack_map(pixels: npt.NDArray[Any] | None) -> tuple[bytes, tuple[int, ...], 
 
 
 def _unpack(packed: _PackedBlock) -> SceneBlock:
-    class_map, probability, outlier, probabilities = (
+    class_map, probability, outlier, probabilities, colours = (
         None if made is None else np.frombuffer(zlib.decompress(made[0]), made[2]).reshape(made[1])
         for made in packed.maps
     )
     assert class_map is not None and probability is not None and outlier is not None  # noqa: PT018, S101 - as packed
-    return SceneBlock(packed.row, class_map, probability, outlier, probabilities, packed.windows)
+    return SceneBlock(packed.row, class_map, probability, outlier, probabilities, packed.windows, colours)

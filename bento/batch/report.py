@@ -120,7 +120,11 @@ def draw_page(out: Path, outcomes: Sequence[SceneOutcome], model: ModelFacts) ->
         classified=classified,
         scenes=[{**_describe(outcome), "largest_class": _largest_class(outcome)} for outcome in outcomes],
         pictures=[
-            {"name": name, "data": _data_uri(out / (name + quicklook.SUFFIX))}
+            {
+                "name": name,
+                "data": _data_uri(out / (name + quicklook.SUFFIX), "PNG"),
+                "colour": _data_uri(out / (name + quicklook.COLOUR_SUFFIX), "JPEG"),
+            }
             for name in pictured[:_MAX_PICTURES]
         ],
         more_pictures=len(pictured) - _MAX_PICTURES,
@@ -298,13 +302,13 @@ def _largest_class(outcome: SceneOutcome) -> str:
     return max(classes, key=lambda name: outcome.area_ha[name], default="–")
 
 
-def _data_uri(picture: Path) -> str:
-    """Return a smaller copy of a picture as a data URI; an empty one where the file was removed."""
+def _data_uri(picture: Path, form: str) -> str:
+    """Return a smaller copy of a picture as a data URI; an empty text where there is no such file."""
     try:
         with Image.open(picture) as image:
             image.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
             small = io.BytesIO()
-            image.save(small, format="PNG", optimize=True)
+            image.save(small, format=form, optimize=True)
     except OSError:
-        return "data:,"
-    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
+        return ""
+    return f"data:image/{form.lower()};base64,{base64.b64encode(small.getvalue()).decode()}"

@@ -18,6 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.warp import reproject
 
+from tilewise.bento.inference.thinning import shown
 from tilewise.datasets.core.bands import positions
 from tilewise.datasets.core.errors import (
     MissingBandError,
@@ -163,9 +164,8 @@ def _warped(picture: npt.NDArray[np.uint8], grid: Grid, name: str) -> npt.NDArra
     target = grid_for_windows([grid], name, warp=True)
     if target.is_same(grid):
         return picture
-    rows, columns = (
-        len(_nearest(side, max(target.height, target.width))) for side in (target.height, target.width)
-    )
+    sides = target.height, target.width
+    rows, columns = (len(shown(side, max(sides), LONGEST_SIDE)) for side in sides)
     warped = np.zeros((4, rows, columns), np.uint8)
     source, destination = _at_size(grid, *picture.shape[1:]), _at_size(target, rows, columns)
     with isolated_gdal():
@@ -260,7 +260,7 @@ def _read_small(
     They are read block by block, so that the work can be stopped, and never from overviews, whose blocks
     nobody has checked.
     """
-    rows, columns = (_nearest(side, max(dataset.shape)) for side in dataset.shape)
+    rows, columns = (shown(side, max(dataset.shape), LONGEST_SIDE) for side in dataset.shape)
     small = np.zeros((len(indexes), len(rows), len(columns)), dataset.dtypes[0])
     for _, window in dataset.block_windows(1):
         check()
@@ -277,13 +277,6 @@ def _read_small(
         chosen = np.ix_(rows[down] - window.row_off, columns[across] - window.col_off)
         small[:, down, across] = block[:, chosen[0], chosen[1]]
     return small
-
-
-def _nearest(side: int, longest: int) -> npt.NDArray[np.intp]:
-    """Return which of `side` rows or columns are shown: those nearest to the middles of the picture's."""
-    shrink = max(1.0, longest / LONGEST_SIDE)
-    count = max(1, round(side / shrink))
-    return ((np.arange(count) + 0.5) * (side / count)).astype(np.intp)
 
 
 def _cloud_fraction(dataset: DatasetReader, name: str, overrides: ReadOptions, small: _Small) -> float | None:

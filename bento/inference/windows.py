@@ -21,7 +21,9 @@ from rasterio.windows import Window
 
 from tilewise.bento.inference.blending import NO_CLASS, Maps, Painter, StripAnswers, pool
 from tilewise.bento.inference.engine import TileClassifier
+from tilewise.bento.inference.thinning import shown, true_colour
 from tilewise.bento.inference.window_grid import WindowGrid, make_window_grid
+from tilewise.datasets.core.bands import RGB_BANDS
 from tilewise.datasets.core.console import Report, silent
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE, Georeference, valid_mask
@@ -154,9 +156,12 @@ class SceneBlock(Maps):
 
     Attributes:
         windows: in reading order.
+        colours: uint16 (3, rows, columns), red, green and blue of those pixels of the strip that a small
+            picture of the scene shows, DN, 0 = no data; None: as `windows`, or a visible band is missing.
     """
 
     windows: tuple[WindowAnswer, ...] = ()
+    colours: DN | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,7 @@ class _Part:
         valid_fractions: float32 (rows, columns).
         wanted: bool (rows, columns), False where a window has no pixel that is wanted.
         valid: uint8, eight pixels of a row a byte, because parts are held until their strip is complete.
+        colours: uint16 (3, rows, columns), see SceneBlock.
     """
 
     probabilities: npt.NDArray[np.float32]
@@ -175,6 +181,7 @@ class _Part:
     valid_fractions: npt.NDArray[np.float32]
     wanted: npt.NDArray[np.bool_]
     valid: npt.NDArray[np.uint8]
+    colours: DN
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +246,7 @@ class SceneClassification:
                 yield SceneBlock(
                     *(pooled.row, pooled.class_map, pooled.probability, pooled.outlier, pooled.probabilities),
                     block.windows,
+                    block.colours,
                 )
 
     def _iter_own_blocks(self) -> Generator[SceneBlock, None, None]:
@@ -260,12 +268,14 @@ class SceneClassification:
                     painter.skip(answers)
                     continue
                 answered += int(answers.kept.sum())
-                windows = tuple(self._windows(answers, parts))
+                windows, colours = tuple(self._windows(answers, parts)), self._colours(parts)
                 for maps in painter.add(strip, answers):
                     yield SceneBlock(
-                        maps.row, maps.class_map, maps.probability, maps.outlier, maps.probabilities, windows
+                        *(maps.row, maps.class_map, maps.probability, maps.outlier, maps.probabilities),
+                        windows,
+                        colours,
                     )
-                    windows = ()
+                    windows, colours = (), None
         if not answered and self._scene.broken:
             raise UnreadableImageError(
                 f"{self._scene.name}: none of its windows can be classified, and {self._scene.broken} blocks "
@@ -317,15 +327,24 @@ class SceneClassification:
         wanted = np.ones((len(down), len(across)), bool)
         if inside is not None:
             wanted = _valid_fractions(inside, down, across, window_grid.tile) > 0
-        seen = [
-            self._observe(self._read(read, window, wanted, down, across), wanted, down, across)
-            for read in self._scene.readers()
-        ]
+        (top, end), (left, last) = window_grid.edges(strip), window_grid.part_edges(part)
+        lines = self._shown(top, end, self._scene.height), self._shown(left, last, self._scene.width)
+        seen, colours = [], np.zeros((3, len(lines[0]), len(lines[1])), np.uint16)
+        for read in self._scene.readers():
+            pixels = self._read(read, window, wanted, down, across)
+            seen.append(self._observe(pixels, wanted, down, across))
+            colours = np.where(colours, colours, true_colour(pixels, lines[0] - top, lines[1] - left))
         one = seen[0] if len(seen) == 1 else _mean(seen)
         valid = one.valid if inside is None else one.valid & inside
-        (top, end), (left, last) = window_grid.edges(strip), window_grid.part_edges(part)
         painted = np.packbits(valid[: end - top, : last - left], axis=1)
-        return _Part(one.probabilities, one.outlier, one.kept, one.valid_fractions, wanted, painted)
+        return _Part(one.probabilities, one.outlier, one.kept, one.valid_fractions, wanted, painted, colours)
+
+    def _shown(self, begin: int, end: int, side: int) -> npt.NDArray[np.intp]:
+        """Return the rows or columns from `begin` to `end` that a small picture of the scene shows."""
+        cell = self._grid.cell
+        cells = shown(-(-side // cell), max(self.height, self.width))
+        lines = np.minimum(cells * cell + cell // 2, side - 1)
+        return lines[(lines >= begin) & (lines < end)]
 
     def _observe(
         self, pixels: DN, wanted: npt.NDArray[np.bool_], down: list[int], across: list[int]
@@ -390,6 +409,10 @@ class SceneClassification:
             np.concatenate([part.kept for part in parts], axis=1),
             np.concatenate(valid, axis=1),
         )
+
+    def _colours(self, parts: list[_Part]) -> DN | None:
+        visible = set(RGB_BANDS) <= set(self._scene.bands)
+        return np.concatenate([part.colours for part in parts], axis=2) if visible else None
 
     def _windows(self, answers: StripAnswers, parts: list[_Part]) -> Iterator[WindowAnswer]:
         window_grid = self._window_grid

@@ -1,4 +1,4 @@
-"""A PNG picture of a class map with title, scale bar and legend, for readers without a GIS."""
+"""Pictures of a scene for readers without a GIS: its class map with a legend, and its true colours."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 from rasterio.enums import Resampling
 
 from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
+from tilewise.bento.inference.preview import stretch
+from tilewise.bento.inference.thinning import LONGEST_SIDE, shown
 from tilewise.bento.inference.window_grid import SceneInfo
 from tilewise.bento.results.maps import UNLIKE, UNLIKE_COLOUR
+from tilewise.datasets.core.tile import DN
 from tilewise.models.class_colours import Colour, colours
 from tilewise.models.model_file import ModelMetadata
 
-SUFFIX = ".quicklook.png"
-_LONGEST, _SHORTEST = 1024, 384  # pixels of the map's longer side in the picture
+SUFFIX, COLOUR_SUFFIX = ".quicklook.png", ".truecolour.jpg"
+_SHORTEST = 384  # pixels of the map's longer side in the picture
 _MARGIN, _LINE, _SWATCH, _LEGEND = 16, 24, 16, 250
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
 _NONE: Colour = (225, 225, 225)
@@ -63,6 +66,35 @@ def write_quicklook(
     return path
 
 
+class TrueColour:
+    """A picture of a scene, red, green and blue, as large as its class map in the quick-look."""
+
+    def __init__(self, scene_info: SceneInfo) -> None:
+        sides = scene_info.height, scene_info.width
+        rows, columns = (len(shown(side, max(sides))) for side in sides)
+        self._pixels, self._done = np.zeros((3, rows, columns), np.uint16), 0
+        self._grown = max(1, _SHORTEST // max(sides))
+
+    def add(self, colours: DN) -> None:
+        """Take the next rows: uint16 (3, rows, columns), DN, 0 = no data."""
+        count = colours.shape[1]
+        self._pixels[:, self._done : self._done + count] = colours
+        self._done += count
+
+    def write(self, path: Path) -> Path:
+        """Write a JPEG, each band stretched by its percentiles; what has no data is light grey.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        valid = np.asarray((self._pixels > 0).all(axis=0))
+        picture = stretch(self._pixels.astype(np.float32), valid).transpose(1, 2, 0)
+        picture[~valid] = _NONE
+        grown = picture.repeat(self._grown, axis=0).repeat(self._grown, axis=1)
+        Image.fromarray(grown).save(path, format="JPEG", quality=88)
+        return path
+
+
 def paint(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> npt.NDArray[np.uint8]:
     """Return uint8 (height, width, 3): a class map in the legend's colours.
 
@@ -84,19 +116,13 @@ def overlay(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> bytes:
     small map is enlarged, so that the hatching of what is unlike the training data can be seen.
     """
     longest = max(class_map.shape)
-    rows, columns = (_nearest(side, min(1.0, _LONGEST / longest)) for side in class_map.shape)
+    rows, columns = (shown(side, longest) for side in class_map.shape)
     grown = max(1, _SHORTEST // longest)
     shown = class_map[np.ix_(rows, columns)].repeat(grown, axis=0).repeat(grown, axis=1)
     opaque = np.where(shown == NO_CLASS, 0, 255).astype(np.uint8)
     made = io.BytesIO()
     Image.fromarray(np.dstack([paint(shown, metadata), opaque])).save(made, format="PNG")
     return made.getvalue()
-
-
-def _nearest(side: int, scale: float) -> npt.NDArray[np.intp]:
-    """Return which of `side` rows or columns are shown at `scale` (0-1)."""
-    count = max(1, round(side * scale))
-    return ((np.arange(count) + 0.5) * (side / count)).astype(np.intp)
 
 
 def draw_page(
@@ -158,7 +184,7 @@ def read_small(class_map: Path) -> tuple[npt.NDArray[Any], float]:
     """Return the map at the picture's size, and how many pixels of the picture one pixel of the map takes."""
     with rasterio.open(class_map) as dataset:
         longest = max(dataset.shape)
-        shrunk = min(1.0, _LONGEST / longest)
+        shrunk = min(1.0, LONGEST_SIDE / longest)
         shape = tuple(max(1, round(side * shrunk)) for side in dataset.shape)
         # Overviews are made by mode; between two of them nearest-neighbour invents no class.
         picture = dataset.read(1, out_shape=shape, resampling=Resampling.nearest)

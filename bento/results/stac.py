@@ -27,7 +27,12 @@ EXTENSIONS = (
 )
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _MEDIA = {".tif": _COG, ".parquet": "application/vnd.apache.parquet", ".geojson": "application/geo+json"}
-_MEDIA |= {".fgb": "application/vnd.flatgeobuf", ".png": "image/png", ".xml": "application/xml"}
+_MEDIA |= {
+    ".fgb": "application/vnd.flatgeobuf",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".xml": "application/xml",
+}
 _MEDIA |= {".gpkg": "application/geopackage+sqlite3", ".qml": "application/xml"}
 _TITLES = {
     "classes": "Class of every pixel",
@@ -37,6 +42,7 @@ _TITLES = {
     "windows": "Windows with classes and probabilities",
     "polygons": "Areas of one class",
     "quicklook": "Picture of the class map with its legend",
+    "truecolour": "Picture of the scene in true colour",
 }
 _UNLIKE_CLASS = {
     "value": OUT_OF_DISTRIBUTION,
@@ -146,7 +152,7 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
     assets = {}
     for file in files:
         kind, _, form = file.name.removeprefix(f"{scene_info.name}.").partition(".")
-        is_picture = file.suffix == ".png"
+        is_picture = file.suffix in (".png", ".jpg")
         asset: dict[str, Any] = {
             "href": f"./{file.name}",
             "type": _MEDIA[file.suffix],
@@ -160,7 +166,7 @@ def _assets(files: Sequence[Path], scene_info: SceneInfo, metadata: ModelMetadat
         if form == "tif" and kind == "classes":
             asset["classification:classes"] = [*class_list(metadata), _UNLIKE_CLASS]
             asset |= {"nodata": NO_CLASS, "data_type": "uint8"}
-        assets[kind if form in ("tif", "png") else f"{kind}_{form.rpartition('.')[2]}"] = asset
+        assets[kind if form in ("tif", "png", "jpg") else f"{kind}_{form.rpartition('.')[2]}"] = asset
     return assets
 
 

@@ -143,6 +143,7 @@ class ResultWriter:
         self._folder, self._scene_info, self._model, self._options = folder, scene_info, model, options
         self.counts = SceneCounts(0, 0, 0, np.zeros(256, np.int64))
         self._opened = ExitStack()
+        self._colours: quicklook.TrueColour | None = None
         kinds, tags = set(options.kinds), model_tags(model.metadata, model.sha256)
         self._maps = {
             output: self._keep(
@@ -178,6 +179,9 @@ class ResultWriter:
             writer.add(_rows(block, output))
         if self._windows:
             self._windows.add(block.windows)
+        if block.colours is not None and Output.QUICKLOOK in self._options.kinds:
+            self._colours = self._colours or quicklook.TrueColour(self._scene_info)
+            self._colours.add(block.colours)
         self._count(block)
 
     def finish(self) -> list[Path]:
@@ -198,7 +202,7 @@ class ResultWriter:
             write_polygons(made[Output.CLASSES][0], self._scene_info, self._model.metadata, table)
             files += self._in_formats(table)
         if Output.QUICKLOOK in self._options.kinds:
-            files.append(self._draw(made[Output.CLASSES][0]))
+            files += self._draw(made[Output.CLASSES][0])
         if Output.CLASSES in made and Output.CLASSES not in self._options.kinds:
             for path in made[Output.CLASSES]:
                 path.unlink()
@@ -253,11 +257,13 @@ class ResultWriter:
             table.unlink()
         return made
 
-    def _draw(self, class_map: Path) -> Path:
+    def _draw(self, class_map: Path) -> list[Path]:
         path = self._path(quicklook.SUFFIX.removeprefix("."))
-        return quicklook.write_quicklook(
-            class_map, self._scene_info, self._model.metadata, self.areas(), path
-        )
+        metadata = self._model.metadata
+        drawn = [quicklook.write_quicklook(class_map, self._scene_info, metadata, self.areas(), path)]
+        if self._colours:
+            drawn.append(self._colours.write(self._path(quicklook.COLOUR_SUFFIX.removeprefix("."))))
+        return drawn
 
     def _count(self, block: SceneBlock) -> None:
         limit = self._model.metadata.outliers.threshold if self._model.metadata.outliers else np.inf

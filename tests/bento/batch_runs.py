@@ -22,6 +22,7 @@ USUAL = (
     ".outlier.tif",
     ".polygons.parquet",
     ".quicklook.png",
+    ".truecolour.jpg",
     ".stac.json",
     ".windows.parquet",
 )

@@ -75,7 +75,7 @@ def test_every_output_can_be_asked_for(scenes: Path, linear_model: Path, tmp_pat
         "outlier.tif",
         "probabilities.tif",
     }
-    assert kinds == tables | maps | {"quicklook.png", "stac.json"}
+    assert kinds == tables | maps | {"quicklook.png", "truecolour.jpg", "stac.json"}
     with rasterio.open(tmp_path / "out" / "s0.probabilities.tif") as dataset:
         assert (dataset.count, dataset.shape, dataset.transform.a) == (10, (8, 8), 160)
 

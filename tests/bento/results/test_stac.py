@@ -31,6 +31,7 @@ FILES = [
     "scene.probability.tif",
     "scene.polygons.geojson",
     "scene.quicklook.png",
+    "scene.truecolour.jpg",
     "scene.windows.fgb",
     "scene.windows.gpkg",
     "scene.windows.parquet",
@@ -175,7 +176,7 @@ def test_links_lead_from_the_folder_of_results(tmp_path: Path) -> None:
     assert content["assets"]["classes"]["href"] == "./scene.classes.tif"
     assert content["assets"]["model"]["href"] == os.path.join("..", "m.onnx")  # noqa: PTH118 - a link, not a file
     assert [link["href"] for link in content["links"]] == ["../in/scene.tif"]
-    kinds = {"classes", "classes_xml", "classes_qml", "probability", "quicklook", "model"}
+    kinds = {"classes", "classes_xml", "classes_qml", "probability", "quicklook", "truecolour", "model"}
     assert set(content["assets"]) == kinds | {
         "polygons_geojson",
         "windows_fgb",
