@@ -31,7 +31,10 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkResult
 PROJECT = Path(__file__).resolve().parent.parent
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bands": ("datasets/core/bands.py", ("datasets/core/test_bands.py", "datasets/readers/test_geotiff.py")),
-    "radiometry": ("datasets/core/radiometry.py", ("datasets/core/test_radiometry.py",)),
+    "radiometry": (
+        "datasets/core/radiometry.py",
+        ("datasets/core/test_radiometry.py", "datasets/readers/test_eurosat.py"),
+    ),
     "resample": (
         "datasets/scenes/resample.py",
         ("datasets/scenes/test_resample.py", "datasets/scenes/test_golden.py"),

@@ -1,12 +1,12 @@
-"""The lock of a folder of results."""
+"""The lock of a folder of results, and what its manifest tells."""
 
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from tilewise.bento.batch.manifest import MANIFEST, Manifest
-from tilewise.datasets.core.errors import FolderBusyError
+from tilewise.bento.batch.manifest import MANIFEST, Manifest, SceneOutcome, SceneState, peek
+from tilewise.datasets.core.errors import FolderBusyError, ResultsError
 
 
 def test_who_finds_a_folder_busy_keeps_nothing_of_its_lock(tmp_path: Path) -> None:
@@ -21,3 +21,32 @@ def test_who_finds_a_folder_busy_keeps_nothing_of_its_lock(tmp_path: Path) -> No
     assert "another run writes there" in str(
         refused.value
     )  # the error still lives, as while a consumer waits
+
+
+def test_a_manifest_is_looked_at_without_a_lock_and_without_a_trace(tmp_path: Path) -> None:
+    assert peek(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+    done = SceneOutcome(
+        "a", "/in/a.tif", SceneState.DONE, "key", windows=3, skipped=1, area_ha={"Forest": 2.5}
+    )
+    with Manifest(tmp_path) as manifest:
+        manifest.enter(done, None)
+    assert peek(tmp_path) == {"a": done}
+    (tmp_path / MANIFEST).write_bytes(b"no manifest")
+    with pytest.raises(ResultsError, match="cannot be read now"):
+        peek(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("state", "broken", "complete"),
+    [
+        (SceneState.DONE, 0, True),
+        (SceneState.KEPT, 0, True),
+        (SceneState.DONE, 2, False),
+        (SceneState.FAILED, 0, False),
+    ],
+)
+def test_a_scene_is_complete_if_it_was_classified_and_every_block_was_decoded(
+    state: SceneState, broken: int, complete: bool
+) -> None:
+    assert SceneOutcome("a", "/in/a.tif", state, broken=broken).is_complete is complete

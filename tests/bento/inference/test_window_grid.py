@@ -39,6 +39,8 @@ def test_strips_and_parts_hold_each_window_once_and_decide_each_pixel_once(
         first = window_grid.first_needed(strip)
         above = [window_grid.rows[row] for rows in window_grid.strips[:first] for row in rows]
         assert all(row + 64 <= edges[strip][0] for row in above), "no window that reaches in is left out"
+        lowest = window_grid.rows[window_grid.strips[first][-1]]
+        assert first == strip or lowest + 64 > edges[strip][0], "and no strip is read for nothing"
 
 
 def test_parts_follow_the_blocks_of_the_files_and_stay_small() -> None:

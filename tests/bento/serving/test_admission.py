@@ -242,3 +242,22 @@ def test_how_many_wait_is_told_as_they_come_and_go() -> None:
     run(scenario)
     assert told[:2] == [1, 2]
     assert told[-1] == 0
+
+
+def test_one_caller_has_half_of_the_waiting_places_and_leaves_the_rest_to_others() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=10, max_each=10, max_waiting=2, max_wait_seconds=5)
+        inside, waiting = Guest(admission, 10), Guest(admission, 10, "many")
+        await settle()
+        with pytest.raises(OverloadedError):
+            async with admission.room("many", 10):
+                pass
+        other = Guest(admission, 10, "other")
+        await settle()
+        assert not other.task.done()
+        for guest in (inside, waiting, other):
+            await guest.leave()
+            await settle()
+        assert other.inside
+
+    run(scenario)

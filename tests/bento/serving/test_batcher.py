@@ -332,3 +332,20 @@ def test_many_callers_at_once_all_get_their_own_results() -> None:
 
     run(scenario)
     assert max(len(batch) for batch in worker.batches) == 16
+
+
+def test_a_caller_whose_loop_is_gone_does_not_end_the_thread() -> None:
+    worker = Worker()
+    with batcher_of(worker) as batcher:
+        worker.go.clear()
+        gone = asyncio.new_event_loop()
+        task = gone.create_task(batcher.submit([1]))
+        gone.run_until_complete(until(lambda: bool(worker.batches)))
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        gone.close()
+        worker.go.set()
+
+        async def scenario() -> None:
+            assert await batcher.submit([21]) == [42]
+
+        run(scenario)

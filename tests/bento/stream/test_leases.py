@@ -2,11 +2,12 @@
 
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
 from tilewise.bento.stream.leases import Lease, Leases, StopWork
-from tilewise.bento.stream.queue import Message
+from tilewise.bento.stream.queue import MAX_HIDDEN_S, Message
 from tilewise.datasets.core.errors import TilewiseError
 
 NOTICE = Message("1", "{}", "receipt", 1, 0.0)
@@ -30,9 +31,11 @@ class Hidden:
 
     def __init__(self) -> None:
         self.receipts: list[str] = []
+        self.times: list[float] = []
 
     def hide(self, message: Message, seconds: int) -> None:
         self.receipts.append(message.receipt)
+        self.times.append(time.monotonic())
 
 
 def test_a_lease_is_renewed_in_time_and_an_overdue_one_is_not() -> None:
@@ -45,3 +48,34 @@ def test_a_lease_is_renewed_in_time_and_an_overdue_one_is_not() -> None:
         lease.keep()
         time.sleep(1)
         assert hidden.receipts.count("receipt") >= 1
+
+
+def test_a_lease_is_renewed_three_times_while_it_lasts_and_not_more_often() -> None:
+    hidden = Hidden()
+    with Leases(hidden, 1, 60, threading.Event()) as leases, leases.hold(NOTICE):
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "leases")
+        assert thread.daemon, "a program that fails must not wait for it"
+        until = time.monotonic() + 20
+        while len(hidden.times) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+    gaps = sorted(after - before for before, after in pairwise(hidden.times))
+    assert gaps[0] > 0.3
+    assert gaps[1] < 1, "it ends after a second"
+
+
+def test_a_lease_ends_when_its_time_is_over_and_never_later_than_sqs_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("tilewise.bento.stream.leases.time.monotonic", lambda: now)
+    leases = Leases(Hidden(), 30, 500, threading.Event())
+    with leases.hold(NOTICE) as lease:
+        now = 1499
+        assert not lease.is_overdue
+        now = 1501
+        assert lease.is_overdue
+        lease.keep()
+        now = 1000 + MAX_HIDDEN_S - 31
+        assert not lease.is_overdue
+        now = 1000 + MAX_HIDDEN_S - 29
+        assert lease.is_overdue

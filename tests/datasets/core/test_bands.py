@@ -105,3 +105,25 @@ def test_a_list_with_a_word_that_is_no_band_is_refused(text: str) -> None:
 )
 def test_the_first_word_of_a_description_names_the_band(description: str | None, name: str | None) -> None:
     assert band_of_description(description) == name
+
+
+# Centre wavelengths of Sentinel-2A (nm) and ground sampling distances (m), as ESA publishes them.
+PUBLISHED = {
+    "B01": (442.7, 60),
+    "B02": (492.4, 10),
+    "B03": (559.8, 10),
+    "B04": (664.6, 10),
+    "B05": (704.1, 20),
+    "B06": (740.5, 20),
+    "B07": (782.8, 20),
+    "B08": (832.8, 10),
+    "B8A": (864.7, 20),
+    "B09": (945.1, 60),
+    "B10": (1373.5, 60),
+    "B11": (1613.7, 20),
+    "B12": (2202.4, 20),
+}
+
+
+def test_wavelengths_and_ground_sampling_distances_are_the_published_ones() -> None:
+    assert {band.name: (band.centre_nm, band.resolution_m) for band in BANDS} == PUBLISHED

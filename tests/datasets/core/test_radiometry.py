@@ -188,3 +188,14 @@ def test_values_that_mark_no_data_raise_no_warning() -> None:
         warnings.simplefilter("error")
         result = Radiometry(Level.L2A, 1.0, 0).to_dn(numbers, np.array([False, False, False, True]))
     assert result.tolist() == [0, 0, 0, 5000]
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "same"),
+    [(1e-4, 0, True), (1 / 10_000, 0.0, True), (1e-4, -1000, False), (5e-5, 0, False), (1.0, 0, False)],
+)
+def test_numbers_are_dn_already_only_by_the_usual_scale_without_offset(
+    scale: float, offset: float, same: bool
+) -> None:
+    assert Radiometry(Level.L1C, scale, offset).is_identity is same
+    assert (dn([1200], "uint16", scale, offset) == [1200]) is same
