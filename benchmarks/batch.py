@@ -11,7 +11,7 @@ own:
 * bare inference: the network alone, on tiles in memory, all cores busy, by the faster of two ways to use
   them;
 * the bound: the seconds of both together, since both keep all cores busy;
-* what `tilewise.bento.inference.windows.classify` reaches, maps included, and its peak memory;
+* what `tilewise.bento.inference.windows.classify` reaches, clouds and maps included, and its peak memory;
 * on the upper left of the deflate scene, with the same model file in onnxruntime: a plain loop of rasterio,
   and torchgeo's GridGeoSampler where PYTHON has torchgeo (0.8) and onnxruntime;
 * the time of 10,000 granules of 10,980 × 10,980 pixels, about a large country, by the cost of the deflate
@@ -41,15 +41,16 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
-from tilewise.bento.inference.blending import NO_CLASS
+from tilewise.bento.inference.blending import NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.window_grid import make_window_grid
 from tilewise.bento.inference.windows import GridOptions, classify
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.datasets.core.radiometry import ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.readers.eurosat import CLASSES, read_ms
-from tilewise.datasets.scenes import find_scenes
+from tilewise.datasets.scenes import SceneOptions, find_scenes, parse_clouds
 from tilewise.datasets.scenes.rasters import open_raster, scene_gdal
 from tilewise.models.model_file import find_model, int8_of, usable_cores
 
@@ -180,9 +181,12 @@ def dense(path: Path, model: Path) -> dict[str, float]:
 
 
 def exact(path: Path, model: Path) -> dict[str, float]:
-    """Count the pixels whose class is not that of their tile, classified as a tile of its own."""
+    """Count the pixels whose class is not that of their tile, classified as a tile of its own.
+
+    Pixels that are unlike the training data have no class. Clouds are left in: a tile keeps its own.
+    """
     engine, wrong, cells = Engine(model, threads=1), 0, 0
-    (source,) = find_scenes([path])
+    (source,) = find_scenes([path], SceneOptions(ReadOptions(), parse_clouds("none")))
     with source.open() as scene, rasterio.open(path) as dataset:
         blocks = iter(classify(engine, scene).iter_blocks())
         whole = np.concatenate([next(blocks).class_map for _ in range(2)])
@@ -192,7 +196,8 @@ def exact(path: Path, model: Path) -> dict[str, float]:
             for column, tile in enumerate(tiles):
                 overrides = engine.classify(tile[None]).probabilities.argmax()
                 here = whole[row : row + 64, 64 * column : 64 * column + 64]
-                wrong, cells = wrong + int((here != overrides).sum()), cells + 1
+                other = (here != overrides) & (here != OUT_OF_DISTRIBUTION)
+                wrong, cells = wrong + int(other.sum()), cells + 1
     return {"cells": cells, "wrong": wrong}
 
 

@@ -52,8 +52,13 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "manifest": ("bento/batch/manifest.py", ("bento/batch/test_manifest.py", "bento/batch/test_run.py")),
     "leases": ("bento/stream/leases.py", ("bento/stream/test_leases.py", "bento/stream/test_consumer.py")),
     "calibration": (
-        "training/fit/calibrate.py",
-        ("models/network/test_calibration.py", "training/test_cli.py"),
+        "models/network/calibration.py",
+        (
+            "models/network/test_calibration.py",
+            "models/network/test_conformal.py",
+            "models/network/test_conformal_methods.py",
+            "training/evaluate/test_oracles.py",
+        ),
     ),
     "sets": (
         "models/model_file.py",

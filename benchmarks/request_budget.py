@@ -66,7 +66,10 @@ def parse_body(request: bytes, settings: Settings) -> Coroutine[Any, Any, object
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return read_tiles(Request(scope, receive), settings, 0.9)
+    async def charge(_: int) -> None:
+        """Charge no room: it is counted under `rest`."""
+
+    return read_tiles(Request(scope, receive), settings, 0.9, charge)
 
 
 def stages(model: Path, files: list[File]) -> dict[str, float]:

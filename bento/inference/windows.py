@@ -540,13 +540,16 @@ def _valid_fractions(
     possible = min(tile, valid.shape[0]) * min(tile, valid.shape[1])
     if valid.all():
         return np.ones((len(down), len(across)), np.float32)
-    # Sums over rectangles by a summed-area table (https://en.wikipedia.org/wiki/Summed-area_table).
-    sums = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int32)
-    np.cumsum(np.cumsum(valid, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
-    top, left = np.array(down), np.array(across)
-    bottom, right = np.minimum(top + tile, valid.shape[0]), np.minimum(left + tile, valid.shape[1])
-    inside = sums[np.ix_(bottom, right)] - sums[np.ix_(top, right)] - sums[np.ix_(bottom, left)]
-    return ((inside + sums[np.ix_(top, left)]) / possible).astype(np.float32)
+    across_sums = _sums(valid, across, tile)  # (height, columns)
+    return (_sums(across_sums.T, down, tile).T / possible).astype(np.float32)
+
+
+def _sums(values: npt.NDArray[Any], starts: list[int], tile: int) -> npt.NDArray[np.int32]:
+    """Return int32 (rows, starts): sums of `tile` values of each row from each start on, less at the end."""
+    sums = np.zeros((values.shape[0], values.shape[1] + 1), np.int32)
+    np.cumsum(values, axis=1, dtype=np.int32, out=sums[:, 1:])
+    first = np.array(starts)
+    return np.asarray(sums[:, np.minimum(first + tile, values.shape[1])] - sums[:, first], np.int32)
 
 
 def twice(tiles: DN) -> DN:

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 VISIBLE = ("B02", "B03", "B04")
 _NIR = ("B08", "B8A")  # the second where the first is absent, as in products at 60 m
+_AT_ONCE = 2**16  # pixels: what is computed of them stays in the caches of a core
 _MIN_BANDS = 3  # equal numbers in fewer bands may be chance
 
 
@@ -80,8 +81,12 @@ def find_clouds(pixels: DN, bands: tuple[str, ...], level: Level | None, table: 
         level: processing level; None counts as Level-1C.
         table: as `table_for` returns it.
     """
-    odds = log_odds(pixels, bands, table)
-    return np.asarray((odds > -table.bias[level or Level.L1C]) | is_fill(pixels, bands))
+    found = is_fill(pixels, bands)
+    step = max(1, _AT_ONCE // pixels.shape[2])
+    for row in range(0, pixels.shape[1], step):
+        odds = log_odds(pixels[:, row : row + step], bands, table)
+        found[row : row + step] |= odds > -table.bias[level or Level.L1C]
+    return found
 
 
 def log_odds(pixels: DN, bands: tuple[str, ...], table: CloudWeights) -> Floats:
@@ -104,11 +109,14 @@ def is_fill(pixels: DN, bands: tuple[str, ...]) -> Mask:
     """
     if len(bands) < _MIN_BANDS:
         return np.zeros(pixels.shape[1:], bool)
-    present = positions(bands)
-    same = pixels[present[0]] > 0
-    for index in present[1:]:
-        same &= pixels[index] == pixels[present[0]]
-    return np.asarray(same)
+    first, *others = positions(bands)
+    same = np.asarray((pixels[first] > 0) & (pixels[first] == pixels[others[0]]))
+    rows, columns = np.nonzero(same)  # few, as a rule
+    numbers, still = pixels[first, rows, columns], np.ones(len(rows), bool)
+    for index in others[1:]:
+        still &= pixels[index, rows, columns] == numbers
+    same[rows, columns] = still
+    return same
 
 
 def read_inputs(pixels: DN, bands: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Floats]:

@@ -136,7 +136,7 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
             elif self._table is not None:
                 found = find_clouds(pixels, self.bands, self.level, self._table)
                 if found.any():
-                    pixels = np.where(found, np.uint16(0), pixels)
+                    np.copyto(pixels, np.uint16(0), where=found)
             return pixels
 
     def readers(self) -> Sequence[ReadWindow]:
