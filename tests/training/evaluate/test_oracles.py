@@ -1,14 +1,16 @@
-"""Metrics and calibration against scikit-learn and SciPy, which nobody here wrote."""
+"""Metrics and calibration against scikit-learn, SciPy and MAPIE, which nobody here wrote."""
 
 import numpy as np
 import pytest
 import torch
+from mapie.classification import SplitConformalClassifier
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from tilewise.models.network.calibration import fit_temperature
+from tilewise.models.network.calibration import fit_temperature, fit_thresholds
 from tilewise.training.evaluate.evaluation import CALIBRATION_BINS, evaluate
 
 CLASSES = ("A", "B", "C", "D", "nobody")
@@ -68,3 +70,38 @@ def test_the_temperature_is_where_scipy_finds_the_least_loss(
     found = fit_temperature(torch.from_numpy(logits), torch.from_numpy(labels))
     assert found == pytest.approx(np.exp(best.x), rel=1e-4)
     assert found > 1.05, "the logits are too sure"
+
+
+class Prefit(ClassifierMixin, BaseEstimator):
+    """A classifier that answers what it is asked: MAPIE takes an estimator of scikit-learn."""
+
+    def __init__(self, classes: int = 5) -> None:
+        self.classes = classes
+        self.classes_ = np.arange(classes)
+        self.fitted_ = True
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> "Prefit":
+        return self
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return x.argmax(1)
+
+
+@pytest.mark.parametrize("count", [200, 1000])
+def test_prediction_sets_are_those_of_mapie(count: int) -> None:
+    random = np.random.default_rng(7)
+    logits = random.normal(0, 2, (count + 500, 5))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (probabilities.cumsum(1) > random.random((len(logits), 1))).argmax(1)
+    known, new = probabilities[:count], probabilities[count:]
+    coverages = (0.8, 0.9, 0.95)
+    theirs = SplitConformalClassifier(
+        Prefit(), confidence_level=list(coverages), conformity_score="lac", prefit=True
+    ).conformalize(known, labels[:count])
+    sets = theirs.predict_set(new)[1]  # (n, classes, coverages)
+    ours = fit_thresholds(known, labels[:count], coverages)
+    for place, coverage in enumerate(coverages):
+        assert ((new >= ours[coverage] - 1e-12) == sets[:, :, place]).mean() > 0.999
