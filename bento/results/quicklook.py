@@ -118,10 +118,10 @@ def overlay(class_map: npt.NDArray[np.uint8], metadata: ModelMetadata) -> bytes:
     longest = max(class_map.shape)
     rows, columns = (shown(side, longest) for side in class_map.shape)
     grown = max(1, _SHORTEST // longest)
-    shown = class_map[np.ix_(rows, columns)].repeat(grown, axis=0).repeat(grown, axis=1)
-    opaque = np.where(shown == NO_CLASS, 0, 255).astype(np.uint8)
+    small = class_map[np.ix_(rows, columns)].repeat(grown, axis=0).repeat(grown, axis=1)
+    opaque = np.where(small == NO_CLASS, 0, 255).astype(np.uint8)
     made = io.BytesIO()
-    Image.fromarray(np.dstack([paint(shown, metadata), opaque])).save(made, format="PNG")
+    Image.fromarray(np.dstack([paint(small, metadata), opaque])).save(made, format="PNG")
     return made.getvalue()
 
 

@@ -102,6 +102,27 @@ def test_what_is_unlike_the_training_data_is_part_of_no_class(
     np.testing.assert_array_equal(joined(after, "outlier"), score)
 
 
+@pytest.mark.parametrize("stride", [16, 48])
+def test_a_blended_outlier_score_is_between_those_of_the_windows_over_its_pixel(
+    engine: Engine, tall: tuple[Path, DN], stride: int
+) -> None:
+    blocks = blocks_of(engine, tall[0], GridOptions(stride=stride))
+    score = joined(blocks, "outlier")
+    low, high = np.full(score.shape, np.inf), np.full(score.shape, -np.inf)
+    for window in (window for block in blocks for window in block.windows):
+        if window.outlier_score is not None:
+            over = np.s_[
+                window.row : window.row + window.height, window.column : window.column + window.width
+            ]
+            low[over] = np.minimum(low[over], window.outlier_score)
+            high[over] = np.maximum(high[over], window.outlier_score)
+    known = ~np.isnan(score)
+    assert known.mean() > 0.5
+    slack = 1e-4 * np.abs(score[known])
+    assert (score[known] >= low[known] - slack).all()
+    assert (score[known] <= high[known] + slack).all()
+
+
 @dataclass(frozen=True)
 class Strict:
     """An engine of which another threshold is known."""

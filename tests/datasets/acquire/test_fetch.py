@@ -67,7 +67,7 @@ def make_zip(files: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as zipped:
         for name, content in files.items():
-            zipped.writestr(name, content)
+            zipped.writestr(zipfile.ZipInfo(name), content)  # the same bytes whenever it is made
     return stream.getvalue()
 
 

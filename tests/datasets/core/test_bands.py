@@ -9,6 +9,7 @@ from tilewise.datasets.core.bands import (
     find_band,
     parse_bands,
     positions,
+    sets_of_length,
 )
 from tilewise.datasets.core.errors import UnknownBandError
 
@@ -105,6 +106,13 @@ def test_a_list_with_a_word_that_is_no_band_is_refused(text: str) -> None:
 )
 def test_the_first_word_of_a_description_names_the_band(description: str | None, name: str | None) -> None:
     assert band_of_description(description) == name
+
+
+def test_a_hint_names_the_sets_of_a_files_own_length() -> None:
+    assert sets_of_length(4) == ["10m"]
+    assert "l2a" in sets_of_length(12)
+    assert "10m" not in sets_of_length(12)
+    assert sets_of_length(7) == []
 
 
 # Centre wavelengths of Sentinel-2A (nm) and ground sampling distances (m), as ESA publishes them.
