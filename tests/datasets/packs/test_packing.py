@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -235,9 +236,11 @@ def run_pack(root: Path, out: Path, max_bytes: int | None = None) -> subprocess.
 
 
 def assert_out_of_space(done: subprocess.CompletedProcess[str], out: Path) -> None:
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("packing: ")]
+    # Once in some hundred runs a library's thread aborts the interpreter after all is said and undone.
+    aborted = "terminate called without an active exception"
+    errors = [line for line in done.stderr.splitlines() if not line.startswith(("packing: ", aborted))]
     assert errors == [f"error: {out}: no space left on the disk while packing; free some and pack again"]
-    assert done.returncode == 1
+    assert done.returncode == (-signal.SIGABRT if aborted in done.stderr else 1)
 
 
 @pytest.mark.parametrize("max_bytes", [0, 4096, 3 * TILE_BYTES, 10 * TILE_BYTES - 1])
