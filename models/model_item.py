@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from tilewise.datasets.core.files import atomic_write
 from tilewise.models.class_colours import colours
-from tilewise.models.model_file import INPUT, OUTPUTS, ModelMetadata, int8_of, open_model
+from tilewise.models.model_file import FP32, INPUT, INT8, OUTPUTS, ModelMetadata, int8_of, open_model
 
 SUFFIX = ".stac.json"
 MLM = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
@@ -143,7 +143,7 @@ def class_list(metadata: ModelMetadata) -> list[dict[str, Any]]:
 
 
 def _asset(file: Described, href: str) -> dict[str, Any]:
-    precision = {"fp32": "32-bit floats", "int8": "8-bit integers"}[file.metadata.precision]
+    precision = {FP32: "32-bit floats", INT8: "8-bit integers"}[file.metadata.precision]
     return {
         **model_asset(file.metadata, href, f"The model in {precision}"),
         "tilewise:sha256": file.sha256,

@@ -42,13 +42,13 @@ from tilewise.bento.request_context import note_answered, note_requested
 from tilewise.bento.serving.admission import caller_of
 from tilewise.bento.serving.background import CLIENT_GONE, ClientGoneError
 from tilewise.bento.serving.runtime import serving_of
+from tilewise.bento.serving.scene_answers import GEOJSON
 from tilewise.datasets.core.errors import NoDataError
 from tilewise.datasets.core.tile import Tile
 from tilewise.models.model_item import model_item
 from tilewise.models.occlusion import patch_starts
 
 router = APIRouter()
-_GEOJSON = "application/geo+json"
 _ITEM = {
     "type": "object",
     "required": ["type", "stac_version", "id", "properties", "assets"],
@@ -134,7 +134,7 @@ async def describe_model(request: Request) -> Response:
     response_class=Response,
     response_description="A STAC item with the Machine Learning Model extension (MLM)",
     responses={
-        200: {"headers": headers(), "content": {_GEOJSON: {"schema": _ITEM}}},
+        200: {"headers": headers(), "content": {GEOJSON: {"schema": _ITEM}}},
         **refusals(401, 405, 500),
     },
     openapi_extra=operation("curl {url}/model.stac.json"),
@@ -147,8 +147,8 @@ async def describe_model_as_item(request: Request) -> Response:
     champion = serving_of(request).releases.champion
     digest = base64.urlsafe_b64encode(bytes.fromhex(champion.sha256)).decode().rstrip("=")
     item = model_item({"model": (champion, f"ni:///sha-256;{digest}")})
-    item["links"] = [{"rel": "self", "href": str(request.url), "type": _GEOJSON}]
-    return JSONResponse(item, media_type=_GEOJSON)
+    item["links"] = [{"rel": "self", "href": str(request.url), "type": GEOJSON}]
+    return JSONResponse(item, media_type=GEOJSON)
 
 
 def _describe_engine(engine: TileClassifier) -> dict[str, Any]:
