@@ -40,6 +40,7 @@ def describe_settings() -> Iterator[tuple[str, str]]:
 @click.option(
     "--precision", "precision", type=click.Choice(["auto", "fp32", "int8"]), help="See TILEWISE_PRECISION."
 )
+@click.option("--device", "device", type=click.Choice(["auto", "cpu", "cuda"]), help="See TILEWISE_DEVICE.")
 @click.option(
     "--workers", "workers", type=click.IntRange(0), help="Processes; 0: one for each core, eight at most."
 )

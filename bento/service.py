@@ -15,6 +15,7 @@ import bentoml
 
 from tilewise.bento.api.app import make_app
 from tilewise.bento.api.middleware import outer_middleware, silence_libraries
+from tilewise.bento.inference.device import Device, choose, precision_on
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, settled
 from tilewise.bento.monitoring import logs, prediction_log
@@ -102,13 +103,15 @@ class Tilewise:
     def check() -> None:
         """Exit with one line where there is no valid model; BentoML would restart its workers for ever."""
         try:
-            precision = Precision(settings.precision)
+            device = choose(Device(settings.device))
+            os.environ["TILEWISE_DEVICE"] = device  # inherited by the worker processes
+            precision = precision_on(device, Precision(settings.precision))
             found = find_at_start(source_of(settings.model, precision)).path
-            Engine(found, settings.network_threads)
-            os.environ["TILEWISE_PRECISION"] = settled(found, precision)  # inherited by the worker processes
+            Engine(found, settings.network_threads, device)
+            os.environ["TILEWISE_PRECISION"] = settled(found, precision)  # likewise
             if settings.predictions:
                 prediction_log.prepare(settings.predictions)
-            check_folder(Path(settings.tasks or shared_folder()))  # likewise inherited
+            check_folder(Path(settings.tasks or shared_folder()))  # likewise
         except TilewiseError as error:
             _stop(error)
 

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         description="auto: the INT8 file beside the model's if it is faster on this processor; fp32: never; "
         "int8: wherever there is one",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="of the network. auto: an NVIDIA GPU where onnxruntime can use one, else the processor",
+    )
     candidate: str | None = Field(default=None, description="a second model to try out, named like the model")
     candidate_mode: Literal["off", "shadow", "canary"] = Field(
         default="shadow",
@@ -54,7 +58,9 @@ class Settings(BaseSettings):
     )
     max_tiles: Count = Field(default=256, description="tiles in a request")
     max_bytes: Count = Field(default=64 * 2**20, description="bytes in the body of a request")
-    max_batch_size: Count = Field(default=64, description="tiles in a batch of the network")
+    max_batch_size: CountOrZero = Field(
+        default=0, description="tiles in a batch of the network; 0: 64, and 256 on a GPU"
+    )
     room: Count = Field(
         default=128 * 2**20,
         description="bytes of request bodies that each process holds; further requests wait, unread",

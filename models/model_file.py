@@ -32,6 +32,7 @@ from tilewise.datasets.core.locations import MODEL_NAME, PACKED_MODEL, PRETRAINE
 from tilewise.datasets.core.radiometry import QUANTIFICATION
 from tilewise.datasets.core.tile import BAND_COUNT, NO_DATA, TILE_SIZE
 
+CPU_PROVIDER = "CPUExecutionProvider"
 METADATA_KEY = "tilewise"
 FORMER_METADATA_KEY = "sentile"  # of files written before the project was renamed
 SCHEMA_VERSION = 1
@@ -246,8 +247,10 @@ def find_model(given: str | Path | None) -> Path:
     )
 
 
-def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFile:
-    """Open a model file and validate its metadata and its graph.
+def open_model(
+    path: Path, options: ort.SessionOptions | None = None, providers: Sequence[str] = (CPU_PROVIDER,)
+) -> ModelFile:
+    """Open a model file and validate its metadata and its graph; onnxruntime runs it by `providers`.
 
     Raises:
         ModelFileError: no such file, not an ONNX file, without the metadata, or with other inputs or outputs.
@@ -259,7 +262,7 @@ def open_model(path: Path, options: ort.SessionOptions | None = None) -> ModelFi
     content = path.read_bytes()
     digest = check_digest(content, path)
     try:
-        session = ort.InferenceSession(content, session_options(options), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(content, session_options(options), providers=providers)
         stored = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's own exceptions share no base but Exception
         raise ModelFileError(f"{path}: not a readable ONNX file; export it again") from error

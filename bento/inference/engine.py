@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from tilewise.bento.inference.device import Device, providers_of
 from tilewise.datasets.core.errors import ModelFileError, TileShapeError
 from tilewise.datasets.core.tile import BAND_COUNT, DN
 from tilewise.models.model_file import (
@@ -26,6 +27,7 @@ TILES_A_THREAD = 8
 
 Measured on models/pretrained in INT8, one thread: 183 µs a tile by 8, 212 by 64 (docs/decisions/0013).
 """
+TILES_A_GPU_RUN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,13 @@ class TileClassifier(Protocol):
 class Engine:
     """Run one model file; safe to call from several threads."""
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, device: Device = Device.CPU) -> None:
         """Open the model file `path` and run it once.
 
         Args:
             path: of the model file.
-            threads: of the network; 0: one for each usable core.
+            threads: of the network on a processor; 0: one for each usable core.
+            device: one that `tilewise.bento.inference.device.choose` returned.
 
         Raises:
             ModelFileError: as `tilewise.models.model_file.open_model`, or the model gives no valid
@@ -91,8 +94,9 @@ class Engine:
         options.intra_op_num_threads = threads
         # Threads that spin while they wait would take the cores from the event loop and from reading.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._run_size = TILES_A_THREAD * (threads or usable_cores())
-        self._file: ModelFile = open_model(path, options)
+        cuda = device is Device.CUDA
+        self._run_size = TILES_A_GPU_RUN if cuda else TILES_A_THREAD * (threads or usable_cores())
+        self._file: ModelFile = open_model(path, options, providers_of(device))
         self._self_check()
 
     @property

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tilewise.bento import metrics
+from tilewise.bento.inference.device import Device
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, pick, state
 from tilewise.datasets.core.errors import ModelFileError
@@ -300,6 +301,7 @@ class _Slot:
     name: str
     source: ModelSource
     threads: int
+    device: Device
     engine: Engine | None = None
     identity: str = ""
 
@@ -311,7 +313,7 @@ class _Slot:
         self.identity = (
             found.identity
         )  # kept for a refused model too, which is not tried again every few seconds
-        engine = Engine(found.path, self.threads)
+        engine = Engine(found.path, self.threads, self.device)
         before, self.engine = self.engine, engine
         if before is None or before.sha256 != engine.sha256:
             self._publish(before, engine.metadata)
@@ -338,6 +340,7 @@ class Releases:
         mode: how the candidate is tried out.
         fraction: of requests (0-1) that the candidate answers or shadows.
         threads: of each network.
+        device: of each network.
         every: seconds between polls of the sources; 0: only at the start.
 
     Raises:
@@ -351,13 +354,14 @@ class Releases:
         mode: Mode = Mode.OFF,
         fraction: float = 0.0,
         threads: int = 1,
+        device: Device = Device.CPU,
         every: float = 0.0,
     ) -> None:
-        self.mode, self.fraction = mode, fraction
-        self._champion = _Slot("champion", champion, threads)
+        self.mode, self.fraction, self.device = mode, fraction, device
+        self._champion = _Slot("champion", champion, threads, device)
         self._champion.refresh()
         self._candidate = (
-            _Slot("candidate", candidate, threads) if candidate and mode is not Mode.OFF else None
+            _Slot("candidate", candidate, threads, device) if candidate and mode is not Mode.OFF else None
         )
         self._slots = [self._champion, *([self._candidate] if self._candidate else [])]
         self._refresh_quietly(self._slots[1:])

@@ -10,7 +10,8 @@ import numpy as np
 from starlette.requests import Request
 
 from tilewise.bento import metrics
-from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.device import Device, choose, precision_on
+from tilewise.bento.inference.engine import TILES_A_GPU_RUN, Engine
 from tilewise.bento.inference.precision import Precision
 from tilewise.bento.inference.uploads import (
     Answer,
@@ -37,6 +38,7 @@ from tilewise.datasets.core.tile import Tile
 
 _LOG = logging.getLogger("tilewise")
 _PREVIEW_THREADS = 2
+_BATCH_SIZES = {Device.CPU: 64, Device.CUDA: TILES_A_GPU_RUN}  # tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ class Serving:
             settings.max_wait_seconds,
             metrics.WAITING_REQUESTS.set,
         )
-        batcher = Batcher(work, settings.max_batch_size, observe, lambda: observers.observe(last.pop()))
+        size = settings.max_batch_size or _BATCH_SIZES[releases.device]
+        batcher = Batcher(work, size, observe, lambda: observers.observe(last.pop()))
         scenes = Scenes.start(settings, releases, batcher)
         previews = BackgroundPool("previews", _PREVIEW_THREADS, settings.max_wait_seconds)
         return cls(settings, releases, admission, batcher, observers, scenes, previews)
@@ -163,14 +166,21 @@ class Serving:
 
 
 def make_releases(settings: Settings) -> Releases:
-    """Return the models that the settings name; raises ModelFileError if the champion cannot be loaded."""
-    precision = Precision(settings.precision)
+    """Return the models that the settings name.
+
+    Raises:
+        ModelFileError: the champion cannot be loaded.
+        TilewiseError: the settings ask for a GPU that cannot be used.
+    """
+    device = choose(Device(settings.device))
+    precision = precision_on(device, Precision(settings.precision))
     return Releases(
         champion=source_of(settings.model, precision),
         candidate=source_of(settings.candidate, precision) if settings.candidate else None,
         mode=Mode(settings.candidate_mode),
         fraction=settings.candidate_fraction,
         threads=settings.network_threads,
+        device=device,
         every=settings.reload_seconds,
     )
 

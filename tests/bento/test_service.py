@@ -20,6 +20,7 @@ from rasterio.warp import transform_bounds
 from servers import ROOT, command, environment, free_port, served
 from stac_rules import SCHEMAS
 
+from tilewise.bento.inference.device import cuda_missing
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, EUROSAT_MS_ORDER, RGB_BANDS
 from tilewise.datasets.readers.eurosat import CLASSES
@@ -372,6 +373,14 @@ def test_with_a_corrupt_model_or_a_wrong_setting_the_service_stops_at_once(
     assert expected in error_at_start(corrupt, tmp_path).splitlines()
     lines = error_at_start(model_file, tmp_path, TILEWISE_THREADS="two").splitlines()
     assert "error: TILEWISE_THREADS is a whole number of 0 or more, not 'two'" in lines
+
+
+@pytest.mark.skipif(cuda_missing() is None, reason="onnxruntime has a GPU here")
+def test_a_gpu_that_is_asked_for_and_not_there_stops_the_service_at_once(
+    tmp_path: Path, model_file: Path
+) -> None:
+    lines = error_at_start(model_file, tmp_path, TILEWISE_DEVICE="cuda").splitlines()
+    assert f"error: TILEWISE_DEVICE is cuda, but {cuda_missing()}" in lines
 
 
 # What else people send.
