@@ -23,9 +23,11 @@ from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Radiometry,
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.eurosat import PICTURE_STARTS, read_picture
 from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile, valid_numbers
+from tilewise.datasets.readers.plain_tiff import NotPlainError, parse_plain
 
 MAX_DECODED_BYTES = 512 * 2**20  # of the tiles of one request
 MAX_BATCH_DECODED_BYTES = 16 * 2**20  # after which a batch reads no further tile
+MAX_LITTLE_BYTES = 2**20  # decoded; 13 bands of floats take 0.2 MiB
 NPY_START = b"\x93NUMPY"
 _DIGITS = 6
 _LOG = logging.getLogger("tilewise")
@@ -152,6 +154,16 @@ def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
         if isinstance(result, ModelFailure):
             raise InferenceError(str(result)) from result.error
     return list(results)  # type: ignore[arg-type]
+
+
+def is_little_work(upload: Upload) -> bool:
+    """Whether an upload is read in a millisecond or two: a plain GeoTIFF of the usual size, or a tile."""
+    if isinstance(upload.content, Tile):
+        return True
+    try:
+        return parse_plain(upload.content).decoded_bytes <= MAX_LITTLE_BYTES
+    except NotPlainError:
+        return False
 
 
 def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:

@@ -1,8 +1,9 @@
 """Adaptive batching: jobs that arrive while one batch is processed make up the next batch.
 
 A lone job starts at once; no job ever waits for a batch to fill. Under load, batches grow by themselves,
-since more jobs arrive while each is processed. One thread does the work; the event loop only accepts jobs and
-delivers results. `tilewise.bento.serving.admission` bounds how much may wait, before it comes here. Callers
+since more jobs arrive while each is processed. One thread does the work, and the event loop accepts jobs and
+delivers results; a lone job that is little work is done in the event loop itself, which costs less than to
+wake the thread. `tilewise.bento.serving.admission` bounds how much may wait, before it comes here. Callers
 take turns, job by job: nobody waits for the whole of another's large request.
 
 Background work (scenes, explanations) runs between batches in short portions: at once if no job waits, and
@@ -54,6 +55,8 @@ class Batcher(Generic[Job, Result]):
         max_batch_size: jobs in a batch.
         observe: called after the work on each batch with its size and the number of jobs that still wait.
         after: called when the results of a batch are delivered, before the next batch.
+        is_little: whether a job is so little work that the event loop may do it, where it is the only one;
+            it must not raise.
 
     What `observe` and `after` raise is logged and has no other effect.
     """
@@ -64,14 +67,17 @@ class Batcher(Generic[Job, Result]):
         max_batch_size: int,
         observe: Callable[[int, int], None] | None = None,
         after: Callable[[], None] | None = None,
+        is_little: Callable[[Job], bool] = lambda job: False,
     ) -> None:
         self._work, self._max_batch_size = work, max_batch_size
-        self._observe, self._after = observe, after
+        self._observe, self._after, self._is_little = observe, after, is_little
         self._turns: OrderedDict[str, deque[_Submission[Job, Result]]] = OrderedDict()  # whose turn is next
         self._background: deque[Callable[[], None]] = deque()
         self._last_background = 0.0  # when a portion last ran
         self._waiting = 0
         self._closed = False
+        self._busy = False  # with a batch, in the thread or in the event loop
+        self._starting = False  # `_start` is called soon, and decides which of the two takes what waits
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
@@ -101,7 +107,9 @@ class Batcher(Generic[Job, Result]):
                 raise ClosedError
             self._turns.setdefault(caller, deque()).append(submission)
             self._waiting += len(jobs)
-            self._changed.notify()
+            if not self._starting and not self._busy:
+                self._starting = True
+                loop.call_soon(self._start)
         return await submission.future
 
     def run_between(self, portion: Callable[[], Value]) -> Value:
@@ -137,21 +145,53 @@ class Batcher(Generic[Job, Result]):
             self._changed.notify()
         self._thread.join(timeout=30)
 
+    def _start(self) -> None:
+        """Process a lone job that is little work, in the event loop; leave all else to the thread."""
+        with self._changed:
+            self._starting = False
+            batch = [] if self._busy or self._closed or not self._is_lone() else self._take_batch()
+            self._busy = self._busy or bool(batch)
+            if not batch:
+                self._changed.notify()
+        if batch:
+            self._process(batch)
+            self._rest()
+
+    def _is_lone(self) -> bool:
+        """Whether all that waits is one job, which is little work."""
+        if self._waiting != 1 or self._background:
+            return False
+        (submissions,) = self._turns.values()
+        return self._is_little(submissions[0].jobs[submissions[0].taken])
+
+    def _rest(self) -> None:
+        """Note the end of a batch, and wake the thread for what came meanwhile."""
+        with self._changed:
+            self._busy = False
+            self._changed.notify()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._turns and not self._background and not self._closed:
+                while not self._has_work():
                     self._changed.wait()
                 if self._closed:
                     self._fail_all(ClosedError())
                     return
                 portion = self._take_portion()
                 batch = [] if portion else self._take_batch()
+                self._busy = True
             if portion:
                 portion()
                 self._last_background = time.monotonic()
             elif batch:
                 self._process(batch)
+            self._rest()
+
+    def _has_work(self) -> bool:
+        """Whether the thread has something to do."""
+        waits = self._closed or bool(self._background) or (bool(self._turns) and not self._starting)
+        return waits and not self._busy
 
     def _take_portion(self) -> Callable[[], None] | None:
         """Take a portion of background work if it is its turn."""

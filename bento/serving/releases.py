@@ -386,11 +386,15 @@ class Releases:
 
     def canary(self, key: str) -> Engine | None:
         """Return the candidate if it is to answer the requests with this `key`."""
-        return self.candidate if self.mode is Mode.CANARY and self.is_chosen(key) else None
+        return self._chosen(Mode.CANARY, key)
 
     def shadow(self, key: str) -> Engine | None:
         """Return the candidate if it is to classify the tiles of requests with this `key` for comparison."""
-        return self.candidate if self.mode is Mode.SHADOW and self.is_chosen(key) else None
+        return self._chosen(Mode.SHADOW, key)
+
+    def _chosen(self, mode: Mode, key: str) -> Engine | None:
+        candidate = self.candidate if self.mode is mode else None
+        return candidate if candidate and self.is_chosen(key) else None
 
     def is_chosen(self, key: str) -> bool:
         """Return whether `key` falls into the candidate's fraction, by its hash: equally in every process."""

@@ -21,6 +21,7 @@ from tilewise.bento.inference.uploads import (
     ModelFailure,
     Upload,
     classify_batch,
+    is_little_work,
     successes,
 )
 from tilewise.bento.monitoring.drift import Drift
@@ -91,7 +92,7 @@ class Serving:
             metrics.WAITING_REQUESTS.set,
         )
         size = settings.max_batch_size or _BATCH_SIZES[releases.device]
-        batcher = Batcher(work, size, observe, lambda: observers.observe(last.pop()))
+        batcher = Batcher(work, size, observe, lambda: observers.observe(last.pop()), is_little_work)
         scenes = Scenes.start(settings, releases, batcher)
         previews = BackgroundPool("previews", _PREVIEW_THREADS, settings.max_wait_seconds)
         return cls(settings, releases, admission, batcher, observers, scenes, previews)

@@ -4,7 +4,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 
 import pytest
 
@@ -60,6 +61,57 @@ def test_a_lone_job_is_worked_on_at_once_and_alone() -> None:
 
     run(scenario)
     assert worker.batches == [[21]]
+
+
+def is_odd(job: int) -> bool:
+    return job % 2 == 1
+
+
+def test_a_lone_job_that_is_little_work_is_done_without_the_thread_and_no_other() -> None:
+    threads: dict[tuple[int, ...], str] = {}
+    worker = Worker()
+
+    def work(jobs: list[int]) -> list[int]:
+        threads[tuple(jobs)] = threading.current_thread().name
+        return worker(jobs)
+
+    async def scenario() -> None:
+        batcher = Batcher(work, 8, is_little=is_odd)
+        assert await batcher.submit([21]) == [42]
+        assert await batcher.submit([22]) == [44]
+        assert await batcher.submit([5, 7]) == [10, 14]
+        assert await asyncio.gather(batcher.submit([1]), batcher.submit([3])) == [[2], [6]]
+        with pytest.raises(ValueError, match="poisoned"):
+            await asyncio.gather(batcher.submit([666]))
+        assert await batcher.submit([23]) == [46]
+        batcher.close()
+
+    run(scenario)
+    lone = {jobs for jobs, name in threads.items() if name != "batcher"}
+    assert lone == {(21,), (23,)}
+    assert threads.keys() == {(21,), (22,), (5, 7), (1, 3), (666,), (23,)}
+
+
+def test_background_work_that_comes_while_the_event_loop_works_waits_for_it() -> None:
+    """Both use what belongs to the batch in progress."""
+    order: list[str] = []
+    background: list[threading.Thread] = []
+
+    def work(jobs: list[int]) -> list[int]:
+        portion = partial(batcher.run_between, lambda: order.append("background"))
+        background.append(threading.Thread(target=portion))
+        background[-1].start()
+        time.sleep(0.05)
+        order.append("job")
+        return jobs
+
+    async def scenario() -> None:
+        assert await batcher.submit([1]) == [1]
+        await asyncio.to_thread(background[0].join, WAIT_S)
+
+    with closing(Batcher(work, 8, is_little=is_odd)) as batcher:
+        run(scenario)
+    assert order == ["job", "background"]
 
 
 def test_what_arrives_while_a_batch_is_worked_on_makes_the_next_batch() -> None:
