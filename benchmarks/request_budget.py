@@ -27,6 +27,7 @@ from tilewise.bento.api.bodies import read_tiles
 from tilewise.bento.api.replies import reply
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.uploads import Upload, classify_batch, count, describe
+from tilewise.bento.serving.fetching import Fetcher
 from tilewise.bento.serving.runtime import BatchObservers, make_releases
 from tilewise.bento.settings import Settings
 from tilewise.datasets.core.radiometry import ReadOptions
@@ -69,7 +70,7 @@ def parse_body(request: bytes, settings: Settings) -> Coroutine[Any, Any, object
     async def charge(_: int) -> None:
         """Charge no room: it is counted under `rest`."""
 
-    return read_tiles(Request(scope, receive), settings, 0.9, charge)
+    return read_tiles(Request(scope, receive), settings, 0.9, charge, Fetcher({}, settings.max_bytes))
 
 
 def stages(model: Path, files: list[File]) -> dict[str, float]:

@@ -6,6 +6,7 @@ failed tasks, so this module knows no HTTP; `tilewise.bento.api.replies` maps ea
 
 from tilewise.datasets.core.errors import (
     BandsUnknownError,
+    FetchError,
     MissingBandError,
     ModelFileError,
     NoDataError,
@@ -18,6 +19,7 @@ from tilewise.datasets.core.errors import (
 )
 
 CODES: tuple[tuple[type[TilewiseError], str], ...] = (
+    (FetchError, "not_fetched"),
     (UnreadableImageError, "unreadable_image"),
     (TileShapeError, "tile_shape"),
     (SceneTooLargeError, "too_large"),

@@ -19,6 +19,7 @@ from tilewise.bento.inference.device import Device, choose, precision_on
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.precision import Precision, settled
 from tilewise.bento.monitoring import logs, prediction_log
+from tilewise.bento.serving.fetching import parse_hosts
 from tilewise.bento.serving.releases import find_at_start, source_of
 from tilewise.bento.serving.runtime import Serving
 from tilewise.bento.serving.task_runner import check_folder, shared_folder
@@ -109,6 +110,7 @@ class Tilewise:
             found = find_at_start(source_of(settings.model, precision)).path
             Engine(found, settings.network_threads, device)
             os.environ["TILEWISE_PRECISION"] = settled(found, precision)  # likewise
+            parse_hosts(settings.url_hosts)
             if settings.predictions:
                 prediction_log.prepare(settings.predictions)
             check_folder(Path(settings.tasks or shared_folder()))  # likewise

@@ -81,6 +81,11 @@ class Settings(BaseSettings):
     )
     api_keys_file: str | None = Field(default=None, description="file of further API keys, one a line")
     open_metrics: bool = Field(default=False, description="1: /metrics needs no API key")
+    url_hosts: str | None = Field(
+        default=None,
+        description="hosts that tiles may be fetched from by their url: HOST, HOST:PORT or http://HOST:PORT, "
+        "separated by commas; HOST=10.0.0.0/8 for one in a network of yours; default: none",
+    )
     cors_origins: str | None = Field(
         default=None,
         description="origins of web pages that may call the service, separated by commas; default: none",

@@ -3,7 +3,7 @@
 - `multipart/form-data`: files in the field `tiles`; parameters in further fields.
 - `image/tiff`, `image/jpeg`, `image/png`: one file; parameters in the query.
 - `application/octet-stream`: a NumPy file (.npy) of one tile or several; parameters in the query.
-- `application/json`: files in base64, and parameters, in one object.
+- `application/json`: files in base64, or their addresses, and parameters, in one object.
 """
 
 import base64
@@ -27,9 +27,11 @@ from starlette.types import Message
 
 from tilewise.bento.api.schemas import NamedTileParameters, TileParameters
 from tilewise.bento.inference.uploads import NPY_START, Upload, array_to_dn
+from tilewise.bento.serving.fetching import Address, Fetcher
 from tilewise.bento.settings import Settings
 from tilewise.datasets.core.bands import BAND_NAMES, LEAVE_OUT
 from tilewise.datasets.core.console import make_read_options
+from tilewise.datasets.core.errors import FetchError, TilewiseError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import TILE_SIZE, Tile, canonical_order, place_bands
 
@@ -61,6 +63,7 @@ async def read_tiles(
     settings: Settings,
     best_coverage: float,
     charge: Callable[[int], Awaitable[None]],
+    fetcher: Fetcher,
 ) -> TileBatch:
     """Read the tiles of a request.
 
@@ -69,6 +72,7 @@ async def read_tiles(
         settings: the limits of bytes and tiles.
         best_coverage: the highest coverage that the model is calibrated for (0-1); 0: it is not calibrated.
         charge: see `limit_body`.
+        fetcher: of the files of which a body in JSON has the addresses.
 
     Raises:
         HTTPException: a body of another media type, too long, malformed, or with a parameter that is not
@@ -91,7 +95,13 @@ async def read_tiles(
         tiles = parse_npy(await body.body(), options, settings.max_tiles)
         return TileBatch([Upload(tile.name, tile, options, coverage) for tile in tiles], single=False)
     if kind == "application/json":
-        return parse_json(await body.body(), settings.max_tiles, best_coverage)
+        files, options, coverage = parse_json(await body.body(), settings.max_tiles, best_coverage, fetcher)
+        contents = await _fetch(files, fetcher, charge)
+        uploads = [
+            Upload(name, content, options, coverage)
+            for (name, _), content in zip(files, contents, strict=True)
+        ]
+        return TileBatch(uploads, single=False)
     raise HTTPException(
         415,
         f"a body of {kind or 'no type'}; send files as multipart/form-data (curl -F {FIELD}=@tile.tif), one "
@@ -297,8 +307,16 @@ def _load_npy(content: bytes) -> np.ndarray:
 # JSON.
 
 
-def parse_json(content: bytes, max_tiles: int, best_coverage: float) -> TileBatch:
-    """Return the tiles of `{"tiles": [{"name": …, "content": BASE64}, …], "bands": …, "level": …, …}`.
+_Files = list[tuple[str, bytes | Address]]
+
+
+def parse_json(
+    content: bytes, max_tiles: int, best_coverage: float, fetcher: Fetcher
+) -> tuple[_Files, ReadOptions, float]:
+    """Return what is in `{"tiles": [{"name": …, "content": BASE64}, {"url": …}, …], "bands": …, "level": …}`.
+
+    Returns:
+        the name and content of each file, how to read them, and the coverage of their prediction sets.
 
     Raises:
         HTTPException: it is not such an object, or has more tiles than `max_tiles`.
@@ -320,20 +338,37 @@ def parse_json(content: bytes, max_tiles: int, best_coverage: float) -> TileBatc
         name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()
     }
     options, coverage = parse_parameters(parameters, _FORM_PARAMETERS, best_coverage)
-    uploads = [Upload(*_decode_file(file, index), options, coverage) for index, file in enumerate(files)]
-    return TileBatch(uploads, single=False)
+    return [_decode_file(file, index, fetcher) for index, file in enumerate(files)], options, coverage
 
 
-def _decode_file(file: object, index: int) -> tuple[str, bytes]:
-    """Return the name and the bytes of a file in a JSON body."""
-    content = file.get("content") if isinstance(file, dict) else None
-    name = file.get("name", str(index)) if isinstance(file, dict) else None
-    if not isinstance(content, str) or not isinstance(name, str):
-        raise HTTPException(422, f"{FIELD}[{index}] has no text 'content': the file's bytes in base64")
+def _decode_file(file: object, index: int, fetcher: Fetcher) -> tuple[str, bytes | Address]:
+    """Return the name of a file in a JSON body, and its bytes or the address that may be fetched from."""
+    known: dict[str, Any] = file if isinstance(file, dict) else {}
+    content, url, name = known.get("content"), known.get("url"), known.get("name")
+    if not isinstance(name, str | None) or not isinstance(content if url is None else url, str):
+        raise HTTPException(
+            422, f"{FIELD}[{index}] has no text 'content', the file's bytes in base64, and no 'url'"
+        )
+    if url is not None and content is not None:
+        raise HTTPException(422, f"{FIELD}[{index}] has both a 'content' and a 'url'; send one of them")
     try:
-        return name, base64.b64decode(content, validate=True)
+        if url is not None:
+            address = fetcher.admit(url)
+            return address.name if name is None else name, address
+        return str(index) if name is None else name, base64.b64decode(content or "", validate=True)
+    except TilewiseError as error:
+        raise HTTPException(422, f"{FIELD}[{index}]: {error}") from error
     except (binascii.Error, ValueError) as error:
         raise HTTPException(422, f"{FIELD}[{index}]: its content is not base64") from error
+
+
+async def _fetch(
+    files: _Files, fetcher: Fetcher, charge: Callable[[int], Awaitable[None]]
+) -> list[bytes | FetchError]:
+    """Return the content of each file, or why an address did not give it."""
+    addresses = [content for _, content in files if isinstance(content, Address)]
+    fetched = iter(await fetcher.fetch_all(addresses, charge) if addresses else ())
+    return [next(fetched) if isinstance(content, Address) else content for _, content in files]
 
 
 # Forms.

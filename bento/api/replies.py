@@ -156,6 +156,12 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "the processes that worked on the scene ended before it was done",
         "send it again, or cut it into smaller ones",
     ),
+    "not_fetched": ErrorCode(
+        502,
+        "The file could not be fetched from its url",
+        "tile.tif: tiles.example.org answered with status 404",
+        "the address must answer by itself, without a login or a redirect",
+    ),
     "overloaded": ErrorCode(
         503,
         "Too many requests are waiting; try again after Retry-After seconds",

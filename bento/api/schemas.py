@@ -55,10 +55,18 @@ class TileParameters(ReadParameters):
 class EncodedTile(BaseModel):
     """A file in a JSON body."""
 
-    name: str = Field("0", description="Name of the file in the response; its number by default.")
-    content: str = Field(
+    name: str = Field(
+        "0",
+        description="Name of the file in the response; by default its number, or the last part of its url.",
+    )
+    content: str | None = Field(
+        None,
         description="The bytes of a GeoTIFF, JPEG or PNG, in base64.",
         json_schema_extra={"contentEncoding": "base64"},
+    )
+    url: str | None = Field(
+        None,
+        description="In place of the content: where to fetch it from, on a host that the operator names.",
     )
 
 

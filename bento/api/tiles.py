@@ -98,7 +98,7 @@ async def classify(request: Request) -> Response:
     serving = serving_of(request)
     caller = caller_of(request)
     async with serving.admission.room(caller) as room:
-        batch = await read_tiles(request, serving.settings, serving.best_coverage, room.grow)
+        batch = await read_tiles(request, serving.settings, serving.best_coverage, room.grow, serving.fetcher)
         engine, results = await serving.classify(batch.uploads, sticky_key(request), caller)
     note_answered()
     if batch.single and "error" in results[0]:
@@ -217,7 +217,9 @@ async def explain_tile(request: Request) -> Response:
     options = _parse_options(request.query_params, engine)
     async with serving.admission.room(caller_of(request)) as room:
         single = serving.settings.model_copy(update={"max_tiles": 1})
-        batch = await read_tiles(_without_parameters(request), single, serving.best_coverage, room.grow)
+        batch = await read_tiles(
+            _without_parameters(request), single, serving.best_coverage, room.grow, serving.fetcher
+        )
         tile = await asyncio.to_thread(_read_only_tile, batch.uploads, engine.metadata.tile_size)
     note_requested(1, engine.metadata.version)
 

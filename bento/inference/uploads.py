@@ -13,6 +13,7 @@ from tilewise.bento.errors import body_of, error_body
 from tilewise.bento.inference.engine import Answers, Engine, TileClassifier
 from tilewise.bento.request_context import RequestContext
 from tilewise.datasets.core.errors import (
+    FetchError,
     NoDataError,
     RadiometryUnknownError,
     SceneTooLargeError,
@@ -65,7 +66,7 @@ class Upload:
 
     Attributes:
         name: file name of the upload.
-        content: bytes of a GeoTIFF, JPEG or PNG, or a tile that is read already.
+        content: bytes of a GeoTIFF, JPEG or PNG, a tile that is read already, or why there are no bytes.
         overrides: bands and radiometry given by the request, which the file does not state.
         coverage: requested coverage of the prediction set (0-1).
         raw: whether the answer also has the model's outputs, unrounded, as the arrays of `raw_outputs`.
@@ -76,7 +77,7 @@ class Upload:
     """
 
     name: str
-    content: bytes | Tile
+    content: bytes | Tile | FetchError
     overrides: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
     coverage: float = 0.9
     raw: bool = False
@@ -158,7 +159,7 @@ def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
 
 def is_little_work(upload: Upload) -> bool:
     """Whether an upload is read in a millisecond or two: a plain GeoTIFF of the usual size, or a tile."""
-    if isinstance(upload.content, Tile):
+    if not isinstance(upload.content, bytes):
         return True
     try:
         return parse_plain(upload.content).decoded_bytes <= MAX_LITTLE_BYTES
@@ -331,9 +332,12 @@ def read_upload(upload: Upload, size: int) -> Tile:
 
     Raises:
         UnreadableImageError: it is a NumPy array, or broken.
+        FetchError: it could not be fetched.
         TilewiseError: as `read_tile` and `read_picture` raise.
     """
     content, name = upload.content, upload.name
+    if isinstance(content, FetchError):
+        raise content
     if isinstance(content, Tile):
         return content
     if content.startswith(NPY_START):

@@ -31,6 +31,7 @@ from tilewise.bento.request_context import current, note_requested, note_submitt
 from tilewise.bento.serving.admission import Admission
 from tilewise.bento.serving.background import BackgroundPool
 from tilewise.bento.serving.batcher import Batcher
+from tilewise.bento.serving.fetching import Fetcher, parse_hosts
 from tilewise.bento.serving.releases import Mode, Releases, source_of
 from tilewise.bento.serving.task_runner import Scenes
 from tilewise.bento.settings import Settings
@@ -54,6 +55,7 @@ class Serving:
         observers: called after each batch.
         scenes: runs scenes and explanations in the background.
         previews: draws pictures in the background.
+        fetcher: fetches tiles by their addresses.
     """
 
     settings: Settings
@@ -63,6 +65,7 @@ class Serving:
     observers: "BatchObservers"
     scenes: Scenes
     previews: BackgroundPool
+    fetcher: Fetcher
 
     @classmethod
     def start(cls, settings: Settings) -> "Serving":
@@ -70,7 +73,8 @@ class Serving:
 
         Raises:
             ModelFileError: the champion cannot be loaded.
-            TilewiseError: the folder of the prediction log cannot be written to.
+            TilewiseError: the folder of the prediction log cannot be written to, or the hosts to fetch from
+                are malformed.
         """
         releases = make_releases(settings)
         last: list[Batch] = []
@@ -95,7 +99,8 @@ class Serving:
         batcher = Batcher(work, size, observe, lambda: observers.observe(last.pop()), is_little_work)
         scenes = Scenes.start(settings, releases, batcher)
         previews = BackgroundPool("previews", _PREVIEW_THREADS, settings.max_wait_seconds)
-        return cls(settings, releases, admission, batcher, observers, scenes, previews)
+        fetcher = Fetcher(parse_hosts(settings.url_hosts), settings.max_bytes)
+        return cls(settings, releases, admission, batcher, observers, scenes, previews, fetcher)
 
     @property
     def engine(self) -> Engine:

@@ -4,8 +4,11 @@ import base64
 import hashlib
 import io
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,27 @@ EUROSAT = {"bands": "eurosat", "level": "L1C", "offset": "0"}
 
 
 @pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of files on loopback, which has `wood.tif`."""
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "wood.tif").write_bytes(tile_file(FOREST))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
 def service(
-    model_file: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    model_file: Path, store: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[httpx.Client]:
     failed = request.session.testsfailed
     settings = {
         "TILEWISE_THREADS": "1",
         "TILEWISE_MAX_TILES": str(MAX_TILES),
         "TILEWISE_MAX_BYTES": str(MAX_BYTES),
+        "TILEWISE_URL_HOSTS": f"{store}=127.0.0.0/8",
     }
     with served(model_file, tmp_path_factory.mktemp("bentoml"), **settings) as server:
         with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
@@ -453,6 +469,35 @@ def test_files_in_json_are_answered_as_in_a_form(service: httpx.Client) -> None:
     assert all(result["probabilities"] == of_form["probabilities"] for result in answer["results"])
 
 
+def test_files_are_fetched_from_a_host_that_the_operator_names(service: httpx.Client, store: str) -> None:
+    """And one that is not there fails alone."""
+    files = [
+        {"url": f"{store}/wood.tif"},
+        {"url": f"{store}/none.tif"},
+        {"url": f"{store}/wood.tif", "name": "b"},
+    ]
+    first, missing, named = service.post("/classify", json={"tiles": files}).json()["results"]
+    (of_form,) = post(service, tile_file(FOREST))
+    assert first == of_form | {"name": "wood.tif"}
+    assert named == of_form | {"name": "b"}
+    assert missing["name"] == "none.tif"
+    assert missing["error"] == {
+        "code": "not_fetched",
+        "message": "none.tif: localhost answered with status 404",
+        "hint": "the address must answer by itself, without a login or a redirect",
+    }
+
+
+def test_a_host_to_fetch_from_that_is_none_stops_the_service_at_once(
+    tmp_path: Path, model_file: Path
+) -> None:
+    lines = error_at_start(model_file, tmp_path, TILEWISE_URL_HOSTS="a.org/tiles").splitlines()
+    assert (
+        "error: TILEWISE_URL_HOSTS: 'a.org/tiles' is no host; write HOST, HOST:PORT or http://HOST:PORT, and "
+        "for a host in a network of yours HOST=10.0.0.0/8"
+    ) in lines
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -462,7 +507,21 @@ def test_files_in_json_are_answered_as_in_a_form(service: httpx.Client) -> None:
             400,
             'a JSON body has a list \'tiles\': {"tiles": [{"name": "tile.tif", "content": "BASE64"}]}',
         ),
-        (b'{"tiles": ["x"]}', 422, "tiles[0] has no text 'content': the file's bytes in base64"),
+        (
+            b'{"tiles": ["x"]}',
+            422,
+            "tiles[0] has no text 'content', the file's bytes in base64, and no 'url'",
+        ),
+        (
+            b'{"tiles": [{"content": "", "url": "http://localhost/"}]}',
+            422,
+            "tiles[0] has both a 'content' and a 'url'",
+        ),
+        (
+            b'{"tiles": [{"url": "http://localhost:1/a.tif"}]}',
+            422,
+            "tiles[0]: this service does not fetch from http://localhost:1",
+        ),
         (b'{"tiles": [{"content": "%"}]}', 422, "tiles[0]: its content is not base64"),
         (b'{"tiles": [{"content": ""}], "band": "rgb"}', 422, "unknown parameter 'band'; there are"),
     ],
