@@ -84,6 +84,13 @@ def test_a_gdal_scale_without_the_offset_that_the_tags_tell_is_a_contradiction()
     assert decide_radiometry(agreed, NOTHING).offset == 0
 
 
+@pytest.mark.parametrize("offset", [0.1, -0.1])
+def test_a_gdal_offset_counts_more_than_esas_tag_of_either_sign(offset: float) -> None:
+    """Only a GDAL scale *without* an offset contradicts the tag."""
+    stated = facts(product(baseline="0509"), scale=1e-4, offset=offset)
+    assert decide_radiometry(stated, NOTHING).offset == pytest.approx(offset / 1e-4)
+
+
 def test_the_cirrus_band_means_level_1c() -> None:
     cirrus = facts(bands=("B02", "B10"), tags={"RADIO_ADD_OFFSET": "0"})
     assert decide_radiometry(cirrus, NOTHING).level is Level.L1C
