@@ -510,6 +510,8 @@ def why_unreadable(source: Path | bytes) -> str:
         return "an empty file"
     kinds = {b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG", b"PK\x03\x04": "a zip archive"}
     kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+    if kind == "a zip archive":
+        return f"not a GeoTIFF but {kind}; a whole product (.SAFE.zip) goes to `tilewise batch` as it is"
     if kind:
         return f"not a GeoTIFF but {kind}; the multispectral GeoTIFF is needed"
     return "a truncated or corrupt GeoTIFF" if head[:2] in (b"II", b"MM") else "not a GeoTIFF"
