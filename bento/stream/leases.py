@@ -85,7 +85,7 @@ class Leases:
         self._limit = min(max_seconds, self._max_held)
         self._held: dict[str, Lease] = {}
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
+        self._thread = threading.Thread(target=self._renew_in_time, name="leases", daemon=True)
 
     def __enter__(self) -> "Leases":
         self._thread.start()
@@ -104,11 +104,15 @@ class Leases:
         finally:
             del self._held[message.receipt]
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Renew every lease that is not overdue; one that hangs returns to the queue, for others."""
+        for lease in list(self._held.values()):
+            if not lease.is_overdue:
+                self._renew_one(lease)
+
+    def _renew_in_time(self) -> None:
         while not self._ended.wait(self._seconds / _RENEWALS):
-            for lease in list(self._held.values()):
-                if not lease.is_overdue:  # one that hangs returns to the queue, for another consumer
-                    self._renew_one(lease)
+            self.renew()
 
     def _renew_one(self, lease: Lease) -> None:
         try:

@@ -285,7 +285,7 @@ def as_zip(path: Path) -> None:
         (lambda path: write_jpeg(path, np.ones((3, 64, 64), np.uint8), "PNG"), "not a GeoTIFF but a PNG"),
         (
             as_zip,
-            r"not a GeoTIFF but a zip archive; a whole product \(.SAFE.zip\) goes to `tilewise batch` as it is",
+            r"not a GeoTIFF but a zip archive; a whole product \(.SAFE.zip\) goes to `tilewise batch` as it",
         ),
         (lambda path: path.write_bytes(b""), "an empty file"),
         (lambda path: path.write_bytes(b"II*\0"), "a truncated or corrupt GeoTIFF"),
