@@ -6,12 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rasters import write_tiff
+from scipy.stats import entropy, wasserstein_distance
 
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.packs.pack import Pack
 from tilewise.datasets.packs.packing import write_pack
 from tilewise.datasets.packs.splits import SplitPlan
-from tilewise.datasets.packs.statistics import EDGES, BandStatistics, measure, write_statistics
+from tilewise.datasets.packs.statistics import (
+    EDGES,
+    BandStatistics,
+    kl,
+    measure,
+    psi,
+    wasserstein,
+    write_statistics,
+)
 from tilewise.datasets.readers.sources import find_source
 
 EVERYTHING_TRAINS = SplitPlan(fractions=(1.0, 0.0, 0.0))
@@ -103,3 +112,17 @@ def test_the_file_has_the_edges_and_every_band(pack: Pack, tmp_path: Path) -> No
     assert [band["band"] for band in written["bands"]] == list(BAND_NAMES)
     assert all(len(band["histogram"]) == len(EDGES) - 1 for band in written["bands"])
     assert written["bands"] == pack.statistics()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distances_of_histograms_are_those_of_scipy(seed: int) -> None:
+    """Which takes the values themselves, each in the middle of its bin."""
+    draw = np.random.default_rng(seed)
+    edges = np.sort(draw.choice(np.arange(1, 10_000), 12, replace=False))
+    found, expected = draw.integers(1, 500, 11), draw.integers(1, 500, 11)
+    middles = (edges[:-1] + edges[1:]) / 2
+    middles[-1] = edges[-2] + (edges[-2] - edges[-3]) / 2
+    p, q = found / found.sum(), expected / expected.sum()
+    assert wasserstein(p, q, edges.tolist()) == pytest.approx(wasserstein_distance(middles, middles, p, q))
+    assert kl(p, q) == pytest.approx(entropy(p, q))
+    assert psi(p, q) == pytest.approx(entropy(p, q) + entropy(q, p))
