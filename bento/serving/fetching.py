@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -161,29 +162,37 @@ class Fetcher:
         meter = _Meter(self._max_bytes, charge)
         turns = asyncio.Semaphore(_AT_ONCE)
 
-        async def fetch(client: httpx.AsyncClient, address: Address) -> bytes | FetchError:
+        async def fetch(address: Address) -> bytes | FetchError:
             try:
                 async with turns, asyncio.timeout(_SECONDS):
-                    return await self._fetch(client, address, meter)
+                    return await self._fetch(clients[address.origin], address, meter)
             except TimeoutError:
                 return FetchError(
                     f"{address.name}: {address.origin.host} took more than {_SECONDS:g} seconds"
                 )
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 return FetchError(
                     f"{address.name}: {address.origin.host} cannot be asked ({type(error).__name__})"
                 )
             except FetchError as error:
                 return error
 
-        timeout = httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS)
-        async with httpx.AsyncClient(verify=self._tls or True, trust_env=False, timeout=timeout) as client:
+        async with AsyncExitStack() as stack:
+            # One client for each: a connection whose certificate is of one host must not serve another.
+            clients = {
+                origin: await stack.enter_async_context(self._client())
+                for origin in {address.origin for address in addresses}
+            }
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(fetch(client, address)) for address in addresses]
+                    tasks = [group.create_task(fetch(address)) for address in addresses]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    def _client(self) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS)
+        return httpx.AsyncClient(verify=self._tls or True, trust_env=False, timeout=timeout)
 
     async def _fetch(self, client: httpx.AsyncClient, address: Address, meter: "_Meter") -> bytes:
         """Return the bytes of an address; raises FetchError, or an error of httpx."""

@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://localhost:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
@@ -483,7 +483,7 @@ def test_files_are_fetched_from_a_host_that_the_operator_names(service: httpx.Cl
     assert missing["name"] == "none.tif"
     assert missing["error"] == {
         "code": "not_fetched",
-        "message": "none.tif: localhost answered with status 404",
+        "message": "none.tif: 127.0.0.1 answered with status 404",
         "hint": "the address must answer by itself, without a login or a redirect",
     }
 

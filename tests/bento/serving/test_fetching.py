@@ -100,8 +100,8 @@ def test_what_is_no_host_is_refused_with_what_to_write(text: str) -> None:
 
 
 def test_files_are_fetched_in_order_and_each_fails_alone(store: int) -> None:
-    base = f"http://localhost:{store}"
-    fetcher = fetcher_of(f"http://localhost:{store}=127.0.0.0/8")
+    base = f"http://127.0.0.1:{store}"
+    fetcher = fetcher_of(f"http://127.0.0.1:{store}=127.0.0.0/8")
     found = fetch(
         fetcher,
         [f"{base}/{name}" for name in ("a.tif", "missing.tif", "redirect.tif", "compressed.tif", "b?c=d")],
@@ -109,26 +109,26 @@ def test_files_are_fetched_in_order_and_each_fails_alone(store: int) -> None:
     by_itself = "the address must answer by itself, without a login or a redirect"
     assert found == [
         b"bytes of /a.tif",
-        f"missing.tif: localhost answered with status 404; {by_itself}",
-        f"redirect.tif: localhost answered with status 302; {by_itself}",
-        "compressed.tif: localhost sends it compressed, which is not read",
+        f"missing.tif: 127.0.0.1 answered with status 404; {by_itself}",
+        f"redirect.tif: 127.0.0.1 answered with status 302; {by_itself}",
+        "compressed.tif: 127.0.0.1 sends it compressed, which is not read",
         b"bytes of /b?c=d",
     ]
-    assert {host for host, _ in Store.asked} == {f"localhost:{store}"}
+    assert {host for host, _ in Store.asked} == {f"127.0.0.1:{store}"}
     assert "/tile.tif" not in {path for _, path in Store.asked}, "a redirect was followed"
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "https://localhost:{port}/a.tif",
-        "http://localhost/a.tif",
-        "http://127.0.0.1:{port}/a.tif",
-        "http://localhost.evil.org:{port}/a.tif",
+        "https://127.0.0.1:{port}/a.tif",
+        "http://127.0.0.1/a.tif",
+        "http://localhost:{port}/a.tif",
+        "http://127.0.0.1.evil.org:{port}/a.tif",
     ],
 )
 def test_no_other_scheme_host_or_port_is_fetched_from(store: int, url: str) -> None:
-    fetcher = fetcher_of(f"http://localhost:{store}=127.0.0.0/8")
+    fetcher = fetcher_of(f"http://127.0.0.1:{store}=127.0.0.0/8")
     with pytest.raises(
         TilewiseError, match=r"^this service does not fetch from \S+:\d+; send the file itself as"
     ):
@@ -138,18 +138,18 @@ def test_no_other_scheme_host_or_port_is_fetched_from(store: int, url: str) -> N
 @pytest.mark.parametrize(
     "url",
     [
-        "http://user:secret@localhost:{port}/a.tif",
-        "http://evil.org@localhost:{port}/a.tif",
+        "http://user:secret@127.0.0.1:{port}/a.tif",
+        "http://evil.org@127.0.0.1:{port}/a.tif",
         "file:///etc/passwd",
         "http://[::1/a.tif",
-        "http://localhost:{port}/a b",
-        "http://localhost:{port}/a\r\nX-Evil: 1",
+        "http://127.0.0.1:{port}/a b",
+        "http://127.0.0.1:{port}/a\r\nX-Evil: 1",
         "/etc/passwd",
         "",
     ],
 )
 def test_what_is_no_address_is_refused(store: int, url: str) -> None:
-    fetcher = fetcher_of(f"http://localhost:{store}=127.0.0.0/8")
+    fetcher = fetcher_of(f"http://127.0.0.1:{store}=127.0.0.0/8")
     with pytest.raises(TilewiseError, match=r"^its url is no address; write https://HOST/PATH"):
         fetcher.admit(url.format(port=store))
 
@@ -190,8 +190,8 @@ def test_a_named_host_at_a_place_that_is_not_public_is_not_connected_to(store: i
 
 
 def test_a_host_outside_the_network_that_the_operator_states_is_not_connected_to(store: int) -> None:
-    (told,) = fetch(fetcher_of(f"http://localhost:{store}=10.0.0.0/8"), [f"http://localhost:{store}/a.tif"])
-    assert str(told).startswith("a.tif: localhost has an address that this service does not connect to")
+    (told,) = fetch(fetcher_of(f"http://127.0.0.1:{store}=10.0.0.0/8"), [f"http://127.0.0.1:{store}/a.tif"])
+    assert str(told).startswith("a.tif: 127.0.0.1 has an address that this service does not connect to")
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_connected_to(store: int) -> None:
@@ -231,7 +231,9 @@ def test_the_certificate_must_be_that_of_the_named_host(encrypted_store: int) ->
     names = ("tiles.invalid", "other.invalid")
     hosts = ",".join(f"{name}:{encrypted_store}=127.0.0.0/8" for name in names)
     urls = [f"https://{name}:{encrypted_store}/a.tif" for name in names]
-    assert fetch(fetcher_of(hosts, resolve=resolve), urls) == [
+    fetcher = fetcher_of(hosts, resolve=resolve)
+    assert fetch(fetcher, urls[:1] * 20)[-1] == b"bytes of /a.tif"  # its connections are open now
+    assert fetch(fetcher, urls) == [
         b"bytes of /a.tif",
         "a.tif: other.invalid cannot be asked (ConnectError)",
     ]
@@ -243,9 +245,9 @@ def test_files_that_are_too_large_together_are_not_kept(store: int) -> None:
     async def charge(size: int) -> None:
         charged.append(size)
 
-    fetcher = fetcher_of(f"http://localhost:{store}=127.0.0.0/8", max_bytes=4000)
+    fetcher = fetcher_of(f"http://127.0.0.1:{store}=127.0.0.0/8", max_bytes=4000)
     small, large = fetch(
-        fetcher, [f"http://localhost:{store}/{name}" for name in ("a.tif", "large.tif")], charge
+        fetcher, [f"http://127.0.0.1:{store}/{name}" for name in ("a.tif", "large.tif")], charge
     )
     assert small == b"bytes of /a.tif"
     assert large == "large.tif: the files of this request are too large together; send fewer"
@@ -256,17 +258,17 @@ def test_no_room_ends_the_whole_request(store: int) -> None:
     async def charge(size: int) -> None:
         raise TilewiseError("no room")
 
-    fetcher = fetcher_of(f"http://localhost:{store}=127.0.0.0/8")
+    fetcher = fetcher_of(f"http://127.0.0.1:{store}=127.0.0.0/8")
     with pytest.raises(TilewiseError, match="no room"):
-        fetch(fetcher, [f"http://localhost:{store}/a.tif"] * 3, charge)
+        fetch(fetcher, [f"http://127.0.0.1:{store}/a.tif"] * 3, charge)
 
 
 def test_a_host_that_is_not_there_is_told() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    fetcher = fetcher_of(f"http://localhost:{port}=127.0.0.0/8,http://nowhere.invalid")
-    refused, unknown = fetch(fetcher, [f"http://localhost:{port}/a.tif", "http://nowhere.invalid/"])
-    assert refused == "a.tif: localhost cannot be asked (ConnectError)"
+    fetcher = fetcher_of(f"http://127.0.0.1:{port}=127.0.0.0/8,http://nowhere.invalid")
+    refused, unknown = fetch(fetcher, [f"http://127.0.0.1:{port}/a.tif", "http://nowhere.invalid/"])
+    assert refused == "a.tif: 127.0.0.1 cannot be asked (ConnectError)"
     assert unknown == "tile: there is no host nowhere.invalid"
     assert issubclass(FetchError, TilewiseError)
