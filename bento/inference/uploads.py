@@ -24,7 +24,7 @@ from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Radiometry,
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.eurosat import PICTURE_STARTS, read_picture
 from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile, valid_numbers
-from tilewise.datasets.readers.plain_tiff import NotPlainError, parse_plain
+from tilewise.datasets.readers.plain_tiff import parse_plain
 
 MAX_DECODED_BYTES = 512 * 2**20  # of the tiles of one request
 MAX_BATCH_DECODED_BYTES = 16 * 2**20  # after which a batch reads no further tile
@@ -163,7 +163,7 @@ def is_little_work(upload: Upload) -> bool:
         return True
     try:
         return parse_plain(upload.content).decoded_bytes <= MAX_LITTLE_BYTES
-    except NotPlainError:
+    except Exception:  # not plain, or whatever it is: reading it will tell
         return False
 
 

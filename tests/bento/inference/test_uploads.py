@@ -20,6 +20,7 @@ from tilewise.bento.inference.uploads import (
     Upload,
     classify_batch,
     classify_uploads,
+    is_little_work,
     successes,
 )
 from tilewise.datasets.acquire.synthetic import TAGS, synthesise_tile
@@ -200,3 +201,24 @@ def test_a_tile_on_which_reading_fails_in_an_unforeseen_way_harms_no_other(
     first, second = classify_uploads(engine, [odd, Upload("good.tif", tile_file(LAKE))])
     assert (first["error"]["code"], second["class"]) == ("internal", "SeaLake")
     assert "could not be read, for an unexpected reason" in caplog.text
+
+
+BLOCKS = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
+
+
+@pytest.mark.parametrize(
+    ("content", "little"),
+    [
+        (tile_file(FOREST), True),
+        (tile_file(FOREST, compress="deflate"), True),
+        (FOREST, True),
+        (tile_file(FOREST, compress="lzma"), False),  # GDAL's, slow
+        (tile_file(FOREST, **BLOCKS), False),  # 64 × 64 pixels that take 6.5 MiB when decoded
+        (jpeg(), False),
+        (b"II*\0", False),
+        (b"", False),
+    ],
+)
+def test_little_work_is_what_is_read_already_or_plain_and_small(content: bytes | Tile, little: bool) -> None:
+    """All else would hold up every other connection if the event loop did it."""
+    assert is_little_work(Upload("a.tif", content)) is little
