@@ -50,3 +50,10 @@ def test_a_scene_is_complete_if_it_was_classified_and_every_block_was_decoded(
     state: SceneState, broken: int, complete: bool
 ) -> None:
     assert SceneOutcome("a", "/in/a.tif", state, broken=broken).is_complete is complete
+
+
+def test_a_scene_that_failed_adds_nothing_to_any_sum() -> None:
+    failed = SceneOutcome("a", "/in/a.tif", SceneState.FAILED, error="it is corrupt").to_json()
+    numbers = {name: value for name, value in failed.items() if isinstance(value, int | float)}
+    assert numbers == dict.fromkeys(("windows", "skipped", "broken", "outliers", "pixels", "seconds"), 0)
+    assert (failed["key"], failed["area_ha"], failed["files"]) == ("", {}, ())

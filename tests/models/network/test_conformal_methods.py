@@ -37,3 +37,12 @@ def test_lac_is_what_model_files_hold_and_gives_the_smallest_sets(
 
 def test_too_few_tiles_for_a_coverage_leave_every_class_in() -> None:
     assert limit_of(np.zeros((5, 3)), np.zeros(5, int), 0.99) == np.inf
+
+
+def test_raps_adds_its_penalty_for_each_rank_beyond_the_second() -> None:
+    """Angelopoulos et al. 2021, equation 4, with λ the penalty and k_reg = 2."""
+    shares = np.array([[0.1, 0.5, 0.05, 0.3, 0.05]])
+    aps, raps = (scores_of(m, shares, np.random.default_rng(0), 0.25) for m in ("aps", "raps"))
+    by_likelihood = np.argsort(-shares[0], kind="stable")
+    np.testing.assert_allclose((raps - aps)[0, by_likelihood[:3]], [0, 0, 0.25])
+    np.testing.assert_allclose(np.sort((raps - aps)[0]), [0, 0, 0.25, 0.5, 0.75])
