@@ -2,7 +2,7 @@
 
     python benchmarks/detail.py TILES SPLITS MODEL [--mosaics 4] [--stride 8]
 
-takes a folder or archive of EuroSAT's multispectral tiles, the folder of its published spatial split
+takes a folder of EuroSAT's multispectral tiles, the folder of its published spatial split
 (eurosat-spatial-train.txt, …) and a model file. It makes mosaics of 512 × 512 pixels whose every class is
 known: of quarter tiles (320 m, each from another tile) and of whole tiles (640 m). On mosaics of the train
 list it fits the exponents of `pool`, to both kinds alike, by the log-likelihood of cells of 160 m. On mosaics
@@ -16,7 +16,7 @@ as the product does:
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,12 @@ class Mosaic:
     def read(self, window: Window) -> DN:
         rows, columns = window.toslices()
         return self._pixels[:, rows, columns]
+
+    def readers(self) -> tuple[Callable[[Window], DN], ...]:
+        return (self.read,)
+
+    def inside(self, window: Window) -> None:
+        """No area cuts it."""
 
 
 def tiles_of(folder: Path, names: Path) -> tuple[DN, Labels]:
