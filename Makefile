@@ -39,7 +39,7 @@ mutants: $(READY) ## Put small faults into core code and count those that the te
 	@python benchmarks/mutants.py --least 0.9
 
 lint: $(READY) ## Check style, types and import rules
-	@ruff check . && ruff format --check . && mypy && lint-imports
+	@ruff check . && ruff format --check . && mypy && MYPYPATH=. mypy benchmarks/*.py benchmarks/*/*.py && lint-imports
 
 format: $(READY) ## Format the code
 	@ruff check --fix . ; ruff format .

@@ -311,10 +311,10 @@ def _others(folder: Path, model: Path, side: int, ours: float, peer_python: str)
         if found := peer(python, name, folder / "deflate.tif", model, part):
             yield f"{name} + onnxruntime: {found:,.0f} windows/s; ours {ours / found:.1f} times as fast"
     for name in ("classify_all", "overlap", "dense"):
-        found = measure(name, folder / "small.tif", model)
+        run = measure(name, folder / "small.tif", model)
         yield (
-            f"{name:12} {found['windows'] / found['seconds']:10,.0f} windows/s {found['seconds']:7.1f} s "
-            f"{found['peak_mb']:7,.0f} MB peak"
+            f"{name:12} {run['windows'] / run['seconds']:10,.0f} windows/s {run['seconds']:7.1f} s "
+            f"{run['peak_mb']:7,.0f} MB peak"
         )
 
 

@@ -108,12 +108,13 @@ def answers(engine: Engine, made: Iterator[tuple[DN, Labels]], stride: int) -> C
         both = [blended(engine, pixels, grid, fine=fine) for fine in (False, True)]
         # the mean over a cell of 160 m of the map's own finer cells
         rows.append((*(p.reshape(len(p), SIDE // CELL, step, -1, step).mean((2, 4)) for p in both), truth))
-    coarse, fine, truth = zip(*rows, strict=True)
-    return np.stack(coarse, 1), np.stack(fine, 1), np.stack(truth)
+    coarse, fine, truths = zip(*rows, strict=True)
+    return np.stack(coarse, 1), np.stack(fine, 1), np.stack(truths)
 
 
 def pooled(case: Case, exponents: Any) -> Floats:
-    logs = sum(e * np.log(np.maximum(p, blending._FLOOR)) for e, p in zip(exponents, case, strict=False))
+    weighted = [e * np.log(np.maximum(p, blending._FLOOR)) for e, p in zip(exponents, case[:2], strict=True)]
+    logs = np.sum(weighted, axis=0)
     found = np.exp(logs - logs.max(axis=0))
     return np.asarray(found / found.sum(axis=0))
 

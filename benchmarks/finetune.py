@@ -121,7 +121,10 @@ def kept(
     """Return what the model file does on tiles of its classes (rows, truth), and on unknown ones."""
     model = open_model(work / "run/model.onnx")
     metadata, own, other = model.metadata, answered.take(known), answered.take(~known)
-    sets, limit = metadata.prediction_sets, metadata.outliers.threshold
+    sets, outliers = metadata.prediction_sets, metadata.outliers
+    if sets is None or outliers is None:
+        raise SystemExit(f"{model.path}: it has no prediction sets, or no limit of outliers: too few tiles")
+    limit = outliers.threshold
     found = evaluate("other", torch.from_numpy(own.probabilities), torch.from_numpy(truth), metadata.classes)
     sure = own.probabilities.max(1)[own.probabilities.argmax(1) != truth]
     int8 = int8_of(model.path)

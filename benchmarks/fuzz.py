@@ -44,7 +44,7 @@ class Tally:
     requests: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)
     statuses: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    tiles: Counter[str] = field(default_factory=Counter)
+    tiles: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
     seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     slowest: list[tuple[float, int]] = field(default_factory=list)
     faults: list[tuple[int, str]] = field(default_factory=list)

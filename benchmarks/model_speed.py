@@ -283,10 +283,12 @@ def peaks(threads: int, seconds: float, clock: Clock) -> dict[str, float]:
             ready = session(_convolution(channels, size, precision), threads)
             x = np.zeros((64, channels, size, size), np.float32 if precision == FP32 else np.uint8)
             x[:] = np.arange(size)
-            found[precision].append(
-                work * _rate(lambda x, ready=ready: ready.run(None, {"x": x}), x, seconds, clock) / 64
-            )
+            found[precision].append(work * _rate(partial(_run, ready), x, seconds, clock) / 64)
     return {precision: max(values) for precision, values in found.items()}
+
+
+def _run(ready: ort.InferenceSession, x: np.ndarray) -> object:
+    return ready.run(None, {"x": x})
 
 
 def _convolution(channels: int, size: int, precision: str) -> bytes:
@@ -305,7 +307,7 @@ def _convolution(channels: int, size: int, precision: str) -> bytes:
     node = helper.make_node(operator, inputs, ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
     constants = {"w": weights.astype(np.float32) if precision == FP32 else weights}
     constants |= {} if precision == FP32 else {name: np.asarray(value) for name, value in scales.items()}
-    shape = ["n", channels, size, size]
+    shape: list[str | int | None] = ["n", channels, size, size]
     graph = helper.make_graph(
         [node],
         result,

@@ -51,7 +51,9 @@ def report(band: str, byte: np.ndarray, dn: np.ndarray) -> None:
     slope, intercept = np.polyfit(byte[clear].mean((1, 2)), dn[clear].mean((1, 2)), 1)
     inside = byte < SATURATED
     errors = np.abs(rgb_to_dn(byte)[inside].astype(float) - dn[inside])
-    medians = "  ".join(f"{b}: {np.median(dn[byte == b]):.0f} ({rgb_to_dn(np.uint8([b]))[0]})" for b in BYTES)
+    medians = "  ".join(
+        f"{b}: {np.median(dn[byte == b]):.0f} ({rgb_to_dn(np.array([b], np.uint8))[0]})" for b in BYTES
+    )
     print(f"\n{band}: DN = {slope:.3f} x byte {intercept:+.1f} over {clear.sum()} tiles' means")
     print(f"  median DN of a byte (the reader's DN): {medians}")
     print(

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -77,7 +78,8 @@ def by_window(classifier: Classifier, pixels: torch.Tensor, stride: int) -> torc
 def shared(classifier: Classifier, pixels: torch.Tensor, stride: int) -> torch.Tensor:
     """Return the same from one pass over all pixels and a mean of its features under each window."""
     normalised = classifier.preprocess(pixels[None]).contiguous(memory_format=torch.channels_last)
-    grid = classifier.backbone.blocks(classifier.backbone.stem(normalised))
+    backbone: Any = classifier.backbone
+    grid = backbone.blocks(backbone.stem(normalised))
     step = pixels.shape[1] // grid.shape[2]
     pooled = functional.avg_pool2d(grid, 64 // step, stride // step)[0]
     return classifier.head(pooled.permute(1, 2, 0)).softmax(2)

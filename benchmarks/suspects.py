@@ -43,7 +43,7 @@ def measure(features: np.ndarray, truth: np.ndarray, share: float, seed: int) ->
     labels, wrong = spoil(truth, share, seed)
     forest = RandomForestClassifier(300, n_jobs=-1, random_state=seed)
     shares = cross_val_predict(forest, features, labels, cv=5, method="predict_proba")
-    found = []
+    found: list[tuple[float, ...]] = []
     for name in FILTERS:
         listed = find_label_issues(
             labels, shares, filter_by=name, return_indices_ranked_by="normalized_margin", n_jobs=1

@@ -14,12 +14,13 @@ import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -309,7 +310,7 @@ def _announce(target: Target, path: bytes, length: int, connections: int, honest
 
 def _attack(
     target: Target,
-    attack: Callable[[int, Workers], Awaitable[str]],
+    attack: Callable[[int, Workers], Coroutine[Any, Any, str]],
     workers: str = "1",
     max_file_bytes: int = resource.RLIM_INFINITY,
 ) -> str:

@@ -25,7 +25,7 @@ class TileAPI(litserve.LitAPI):
     def decode_request(
         self, request: Request
     ) -> list[tuple[str, Read]]:  # of a multipart request LitServe gives the form
-        files = request.getlist("tiles")
+        files = request.getlist("tiles")  # type: ignore[attr-defined]
         return [(file.filename, read(file.file.read(), file.filename)) for file in files]
 
     def batch(self, inputs: list[list[tuple[str, Read]]]) -> list[list[tuple[str, Read]]]:
