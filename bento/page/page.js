@@ -403,7 +403,8 @@ function summary(done, failed) {
 function showProblems(failed) {
   const groups = groupsOf(failed);
   for (const item of groups.flat()) item.card.hidden = true;
-  find("problems").replaceChildren(...groups.map((group) => groupNote(group, helpFor(group))));
+  const opened = new Set([...find("problems").querySelectorAll("details[open]")].map((list) => list.dataset.code));
+  find("problems").replaceChildren(...groups.map((group) => groupNote(group, helpFor(group), opened.has(group[0].error.code))));
 }
 
 function showSummary(done, failed) {

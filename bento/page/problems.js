@@ -61,8 +61,8 @@ export function groupsOf(failed) {
   return Object.values(groups).filter((group) => group.length > 1);
 }
 
-/** Return one note about all items of a group; `help` is an element with actions, or null. */
-export function groupNote(group, help) {
+/** Return one note about all items of a group, with all names if `open`; `help` is an element with actions, or null. */
+export function groupNote(group, help, open) {
   const messages = new Set(group.map((item) => item.error.message));
   const same = messages.size === 1;
   const names = group.map((item) => make("li", {}, same ? item.file.name : `${item.file.name}: ${item.error.message}`));
@@ -71,6 +71,6 @@ export function groupNote(group, help) {
     make("p", {}, make("strong", {}, `${count(group.length, "file")} not classified. `), same ? sentence([...messages][0]) : null),
     group[0].error.hint ? make("p", {}, group[0].error.hint) : null,
     make("ul", {}, first),
-    rest.length ? make("details", {}, make("summary", {}, `${rest.length} more`), make("ul", {}, rest)) : null,
+    rest.length ? make("details", { "data-code": group[0].error.code, open }, make("summary", {}, `${rest.length} more`), make("ul", {}, rest)) : null,
     help);
 }

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -429,6 +430,30 @@ def test_a_scene_in_degrees_is_resampled_by_one_click(visit: Visit) -> None:
 COMMANDS = re.compile(
     r"curl|gdal|tilewise |\b(GET|POST|DELETE)\b|--\w|[{}=]|multipart|_\w|parameter", re.IGNORECASE
 )
+
+
+def test_names_that_were_unfolded_stay_so_when_a_picture_comes(visit: Visit) -> None:
+    held: list[Route] = []
+    clicked = threading.Event()
+    visit.page.route(
+        "**/preview*", lambda route: route.continue_() if clicked.is_set() else held.append(route)
+    )
+    visit.upload({f"{n}.tif": PLAIN for n in range(7)} | {"wood.tif": FOREST})
+    visit.says("1 file classified, 7 files could not be classified")
+    problem = visit.page.locator("#problems .problem")
+    problem.get_by_text("2 more").click()
+    expect(problem.locator("li:visible")).to_have_count(7)
+    for _ in range(100):
+        if held:
+            break
+        visit.page.wait_for_timeout(100)
+    assert held, "the page asks for a picture"
+    clicked.set()
+    for route in held:
+        route.continue_()
+    expect(visit.page.get_by_role("img", name="False colour picture of wood.tif")).to_be_visible()
+    visit.page.wait_for_timeout(300)  # the page draws its lists again
+    expect(problem.locator("li:visible")).to_have_count(7)
 
 
 def test_the_same_error_of_many_files_is_told_once(visit: Visit) -> None:
