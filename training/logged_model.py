@@ -25,7 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from tilewise.datasets.core.tile import BAND_COUNT, TILE_SIZE
 from tilewise.datasets.packs.pack import Pack
-from tilewise.models.model_file import INPUT, ModelFile, ModelMetadata, int8_of
+from tilewise.models.model_file import CPU_PROVIDER, INPUT, ModelFile, ModelMetadata, int8_of
 
 _MAX_DIGEST = 36  # characters, as MLflow's stores bound them; the whole hash is in the profile
 
@@ -122,7 +122,7 @@ def _save(model: ModelFile, folder: Path, card: Model) -> None:
         input_example={INPUT: np.zeros((1, len(model.metadata.bands), TILE_SIZE, TILE_SIZE), np.uint16)},
         # Said outright, since MLflow would else load the model in a process of its own to find out.
         pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"],
-        onnx_execution_providers=["CPUExecutionProvider"],
+        onnx_execution_providers=[CPU_PROVIDER],
         save_as_external_data=False,
     )
     # Serving holds the file against its digest, and another writer of protobufs may order them otherwise.

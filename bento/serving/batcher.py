@@ -150,8 +150,9 @@ class Batcher(Generic[Job, Result]):
         with self._changed:
             self._starting = False
             batch = [] if self._busy or self._closed or not self._is_lone() else self._take_batch()
-            self._busy = self._busy or bool(batch)
-            if not batch:
+            if batch:
+                self._busy = True
+            else:
                 self._changed.notify()
         if batch:
             self._process(batch)

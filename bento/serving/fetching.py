@@ -77,9 +77,9 @@ def parse_hosts(text: str | None) -> dict[Origin, Network | None]:
     hosts: dict[Origin, Network | None] = {}
     for entry in filter(None, (part.strip() for part in (text or "").split(","))):
         address, _, network = entry.partition("=")
-        parts = urlsplit(address if "://" in address else f"https://{address}")
-        origin = _origin(parts)
         try:
+            parts = urlsplit(address if "://" in address else f"https://{address}")
+            origin = _origin(parts)
             if origin is None or parts.path or parts.query or parts.fragment:
                 raise ValueError
             hosts[origin] = ipaddress.ip_network(network) if network else None
@@ -99,7 +99,7 @@ def _origin(parts: SplitResult) -> Origin | None:
         return None
     if not host or parts.scheme not in _PORTS or "@" in parts.netloc:
         return None
-    return Origin(parts.scheme, host.lower(), _PORTS[parts.scheme] if port is None else port)
+    return Origin(parts.scheme, host, _PORTS[parts.scheme] if port is None else port)
 
 
 def _is_public(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
@@ -121,7 +121,7 @@ class Fetcher:
         self, hosts: Mapping[Origin, Network | None], max_bytes: int, resolve: Resolve = resolve_host
     ) -> None:
         self._hosts, self._max_bytes, self._resolve = hosts, max_bytes, resolve
-        self._tls: ssl.SSLContext | None = httpx.create_ssl_context() if hosts else None
+        self._tls: ssl.SSLContext | bool = httpx.create_ssl_context() if hosts else True
 
     def admit(self, url: str) -> Address:
         """Return the address of a URL.
@@ -160,11 +160,11 @@ class Fetcher:
                 all.
         """
         meter = _Meter(self._max_bytes, charge)
-        turns = asyncio.Semaphore(_AT_ONCE)
+        slots = asyncio.Semaphore(_AT_ONCE)
 
         async def fetch(address: Address) -> bytes | FetchError:
             try:
-                async with turns, asyncio.timeout(_SECONDS):
+                async with slots, asyncio.timeout(_SECONDS):
                     return await self._fetch(clients[address.origin], address, meter)
             except TimeoutError:
                 return FetchError(
@@ -192,17 +192,17 @@ class Fetcher:
 
     def _client(self) -> httpx.AsyncClient:
         timeout = httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS)
-        return httpx.AsyncClient(verify=self._tls or True, trust_env=False, timeout=timeout)
+        return httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=timeout)
 
     async def _fetch(self, client: httpx.AsyncClient, address: Address, meter: "_Meter") -> bytes:
         """Return the bytes of an address; raises FetchError, or an error of httpx."""
         origin = address.origin
-        place = await self._place(address)
+        ip = await self._resolve_allowed(address)
         shown = f"[{origin.host}]" if ":" in origin.host else origin.host
         port = "" if origin.port == _PORTS[origin.scheme] else f":{origin.port}"
         request = client.build_request(
             "GET",
-            f"{origin.scheme}://{f'[{place}]' if ':' in place else place}:{origin.port}{address.target}",
+            f"{origin.scheme}://{f'[{ip}]' if ':' in ip else ip}:{origin.port}{address.target}",
             headers={"Host": shown + port, "Accept-Encoding": "identity"},
             extensions={"sni_hostname": origin.host},  # whose certificate it must be
         )
@@ -223,7 +223,7 @@ class Fetcher:
         finally:
             await response.aclose()
 
-    async def _place(self, address: Address) -> str:
+    async def _resolve_allowed(self, address: Address) -> str:
         """Return the IP address to connect to.
 
         Raises:
@@ -237,8 +237,8 @@ class Fetcher:
         if not found:
             raise FetchError(f"{address.name}: there is no host {origin.host}")
         network = self._hosts[origin]
-        for place in found:
-            number = ipaddress.ip_address(place.partition("%")[0])
+        for ip in found:
+            number = ipaddress.ip_address(ip.partition("%")[0])
             if not (number in network if network else _is_public(number)):
                 raise FetchError(
                     f"{address.name}: {origin.host} has an address that this service does not connect to; "

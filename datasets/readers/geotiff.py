@@ -508,12 +508,14 @@ def why_unreadable(source: Path | bytes) -> str:
         return f"cannot be read: {error.strerror}"
     if not head:
         return "an empty file"
-    kinds = {b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG", b"PK\x03\x04": "a zip archive"}
+    kinds = {
+        b"\xff\xd8\xff": "a JPEG; the multispectral GeoTIFF is needed",
+        b"\x89PNG": "a PNG; the multispectral GeoTIFF is needed",
+        b"PK\x03\x04": "a zip archive; a whole product (.SAFE.zip) goes to `tilewise batch` as it is",
+    }
     kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
-    if kind == "a zip archive":
-        return f"not a GeoTIFF but {kind}; a whole product (.SAFE.zip) goes to `tilewise batch` as it is"
     if kind:
-        return f"not a GeoTIFF but {kind}; the multispectral GeoTIFF is needed"
+        return f"not a GeoTIFF but {kind}"
     return "a truncated or corrupt GeoTIFF" if head[:2] in (b"II", b"MM") else "not a GeoTIFF"
 
 

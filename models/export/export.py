@@ -15,7 +15,7 @@ from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
 from tilewise.models.export.stamp import save_model
-from tilewise.models.model_file import INPUT, OUTPUTS, ModelMetadata
+from tilewise.models.model_file import CPU_PROVIDER, INPUT, OUTPUTS, ModelMetadata
 from tilewise.models.network.classifier import Classifier, Exported
 
 OPSET = 20
@@ -76,7 +76,7 @@ def strip_debug_info(graph: onnx.GraphProto) -> None:
 
 def compare(classifier: Classifier, path: Path, tiles: DN) -> float:
     """Return the largest difference of a probability between `classifier` and the file `path` on `tiles`."""
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), providers=[CPU_PROVIDER])
     largest = 0.0
     for start in range(0, len(tiles), 64):
         batch = tiles[start : start + 64]

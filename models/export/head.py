@@ -19,7 +19,7 @@ from tilewise.datasets.core.files import atomic_write
 from tilewise.datasets.core.tile import BAND_COUNT, DN, TILE_SIZE
 from tilewise.models.export.export import MAX_DIFFERENCE, quiet, strip_debug_info
 from tilewise.models.export.stamp import save_model
-from tilewise.models.model_file import INPUT, OUTPUTS, ModelMetadata
+from tilewise.models.model_file import CPU_PROVIDER, INPUT, OUTPUTS, ModelMetadata
 from tilewise.models.network.finetuned import FineTunedHead
 from tilewise.models.network.outliers import InputCheck
 
@@ -122,7 +122,7 @@ def _trace(head: FineTunedHead, opset: int) -> onnx.ModelProto:
 
 def _compare(path: Path, head: FineTunedHead, tiles: DN) -> float:
     """Return the largest difference of a probability between the file and `head` on the file's embeddings."""
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), providers=[CPU_PROVIDER])
     found, _, embedding, _ = session.run(list(OUTPUTS), {INPUT: tiles})
     with torch.no_grad():
         expected = head(torch.from_numpy(tiles), torch.from_numpy(embedding))[0].numpy()

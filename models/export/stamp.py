@@ -13,6 +13,7 @@ from tilewise.datasets.acquire.synthetic import render
 from tilewise.datasets.core.tile import TILE_SIZE
 from tilewise.datasets.readers.eurosat import CLASSES
 from tilewise.models.model_file import (
+    CPU_PROVIDER,
     INPUT,
     METADATA_KEY,
     OUTPUTS,
@@ -29,9 +30,7 @@ _NO_DIGEST = "0" * 64
 
 def save_model(graph: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
     """Write `graph` to `path` with `metadata`, in place of any that it has, a self-test and its digest."""
-    session = ort.InferenceSession(
-        graph.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(graph.SerializeToString(), session_options(), providers=[CPU_PROVIDER])
     proof = {"self_test": make_self_test(session), "digest": _NO_DIGEST}
     text = metadata.model_copy(update=proof).model_dump_json()
     onnx.helper.set_model_props(graph, {METADATA_KEY: text})

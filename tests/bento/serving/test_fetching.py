@@ -89,7 +89,9 @@ def test_hosts_are_read_with_scheme_and_port(text: str | None, origins: list[Ori
     assert list(parse_hosts(text)) == origins
 
 
-@pytest.mark.parametrize("text", ["ftp://a", "a/path", "a:b", "user@a", "a=10.0.0.1/8", "https://", "a?x=1"])
+@pytest.mark.parametrize(
+    "text", ["ftp://a", "a/path", "a:b", "user@a", "a=10.0.0.1/8", "https://", "a?x=1", "[::1"]
+)
 def test_what_is_no_host_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(TilewiseError) as refusal:
         parse_hosts(f"good.org,{text}")
