@@ -150,9 +150,9 @@ class Model:
         """Classify a scene window by window, as `tilewise batch` does.
 
         Args:
-            scene: the path of a GeoTIFF, a SAFE product or a STAC item; or an xarray.DataArray (band, y, x),
-                or an xarray.Dataset with a variable (y, x) for each band, with coordinates and a CRS
-                (rioxarray's `spatial_ref`, or `.rio.crs`). A Dataset's variable `scl` masks clouds.
+            scene: the path of a GeoTIFF, a product (SAFE, EOPF Zarr) or a STAC item; or an xarray.DataArray
+                (band, y, x), or an xarray.Dataset with a variable (y, x) for each band, with coordinates and
+                a CRS (rioxarray's `spatial_ref`, or `.rio.crs`). A Dataset's variable `scl` masks clouds.
             out: a folder for all of batch inference's result files; None: none are kept.
             stride: pixels from one window to the next; below 64 windows overlap and are blended.
             warp: resample a scene in degrees, or far from 10 m, to 10 m in its UTM zone.

@@ -14,6 +14,7 @@ from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.errors import NoticeError, SceneError, TilewiseError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes import SceneOptions, SceneSource
+from tilewise.datasets.scenes.eopf import is_eopf
 from tilewise.datasets.scenes.rasters import RASTER_SUFFIXES, fetch_text, is_remote, shown
 from tilewise.datasets.scenes.safe import METADATA_NAMES, is_safe
 from tilewise.datasets.scenes.search import Kind
@@ -174,8 +175,8 @@ def scene_of(notice: Notice, allowed: AllowList, options: SceneOptions) -> Scene
 def _job_of_files(path: Path, options: SceneOptions) -> SceneJob:
     if not _is_scene(path):
         raise NoticeError(
-            f"{path}: not a scene; send a GeoTIFF, a SAFE product, a folder of one scene's band files, or a "
-            f"STAC item"
+            f"{path}: not a scene; send a GeoTIFF, a product (SAFE, EOPF Zarr), a folder of one scene's band "
+            f"files, or a STAC item"
         )
     sources = find([path], options)
     if len(sources) != 1:
@@ -188,7 +189,9 @@ def _is_scene(path: Path) -> bool:
     """Return whether a path may be one scene; a folder of folders is an archive, which must not be walked."""
     if path.is_file():
         return path.suffix.lower() in RASTER_SUFFIXES or path.name in METADATA_NAMES
-    return path.is_dir() and (is_safe(path) or not any(entry.is_dir() for entry in path.iterdir()))
+    return path.is_dir() and (
+        is_safe(path) or is_eopf(path) or not any(entry.is_dir() for entry in path.iterdir())
+    )
 
 
 def _job_of_item(content: dict[str, Any], base: str, allowed: AllowList, options: SceneOptions) -> SceneJob:

@@ -416,9 +416,12 @@ def _remember_crs(geo_keys: tuple[bytes, ...], crs: CRS | None) -> None:
     _CRS_OF_KEYS[geo_keys] = crs
 
 
-def georeference_of(dataset: DatasetReader) -> Georeference | None:
-    """Return the georeference of `dataset`, or None where it has none with longitude and latitude."""
-    return _georeference(dataset.crs, dataset.transform, dataset.width, dataset.height)
+def georeference_of(dataset: DatasetReader, crs: CRS | None = None) -> Georeference | None:
+    """Return the georeference of `dataset`, or None where it has none with longitude and latitude.
+
+    `crs` is that of a raster which has none itself.
+    """
+    return _georeference(dataset.crs or crs, dataset.transform, dataset.width, dataset.height)
 
 
 def _georeference(crs: CRS | None, transform: Affine, width: int, height: int) -> Georeference | None:

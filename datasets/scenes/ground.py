@@ -83,26 +83,26 @@ class OnGrid:
         return self.grid.width
 
 
-def grid_of(dataset: DatasetReader, name: str) -> Grid:
-    """Return the grid of an open raster.
+def grid_of(dataset: DatasetReader, name: str, crs: CRS | None = None) -> Grid:
+    """Return the grid of an open raster; `crs`: from metadata beside it, where it has none itself.
 
     Raises:
         TileShapeError: it has no georeference.
     """
-    return Grid(require_georeference(dataset, name), dataset.height, dataset.width)
+    return Grid(_require_georeference(dataset, name, crs), dataset.height, dataset.width)
 
 
-def require_georeference(dataset: DatasetReader, name: str) -> Georeference:
+def _require_georeference(dataset: DatasetReader, name: str, crs: CRS | None) -> Georeference:
     """Return the georeference of a raster.
 
     Raises:
         TileShapeError: it has none, or one without longitude and latitude.
     """
-    if dataset.crs is None:
+    if dataset.crs is None and crs is None:
         raise TileShapeError(
             f"{name}: it has no coordinate reference system; set one with gdal_edit.py -a_srs EPSG:…"
         )
-    georeference = georeference_of(dataset)
+    georeference = georeference_of(dataset, crs)
     if georeference is None:
         raise TileShapeError(
             f"{name}: its coordinates are missing or not on Earth; set them with gdal_edit.py -a_srs EPSG:… "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.crs import CRS
 from rasterio.io import DatasetReader
 
 from tilewise.datasets.core.bands import BAND_NAMES
@@ -100,6 +101,7 @@ class BandFile:
         index: 1-based raster band.
         scale, offset: from that metadata: reflectance per unit, and the offset added to reflectance.
         no_data: no-data value from that metadata.
+        crs: from that metadata, where the raster has none itself.
     """
 
     source: str | Path
@@ -109,6 +111,7 @@ class BandFile:
     scale: float | None = None
     offset: float | None = None
     no_data: float | None = None
+    crs: CRS | None = None
 
 
 def layer_of_band(
@@ -127,15 +130,19 @@ def layer_of_band(
         radiometry = decide_radiometry(facts, options)
         no_data = dataset.nodata if file.no_data is None else file.no_data
         plan = ReadingPlan(name_of(file.source), (file.index,), (file.band,), radiometry, no_data)
-        return Layer(
-            file.source, plan, grid_of(dataset, name_of(file.source)), block_of(dataset)
-        ), radiometry.level
+        grid = grid_of(dataset, name_of(file.source), file.crs)
+        return Layer(file.source, plan, grid, block_of(dataset)), radiometry.level
 
 
 def cloud_layer(
-    source: str | Path, mask: CloudMask, indexes: tuple[int, ...] = (1,), *, flags: bool = False
+    source: str | Path,
+    mask: CloudMask,
+    indexes: tuple[int, ...] = (1,),
+    *,
+    flags: bool = False,
+    crs: CRS | None = None,
 ) -> CloudLayer:
-    """Return the layer of a raster with a cloud mask.
+    """Return the layer of a raster with a cloud mask; `crs`: where the raster has none itself.
 
     Raises:
         TilewiseError: it cannot be opened, lacks a band, or has no georeference.
@@ -145,7 +152,7 @@ def cloud_layer(
             raise SceneError(
                 f"{name_of(source)}: a cloud mask of {dataset.count} bands; {max(indexes)} are needed"
             )
-        return CloudLayer(source, indexes, mask, grid_of(dataset, name_of(source)), flags)
+        return CloudLayer(source, indexes, mask, grid_of(dataset, name_of(source), crs), flags)
 
 
 _AUTOMATIC = (CloudKind.SCL, CloudKind.PROBABILITY, CloudKind.QA60)

@@ -1,11 +1,11 @@
-"""Open the rasters of scenes: GeoTIFF and JPEG 2000 from disk, GeoTIFF by HTTP or from a bucket.
+"""Open the rasters of scenes: GeoTIFF, JPEG 2000 and Zarr from disk, GeoTIFF by HTTP or from a bucket.
 
 URLs of Azure Blob Storage are signed by the Planetary Computer when they are opened. Buckets (`s3://`,
 `gs://`) are read by GDAL's own handlers, with the credentials that GDAL finds (AWS_ACCESS_KEY_ID,
 ~/.aws/credentials, GOOGLE_APPLICATION_CREDENTIALS and their like). Metadata are fetched by HTTP alone.
 
 This is for trusted files, such as those of a batch run. Uploads are opened by
-`tilewise.datasets.readers.geotiff.open_geotiff`, which supports neither JPEG 2000 nor the network.
+`tilewise.datasets.readers.geotiff.open_geotiff`, which supports neither JPEG 2000, Zarr nor the network.
 """
 
 import hashlib
@@ -31,6 +31,8 @@ _MAX_BLOCKS = 10_000  # of a file in a bucket, of which the state is looked at
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # the signature box, ISO/IEC 15444-1 annex I
 _ZIPPED = "/vsizip/{"
+_ZARR = 'ZARR:"'
+ARRAY_METADATA = ".zarray"  # the file beside the chunks of an array
 _CACHE_MB = 64
 
 # Our own threads read different parts of a scene; GDAL's would compete with them for the cores.
@@ -109,13 +111,29 @@ def is_zipped(source: str | Path) -> bool:
     return isinstance(source, str) and source.startswith(_ZIPPED)
 
 
+def zarr_source(store: Path, array: str) -> str:
+    """Return the source that opens an array (`group/name`) of a Zarr store in a folder."""
+    return f'{_ZARR}{store.absolute()}":/{array}'
+
+
+def is_zarr(source: str | Path) -> bool:
+    """Return whether a source is of `zarr_source`."""
+    return isinstance(source, str) and source.startswith(_ZARR)
+
+
 def file_of(source: str | Path) -> Path:
-    """Return the file on disk that a source is read from: of a member of an archive the archive."""
+    """Return the file on disk that stands for a source: an archive for its member, metadata for an array."""
+    if is_zarr(source):
+        store, _, array = str(source)[len(_ZARR) :].rpartition('":/')
+        return Path(store, array, ARRAY_METADATA)
     return Path(str(source)[len(_ZIPPED) : str(source).index("}/")] if is_zipped(source) else source)
 
 
 def name_of(source: str | Path) -> str:
     """Return the name of a source in messages: its last part, without a query, which may contain a key."""
+    if is_zarr(source):
+        store, _, array = str(source)[len(_ZARR) :].rpartition('":/')
+        return f"{Path(store).name}/{array}"
     return Path(urlsplit(str(source)).path).name if is_remote(source) else Path(source).name
 
 
@@ -145,6 +163,8 @@ def _open(source: str | Path) -> DatasetReader:
         return rasterio.open(address_of(source), driver="GTiff")
     if not file_of(source).is_file():  # GDAL would accept `/vsicurl/…` and the like as a path
         raise FileNotFoundError(source)
+    if is_zarr(source):
+        return rasterio.open(source, driver="Zarr")
     if is_zipped(source):
         is_jp2 = str(source).lower().endswith(".jp2")
         return rasterio.open(source, driver="JP2OpenJPEG" if is_jp2 else "GTiff")
@@ -167,6 +187,8 @@ def _why(source: str | Path) -> str:
         return (
             f"{server} does not serve it as a GeoTIFF (.tif) by ranges; download it and classify it from disk"
         )
+    if is_zarr(source):
+        return "an array that is no readable Zarr; download the product again"
     if is_zipped(source) and file_of(source).is_file():
         return f"a truncated or corrupt member of {file_of(source).name}; download the product again"
     if _is_jp2(file_of(source)):

@@ -230,10 +230,8 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
         return pixels
 
     def _read_layer(self, layer: Layer, window: Window) -> DN:
-        dataset = self._handle(layer.source)
-
         def read(part: Window) -> DN:
-            return self._read_valid(dataset, layer.source, part, len(layer.plan.bands), _of_layer(layer))
+            return self._read_valid(layer.source, part, len(layer.plan.bands), _of_layer(layer))
 
         if layer.grid.is_same(self._whole):
             return read(window)
@@ -242,13 +240,10 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
 
     def _without_clouds(self, pixels: DN, window: Window, clouds: CloudLayer) -> DN:
         """Return `pixels` with 0 in clouds; pixels outside the mask count as cloud."""
-        dataset = self._handle(clouds.source)
 
         def read(part: Window) -> DN:
             # 1: clear, 2: cloud, 0: unknown.
-            return self._read_valid(
-                dataset, clouds.source, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w)
-            )
+            return self._read_valid(clouds.source, part, 1, lambda d, w: _clear_or_cloud(clouds, d, w))
 
         if clouds.grid.is_same(self._whole):
             mask = read(window)
@@ -258,7 +253,6 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
 
     def _read_valid(
         self,
-        dataset: DatasetReader,
         source: str | Path,
         window: Window,
         count: int,
@@ -266,20 +260,22 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
     ) -> DN:
         """Read a window; where that fails on disk, read its valid blocks one by one."""
         try:
-            return read(dataset, window)
+            return self._read_once(source, window, read)
         except UnreadableImageError:
-            if is_remote(source) or not file_of(source).is_file():
-                raise  # a server, or a missing file: another try may succeed, and no pixel may be invented
+            if _may_return(source):
+                raise
         pixels = np.zeros((count, int(window.height), int(window.width)), np.uint16)
-        height, width = dataset.block_shapes[0]
+        height, width = self._handle(source).block_shapes[0]
         for row in range(int(window.row_off) // height, -(-int(window.row_off + window.height) // height)):
             for column in range(
                 int(window.col_off) // width, -(-int(window.col_off + window.width) // width)
             ):
                 part = window.intersection(Window(column * width, row * height, width, height))
                 try:
-                    values = read(dataset, part)
+                    values = self._read_once(source, part, read)
                 except UnreadableImageError:
+                    if _may_return(source):
+                        raise
                     with self._lock:
                         self._broken.add(BrokenBlock(name_of(source), row, column))
                     continue
@@ -287,9 +283,33 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
                 pixels[:, top : top + int(part.height), left : left + int(part.width)] = values
         return pixels
 
+    def _read_once(
+        self, source: str | Path, window: Window, read: Callable[[DatasetReader, Window], DN]
+    ) -> DN:
+        """Read a window; where that fails, close the handle.
+
+        The next read by it might give what lies in GDAL's memory as the pixels of the block that failed (Zarr
+        in GDAL 3.10 does).
+        """
+        try:
+            return read(self._handle(source), window)
+        except UnreadableImageError:
+            dataset = self._handles.pop(source, None)
+            if dataset is not None:
+                with self._lock:
+                    self._opened.remove(dataset)
+                dataset.close()
+            raise
+
+    @property
+    def _handles(self) -> dict[str | Path, DatasetReader]:
+        """This thread's own handles."""
+        handles: dict[str | Path, DatasetReader] = self._mine.__dict__.setdefault("handles", {})
+        return handles
+
     def _handle(self, source: str | Path) -> DatasetReader:
         """Return this thread's own handle of a raster: GDAL's are not to be shared."""
-        handles: dict[str | Path, DatasetReader] = self._mine.__dict__.setdefault("handles", {})
+        handles = self._handles
         # A signed address expires; with a new signature it is another one, and opened anew.
         address = address_of(source) if is_remote(source) else source
         if address not in handles:
@@ -297,6 +317,11 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
             with self._lock:
                 self._opened.append(handles[address])
         return handles[address]
+
+
+def _may_return(source: str | Path) -> bool:
+    """Return whether another try may read what failed, so that no pixel may be invented: not on disk."""
+    return is_remote(source) or not file_of(source).is_file()
 
 
 def _of_layer(layer: Layer) -> Callable[[DatasetReader, Window], DN]:

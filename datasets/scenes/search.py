@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tilewise.datasets.core.errors import NoTilesError, SceneError, TilewiseError, UnreadableImageError
 from tilewise.datasets.scenes.band_files import group_by_scene, read_band_files, read_stacked
+from tilewise.datasets.scenes.eopf import BANDS, SUFFIX, is_eopf, read_eopf
 from tilewise.datasets.scenes.layers import CloudLayer, Parts, cloud_layer
 from tilewise.datasets.scenes.options import CloudKind, SceneOptions
 from tilewise.datasets.scenes.products import METADATA_NAMES
@@ -36,6 +37,7 @@ class Kind(StrEnum):
     STACKED = "stacked"
     BAND_FILES = "band files"
     SAFE = "safe"
+    EOPF = "eopf"
     STAC = "stac"
     UNKNOWN = "unknown"
 
@@ -47,7 +49,7 @@ class SceneSource:
     Attributes:
         name: name of its results, unique among the scenes that were found together.
         kind: kind of its files.
-        paths: its files, or the folder or zip archive of a SAFE product; URLs are strings.
+        paths: its files, or the folder of a product, or the zip archive of a SAFE product; URLs are strings.
         options: how it is read.
         item: its STAC item, if any.
         problem: why it cannot be read, and the way out; "" if no reason is known.
@@ -92,14 +94,16 @@ class SceneSource:
             if is_remote(source):
                 digest.update(remote_state(str(source)).encode())
                 continue
-            for path in _files_in(Path(source)):
-                digest.update(path.name.encode())
+            for name, path in _files_in(Path(source)):
+                digest.update(name.encode())
                 digest.update(_state_of(path) if self.options.quick_fingerprint else _content_of(path))
         return digest.hexdigest()
 
     def _parts(self) -> Parts:
         if self.kind is Kind.SAFE:
             return read_safe(Path(self.paths[0]), self.options)
+        if self.kind is Kind.EOPF:
+            return read_eopf(Path(self.paths[0]), self.options)
         if self.kind is Kind.BAND_FILES:
             return read_band_files(self.name, [Path(path) for path in self.paths], self.options)
         if self.kind is Kind.STAC and self.item is not None:
@@ -126,10 +130,12 @@ class SceneSource:
         return (path,) if path.is_file() else ()
 
 
-def _files_in(path: Path) -> list[Path]:
+def _files_in(path: Path) -> list[tuple[str, Path]]:
+    """Return the files of a folder, each with its path from there, or the file itself with its name."""
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path]
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return [(file.relative_to(path).as_posix(), file) for file in files]
+    return [(path.name, path)]
 
 
 def _content_of(path: Path) -> bytes:
@@ -171,8 +177,8 @@ def find_scenes(
     A source that is not a scene is returned as a scene that raises the reason when it is opened.
 
     Args:
-        sources: files, folders (walked), SAFE products, patterns (`2024*/**/*.tif`), text lists of sources
-            (.txt), STAC JSON (.json, or an http(s) URL), STAC items.
+        sources: files, folders (walked), products (SAFE, EOPF Zarr), patterns (`2024*/**/*.tif`), text lists
+            of sources (.txt), STAC JSON (.json, or an http(s) URL), STAC items.
         options: how they will be read.
         skip: endings of file names that are not scenes, such as those of an earlier run's maps.
 
@@ -218,12 +224,14 @@ def _find_by_path(source: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]
     path = Path(source)
     if is_remote(source) or path.suffix.lower() in _STAC_SUFFIXES:
         yield from _of_stac(source)
+    elif path.is_dir() and path.suffix.lower() == SUFFIX and not is_eopf(path):
+        yield _not_a_scene(path)
     elif path.is_dir():
-        yield from [_safe(path)] if is_safe(path) else _of_rasters(*_walk(path), skip)
+        yield from [_product(path)] if _is_product(path) else _of_rasters(*_walk(path), skip)
     elif path.name in METADATA_NAMES:
-        yield _safe(path.parent)
+        yield _product(path.parent)
     elif _ZIPPED.match(path.name) and path.is_file():
-        yield _safe(path)
+        yield _product(path)
     elif path.suffix.lower() in RASTER_SUFFIXES and path.is_file():
         yield _Found(path.stem, Kind.STACKED, (path,))
     else:
@@ -245,17 +253,20 @@ def _of_pattern(pattern: str, skip: tuple[str, ...]) -> Iterator[_Found]:
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the rasters and the SAFE products in a folder and below it, each in order."""
+    """Return the rasters and the products in a folder and below it, each in order."""
     rasters: list[Path] = []
     products: list[Path] = []
     for here, below, files in os.walk(folder):
-        products += [Path(here, name) for name in below if is_safe(Path(here, name))]
-        below[:] = sorted(
-            name for name in below if not name.startswith(".") and Path(here, name) not in products
-        )
+        products += [Path(here, name) for name in below if _is_product(Path(here, name))]
+        below[:] = sorted(name for name in below if not _is_closed(name) and Path(here, name) not in products)
         rasters += [Path(here, name) for name in files if _is_raster(name)]
         products += [Path(here, name) for name in files if _ZIPPED.match(name)]
     return sorted(rasters), sorted(products)
+
+
+def _is_closed(folder: str) -> bool:
+    """Return whether a folder is not searched: a hidden one, or a Zarr store, whose files are chunks."""
+    return folder.startswith(".") or folder.lower().endswith(SUFFIX)
 
 
 def _is_raster(name: str) -> bool:
@@ -273,15 +284,19 @@ def _of_rasters(rasters: Iterable[Path], products: Iterable[Path], skip: tuple[s
         for (folder, scene), paths in groups.items()
     ]
     yield from sorted(
-        [*alone, *together, *map(_safe, products)], key=lambda scene: [str(path) for path in scene.paths]
+        [*alone, *together, *map(_product, products)], key=lambda scene: [str(path) for path in scene.paths]
     )
 
 
-def _safe(path: Path) -> _Found:
+def _is_product(folder: Path) -> bool:
+    return is_safe(folder) or is_eopf(folder)
+
+
+def _product(path: Path) -> _Found:
     """Return the product in a folder or in a zip archive."""
-    name = path.resolve().name
-    stem = name[:-4] if name.lower().endswith(".zip") else name
-    return _Found(stem[:-5] if stem.upper().endswith(".SAFE") else Path(stem).stem, Kind.SAFE, (path,))
+    whole = path.resolve()
+    name = whole.stem if whole.suffix.lower() == ".zip" else whole.name
+    return _Found(Path(name).stem, Kind.EOPF if is_eopf(whole) else Kind.SAFE, (path,))
 
 
 def _of_stac(source: str | Path) -> Iterator[_Found]:
@@ -315,9 +330,12 @@ def _not_a_scene(path: Path) -> _Found:
     """Return a file that is not a scene, with the reason."""
     if not path.exists():
         problem = f"{path}: there is no such file"
+    elif path.suffix.lower() == SUFFIX:
+        problem = f"{path.name}: a Zarr store without {BANDS}, where products of Sentinel-2 have their bands"
     else:
         problem = (
-            f"{path.name}: neither a GeoTIFF, a SAFE product, a text list (.txt) nor STAC metadata (.json)"
+            f"{path.name}: neither a GeoTIFF, a product (SAFE, EOPF Zarr), a text list (.txt) nor STAC "
+            "metadata (.json)"
         )
     return _Found(path.stem, Kind.UNKNOWN, (path,), problem=problem)
 

@@ -53,7 +53,7 @@ def test_patterns_files_and_lists_name_scenes_and_each_is_taken_once(folder: Pat
     [
         ("missing.tif", "there is no such file"),
         ("no/such/*.tif", "no file matches"),
-        ("notes.md", "neither a GeoTIFF, a SAFE product"),
+        ("notes.md", "neither a GeoTIFF, a product"),
     ],
 )
 def test_a_source_that_is_not_a_scene_is_reported_and_the_others_are_read(
