@@ -47,10 +47,16 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         "bento/inference/blending.py",
         ("bento/inference/test_window_grid.py", "bento/inference/test_windows.py"),
     ),
-    "batcher": ("bento/serving/batcher.py", ("bento/serving/test_batcher.py",)),
+    "batcher": (
+        "bento/serving/batcher.py",
+        ("bento/serving/test_batcher.py", "bento/serving/test_batcher_states.py"),
+    ),
     "admission": ("bento/serving/admission.py", ("bento/serving/test_admission.py",)),
     "manifest": ("bento/batch/manifest.py", ("bento/batch/test_manifest.py", "bento/batch/test_run.py")),
-    "leases": ("bento/stream/leases.py", ("bento/stream/test_leases.py", "bento/stream/test_consumer.py")),
+    "leases": (
+        "bento/stream/leases.py",
+        ("bento/stream/test_leases.py", "bento/stream/test_lease_states.py", "bento/stream/test_consumer.py"),
+    ),
     "calibration": (
         "models/network/calibration.py",
         (
@@ -62,10 +68,22 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "sets": (
         "models/model_file.py",
-        ("models/test_prediction_sets.py", "models/test_model_file.py", "models/test_find_model.py"),
+        (
+            "models/test_prediction_sets.py",
+            "models/test_model_file.py",
+            "models/test_find_model.py",
+            "bento/inference/test_precision.py",
+        ),
     ),
     "gates": ("training/registry/gates.py", ("training/registry/test_gates.py",)),
-    "registry": ("training/registry/registry.py", ("training/registry/test_registry.py",)),
+    "registry": (
+        "training/registry/registry.py",
+        (
+            "training/registry/test_registry.py",
+            "training/registry/test_registry_states.py",
+            "training/registry/test_cli.py",
+        ),
+    ),
     "quantise": ("models/export/quantise.py", ("models/export/test_quantise.py",)),
 }
 # `int | None` in signatures; decorators; nothing at all; `is` for `==`, the same for small numbers.

@@ -17,7 +17,13 @@ from tiny_onnx import linear_graph, metadata, write_model
 
 from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import ModelFileError
-from tilewise.models.model_file import FORMER_METADATA_KEY, METADATA_KEY, SCHEMA_VERSION, open_model
+from tilewise.models.model_file import (
+    FORMER_METADATA_KEY,
+    METADATA_KEY,
+    SCHEMA_VERSION,
+    open_model,
+    usable_cores,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -259,3 +265,16 @@ def test_serving_and_batch_need_no_torch_and_do_not_import_it(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "10"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 64), ("150000 100000", 2), ("50000 100000", 1), ("6400000 50000", 64), ("nonsense", 64)],
+)
+def test_cores_are_those_that_the_container_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr("tilewise.models.model_file._CGROUP_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    assert usable_cores() == cores

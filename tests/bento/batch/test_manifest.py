@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tilewise.bento.batch.manifest import MANIFEST, Manifest, SceneOutcome, SceneState, peek
+from tilewise.bento.batch.manifest import (
+    MANIFEST,
+    Manifest,
+    ResultFile,
+    SceneOutcome,
+    SceneState,
+    is_intact,
+    peek,
+)
 from tilewise.datasets.core.errors import FolderBusyError, ResultsError
+from tilewise.datasets.core.files import sha256_of
 
 
 def test_who_finds_a_folder_busy_keeps_nothing_of_its_lock(tmp_path: Path) -> None:
@@ -57,3 +66,24 @@ def test_a_scene_that_failed_adds_nothing_to_any_sum() -> None:
     numbers = {name: value for name, value in failed.items() if isinstance(value, int | float)}
     assert numbers == dict.fromkeys(("windows", "skipped", "broken", "outliers", "pixels", "seconds"), 0)
     assert (failed["key"], failed["area_ha"], failed["files"]) == ("", {}, ())
+
+
+@pytest.mark.parametrize(("windows", "skipped", "fraction"), [(0, 0, 0.0), (0, 1, 1.0), (3, 1, 0.25)])
+def test_the_windows_that_were_skipped_are_a_fraction_of_all(
+    windows: int, skipped: int, fraction: float
+) -> None:
+    outcome = SceneOutcome("a", "/in/a.tif", SceneState.DONE, windows=windows, skipped=skipped)
+    assert outcome.skipped_fraction == fraction
+
+
+def test_results_are_intact_while_every_file_is_there_to_the_byte(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.classes.tif", "a.stac.json")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    written = tuple(ResultFile(f.name, f.stat().st_size, sha256_of(f)) for f in files)
+    outcome = SceneOutcome("a", "/in/a.tif", SceneState.DONE, files=written)
+    assert is_intact(outcome, tmp_path)
+    files[1].write_bytes(b"A.stac.json")
+    assert not is_intact(outcome, tmp_path), "a byte is another"
+    files[1].unlink()
+    assert not is_intact(outcome, tmp_path), "a file is gone"

@@ -60,6 +60,11 @@ def test_elsewhere_a_measurement_decides(model: Path, gains) -> None:
     assert pick(model) == int8_of(model)
 
 
+def test_a_gain_of_less_than_a_tenth_is_none(model: Path, gains) -> None:
+    gains(1.08)
+    assert pick(model) == model
+
+
 def test_fp32_is_served_where_nothing_is_gained_and_the_log_says_so(
     model: Path, gains, caplog: pytest.LogCaptureFixture
 ) -> None:

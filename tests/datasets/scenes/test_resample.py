@@ -43,6 +43,7 @@ def onto(
     def read(part: Window) -> npt.NDArray[np.uint16]:
         assert part.row_off >= 0
         assert part.col_off >= 0
+        assert min(part.width, part.height) > 0
         rows, columns = part.toslices()
         return pixels[:, rows, columns]
 
@@ -120,3 +121,16 @@ def test_a_warped_scene_holds_all_that_the_one_in_degrees_held() -> None:
     # About as many square metres, and about the same mean.
     assert (found[0] > 0).sum() * 100 == pytest.approx(200 * 220 * 9.97 * 10.0, rel=0.02)
     assert found[0][found[0] > 0].mean() == pytest.approx(pixels[0].mean(), rel=0.01)
+
+
+@pytest.mark.parametrize("gap", range(8))
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_grid_beside_the_source_has_no_data_and_reads_nothing_empty(gap: int, turned: bool) -> None:
+    """Also where the reach of the kernel ends just at the edge of the source."""
+    size = 128
+    for shift in ((TEN.width + gap, 0), (-size - gap, 0), (0, TEN.height + gap), (0, -size - gap)):
+        placed = TEN.georeference.transform @ Affine.translation(*shift)
+        if turned:  # upside down, which the warper reads
+            placed = placed @ Affine.translation(0, size) @ Affine.scale(1, -1)
+        target = Grid(Georeference(UTM, placed), size, size)
+        assert not onto(target, TEN, ramp(TEN), kernel=Resampling.nearest).any()

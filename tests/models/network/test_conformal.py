@@ -58,3 +58,13 @@ def test_the_temperature_follows_the_rare_group_where_groups_count_equally() -> 
     equal = fit_temperature(logits, truth, torch.from_numpy(group_weights(groups)))
     assert plain == pytest.approx(1.0, abs=0.15)
     assert equal > plain + 0.2
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+def test_the_fewest_tiles_that_can_promise_a_coverage_do(coverage: float) -> None:
+    """One tile of n + 1 is more than 1 - coverage of them until n + 1 reaches 1 / (1 - coverage)."""
+    fewest = round(1 / (1 - coverage)) - 1
+    probabilities, labels = draw(fewest, seed=6)
+    smallest = probabilities[np.arange(fewest), labels].min()
+    assert fit_thresholds(probabilities, labels, (coverage,))[coverage] == smallest
+    assert fit_thresholds(probabilities[1:], labels[1:], (coverage,))[coverage] == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import recall_score
 from tiny_onnx import write_model
 
 from tilewise.datasets.core.errors import TrainingError
@@ -204,6 +205,7 @@ def test_disturbances_leave_no_data_alone_and_make_none_but_stripes_and_bands() 
         ("split: [", "cannot be read"),
         ("flor: {accuracy: 1}", "flor: Extra inputs"),
         ("floor: {accuracy: 2, macro_f1: 0, class_recall: 0}", "floor.accuracy"),
+        ("zones: {max_below: -0.1}", "zones.max_below"),
         ("robustness: {rain: 0.1}", "rain: the disturbances are gain"),
     ],
 )
@@ -221,3 +223,13 @@ def test_latency_is_cpu_time_and_not_the_time_that_a_busy_machine_takes(make_mod
 
     waiting = replace(open_single_threaded(make_model()), session=Waiting())
     assert cpu_milliseconds({"model": waiting})["model"][1] < 1
+
+
+def test_recall_is_that_of_each_class_alone(judged: Path, make_model: MakeModel) -> None:
+    candidate = make_model(noise=1.5)
+    found = judge(judged, candidate, floor=FLOOR | {"class_tiles": 1})
+    context = GateContext(open_single_threaded(candidate), None, Pack(judged), GateSettings())
+    predictions = context.predictions(context.candidate)
+    recalls = recall_score(predictions.labels, predictions.probabilities.argmax(1), average=None)
+    figures = [found[f"floor/recall/{name}"].figure for name in predictions.classes]
+    assert figures == pytest.approx(recalls)
