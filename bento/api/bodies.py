@@ -12,19 +12,19 @@ import io
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, ImmutableMultiDict, UploadFile
+from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
+from tilewise.bento.api.forms import Form, FormFile, read_form
 from tilewise.bento.api.schemas import NamedTileParameters, TileParameters
 from tilewise.bento.inference.uploads import NPY_START, Upload, array_to_dn
 from tilewise.bento.serving.fetching import Address, Fetcher
@@ -41,7 +41,6 @@ _FORM_PARAMETERS = tuple(TileParameters.model_fields)
 _FILE_PARAMETERS = tuple(NamedTileParameters.model_fields)
 _FILE_TYPES = ("image/tiff", "image/jpeg", "image/png")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MAX_FIELD_BYTES = 8192  # of a field that is not a file
 _MAX_NPY_HEADER_BYTES = 4096  # the header of such an array has 128
 
 
@@ -195,7 +194,7 @@ def parse_parameters(
             that is not valid.
     """
     for name, value in parameters.items():
-        if isinstance(value, UploadFile):
+        if not isinstance(value, str):
             raise HTTPException(
                 422,
                 f"a file in the field {name!r}; files go into the field {FIELD!r}: curl -F {FIELD}=@tile.tif",
@@ -375,33 +374,24 @@ async def _fetch(
 
 
 async def _read_multipart(body: Request, settings: Settings, best_coverage: float) -> TileBatch:
-    async with _parse_form(body, settings.max_tiles, max_fields=2 * len(_FORM_PARAMETERS)) as fields:
-        given = [(name, value) for name, value in fields.multi_items() if name != FIELD]
-        parameters = single_values(ImmutableMultiDict(given))
-        options, coverage = parse_parameters(parameters, _FORM_PARAMETERS, best_coverage)
-        files = await _read_files(fields)
-    return TileBatch([Upload(name, content, options, coverage) for name, content in files], single=False)
+    form = await read_form(body, settings.max_tiles, max_fields=2 * len(_FORM_PARAMETERS))
+    given = [(name, value) for name, value in form.multi_items() if name != FIELD]
+    parameters = single_values(ImmutableMultiDict(given))
+    options, coverage = parse_parameters(parameters, _FORM_PARAMETERS, best_coverage)
+    uploads = [Upload(file.name or "tile", file.content, options, coverage) for file in files_of(form)]
+    return TileBatch(uploads, single=False)
 
 
-@asynccontextmanager
-async def _parse_form(body: Request, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
-    """Parse a form, and close it after the block; too many files are 413, not 400 as in starlette."""
-    try:
-        form = await body.form(max_files=max_files, max_fields=max_fields, max_part_size=_MAX_FIELD_BYTES)
-    except HTTPException as error:
-        if error.detail.startswith("Too many files"):
-            raise HTTPException(413, f"more than {max_files} files; send them in several requests") from error
-        raise
-    try:
-        yield form
-    finally:
-        await form.close()
+def files_of(form: Form) -> list[FormFile]:
+    """Return the files in the field `tiles` of a form.
 
-
-async def _read_files(form: FormData) -> list[tuple[str, bytes]]:
+    Raises:
+        HTTPException: it has none there, or something else.
+    """
     parts = form.getlist(FIELD)
-    if not parts or not all(isinstance(part, UploadFile) for part in parts):
+    files = [part for part in parts if isinstance(part, FormFile)]
+    if not files or len(files) < len(parts):
         raise HTTPException(
             400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one"
         )
-    return [(part.filename or "tile", await part.read()) for part in parts if isinstance(part, UploadFile)]
+    return files

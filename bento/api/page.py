@@ -15,13 +15,20 @@ from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tilewise.bento.api.bodies import FIELD, limit_body, media_type_of, parse_parameters, single_values
+from tilewise.bento.api.bodies import (
+    FIELD,
+    files_of,
+    limit_body,
+    media_type_of,
+    parse_parameters,
+    single_values,
+)
+from tilewise.bento.api.forms import read_form
 from tilewise.bento.api.replies import headers, refusals
 from tilewise.bento.api.scenes import parse_flag
 from tilewise.bento.api.schemas import PNG, TIFF, PreviewParameters, form, operation, query
@@ -91,15 +98,11 @@ async def _read_file(request: Request) -> tuple[dict[str, str], bytes]:
         raise HTTPException(
             415, f"a body of {kind or 'no type'}; send one file as image/tiff, or in a form's {FIELD!r}"
         )
-    async with request.form(max_files=1, max_fields=len(_PARAMETERS)) as parts:
-        file = parts.get(FIELD)
-        if not isinstance(file, UploadFile):
-            raise HTTPException(
-                400, f"no file in the multipart field {FIELD!r}; curl -F {FIELD}=@tile.tif sends one"
-            )
-        fields = single_values(parts)
-        del fields[FIELD]
-        return {"name": file.filename or "tile", **parameters, **fields}, await file.read()
+    form = await read_form(request, max_files=1, max_fields=len(_PARAMETERS))
+    (file,) = files_of(form)
+    fields = single_values(form)
+    del fields[FIELD]
+    return {"name": file.name or "tile", **parameters, **fields}, file.content
 
 
 # The page and its files.

@@ -15,6 +15,7 @@ import pytest
 from hostile.attacks import ATTACKER, expanding_tiff, honest_scene, honest_tile, padded_tile, sound_scene
 from hostile.requests import multipart, part, post
 from hostile.service import Heard, Workers, ask, serving
+from hostile.sound import sound_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it has addresses to attack from")
 
@@ -115,7 +116,7 @@ def test_a_picture_that_takes_too_long_is_stopped_and_not_only_answered(
         assert heard(port, honest_tile()).status == 200
 
 
-def test_files_that_the_disk_does_not_take_are_answered_with_503_on_every_form(
+def test_scenes_that_the_disk_does_not_take_are_answered_with_503_and_tiles_need_no_disk(
     linear_model: Path, tmp_path: Path
 ) -> None:
     limit = 2 * 2**20
@@ -124,14 +125,14 @@ def test_files_that_the_disk_does_not_take_are_answered_with_503_on_every_form(
         requests = [
             post(b"/scene", b"image/tiff", large),
             post(b"/scene", FORM, multipart([part(b"scene", large)])),
-            *(
-                post(b"/" + path, FORM, multipart([part(b"tiles", large)]))
-                for path in (b"classify", b"explain", b"preview")
-            ),
         ]
         for request in requests:
             answer = heard(port, request, ATTACKER)
             assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "storage_full")
             assert b"retry-after: 30" in answer.head
         assert heard(port, honest_scene()).status == 200
+        files = [part(b"tiles", large), *(part(b"tiles", file) for file in sound_files()[:1])]
+        found = json.loads(heard(port, post(b"/classify", FORM, multipart(files))).body)["results"]
+        assert found[0]["error"]["code"] == "unreadable_image"
+        assert found[1]["class"]
     assert "Traceback" not in (tmp_path / "log").read_text()
