@@ -295,10 +295,10 @@ def _load_npy(content: bytes) -> np.ndarray:
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = read(stream, max_header_size=_MAX_NPY_HEADER_BYTES)
-        rest = content[stream.tell() :]
-        if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(rest):
+        start = stream.tell()
+        if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - start:
             raise ValueError("its length does not match its header")
-        return np.frombuffer(rest, dtype).reshape(shape)
+        return np.frombuffer(content, dtype, offset=start).reshape(shape)
     except Exception as error:  # numpy has Python's parser read the header, which raises any error
         raise HTTPException(400, "a broken .npy file; numpy.save writes valid ones") from error
 

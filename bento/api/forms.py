@@ -108,7 +108,8 @@ class _Collector:
         else:
             self._files += 1
         if self._files > self._max_files:
-            raise HTTPException(413, f"more than {self._max_files} files; send them in several requests")
+            most = f"{self._max_files} files" if self._max_files > 1 else "one file"
+            raise HTTPException(413, f"more than {most}; send them in several requests")
         if self._fields > self._max_fields:
             raise HTTPException(400, f"more than {self._max_fields} fields that are not files")
 
