@@ -88,6 +88,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # `int | None` in signatures; decorators; nothing at all; `is` for `==`, the same for small numbers.
 IGNORED = ("BitOr", "RemoveDecorator", "NoOp", "_Is")
+UNSEEN = "@dataclass("  # lines without a result: whether a class is frozen or has slots
 SLOWER = 4  # times as long as without a fault, after which a run counts as noticed
 
 
@@ -118,7 +119,13 @@ def find_faults(module: str) -> list[MutationSpec]:
     ):
         init([Path(module)], database, {})
         faults = [fault for item in database.work_items for fault in item.mutations]
-    return [fault for fault in faults if not any(word in fault.operator_name for word in IGNORED)]
+    lines = Path(module).read_text(encoding="utf-8").splitlines()
+    return [
+        fault
+        for fault in faults
+        if not any(word in fault.operator_name for word in IGNORED)
+        and not lines[fault.start_pos[0] - 1].lstrip().startswith(UNSEEN)
+    ]
 
 
 def copy_checkout(target: Path) -> Path:

@@ -87,3 +87,9 @@ def test_results_are_intact_while_every_file_is_there_to_the_byte(tmp_path: Path
     assert not is_intact(outcome, tmp_path), "a byte is another"
     files[1].unlink()
     assert not is_intact(outcome, tmp_path), "a file is gone"
+
+
+def test_a_file_that_is_no_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("a list of scenes, of somebody's own\n" * 100)
+    with pytest.raises(ResultsError, match=r"manifest\.sqlite: not a manifest of tilewise; choose another"):
+        Manifest(tmp_path)

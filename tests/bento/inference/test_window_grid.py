@@ -4,8 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from affine import Affine
+from rasterio.crs import CRS
 
-from tilewise.bento.inference.window_grid import make_window_grid, starts
+from tilewise.bento.inference.window_grid import SceneInfo, make_window_grid, starts
+from tilewise.datasets.core.tile import Georeference
 
 
 @pytest.mark.parametrize("stride", [4, 16, 24, 32, 48, 63, 64])
@@ -53,3 +56,25 @@ def test_parts_follow_the_blocks_of_the_files_and_stay_small() -> None:
     )
     strips = make_window_grid(10_980, 10_980, 64, 64, (1, 10_980))
     assert len(strips.parts) == 1, "rows that are stored whole are read whole"
+
+
+@pytest.mark.parametrize("block", [(1, 1), (512, 512)])
+def test_parts_paint_each_column_once_from_the_first_to_the_last(block: tuple[int, int]) -> None:
+    window_grid = make_window_grid(500, 5000, 64, 64, block)
+    edges = [window_grid.part_edges(part) for part in range(len(window_grid.parts))]
+    assert len(edges) > 3
+    assert (edges[0][0], edges[-1][1]) == (0, 5000)
+    assert all(before[1] == after[0] for before, after in pairwise(edges))
+
+
+@pytest.mark.parametrize(
+    ("epsg", "side", "hectares"),
+    [(32632, 10.0, 0.01), (32632, 60.0, 0.36), (2263, 1000.0, 9.2903), (4326, 0.0001, float("nan"))],
+)
+@pytest.mark.parametrize("up", [1, -1])
+def test_a_pixel_of_a_map_has_the_area_that_its_projection_says(
+    epsg: int, side: float, hectares: float, up: int
+) -> None:
+    """EPSG:2263 is in US survey feet, of 1200 / 3937 m."""
+    georeference = Georeference(CRS.from_epsg(epsg), Affine(side, 0, 0, 0, up * side, 0))
+    assert SceneInfo("a", georeference, 1, 1).pixel_ha == pytest.approx(hectares, rel=1e-4, nan_ok=True)

@@ -401,3 +401,24 @@ def test_a_caller_whose_loop_is_gone_does_not_end_the_thread() -> None:
             assert await batcher.submit([21]) == [42]
 
         run(scenario)
+
+
+def test_the_jobs_of_a_caller_who_has_gone_no_longer_wait() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker, limit=2) as batcher:
+            worker.go.clear()
+            first = asyncio.create_task(batcher.submit([1]))
+            await until(lambda: len(worker.batches) == 1)
+            gone = asyncio.create_task(batcher.submit([2, 3, 4, 5, 6]))
+            await until(lambda: batcher.waiting == 5)
+            gone.cancel()
+            await asyncio.sleep(0)
+            stays = asyncio.create_task(batcher.submit([7]))
+            worker.go.set()
+            assert (await first, await stays) == ([2], [14])
+            assert batcher.waiting == 0
+
+    run(scenario)
+    assert worker.batches == [[1], [7]]

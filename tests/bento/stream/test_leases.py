@@ -2,13 +2,14 @@
 
 import threading
 import time
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
 
 from tilewise.bento.stream.leases import Lease, Leases, StopWork
 from tilewise.bento.stream.queue import MAX_HIDDEN_S, Message
-from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.errors import QueueError, TilewiseError
 
 NOTICE = Message("1", "{}", "receipt", 1, 0.0)
 
@@ -79,3 +80,38 @@ def test_a_lease_ends_when_its_time_is_over_and_never_later_than_sqs_allows(
         assert not lease.is_overdue
         now = 1000 + MAX_HIDDEN_S - 29
         assert lease.is_overdue
+
+
+class Broken(Hidden):
+    """Hides nothing, and lets whoever waits for that do something meanwhile."""
+
+    def hide(self, message: Message, seconds: int) -> None:
+        super().hide(message, seconds)
+        raise QueueError("the queue is out of reach")
+
+
+def test_a_lease_that_is_not_renewed_is_told_and_the_next_renewal_is_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = Broken()
+    leases = Leases(broken, 30, 60, threading.Event())
+    with leases.hold(NOTICE):
+        leases.renew()
+        leases.renew()
+    assert broken.receipts == ["receipt", "receipt"]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert all("a lease was not renewed; the scene may be done twice" in text for text in told)
+    assert all("the queue is out of reach" in text for text in told)
+
+
+def test_a_lease_that_ends_while_it_is_renewed_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    class Ending(Broken):
+        def hide(self, message: Message, seconds: int) -> None:
+            held.close()
+            super().hide(message, seconds)
+
+    leases, held = Leases(Ending(), 30, 60, threading.Event()), ExitStack()
+    held.enter_context(leases.hold(NOTICE))
+    leases.renew()
+    assert not caplog.records

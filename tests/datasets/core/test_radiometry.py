@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from tilewise.datasets.core.errors import RadiometryUnknownError
-from tilewise.datasets.core.radiometry import FileFacts, Level, Radiometry, ReadOptions, decide_radiometry
+from tilewise.datasets.core.radiometry import (
+    PRESETS,
+    FileFacts,
+    Level,
+    Radiometry,
+    ReadOptions,
+    decide_radiometry,
+)
 
 NOTHING = ReadOptions()
 PRODUCT = "S2A_MSI{level}_20221005T115411_N{baseline}_R023_T29UNU_20221005T164454.SAFE"
@@ -206,3 +213,11 @@ def test_numbers_are_dn_already_only_by_the_usual_scale_without_offset(
 ) -> None:
     assert Radiometry(Level.L1C, scale, offset).is_identity is same
     assert (dn([1200], "uint16", scale, offset) == [1200]) is same
+
+
+def test_the_preset_of_eurosats_pictures_is_how_they_were_made() -> None:
+    """Their bytes are 1 + DN × 254 / 2750 (docs/decisions/0002), and no valid pixel is 0."""
+    preset, numbers = PRESETS["eurosat-rgb"], np.arange(1, 256, dtype=np.uint8)
+    found = decide_radiometry(facts(dtype="uint8"), preset).to_dn(numbers, np.ones(255, bool))
+    np.testing.assert_array_equal(found, np.maximum(np.rint((np.arange(255)) * 2750 / 254), 1))
+    assert (preset.bands, preset.level) == (("B04", "B03", "B02"), Level.L1C)

@@ -46,3 +46,13 @@ def test_raps_adds_its_penalty_for_each_rank_beyond_the_second() -> None:
     by_likelihood = np.argsort(-shares[0], kind="stable")
     np.testing.assert_allclose((raps - aps)[0, by_likelihood[:3]], [0, 0, 0.25])
     np.testing.assert_allclose(np.sort((raps - aps)[0]), [0, 0, 0.25, 0.5, 0.75])
+
+
+def test_aps_is_the_probability_of_all_likelier_classes_and_a_fraction_of_its_own() -> None:
+    """Romano, Sesia & Candès 2020, equation 5, written as a sum over classes."""
+    shares = np.random.default_rng(2).dirichlet(np.ones(6), 50)
+    found = scores_of("aps", shares, np.random.default_rng(3))
+    fractions = np.random.default_rng(3).random((50, 1))
+    for tile, fraction, scores in zip(shares, fractions[:, 0], found, strict=True):
+        for own, score in zip(tile, scores, strict=True):
+            assert score == pytest.approx(tile[tile > own].sum() + fraction * own)

@@ -205,6 +205,7 @@ def test_disturbances_leave_no_data_alone_and_make_none_but_stripes_and_bands() 
         ("split: [", "cannot be read"),
         ("flor: {accuracy: 1}", "flor: Extra inputs"),
         ("floor: {accuracy: 2, macro_f1: 0, class_recall: 0}", "floor.accuracy"),
+        ("floor: {accuracy: 0, macro_f1: 0, class_recall: 1.5}", "floor.class_recall"),
         ("zones: {max_below: -0.1}", "zones.max_below"),
         ("robustness: {rain: 0.1}", "rain: the disturbances are gain"),
     ],

@@ -73,6 +73,16 @@ def test_a_version_is_a_patch_only_where_the_weights_are_the_same(
     assert registry.next_semver(fewer) == "2.0.0", "callers' other bands no longer count"
 
 
+def test_the_digest_of_the_weights_decides_only_where_both_have_one(
+    registry: Registry, models: list[ModelFile], make_model: MakeModel
+) -> None:
+    registry.register(open_model(make_model(data_hash="a", weights="")), "Ada", "", "3.4.5")
+    later = models[0].metadata.model_copy(update={"weights": "w", "data_hash": "a"})
+    assert registry.next_semver(later) == "3.4.6", "the same data, as far as it can be told"
+    assert registry.next_semver(later.model_copy(update={"data_hash": "b"})) == "3.5.0"
+    assert registry.next_semver(later.model_copy(update={"classes": ("A", "B")})) == "4.0.0"
+
+
 def test_the_candidate_before_is_archived(registry: Registry, models: list[ModelFile]) -> None:
     first = registry.register(models[0], "Ada", "")
     registry.register(models[1], "Grace", "")
