@@ -1,14 +1,16 @@
-"""Where the CPU time of a request of one tile goes, from socket to socket.
+"""Where the CPU time of a request goes, from socket to socket.
 
     python benchmarks/request_budget.py --model fast
 
 Each stage is timed alone, in one thread, by its CPU time (median over different tiles), and the whole in a
 worker of the service under load. What remains is the HTTP protocol, the event loop, middleware, log and
-switches between threads.
+switches between threads. Bodies of 64 tiles are measured as a whole, and by an application that only receives
+them, per tile.
 """
 
 import argparse
 import asyncio
+import io
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -35,6 +37,7 @@ from tilewise.datasets.readers.geotiff import read_tile, read_tile_with_gdal
 from tilewise.models.model_file import find_model
 
 TILES = 100
+LARGE = 64
 File = tuple[str, bytes]
 
 
@@ -120,7 +123,6 @@ def worker_of(parent: psutil.Process) -> psutil.Process:
 def whole_ms(model: Path, files: list[File], seconds: float) -> dict[str, float]:
     """Return the CPU-milliseconds of a worker for a request of one tile, by connections and body."""
     port = free_port()
-    os.environ["TILEWISE_WORKERS"] = "1"
     bentoml = ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     bodies = {
         "form": [multipart([file]) for file in files],
@@ -139,6 +141,35 @@ def whole_ms(model: Path, files: list[File], seconds: float) -> dict[str, float]
     return found
 
 
+def large_ms(model: Path, files: list[File], seconds: float) -> dict[str, float]:
+    """Return the CPU-milliseconds a tile of bodies of 64 tiles: received alone, and answered."""
+    array = io.BytesIO()
+    np.save(
+        array, np.stack([read_tile(content, ReadOptions(), name).pixels for name, content in files[:LARGE]])
+    )
+    bodies = {
+        "64 tiles in a form": multipart(files[:LARGE]),
+        "an array of 64 tiles": post("/classify?level=L1C", b"application/octet-stream", array.getvalue()),
+    }
+    port, alone = free_port(), free_port()
+    uvicorn = ["-m", "uvicorn", "peers.receiving:app", "--port", str(alone), "--no-access-log"]
+    bentoml = ["-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    found = {}
+    for name, server, where in (
+        ("received alone", Server("receiving", "uvicorn", uvicorn, "/"), alone),
+        ("whole", Server("tilewise", "bentoml", bentoml, "/readyz"), port),
+    ):
+        with running(server, where, model) as parent:
+            process = parent if server.name == "receiving" else worker_of(parent)
+            for kind, body in bodies.items():
+                uvloop.run(send(where, [body], 8, 2.0))  # warm up
+                began = cpu_seconds(process)
+                load = uvloop.run(send(where, [body], 8, seconds))
+                used = (cpu_seconds(process) - began) * 1000
+                found[f"{kind}, {name}, a tile"] = used / max(len(load.latencies), 1) / LARGE
+    return found
+
+
 def main() -> None:
     """Print the budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,7 +177,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="Of each load.")
     arguments = parser.parse_args()
     files = make_files(TILES)
-    budget = stages(arguments.model, files) | whole_ms(arguments.model, files, arguments.seconds)
+    os.environ["TILEWISE_WORKERS"] = "1"  # whose CPU time is counted
+    budget = stages(arguments.model, files)
+    budget |= whole_ms(arguments.model, files, arguments.seconds)
+    budget |= large_ms(arguments.model, files, arguments.seconds)
     print(f"{time.strftime('%Y-%m-%d')}\n\n| stage | CPU-ms |\n|---|---:|")
     for stage, milliseconds in budget.items():
         print(f"| {stage} | {milliseconds:.3f} |")

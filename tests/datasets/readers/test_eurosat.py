@@ -10,9 +10,10 @@ from rasters import noise, write_jpeg, write_tiff
 
 from tilewise.datasets.core.bands import BAND_NAMES, positions
 from tilewise.datasets.core.errors import BandsUnknownError, TileShapeError, UnreadableImageError
-from tilewise.datasets.core.radiometry import Level, ReadOptions
+from tilewise.datasets.core.radiometry import PRESETS, Level, ReadOptions
 from tilewise.datasets.core.tile import Tile
 from tilewise.datasets.readers.eurosat import read_ms, read_picture, read_rgb, rgb_to_dn
+from tilewise.datasets.readers.geotiff import read_tile
 
 PAIRS = 3  # of each class
 
@@ -118,6 +119,20 @@ def test_real_multispectral_tiles_have_their_bands_in_their_places(pairs: list[t
     alike = np.corrcoef(pixels[:, 7].ravel(), pixels[:, 8].ravel())[0, 1]
     assert alike > 0.95
     assert all(tile.georeference is not None and tile.valid_fraction == 1 for tile, _ in pairs)
+
+
+@pytest.mark.realdata
+def test_real_tiles_have_the_mean_and_deviation_that_torchgeo_publishes_of_all(real_data: Path) -> None:
+    """Of the 27,000 tiles; about a thousand are read here. A mistaken order of bands would show at once."""
+    published = pytest.importorskip("torchgeo.datamodules.eurosat")
+    with zipfile.ZipFile(real_data / "EuroSAT_MS.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".tif")]
+        files = [(name, archive.read(name)) for name in names]
+    tiles = np.stack([read_tile(content, PRESETS["eurosat"], name).pixels for name, content in files])
+    for index, band in enumerate(BAND_NAMES):
+        values = tiles[:, index].astype(np.float64)
+        assert values.mean() == pytest.approx(published.MEAN[band], rel=0.05), band
+        assert values.std() == pytest.approx(published.STD[band], rel=0.15), band
 
 
 @pytest.mark.realdata

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
-from tilewise.models.network.preprocess import MIDDLE, STEPS, Preprocess
+from tilewise.datasets.core.bands import BAND_NAMES
+from tilewise.models.network.preprocess import HIGHEST, LOWEST, MIDDLE, STEPS, Preprocess
 
 MEAN, STD = [1000.0 + i for i in range(13)], [100.0 + i for i in range(13)]
 WIDE = [500.0 + i for i in range(13)]  # less than 128 steps of a 24th from 0 to the mean
@@ -57,3 +59,21 @@ def test_uint16_and_float_tiles_give_the_same() -> None:
     dn = np.random.default_rng(0).integers(0, 65_535, (2, 13, 8, 8)).astype(np.uint16)
     batch = torch.from_numpy(dn)
     torch.testing.assert_close(preprocess(batch), preprocess(batch.float()))
+
+
+def test_it_is_torchgeos_normalisation_of_eurosat() -> None:
+    """To half a step of eight bits, in the bands whose steps are a 24th of their deviation."""
+    eurosat = pytest.importorskip("torchgeo.datamodules.eurosat")
+    theirs = eurosat.EuroSATDataModule()
+    names = list(eurosat.EuroSAT.all_band_names)
+    mean, std = ([table[name] for name in BAND_NAMES] for table in (eurosat.MEAN, eurosat.STD))
+    batch = torch.randint(1, 6000, (3, 13, 64, 64), generator=torch.Generator().manual_seed(0))
+    in_their_order = batch[:, [BAND_NAMES.index(name) for name in names]].float()
+    normalised = theirs.aug({"image": in_their_order})["image"]
+    found = Preprocess(mean, std)(batch.to(torch.uint16))
+    alike = [name for name, m, s in zip(BAND_NAMES, mean, std, strict=True) if s / STEPS >= m / MIDDLE]
+    assert len(alike) == 12, "all but B01"
+    for name in alike:
+        ours, expected = found[:, BAND_NAMES.index(name)], normalised[:, names.index(name)]
+        inside = (ours > LOWEST) & (ours < HIGHEST)  # eight bits end there
+        assert (ours - expected)[inside].abs().max() <= 0.5 / STEPS + 1e-4, name
