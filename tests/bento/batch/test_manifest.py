@@ -7,6 +7,7 @@ import pytest
 
 from tilewise.bento.batch.manifest import (
     MANIFEST,
+    STAGING,
     Manifest,
     ResultFile,
     SceneOutcome,
@@ -93,3 +94,21 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("a list of scenes, of somebody's own\n" * 100)
     with pytest.raises(ResultsError, match=r"manifest\.sqlite: not a manifest of tilewise; choose another"):
         Manifest(tmp_path)
+
+
+def test_a_scene_that_is_done_again_loses_the_files_that_it_no_longer_has_and_no_other(
+    tmp_path: Path,
+) -> None:
+    def enter(*names: str) -> None:
+        staged = tmp_path / f"{STAGING}a"
+        staged.mkdir()
+        for name in names:
+            (staged / name).write_text(name)
+        files = tuple(ResultFile(name, len(name), sha256_of(staged / name)) for name in names)
+        manifest.enter(SceneOutcome("a", "/in/a.tif", SceneState.DONE, files=files), staged)
+
+    with Manifest(tmp_path) as manifest:
+        enter("a.classes.tif", "a.polygons.parquet")
+        enter("a.classes.tif", "a.windows.parquet")
+        assert {path.name for path in tmp_path.glob("a.*")} == {"a.classes.tif", "a.windows.parquet"}
+        assert is_intact(manifest.known()["a"], tmp_path)

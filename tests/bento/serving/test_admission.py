@@ -261,3 +261,35 @@ def test_one_caller_has_half_of_the_waiting_places_and_leaves_the_rest_to_others
         assert other.inside
 
     run(scenario)
+
+
+def test_all_room_comes_back_to_the_byte_however_many_were_here() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=100, max_waiting=10, max_wait_seconds=5)
+        for size in range(90):
+            async with admission.room("somebody", size) as room:
+                await room.grow(10)
+        whole, none, more = Guest(admission, 100), Guest(admission, 0), Guest(admission, 1)
+        await settle()
+        assert (whole.inside, none.inside, more.inside) == (True, True, False)
+        for guest in (whole, none, more):
+            await guest.leave()
+
+    run(scenario)
+
+
+def test_as_many_wait_as_may_and_the_next_is_turned_away() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=10, max_each=10, max_waiting=4, max_wait_seconds=5)
+        first = Guest(admission, 10)
+        await settle()
+        waiting = [Guest(admission, 5, caller) for caller in ("a", "b", "c", "d")]
+        await settle()
+        with pytest.raises(OverloadedError):
+            async with admission.room("e", 5):
+                pass
+        assert not any(guest.inside for guest in waiting)
+        for guest in (first, *waiting):
+            await guest.leave()
+
+    run(scenario)

@@ -59,6 +59,7 @@ def test_b8a_stands_after_b08_in_a_tile() -> None:
     [
         ("rgb", "B04 B03 B02"),
         ("10m", "B02 B03 B04 B08"),
+        ("20m", "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12"),
         ("l1c", "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12"),
         ("L2A", "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12"),
         ("EuroSAT", "B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 B12 B8A"),
