@@ -25,7 +25,15 @@ from tilewise.datasets.scenes.clouds import VISIBLE, CloudWeights, find_clouds, 
 from tilewise.datasets.scenes.ground import Grid, OnGrid, grid_for_windows
 from tilewise.datasets.scenes.layers import CloudLayer, Layer, Parts
 from tilewise.datasets.scenes.options import CloudKind, CloudMask
-from tilewise.datasets.scenes.rasters import address_of, file_of, is_remote, name_of, open_raster, scene_gdal
+from tilewise.datasets.scenes.rasters import (
+    address_of,
+    file_of,
+    is_remote,
+    is_zarr,
+    name_of,
+    open_raster,
+    scene_gdal,
+)
 from tilewise.datasets.scenes.resample import kernel_for, read_onto
 
 ReadWindow = Callable[[Window], DN]
@@ -286,16 +294,16 @@ class Scene(OnGrid, AbstractContextManager["Scene"]):
     def _read_once(
         self, source: str | Path, window: Window, read: Callable[[DatasetReader, Window], DN]
     ) -> DN:
-        """Read a window; where that fails, close the handle.
+        """Read a window; where that fails in Zarr, close the handle.
 
-        The next read by it might give what lies in GDAL's memory as the pixels of the block that failed (Zarr
-        in GDAL 3.10 does).
+        The next read by it would give whatever lies in GDAL's memory as the pixels of the chunk that failed
+        (GDAL 3.10). A GeoTIFF is not opened anew: it may have thousands of blocks that fail.
         """
         try:
             return read(self._handle(source), window)
         except UnreadableImageError:
-            dataset = self._handles.pop(source, None)
-            if dataset is not None:
+            if is_zarr(source) and source in self._handles:
+                dataset = self._handles.pop(source)
                 with self._lock:
                     self._opened.remove(dataset)
                 dataset.close()

@@ -23,6 +23,7 @@ from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.scenes import BrokenBlock, SceneOptions, SceneSource, find_scenes, parse_clouds
 from tilewise.datasets.scenes.band_files import date_in, platform_in
+from tilewise.datasets.scenes.rasters import open_raster
 
 PLACE = (600_000, 5_000_000)
 
@@ -232,3 +233,28 @@ def test_bands_that_l2a_lacks_stay_empty(tmp_path: Path) -> None:
         assert scene.bands == L2A_BANDS
         assert scene.level is Level.L2A
         assert not scene.read(Window(0, 0, 64, 64))[positions(["B10"])].any()
+
+
+def test_a_file_of_which_every_block_is_broken_is_opened_as_often_as_a_sound_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have thousands of them, of a few bytes each."""
+    opened: list[object] = []
+
+    def noted(found: Path | str) -> rasterio.DatasetReader:
+        opened.append(found)
+        return open_raster(found)
+
+    monkeypatch.setattr("tilewise.datasets.scenes.scene.open_raster", noted)
+    blocks = {"tiled": True, "blockxsize": 16, "blockysize": 16, "compress": "deflate", "interleave": "pixel"}
+    path = write_tiff(tmp_path / "s.tif", smooth(13, 128), BAND_NAMES, corner=PLACE, **blocks)
+    content = bytearray(path.read_bytes())
+    with rasterio.open(path) as dataset:
+        for (row, column), _ in dataset.block_windows(1):
+            first = int(dataset.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1))
+            content[first : first + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with source(path).open() as scene:
+        assert not scene.read(Window(0, 0, 128, 128)).any()
+        assert scene.broken == 64
+    assert len(opened) == 1
