@@ -12,7 +12,7 @@ from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.packs.pack import Pack
 from tilewise.models.export.quantise import find_input_stage, quantise
-from tilewise.models.model_file import INPUT, INT8, int8_of, open_model
+from tilewise.models.model_file import INPUT, INT8, gain, int8_of, open_model
 from tilewise.models.network.preprocess import STEPS
 
 
@@ -195,3 +195,9 @@ def test_a_graph_that_normalises_by_band_has_its_input_in_eight_bits() -> None:
 )
 def test_a_graph_that_begins_otherwise_has_none(graph: onnx.GraphProto) -> None:
     assert find_input_stage(graph) is None
+
+
+def test_a_file_gains_nothing_over_itself(skilled_model: Path) -> None:
+    """Medians of seven runs in turn: far from 1 only where the times are no times."""
+    session = open_model(skilled_model).session
+    assert 0.2 < gain(session, session) < 5
