@@ -93,7 +93,7 @@ def _crs_of(attributes: Mapping[str, Any], name: str) -> CRS:
     other = _mapping(attributes.get("other_metadata"))
     for given in (other.get("horizontal_CRS_code"), properties.get("proj:code"), properties.get("proj:epsg")):
         try:
-            if given:
+            if isinstance(given, str | int):
                 return CRS.from_user_input(given)
         except CRSError:
             continue

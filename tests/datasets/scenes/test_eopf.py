@@ -13,7 +13,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 from rasters import write_tiff
-from scene_files import CORNER, smooth
+from scene_files import CORNER, smooth, write_safe
 
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import TilewiseError
@@ -148,6 +148,18 @@ def test_without_one_of_its_two_places_the_crs_comes_from_the_other(product: Pat
             "proj:code of stac_discovery is a CRS; download the product",
         ),
         (lambda p: _change(p, lambda a: a.update(stac_discovery=[], other_metadata=7)), "is a CRS"),
+        (
+            lambda p: _change(
+                p, lambda a: a.update(other_metadata={"horizontal_CRS_code": {"init": []}}, stac_discovery=0)
+            ),
+            "is a CRS",
+        ),
+        (
+            lambda p: _change(
+                p, lambda a: a.update(other_metadata={"horizontal_CRS_code": "here"}, stac_discovery=0)
+            ),
+            "is a CRS",
+        ),
         (lambda p: (p / ".zattrs").write_text("{"), "missing, or not valid JSON; download"),
         (lambda p: (p / ".zattrs").write_text("[" * 99_999), "missing, or not valid JSON; download"),
         (lambda p: [shutil.rmtree(g) for g in (p / "measurements/reflectance").glob("r*m")], "no band under"),
@@ -174,3 +186,8 @@ def _break_arrays(product: Path) -> None:
 def test_a_mask_that_a_product_does_not_have_is_refused(product: Path) -> None:
     with pytest.raises(TilewiseError, match="it has no cloud mask QA60"):
         read(product, "qa60")
+
+
+def test_a_product_is_read_as_the_same_product_in_safe(product: Path, tmp_path: Path) -> None:
+    safe = write_safe(tmp_path / "safe", "2A", PIXELS, dict.fromkeys(BAND_NAMES, -1000))
+    np.testing.assert_array_equal(read(product), read(safe))
