@@ -62,7 +62,7 @@ def test_actionlint_has_nothing_to_say(path: Path) -> None:
 def test_what_the_issue_asks_for_is_there() -> None:
     assert {path.stem: list(jobs(path)) for path in WORKFLOWS} == {
         "checks": ["lint", "tests", "data", "model", "service", "bento", "rehearsal"],
-        "nightly": ["mutants"],
+        "nightly": ["mutants", "attacks"],
         "release": ["staging", "canary", "full", "watch"],
         "retrain": ["retrain"],
     }
