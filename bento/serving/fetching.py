@@ -2,9 +2,9 @@
 
 A service that fetches what callers name can be made to ask servers that only it reaches. So: nothing is
 fetched unless TILEWISE_URL_HOSTS names the host, scheme and port; no redirects, proxies, credentials or
-compressed answers. A name is resolved once, its address must be public (or in the network that the operator
-states), and the connection goes to that very address: another answer of the name server in the next second
-(DNS rebinding) changes nothing.
+compressed answers. A name is resolved once, all its addresses must be public (or in the network that the
+operator states), and the connection goes to one of these very addresses: another answer of the name server in
+the next second (DNS rebinding) changes nothing.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ _MAX_URL = 4096
 _AT_ONCE = 8  # of one request
 _SECONDS = 20.0  # for one file
 _CONNECT_SECONDS = 5.0
+_MAX_PLACES = 3  # of a host that are tried
 
 _TRANSLATED = [  # IPv6 addresses that stand for IPv4 ones: NAT64, Teredo, 6to4
     ipaddress.IPv6Network(text) for text in ("64:ff9b::/96", "2001::/32", "2002::/16")
@@ -196,8 +197,19 @@ class Fetcher:
 
     async def _fetch(self, client: httpx.AsyncClient, address: Address, meter: "_Meter") -> bytes:
         """Return the bytes of an address; raises FetchError, or an error of httpx."""
+        *others, last = (await self._resolve_allowed(address))[:_MAX_PLACES]
+        for ip in others:
+            try:
+                return await self._fetch_from(ip, client, address, meter)
+            except (httpx.ConnectError, httpx.ConnectTimeout):  # an IPv6 address where there is no IPv6, say
+                continue
+        return await self._fetch_from(last, client, address, meter)
+
+    async def _fetch_from(
+        self, ip: str, client: httpx.AsyncClient, address: Address, meter: "_Meter"
+    ) -> bytes:
+        """Do as `_fetch`, from the host at one of its IP addresses."""
         origin = address.origin
-        ip = await self._resolve_allowed(address)
         shown = f"[{origin.host}]" if ":" in origin.host else origin.host
         port = "" if origin.port == _PORTS[origin.scheme] else f":{origin.port}"
         request = client.build_request(
@@ -223,8 +235,8 @@ class Fetcher:
         finally:
             await response.aclose()
 
-    async def _resolve_allowed(self, address: Address) -> str:
-        """Return the IP address to connect to.
+    async def _resolve_allowed(self, address: Address) -> list[str]:
+        """Return the IP addresses to connect to, the best first.
 
         Raises:
             FetchError: there is none, or one of them is not where the operator says that the host is.
@@ -244,7 +256,7 @@ class Fetcher:
                     f"{address.name}: {origin.host} has an address that this service does not connect to; "
                     f"for a host in a network of the operator, {VARIABLE} states the network"
                 )
-        return found[0]
+        return list(dict.fromkeys(found))
 
 
 @dataclass(slots=True)

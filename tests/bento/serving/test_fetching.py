@@ -278,3 +278,22 @@ def test_a_host_that_is_not_there_is_told() -> None:
     refused, unknown = fetch(fetcher, [f"http://127.0.0.1:{port}/a.tif", "http://nowhere.invalid/"])
     assert refused == "a.tif: 127.0.0.1 cannot be asked (ConnectError)"
     assert unknown == "tile: there is no host nowhere.invalid"
+
+
+def test_a_host_is_asked_at_its_next_address_where_nobody_listens_at_the_first(store: int) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.9", "127.0.0.9", "127.0.0.1"]
+
+    fetcher = fetcher_of(f"http://tiles.test:{store}=127.0.0.0/8", resolve=resolve)
+    assert fetch(fetcher, [f"http://tiles.test:{store}/a.tif"]) == [b"bytes of /a.tif"]
+    assert Store.asked == [(f"tiles.test:{store}", "/a.tif")]
+
+
+def test_every_address_of_a_host_must_be_where_it_may_be(store: int) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.1", "10.0.0.1"]
+
+    fetcher = fetcher_of(f"http://tiles.test:{store}=127.0.0.0/8", resolve=resolve)
+    (told,) = fetch(fetcher, [f"http://tiles.test:{store}/a.tif"])
+    assert "has an address that this service does not connect to" in str(told)
+    assert Store.asked == []
