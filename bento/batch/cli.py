@@ -350,8 +350,8 @@ def main(
     idle: float | None,
     as_json: bool,
 ) -> None:
-    """Classify SCENES: GeoTIFFs, products (SAFE, EOPF Zarr), STAC items, folders, globs and text files that list
-    these, or what a STAC API finds.
+    """Classify SCENES: GeoTIFFs, products (SAFE, EOPF Zarr), STAC items, folders, globs and text files that
+    list these, or what a STAC API finds.
 
     \b
     For each scene NAME these files are written into the folder of results:
