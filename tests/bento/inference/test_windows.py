@@ -445,3 +445,22 @@ def test_pixels_between_two_are_their_weighted_mean_and_beside_no_data_none() ->
     assert large[5].tolist() == [100, 125, 175, 0, 0, 0]
     assert large[3].tolist() == [100, 125, 175, 0, 0, 0]
     assert large[2].tolist() == [100, 125, 175, 250, 350, 400]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_the_first_window_leaves_out_comes_from_the_last_which_overlaps_it(
+    engine: Engine, tmp_path: Path, turned: bool
+) -> None:
+    """A scene of 64 × 100: of its first window too little is valid, and the last begins at 36."""
+    pixels = mosaic(100, 64)
+    pixels[:, :50] = 0
+    if turned:
+        pixels = pixels.transpose(0, 2, 1).copy()
+    last = pixels[:, -64:, -64:]
+    answers = engine.classify(last[None])
+    blocks = blocks_of(engine, scene_file(tmp_path, pixels))
+    classes, outlier = joined(blocks, "class_map"), joined(blocks, "outlier")
+    valid = (pixels > 0).all(axis=0)
+    assert (classes[valid] == answers.probabilities[0].argmax()).all()
+    assert (classes[~valid] == NO_CLASS).all()
+    np.testing.assert_allclose(outlier[valid], answers.outlier_score[0], rtol=1e-5)

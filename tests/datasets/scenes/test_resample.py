@@ -7,6 +7,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.windows import Window
+from rasters import noise
 from scene_files import smooth
 
 from tilewise.datasets.core.tile import Georeference
@@ -134,3 +135,17 @@ def test_a_grid_beside_the_source_has_no_data_and_reads_nothing_empty(gap: int, 
             placed = placed @ Affine.translation(0, size) @ Affine.scale(1, -1)
         target = Grid(Georeference(UTM, placed), size, size)
         assert not onto(target, TEN, ramp(TEN), kernel=Resampling.nearest).any()
+
+
+@pytest.mark.parametrize("kernel", [Resampling.nearest, Resampling.cubic])
+def test_a_quarter_turn_moves_pixels_and_changes_none(kernel: Resampling) -> None:
+    """A step along a row of the target is a step down a column of the source."""
+    size = 240
+    square = Grid(TEN.georeference, size, size)
+    quarter = Affine(0, 1, 0, -1, 0, size)  # (column, row) of the target → (row, size - column) of the source
+    turned = Grid(Georeference(UTM, square.georeference.transform @ quarter), size, size)
+    pixels = noise(bands=3, size=size)
+    found = onto(turned, square, pixels, kernel=kernel)
+    expected = np.rot90(pixels, k=-1, axes=(1, 2))
+    inner = (slice(None), slice(4, -4), slice(4, -4))
+    np.testing.assert_array_equal(found[inner], expected[inner])
