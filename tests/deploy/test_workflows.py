@@ -59,6 +59,18 @@ def test_actionlint_has_nothing_to_say(path: Path) -> None:
     assert findings or done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_others_wrote_is_run_by_its_digest() -> None:
+    """A tag can be moved to other code."""
+    used = [
+        line
+        for path in WORKFLOWS
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "uses:" in line
+    ]
+    assert len(used) > 10
+    assert not [line for line in used if not re.search(r"uses: [\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line)]
+
+
 def test_what_the_issue_asks_for_is_there() -> None:
     assert {path.stem: list(jobs(path)) for path in WORKFLOWS} == {
         "checks": ["lint", "tests", "data", "model", "service", "bento", "rehearsal"],
