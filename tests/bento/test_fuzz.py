@@ -35,6 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the canary is w
 FILES = sound_files()
 SOUND = [tiffs.parse(file) for file in FILES]
 REQUESTS = 800
+AT_ONCE = 16
 SAME_EVERY_TIME = settings(
     derandomize=True,
     database=None,
@@ -128,8 +129,8 @@ def test_hostile_requests_of_all_kinds_are_answered_or_refused(unguarded: Server
     silent = [
         index for index, heard in enumerate(answers) if not heard.status and requests[index].kind != "wire"
     ]
-    assert len(silent) <= REQUESTS // 100
-    # A machine that stalls for a second may have sent nothing in the time that a head may take.
+    # A machine that stalls for two seconds has sent nothing, on any connection, in the time of a head.
+    assert len(silent) <= 2 * AT_ONCE
     again = asyncio.run(send(int(unguarded.url.rpartition(":")[2]), [requests[index] for index in silent]))
     assert all(heard.status and not heard.fault for heard in again), silent
     assert Counter(heard.status // 100 for heard in answers)[2] > REQUESTS // 20  # some are still sound
@@ -140,7 +141,7 @@ def test_hostile_requests_of_all_kinds_are_answered_or_refused(unguarded: Server
 
 async def send(port: int, requests: list[Sent]) -> list[Heard]:
     """Send each over a connection of its own, some at a time."""
-    places = asyncio.Semaphore(16)
+    places = asyncio.Semaphore(AT_ONCE)
 
     async def one(request: Sent) -> Heard:
         async with places:
