@@ -17,14 +17,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import uvloop
-from hostile.attacks import ATTACKER, honest_tile, padded_tile
-from hostile.requests import Hostile, multipart, part, post
+from hostile.attacks import ATTACKER, Honest, honest_tile, padded_form, trickle
+from hostile.requests import Hostile
 from hostile.service import Streams, Workers, ask, serving
 from hostile.sound import sound_files
 from hostile.tiffs import parse as parse_tiff
@@ -39,21 +36,9 @@ MAX_SLOWER = 3.0
 MAX_MEGABYTES = 1000.0
 
 
-@dataclass
-class Noticed:
-    """Seconds of each answered request of a caller, and how many were answered with what."""
-
-    seconds: list[float] = field(default_factory=list)
-    statuses: Counter[int] = field(default_factory=Counter)
-
-    def percentile(self, share: float) -> float:
-        """Return a percentile of the latencies, in milliseconds."""
-        return float(np.percentile(self.seconds, share) * 1000)
-
-
-async def call_honestly(port: int, seconds: float) -> Noticed:
+async def call_honestly(port: int, seconds: float) -> Honest:
     """Send tiles at a steady rate, whether or not those before are answered."""
-    noticed, request, sent = Noticed(), honest_tile(), set[asyncio.Task[None]]()
+    noticed, request, sent = Honest(), honest_tile(), set[asyncio.Task[None]]()
 
     async def one() -> None:
         began = time.perf_counter()
@@ -85,28 +70,9 @@ async def send_drawn(port: int, hostile: Hostile, turn: Callable[[], int], heard
             streams = None
 
 
-async def trickle(port: int) -> None:
-    """Announce a body, and send it at 1.3 kB/s until the service has had enough, for ever."""
-    head = (
-        b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nContent-Length: %d\r\n\r\nII*\0"
-    )
-    while True:
-        with suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ATTACKER, 0))
-            writer.write(head % (64 * 2**20))
-            while not writer.is_closing():
-                writer.write(bytes(650))
-                await writer.drain()
-                await asyncio.sleep(0.5)
-            writer.close()
-        await asyncio.sleep(0.1)
-
-
 async def send_padded(port: int, heard: Counter[str]) -> None:
     """Send forms of 64 tiles of 4 kB that decode to 27 MiB each, for ever."""
-    form = post(
-        b"/classify", b"multipart/form-data; boundary=x", multipart([part(b"tiles", padded_tile())] * 64)
-    )
+    form = padded_form(64)
     while True:
         answer, streams = await ask(port, form, address=ATTACKER, patience=90)
         heard[answer.fault or f"{answer.status // 100}xx"] += 1
@@ -123,14 +89,17 @@ async def look_on(workers: Workers) -> None:
 
 async def run(
     port: int, hostile: Hostile, workers: Workers, seconds: float
-) -> tuple[dict[str, Noticed], Counter[str]]:
+) -> tuple[dict[str, Honest], Counter[str]]:
     """Return what the honest caller noticed in each third of the time, and what the attacker heard."""
     heard, turns = Counter[str](), iter(range(2**62))
     tasks = [asyncio.create_task(look_on(workers))]
     await call_honestly(port, 3)  # warm up
     noticed = {"calm": await call_honestly(port, seconds / 3)}
     drawn = [send_drawn(port, hostile, lambda: next(turns), heard) for _ in range(CONNECTIONS)]
-    tasks += [asyncio.create_task(one) for one in (*drawn, *(trickle(port) for _ in range(TRICKLES)))]
+    tasks += [
+        asyncio.create_task(one)
+        for one in (*drawn, *(trickle(port, b"/classify", 64 * 2**20) for _ in range(TRICKLES)))
+    ]
     noticed["hostile and trickling uploads"] = await call_honestly(port, seconds / 3)
     tasks.append(asyncio.create_task(send_padded(port, heard)))
     noticed["padded tiles, too"] = await call_honestly(port, seconds / 3)
@@ -140,7 +109,7 @@ async def run(
     return noticed, heard
 
 
-def report(noticed: dict[str, Noticed], heard: Counter[str], workers: Workers) -> list[str]:
+def report(noticed: dict[str, Honest], heard: Counter[str], workers: Workers) -> list[str]:
     """Print what was noticed, and return what must not be."""
     print("| honest caller | requests | answered | p50 ms | p99 ms | longest ms | p99, times calm |")
     print("|---|---:|---:|---:|---:|---:|---:|")

@@ -96,6 +96,7 @@ def stages(model: Path, files: list[File]) -> dict[str, float]:
     pairs = list(zip(tiles, answers, strict=True))
     found = {
         "parse a form": median_ms(parse, forms),
+        "parse a form of 64 tiles, a tile": median_ms(parse, [multipart(files[:LARGE])] * 9) / LARGE,
         "parse a raw body": median_ms(parse, raw),
         "read": median_ms(lambda file: read_tile(file[1], ReadOptions(), file[0]), files),
         "(read by GDAL)": median_ms(lambda file: read_tile_with_gdal(file[1], ReadOptions(), file[0]), files),
@@ -120,6 +121,16 @@ def worker_of(parent: psutil.Process) -> psutil.Process:
     return worker
 
 
+def loaded_ms(
+    process: psutil.Process, port: int, requests: list[bytes], connections: int, seconds: float
+) -> float:
+    """Return the CPU-milliseconds of a process for a request under load."""
+    uvloop.run(send(port, requests, connections, 2.0))  # warm up
+    began = cpu_seconds(process)
+    load = uvloop.run(send(port, requests, connections, seconds))
+    return (cpu_seconds(process) - began) * 1000 / max(len(load.latencies), 1)
+
+
 def whole_ms(model: Path, files: list[File], seconds: float) -> dict[str, float]:
     """Return the CPU-milliseconds of a worker for a request of one tile, by connections and body."""
     port = free_port()
@@ -133,11 +144,8 @@ def whole_ms(model: Path, files: list[File], seconds: float) -> dict[str, float]
         worker = worker_of(parent)
         for connections in (1, 64):
             for kind, requests in bodies.items():
-                uvloop.run(send(port, requests, connections, 2.0))  # warm up
-                began = cpu_seconds(worker)
-                load = uvloop.run(send(port, requests, connections, seconds))
-                used = (cpu_seconds(worker) - began) * 1000
-                found[f"whole, {kind}, {connections} connections"] = used / max(len(load.latencies), 1)
+                used = loaded_ms(worker, port, requests, connections, seconds)
+                found[f"whole, {kind}, {connections} connections"] = used
     return found
 
 
@@ -162,11 +170,7 @@ def large_ms(model: Path, files: list[File], seconds: float) -> dict[str, float]
         with running(server, where, model) as parent:
             process = parent if server.name == "receiving" else worker_of(parent)
             for kind, body in bodies.items():
-                uvloop.run(send(where, [body], 8, 2.0))  # warm up
-                began = cpu_seconds(process)
-                load = uvloop.run(send(where, [body], 8, seconds))
-                used = (cpu_seconds(process) - began) * 1000
-                found[f"{kind}, {name}, a tile"] = used / max(len(load.latencies), 1) / LARGE
+                found[f"{kind}, {name}, a tile"] = loaded_ms(process, where, [body], 8, seconds) / LARGE
     return found
 
 

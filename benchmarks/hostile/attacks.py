@@ -6,6 +6,7 @@ time and returns a row of a table: what became of it, and of the honest requests
 
 import asyncio
 import lzma
+import math
 import os
 import re
 import resource
@@ -55,6 +56,10 @@ class Honest:
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
+
+    def percentile(self, share: float) -> float:
+        """Return a percentile of the seconds, in milliseconds."""
+        return float(np.percentile(self.seconds, share) * 1000)
 
     def __str__(self) -> str:
         ordered = sorted(self.seconds)
@@ -152,6 +157,12 @@ def sound_scene(side: int = 256) -> bytes:
         return bytes(memory.read())
 
 
+def padded_form(tiles: int) -> bytes:
+    """Return a request with so many padded tiles."""
+    body = multipart([part(b"tiles", padded_tile())] * tiles)
+    return post(b"/classify", b"multipart/form-data; boundary=x", body)
+
+
 def honest_tile() -> bytes:
     """Return a request with one sound tile."""
     return post(b"/classify", b"image/tiff", sound_files()[0])
@@ -199,8 +210,7 @@ def announced_tiles(target: Target) -> str:
 
 def padded_tiles(target: Target) -> str:
     """Send 256 tiles of 4 kB that decode to 27 MiB each, in one request, beside honest tiles."""
-    body = multipart([part(b"tiles", padded_tile())] * 256)
-    request = post(b"/classify", b"multipart/form-data; boundary=x", body)
+    request = padded_form(256)
 
     async def attack(port: int, workers: Workers) -> str:
         began = time.monotonic()
@@ -209,7 +219,7 @@ def padded_tiles(target: Target) -> str:
         heard, _ = await sent
         codes = Counter(re.findall(rb'"code":"(\w+)"|"(class)":', heard.body))
         told = {(code or answered).decode(): count for (code, answered), count in codes.items()}
-        return f"{len(body):,} bytes: {heard.status} {told} after {time.monotonic() - began:.1f} s; tiles: {tiles}"
+        return f"{len(request):,} bytes: {heard.status} {told} after {time.monotonic() - began:.1f} s; tiles: {tiles}"
 
     return _attack(target, attack)
 
@@ -283,23 +293,24 @@ ATTACKS: dict[str, Callable[[Target], str]] = {
 }  # fmt: skip
 
 
-def _announce(target: Target, path: bytes, length: int, connections: int, honest: bytes) -> str:
+async def trickle(port: int, path: bytes, length: int, end: float = math.inf) -> None:
+    """Announce bodies of `length` bytes one after another, and send 1.3 kB/s of each, until `end`."""
     head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nContent-Length: %d\r\n\r\nII*\0"
+    while time.monotonic() < end:
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ATTACKER, 0))
+            writer.write(head % (path, length))
+            while time.monotonic() < end and not writer.is_closing():
+                writer.write(bytes(650))
+                await writer.drain()
+                await asyncio.sleep(0.5)
+            writer.close()
 
-    async def trickle(port: int, end: float) -> None:
-        while time.monotonic() < end:
-            with suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ATTACKER, 0))
-                writer.write(head % (path, length))
-                while time.monotonic() < end and not writer.is_closing():
-                    writer.write(bytes(650))
-                    await writer.drain()
-                    await asyncio.sleep(0.5)
-                writer.close()
 
+def _announce(target: Target, path: bytes, length: int, connections: int, honest: bytes) -> str:
     async def attack(port: int, workers: Workers) -> str:
         end = time.monotonic() + 30
-        slow = [asyncio.create_task(trickle(port, end)) for _ in range(connections)]
+        slow = [asyncio.create_task(trickle(port, path, length, end)) for _ in range(connections)]
         await asyncio.sleep(1)
         answered = await ask_honestly(port, honest, 27)
         await asyncio.gather(*slow)

@@ -14,10 +14,9 @@ from tilewise.datasets.core.console import make_read_options
 from tilewise.datasets.core.errors import NoticeError, SceneError, TilewiseError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.scenes import SceneOptions, SceneSource
-from tilewise.datasets.scenes.eopf import is_eopf
 from tilewise.datasets.scenes.rasters import RASTER_SUFFIXES, fetch_text, is_remote, shown
-from tilewise.datasets.scenes.safe import METADATA_NAMES, is_safe
-from tilewise.datasets.scenes.search import Kind
+from tilewise.datasets.scenes.safe import METADATA_NAMES
+from tilewise.datasets.scenes.search import Kind, is_product
 from tilewise.datasets.scenes.stac import Item, bands_of, files_of
 
 MAX_BYTES = 256 * 2**10
@@ -189,9 +188,7 @@ def _is_scene(path: Path) -> bool:
     """Return whether a path may be one scene; a folder of folders is an archive, which must not be walked."""
     if path.is_file():
         return path.suffix.lower() in RASTER_SUFFIXES or path.name in METADATA_NAMES
-    return path.is_dir() and (
-        is_safe(path) or is_eopf(path) or not any(entry.is_dir() for entry in path.iterdir())
-    )
+    return path.is_dir() and (is_product(path) or not any(entry.is_dir() for entry in path.iterdir()))
 
 
 def _job_of_item(content: dict[str, Any], base: str, allowed: AllowList, options: SceneOptions) -> SceneJob:

@@ -7,7 +7,6 @@ read by GDAL from its own 3.11 on, which rasterio's wheels do not have yet.
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tilewise.datasets.scenes.layers import (
 )
 from tilewise.datasets.scenes.options import CloudKind, CloudMask, SceneOptions
 from tilewise.datasets.scenes.rasters import ARRAY_METADATA, zarr_source
+from tilewise.datasets.scenes.stac import mapping_of, taken_of
 
 SUFFIX = ".zarr"
 BANDS = "measurements/reflectance"
@@ -53,12 +53,12 @@ def read_eopf(folder: Path, options: SceneOptions) -> Parts:
         RadiometryUnknownError: the radiometry is neither in its attributes nor given.
     """
     attributes = _attributes_of(folder)
-    crs = _crs_of(attributes, folder.name)
+    properties = mapping_of(mapping_of(attributes.get("stac_discovery")).get("properties"))
+    crs = _crs_of(mapping_of(attributes.get("other_metadata")), properties, folder.name)
     found = dict(_bands_in(folder))
     bands = tuple(band for band in BAND_NAMES if band in found)
     if not bands:
         raise SceneError(f"{folder.name}: no band under {BANDS}; download the product again")
-    properties = _mapping(_mapping(attributes.get("stac_discovery")).get("properties"))
     level = properties.get("processing:level")
     tags = {"PROCESSING_LEVEL": level} if isinstance(level, str) else {}
     layers, read_as = [], None
@@ -66,7 +66,7 @@ def read_eopf(folder: Path, options: SceneOptions) -> Parts:
         file = BandFile(zarr_source(folder, found[band]), band, tags, crs=crs)
         layer, read_as = layer_of_band(file, folder.name, bands, options.read_options)
         layers.append(layer)
-    taken = _taken(properties)
+    taken = taken_of(properties)
     clouds = choose_mask(folder.name, options.clouds, taken, partial(_clouds, folder, crs))
     return Parts(tuple(layers), clouds, read_as, taken, platform_in(folder.name))
 
@@ -81,16 +81,14 @@ def _attributes_of(folder: Path) -> Mapping[str, Any]:
         )
     try:
         with path.open("rb") as file:
-            return _mapping(json.loads(file.read(_MAX_ATTRIBUTES)))
+            return mapping_of(json.loads(file.read(_MAX_ATTRIBUTES)))
     except (OSError, ValueError, RecursionError) as error:
         raise UnreadableImageError(
             f"{folder.name}: {path.name} is missing, or not valid JSON; download the product again"
         ) from error
 
 
-def _crs_of(attributes: Mapping[str, Any], name: str) -> CRS:
-    properties = _mapping(_mapping(attributes.get("stac_discovery")).get("properties"))
-    other = _mapping(attributes.get("other_metadata"))
+def _crs_of(other: Mapping[str, Any], properties: Mapping[str, Any], name: str) -> CRS:
     for given in (other.get("horizontal_CRS_code"), properties.get("proj:code"), properties.get("proj:epsg")):
         try:
             if isinstance(given, str | int):
@@ -125,14 +123,3 @@ def _clouds(folder: Path, crs: CRS, mask: CloudMask) -> CloudLayer | None:
 
 def _is_array(path: Path) -> bool:
     return (path / ARRAY_METADATA).is_file()
-
-
-def _taken(properties: Mapping[str, Any]) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(properties.get("datetime") or properties.get("start_datetime")))
-    except ValueError:
-        return None
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

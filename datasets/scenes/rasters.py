@@ -121,19 +121,24 @@ def is_zarr(source: str | Path) -> bool:
     return isinstance(source, str) and source.startswith(_ZARR)
 
 
+def _parts_of_zarr(source: str | Path) -> tuple[Path, str]:
+    """Return the store and the array of a source of `zarr_source`."""
+    store, _, array = str(source)[len(_ZARR) :].rpartition('":/')
+    return Path(store), array
+
+
 def file_of(source: str | Path) -> Path:
     """Return the file on disk that stands for a source: an archive for its member, metadata for an array."""
     if is_zarr(source):
-        store, _, array = str(source)[len(_ZARR) :].rpartition('":/')
-        return Path(store, array, ARRAY_METADATA)
+        return Path(*_parts_of_zarr(source), ARRAY_METADATA)
     return Path(str(source)[len(_ZIPPED) : str(source).index("}/")] if is_zipped(source) else source)
 
 
 def name_of(source: str | Path) -> str:
     """Return the name of a source in messages: its last part, without a query, which may contain a key."""
     if is_zarr(source):
-        store, _, array = str(source)[len(_ZARR) :].rpartition('":/')
-        return f"{Path(store).name}/{array}"
+        store, array = _parts_of_zarr(source)
+        return f"{store.name}/{array}"
     return Path(urlsplit(str(source)).path).name if is_remote(source) else Path(source).name
 
 

@@ -227,7 +227,7 @@ def _find_by_path(source: str | Path, skip: tuple[str, ...]) -> Iterator[_Found]
     elif path.is_dir() and path.suffix.lower() == SUFFIX and not is_eopf(path):
         yield _not_a_scene(path)
     elif path.is_dir():
-        yield from [_product(path)] if _is_product(path) else _of_rasters(*_walk(path), skip)
+        yield from [_product(path)] if is_product(path) else _of_rasters(*_walk(path), skip)
     elif path.name in METADATA_NAMES:
         yield _product(path.parent)
     elif _ZIPPED.match(path.name) and path.is_file():
@@ -257,7 +257,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
     rasters: list[Path] = []
     products: list[Path] = []
     for here, below, files in os.walk(folder):
-        products += [Path(here, name) for name in below if _is_product(Path(here, name))]
+        products += [Path(here, name) for name in below if is_product(Path(here, name))]
         below[:] = sorted(name for name in below if not _is_closed(name) and Path(here, name) not in products)
         rasters += [Path(here, name) for name in files if _is_raster(name)]
         products += [Path(here, name) for name in files if _ZIPPED.match(name)]
@@ -288,7 +288,8 @@ def _of_rasters(rasters: Iterable[Path], products: Iterable[Path], skip: tuple[s
     )
 
 
-def _is_product(folder: Path) -> bool:
+def is_product(folder: Path) -> bool:
+    """Return whether a folder is a product: SAFE or EOPF Zarr."""
     return is_safe(folder) or is_eopf(folder)
 
 

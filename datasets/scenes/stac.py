@@ -105,14 +105,14 @@ def read_stac(item: Item, options: SceneOptions) -> Parts:
         RadiometryUnknownError: its metadata lack the radiometry, or its numbers contradict them.
     """
     content = json.loads(item.text)
-    properties = _mapping(content.get("properties"))
+    properties = mapping_of(content.get("properties"))
     files = _band_files(item, content)
     if not files:
         raise BandsUnknownError(
             f"{item.name}: none of its assets is marked as a band of Sentinel-2, by eo:bands, bands or its "
             "key; name the files themselves, with --bands"
         )
-    taken = _taken(properties)
+    taken = taken_of(properties)
     reading = _settle_offset(item, content, files, taken, options.read_options)
     layers, level = [], None
     for file in files.values():
@@ -137,7 +137,7 @@ def files_of(item: Item) -> tuple[str | Path, ...]:
 
 def bands_of(item: Item) -> frozenset[str]:
     """Return the names of the bands of an item's assets, by their metadata."""
-    assets = _mapping(json.loads(item.text).get("assets"))
+    assets = mapping_of(json.loads(item.text).get("assets"))
     files = {key: asset for key, asset in assets.items() if _is_of_bands(asset)}
     return frozenset(band["name"] for key, asset in files.items() for _, band in _bands_of(key, asset))
 
@@ -218,7 +218,7 @@ def _settle_offset(
     options: ReadOptions,
 ) -> ReadOptions:
     """Return the options with the offset that evidence settles, where the item is of Earth Search."""
-    properties, collection = _mapping(content.get("properties")), content.get("collection")
+    properties, collection = mapping_of(content.get("properties")), content.get("collection")
     if options.offset is not None or not is_earth_search(collection, properties):
         return options
     try:
@@ -239,9 +239,9 @@ def _fraction_below(item: Item, files: Mapping[str, BandFile]) -> float | None:
 
 def _band_files(item: Item, content: dict[str, Any]) -> dict[str, BandFile]:
     """Return the file of each band; of a band in several files, the finest GeoTIFF."""
-    properties = _mapping(content.get("properties"))
+    properties = mapping_of(content.get("properties"))
     found: dict[str, tuple[tuple[bool, float, str], BandFile]] = {}
-    for key, asset in _mapping(content.get("assets")).items():
+    for key, asset in mapping_of(content.get("assets")).items():
         if not _is_of_bands(asset):
             continue
         for index, band in _bands_of(key, asset):
@@ -277,7 +277,7 @@ def _band_file(
     item: Item, asset: dict[str, Any], band: str, index: int, properties: dict[str, Any]
 ) -> BandFile:
     listed = asset.get("raster:bands") or asset.get("bands") or []
-    raster = _mapping(listed[index - 1]) if isinstance(listed, list) and len(listed) >= index else {}
+    raster = mapping_of(listed[index - 1]) if isinstance(listed, list) and len(listed) >= index else {}
     scale = _number(raster.get("scale", raster.get("raster:scale", asset.get("raster:scale"))))
     offset = _number(raster.get("offset", raster.get("raster:offset", asset.get("raster:offset")))) or 0.0
     source = _resolve(str(asset["href"]), item.base)
@@ -290,7 +290,7 @@ def _band_file(
 
 
 def _clouds(item: Item, content: dict[str, Any], mask: CloudMask) -> CloudLayer | None:
-    for key, asset in _mapping(content.get("assets")).items():
+    for key, asset in mapping_of(content.get("assets")).items():
         if (
             not isinstance(asset, dict)
             or not asset.get("href")
@@ -314,7 +314,8 @@ def _is_jp2(asset: dict[str, Any]) -> bool:
     return "jp2" in str(asset.get("type", "")) or urlsplit(str(asset["href"])).path.lower().endswith(".jp2")
 
 
-def _taken(properties: dict[str, Any]) -> datetime | None:
+def taken_of(properties: Mapping[str, Any]) -> datetime | None:
+    """Return the acquisition time in the properties of an item; None where it is unknown."""
     try:
         return datetime.fromisoformat(str(properties.get("datetime") or properties.get("start_datetime")))
     except ValueError:
@@ -329,7 +330,8 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def mapping_of(value: object) -> dict[str, Any]:
+    """Return a JSON object, or an empty one in place of anything else."""
     return value if isinstance(value, dict) else {}
 
 
