@@ -6,8 +6,9 @@
 Cosmic Ray (MIT) makes the faults: another operator, another number, a negated condition, a loop that never
 runs, another exception. Each is put into a copy of the checkout, and the tests named here for its module run
 there until one fails. Prints a row for each module and the faults that no test noticed. Faults are drawn by
-`--seed`, so that a run can be repeated and another seed looks elsewhere. Some faults change nothing (a
-comparison of numbers that are never equal, say); the list is to be read, not obeyed.
+`--seed`, so that a run can be repeated and another seed looks elsewhere. Faults that change no result (how
+much is read at once, a comparison of numbers that are never equal) do not count where
+`benchmarks/mutants_without_effect.yaml` lists them with the reason.
 """
 
 import argparse
@@ -18,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from cosmic_ray.commands import init
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
@@ -88,6 +91,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # `int | None` in signatures; decorators; nothing at all; `is` for `==`, the same for small numbers.
 IGNORED = ("BitOr", "RemoveDecorator", "NoOp", "_Is")
+WITHOUT_EFFECT = PROJECT / "benchmarks" / "mutants_without_effect.yaml"
 UNSEEN = "@dataclass("  # lines without a result: whether a class is frozen or has slots
 SLOWER = 4  # times as long as without a fault, after which a run counts as noticed
 
@@ -104,7 +108,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a fault: `noticed`, `missed`, or `none` where the code cannot have it; and its diff."""
+    """What became of a fault, and its diff.
+
+    `noticed`, `missed`, `listed` where it changes no result, `none` where the code cannot have it.
+    """
 
     name: str
     outcome: str
@@ -177,11 +184,23 @@ def start_worker(root: str) -> None:
     os.environ["PYTHONPATH"] = str(Path.cwd())
 
 
+def is_listed(module: str, diff: str) -> bool:
+    """Return whether a fault is one of those that change no result."""
+    old, new = ({line[1:].strip() for line in diff.splitlines() if line[:1] == sign} for sign in "-+")
+    return any(
+        entry["line"] in old and ("becomes" not in entry or new & set(entry["becomes"]))
+        for entry in yaml.safe_load(WITHOUT_EFFECT.read_text(encoding="utf-8"))[module]
+    )
+
+
 def judge(trial: Trial) -> Verdict:
     """Put a fault into this process's copy and run the tests."""
     result: WorkResult = mutate_and_test([trial.fault], trial.command, trial.timeout)
     outcomes = {TestOutcome.KILLED: "noticed", TestOutcome.SURVIVED: "missed"}
-    return Verdict(trial.name, outcomes.get(result.test_outcome, "none"), result.diff or "")
+    outcome, diff = outcomes.get(result.test_outcome, "none"), result.diff or ""
+    if outcome == "missed" and is_listed(TARGETS[trial.name][0], diff):
+        outcome = "listed"
+    return Verdict(trial.name, outcome, diff)
 
 
 def parse() -> argparse.Namespace:
@@ -216,15 +235,15 @@ def main() -> int:
 def report(names: Sequence[str], verdicts: Sequence[Verdict], arguments: argparse.Namespace) -> int:
     """Print the result as Markdown; return the exit status."""
     print(f"{time.strftime('%Y-%m-%d')}, seed {arguments.seed}\n")
-    print("| module | faults | noticed |\n|---|---:|---:|")
-    tried = [verdict for verdict in verdicts if verdict.outcome != "none"]
-    noticed = [verdict for verdict in tried if verdict.outcome == "noticed"]
+    print("| module | faults | without effect | noticed |\n|---|---:|---:|---:|")
     for name in names:
-        mine, seen = ([v for v in some if v.name == name] for some in (tried, noticed))
-        print(f"| `{TARGETS[name][0]}` | {len(mine)} | {len(seen)} |")
-    share = len(noticed) / max(len(tried), 1)
-    print(f"| all | {len(tried)} | {len(noticed)} ({share:.0%}) |")
-    for verdict in tried:
+        of = Counter(verdict.outcome for verdict in verdicts if verdict.name == name)
+        print(f"| `{TARGETS[name][0]}` | {of['noticed'] + of['missed']} | {of['listed']} | {of['noticed']} |")
+    of = Counter(verdict.outcome for verdict in verdicts)
+    tried = of["noticed"] + of["missed"]
+    share = of["noticed"] / max(tried, 1)
+    print(f"| all | {tried} | {of['listed']} | {of['noticed']} ({share:.0%}) |")
+    for verdict in verdicts:
         if verdict.outcome == "missed":
             print(f"\nmissed in {verdict.name}:\n{verdict.diff}")
     return int(share < arguments.least)
