@@ -2,26 +2,30 @@
 
     python benchmarks/attacked.py --model fast --minutes 10
 
-A caller at 127.0.0.1 sends twenty tiles a second, each over a connection of its own, a third of the time
-alone. Then 127.0.0.2 sends what `fuzz.py` sends, drawn by --seed, over sixteen connections without pauses,
-and announces bodies of 64 MiB that trickle in; in the last third it sends forms of padded tiles, too. Exits
-with 1 where an honest request was not answered, a hostile one got 500 or above (but 503 with Retry-After), a
+A caller at 127.0.0.1 sends twenty tiles a second, each over a connection of its own, a minute or a third of
+the time alone. Then 127.0.0.2 sends what `fuzz.py` sends, drawn by --seed, over sixteen connections without
+pauses, and announces bodies of 64 MiB that trickle in; in the last half it sends forms of padded tiles, too.
+Exits with 1 where an honest request was not answered, a hostile one got 500 or above (but 503 with Retry-After), a
 process ended, the honest p99 rose to more than three times its calm value, or memory to more than 1 GB for
 both processes.
 """
 
 import argparse
 import asyncio
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import cycle, repeat
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvloop
 from hostile.attacks import ATTACKER, Honest, honest_tile, padded_form, trickle
-from hostile.requests import Hostile
+from hostile.requests import Hostile, Sent
 from hostile.service import Streams, Workers, ask, serving
 from hostile.sound import sound_files
 from hostile.tiffs import parse as parse_tiff
@@ -29,9 +33,12 @@ from hostile.watch import Canary
 
 from tilewise.models.model_file import find_model
 
+CALM_S = 60.0
 RATE = 20.0  # honest requests a second
 CONNECTIONS = 16
 TRICKLES = 8
+DRAWN = 3000  # requests, sent again and again
+PATIENCE_S = 90.0
 MAX_SLOWER = 3.0
 MAX_MEGABYTES = 1000.0
 
@@ -58,26 +65,40 @@ async def call_honestly(port: int, seconds: float) -> Honest:
     return noticed
 
 
-async def send_drawn(port: int, hostile: Hostile, turn: Callable[[], int], heard: Counter[str]) -> None:
-    """Send one drawn request after another, and count what comes, for ever."""
+async def send(port: int, requests: Iterator[Sent], heard: Counter[str]) -> None:
+    """Send one request after another, and count what comes, for ever."""
     streams: Streams | None = None
-    while True:
-        sent = hostile.request(turn())
-        answer, streams = await ask(port, sent.content, streams, ATTACKER)
+    for sent in requests:
+        answer, streams = await ask(port, sent.content, streams, ATTACKER, PATIENCE_S)
         heard[answer.fault or f"{answer.status // 100}xx"] += 1
         if not sent.goes_on and streams is not None:
             streams[1].close()
             streams = None
 
 
-async def send_padded(port: int, heard: Counter[str]) -> None:
-    """Send forms of 64 tiles of 4 kB that decode to 27 MiB each, for ever."""
-    form = padded_form(64)
-    while True:
-        answer, streams = await ask(port, form, address=ATTACKER, patience=90)
-        heard[answer.fault or f"{answer.status // 100}xx"] += 1
-        if streams:
-            streams[1].close()
+async def flood(port: int, drawn: list[Sent], padded: bool, seconds: float) -> Counter[str]:
+    """Attack for some seconds, and return what was heard."""
+    heard = Counter[str]()
+    requests = cycle(drawn)
+    attacks = [send(port, requests, heard) for _ in range(CONNECTIONS)]
+    attacks += [trickle(port, b"/classify", 64 * 2**20) for _ in range(TRICKLES)]
+    if padded:
+        attacks.append(send(port, repeat(Sent("padded", padded_form(64), 64)), heard))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*attacks)
+    return heard
+
+
+def attack(port: int, seed: int, padded: bool, seconds: float, pipe: Connection) -> None:
+    """Make the requests before they are sent, so that the attacker takes little of this machine's time."""
+    files = sound_files()
+    with tempfile.TemporaryDirectory() as temporary:
+        names = Canary(Path(temporary)).names
+        hostile = Hostile([parse_tiff(file) for file in files], files, names, seed)
+        drawn = [hostile.request(index) for index in range(DRAWN)]
+    pipe.send(None)
+    pipe.send(uvloop.run(flood(port, drawn, padded, seconds)))
 
 
 async def look_on(workers: Workers) -> None:
@@ -87,25 +108,35 @@ async def look_on(workers: Workers) -> None:
         await asyncio.sleep(2)
 
 
+async def call_attacked(port: int, seed: int, padded: bool, seconds: float, heard: Counter[str]) -> Honest:
+    """Return what the honest caller notices while a process of its own attacks."""
+    pipe, theirs = multiprocessing.Pipe()
+    arguments = (port, seed, padded, seconds + 2, theirs)
+    attacker = multiprocessing.get_context("spawn").Process(target=attack, args=arguments, daemon=True)
+    attacker.start()
+    theirs.close()
+    await asyncio.to_thread(pipe.recv)  # its requests are made
+    await asyncio.sleep(1)
+    noticed = await call_honestly(port, seconds)
+    heard.update(await asyncio.to_thread(pipe.recv))
+    return noticed
+
+
 async def run(
-    port: int, hostile: Hostile, workers: Workers, seconds: float
+    port: int, seed: int, workers: Workers, seconds: float
 ) -> tuple[dict[str, Honest], Counter[str]]:
-    """Return what the honest caller noticed in each third of the time, and what the attacker heard."""
-    heard, turns = Counter[str](), iter(range(2**62))
-    tasks = [asyncio.create_task(look_on(workers))]
+    """Return what the honest caller noticed, calm and attacked, and what the attacker heard."""
+    heard = Counter[str]()
+    looking = asyncio.create_task(look_on(workers))
     await call_honestly(port, 3)  # warm up
-    noticed = {"calm": await call_honestly(port, seconds / 3)}
-    drawn = [send_drawn(port, hostile, lambda: next(turns), heard) for _ in range(CONNECTIONS)]
-    tasks += [
-        asyncio.create_task(one)
-        for one in (*drawn, *(trickle(port, b"/classify", 64 * 2**20) for _ in range(TRICKLES)))
-    ]
-    noticed["hostile and trickling uploads"] = await call_honestly(port, seconds / 3)
-    tasks.append(asyncio.create_task(send_padded(port, heard)))
-    noticed["padded tiles, too"] = await call_honestly(port, seconds / 3)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    calm = min(seconds / 3, CALM_S)
+    half = (seconds - calm) / 2
+    noticed = {
+        "calm": await call_honestly(port, calm),
+        "hostile and trickling uploads": await call_attacked(port, seed, False, half, heard),
+        "padded tiles, too": await call_attacked(port, seed + 1, True, half, heard),
+    }
+    looking.cancel()
     return noticed, heard
 
 
@@ -141,13 +172,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        files = sound_files()
-        names = Canary(Path(temporary)).names
-        hostile = Hostile([parse_tiff(file) for file in files], files, names, arguments.seed)
-        with serving(arguments.model, Path(temporary)) as (port, parent):
-            workers = Workers(parent)
-            wrong = report(*uvloop.run(run(port, hostile, workers, arguments.minutes * 60)), workers)
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        serving(arguments.model, Path(temporary), settings={"TILEWISE_WORKERS": "2"}) as (port, parent),
+    ):
+        workers = Workers(parent)
+        seen = uvloop.run(run(port, arguments.seed, workers, arguments.minutes * 60))
+        wrong = report(*seen, workers)
     print("\n".join(wrong))
     sys.exit(int(bool(wrong)))
 

@@ -98,6 +98,11 @@ class Settings(BaseSettings):
     body_rate: Count = Field(
         default=32 * 2**10, description="bytes a second at which a body must arrive after that time"
     )
+    refused_rate: CountOrZero = Field(
+        default=20,
+        description="refused requests and tiles of one caller a second, in each process, beyond which its "
+        "requests wait; 0: they never do",
+    )
     request_seconds: Count = Field(
         default=60, description="seconds for the whole request, until its response is taken"
     )

@@ -24,6 +24,7 @@ SETTINGS = {
     "TILEWISE_HEAD_SECONDS": "2",
     "TILEWISE_BODY_SECONDS": "2",
     "TILEWISE_TURNOVER": "1000",
+    "TILEWISE_REFUSED_RATE": "0",  # what is refused is what is tried
 }
 
 

@@ -8,14 +8,16 @@ without one.
 import json
 import resource
 from asyncio import TimerHandle, Transport
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tilewise.bento.api.middleware import ALWAYS, DEFAULTS
 from tilewise.bento.errors import error_body
+from tilewise.bento.serving.admission import network_of
 
 _SPARE_FILES = 128  # the model, logs, metrics and the loop's own
 _LINGER_SECONDS = 5.0
@@ -28,7 +30,7 @@ class ConnectionLimits:
     """Limits of connections.
 
     Attributes:
-        max_connections: open at once in each process.
+        max_connections: open at once in each process; half of them from one address (of IPv6, a /64).
         head_seconds: from when a request may begin until its head is complete.
         max_head_bytes: of a request's line and headers; the packet in which they begin is not counted.
     """
@@ -42,6 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol within limits."""
 
     limits = ConnectionLimits()
+    _open_from: ClassVar = Counter[str]()  # connections of this process by address
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,7 +55,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
+        self._address = network_of(self.client[0] if self.client else "")
+        self._open_from[self._address] += 1
+        limit, mine = self.limits.max_connections, self._open_from[self._address]
+        if len(self.connections) > limit or mine > max(limit // 2, 1):
             transport.abort()
         else:
             self._wait_for_head()
@@ -61,6 +67,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Clean up, and mark all requests of the connection as disconnected."""
         self._stop_timer()
         self._disconnect_requests()
+        self._open_from[self._address] -= 1
+        if not self._open_from[self._address]:
+            del self._open_from[self._address]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

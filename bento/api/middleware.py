@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilewise.bento.api.auth import KeyCheck, read_keys
+from tilewise.bento.api.refusals import SlowRefusals
 from tilewise.bento.api.replies import refuse
 from tilewise.bento.api_version import API_VERSION, VERSION_HEADER
 from tilewise.bento.monitoring import logs
@@ -51,6 +52,8 @@ def outer_middleware(settings: Settings) -> list[tuple[type, dict[str, Any]]]:
     keys = read_keys(settings.api_keys, settings.api_keys_file)
     if keys:
         found.append((KeyCheck, {"keys": keys, "open_metrics": settings.open_metrics}))
+    if settings.refused_rate:
+        found.append((SlowRefusals, {"rate": settings.refused_rate}))
     return found
 
 

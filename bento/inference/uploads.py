@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from tilewise.bento.errors import body_of, error_body
 from tilewise.bento.inference.engine import Answers, Engine, TileClassifier
 from tilewise.bento.request_context import RequestContext
 from tilewise.datasets.core.errors import (
-    FetchError,
     NoDataError,
     RadiometryUnknownError,
     SceneTooLargeError,
@@ -23,12 +22,11 @@ from tilewise.datasets.core.errors import (
 from tilewise.datasets.core.radiometry import QUANTIFICATION, Level, Radiometry, ReadOptions
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.eurosat import PICTURE_STARTS, read_picture
-from tilewise.datasets.readers.geotiff import isolated_gdal, read_tile, valid_numbers
-from tilewise.datasets.readers.plain_tiff import parse_plain
+from tilewise.datasets.readers.geotiff import isolated_gdal, needs_gdal, read_tile, valid_numbers
+from tilewise.datasets.readers.plain_tiff import PlainTiff, parse_plain
 
 MAX_DECODED_BYTES = 512 * 2**20  # of the tiles of one request
-MAX_BATCH_DECODED_BYTES = 16 * 2**20  # after which a batch reads no further tile
-MAX_LITTLE_BYTES = 2**20  # decoded; 13 bands of floats take 0.2 MiB
+MAX_LITTLE_BYTES = 2**19  # decoded; 13 bands take 0.1 MiB, as 64-bit floats 0.4
 NPY_START = b"\x93NUMPY"
 _DIGITS = 6
 _LOG = logging.getLogger("tilewise")
@@ -66,7 +64,7 @@ class Upload:
 
     Attributes:
         name: file name of the upload.
-        content: bytes of a GeoTIFF, JPEG or PNG, a tile that is read already, or why there are no bytes.
+        content: bytes of a GeoTIFF, JPEG or PNG, a tile that is read already, or why there is none.
         overrides: bands and radiometry given by the request, which the file does not state.
         coverage: requested coverage of the prediction set (0-1).
         raw: whether the answer also has the model's outputs, unrounded, as the arrays of `raw_outputs`.
@@ -74,10 +72,11 @@ class Upload:
         shadow: a second model that classifies it for comparison only.
         request_context: of the request that it belongs to.
         budget: of the request that it belongs to.
+        header: of a plain GeoTIFF, where it is parsed already.
     """
 
     name: str
-    content: bytes | Tile | FetchError
+    content: bytes | Tile | Exception
     overrides: ReadOptions = ReadOptions()  # noqa: RUF009 - frozen
     coverage: float = 0.9
     raw: bool = False
@@ -85,6 +84,7 @@ class Upload:
     shadow: Engine | None = None
     request_context: RequestContext | None = None
     budget: DecodeBudget = field(default_factory=DecodeBudget)
+    header: PlainTiff | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,7 @@ def classify_uploads(engine: Engine, uploads: Sequence[Upload]) -> list[Answer]:
     Raises:
         InferenceError: the model failed.
     """
-    results: list[Answer] = []
-    while len(results) < len(uploads):
-        results += successes(classify_batch(engine, uploads[len(results) :]).results)
-    return results
+    return successes(classify_batch(engine, uploads).results)
 
 
 def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
@@ -157,26 +154,44 @@ def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
     return list(results)  # type: ignore[arg-type]
 
 
-def is_little_work(upload: Upload) -> bool:
-    """Whether an upload is read in a millisecond or two: a plain GeoTIFF of the usual size, or a tile."""
+def parse_header(upload: Upload) -> Upload:
+    """Return an upload with its header, where it is a plain GeoTIFF and not read already."""
     if not isinstance(upload.content, bytes):
-        return True
+        return upload
     try:
-        return parse_plain(upload.content).decoded_bytes <= MAX_LITTLE_BYTES
+        return replace(upload, header=parse_plain(upload.content))
     except Exception:  # not plain, or whatever it is: reading it will tell
+        return upload
+
+
+def takes_long(upload: Upload, size: int) -> bool:
+    """Whether an upload that `parse_header` returned may take more than a millisecond or two to be read.
+
+    Pictures and arrays do not: their size is checked before they are decoded.
+    """
+    if not isinstance(upload.content, bytes) or upload.content.startswith((NPY_START, *PICTURE_STARTS)):
         return False
+    header = upload.header
+    return header is None or header.decoded_bytes > MAX_LITTLE_BYTES or needs_gdal(header, size)
+
+
+def read_apart(upload: Upload, size: int) -> Upload:
+    """Return an upload with its tile of `size` × `size` pixels, or with why there is none."""
+    with metrics.timed("read", 1), isolated_gdal():
+        try:
+            return replace(upload, content=read_upload(upload, size))
+        except Exception as error:  # whatever it is: its batch tells it
+            return replace(upload, content=error)
 
 
 def classify_batch(engine: Engine, uploads: Sequence[Upload]) -> Batch:
     """Read and classify uploads, each by its own model or else by `engine`.
 
-    Only the first uploads are, where they take more than MAX_BATCH_DECODED_BYTES when decoded: the batch has
-    those. A model that fails affects only its own uploads: their results are `ModelFailure`.
+    A model that fails affects only its own uploads: their results are `ModelFailure`.
     """
     stages: list[metrics.TimedStage] = []
     with metrics.timed("read", len(uploads), stages), isolated_gdal():
-        outcomes = _read_some(uploads, engine.metadata.tile_size)
-    uploads = uploads[: len(outcomes)]
+        outcomes = [_read(upload, engine.metadata.tile_size) for upload in uploads]
     results: list[Answer | ModelFailure] = [
         outcome if isinstance(outcome, dict) else {} for outcome in outcomes
     ]
@@ -294,19 +309,6 @@ def count(engine: Engine, answer: Answer) -> None:
         metrics.OUTLIER.labels(version).observe(answer["outlier"]["score"] / outliers.threshold)
 
 
-def _read_some(uploads: Sequence[Upload], size: int) -> list[Tile | Answer]:
-    """Return the outcomes of reading the first uploads: at least one, and as many as fit into a batch."""
-    outcomes: list[Tile | Answer] = []
-    decoded = 0
-    for upload in uploads:
-        left = upload.budget.left
-        outcomes.append(_read(upload, size))
-        decoded += left - upload.budget.left
-        if decoded > MAX_BATCH_DECODED_BYTES:
-            break
-    return outcomes
-
-
 def _read(upload: Upload, size: int) -> Tile | Answer:
     """Return the tile, or a JSON-ready error."""
     try:
@@ -332,11 +334,11 @@ def read_upload(upload: Upload, size: int) -> Tile:
 
     Raises:
         UnreadableImageError: it is a NumPy array, or broken.
-        FetchError: it could not be fetched.
+        Exception: the one that is its content.
         TilewiseError: as `read_tile` and `read_picture` raise.
     """
     content, name = upload.content, upload.name
-    if isinstance(content, FetchError):
+    if isinstance(content, Exception):
         raise content
     if isinstance(content, Tile):
         return content
@@ -351,4 +353,4 @@ def read_upload(upload: Upload, size: int) -> Tile:
     def admit(decoded: int) -> None:
         upload.budget.take(name, decoded)
 
-    return read_tile(content, upload.overrides, name, size, admit)
+    return read_tile(content, upload.overrides, name, size, admit, upload.header)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-_IPV6_NETWORK = 64  # bits: what one customer of a network provider gets
+_IPV6_NETWORK = 64  # bits
 
 
 class OverloadedError(Exception):
@@ -31,12 +31,17 @@ def caller_of(request: Request) -> str:
     name: str | None = getattr(request.state, "caller", None)
     if name:
         return name
-    host = request.client.host if request.client else ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:  # a Unix socket
+    return network_of(request.client.host if request.client else "")
+
+
+def network_of(host: str) -> str:
+    """Return an address as it is, of IPv6 its /64, which one customer of a network provider gets."""
+    if ":" not in host:  # IPv4, or the name of a Unix socket
         return host
-    return str(ipaddress.ip_network((address, _IPV6_NETWORK), strict=False)) if address.version == 6 else host
+    try:
+        return str(ipaddress.ip_network((host, _IPV6_NETWORK), strict=False))
+    except ValueError:
+        return host
 
 
 @dataclass(slots=True, eq=False)

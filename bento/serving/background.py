@@ -1,4 +1,5 @@
-"""Background work of requests: scenes, explanations and pictures, in a few threads of low priority."""
+"""Background work of requests: scenes, explanations, pictures and tiles that take long to be read, in a few
+threads of low priority."""
 
 import asyncio
 import logging
@@ -15,7 +16,6 @@ from tilewise.bento.serving.admission import Admission, caller_of
 
 _LOG = logging.getLogger("tilewise")
 _NICENESS = 10
-_MAX_WAITING = 32
 
 CLIENT_GONE = 499  # never sent: the status by which logs know a request whose client has disconnected
 
@@ -39,20 +39,41 @@ class BackgroundPool:
         name: of the threads.
         threads: two or more.
         max_wait_seconds: that a request may wait for a thread.
+        max_waiting: requests that may wait for a thread.
     """
 
-    def __init__(self, name: str, threads: int, max_wait_seconds: float) -> None:
-        self._room = Admission(threads, threads - 1, _MAX_WAITING, max_wait_seconds)
+    def __init__(self, name: str, threads: int, max_wait_seconds: float, max_waiting: int = 32) -> None:
+        self._room = Admission(threads, threads - 1, max_waiting, max_wait_seconds)
         self._threads = ThreadPoolExecutor(threads, name, initializer=lower_priority)
 
     async def run(self, request: Request, work: Callable[[Check], Value]) -> Value:
-        """Return the result of `work`; stop it soon if the client disconnects or this call is cancelled.
+        """Return the result of `work`, as `run_for` does; stop it soon if the client disconnects, too.
+
+        Raises:
+            ClientGoneError: the client has disconnected.
+            OverloadedError: too many requests wait for a thread.
+        """
+        working = asyncio.create_task(self.run_for(caller_of(request), work))
+        leaving = asyncio.create_task(_disconnected(request))
+        either: list[asyncio.Future[Any]] = [working, leaving]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ClientGoneError
+            return working.result()
+        finally:
+            working.cancel()
+            leaving.cancel()
+            with suppress(Exception, asyncio.CancelledError):  # raised above already, or not wanted
+                await working
+
+    async def run_for(self, caller: str, work: Callable[[Check], Value]) -> Value:
+        """Return the result of `work`, of `caller`; stop it soon if this call is cancelled.
 
         A thread is free again only when the work in it has ended: work that goes on after its request was
         answered with 504 would otherwise pile up.
 
         Raises:
-            ClientGoneError: the client has disconnected.
             OverloadedError: too many requests wait for a thread.
         """
         stop = threading.Event()
@@ -61,18 +82,12 @@ class BackgroundPool:
             if stop.is_set():
                 raise WorkStoppedError
 
-        async with self._room.room(caller_of(request), 1):
+        async with self._room.room(caller, 1):
             working = asyncio.get_running_loop().run_in_executor(self._threads, work, check)
-            leaving = asyncio.create_task(_disconnected(request))
-            either: list[asyncio.Future[Any]] = [working, leaving]
             try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if not working.done():
-                    raise ClientGoneError
-                return working.result()
+                return await asyncio.shield(working)
             finally:
                 stop.set()
-                leaving.cancel()
                 with suppress(Exception):  # raised above already, or not wanted
                     await working
 

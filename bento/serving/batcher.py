@@ -2,9 +2,9 @@
 
 A lone job starts at once; no job ever waits for a batch to fill. Under load, batches grow by themselves,
 since more jobs arrive while each is processed. One thread does the work, and the event loop accepts jobs and
-delivers results; a lone job that is little work is done in the event loop itself, which costs less than to
-wake the thread. `tilewise.bento.serving.admission` bounds how much may wait, before it comes here. Callers
-take turns, job by job: nobody waits for the whole of another's large request.
+delivers results; a lone job may be done in the event loop itself, which costs less than to wake the
+thread. `tilewise.bento.serving.admission` bounds how much may wait, before it comes here. Callers take turns,
+job by job: nobody waits for the whole of another's large request.
 
 Background work (scenes, explanations) runs between batches in short portions: at once if no job waits, and
 otherwise so rarely that it takes a small fraction of the time.
@@ -50,13 +50,11 @@ class Batcher(Generic[Job, Result]):
 
     Args:
         work: turns a list of jobs into results, in the batcher's thread. For an invalid job it returns a
-            result that says so; what it raises is raised to every caller with a job in the batch. It may do
-            the first jobs only, where they are much work: the others come in a later batch.
+            result that says so; what it raises is raised to every caller with a job in the batch.
         max_batch_size: jobs in a batch.
         observe: called after the work on each batch with its size and the number of jobs that still wait.
         after: called when the results of a batch are delivered, before the next batch.
-        is_little: whether a job is so little work that the event loop may do it, where it is the only one;
-            it must not raise.
+        lone_in_loop: do a job in the event loop where it is the only one: no job may be much work.
 
     What `observe` and `after` raise is logged and has no other effect.
     """
@@ -67,10 +65,10 @@ class Batcher(Generic[Job, Result]):
         max_batch_size: int,
         observe: Callable[[int, int], None] | None = None,
         after: Callable[[], None] | None = None,
-        is_little: Callable[[Job], bool] = lambda job: False,
+        lone_in_loop: bool = False,
     ) -> None:
         self._work, self._max_batch_size = work, max_batch_size
-        self._observe, self._after, self._is_little = observe, after, is_little
+        self._observe, self._after, self._lone_in_loop = observe, after, lone_in_loop
         self._turns: OrderedDict[str, deque[_Submission[Job, Result]]] = OrderedDict()  # whose turn is next
         self._background: deque[Callable[[], None]] = deque()
         self._last_background = 0.0  # when a portion last ran
@@ -146,10 +144,11 @@ class Batcher(Generic[Job, Result]):
         self._thread.join(timeout=30)
 
     def _start(self) -> None:
-        """Process a lone job that is little work, in the event loop; leave all else to the thread."""
+        """Process a lone job in the event loop, where it may; leave all else to the thread."""
         with self._changed:
             self._starting = False
-            batch = [] if self._busy or self._closed or not self._is_lone() else self._take_batch()
+            is_lone = self._lone_in_loop and self._waiting == 1 and not self._background
+            batch = self._take_batch() if is_lone and not self._busy and not self._closed else []
             if batch:
                 self._busy = True
             else:
@@ -157,13 +156,6 @@ class Batcher(Generic[Job, Result]):
         if batch:
             self._process(batch)
             self._rest()
-
-    def _is_lone(self) -> bool:
-        """Whether all that waits is one job, which is little work."""
-        if self._waiting != 1 or self._background:
-            return False
-        (submissions,) = self._turns.values()
-        return self._is_little(submissions[0].jobs[submissions[0].taken])
 
     def _rest(self) -> None:
         """Note the end of a batch, and wake the thread for what came meanwhile."""
@@ -222,18 +214,6 @@ class Batcher(Generic[Job, Result]):
                 del self._turns[caller]
         return batch
 
-    def _put_back(self, batch: Sequence[_Submission[Job, Result]]) -> None:
-        """Undo `_take_batch` for its last jobs: they come first in the next batch."""
-        with self._changed:
-            for submission in reversed(batch):
-                submissions = self._turns.setdefault(submission.caller, deque())
-                if submission.taken < len(submission.jobs):
-                    submissions.remove(submission)
-                submissions.appendleft(submission)
-                submission.taken -= 1
-                self._waiting += 1
-                self._turns.move_to_end(submission.caller, last=False)
-
     def _process(self, batch: list[_Submission[Job, Result]]) -> None:
         places = Counter[_Submission[Job, Result]]()
         jobs = []
@@ -242,15 +222,14 @@ class Batcher(Generic[Job, Result]):
             places[submission] += 1
         try:
             results = self._work(jobs)
-            if not 0 < len(results) <= len(jobs):
+            if len(results) != len(jobs):
                 raise RuntimeError(f"{len(results)} results of {len(jobs)} jobs")
         except Exception as error:  # whatever it is: no caller may wait for ever
             self._fail(list(places), error)
             return
-        self._put_back(batch[len(results) :])
         if self._observe:
             _call_observer(self._observe, len(results), self._waiting)
-        self._deliver(batch[: len(results)], results)
+        self._deliver(batch, results)
         if self._after:
             _call_observer(self._after)
 

@@ -21,15 +21,17 @@ from tilewise.bento.inference.uploads import (
     ModelFailure,
     Upload,
     classify_batch,
-    is_little_work,
+    parse_header,
+    read_apart,
     successes,
+    takes_long,
 )
 from tilewise.bento.monitoring.drift import Drift
 from tilewise.bento.monitoring.prediction_log import PredictionLog
 from tilewise.bento.monitoring.tracing import tracing_to
 from tilewise.bento.request_context import current, note_requested, note_submitted
 from tilewise.bento.serving.admission import Admission
-from tilewise.bento.serving.background import BackgroundPool
+from tilewise.bento.serving.background import BackgroundPool, Check
 from tilewise.bento.serving.batcher import Batcher
 from tilewise.bento.serving.fetching import Fetcher, parse_hosts
 from tilewise.bento.serving.releases import Mode, Releases, source_of
@@ -40,6 +42,7 @@ from tilewise.datasets.core.tile import Tile
 
 _LOG = logging.getLogger("tilewise")
 _PREVIEW_THREADS = 2
+_READER_THREADS = 2
 _BATCH_SIZES = {Device.CPU: 64, Device.CUDA: TILES_A_GPU_RUN}  # tiles
 
 
@@ -54,6 +57,7 @@ class Serving:
         batcher: processes the tiles of all requests together.
         observers: called after each batch.
         scenes: runs scenes and explanations in the background.
+        readers: read tiles that take long, so that no batch waits for them.
         previews: draws pictures in the background.
         fetcher: fetches tiles by their addresses.
     """
@@ -63,6 +67,7 @@ class Serving:
     admission: Admission
     batcher: Batcher[Upload, Answer | ModelFailure]
     observers: "BatchObservers"
+    readers: BackgroundPool
     scenes: Scenes
     previews: BackgroundPool
     fetcher: Fetcher
@@ -96,11 +101,13 @@ class Serving:
             metrics.WAITING_REQUESTS.set,
         )
         size = settings.max_batch_size or _BATCH_SIZES[releases.device]
-        batcher = Batcher(work, size, observe, lambda: observers.observe(last.pop()), is_little_work)
+        batcher = Batcher(work, size, observe, lambda: observers.observe(last.pop()), lone_in_loop=True)
         scenes = Scenes.start(settings, releases, batcher)
-        previews = BackgroundPool("previews", _PREVIEW_THREADS, settings.max_wait_seconds)
+        wait, waiting = settings.max_wait_seconds, settings.max_waiting
+        readers = BackgroundPool("readers", _READER_THREADS, wait, waiting)
+        previews = BackgroundPool("previews", _PREVIEW_THREADS, wait)
         fetcher = Fetcher(parse_hosts(settings.url_hosts), settings.max_bytes)
-        return cls(settings, releases, admission, batcher, observers, scenes, previews, fetcher)
+        return cls(settings, releases, admission, batcher, observers, readers, scenes, previews, fetcher)
 
     @property
     def engine(self) -> Engine:
@@ -125,9 +132,11 @@ class Serving:
 
         Raises:
             InferenceError: the champion failed.
+            OverloadedError: too many requests wait for tiles that take long to be read.
             TilewiseError: a coverage is requested that the champion is not calibrated for.
             ClosedError: the process is shutting down.
         """
+        uploads = [parse_header(upload) for upload in uploads]
         champion = self.releases.champion
         engine = self._within_coverage(self.releases.canary(key) or champion, champion, uploads)
         try:
@@ -141,6 +150,7 @@ class Serving:
     def close(self) -> None:
         """Stop the threads, and call the observers' `close`."""
         self.previews.close()
+        self.readers.close()
         self.scenes.close()
         self.releases.close()
         self.batcher.close()
@@ -161,14 +171,26 @@ class Serving:
     ) -> list[Answer]:
         """Queue the uploads for the next batches, to be classified by `engine`, and return the results."""
         note_requested(len(uploads), engine.metadata.version)
-        note_submitted()
         context = current()
         budget = DecodeBudget()
         jobs = [
             replace(upload, engine=engine, shadow=shadow, request_context=context, budget=budget)
             for upload in uploads
         ]
+        size = engine.metadata.tile_size
+        if any(takes_long(job, size) for job in jobs):
+            jobs = await self.readers.run_for(caller, lambda check: _read_long(jobs, size, check))
+        note_submitted()
         return successes(await self.batcher.submit(jobs, caller))
+
+
+def _read_long(uploads: Sequence[Upload], size: int, check: Check) -> list[Upload]:
+    """Return the uploads, those that take long read or with their error."""
+    read = []
+    for upload in uploads:
+        check()
+        read.append(read_apart(upload, size) if takes_long(upload, size) else upload)
+    return read
 
 
 def make_releases(settings: Settings) -> Releases:

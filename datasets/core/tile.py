@@ -7,6 +7,7 @@ networks take tiles of 64 × 64 pixels at about 10 m.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # a machine that only trains on packed tiles has no rasterio
 TILE_SIZE = 64
 BAND_COUNT = len(BAND_NAMES)
 NO_DATA = 0
+_EPSG = re.compile(r'AUTHORITY\["EPSG","(32[67]\d\d)"\]\]$')
 
 DN = npt.NDArray[np.uint16]
 Values = TypeVar("Values")
@@ -83,9 +85,13 @@ def _footprint(same: _Same, transform: Affine, width: int, height: int) -> dict[
 
 @lru_cache(maxsize=512)
 def _utm_code(same: _Same) -> int:
-    """Return the EPSG code of a CRS that is WGS 84 / UTM and nothing else; 0 of any other."""
-    code = same.crs.to_epsg() or 0
-    return code if code // 100 in (326, 327) and same.crs == type(same.crs).from_epsg(code) else 0
+    """Return the EPSG code of a CRS that says it is WGS 84 / UTM, and is; 0 of any other.
+
+    GDAL would also find the code of one that does not say it, in up to 40 ms.
+    """
+    said = _EPSG.search(same.crs.to_wkt())
+    code = int(said[1]) if said else 0
+    return code if code and same.crs == type(same.crs).from_epsg(code) else 0
 
 
 def _footprint_by_gdal(crs: CRS, ring: list[tuple[float, float]]) -> dict[str, Any] | None:

@@ -327,6 +327,7 @@ def read_tile(
     name: str | None = None,
     size: int = TILE_SIZE,
     admit: Callable[[int], None] = lambda size: None,
+    plain: PlainTiff | None = None,
 ) -> Tile:
     """Read one `size` × `size` tile from a GeoTIFF.
 
@@ -336,16 +337,16 @@ def read_tile(
         name: of the tile, for errors.
         size: pixels a side.
         admit: called before decoding with the result of `decoded_bytes`; it may raise to refuse the tile.
+        plain: the header, where it is parsed already.
 
     Raises:
         TileShapeError: the raster has another size, or is not like a Sentinel-2 file.
         TilewiseError: as `open_geotiff`, `plan_reading` and `read_dn` raise.
     """
     label = name or (source.name if isinstance(source, Path) else "the upload")
-    plain = None
     with suppress(NotPlainError):
         content = source if isinstance(source, bytes) else _read_file(source)
-        plain = parse_plain(content)
+        plain = plain or parse_plain(content)
         return _read_plain(content, plain, options, label, size, admit)
     return read_tile_with_gdal(source, options, label, size, plain, admit)
 
@@ -358,6 +359,11 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise NotPlainError from error
+
+
+def needs_gdal(plain: PlainTiff, size: int) -> bool:
+    """Whether GDAL would read a plain file now, for its CRS or to say why it is refused."""
+    return plain.geo_keys not in _CRS_OF_KEYS or (plain.height, plain.width) != (size, size)
 
 
 def _read_plain(

@@ -70,7 +70,8 @@ def environment(model: Path, home: Path, **settings: str) -> dict[str, str]:
 
 
 def _own(home: Path) -> dict[str, str]:
-    return {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    refused_rate = {"TILEWISE_REFUSED_RATE": "0"}  # tests are refused often, and do not wait for it
+    return {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"} | refused_rate
 
 
 def free_port() -> int:

@@ -81,6 +81,59 @@ def test_one_address_cannot_take_all_places_of_waiting_tasks(port: int) -> None:
     assert heard(port, task).status == 202
 
 
+def test_tiles_that_take_long_to_be_read_hold_up_no_other_caller(port: int) -> None:
+    """They are read beside the batches, not in them."""
+    padded = post(b"/classify", FORM, multipart([part(b"tiles", padded_tile())] * 18))
+
+    async def both() -> list[str]:
+        ended: list[str] = []
+
+        async def send(name: str, request: bytes, address: str) -> None:
+            answer, _ = await ask(port, request, address=address, patience=60)
+            ended.append(f"{name} {answer.status}")
+
+        attack = asyncio.create_task(send("attacker", padded, ATTACKER))
+        await asyncio.sleep(0.1)
+        for _ in range(30):
+            await send("caller", honest_tile(), "127.0.0.1")
+        await attack
+        return ended
+
+    assert asyncio.run(both()) == ["caller 200"] * 30 + ["attacker 200"]
+
+
+def test_an_address_whose_requests_are_refused_is_slowed_down_and_no_other_is(
+    linear_model: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"TILEWISE_REFUSED_RATE": "2"}
+    bad = post(b"/classify", b"image/tiff", b"not a tile")
+
+    async def attack(port: int) -> tuple[int, int]:
+        refused = 0
+
+        async def send() -> None:
+            nonlocal refused
+            while True:
+                answer, _ = await ask(port, bad, address=ATTACKER)
+                refused += answer.status == 415
+
+        attacks = [asyncio.create_task(send()) for _ in range(8)]
+        answered = 0
+        for _ in range(20):
+            answer, _ = await ask(port, honest_tile())
+            answered += answer.status == 200
+            await asyncio.sleep(0.1)
+        for one in attacks:
+            one.cancel()
+        await asyncio.gather(*attacks, return_exceptions=True)
+        return answered, refused
+
+    with serving(linear_model, tmp_path, settings=settings) as (port, _):
+        answered, refused = asyncio.run(attack(port))
+    assert answered == 20
+    assert 4 <= refused < 40, "unlimited, it is some hundreds"
+
+
 def test_a_picture_of_gigabytes_is_refused_by_the_header(port: int) -> None:
     file = expanding_tiff(4096, 512, 64, "float64")
     bands = b"B04,B03,B02" + 61 * b",_"

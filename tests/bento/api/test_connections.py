@@ -85,6 +85,15 @@ def test_a_request_on_an_idle_connection_is_answered_while_the_service_stops(
         assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
+def test_one_address_takes_at_most_half_of_the_connections(guarded: Server) -> None:
+    host, _, port = guarded.url.removeprefix("http://").partition(":")
+    with ExitStack() as stack:
+        for _ in range(60):  # of 40 that are allowed
+            attacker = socket.create_connection((host, int(port)), 10, source_address=("127.0.0.2", 0))
+            stack.enter_context(attacker)
+        assert [say(guarded.url, GET + b"\r\n").status for _ in range(3)] == [200] * 3
+
+
 def test_more_connections_than_allowed_are_closed_and_the_others_served(guarded: Server) -> None:
     host, _, port = guarded.url.removeprefix("http://").partition(":")
     with ExitStack() as stack:

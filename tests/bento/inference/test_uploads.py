@@ -20,11 +20,14 @@ from tilewise.bento.inference.uploads import (
     Upload,
     classify_batch,
     classify_uploads,
-    is_little_work,
+    parse_header,
+    read_apart,
     successes,
+    takes_long,
 )
 from tilewise.datasets.acquire.synthetic import TAGS, synthesise_tile
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
+from tilewise.datasets.core.errors import SceneTooLargeError, TilewiseError
 from tilewise.datasets.core.radiometry import Level, ReadOptions
 from tilewise.datasets.core.tile import DN, Tile
 from tilewise.datasets.readers.eurosat import CLASSES
@@ -165,21 +168,6 @@ def padded(name: str, budget: DecodeBudget) -> Upload:
     return Upload(name, padded_tile(), budget=budget)
 
 
-def test_a_batch_stops_reading_when_it_has_decoded_much(engine: Engine) -> None:
-    budget = DecodeBudget()
-    batch = classify_batch(engine, [padded(str(index), budget) for index in range(5)])
-    assert len(batch.results) == len(batch.uploads) == len(batch.outcomes) == 1
-    assert [answer["name"] for answer in batch.results if isinstance(answer, dict)] == ["0"]
-
-
-def test_uploads_that_take_several_batches_are_all_answered_in_order(engine: Engine) -> None:
-    budget = DecodeBudget()
-    names = [str(index) for index in range(5)]
-    assert [
-        answer["name"] for answer in classify_uploads(engine, [padded(n, budget) for n in names])
-    ] == names
-
-
 def test_a_request_that_has_decoded_its_share_is_refused_the_rest_and_another_is_not(engine: Engine) -> None:
     budget = DecodeBudget(60 * 2**20)
     uploads = [padded(str(index), budget) for index in range(4)]
@@ -207,18 +195,40 @@ BLOCKS = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "defl
 
 
 @pytest.mark.parametrize(
-    ("content", "little"),
+    ("content", "long"),
     [
-        (tile_file(FOREST), True),
-        (tile_file(FOREST, compress="deflate"), True),
-        (FOREST, True),
-        (tile_file(FOREST, compress="lzma"), False),  # GDAL's, slow
-        (tile_file(FOREST, **BLOCKS), False),  # 64 × 64 pixels that take 6.5 MiB when decoded
+        (tile_file(FOREST), False),
+        (tile_file(FOREST, compress="deflate"), False),
+        (FOREST, False),
         (jpeg(), False),
-        (b"II*\0", False),
-        (b"", False),
+        (b"\x93NUMPY", False),
+        (TilewiseError("it could not be fetched"), False),
+        (tile_file(FOREST, compress="lzma"), True),  # GDAL's, slow
+        (tile_file(FOREST, **BLOCKS), True),  # 64 × 64 pixels that take 6.5 MiB when decoded
+        (tile_file(FOREST, crs=CRS.from_epsg(32601), transform=Affine(10, 0, 5e5, 0, -10, 5e6)), True),
+        (geotiff(np.ones((13, 65, 64), np.uint16)), True),
+        (b"II*\0", True),
+        (b"", True),
     ],
 )
-def test_little_work_is_what_is_read_already_or_plain_and_small(content: bytes | Tile, little: bool) -> None:
-    """All else would hold up every other connection if the event loop did it."""
-    assert is_little_work(Upload("a.tif", content)) is little
+def test_what_takes_long_is_what_is_not_read_already_and_not_plain_and_small(
+    engine: Engine, content: bytes | Tile | Exception, long: bool
+) -> None:
+    """All else would hold up every other caller if a batch read it."""
+    classify_uploads(engine, [Upload("a.tif", tile_file(FOREST))])  # GDAL reads its CRS the first time
+    assert takes_long(parse_header(Upload("a.tif", content)), 64) is long
+
+
+@pytest.mark.parametrize("content", [tile_file(FOREST, compress="lzma"), b"II*\0", tile_file(FOREST), b""])
+def test_an_upload_that_is_read_apart_has_the_answer_of_one_that_is_not(
+    engine: Engine, content: bytes
+) -> None:
+    upload = Upload("a.tif", content)
+    assert classify_uploads(engine, [read_apart(upload, 64)]) == classify_uploads(engine, [upload])
+
+
+def test_reading_apart_takes_from_the_budget_of_the_request(engine: Engine) -> None:
+    budget = DecodeBudget(60 * 2**20)
+    read = [read_apart(padded(str(index), budget), 64) for index in range(3)]
+    assert [type(upload.content) for upload in read] == [Tile, Tile, SceneTooLargeError]
+    assert budget.left == 60 * 2**20 - 2 * 26 * 2**20

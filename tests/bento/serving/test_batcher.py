@@ -63,11 +63,7 @@ def test_a_lone_job_is_worked_on_at_once_and_alone() -> None:
     assert worker.batches == [[21]]
 
 
-def is_odd(job: int) -> bool:
-    return job % 2 == 1
-
-
-def test_a_lone_job_that_is_little_work_is_done_without_the_thread_and_no_other() -> None:
+def test_a_lone_job_is_done_without_the_thread_where_that_is_allowed_and_several_are_not() -> None:
     threads: dict[tuple[int, ...], str] = {}
     worker = Worker()
 
@@ -75,21 +71,22 @@ def test_a_lone_job_that_is_little_work_is_done_without_the_thread_and_no_other(
         threads[tuple(jobs)] = threading.current_thread().name
         return worker(jobs)
 
-    async def scenario() -> None:
-        batcher = Batcher(work, 8, is_little=is_odd)
+    async def scenario(lone_in_loop: bool) -> None:
+        batcher = Batcher(work, 8, lone_in_loop=lone_in_loop)
         assert await batcher.submit([21]) == [42]
-        assert await batcher.submit([22]) == [44]
         assert await batcher.submit([5, 7]) == [10, 14]
         assert await asyncio.gather(batcher.submit([1]), batcher.submit([3])) == [[2], [6]]
         with pytest.raises(ValueError, match="poisoned"):
-            await asyncio.gather(batcher.submit([666]))
-        assert await batcher.submit([23]) == [46]
+            await batcher.submit([666])
+        assert await batcher.submit([22]) == [44]
         batcher.close()
 
-    run(scenario)
+    run(partial(scenario, True))
     lone = {jobs for jobs, name in threads.items() if name != "batcher"}
-    assert lone == {(21,), (23,)}
-    assert threads.keys() == {(21,), (22,), (5, 7), (1, 3), (666,), (23,)}
+    assert lone == {(21,), (666,), (22,)}
+    assert threads.keys() == {(21,), (5, 7), (1, 3), (666,), (22,)}
+    run(partial(scenario, False))
+    assert set(threads.values()) == {"batcher"}
 
 
 def test_background_work_that_comes_while_the_event_loop_works_waits_for_it() -> None:
@@ -109,7 +106,7 @@ def test_background_work_that_comes_while_the_event_loop_works_waits_for_it() ->
         assert await batcher.submit([1]) == [1]
         await asyncio.to_thread(background[0].join, WAIT_S)
 
-    with closing(Batcher(work, 8, is_little=is_odd)) as batcher:
+    with closing(Batcher(work, 8, lone_in_loop=True)) as batcher:
         run(scenario)
     assert order == ["job", "background"]
 
@@ -208,43 +205,6 @@ def test_callers_take_turns_job_by_job_and_so_do_the_requests_of_one() -> None:
 
     run(scenario)
     assert worker.batches == [[0], [10, 30, 20, 11], [21, 12, 13]]
-
-
-def test_what_the_work_leaves_comes_first_in_the_next_batch_and_nothing_is_lost() -> None:
-    batches: list[list[int]] = []
-    worker = Worker()
-
-    def some(jobs: list[int]) -> list[int]:
-        batches.append(jobs)
-        return worker(jobs)[:2]
-
-    async def scenario() -> None:
-        batcher: Batcher[int, int] = Batcher(some, 4)
-        try:
-            results = await held_back(worker, batcher, ("a", [10, 11, 12]), ("b", [20]), ("c", [30, 31]))
-            assert results == [[20, 22, 24], [40], [60, 62]]
-            assert batcher.waiting == 0
-        finally:
-            batcher.close()
-
-    run(scenario)
-    assert batches == [[0], [10, 20, 30, 11], [30, 11, 31, 12], [31, 12]]
-
-
-def test_a_request_that_fails_after_some_of_it_was_left_leaves_nothing_behind() -> None:
-    worker = Worker()
-
-    async def scenario() -> None:
-        batcher: Batcher[int, int] = Batcher(lambda jobs: worker(jobs)[:1], 4)
-        try:
-            with pytest.raises(ValueError, match="poisoned"):
-                await batcher.submit([1, 2, 3, 4, 666, 6])
-            assert batcher.waiting == 0
-            assert await batcher.submit([5, 6]) == [10, 12]
-        finally:
-            batcher.close()
-
-    run(scenario)
 
 
 def test_a_batch_that_fails_fails_its_callers_and_nobody_else() -> None:

@@ -23,7 +23,7 @@ WAIT_S = 10
 class Callers(RuleBasedStateMachine):
     """Callers of a batcher whose work is held back until it is let go, so that requests pile up and mix.
 
-    A lone odd number is little work, which is not held back.
+    A lone number is worked on in the event loop, which is not held back.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Callers(RuleBasedStateMachine):
         self.batches: list[list[int]] = []
         self.go = threading.Event()
         self.loop = asyncio.new_event_loop()
-        self.batcher = Batcher(self.work, LIMIT, is_little=lambda job: job % 2 == 1)
+        self.batcher = Batcher(self.work, LIMIT, lone_in_loop=True)
         self.waiting: list[tuple[list[int], asyncio.Task[list[int]]]] = []
 
     def work(self, jobs: list[int]) -> list[int]:
@@ -40,9 +40,7 @@ class Callers(RuleBasedStateMachine):
         self.batches.append(jobs)
         if POISON in jobs:
             raise ValueError("a poisoned batch")
-        return [2 * job for job in jobs][
-            : max(1, len(jobs) - 1)
-        ]  # the last one comes again in the next batch
+        return [2 * job for job in jobs]
 
     @rule(jobs=st.lists(st.integers(0, 99) | st.just(POISON), max_size=7), caller=st.sampled_from("abc"))
     def ask(self, jobs: list[int], caller: str) -> None:
