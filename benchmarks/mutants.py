@@ -78,7 +78,10 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
             "bento/inference/test_precision.py",
         ),
     ),
-    "gates": ("training/registry/gates.py", ("training/registry/test_gates.py",)),
+    "gates": (
+        "training/registry/gates.py",
+        ("training/registry/test_gate_figures.py", "training/registry/test_gates.py"),
+    ),
     "registry": (
         "training/registry/registry.py",
         (

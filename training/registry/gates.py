@@ -211,7 +211,8 @@ def run_gates(context: GateContext) -> Iterator[GateResult]:
             f"{context.settings.min_tiles}; name another pack, or change the gates file"
         )
     for name, gate in GATES.items():
-        if getattr(context.settings, name):
+        setting = getattr(context.settings, name)
+        if setting is not None and setting is not False:  # a limit of 0 is one
             yield from gate(context)
 
 
@@ -282,7 +283,8 @@ def _calibration(context: GateContext) -> Iterator[GateResult]:
 
     from tilewise.training.evaluate.evaluation import CALIBRATION_BINS
 
-    limit, predictions = context.settings.calibration or 0.0, context.predictions(context.candidate)
+    limit, predictions = context.settings.calibration, context.predictions(context.candidate)
+    assert limit is not None  # noqa: S101 - checked by `run_gates`
     error = multiclass_calibration_error(
         torch.from_numpy(predictions.probabilities),
         torch.from_numpy(predictions.labels),
@@ -305,7 +307,8 @@ def _coverage(context: GateContext) -> Iterator[GateResult]:
 
 
 def _outliers(context: GateContext) -> Iterator[GateResult]:
-    limit, known = context.settings.outliers or 0.0, context.candidate.metadata.outliers
+    limit, known = context.settings.outliers, context.candidate.metadata.outliers
+    assert limit is not None  # noqa: S101 - checked by `run_gates`
     if known is None:
         yield GateResult("outliers", False, 0.0, "a calibrated outlier score")
         return
@@ -355,12 +358,14 @@ def _latency(context: GateContext) -> Iterator[GateResult]:
 
 
 def _megabytes(context: GateContext) -> Iterator[GateResult]:
-    size, limit = context.candidate.path.stat().st_size / 1e6, context.settings.megabytes or 0.0
+    size, limit = context.candidate.path.stat().st_size / 1e6, context.settings.megabytes
+    assert limit is not None  # noqa: S101 - checked by `run_gates`
     yield GateResult("megabytes", size <= limit, size, f"≤ {limit:g} MB")
 
 
 def _parity(context: GateContext) -> Iterator[GateResult]:
-    limit = context.settings.parity or 0.0
+    limit = context.settings.parity
+    assert limit is not None  # noqa: S101 - checked by `run_gates`
     difference = graph_difference(context.candidate, context.pack.fetch(context.rows[:_PARITY_TILES]))
     yield GateResult(
         "parity", difference <= limit, difference, f"≤ {limit:g} between optimised and plain graph"
@@ -370,7 +375,8 @@ def _parity(context: GateContext) -> Iterator[GateResult]:
 def _int8(context: GateContext) -> Iterator[GateResult]:
     """Compare the version's INT8 file, if it has one, with fp32: services use it where the processor is
     faster with it."""
-    path, limit = int8_of(context.candidate.path), context.settings.int8 or 0.0
+    path, limit = int8_of(context.candidate.path), context.settings.int8
+    assert limit is not None  # noqa: S101 - checked by `run_gates`
     if not path.is_file():
         return
     int8 = open_single_threaded(path)

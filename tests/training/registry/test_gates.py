@@ -172,12 +172,6 @@ def test_a_list_of_approvers_is_for_these_alone() -> None:
     assert GateSettings(approval=False).objection("") is None
 
 
-@pytest.mark.slow
-def test_a_real_service_keeps_its_contract(judged: Path, make_model: MakeModel) -> None:
-    found = judge(judged, make_model(), contract=True)["contract"]
-    assert found.passed, found.limit
-
-
 def test_too_few_tiles_decide_nothing(judged: Path, make_model: MakeModel) -> None:
     with pytest.raises(TrainingError, match="120 tiles in the split 'test', the minimum is 1000"):
         judge(judged, make_model(), min_tiles=1000, megabytes=1)
@@ -234,3 +228,12 @@ def test_recall_is_that_of_each_class_alone(judged: Path, make_model: MakeModel)
     recalls = recall_score(predictions.labels, predictions.probabilities.argmax(1), average=None)
     figures = [found[f"floor/recall/{name}"].figure for name in predictions.classes]
     assert figures == pytest.approx(recalls)
+
+
+def test_a_model_runs_once_for_each_disturbance(judged: Path, make_model: MakeModel) -> None:
+    model = open_single_threaded(make_model())
+    context = GateContext(model, None, Pack(judged), GateSettings())
+    plain, hazy = context.predictions(model), context.predictions(model, "haze")
+    assert context.predictions(model) is plain
+    assert context.predictions(model, "haze") is hazy
+    assert (plain.probabilities != hazy.probabilities).any()
