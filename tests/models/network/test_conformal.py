@@ -68,3 +68,31 @@ def test_the_fewest_tiles_that_can_promise_a_coverage_do(coverage: float) -> Non
     smallest = probabilities[np.arange(fewest), labels].min()
     assert fit_thresholds(probabilities, labels, (coverage,))[coverage] == smallest
     assert fit_thresholds(probabilities[1:], labels[1:], (coverage,))[coverage] == 0
+
+
+def test_each_group_weighs_its_share_of_all() -> None:
+    assert group_weights(np.array([3, 7, 3, 3])).tolist() == pytest.approx([2 / 3, 2, 2 / 3, 2 / 3])
+
+
+def test_thresholds_are_made_for_these_coverages() -> None:
+    assert tuple(fit_thresholds(*draw(200, seed=7))) == (0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "rank"),
+    [(0.95, 0), (0.9, 1), (0.88, 1), (0.85, 2), (0.5, 9), (0.1, 17), (0.0, 18)],
+)
+def test_of_nineteen_tiles_and_a_new_one_so_many_may_lie_below(coverage: float, rank: int) -> None:
+    """Of 20 tiles, 1 - coverage are 20 * (1 - coverage): the new one and as many below the threshold."""
+    sure = np.random.default_rng(8).permutation(np.arange(1, 20) / 20)
+    probabilities = np.column_stack([sure, 1 - sure])
+    assert fit_thresholds(probabilities, np.zeros(19, int), (coverage,)) == {coverage: (rank + 1) / 20}
+
+
+def test_weights_move_with_their_tiles() -> None:
+    """The three least sure weigh 1.5 together, the others 5.5: of 8 with the new one, 2.4 may
+    lie below the threshold: the new one and 1.4."""
+    sure = np.array([0.7, 0.1, 0.6, 0.2, 0.5, 0.3, 0.4])
+    weights = np.where(sure < 0.35, 0.5, 5.5 / 4)
+    probabilities = np.column_stack([sure, 1 - sure])
+    assert fit_thresholds(probabilities, np.zeros(7, int), (0.7,), weights) == {0.7: 0.3}

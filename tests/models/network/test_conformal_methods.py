@@ -56,3 +56,18 @@ def test_aps_is_the_probability_of_all_likelier_classes_and_a_fraction_of_its_ow
     for tile, fraction, scores in zip(shares, fractions[:, 0], found, strict=True):
         for own, score in zip(tile, scores, strict=True):
             assert score == pytest.approx(tile[tile > own].sum() + fraction * own)
+
+
+def test_the_penalty_of_raps_is_a_hundredth_where_none_is_named() -> None:
+    shares = np.array([[0.1, 0.5, 0.05, 0.31, 0.04]])
+    aps, raps = (scores_of(m, shares, np.random.default_rng(0)) for m in ("aps", "raps"))
+    np.testing.assert_allclose((raps - aps)[0], [0.01, 0, 0.02, 0, 0.03], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "limit"), [(0.05, 0), (0.5, 4), (0.55, 5), (0.75, 7), (0.9, 8), (0.91, np.inf)]
+)
+def test_the_limit_is_the_rank_of_the_finite_sample_quantile(coverage: float, limit: float) -> None:
+    """Of nine tiles and a new one, ceil(10 * coverage) have at most the limit."""
+    scores = np.column_stack([np.random.default_rng(4).permutation(9), np.full(9, 50)])
+    assert limit_of(scores, np.zeros(9, int), coverage) == limit
