@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 # Several processes, each with whole files of tests; one runs them one after another: make test SIDE_BY_SIDE=
 SIDE_BY_SIDE ?= --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
+# Installs what constraints.txt lists, and nothing whose SHA-256 differs.
+HASHED := python -m pip install --quiet --no-deps --require-hashes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow mutants lint format pretrained teacher shipped pretrain-cpu serve docs rehearsal bento pipeline clean
+.PHONY: help setup demo test test-slow mutants attacks lint format pretrained teacher shipped pretrain-cpu serve docs rehearsal bento pipeline clean
 
 help: ## List these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,8 +24,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tilewise needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	@echo "installing into $(VENV): about 8 GB, a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,ops,dev]'
+	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt | $(BIN)/$(HASHED) --requirement /dev/stdin
+	@$(BIN)/$(HASHED) --requirement constraints.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(READY) ## Train, export and classify synthetic tiles in demo/: under 3 minutes, no download
@@ -37,6 +40,10 @@ test-slow: $(READY) ## Run the rest of the tests: whole trainings, pipelines, re
 
 mutants: $(READY) ## Put small faults into core code and count those that the tests notice: at most 30 minutes
 	@python benchmarks/mutants.py --least 0.9
+
+attacks: $(READY) ## Send hostile uploads to a service, and look what an honest caller notices beside them: 3 minutes
+	@python benchmarks/fuzz.py --model fast --uploads 20000
+	@python benchmarks/attacked.py --model fast --minutes 1.5 --slower 30
 
 lint: $(READY) ## Check style, types and import rules
 	@ruff check . && ruff format --check . && mypy && MYPYPATH=. mypy benchmarks/*.py benchmarks/*/*.py && lint-imports

@@ -177,7 +177,7 @@ def takes_long(upload: Upload, size: int) -> bool:
 
 def read_apart(upload: Upload, size: int) -> Upload:
     """Return an upload with its tile of `size` × `size` pixels, or with why there is none."""
-    with metrics.timed("read", 1), isolated_gdal():
+    with metrics.timed("read_apart", 1), isolated_gdal():
         try:
             return replace(upload, content=read_upload(upload, size))
         except Exception as error:  # whatever it is: its batch tells it

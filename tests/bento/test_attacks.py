@@ -81,27 +81,6 @@ def test_one_address_cannot_take_all_places_of_waiting_tasks(port: int) -> None:
     assert heard(port, task).status == 202
 
 
-def test_tiles_that_take_long_to_be_read_hold_up_no_other_caller(port: int) -> None:
-    """They are read beside the batches, not in them."""
-    padded = post(b"/classify", FORM, multipart([part(b"tiles", padded_tile())] * 18))
-
-    async def both() -> list[str]:
-        ended: list[str] = []
-
-        async def send(name: str, request: bytes, address: str) -> None:
-            answer, _ = await ask(port, request, address=address, patience=60)
-            ended.append(f"{name} {answer.status}")
-
-        attack = asyncio.create_task(send("attacker", padded, ATTACKER))
-        await asyncio.sleep(0.1)
-        for _ in range(30):
-            await send("caller", honest_tile(), "127.0.0.1")
-        await attack
-        return ended
-
-    assert asyncio.run(both()) == ["caller 200"] * 30 + ["attacker 200"]
-
-
 def test_an_address_whose_requests_are_refused_is_slowed_down_and_no_other_is(
     linear_model: Path, tmp_path: Path
 ) -> None:

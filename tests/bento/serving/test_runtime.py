@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from geotiffs import tile_file
+from hostile.attacks import padded_tile
 from prometheus_client import REGISTRY
 from tiny_onnx import metadata, write_model
 
 from tilewise.bento.inference.engine import Answers, Engine
-from tilewise.bento.inference.uploads import InferenceError, Upload
+from tilewise.bento.inference.uploads import Batch, InferenceError, Upload
 from tilewise.bento.serving.runtime import Serving, total_variation
 from tilewise.bento.settings import Settings
 from tilewise.datasets.acquire.synthetic import synthesise_tile
-from tilewise.datasets.core.errors import TilewiseError
+from tilewise.datasets.core.errors import TilewiseError, UnreadableImageError
 from tilewise.datasets.core.tile import BAND_COUNT, DN, Tile
 from tilewise.models.model_file import PredictionSets
 
+FOREST = synthesise_tile("Forest", 1, 2)
 TILE = Tile("t", synthesise_tile("Forest", 1, 2).pixels, synthesise_tile("Forest", 1, 2).bands, None)
 
 
@@ -98,6 +101,26 @@ def break_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         return classify(self, tiles)
 
     monkeypatch.setattr(Engine, "classify", fail)
+
+
+def test_no_batch_reads_what_takes_long(tmp_path: Path) -> None:
+    """Files that decode to much, or that GDAL must read, are read beside the batches."""
+    plain, slow = tile_file(FOREST), tile_file(FOREST, compress="lzma")
+    batches: list[Batch] = []
+
+    async def ask(serving: Serving, *contents: bytes) -> list[Any]:
+        uploads = [Upload(str(index), content) for index, content in enumerate(contents)]
+        return (await serving.classify(uploads, "key", "caller"))[1]
+
+    with serving_of(tmp_path) as serving:
+        serving.observers.add(batches.append)
+        asyncio.run(ask(serving, plain))  # its CRS is known after that
+        batches.clear()
+        answers = asyncio.run(ask(serving, slow, plain, b"II*\0", padded_tile(), plain))
+    assert ["error" in answer for answer in answers] == [False, False, True, False, False]
+    (batch,) = batches
+    kinds = [type(upload.content) for upload in batch.uploads]
+    assert kinds == [Tile, bytes, UnreadableImageError, Tile, bytes]
 
 
 def test_the_canary_answers_its_callers_and_the_champion_the_others(tmp_path: Path) -> None:
