@@ -1,6 +1,7 @@
 """The lock of a folder of results, and what its manifest tells."""
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,90 @@ def test_a_scene_that_is_done_again_loses_the_files_that_it_no_longer_has_and_no
         enter("a.classes.tif", "a.windows.parquet")
         assert {path.name for path in tmp_path.glob("a.*")} == {"a.classes.tif", "a.windows.parquet"}
         assert is_intact(manifest.known()["a"], tmp_path)
+
+
+def written(folder: Path, *names: str) -> tuple[ResultFile, ...]:
+    """Files of these names, and what a manifest tells of them."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_text(name)
+    return tuple(ResultFile(name, len(name), sha256_of(folder / name)) for name in names)
+
+
+@pytest.mark.parametrize("byte", range(8))
+def test_another_byte_is_noticed_whatever_it_is(tmp_path: Path, byte: int) -> None:
+    outcome = SceneOutcome("a", "/in/a.tif", SceneState.DONE, files=written(tmp_path, "a.tif"))
+    (tmp_path / "a.tif").write_bytes(b"a.ti" + bytes([byte]))
+    assert not is_intact(outcome, tmp_path)
+
+
+def test_a_scene_that_fails_later_keeps_its_entry_and_its_files(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "of" / "today"
+    done = SceneOutcome("a", "/in/a.tif", SceneState.DONE, files=written(tmp_path / "work", "a.tif"))
+    with Manifest(out) as manifest:
+        manifest.enter(done, tmp_path / "work")
+        assert not (tmp_path / "work").exists()
+        for state in (SceneState.FAILED, SceneState.OUTSIDE):
+            manifest.enter(SceneOutcome("a", "/in/a.tif", state), None)
+            manifest.enter(SceneOutcome("b", "/in/b.tif", state), None)
+        assert manifest.known() == {"a": done}
+        assert manifest.known_as("b") is None
+    assert is_intact(done, out)
+
+
+def test_a_file_that_somebody_removed_is_no_trouble_when_its_scene_is_done_again(tmp_path: Path) -> None:
+    first = SceneOutcome(
+        "a", "/in/a.tif", SceneState.DONE, files=written(tmp_path / "work", "a.old", "a.tif")
+    )
+    with Manifest(tmp_path) as manifest:
+        manifest.enter(first, tmp_path / "work")
+        (tmp_path / "a.old").unlink()
+        again = SceneOutcome("a", "/in/a.tif", SceneState.DONE, files=written(tmp_path / "work", "a.tif"))
+        manifest.enter(again, tmp_path / "work")
+        assert manifest.known() == {"a": again}
+
+
+def test_a_scene_may_be_entered_from_another_thread(tmp_path: Path) -> None:
+    done = SceneOutcome("a", "/in/a.tif", SceneState.DONE)
+    with Manifest(tmp_path) as manifest:
+        thread = threading.Thread(target=manifest.enter, args=(done, None))
+        thread.start()
+        thread.join()
+        assert manifest.known() == {"a": done}
+
+
+@pytest.mark.parametrize("version", [-1, 2])
+def test_a_manifest_of_another_version_is_refused_and_both_versions_are_named(
+    tmp_path: Path, version: int
+) -> None:
+    Manifest(tmp_path).close()
+    database = sqlite3.connect(tmp_path / MANIFEST)
+    database.execute(f"PRAGMA user_version = {version}")
+    database.close()
+    says = rf"another version of tilewise \(manifest {version}, this one writes 1\); choose another folder"
+    with pytest.raises(ResultsError, match=says):
+        Manifest(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_written_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(OSError, match=r"manifest\.sqlite cannot be written to: unable to open"):
+        Manifest(tmp_path)
+
+
+def test_what_a_killed_run_left_is_removed_and_all_else_stays(tmp_path: Path) -> None:
+    written(tmp_path / f"{STAGING}old", "a.tif")
+    written(tmp_path, ".summary.json.partial", ".report.html.partial", "a.tif", ".notes.partial")
+    manifest = Manifest(tmp_path)
+    manifest.staging.rmdir()
+    manifest.close()
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, "a.tif", ".notes.partial"}
+
+
+def test_an_outcome_survives_the_way_through_json() -> None:
+    files = (ResultFile("a.tif", 3, "f" * 64),)
+    outcome = SceneOutcome("a", "/in/a.tif", SceneState.DONE, "key", files=files, no_data_ha=0.5)
+    assert SceneOutcome.from_json(outcome.to_json()) == outcome
+    assert outcome.kept() == SceneOutcome(
+        "a", "/in/a.tif", SceneState.KEPT, "key", files=files, no_data_ha=0.5
+    )

@@ -213,6 +213,7 @@ def test_bodies_that_need_more_room_than_there_is_do_not_wait_for_one_another() 
         ("192.0.2.7", "192.0.2.7"),
         ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
         ("", ""),
+        ("no:address", "no:address"),
     ],
 )
 def test_a_request_is_charged_to_its_address_and_in_ipv6_to_its_network(client: str, caller: str) -> None:
@@ -293,3 +294,92 @@ def test_as_many_wait_as_may_and_the_next_is_turned_away() -> None:
             await guest.leave()
 
     run(scenario)
+
+
+def test_a_request_without_an_address_is_charged_to_nobody() -> None:
+    assert caller_of(Request({"type": "http", "headers": [], "state": {}})) == ""
+
+
+@pytest.mark.parametrize(("size", "fits"), [(9, True), (10, True), (11, False)])
+def test_the_requests_of_one_caller_hold_its_share_and_no_more(size: int, fits: bool) -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=50, max_waiting=10, max_wait_seconds=5)
+        first, second = Guest(admission, 40), Guest(admission, size)
+        await settle()
+        assert second.inside == fits
+        for guest in (first, second):
+            await guest.leave()
+
+    run(scenario)
+
+
+def test_whoever_waits_for_its_share_does_not_hold_up_others_even_if_it_would_take_all_room() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=100, max_each=60, max_waiting=10, max_wait_seconds=5)
+        first, greedy = Guest(admission, 40, "greedy"), Guest(admission, 60, "greedy")
+        other = Guest(admission, 10, "other")
+        await settle()
+        assert (greedy.inside, other.inside) == (False, True)
+        for guest in (first, greedy, other):
+            await guest.leave()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("max_waiting", "of_one"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)])
+def test_one_caller_waits_in_half_of_the_places_rounded_down_and_in_one_at_least(
+    max_waiting: int, of_one: int
+) -> None:
+    async def scenario() -> None:
+        admission = Admission(max_held=10, max_each=10, max_waiting=max_waiting, max_wait_seconds=7)
+        guests = [Guest(admission, 10, "inside")]
+        await settle()
+        guests += [Guest(admission, 10, "greedy") for _ in range(of_one)]
+        await settle()
+        with pytest.raises(OverloadedError) as refused:
+            async with admission.room("greedy", 1):
+                pass
+        assert refused.value.retry_after == 7
+        for guest in guests:
+            await guest.leave()
+            await settle()
+
+    run(scenario)
+
+
+def test_how_many_wait_is_told_at_each_change_and_only_then() -> None:
+    told: list[int] = []
+
+    async def scenario() -> None:
+        admission = Admission(10, 10, max_waiting=8, max_wait_seconds=5, observe=told.append)
+        first, second = Guest(admission, 10), Guest(admission, 6)
+        third = Guest(admission, 6)
+        await settle()
+        for guest in (first, second, third):
+            await guest.leave()
+            await settle()
+        async with admission.room("somebody") as room:
+            assert room.held == 0
+            await room.grow(3)
+            await room.grow(4)
+            assert room.held == 7
+
+    run(scenario)
+    assert told == [1, 2, 1, 0]
+
+
+def test_a_wait_that_was_too_long_tells_when_to_retry_and_that_nobody_waits() -> None:
+    told: list[int] = []
+
+    async def scenario() -> None:
+        admission = Admission(10, 10, max_waiting=8, max_wait_seconds=0.05, observe=told.append)
+        inside = Guest(admission, 10)
+        await settle()
+        with pytest.raises(OverloadedError) as refused:
+            async with admission.room("somebody", 10):
+                pass
+        assert refused.value.retry_after == 0.05
+        await inside.leave()
+
+    run(scenario)
+    assert told == [1, 0]

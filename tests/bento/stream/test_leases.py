@@ -33,10 +33,12 @@ class Hidden:
     def __init__(self) -> None:
         self.receipts: list[str] = []
         self.times: list[float] = []
+        self.seconds: list[int] = []
 
     def hide(self, message: Message, seconds: int) -> None:
         self.receipts.append(message.receipt)
         self.times.append(time.monotonic())
+        self.seconds.append(seconds)
 
 
 def test_a_lease_is_renewed_in_time_and_an_overdue_one_is_not() -> None:
@@ -71,7 +73,7 @@ def test_a_lease_ends_when_its_time_is_over_and_never_later_than_sqs_allows(
     monkeypatch.setattr("tilewise.bento.stream.leases.time.monotonic", lambda: now)
     leases = Leases(Hidden(), 30, 500, threading.Event())
     with leases.hold(NOTICE) as lease:
-        now = 1499
+        now = 1500
         assert not lease.is_overdue
         now = 1501
         assert lease.is_overdue
@@ -115,3 +117,34 @@ def test_a_lease_that_ends_while_it_is_renewed_is_no_trouble(caplog: pytest.LogC
     held.enter_context(leases.hold(NOTICE))
     leases.renew()
     assert not caplog.records
+
+
+def test_a_lease_is_renewed_for_all_of_it_after_each_third() -> None:
+    waits: list[float] = []
+
+    class Ended(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0)
+            return len(waits) > 2
+
+    hidden = Hidden()
+    leases = Leases(hidden, 30, 500, threading.Event())
+    leases._ended = Ended()
+    with leases.hold(NOTICE), leases:
+        pass
+    assert waits == [10, 10, 10]
+    assert hidden.seconds == [30, 30]
+
+
+@pytest.mark.parametrize(("max_seconds", "ends"), [(500.5, 500.5), (1e9, MAX_HIDDEN_S - 30)])
+def test_work_that_took_too_long_is_stopped_with_the_seconds_that_it_had(
+    monkeypatch: pytest.MonkeyPatch, max_seconds: float, ends: float
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("tilewise.bento.stream.leases.time.monotonic", lambda: now)
+    with Leases(Hidden(), 30, max_seconds, threading.Event()).hold(NOTICE) as lease:
+        now = ends
+        lease.check()
+        now = ends + 0.001
+        with pytest.raises(TilewiseError, match=f"it took more than {ends:g} s; allow more"):
+            lease.check()

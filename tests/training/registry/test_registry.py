@@ -1,5 +1,6 @@
 """Versions, aliases and history in a real MLflow store; services that follow the alias see each move."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,14 @@ from tilewise.bento.serving.releases import AliasSource
 from tilewise.datasets.core.errors import TrainingError
 from tilewise.models.model_file import ModelFile, int8_of, open_model
 from tilewise.training.registry.gates import GateResult
-from tilewise.training.registry.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
+from tilewise.training.registry.registry import (
+    CANDIDATE,
+    CHAMPION,
+    PREVIOUS,
+    Event,
+    Registry,
+    _champions,
+)
 
 MakeModel = Callable[..., Path]
 
@@ -213,9 +221,16 @@ def test_a_version_is_found_by_number_semantic_version_or_alias(
 def test_findings_are_written_on_the_version(registry: Registry, models: list[ModelFile]) -> None:
     version = registry.register(models[0], "Ada", "")
     registry.write_results(version, [GateResult("parity", True, 0.0, "≤ 0.1")])
-    registry.write_results(version, [GateResult("floor/accuracy", False, 0.41, "≥ 0.7")], split="test")
+    found = [
+        GateResult("floor/accuracy", False, 0.412345, "≥ 0.7"),
+        GateResult("latency", True, 2, "≤ 20 ms"),
+    ]
+    registry.write_results(version, found, split="test")
     tags = registry.find("1").tags
-    assert tags["gate.floor/accuracy"] == "FAIL 0.41 (≥ 0.7)"
+    assert tags["gate.floor/accuracy"] == "FAIL 0.4123 (≥ 0.7)"
+    assert tags["gate.latency"] == "pass 2 (≤ 20 ms)"
+    (file,) = Path("mlruns").rglob("gates/1.json")
+    assert [GateResult(**result) for result in json.loads(file.read_text())] == found
     assert tags["measured.split"] == "test"
     assert "gate.parity" not in tags, "figures of an earlier measurement would be taken for this one's"
     kept = registry.client.list_artifacts(version.run_id, "gates")
@@ -230,6 +245,109 @@ def test_a_file_that_was_changed_in_the_store_is_not_taken(
     stored.write_bytes(models[1].path.read_bytes())
     with pytest.raises(TrainingError, match="not the one that was registered"):
         registry.fetch(version, tmp_path / "fetched")
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "f" * 64])
+def test_a_file_of_another_digest_is_not_taken(
+    registry: Registry, models: list[ModelFile], tmp_path: Path, digest: str
+) -> None:
+    registry.tag(registry.register(models[0], "Ada", ""), sha256=digest)
+    with pytest.raises(TrainingError, match=r"not the one that was registered \(sha256\); register it again"):
+        registry.fetch(registry.find("1"), tmp_path / "fetched")
+
+
+def test_an_older_version_may_be_the_candidate_again_and_a_refused_one_is_not_archived(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    first, second, third = (registry.register(model, "Ada", "") for model in models)
+    registry.make_candidate(first, "Ada")
+    assert alias(registry, CANDIDATE) == "1.0.0"
+    before = registry.history()
+    registry.make_candidate(first, "Ada")
+    assert registry.history() == before, "it is the candidate already"
+    registry.make_candidate(second, "Ada")
+    assert registry.history() == before, "the first was archived long ago"
+    assert alias(registry, CANDIDATE) == "1.0.1"
+    registry.tag(second, stage="refused")
+    registry.make_candidate(third, "Ada")
+    assert registry.find("1.0.1").tags["stage"] == "refused"
+    assert [event.semver for event in registry.history() if event.what == "archived"] == [
+        "1.0.0",
+        "1.0.1",
+        "1.0.2",
+    ]
+
+
+def test_a_version_that_is_only_measured_leaves_the_candidate_as_it_is(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    registry.register(models[0], "Ada", "")
+    registry.register(models[1], "Ada", "", candidate=False)
+    assert alias(registry, CANDIDATE) == "1.0.0"
+    registry.promote(registry.find("1.0.1"), "Ada", "")
+    assert (alias(registry, CANDIDATE), alias(registry, CHAMPION)) == ("1.0.0", "1.0.1")
+    with pytest.raises(TrainingError, match=r"tilewise 1\.0\.1 is the champion already"):
+        registry.promote(registry.find("1.0.1"), "Ada", "")
+    registry.register(models[2], "Ada", "")
+    registry.promote(registry.find("1.0.0"), "Ada", "")
+    assert (alias(registry, CANDIDATE), alias(registry, CHAMPION)) == ("1.0.2", "1.0.0")
+    assert {registry.find(name).tags["stage"] for name in ("1.0.0", "champion")} == {"champion"}
+    assert "version 1.0.0 was promoted" in [event.why for event in registry.history()]
+
+
+def test_a_champion_that_went_back_since_the_measurement_is_noticed(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    for model in models[:2]:
+        registry.promote(registry.register(model, "Ada", ""), "Ada", "")
+    measured = registry.by_alias(CHAMPION)
+    registry.require_champion(measured)
+    registry.rollback("Ada", "")
+    with pytest.raises(TrainingError, match=r"changed from 1\.0\.1 to 1\.0\.0 "):
+        registry.require_champion(measured)
+
+
+def test_the_newest_version_is_that_of_the_highest_numbers(
+    registry: Registry, models: list[ModelFile]
+) -> None:
+    for model, semver in zip(models, ("1.9.7", "1.10.2", "1.2.0"), strict=True):
+        registry.register(model, "Ada", "", semver=semver)
+    same = models[0].metadata
+    assert registry.next_semver(same) == "1.10.3"
+    for classes in (("A", "B"), ("Z", "A")):
+        assert registry.next_semver(same.model_copy(update={"classes": classes})) == "2.0.0"
+    for data in ("0", "f"):
+        assert registry.next_semver(same.model_copy(update={"data_hash": data})) == "1.11.0"
+
+
+@pytest.mark.parametrize("semver", ["1.2", "1.2.3.4", "1.2.x", "v1.2.3"])
+def test_what_is_no_semantic_version_is_refused(
+    registry: Registry, models: list[ModelFile], semver: str
+) -> None:
+    with pytest.raises(TrainingError, match=f"'{semver}' is no semantic version"):
+        registry.register(models[0], "Ada", "", semver=semver)
+    assert registry.versions() == []
+
+
+@pytest.mark.parametrize(
+    ("history", "champions"),
+    [
+        ("", ""),
+        ("+1 +2 .3 +3", "123"),
+        ("+1 +2 -2 +1", "1"),
+        ("+1 +2 +3 -3 +1", "1"),
+        ("+1 +2 +1 +2 -2 +1", "121"),
+        ("+1 +2 -2 +1 +2", "12"),
+        ("+1 +2 -2 +1 +3 +1", "131"),
+        ("+1 +2 -2 +5", "15"),
+        ("+1 +2 -2 +1 +2 +3 -3 +2", "12"),
+    ],
+)
+def test_rollbacks_take_promotions_back(history: str, champions: str) -> None:
+    """`+` promotes a version, `-` rolls one back, and the promotion after that is to which."""
+    what = {"+": "promoted", "-": "rolled back", ".": "registered"}
+    events = [Event("", what[word[0]], word[1], "", "", "") for word in history.split()]
+    assert "".join(_champions(events)) == champions
 
 
 def test_a_version_without_the_digest_of_its_file_is_not_taken(
