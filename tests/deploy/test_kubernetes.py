@@ -1,12 +1,15 @@
 """The Kubernetes manifests, against the API server's own schemas and against each other."""
 
+import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from canary import SERVICE_ALERTS
 from promql import DEPLOY
 
 MANIFESTS = DEPLOY / "kubernetes"
@@ -45,7 +48,7 @@ def test_the_api_server_would_take_each_resource(resource: Resource) -> None:
     kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
 
-@pytest.mark.parametrize("overlay", ["base", "canary"])
+@pytest.mark.parametrize("overlay", ["base", "canary", "rollouts"])
 def test_each_overlay_names_all_of_its_files_and_none_besides(overlay: str) -> None:
     folder = MANIFESTS / overlay
     named = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
@@ -53,7 +56,7 @@ def test_each_overlay_names_all_of_its_files_and_none_besides(overlay: str) -> N
     assert {name for name in named if not (folder / name).is_dir()} == files
 
 
-@pytest.mark.parametrize("overlay", ["base", "canary"])
+@pytest.mark.parametrize("overlay", ["base", "canary", "rollouts"])
 def test_overlays_are_put_together_by_kustomize_with_images_that_have_a_version(overlay: str) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed; https://kubernetes.io/docs/tasks/tools")
@@ -137,3 +140,57 @@ def test_the_policy_opens_the_service_s_port_to_those_it_names_and_lets_nothing_
     assert way_in["from"]
     assert [port["port"] for port in way_in["ports"]] == ["http"]
     assert all(rule["to"] for rule in policy["egress"])
+
+
+def rollout() -> Resource:
+    return dict(of_kind("Rollout")["tilewise"]["spec"])
+
+
+def test_a_rollout_names_the_services_the_route_and_the_pods_that_there_are() -> None:
+    canary = rollout()["strategy"]["canary"]
+    assert {canary["stableService"], canary["canaryService"]} == of_kind("Service").keys()
+    for service, metadata in (("stableService", "stableMetadata"), ("canaryService", "canaryMetadata")):
+        selector = of_kind("Service")[canary[service]]["spec"]["selector"]
+        assert selector.items() <= (rollout()["selector"]["matchLabels"] | canary[metadata]["labels"]).items()
+    assert canary["trafficRouting"]["plugins"]["argoproj-labs/gatewayAPI"]["httpRoute"] in of_kind(
+        "HTTPRoute"
+    )
+    assert rollout()["workloadRef"]["name"] in of_kind("Deployment")
+    assert {one["templateName"] for one in canary["analysis"]["templates"]} == of_kind(
+        "AnalysisTemplate"
+    ).keys()
+
+
+FIRING = 'ALERTS{alertstate="firing", job="tilewise", '
+
+
+@pytest.mark.parametrize(
+    ("alert", "blames"),
+    [
+        ('alertname="TilewiseCanaryFails", action="rollback", place="candidate"}', [True, False]),
+        ('alertname="TilewiseDown", track="candidate"}', [True, False]),
+        ('alertname="TilewiseDown", track="champion"}', [False, False]),
+        *((f'alertname="{name}", place="champion"}}', [False, True]) for name in SERVICE_ALERTS),
+        ('alertname="TilewiseFails", place="candidate"}', [False, False]),
+        ('alertname="TilewiseSlow"}', [False, False]),
+    ],
+)
+def test_a_rollout_ends_by_the_alerts_that_end_a_canary(
+    tmp_path: Path, alert: str, blames: list[bool]
+) -> None:
+    """Asked as Prometheus answers."""
+    metrics = of_kind("AnalysisTemplate")["tilewise"]["spec"]["metrics"]
+    queries = [metric["provider"]["prometheus"]["query"] for metric in metrics]
+    assert {metric["successCondition"] for metric in metrics} == {"result[0] == 0"}
+    asked = [
+        {"expr": query, "eval_time": "1m", "exp_samples": [{"labels": "{}", "value": float(blamed)}]}
+        for query, blamed in zip(queries, blames, strict=True)
+    ]
+    series = [{"series": FIRING + alert, "values": "1 1 1"}]
+    case = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
+    file = tmp_path / "case.json"  # which is YAML, too
+    file.write_text(json.dumps({"tests": [case]}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
