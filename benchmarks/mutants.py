@@ -90,7 +90,10 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
             "training/registry/test_cli.py",
         ),
     ),
-    "quantise": ("models/export/quantise.py", ("models/export/test_quantise.py",)),
+    "quantise": (
+        "models/export/quantise.py",
+        ("models/export/test_quantise_graphs.py", "models/export/test_quantise.py"),
+    ),
 }
 # `int | None` in signatures; decorators; nothing at all; `is` for `==`, the same for small numbers.
 IGNORED = ("BitOr", "RemoveDecorator", "NoOp", "_Is")

@@ -27,7 +27,7 @@ from onnxruntime.quantization import (
 
 from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.files import atomic_write
-from tilewise.datasets.core.tile import DN
+from tilewise.datasets.core.tile import BAND_COUNT, DN
 from tilewise.models.export.stamp import save_model
 from tilewise.models.model_file import INPUT, INT8, ModelMetadata, open_model
 from tilewise.models.network.preprocess import MIDDLE, STEPS
@@ -147,7 +147,7 @@ def _variable_and_constant(
     found = [constants[name] for name in node.input if name in constants]
     variable = next((name for name in node.input if name not in constants), "")
     flat = found[0].astype(np.float64).ravel() if found else np.zeros(0)
-    return variable, flat if len(flat) > 1 else None
+    return variable, flat if len(flat) == BAND_COUNT else None
 
 
 _METHODS = {

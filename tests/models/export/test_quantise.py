@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 from linear_model import write_linear_model
@@ -11,9 +10,8 @@ from linear_model import write_linear_model
 from tilewise.datasets.core.errors import ExportError
 from tilewise.datasets.core.tile import DN
 from tilewise.datasets.packs.pack import Pack
-from tilewise.models.export.quantise import find_input_stage, quantise
-from tilewise.models.model_file import INPUT, INT8, gain, int8_of, open_model
-from tilewise.models.network.preprocess import STEPS
+from tilewise.models.export.quantise import quantise
+from tilewise.models.model_file import INPUT, INT8, int8_of, open_model
 
 
 @pytest.fixture(scope="module")
@@ -120,84 +118,3 @@ def test_absent_bands_are_filled_in_eight_bits(int8_file: Path) -> None:
     assert made_by[fill.input[2]] is first, "what is chosen from is bytes already"
     before = next(made_by[name] for name in first.input if name in made_by)
     assert before.op_type != "Max", "nothing was filled before"
-
-
-STEP = np.linspace(1000, 2200, 13, dtype=np.float32)
-
-
-def begin(
-    scale: npt.NDArray[np.float32],
-    shift: npt.NDArray[np.float32],
-    *,
-    kind: str = "Mul",
-    clip: bool = True,
-    left_out: tuple[str, ...] = (),
-) -> onnx.GraphProto:
-    """The beginning of a network: DN, normalised by band, clipped, and convolved."""
-    names = ("scale", "shift", "low", "high", "weights")
-    values = (
-        scale.reshape(1, 13, 1, 1),
-        shift.reshape(1, 13, 1, 1),
-        *np.float32([[-4], [4]]).ravel(),
-        KERNEL,
-    )
-    constants = [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in zip(names, values, strict=True)]
-    nodes = [
-        onnx.helper.make_node(kind, ["dn", "scale"], ["scaled"], "multiply"),
-        onnx.helper.make_node("Add", ["scaled", "shift"], ["shifted"], "add"),
-        onnx.helper.make_node("Clip", ["shifted", "low", "high"], ["clipped"], "clip"),
-        onnx.helper.make_node("Conv", ["clipped" if clip else "shifted", "weights"], ["out"], "conv"),
-    ]
-    kept = nodes if clip else [*nodes[:2], nodes[3]]
-    return onnx.helper.make_graph(kept, "begin", [], [], [c for c in constants if c.name not in left_out])
-
-
-KERNEL = np.ones((1, 13, 1, 1), np.float32)
-ZERO = np.full(13, -96 / STEPS, np.float32)  # DN 0 lies on the 8-bit value 32
-
-
-def test_a_graph_that_normalises_by_band_has_its_input_in_eight_bits() -> None:
-    found = find_input_stage(begin(1 / STEP, ZERO))
-    assert found is not None
-    assert (found.source, found.result, found.nodes) == ("dn", "clipped", ("multiply", "add", "clip"))
-    np.testing.assert_allclose(found.step, STEP / STEPS, rtol=1e-5)
-    assert (found.zero == 32).all()
-
-
-@pytest.mark.parametrize(
-    "graph",
-    [
-        begin(1 / STEP, ZERO, kind="Div"),
-        begin(1 / STEP, ZERO, kind="Sub"),
-        begin(1 / STEP, ZERO, clip=False),
-        begin(1 / STEP, ZERO, left_out=("scale",)),
-        begin(1 / STEP, ZERO, left_out=("shift",)),
-        begin(np.where(STEP > 2000, 0, 1 / STEP).astype(np.float32), ZERO),
-        begin(1 / STEP, ZERO + np.float32(0.5 / STEPS)),
-        begin(1 / STEP, np.full(13, 128 / STEPS, np.float32)),
-        begin(1 / STEP, np.full(13, -129 / STEPS, np.float32)),
-        onnx.helper.make_graph([onnx.helper.make_node("Conv", ["dn", "weights"], ["out"])], "bare", [], []),
-        onnx.helper.make_graph([], "empty", [], []),
-    ],
-    ids=[
-        "divided",
-        "subtracted",
-        "unclipped",
-        "scale",
-        "shift",
-        "zero",
-        "between",
-        "above",
-        "below",
-        "bare",
-        "empty",
-    ],
-)
-def test_a_graph_that_begins_otherwise_has_none(graph: onnx.GraphProto) -> None:
-    assert find_input_stage(graph) is None
-
-
-def test_a_file_gains_nothing_over_itself(skilled_model: Path) -> None:
-    """Medians of seven runs in turn: far from 1 only where the times are no times."""
-    session = open_model(skilled_model).session
-    assert 0.2 < gain(session, session) < 5

@@ -96,3 +96,10 @@ def test_weights_move_with_their_tiles() -> None:
     weights = np.where(sure < 0.35, 0.5, 5.5 / 4)
     probabilities = np.column_stack([sure, 1 - sure])
     assert fit_thresholds(probabilities, np.zeros(7, int), (0.7,), weights) == {0.7: 0.3}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_coverage_of_nothing_leaves_the_surest_class_only(count: int) -> None:
+    sure = np.arange(1, count + 1) / 4
+    probabilities = np.column_stack([sure, 1 - sure])
+    assert fit_thresholds(probabilities, np.zeros(count, int), (0.0,)) == {0.0: count / 4}
