@@ -36,6 +36,9 @@ WAITING_REQUESTS = Gauge(
     "Requests whose bodies are not read yet, for lack of memory",
     multiprocess_mode="livesum",
 )
+SLOWED_REQUESTS = Counter(
+    "tilewise_slowed_requests_total", "Requests that waited, for too many refusals of their caller"
+)
 WAIT_SECONDS = Histogram(
     "tilewise_wait_seconds",
     "Seconds that the tiles of a request wait for a batch",

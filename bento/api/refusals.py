@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tilewise.bento import metrics
 from tilewise.bento.api.replies import status_of_code
 from tilewise.bento.request_context import RequestContext, current
 from tilewise.bento.serving.admission import caller_of
@@ -17,6 +18,7 @@ _MAX_WAIT_SECONDS = 20.0
 _MAX_CALLERS = 10_000  # that are remembered; the one that was refused longest ago is forgotten first
 _NO_MISTAKE = frozenset({"no_data"})  # tiles without data are among those of any scene
 _FULL = 429
+_NEVER_WAIT = frozenset({"GET", "HEAD"})
 
 
 @dataclass(slots=True)
@@ -32,7 +34,8 @@ class SlowRefusals:
 
     Refusals are the errors of a request and of its tiles for which it is itself to blame (4xx; neither a tile
     without data nor a full queue is). The first two seconds' worth are free. A waiting request counts as
-    refused until it is answered, so that many at once wait one after another.
+    refused until it is answered, so that many at once wait one after another. GET and HEAD never wait: they
+    are little work, and balancers probe with them.
 
     Args:
         app: the application inside.
@@ -48,9 +51,10 @@ class SlowRefusals:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         caller = caller_of(Request(scope))
-        wait = self._wait_of(caller)
+        wait = 0.0 if scope["method"] in _NEVER_WAIT else self._wait_of(caller)
         if wait:
             self._charge(caller, 1)
+            metrics.SLOWED_REQUESTS.inc()
             await asyncio.sleep(wait)
         try:
             await self._app(scope, receive, send)

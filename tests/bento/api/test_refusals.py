@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
+from prometheus_client import REGISTRY
 from starlette.types import Message, Receive, Scope, Send
 
 from tilewise.bento.api.refusals import SlowRefusals
@@ -35,17 +36,24 @@ class Refused:
         for code in scope["codes"]:
             note_code(code)
 
-    async def ask(self, address: str, codes: Sequence[str] = (), caller: str = "") -> float:
+    async def ask(
+        self, address: str, codes: Sequence[str] = (), caller: str = "", method: str = "POST"
+    ) -> float:
         """Return the seconds that a request took."""
         began = time.monotonic()
         begin(RequestContext("id"))
         state = {"caller": caller} if caller else {}
-        scope = {"type": "http", "headers": [], "client": (address, 1), "codes": codes, "state": state}
+        scope = {"type": "http", "method": method, "headers": [], "client": (address, 1), "state": state}
+        scope["codes"] = codes
         await self.app(scope, never, ignore)
         return time.monotonic() - began
 
     async def refuse(self, address: str, times: int, caller: str = "") -> None:
         await self.ask(address, ["bad_request"] * times, caller)
+
+
+def slowed() -> float:
+    return REGISTRY.get_sample_value("tilewise_slowed_requests_total") or 0.0
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -56,9 +64,22 @@ def test_a_caller_with_too_many_refusals_waits_until_its_rate_has_paid_them_and_
     async def scenario() -> None:
         service = Refused()
         await service.refuse("192.0.2.1", FREE + 10)
+        before = slowed()
         assert await service.ask("192.0.2.2") < 0.1
+        assert slowed() == before
         assert 0.3 < await service.ask("192.0.2.1") < 2
+        assert slowed() == before + 1
         assert await service.ask("192.0.2.1") < 0.1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_balancer_that_probes_from_the_address_does_not_wait(method: str) -> None:
+    async def scenario() -> None:
+        service = Refused()
+        await service.refuse("192.0.2.1", 10 * FREE)
+        assert await service.ask("192.0.2.1", method=method) < 0.1
 
     run(scenario)
 
