@@ -73,8 +73,9 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         "models/model_file.py",
         (
             "models/test_prediction_sets.py",
-            "models/test_model_file.py",
+            "models/test_model_parts.py",
             "models/test_find_model.py",
+            "models/test_model_file.py",
             "bento/inference/test_precision.py",
         ),
     ),
