@@ -46,29 +46,6 @@ def changed(**fields: object) -> str:
 # A sound file.
 
 
-def test_an_exported_model_opens_and_tells_its_classes_and_bands(model_file: Path) -> None:
-    opened = open_model(model_file)
-    assert len(opened.metadata.classes) == 10
-    assert opened.metadata.bands == BAND_NAMES
-    assert opened.metadata.synthetic
-    assert opened.sha256 == hashlib.sha256(model_file.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("slower", [False, True])
-def test_products_of_bytes_are_made_slower_only_where_the_processor_would_get_them_wrong(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, slower: bool
-) -> None:
-    known = frozenset() if slower else frozenset({"avx512_vnni"})
-    monkeypatch.setattr("tilewise.models.model_file.int8_instructions", lambda: known)
-    options = ort.SessionOptions()
-    open_model(model_file, options)
-    if slower:
-        assert options.get_session_config_entry("session.x64quantprecision") == "1"
-    else:
-        with pytest.raises(RuntimeError, match="x64quantprecision"):
-            options.get_session_config_entry("session.x64quantprecision")
-
-
 def test_a_graph_made_by_another_tool_opens_if_it_has_the_form_and_the_metadata(tmp_path: Path) -> None:
     opened = open_model(write_model(tmp_path / "model.onnx"))
     probabilities = opened.session.run(["probabilities"], {"tiles": np.ones((3, 13, 64, 64), np.uint16)})[0]
@@ -97,13 +74,6 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
 def test_bytes_that_are_no_onnx_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     assert "not a readable ONNX file; export it again" in refusal(tmp_path / "model.onnx")
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_truncated_model_is_refused(tmp_path: Path, model_file: Path, share: float) -> None:
-    content = model_file.read_bytes()
-    (tmp_path / "model.onnx").write_bytes(content[: int(len(content) * share)])
-    refusal(tmp_path / "model.onnx")
 
 
 def test_a_file_with_the_metadata_key_from_before_the_project_was_renamed_opens(tmp_path: Path) -> None:
@@ -244,7 +214,69 @@ def test_metadata_that_contradict_the_graph_are_refused(tmp_path: Path, fields: 
     assert "other bands or tile sizes than its graph" in message
 
 
-# Without torch.
+# Size and digest.
+
+
+def test_a_file_larger_than_an_onnx_file_can_be_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MAX_BYTES == 2_147_483_648
+    path = write_model(tmp_path / "model.onnx")
+    size = path.stat().st_size
+    monkeypatch.setattr("tilewise.models.model_file.MAX_BYTES", size)
+    open_model(path)
+    monkeypatch.setattr("tilewise.models.model_file.MAX_BYTES", size - 1)
+    assert f"{size:,} bytes are more than an ONNX file can have" in refusal(path)
+
+
+def test_a_digest_that_is_not_in_the_metadata_is_refused(tmp_path: Path) -> None:
+    graph = linear_graph(None)
+    zeros = "0" * 64
+    properties = {"x": f'"digest":"{zeros}"', METADATA_KEY: metadata().model_dump_json()}
+    onnx.helper.set_model_props(graph, properties)
+    content = graph.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / "model.onnx").write_bytes(content.replace(zeros.encode(), digest.encode()))
+    assert "its digest is not where it belongs" in refusal(tmp_path / "model.onnx")
+
+
+def test_a_digest_that_is_not_written_as_the_export_does_is_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.onnx", changed(digest="f" * 64))
+    assert "its digest is not where it belongs" in refusal(path)
+
+
+# Files that were exported from a network.
+
+
+def test_an_exported_model_opens_and_tells_its_classes_and_bands(model_file: Path) -> None:
+    opened = open_model(model_file)
+    assert len(opened.metadata.classes) == 10
+    assert opened.metadata.bands == BAND_NAMES
+    assert opened.metadata.synthetic
+    assert opened.sha256 == hashlib.sha256(model_file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_products_of_bytes_are_made_slower_only_where_the_processor_would_get_them_wrong(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, slower: bool
+) -> None:
+    known = frozenset() if slower else frozenset({"avx512_vnni"})
+    monkeypatch.setattr("tilewise.models.model_file.int8_instructions", lambda: known)
+    options = ort.SessionOptions()
+    open_model(model_file, options)
+    if slower:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_model_is_refused(tmp_path: Path, model_file: Path, share: float) -> None:
+    content = model_file.read_bytes()
+    (tmp_path / "model.onnx").write_bytes(content[: int(len(content) * share)])
+    refusal(tmp_path / "model.onnx")
+
 
 OPEN = """
 import sys
@@ -285,40 +317,9 @@ def test_serving_and_batch_need_no_torch_and_do_not_import_it(
     assert done.stdout.strip() == "10"
 
 
-# Size and digest.
-
-
-def test_a_file_larger_than_an_onnx_file_can_be_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert MAX_BYTES == 2_147_483_648
-    path = write_model(tmp_path / "model.onnx")
-    size = path.stat().st_size
-    monkeypatch.setattr("tilewise.models.model_file.MAX_BYTES", size)
-    open_model(path)
-    monkeypatch.setattr("tilewise.models.model_file.MAX_BYTES", size - 1)
-    assert f"{size:,} bytes are more than an ONNX file can have" in refusal(path)
-
-
 @pytest.mark.parametrize("place", range(100, 900, 100))
 def test_a_byte_that_changed_is_noticed_by_the_digest(tmp_path: Path, model_file: Path, place: int) -> None:
     content = bytearray(model_file.read_bytes())
     content[place] ^= 1
     (tmp_path / "model.onnx").write_bytes(content)
     assert "corrupt, its bytes are not those that were exported" in refusal(tmp_path / "model.onnx")
-
-
-def test_a_digest_that_is_not_in_the_metadata_is_refused(tmp_path: Path) -> None:
-    graph = linear_graph(None)
-    zeros = "0" * 64
-    properties = {"x": f'"digest":"{zeros}"', METADATA_KEY: metadata().model_dump_json()}
-    onnx.helper.set_model_props(graph, properties)
-    content = graph.SerializeToString()
-    digest = hashlib.sha256(content).hexdigest()
-    (tmp_path / "model.onnx").write_bytes(content.replace(zeros.encode(), digest.encode()))
-    assert "its digest is not where it belongs" in refusal(tmp_path / "model.onnx")
-
-
-def test_a_digest_that_is_not_written_as_the_export_does_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "model.onnx", changed(digest="f" * 64))
-    assert "its digest is not where it belongs" in refusal(path)

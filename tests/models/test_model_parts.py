@@ -1,4 +1,4 @@
-"""The parts of a model file that need no graph: its metadata, self-test, the cores that run it, INT8's gain."""
+"""What of a model file needs no graph: metadata, self-test, the cores that run it, the gain of INT8."""
 
 import base64
 import json
