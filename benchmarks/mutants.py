@@ -83,14 +83,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         "training/registry/gates.py",
         ("training/registry/test_gate_figures.py", "training/registry/test_gates.py"),
     ),
-    "registry": (
-        "training/registry/registry.py",
-        (
-            "training/registry/test_registry.py",
-            "training/registry/test_registry_states.py",
-            "training/registry/test_cli.py",
-        ),
-    ),
+    "registry": ("training/registry/registry.py", ("training/registry/test_registry.py",)),
     "quantise": (
         "models/export/quantise.py",
         ("models/export/test_quantise_graphs.py", "models/export/test_quantise.py"),
