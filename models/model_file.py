@@ -38,7 +38,7 @@ FORMER_METADATA_KEY = "sentile"  # of files written before the project was renam
 SCHEMA_VERSION = 1
 INPUT = "tiles"
 OUTPUTS = ("probabilities", "logits", "embedding", "outlier_score")
-MAX_BYTES = 2 * 2**30  # a protobuf cannot be larger
+MAX_BYTES = 2**31  # a protobuf cannot be larger
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
 
