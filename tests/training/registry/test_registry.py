@@ -8,8 +8,9 @@ import pytest
 
 from tilewise.bento.serving.releases import AliasSource
 from tilewise.datasets.core.errors import TrainingError
+from tilewise.datasets.packs.pack import Pack
 from tilewise.models.model_file import ModelFile, int8_of, open_model
-from tilewise.training.registry.gates import GateResult
+from tilewise.training.registry.gates import GateResult, GateSettings
 from tilewise.training.registry.registry import (
     CANDIDATE,
     CHAMPION,
@@ -357,3 +358,15 @@ def test_a_version_without_the_digest_of_its_file_is_not_taken(
     registry.client.delete_model_version_tag(registry.name, "1", "sha256")
     with pytest.raises(TrainingError, match=r"not the one that was registered \(sha256\); register it again"):
         registry.fetch(registry.find("1"), tmp_path / "fetched")
+
+
+def test_gates_compare_with_the_champion_that_is_fetched_if_there_is_one(
+    registry: Registry, models: list[ModelFile], judged: Path, tmp_path: Path
+) -> None:
+    pack, settings = Pack(judged), GateSettings()
+    alone = registry.gate_context(models[1].path, None, tmp_path, pack, settings)
+    assert (alone.candidate.sha256, alone.champion) == (models[1].sha256, None)
+    champion = registry.register(models[0], "Ada", "")
+    compared = registry.gate_context(models[1].path, champion, tmp_path, pack, settings)
+    assert compared.champion is not None
+    assert compared.champion.sha256 == models[0].sha256
