@@ -184,7 +184,8 @@ def training_command() -> list[str]:
     (container,) = job["spec"]["template"]["spec"]["containers"]
     words = shlex.split(container["args"][0].replace("$MLFLOW_TRACKING_URI", "sqlite:////data/mlflow.db"))
     cpu = "--trainer.accelerator cpu --trainer.devices 1 --trainer.strategy auto --trainer.max_epochs 1"
-    return [*words[1:], *cpu.split(), "--trainer.limit_train_batches", "3", "--data.batch_size", "16"]
+    steps = "--trainer.limit_train_batches 3 --data.batch_size 16 --data.repeat {}"
+    return [*words[1:], *cpu.split(), *steps.split(), "--tracking.artifacts", "/data/mlruns"]
 
 
 def in_workdir(command: list[str]) -> list[str]:
