@@ -85,22 +85,18 @@ class WindowGrid:
 
     def edges(self, strip: int) -> tuple[int, int]:
         """Return the pixel rows (begin, end) that a strip paints: from its first window to the next one's."""
-        first = self.rows[self.strips[strip].start]
-        last = strip + 1 == len(self.strips)
-        return first, self.height if last else self.rows[self.strips[strip + 1].start]
+        rows = self.strips[strip]
+        return self.rows[rows.start], (*self.rows, self.height)[rows.stop]
 
     def part_edges(self, part: int) -> tuple[int, int]:
         """Return the pixel columns (begin, end) that a part paints."""
-        first = self.columns[self.parts[part].start]
-        last = part + 1 == len(self.parts)
-        return first, self.width if last else self.columns[self.parts[part + 1].start]
+        columns = self.parts[part]
+        return self.columns[columns.start], (*self.columns, self.width)[columns.stop]
 
     def first_needed(self, strip: int) -> int:
         """Return the first strip whose windows reach into the rows that `strip` paints."""
         top = self.edges(strip)[0]
-        return next(
-            n for n, rows in enumerate(self.strips) if self.rows[rows[-1]] + self.tile > top or n == strip
-        )
+        return next(n for n, rows in enumerate(self.strips) if self.rows[rows[-1]] + self.tile > top)
 
 
 def make_window_grid(
@@ -123,9 +119,8 @@ def make_window_grid(
 
 def starts(length: int, tile: int, stride: int | None = None) -> list[int]:
     """Return the pixels at which windows begin along `length` pixels; the last one is moved inwards."""
-    if length <= tile:
-        return [0]
-    return [*range(0, length - tile, stride or tile), length - tile]
+    last = max(length - tile, 0)
+    return [*range(0, last, stride or tile), last]
 
 
 def _size_of_part(width: int, tile: int, stride: int, block: tuple[int, int]) -> tuple[int, int]:
@@ -140,5 +135,5 @@ def _size_of_part(width: int, tile: int, stride: int, block: tuple[int, int]) ->
 
 def _groups(count: int, size: int) -> tuple[range, ...]:
     """Cut 0…count into ranges of `size`; the last window, which may be moved inwards, is never alone."""
-    edges = [*range(0, max(count - 1, 1), max(size, 1)), count]
+    edges = [*range(0, max(count - 1, 1), size), count]
     return tuple(range(first, last) for first, last in pairwise(edges))

@@ -95,10 +95,10 @@ def parse_bands(text: str | Sequence[str]) -> tuple[str, ...]:
         UnknownBandError: a name is unknown or occurs twice.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
-    if len(words) == 1 and words[0].strip().lower() in BAND_SETS:
-        return BAND_SETS[words[0].strip().lower()]
+    if band_set := BAND_SETS.get(",".join(words).strip().lower()):
+        return band_set
     names = tuple(LEAVE_OUT if word.strip() in _LEAVING_OUT else find_band(word).name for word in words)
-    known = [name for name in names if name != LEAVE_OUT]
+    known = [name for name in names if name in BAND_NAMES]
     if len(set(known)) != len(known):
         raise UnknownBandError(f"a band is named twice in {', '.join(names)}")
     return names

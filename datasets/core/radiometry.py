@@ -117,7 +117,7 @@ class FileFacts:
 
 _LEVEL_IN_TAG = re.compile(r"(1C|2A)", re.IGNORECASE)  # Level-1C, L2A, S2MSI1C, …
 _LEVEL_IN_PRODUCT_NAME = re.compile(r"_MSIL(1C|2A)_")
-_BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
+_BASELINE = re.compile(r"_N(\d{2})\d{2}_")  # `_N0511_`: 05.11, of which the first number decides
 
 
 def decide_radiometry(facts: FileFacts, options: ReadOptions) -> Radiometry:
@@ -176,7 +176,7 @@ def _baseline_of(facts: FileFacts) -> float | None:
     if tagged is not None:
         return tagged
     match = _BASELINE.search(facts.tag("PRODUCT_URI") or facts.name)
-    return float(f"{match.group(1)}.{match.group(2)}") if match else None
+    return float(match.group(1)) if match else None
 
 
 def _number(text: str | None) -> float | None:

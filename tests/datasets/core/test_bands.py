@@ -66,12 +66,13 @@ def test_b8a_stands_after_b08_in_a_tile() -> None:
     ],
 )
 def test_one_word_says_a_set_of_bands(word: str, names: str) -> None:
-    assert parse_bands(word) == parse_bands([word]) == tuple(names.split())
+    assert parse_bands(word) == parse_bands([word]) == parse_bands(f" {word} ") == tuple(names.split())
 
 
 def test_a_list_of_bands_keeps_its_order_and_what_is_left_out() -> None:
     assert parse_bands("B4, green ,_,B02,_") == ("B04", "B03", "_", "B02", "_")
     assert parse_bands(["_", "b8a"]) == ("_", "B8A")
+    assert parse_bands([]) == ()
 
 
 @pytest.mark.parametrize("text", ["B02,B02", "B4,red", "B8A,_,nir08"])

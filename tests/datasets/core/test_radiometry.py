@@ -91,6 +91,12 @@ def test_a_gdal_scale_without_the_offset_that_the_tags_tell_is_a_contradiction()
     assert decide_radiometry(agreed, NOTHING).offset == 0
 
 
+@pytest.mark.parametrize("declared", [{"scale": 1e-4}, {"offset": -0.1}, {"scale": 0.0, "offset": -0.1}])
+def test_a_gdal_scale_or_offset_alone_leaves_the_offset_to_esas_tag(declared: dict[str, float]) -> None:
+    tagged = facts(tags={"PROCESSING_LEVEL": "L2A", "BOA_ADD_OFFSET": "-500"}, **declared)
+    assert decide_radiometry(tagged, ReadOptions(scale=1e-4)).offset == -500
+
+
 @pytest.mark.parametrize("offset", [0.1, -0.1])
 def test_a_gdal_offset_counts_more_than_esas_tag_of_either_sign(offset: float) -> None:
     """Only a GDAL scale *without* an offset contradicts the tag."""
@@ -161,7 +167,24 @@ def test_a_quantification_that_cannot_be_says_nothing(text: str) -> None:
         decide_radiometry(facts(dtype="float32", tags=tags), NOTHING)
 
 
+@pytest.mark.parametrize(("text", "scale"), [("0.5", 2), ("1", 1), ("1.5", 1 / 1.5)])
+def test_any_quantification_above_zero_counts(text: str, scale: float) -> None:
+    tags = {"PROCESSING_LEVEL": "L2A", "BOA_ADD_OFFSET": "0", "QUANTIFICATION_VALUE": text}
+    assert decide_radiometry(facts(dtype="float32", tags=tags), NOTHING).scale == scale
+
+
 # Numbers to DN.
+
+
+def test_a_byte_that_is_0_and_valid_does_not_become_no_data() -> None:
+    black, valid = np.array([0, 0, 7], np.uint8), np.array([True, False, True])
+    assert Radiometry(Level.L1C, 1e-4, 0).to_dn(black, valid).tolist() == [1, 0, 7]
+
+
+@pytest.mark.parametrize("offset", [0, -1])
+def test_a_number_that_is_not_valid_becomes_no_data(offset: float) -> None:
+    numbers, valid = np.array([5, 65_535], np.uint16), np.array([True, False])
+    assert Radiometry(Level.L1C, 1e-4, offset).to_dn(numbers, valid).tolist() == [5 + offset, 0]
 
 
 def test_a_valid_pixel_never_becomes_no_data() -> None:
