@@ -92,7 +92,7 @@ def test_a_gdal_scale_without_the_offset_that_the_tags_tell_is_a_contradiction()
 
 
 @pytest.mark.parametrize("declared", [{"scale": 1e-4}, {"offset": -0.1}, {"scale": 0.0, "offset": -0.1}])
-def test_a_gdal_scale_or_offset_alone_leaves_the_offset_to_esas_tag(declared: dict[str, float]) -> None:
+def test_a_gdal_scale_or_offset_alone_leaves_the_offset_to_esas_tag(declared: dict[str, Any]) -> None:
     tagged = facts(tags={"PROCESSING_LEVEL": "L2A", "BOA_ADD_OFFSET": "-500"}, **declared)
     assert decide_radiometry(tagged, ReadOptions(scale=1e-4)).offset == -500
 
