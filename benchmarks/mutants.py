@@ -48,7 +48,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "blending": (
         "bento/inference/blending.py",
-        ("bento/inference/test_window_grid.py", "bento/inference/test_windows.py"),
+        ("bento/inference/test_blending.py", "bento/inference/test_windows.py"),
     ),
     "batcher": (
         "bento/serving/batcher.py",

@@ -78,3 +78,50 @@ def test_a_pixel_of_a_map_has_the_area_that_its_projection_says(
     """EPSG:2263 is in US survey feet, of 1200 / 3937 m."""
     georeference = Georeference(CRS.from_epsg(epsg), Affine(side, 0, 0, 0, up * side, 0))
     assert SceneInfo("a", georeference, 1, 1).pixel_ha == pytest.approx(hectares, rel=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("width", "stride", "block", "rows", "columns"),
+    [
+        (10_980, 64, (512, 512), 16, 16),  # 1024 × 1024 pixels
+        (10_980, 32, (512, 512), 64, 32),  # twice as many where windows overlap
+        (10_980, 64, (4096, 1024), 64, 16),  # one block, the largest that decides
+        (10_980, 64, (4096, 1025), 16, 16),  # a larger one does not
+        (500, 64, (512, 512), 32, 8),  # rows of the scene as a whole
+        (1024, 64, (128, 1024), 16, 16),
+        (10_980, 64, (256, 3000), 4, 46),  # never less than a block
+        (40_000, 64, (8, 30_000), 1, 468),  # nor than a window
+        (40, 16, (16, 16), 128, 1),
+    ],
+)
+def test_what_is_read_at_once_is_about_a_million_pixels_in_whole_blocks(
+    width: int, stride: int, block: tuple[int, int], rows: int, columns: int
+) -> None:
+    window_grid = make_window_grid(220_000, width, 64, stride, block)
+    assert {len(strip) for strip in window_grid.strips[:-1]} == {rows}
+    assert len(window_grid.parts[0]) == columns
+
+
+@pytest.mark.parametrize(("windows", "strips"), [(1, [1]), (2, [2]), (16, [16]), (17, [17]), (18, [16, 2])])
+def test_the_last_window_is_in_no_strip_of_its_own(windows: int, strips: list[int]) -> None:
+    window_grid = make_window_grid(64 * windows, 10_980, 64, 64, (512, 512))
+    assert [len(strip) for strip in window_grid.strips] == strips
+
+
+@pytest.mark.parametrize(
+    ("length", "stride", "found"),
+    [
+        (63, 64, [0]),
+        (64, 64, [0]),
+        (65, 64, [0, 1]),
+        (128, 64, [0, 64]),
+        (129, 64, [0, 64, 65]),
+        (128, 32, [0, 32, 64]),
+        (130, 32, [0, 32, 64, 66]),
+        (130, None, [0, 64, 66]),
+    ],
+)
+def test_windows_begin_every_stride_and_the_last_ends_where_the_scene_does(
+    length: int, stride: int | None, found: list[int]
+) -> None:
+    assert starts(length, 64, stride) == found

@@ -1,5 +1,7 @@
 """Bands on another grid: in place, on scale, no data kept apart, and the same however they are cut."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -40,8 +42,11 @@ def onto(
     pixels: npt.NDArray[np.uint16],
     window: Window | None = None,
     kernel: Resampling | None = None,
+    reads: list[Window] | None = None,
 ) -> npt.NDArray[np.uint16]:
     def read(part: Window) -> npt.NDArray[np.uint16]:
+        if reads is not None:
+            reads.append(part)
         assert part.row_off >= 0
         assert part.col_off >= 0
         assert min(part.width, part.height) > 0
@@ -149,3 +154,79 @@ def test_a_quarter_turn_moves_pixels_and_changes_none(kernel: Resampling) -> Non
     expected = np.rot90(pixels, k=-1, axes=(1, 2))
     inner = (slice(None), slice(4, -4), slice(4, -4))
     np.testing.assert_array_equal(found[inner], expected[inner])
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.1, -0.3), (-7.2, 11.4), (3.35, 0.2), (-0.45, -20.1), (8.0, -4.0)])
+@pytest.mark.parametrize(("across", "down"), [(1.0, 1.0), (0.5, 0.25), (2.0, 3.0), (0.4, 1.5)])
+def test_aligned_grids_give_each_pixel_what_lies_under_its_middle(
+    x: float, y: float, across: float, down: float
+) -> None:
+    """The target begins at `x`, `y` of the source, in its pixels; one of its own is `across` × `down`."""
+    width, height = 70, 60
+    source = Grid(TEN.georeference, height, width)
+    eastings, northings = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    pixels = (1000 + 100 * np.stack([eastings, northings])).astype(np.uint16)
+    transform = source.georeference.transform @ Affine.translation(x, y) @ Affine.scale(across, down)
+    target = Grid(Georeference(UTM, transform), 300, 260)
+    for window in (Window(0, 0, 260, 300), Window(13, 5, 40, 31), Window(100, 90, 64, 64)):
+        reads: list[Window] = []
+        found = onto(target, source, pixels, window, Resampling.cubic, reads).astype(float)
+        for part in reads:  # no more than the kernel needs
+            assert part.width <= math.ceil(across * window.width) + 2 * math.ceil(4 * max(across, 1)) + 1
+            assert part.height <= math.ceil(down * window.height) + 2 * math.ceil(4 * max(down, 1)) + 1
+        left = x + across * (window.col_off + np.arange(window.width))
+        top = y + down * (window.row_off + np.arange(window.height))
+        held = [
+            (begins > -1e-3) & (begins + step < size + 1e-3)
+            for begins, step, size in ((top, down, height), (left, across, width))
+        ]
+        np.testing.assert_array_equal(found > 0, np.stack([np.logical_and.outer(*held)] * 2))
+        inner = [
+            (begins > 3 * max(step, 1)) & (begins + step < size - 3 * max(step, 1))
+            for begins, step, size in ((top, down, height), (left, across, width))
+        ]
+        where = np.logical_and.outer(*inner)
+        right = np.stack(np.broadcast_arrays(left + across / 2, (top + down / 2)[:, None]))
+        np.testing.assert_allclose(found[:, where], (1000 + 100 * right)[:, where], atol=2)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("kernel", [Resampling.nearest, Resampling.cubic])
+def test_a_mirrored_grid_mirrors_pixels_and_changes_none(axis: int, kernel: Resampling) -> None:
+    size = 200
+    square = Grid(TEN.georeference, size, size)
+    mirror = Affine(-1, 0, size, 0, 1, 0) if axis == 2 else Affine(1, 0, 0, 0, -1, size)
+    mirrored = Grid(Georeference(UTM, square.georeference.transform @ mirror), size, size)
+    pixels = noise(bands=2, size=size)
+    inner = (slice(None), slice(4, -4), slice(4, -4))
+    found = onto(mirrored, square, pixels, kernel=kernel)
+    np.testing.assert_array_equal(found[inner], np.flip(pixels, axis)[inner])
+
+
+@pytest.mark.parametrize("metres", [2.5, 5, 20])
+@pytest.mark.parametrize("kernel", [Resampling.nearest, Resampling.cubic])
+def test_a_turned_grid_takes_pixels_from_where_they_lie(metres: float, kernel: Resampling) -> None:
+    """A grid turned by 30°, so that only the warper can read it, over a ramp of eastings and northings."""
+    scale = metres / 10
+    side = round(240 / scale)
+    source = Grid(Georeference(UTM, TEN.georeference.transform @ Affine.scale(scale)), side, side)
+    transform = TEN.georeference.transform @ Affine.translation(120, 20) @ Affine.rotation(30)
+    target = Grid(Georeference(UTM, transform), 100, 130)
+    reads: list[Window] = []
+    found = onto(target, source, ramp(source), kernel=kernel, reads=reads).astype(float)
+    step = 10 / metres
+    for part in reads:  # a cell of 128 pixels, its corners, and what the kernel needs
+        most = 128 * step * (math.cos(math.pi / 6) + 0.5) + 2 * math.ceil(4 * max(step, 1)) + 2
+        assert max(part.width, part.height) <= most
+    columns, rows = np.meshgrid(np.arange(130) + 0.5, np.arange(100) + 0.5)
+    x, y = Affine.translation(120, 20) @ Affine.rotation(30) @ (columns, rows)
+    assert (found > 0).all()
+    near = metres / 2 * 1.01 if kernel is Resampling.nearest else 0.75
+    np.testing.assert_allclose(found[0], 1000 + 10 * x, atol=near + 0.6)
+    np.testing.assert_allclose(found[1], 1000 + 10 * y, atol=near + 0.6)
+
+
+def test_a_band_counts_as_coarser_from_half_as_much_again_on() -> None:
+    for metres, kernel in ((15.1, Resampling.cubic_spline), (15.0, Resampling.cubic), (5, Resampling.cubic)):
+        transform = TEN.georeference.transform @ Affine.scale(metres / 10)
+        assert kernel_for(Grid(Georeference(UTM, transform), 10, 10), TEN) is kernel
