@@ -8,6 +8,7 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
+from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 from rasters import noise
 from scene_files import smooth
@@ -230,3 +231,95 @@ def test_a_band_counts_as_coarser_from_half_as_much_again_on() -> None:
     for metres, kernel in ((15.1, Resampling.cubic_spline), (15.0, Resampling.cubic), (5, Resampling.cubic)):
         transform = TEN.georeference.transform @ Affine.scale(metres / 10)
         assert kernel_for(Grid(Georeference(UTM, transform), 10, 10), TEN) is kernel
+
+
+@pytest.mark.parametrize("turned", [0.9e-3, -0.9e-3, 1.1e-3, -1.1e-3])
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+def test_grids_are_parallel_within_a_thousandth_of_a_pixel_over_the_scene(turned: float, axis: str) -> None:
+    """Parallel ones are read at once, others cell by cell."""
+    lean = (
+        Affine(1, turned / TEN.height, 0, 0, 1, 0)
+        if axis == "rows"
+        else Affine(1, 0, 0, turned / TEN.width, 1, 0)
+    )
+    target = Grid(Georeference(UTM, TEN.georeference.transform @ lean), TEN.height, TEN.width)
+    reads: list[Window] = []
+    onto(target, TEN, ramp(TEN), kernel=Resampling.nearest, reads=reads)
+    assert len(reads) == (1 if abs(turned) < 1e-3 else 2 * 3)  # cells of 128 × 128
+
+
+@pytest.mark.parametrize(
+    ("window", "cells"),
+    [
+        (Window(140, 130, 40, 40), 1),
+        (Window(128, 256, 128, 128), 1),
+        (Window(250, 120, 20, 20), 4),
+        (Window(255, 383, 2, 1), 2),
+        (Window(300, 400, 300, 200), 6),
+    ],
+)
+def test_a_window_of_a_turned_grid_reads_the_cells_that_it_touches(window: Window, cells: int) -> None:
+    source = Grid(TEN.georeference, 900, 900)
+    turn = Affine.translation(450, 10) @ Affine.rotation(40)
+    target = Grid(Georeference(UTM, source.georeference.transform @ turn), 600, 600)
+    reads: list[Window] = []
+    found = onto(target, source, ramp(source), window, Resampling.cubic, reads).astype(float)
+    assert len(reads) == cells
+    columns, rows = np.meshgrid(
+        window.col_off + np.arange(window.width) + 0.5, window.row_off + np.arange(window.height) + 0.5
+    )
+    x, y = turn @ (columns, rows)
+    inner = (np.minimum(x, y) > 3) & (np.maximum(x, y) < 897)
+    np.testing.assert_allclose(found[0][inner], 1000 + 10 * x[inner], atol=2)
+    np.testing.assert_allclose(found[1][inner], 1000 + 10 * y[inner], atol=2)
+
+
+@pytest.mark.parametrize(("x_metres", "y_metres"), [(4, 10), (10, 4), (3, 5)])
+def test_a_finer_source_is_averaged_over_the_step_in_the_middle_of_the_scene(
+    x_metres: float, y_metres: float
+) -> None:
+    """As GDAL does that is told the scale of each axis; a kernel of another reach gives other noise."""
+    longitude, latitude = 11.7, 45.1
+    degree = 111_132.0
+    georeference = Georeference(
+        CRS.from_epsg(4326),
+        Affine(
+            x_metres / degree / math.cos(math.radians(latitude)),
+            0,
+            longitude,
+            0,
+            -y_metres / degree,
+            latitude,
+        ),
+    )
+    source = Grid(georeference, round(2400 / y_metres), round(2400 / x_metres))
+    pixels = np.random.default_rng(5).integers(1000, 3000, (1, source.height, source.width), np.uint16)
+    whole = utm_grid(source, "")
+    target = Grid(whole.georeference, whole.height, whole.width)
+    middle = target.georeference.transform @ (target.width / 2, target.height / 2)
+    xs, ys = transform(
+        target.georeference.crs,
+        georeference.crs,
+        [middle[0], middle[0] + 10, middle[0]],
+        [middle[1], middle[1], middle[1] - 10],
+    )
+    columns, rows = ~georeference.transform @ (np.array(xs), np.array(ys))
+    steps = [math.hypot(columns[n] - columns[0], rows[n] - rows[0]) for n in (1, 2)]
+    right = np.zeros((1, target.height, target.width), np.uint16)
+    reproject(
+        pixels,
+        right,
+        src_transform=georeference.transform,
+        src_crs=georeference.crs,
+        src_nodata=0,
+        dst_transform=target.georeference.transform,
+        dst_crs=target.georeference.crs,
+        dst_nodata=0,
+        resampling=Resampling.cubic,
+        XSCALE=1 / steps[0],
+        YSCALE=1 / steps[1],
+    )
+    found = onto(target, source, pixels)
+    both = (found > 0) & (right > 0)
+    assert both.mean() > 0.8
+    assert np.abs(found.astype(float) - right)[both].mean() < 0.01 * right[both].std()
