@@ -195,3 +195,54 @@ def test_two_sizes_of_windows_are_pooled_by_the_formula(keep: bool) -> None:
     if found.probabilities is not None:
         np.testing.assert_allclose(found.probabilities, right, rtol=1e-5)
     assert (COARSE_WEIGHT, FINE_WEIGHT) == (0.2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("stride", "keep", "heights"),
+    [
+        (64, False, [42, 22]),
+        (64, True, [10] * 6 + [4]),
+        (32, False, [10] * 6 + [4]),
+        (32, True, [10] * 6 + [4]),
+    ],
+)
+def test_wide_scenes_are_painted_in_blocks_of_64_mib(stride: int, keep: bool, heights: list[int]) -> None:
+    """2²⁴ numbers: three planes side by side, else one for each of ten classes and two more."""
+    width = 2**17
+    columns = tuple(starts(width, 64, stride))
+    grid = WindowGrid(64, stride, 64, width, (0,), columns, (range(1),), (range(len(columns)),))
+    answers = StripAnswers(
+        (0,),
+        np.full((1, len(columns), 10), 0.1, np.float32),
+        np.zeros((1, len(columns)), np.float32),
+        np.ones((1, len(columns)), bool),
+        np.ones((64, width), bool),
+    )
+    blocks = [
+        (maps.row, len(maps.class_map)) for maps in Painter(grid, keep_probabilities=keep).add(0, answers)
+    ]
+    assert [height for _, height in blocks] == heights
+    assert [row for row, _ in blocks] == [sum(heights[:n]) for n in range(len(heights))]
+
+
+@pytest.mark.parametrize("stride", [8, 4])
+def test_tall_scenes_are_painted_in_blocks_of_256_rows(stride: int) -> None:
+    height = 600
+    rows = tuple(starts(height, 8, stride))
+    strips = (range(40), range(40, len(rows)))
+    grid = WindowGrid(8, stride, height, 8, rows, (0,), strips, (range(1),))
+    painter, blocks = Painter(grid), list[tuple[int, int]]()
+    for number, strip in enumerate(strips):
+        top, bottom = grid.edges(number)
+        answers = StripAnswers(
+            tuple(rows[n] for n in strip),
+            np.full((len(strip), 1, 2), 0.5, np.float32),
+            np.zeros((len(strip), 1), np.float32),
+            np.ones((len(strip), 1), bool),
+            np.ones((bottom - top, 8), bool),
+        )
+        blocks += [(maps.row, len(maps.class_map)) for maps in painter.add(number, answers)]
+    cut = 40 * stride
+    first = [(0, cut)] if cut <= 256 else [(0, 256), (256, cut - 256)]
+    rest = height - cut
+    assert blocks == first + [(cut + n, min(256, rest - n)) for n in range(0, rest, 256)]
