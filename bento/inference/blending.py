@@ -96,7 +96,7 @@ def pool(coarse: Maps, fine: Floats, *, keep_probabilities: bool = False) -> Map
     assert coarse.probabilities is not None  # noqa: S101 - fine maps keep them
     logs = COARSE_WEIGHT * np.log(np.maximum(coarse.probabilities, _FLOOR))
     logs += FINE_WEIGHT * np.log(np.maximum(fine, _FLOOR))
-    pooled = np.exp(logs - logs.max(axis=0))
+    pooled = np.exp(logs)  # of -12 at least
     pooled /= pooled.sum(axis=0)
     pooled = np.where(np.isfinite(fine[0]), pooled, coarse.probabilities)
     has_class = coarse.class_map < OUT_OF_DISTRIBUTION

@@ -69,7 +69,7 @@ def test_parts_paint_each_column_once_from_the_first_to_the_last(block: tuple[in
 
 @pytest.mark.parametrize(
     ("epsg", "side", "hectares"),
-    [(32632, 10.0, 0.01), (32632, 60.0, 0.36), (2263, 1000.0, 9.2903), (4326, 0.0001, float("nan"))],
+    [(32632, 10.0, 0.01), (32632, 60.0, 0.36), (2263, 1000.0, 9.29034116), (4326, 0.0001, float("nan"))],
 )
 @pytest.mark.parametrize("up", [1, -1])
 def test_a_pixel_of_a_map_has_the_area_that_its_projection_says(
@@ -77,7 +77,7 @@ def test_a_pixel_of_a_map_has_the_area_that_its_projection_says(
 ) -> None:
     """EPSG:2263 is in US survey feet, of 1200 / 3937 m."""
     georeference = Georeference(CRS.from_epsg(epsg), Affine(side, 0, 0, 0, up * side, 0))
-    assert SceneInfo("a", georeference, 1, 1).pixel_ha == pytest.approx(hectares, rel=1e-4, nan_ok=True)
+    assert SceneInfo("a", georeference, 1, 1).pixel_ha == pytest.approx(hectares, rel=1e-7, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,7 @@ def test_a_pixel_of_a_map_has_the_area_that_its_projection_says(
         (10_980, 64, (256, 3000), 4, 46),  # never less than a block
         (40_000, 64, (8, 30_000), 1, 468),  # nor than a window
         (40, 16, (16, 16), 128, 1),
+        (10_980, 64, (512, 600), 16, 18),  # two blocks across, nearer to 1024 than one
     ],
 )
 def test_what_is_read_at_once_is_about_a_million_pixels_in_whole_blocks(
@@ -100,6 +101,10 @@ def test_what_is_read_at_once_is_about_a_million_pixels_in_whole_blocks(
     window_grid = make_window_grid(220_000, width, 64, stride, block)
     assert {len(strip) for strip in window_grid.strips[:-1]} == {rows}
     assert len(window_grid.parts[0]) == columns
+
+
+def test_without_blocks_any_part_of_the_scene_may_be_read() -> None:
+    assert make_window_grid(900, 5000, 64, 32) == make_window_grid(900, 5000, 64, 32, (1, 1))
 
 
 @pytest.mark.parametrize(("windows", "strips"), [(1, [1]), (2, [2]), (16, [16]), (17, [17]), (18, [16, 2])])
