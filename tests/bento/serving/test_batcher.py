@@ -215,6 +215,9 @@ def test_a_batch_that_fails_fails_its_callers_and_nobody_else() -> None:
             with pytest.raises(ValueError, match="poisoned"):
                 await batcher.submit([1, 2, 3, 666, 5, 6, 7])
             assert batcher.waiting == 0
+            with pytest.raises(ValueError, match="poisoned"):
+                await batcher.submit([1, 666, *range(8)])
+            assert batcher.waiting == 0
             assert await batcher.submit([5]) == [10]
 
     run(scenario)
@@ -382,3 +385,32 @@ def test_the_jobs_of_a_caller_who_has_gone_no_longer_wait() -> None:
 
     run(scenario)
     assert worker.batches == [[1], [7]]
+
+
+def test_background_work_has_its_turn_while_jobs_never_cease() -> None:
+    waited: list[int] = []
+
+    def work(jobs: list[int]) -> list[int]:
+        time.sleep(0.002)
+        return jobs
+
+    async def scenario() -> None:
+        async def load() -> None:
+            while not waited:
+                await batcher.submit([1])
+
+        loads = [asyncio.create_task(load()) for _ in range(50)]
+        await until(lambda: batcher.waiting > 10)
+        portion = partial(batcher.run_between, lambda: waited.append(batcher.waiting))
+        background = threading.Thread(target=portion)
+        background.start()
+        try:
+            await until(lambda: bool(waited))
+        finally:
+            waited.append(0)
+            await asyncio.gather(*loads)
+            background.join(WAIT_S)
+
+    with closing(Batcher(work, 1)) as batcher:
+        run(scenario)
+    assert waited[0] > 10
