@@ -221,7 +221,7 @@ def test_a_batch_that_fails_fails_its_callers_and_nobody_else() -> None:
             assert await batcher.submit([5]) == [10]
 
     run(scenario)
-    assert worker.batches == [[1, 2, 3, 666], [5]]
+    assert worker.batches == [[1, 2, 3, 666], [1, 666, 0, 1], [5]]
 
 
 def test_the_jobs_of_a_caller_who_has_gone_are_not_worked_on() -> None:
