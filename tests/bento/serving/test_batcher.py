@@ -414,3 +414,22 @@ def test_background_work_has_its_turn_while_jobs_never_cease() -> None:
     with closing(Batcher(work, 1)) as batcher:
         run(scenario)
     assert waited[0] > 10
+
+
+def test_a_caller_who_goes_half_way_leaves_nothing_that_waits() -> None:
+    worker = Worker()
+
+    async def scenario() -> None:
+        with batcher_of(worker, limit=2) as batcher:
+            worker.go.clear()
+            request = asyncio.create_task(batcher.submit(list(range(6))))
+            await until(lambda: len(worker.batches) == 1)
+            assert batcher.waiting == 4
+            request.cancel()
+            await asyncio.sleep(0)
+            worker.go.set()
+            assert await batcher.submit([7]) == [14]
+            assert batcher.waiting == 0
+
+    run(scenario)
+    assert worker.batches == [[0, 1], [7]]
