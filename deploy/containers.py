@@ -13,7 +13,6 @@ buildah and mmdebstrap.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -217,13 +216,6 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.3)
     sys.exit(f"{url} never answered")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def size_of(folder: Path) -> int:

@@ -31,13 +31,13 @@ from containers import (
     Images,
     Root,
     Volume,
-    free_port,
     need,
     run,
     running,
     size_of,
     wait_for,
 )
+from monitoring import free_ports
 
 from tilewise.bento.client import Client
 from tilewise.datasets.acquire.synthetic import synthesise_scene, synthesise_tile, write_tile
@@ -83,7 +83,7 @@ def try_service(images: Images) -> None:
     root = build_service(images)
     if inspect(images, "service", root) > MAX_SERVICE_MB:
         sys.exit(f"service takes more than {MAX_SERVICE_MB} MB")
-    port, kept = free_port(), own_folder(images, "predictions", root)
+    (port,), kept = free_ports(1), own_folder(images, "predictions", root)
     settings = {"TILEWISE_WORKERS": "1", "TILEWISE_PREDICTIONS": "/var/lib/tilewise/predictions"}
     command = [*root.entrypoint, "--host", "127.0.0.1", "--port", str(port)]
     volumes = [Volume(kept, "/var/lib/tilewise")]
@@ -146,7 +146,7 @@ def try_mlflow(images: Images) -> None:
     """Let MLflow's server answer its health check."""
     root = build_mlflow(images)
     inspect(images, "mlflow", root)
-    port = free_port()
+    (port,) = free_ports(1)
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",

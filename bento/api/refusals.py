@@ -16,8 +16,7 @@ from tilewise.bento.serving.admission import caller_of
 _BURST_SECONDS = 2.0  # of refusals at the allowed rate, before requests wait
 _MAX_WAIT_SECONDS = 20.0
 _MAX_CALLERS = 10_000  # that are remembered; the one that was refused longest ago is forgotten first
-_NO_MISTAKE = frozenset({"no_data"})  # tiles without data are among those of any scene
-_FULL = 429
+_NO_MISTAKE = frozenset({"no_data", "too_many_tasks"})  # tiles without data are among those of any scene
 _NEVER_WAIT = frozenset({"GET", "HEAD"})
 
 
@@ -88,5 +87,5 @@ def _mistakes(request_context: RequestContext | None) -> int:
     return sum(
         count
         for code, count in request_context.codes.items()
-        if code not in _NO_MISTAKE and status_of_code(code) < 500 and status_of_code(code) != _FULL
+        if code not in _NO_MISTAKE and status_of_code(code) < 500
     )

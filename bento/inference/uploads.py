@@ -154,18 +154,18 @@ def successes(results: Sequence[Answer | ModelFailure]) -> list[Answer]:
     return list(results)  # type: ignore[arg-type]
 
 
-def parse_header(upload: Upload) -> Upload:
-    """Return an upload with its header, where it is a plain GeoTIFF and not read already."""
-    if not isinstance(upload.content, bytes):
-        return upload
+def header_of(content: bytes | Tile | Exception) -> PlainTiff | None:
+    """Return the header of what an upload contains, where it is a plain GeoTIFF and not read already."""
+    if not isinstance(content, bytes):
+        return None
     try:
-        return replace(upload, header=parse_plain(upload.content))
+        return parse_plain(content)
     except Exception:  # not plain, or whatever it is: reading it will tell
-        return upload
+        return None
 
 
 def takes_long(upload: Upload, size: int) -> bool:
-    """Whether an upload that `parse_header` returned may take more than a millisecond or two to be read.
+    """Whether an upload with the header that it has may take more than a millisecond or two to be read.
 
     Pictures and arrays do not: their size is checked before they are decoded.
     """

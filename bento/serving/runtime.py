@@ -21,7 +21,7 @@ from tilewise.bento.inference.uploads import (
     ModelFailure,
     Upload,
     classify_batch,
-    parse_header,
+    header_of,
     read_apart,
     successes,
     takes_long,
@@ -136,7 +136,6 @@ class Serving:
             TilewiseError: a coverage is requested that the champion is not calibrated for.
             ClosedError: the process is shutting down.
         """
-        uploads = [parse_header(upload) for upload in uploads]
         champion = self.releases.champion
         engine = self._within_coverage(self.releases.canary(key) or champion, champion, uploads)
         try:
@@ -174,7 +173,14 @@ class Serving:
         context = current()
         budget = DecodeBudget()
         jobs = [
-            replace(upload, engine=engine, shadow=shadow, request_context=context, budget=budget)
+            replace(
+                upload,
+                engine=engine,
+                shadow=shadow,
+                request_context=context,
+                budget=budget,
+                header=header_of(upload.content),
+            )
             for upload in uploads
         ]
         size = engine.metadata.tile_size

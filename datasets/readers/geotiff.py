@@ -363,7 +363,13 @@ def _read_file(path: Path) -> bytes:
 
 def needs_gdal(plain: PlainTiff, size: int) -> bool:
     """Whether GDAL would read a plain file now, for its CRS or to say why it is refused."""
-    return plain.geo_keys not in _CRS_OF_KEYS or (plain.height, plain.width) != (size, size)
+    return _crs_of_plain(plain, size) is _UNKNOWN
+
+
+def _crs_of_plain(plain: PlainTiff, size: int) -> Any:
+    """Return the CRS of a file, or None; `_UNKNOWN` where only GDAL can read it as a tile."""
+    is_tile = (plain.height, plain.width) == (size, size)
+    return _CRS_OF_KEYS.get(plain.geo_keys, _UNKNOWN) if is_tile else _UNKNOWN
 
 
 def _read_plain(
@@ -375,8 +381,8 @@ def _read_plain(
     admit: Callable[[int], None],
 ) -> Tile:
     """Read a tile without GDAL; raises NotPlainError where that is not possible."""
-    crs = _CRS_OF_KEYS.get(plain.geo_keys, _UNKNOWN)
-    if crs is _UNKNOWN or (plain.height, plain.width) != (size, size):
+    crs = _crs_of_plain(plain, size)
+    if crs is _UNKNOWN:
         raise NotPlainError
     plan = plan_reading(plain, label, options)
     admit(plain.decoded_bytes)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -213,7 +214,7 @@ def run_gates(context: GateContext) -> Iterator[GateResult]:
     for name, gate in GATES.items():
         setting = getattr(context.settings, name)
         if setting is not None and setting is not False:  # a limit of 0 is one
-            yield from gate(context)
+            yield from gate(context, setting)
 
 
 def lower_bounds(candidate: Predictions, champion: Predictions, context: GateContext) -> dict[str, float]:
@@ -250,21 +251,20 @@ def _macro_f1(predictions: Predictions, draw: npt.NDArray[np.int64]) -> float:
     return float((2 * both[seen] / (true[seen] + predicted[seen])).mean())
 
 
-def _champion(context: GateContext) -> Iterator[GateResult]:
-    if context.champion is None or context.settings.champion is None:
+def _champion(context: GateContext, gate: ChampionGate) -> Iterator[GateResult]:
+    if context.champion is None:
         return
     bounds = lower_bounds(
         context.predictions(context.candidate), context.predictions(context.champion), context
     )
     for name, bound in bounds.items():
-        margin = getattr(context.settings.champion, name)
-        limit = f"≥ -{margin:g} against the champion, {context.settings.champion.confidence:.0%}"
+        margin = getattr(gate, name)
+        limit = f"≥ -{margin:g} against the champion, {gate.confidence:.0%}"
         yield GateResult(f"champion/{name}", bound >= -margin, bound, limit)
 
 
-def _floor(context: GateContext) -> Iterator[GateResult]:
-    floor, predictions = context.settings.floor, context.predictions(context.candidate)
-    assert floor is not None  # noqa: S101 - checked by `run_gates`
+def _floor(context: GateContext, floor: FloorGate) -> Iterator[GateResult]:
+    predictions = context.predictions(context.candidate)
     for name in ("accuracy", "macro_f1"):
         figure, minimum = getattr(predictions, name), getattr(floor, name)
         yield GateResult(f"floor/{name}", figure >= minimum, figure, f"≥ {minimum:g}")
@@ -277,14 +277,13 @@ def _floor(context: GateContext) -> Iterator[GateResult]:
             )
 
 
-def _calibration(context: GateContext) -> Iterator[GateResult]:
+def _calibration(context: GateContext, limit: float) -> Iterator[GateResult]:
     import torch  # here, as the registry's other commands need not wait for it
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     from tilewise.training.evaluate.evaluation import CALIBRATION_BINS
 
-    limit, predictions = context.settings.calibration, context.predictions(context.candidate)
-    assert limit is not None  # noqa: S101 - checked by `run_gates`
+    predictions = context.predictions(context.candidate)
     error = multiclass_calibration_error(
         torch.from_numpy(predictions.probabilities),
         torch.from_numpy(predictions.labels),
@@ -294,9 +293,8 @@ def _calibration(context: GateContext) -> Iterator[GateResult]:
     yield GateResult("calibration", float(error) <= limit, float(error), f"≤ {limit:g}")
 
 
-def _coverage(context: GateContext) -> Iterator[GateResult]:
-    gate, sets = context.settings.coverage, context.candidate.metadata.prediction_sets
-    assert gate is not None  # noqa: S101 - checked by `run_gates`
+def _coverage(context: GateContext, gate: CoverageGate) -> Iterator[GateResult]:
+    sets = context.candidate.metadata.prediction_sets
     if sets is None or max(sets.thresholds) < gate.target:
         yield GateResult("coverage", False, 0.0, f"prediction sets calibrated for {gate.target:g}")
         return
@@ -306,9 +304,8 @@ def _coverage(context: GateContext) -> Iterator[GateResult]:
     yield GateResult("coverage", covered >= minimum, covered, f"≥ {minimum:g} at the target {gate.target:g}")
 
 
-def _outliers(context: GateContext) -> Iterator[GateResult]:
-    limit, known = context.settings.outliers, context.candidate.metadata.outliers
-    assert limit is not None  # noqa: S101 - checked by `run_gates`
+def _outliers(context: GateContext, limit: float) -> Iterator[GateResult]:
+    known = context.candidate.metadata.outliers
     if known is None:
         yield GateResult("outliers", False, 0.0, "a calibrated outlier score")
         return
@@ -316,9 +313,8 @@ def _outliers(context: GateContext) -> Iterator[GateResult]:
     yield GateResult("outliers", flagged <= limit, flagged, f"≤ {limit:g} of in-distribution tiles flagged")
 
 
-def _robustness(context: GateContext) -> Iterator[GateResult]:
-    gate, clean = context.settings.robustness, context.predictions(context.candidate).accuracy
-    assert gate is not None  # noqa: S101 - checked by `run_gates`
+def _robustness(context: GateContext, gate: RobustnessGate) -> Iterator[GateResult]:
+    clean = context.predictions(context.candidate).accuracy
     for name, max_cost in gate.limits.items():
         accuracy = context.predictions(context.candidate, name).accuracy
         cost = clean - accuracy
@@ -329,9 +325,8 @@ def _robustness(context: GateContext) -> Iterator[GateResult]:
             yield GateResult(f"robustness/{name}/champion", behind <= gate.more_than_champion, behind, limit)
 
 
-def _zones(context: GateContext) -> Iterator[GateResult]:
-    gate, predictions = context.settings.zones, context.predictions(context.candidate)
-    assert gate is not None  # noqa: S101 - checked by `run_gates`
+def _zones(context: GateContext, gate: ZonesGate) -> Iterator[GateResult]:
+    predictions = context.predictions(context.candidate)
     for zone in np.unique(predictions.zones):
         inside = predictions.zones == zone
         if zone != NO_ZONE and inside.sum() >= gate.tiles:
@@ -341,9 +336,7 @@ def _zones(context: GateContext) -> Iterator[GateResult]:
             )
 
 
-def _latency(context: GateContext) -> Iterator[GateResult]:
-    gate = context.settings.latency
-    assert gate is not None  # noqa: S101 - checked by `run_gates`
+def _latency(context: GateContext, gate: LatencyGate) -> Iterator[GateResult]:
     models = {"candidate": context.candidate} | ({"champion": context.champion} if context.champion else {})
     taken = {name: times[1] for name, times in cpu_milliseconds(models).items()}
     limit = gate.milliseconds
@@ -357,26 +350,22 @@ def _latency(context: GateContext) -> Iterator[GateResult]:
         )
 
 
-def _megabytes(context: GateContext) -> Iterator[GateResult]:
-    size, limit = context.candidate.path.stat().st_size / 1e6, context.settings.megabytes
-    assert limit is not None  # noqa: S101 - checked by `run_gates`
+def _megabytes(context: GateContext, limit: float) -> Iterator[GateResult]:
+    size = context.candidate.path.stat().st_size / 1e6
     yield GateResult("megabytes", size <= limit, size, f"≤ {limit:g} MB")
 
 
-def _parity(context: GateContext) -> Iterator[GateResult]:
-    limit = context.settings.parity
-    assert limit is not None  # noqa: S101 - checked by `run_gates`
+def _parity(context: GateContext, limit: float) -> Iterator[GateResult]:
     difference = graph_difference(context.candidate, context.pack.fetch(context.rows[:_PARITY_TILES]))
     yield GateResult(
         "parity", difference <= limit, difference, f"≤ {limit:g} between optimised and plain graph"
     )
 
 
-def _int8(context: GateContext) -> Iterator[GateResult]:
+def _int8(context: GateContext, limit: float) -> Iterator[GateResult]:
     """Compare the version's INT8 file, if it has one, with fp32: services use it where the processor is
     faster with it."""
-    path, limit = int8_of(context.candidate.path), context.settings.int8
-    assert limit is not None  # noqa: S101 - checked by `run_gates`
+    path = int8_of(context.candidate.path)
     if not path.is_file():
         return
     int8 = open_single_threaded(path)
@@ -387,14 +376,14 @@ def _int8(context: GateContext) -> Iterator[GateResult]:
     yield GateResult("int8", lost <= limit, lost, f"≤ {limit:g} of accuracy lost against fp32")
 
 
-def _contract(context: GateContext) -> Iterator[GateResult]:
+def _contract(context: GateContext, _: bool) -> Iterator[GateResult]:
     broken = contract.violations(context.candidate, context.pack.fetch(context.rows[: contract.TILES]))
     yield GateResult(
         "contract", not broken, len(broken), "; ".join(broken) or "a running service keeps its contract"
     )
 
 
-GATES: dict[str, Callable[[GateContext], Iterator[GateResult]]] = {
+GATES: dict[str, Callable[[GateContext, Any], Iterator[GateResult]]] = {  # called with their setting
     "floor": _floor,
     "champion": _champion,
     "calibration": _calibration,

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from prometheus_client import REGISTRY
+from scenarios import run
 from starlette.types import Message, Receive, Scope, Send
 
 from tilewise.bento.api.refusals import SlowRefusals
@@ -13,7 +14,6 @@ from tilewise.bento.request_context import RequestContext, begin, note_code
 
 RATE = 20.0
 FREE = 40  # refusals: two seconds at that rate
-PATIENCE_S = 30
 
 
 async def never() -> Message:
@@ -54,10 +54,6 @@ class Refused:
 
 def slowed() -> float:
     return REGISTRY.get_sample_value("tilewise_slowed_requests_total") or 0.0
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))  # type: ignore[arg-type]
 
 
 def test_a_caller_with_too_many_refusals_waits_until_its_rate_has_paid_them_and_no_other_does() -> None:

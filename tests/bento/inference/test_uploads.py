@@ -20,7 +20,7 @@ from tilewise.bento.inference.uploads import (
     Upload,
     classify_batch,
     classify_uploads,
-    parse_header,
+    header_of,
     read_apart,
     successes,
     takes_long,
@@ -216,7 +216,7 @@ def test_what_takes_long_is_what_is_not_read_already_and_not_plain_and_small(
 ) -> None:
     """All else would hold up every other caller if a batch read it."""
     classify_uploads(engine, [Upload("a.tif", tile_file(FOREST))])  # GDAL reads its CRS the first time
-    assert takes_long(parse_header(Upload("a.tif", content)), 64) is long
+    assert takes_long(Upload("a.tif", content, header=header_of(content)), 64) is long
 
 
 @pytest.mark.parametrize("content", [tile_file(FOREST, compress="lzma"), b"II*\0", tile_file(FOREST), b""])

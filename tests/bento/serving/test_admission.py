@@ -1,16 +1,12 @@
 """Requests are let in as their bytes fit, first come first served, and turned away rather than piled up."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
+from scenarios import run
 from starlette.requests import Request
 
 from tilewise.bento.serving.admission import Admission, OverloadedError, caller_of
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 10))  # type: ignore[arg-type]
 
 
 class Guest:

@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from scenarios import run
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -12,10 +13,6 @@ from tilewise.bento.serving.admission import OverloadedError
 from tilewise.bento.serving.background import BackgroundPool, Check, ClientGoneError, WorkStoppedError
 
 WAIT_S = 10
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), WAIT_S))  # type: ignore[arg-type]
 
 
 def request_from(address: str, gone: asyncio.Event | None = None) -> Request:

@@ -3,11 +3,12 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 
 import pytest
+from scenarios import run
 
 from tilewise.bento.serving.batcher import Batcher, ClosedError
 
@@ -38,10 +39,6 @@ def batcher_of(worker: Worker, limit: int = 8, **options: Callable[..., None]) -
     finally:
         worker.go.set()
         batcher.close()
-
-
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), WAIT_S))  # type: ignore[arg-type]
 
 
 async def until(condition: Callable[[], bool]) -> None:
