@@ -5,15 +5,17 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from check_jsonschema.cli import main as check_jsonschema
+from click.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
+DEPENDABOT = ROOT / ".github/dependabot.yml"
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 SCRIPTS = [*sorted((ROOT / "deploy/ci").iterdir()), ROOT / "deploy/rehearsal"]
 
@@ -29,14 +31,29 @@ def commands() -> list[str]:
     return [line for step in steps for line in str(step.get("run", "")).splitlines() if line.strip()]
 
 
-def test_each_workflow_is_valid_by_github_s_schema() -> None:
-    check = [
-        str(Path(sys.executable).parent / "check-jsonschema"),
-        "--builtin-schema",
-        "vendor.github-workflows",
-    ]
-    done = subprocess.run([*check, *map(str, WORKFLOWS)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize(
+    ("schema", "paths"),
+    [("github-workflows", WORKFLOWS), ("dependabot", [DEPENDABOT])],
+    ids=["workflows", "dependabot"],
+)
+def test_each_file_is_valid_by_github_s_schema(schema: str, paths: list[Path]) -> None:
+    done = CliRunner().invoke(check_jsonschema, ["--builtin-schema", f"vendor.{schema}", *map(str, paths)])
+    assert done.exit_code == 0, done.output
+
+
+def test_dependabot_watches_each_dockerfile_the_compose_file_and_the_workflows() -> None:
+    updates = yaml.safe_load(DEPENDABOT.read_text(encoding="utf-8"))["updates"]
+    watched = {
+        (update["package-ecosystem"], folder)
+        for update in updates
+        for folder in update.get("directories", [update.get("directory")])
+    }
+    folders = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("deploy/*/Dockerfile"))
+    assert watched == {
+        ("github-actions", "/"),
+        ("docker-compose", "/deploy"),
+        *(("docker", f"/{folder}") for folder in folders),
+    }
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -135,3 +152,16 @@ def test_jobs_have_no_rights_that_they_do_not_need_end_in_time_and_paste_no_inpu
     assert workflow["permissions"] == {"contents": "read"}
     assert all("timeout-minutes" in job for job in jobs(path).values())
     assert not [line for line in commands() if "${{" in line]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_command_that_fails_before_a_pipe_fails_its_step(path: Path) -> None:
+    """GitHub runs `bash -e` where no shell is named, and `bash -eo pipefail` where it is `bash`."""
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    shells = {
+        (job.get("defaults", workflow.get("defaults", {})).get("run", {}) | step).get("shell")
+        for job in jobs(path).values()
+        for step in job["steps"]
+        if "run" in step
+    }
+    assert shells == {"bash"}
