@@ -5,15 +5,11 @@ import io
 import json
 import shutil
 import signal
-import socket
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import httpx
 import numpy as np
@@ -108,58 +104,6 @@ def callers(site: Site) -> Iterator[Client]:
     sending.start()
     yield sending
     sending.stop()
-
-
-class Listener(BaseHTTPRequestHandler):
-    """Stands where the service would, to see what reaches it."""
-
-    protocol_version = "HTTP/1.1"
-    arrived: ClassVar[list[dict[str, str]]] = []
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self.arrived.append({name.lower(): value for name, value in self.headers.items()})
-        self.rfile.read(int(self.headers["content-length"]))
-        self._answer()
-
-    def _answer(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is not installed")
-def test_a_body_that_does_not_come_ends_at_the_balancer_and_the_service_is_told_the_address(
-    tmp_path: Path,
-) -> None:
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
-    head = b"POST /scene HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6\r\nContent-Length: %d\r\n\r\nII*\0"
-    host, port = addresses[0].split(":")
-    server = ThreadingHTTPServer(("127.0.0.1", int(addresses[1].split(":")[1])), Listener)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        with (
-            balanced(tmp_path / "balancer", *addresses),
-            socket.create_connection((host, int(port)), 30) as slow,
-            socket.create_connection((host, int(port)), 30) as whole,
-        ):
-            slow.sendall(head % 2**29)
-            whole.sendall(head % 4)
-            assert whole.recv(65536).startswith(b"HTTP/1.1 200 ")
-            assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    assert [(one["content-length"], one["x-forwarded-for"]) for one in Listener.arrived] == [
-        ("4", "127.0.0.1")
-    ]
 
 
 def answering(url: str) -> set[str]:
