@@ -117,14 +117,22 @@ def found_project(rehearsal: Rehearsal) -> None:
 
 def is_project(rehearsal: Rehearsal) -> bool:
     """Return whether the project is a clone of this one's last commit, with the rehearsal's DVC remote."""
-    commits = {
-        subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout
-        for folder in (PROJECT, rehearsal.project)
-    }
+    commits = {_git(folder, "rev-parse", "HEAD") for folder in (PROJECT, rehearsal.project)}
     remote = str(rehearsal.folder / "remote")
     return len(commits) == 1 and remote in (rehearsal.project / ".dvc/config").read_text(encoding="utf-8")
+
+
+def revision(checkout: Path) -> str:
+    """Return the short hash of a checkout's commit, with a note if tracked files differ from it."""
+    changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return _git(checkout, "rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RehearsalError(f"git {words[0]} in {folder}: {done.stderr.strip()}; a rehearsal needs a clone")
+    return done.stdout.strip()
 
 
 def digest_of(folder: Path) -> str:
@@ -406,14 +414,18 @@ def _figures(metrics: dict[str, Any]) -> str:
     return f"{figures['tiles']} tiles, accuracy {figures['accuracy']:.3f}, macro F1 {figures['macro_f1']:.3f}"
 
 
-def write_down(log: Path, page: Path) -> None:
-    """Put the log into a page, between its two marks; raises RehearsalError where it has none."""
+def write_down(log: Path, page: Path, commit: str) -> None:
+    """Put the log into a page, between its two marks, below the date and the commit that was rehearsed.
+
+    Raises:
+        RehearsalError: the page has no marks.
+    """
     text = page.read_text(encoding="utf-8")
     before, begins, rest = text.partition(MARKS[0])
     _, ends, after = rest.partition(MARKS[1])
     if not ends:
         raise RehearsalError(f"{page}: has no marks for the output; put {MARKS[0]} and {MARKS[1]} around it")
-    head = f"Printed on {datetime.now(UTC):%Y-%m-%d}, on {usable_cores()} cores:"
+    head = f"Printed on {datetime.now(UTC):%Y-%m-%d} from commit {commit}, on {usable_cores()} cores:"
     block = f"\n{head}\n\n```text\n{log.read_text(encoding='utf-8').strip()}\n```\n\n"
     page.write_text(before + begins + block + ends + after, encoding="utf-8")
 
@@ -460,7 +472,7 @@ def main(folder: Path | None, minutes: int, document: Path | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGALRM, _too_late)
     signal.alarm(minutes * 60)
-    begun = time.monotonic()
+    begun, commit = time.monotonic(), revision(PROJECT)
     with (folder / "rehearsal.log").open("w", encoding="utf-8") as log:
         rehearsal = Rehearsal(folder, log, STEPS)
         rehearse(rehearsal)
@@ -471,7 +483,7 @@ def main(folder: Path | None, minutes: int, document: Path | None) -> None:
         rehearsal.tell(f"\nrehearsed in {minutes} min {seconds} s, with {cpu} s of processor time")
     click.echo(f"logs are in {folder}")
     if document:
-        write_down(folder / "rehearsal.log", document)
+        write_down(folder / "rehearsal.log", document, commit)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 `deploy/rehearsal`."""
 
 import io
+import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from rehearse import MARKS, digest_of, main, write_down
-from stage import Rehearsal, RehearsalError
+from rehearse import MARKS, digest_of, main, revision, write_down
+from stage import Rehearsal, RehearsalError, git_identity
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,15 +65,40 @@ def test_its_output_takes_its_place_in_the_page(tmp_path: Path) -> None:
     page.write_text(f"before\n{MARKS[0]}old\n{MARKS[1]}\nafter\n")
     for printed_text in ("first", "second"):
         log.write_text(f"\n── {printed_text} ──\n")
-        write_down(log, page)
+        write_down(log, page, "1a2b3c4 with changes")
     text = page.read_text()
     assert "second" in text
+    assert re.search(
+        r"^Printed on \d{4}-\d\d-\d\d from commit 1a2b3c4 with changes, on \d+ cores:$", text, re.MULTILINE
+    )
     assert not {"old", "first"} & set(text.split())
     assert text.startswith("before\n")
     assert text.endswith(f"{MARKS[1]}\nafter\n")
     page.write_text("no marks")
     with pytest.raises(RehearsalError, match="no marks for the output"):
-        write_down(log, page)
+        write_down(log, page, "1a2b3c4")
+
+
+def test_a_checkout_is_named_by_its_commit_and_whether_files_were_changed(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        environment = os.environ | git_identity()
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    with pytest.raises(RehearsalError, match="a rehearsal needs a clone"):
+        revision(tmp_path)
+    git("init", "--quiet")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "--quiet", "--message", "one")
+    commit = git("rev-parse", "HEAD")
+    assert len(revision(tmp_path)) >= 7
+    assert commit.startswith(revision(tmp_path))
+    (tmp_path / "code.py").write_text("2")
+    assert commit.startswith(revision(tmp_path).removesuffix(" with changes"))
+    assert revision(tmp_path).endswith(" with changes")
 
 
 def test_the_page_has_its_place_for_it() -> None:
