@@ -47,10 +47,9 @@ class Service(StreamRequestHandler):
 
 @pytest.fixture(scope="module")
 def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Host and port of a balancer whose services are both the same server."""
+    """Host and port of a balancer whose champion is the service above; there is no candidate."""
     listen, *services = free_ports(3)
     with ExitStack() as stack:
-        ThreadingTCPServer.allow_reuse_address = True
         server = stack.enter_context(ThreadingTCPServer(("127.0.0.1", services[0]), Service))
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
