@@ -162,7 +162,9 @@ class AliasSource:
         path = _one_model(_cache_root() / last.folder, self.uri)
         _check_registered(path, last.sha256, self.uri)
         if int8_of(path).is_file():
-            _check_registered(int8_of(path), last.int8_sha256, self.uri)
+            # `tilewise register` writes both digests; a version of another program has none.
+            registered = last.int8_sha256 or (_NO_INT8 if last.sha256 else "")
+            _check_registered(int8_of(path), registered, self.uri)
         return FoundModel(pick(path, self.precision), last.identity)
 
     def _remember(self, last: str) -> None:
@@ -194,6 +196,7 @@ class _LastFound:
     int8_sha256: str
 
 
+_NO_INT8 = "none"  # the tag `int8_sha256` of a version without an INT8 file
 _ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 """Error codes of MLflow by which a registry says that there is no such model for this caller."""
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # MLflow's: minutes
@@ -255,11 +258,16 @@ def _one_model(folder: Path, uri: str) -> Path:
     return (named or found)[0]
 
 
-def _check_registered(path: Path, registered: str | None, uri: str) -> None:
-    """Refuse a model file whose SHA-256 differs from the registered one, if there is one."""
-    if registered and registered != "none" and _sha256(path, state(path)) != registered:
+def _check_registered(path: Path, registered: str, uri: str) -> None:
+    """Refuse a model file whose SHA-256 differs from the registered one, if there is one.
+
+    A file is refused too where the registry says that there is none, rather than fp32 served: somebody wrote
+    into the version's files, and `tilewise promote` refuses such a version as well.
+    """
+    if registered and _sha256(path, state(path)) != registered:
+        why = "the registry has no such file" if registered == _NO_INT8 else "its SHA-256 differs"
         raise ModelFileError(
-            f"{uri}: the downloaded file {path} is not the registered one (its SHA-256 differs); "
+            f"{uri}: the downloaded file {path} is not the registered one ({why}); "
             f"delete {path.parent} to download it again, or register the model again"
         )
 

@@ -15,10 +15,13 @@ from prometheus_client import REGISTRY
 from servers import served
 from tiny_onnx import calibrated, metadata, write_model
 
+from tilewise.bento.inference.precision import Precision
 from tilewise.bento.serving.releases import AliasSource, FileSource, Mode, Releases, created_at
 from tilewise.datasets.acquire.synthetic import synthesise_tile
 from tilewise.datasets.core.errors import ModelFileError
+from tilewise.datasets.core.files import sha256_of
 from tilewise.datasets.core.tile import BAND_COUNT
+from tilewise.models.model_file import int8_of, open_model
 
 TILE = tile_file(synthesise_tile("Forest", 1, 2))
 PATIENCE_S = 30
@@ -181,6 +184,64 @@ def test_a_version_whose_file_is_not_the_registered_one_is_not_served(tracking: 
             AliasSource("models:/tilewise/1").find()
     finally:
         tracking.delete_model_version_tag("tilewise", "1", "sha256")
+
+
+@pytest.fixture
+def with_int8(tmp_path: Path) -> Path:
+    """A model file in a folder of its own, with an INT8 file beside it."""
+    fp32 = model(tmp_path / "stored/model.onnx", "3")
+    quantised = {"version": "3", "precision": "int8", "quantised_from": sha256_of(fp32)}
+    write_model(int8_of(fp32), metadata(("A", "B")).model_copy(update=quantised).model_dump_json())
+    return fp32
+
+
+def source_with(tracking: MlflowClient, fp32: Path, **tags: str) -> AliasSource:
+    """Make the files beside `fp32` a version with these tags."""
+    version = tracking.create_model_version("tilewise", fp32.parent.as_uri(), tags=tags)
+    return AliasSource(f"models:/tilewise/{version.version}", Precision.INT8)
+
+
+def forge(int8: Path) -> None:
+    """Replace an INT8 file by one that is sound, says the same of itself, and answers otherwise."""
+    described = open_model(int8).metadata.model_dump_json()
+    write_model(int8, described, weights=np.ones((BAND_COUNT + 1, 2), np.float32))
+
+
+@pytest.mark.parametrize("changed", ["in the store", "on this machine"])
+def test_an_int8_file_that_was_changed_after_registration_is_not_served(
+    tracking: MlflowClient, with_int8: Path, changed: str
+) -> None:
+    digests = {"sha256": sha256_of(with_int8), "int8_sha256": sha256_of(int8_of(with_int8))}
+    source = source_with(tracking, with_int8, **digests)
+    if changed == "in the store":
+        forge(int8_of(with_int8))
+    else:
+        served = Releases(source).champion
+        assert served.sha256 == digests["int8_sha256"]
+        forge(source.find().path)
+    refused = r"models:/tilewise/\d+: .*model\.int8\.onnx is not the registered one \(its SHA-256 differs\)"
+    for precision in Precision:
+        with pytest.raises(ModelFileError, match=refused):
+            AliasSource(source.uri, precision).find()
+    if changed == "on this machine":
+        with pytest.raises(ModelFileError, match=refused):
+            source.find_last()
+
+
+@pytest.mark.parametrize("registered", [{"int8_sha256": "none"}, {"int8_sha256": ""}, {}])
+def test_an_int8_file_that_the_registry_does_not_know_is_not_served(
+    tracking: MlflowClient, with_int8: Path, registered: dict[str, str]
+) -> None:
+    source = source_with(tracking, with_int8, sha256=sha256_of(with_int8), **registered)
+    with pytest.raises(ModelFileError, match=r"model\.int8\.onnx .*\(the registry has no such file\)"):
+        Releases(source)
+
+
+def test_an_int8_file_of_a_version_without_any_digest_is_served(
+    tracking: MlflowClient, with_int8: Path
+) -> None:
+    found = source_with(tracking, with_int8).find()
+    assert found.path.read_bytes() == int8_of(with_int8).read_bytes()
 
 
 def test_where_the_registry_is_down_a_service_starts_with_the_version_that_it_had(
