@@ -232,26 +232,43 @@ def test_a_tile_is_answered_in_its_result(desks: Desks) -> None:
     assert list(result["area_ha"]) == [result["tile"]["class"]]
 
 
+def fifo(desks: Desks) -> str:
+    """Make a FIFO queue of results, with the role `once.fifo`; return its URL."""
+    return str(
+        desks.sqs.create_queue(QueueName=f"{desks.name}-once.fifo", Attributes={"FifoQueue": "true"})[
+            "QueueUrl"
+        ]
+    )
+
+
 def test_a_fifo_queue_of_results_gets_each_once(desks: Desks) -> None:
-    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-once.fifo", Attributes={"FifoQueue": "true"})[
-        "QueueUrl"
-    ]
+    results = fifo(desks)
     desks.send({"scene": "tile.tif"}, {"scene": "tile.tif"})
-    assert desks.consumer(results=fifo).run() == {NoticeStatus.DONE: 1, NoticeStatus.UNCHANGED: 1}
+    assert desks.consumer(results=results).run() == {NoticeStatus.DONE: 1, NoticeStatus.UNCHANGED: 1}
     assert len(desks.drain("once.fifo")) == 1
 
 
 def test_the_same_file_in_two_folders_gives_two_results_of_a_fifo_queue_too(desks: Desks) -> None:
-    fifo = desks.sqs.create_queue(QueueName=f"{desks.name}-twice.fifo", Attributes={"FifoQueue": "true"})[
-        "QueueUrl"
-    ]
+    results = fifo(desks)
     (desks.archive / "copies").mkdir(exist_ok=True)
     (desks.archive / "copies" / "tile.tif").write_bytes((desks.archive / "tile.tif").read_bytes())
     desks.send({"scene": "tile.tif"}, {"scene": "copies/tile.tif"})
-    assert desks.consumer(results=fifo).run() == {NoticeStatus.DONE: 2}
-    results = [json.loads(message["Body"]) for message in desks.drain("twice.fifo")]
-    assert len({result["folder"] for result in results}) == 2
-    assert {result["folder"] for result in results} == {path.name for path in desks.out.iterdir()}
+    assert desks.consumer(results=results).run() == {NoticeStatus.DONE: 2}
+    published = [json.loads(message["Body"]) for message in desks.drain("once.fifo")]
+    assert len({result["folder"] for result in published}) == 2
+    assert {result["folder"] for result in published} == {path.name for path in desks.out.iterdir()}
+
+
+def test_a_file_that_changes_gives_a_second_result_of_a_fifo_queue_too(desks: Desks, tmp_path: Path) -> None:
+    results = fifo(desks)
+    allowed = AllowList.parse([str(tmp_path)])
+    for seed in (1, 2):
+        synthesise_scene(tmp_path / "changing.tif", seed, 1, 1)
+        desks.send({"scene": "changing.tif"})
+        assert desks.consumer(results=results, allowed=allowed).run() == {NoticeStatus.DONE: 1}
+    published = [json.loads(message["Body"]) for message in desks.drain("once.fifo")]
+    assert len({result["id"] for result in published}) == 2
+    assert len({result["folder"] for result in published}) == 1
 
 
 def test_a_notice_that_comes_again_gives_the_same_one_output(desks: Desks) -> None:
@@ -444,6 +461,23 @@ def test_a_result_waits_for_who_takes_results(desks: Desks) -> None:
     back.join()
     assert len(desks.results()) == 1
     assert (desks.left(), desks.buried()) == (0, [])
+
+
+def test_a_notice_stays_in_the_queue_until_its_result_is_published(desks: Desks) -> None:
+    desks.send({"scene": "small.tif"})
+    consumer = desks.consumer()
+    publish, left = consumer._queue.publish, []
+
+    def fail_once(result: dict[str, Any]) -> None:
+        left.append(desks.left())
+        if len(left) == 1:
+            raise RuntimeError("a fault of the consumer, in the midst of it")
+        publish(result)
+
+    consumer._queue.publish = fail_once  # type: ignore[method-assign,assignment]
+    assert consumer.run() == {NoticeStatus.RETRIED: 1, NoticeStatus.UNCHANGED: 1}
+    assert left == [1, 1]
+    assert (len(desks.results()), desks.left(), desks.buried()) == (1, 0, [])
 
 
 # Ends.
