@@ -1,8 +1,11 @@
-"""The Kubernetes manifests, against the API server's own schemas and against each other."""
+"""The Kubernetes manifests, against the API server's schemas, what pods may do, and each other."""
 
 import json
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,19 @@ import kubernetes_validate
 import pytest
 import yaml
 from canary import SERVICE_ALERTS
+from monitoring import prometheus_rule
 from promql import DEPLOY
 
 MANIFESTS = DEPLOY / "kubernetes"
-FILES = sorted(path for path in MANIFESTS.rglob("*.yaml") if path.name != "kustomization.yaml")
-CORE = ("v1", "apps/v1", "autoscaling/v2", "policy/v1", "networking.k8s.io/v1")
+NOT_APPLIED = ("compose.yaml", "kustomization.yaml")
+FILES = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name not in NOT_APPLIED)
+EXTENSIONS = {"AnalysisTemplate", "HTTPRoute", "PrometheusRule", "RayJob", "Rollout", "ServiceMonitor"}
+WRITABLE_ROOT = {"ray-head", "ray-worker"}  # no Ray cluster has been run on a read-only root
 
 Resource = dict[str, Any]
 
 
+@cache
 def resources() -> list[Resource]:
     return [found for path in FILES for found in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
 
@@ -37,15 +44,71 @@ def container(deployment: Resource) -> Resource:
     return dict(found)
 
 
+def pod_templates(part: Any, name: str) -> Iterator[tuple[str, Resource]]:
+    """Give each pod template within a resource, with the name of its first container."""
+    if isinstance(part, dict) and "containers" in part.get("spec", {}):
+        yield f"{name}-{part['spec']['containers'][0]['name']}", part
+    elif isinstance(part, dict | list):
+        for inner in part.values() if isinstance(part, dict) else part:
+            yield from pod_templates(inner, name)
+
+
+PODS = dict(
+    found
+    for resource in resources()
+    for found in pod_templates(resource, f"{resource['kind']}-{resource['metadata']['name']}")
+)
+
+
+def test_the_pods_of_all_workloads_are_known_here() -> None:
+    assert sorted(name.partition("-")[0] for name in PODS) == ["Deployment"] * 2 + ["Job"] + ["RayJob"] * 2
+
+
+def validate(resource: Resource) -> None:
+    kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+
+
 @pytest.mark.parametrize(
-    "resource", resources(), ids=lambda found: f"{found['kind']}-{found['metadata']['name']}"
+    "resource",
+    [found for found in resources() if found["kind"] not in EXTENSIONS],
+    ids=lambda found: f"{found['kind']}-{found['metadata']['name']}",
 )
 def test_the_api_server_would_take_each_resource(resource: Resource) -> None:
-    if resource["apiVersion"] not in CORE:
-        pytest.skip(
-            f"{resource['apiVersion']} is an extension, whose schema kubernetes-validate does not ship"
-        )
-    kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+    validate(resource)
+
+
+@pytest.mark.parametrize("template", PODS.values(), ids=PODS)
+def test_the_api_server_would_take_each_pod_also_of_an_extension(template: Resource) -> None:
+    validate({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "any"}, "template": template})
+
+
+def test_the_readme_says_which_kinds_are_validated_and_which_are_not() -> None:
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (validated|not validated)\b[^|]*\|(.*)\|$", readme, re.MULTILINE))
+    kinds = {found["kind"] for found in [*resources(), prometheus_rule()]}
+    assert set(re.findall(r"`(\w+)`", rows["validated"])) == kinds - EXTENSIONS
+    assert set(re.findall(r"`(\w+)`", rows["not validated"])) == EXTENSIONS
+    for found in resources():
+        if found["kind"] in EXTENSIONS:
+            with pytest.raises(kubernetes_validate.SchemaNotFoundError):
+                validate(found)
+
+
+@pytest.mark.parametrize("template", PODS.values(), ids=PODS)
+def test_pods_run_without_rights_and_within_limits(template: Resource) -> None:
+    """As the namespace asks, which enforces Kubernetes' restricted standard, and on a read-only root."""
+    pod = template["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not [key for key in pod if key.startswith("host")]
+    assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+    for each in [*pod["containers"], *pod.get("initContainers", [])]:
+        rights = dict(each["securityContext"])
+        assert rights.pop("readOnlyRootFilesystem", False) is (each["name"] not in WRITABLE_ROOT)
+        assert rights == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert "memory" in each["resources"]["limits"]
 
 
 @pytest.mark.parametrize("overlay", ["base", "canary", "rollouts"])
@@ -64,19 +127,29 @@ def test_overlays_are_put_together_by_kustomize_with_images_that_have_a_version(
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for found in yaml.safe_load_all(done.stdout):
+        if found["kind"] not in EXTENSIONS:
+            validate(found)
         if found["kind"] == "Deployment":
             assert ":" in container(found)["image"].rpartition("/")[2]
 
 
-def test_the_bento_s_user_runs_without_rights() -> None:
+def variables(deployment: Resource) -> dict[str, Resource]:
+    return {variable["name"]: variable for variable in container(deployment)["env"]}
+
+
+def test_without_its_keys_no_pod_of_the_service_starts() -> None:
+    """An optional secret would leave the service open where it is absent."""
     for deployment in of_kind("Deployment").values():
-        pod = deployment["spec"]["template"]["spec"]
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["automountServiceAccountToken"] is False
-        rights = container(deployment)["securityContext"]
-        assert rights["capabilities"] == {"drop": ["ALL"]}
-        assert rights["readOnlyRootFilesystem"]
-        assert not rights["allowPrivilegeEscalation"]
+        keys = variables(deployment)["TILEWISE_API_KEYS"]
+        assert keys["valueFrom"] == {"secretKeyRef": {"name": "tilewise", "key": "api-keys"}}
+
+
+def test_the_service_has_two_gigabytes_for_each_process() -> None:
+    """700 MB with scenes, and bodies and tiles that are decoded at once (docs/security.md)."""
+    for deployment in of_kind("Deployment").values():
+        limit = re.fullmatch(r"(\d+)Gi", container(deployment)["resources"]["limits"]["memory"])
+        assert limit
+        assert int(limit[1]) >= 2 * int(variables(deployment)["TILEWISE_WORKERS"]["value"])
 
 
 def test_services_find_the_pods_of_their_track_only() -> None:
@@ -140,6 +213,21 @@ def test_the_policy_opens_the_service_s_port_to_those_it_names_and_lets_nothing_
     assert way_in["from"]
     assert [port["port"] for port in way_in["ports"]] == ["http"]
     assert all(rule["to"] for rule in policy["egress"])
+
+
+def test_only_pods_of_ray_and_the_submitter_reach_its_ports_and_the_operator_only_the_dashboard() -> None:
+    """Ray lets everybody who reaches its ports run code."""
+    policy = of_kind("NetworkPolicy")["tilewise-batch"]["spec"]
+    pods_of_ray = {"podSelector": {"matchExpressions": [{"key": "ray.io/cluster", "operator": "Exists"}]}}
+    assert policy["podSelector"] == pods_of_ray["podSelector"]
+    assert policy["policyTypes"] == ["Ingress"]
+    submitter = {"batch.kubernetes.io/job-name": next(iter(of_kind("RayJob")))}  # KubeRay names its Job so
+    own, operator = policy["ingress"]
+    assert own == {"from": [pods_of_ray, {"podSelector": {"matchLabels": submitter}}]}
+    assert operator == {
+        "from": [{"namespaceSelector": {"matchLabels": {"tilewise/may-manage-ray": "true"}}}],
+        "ports": [{"port": 8265, "protocol": "TCP"}],
+    }
 
 
 def rollout() -> Resource:
