@@ -30,7 +30,8 @@ from typing import Any
 import httpx
 import psycopg
 import yaml
-from containers import DEPLOY, READY_SECONDS, Root, Volume, bootstrap, run, running
+from containers import DEPLOY, Root, Volume, bootstrap, run
+from monitoring import START_S, started
 
 from tilewise.bento.client import Client
 from tilewise.datasets.acquire.synthetic import synthesise_tile, write_tile
@@ -177,11 +178,11 @@ def start(service: Service, work: Path, stack: ExitStack) -> None:
     variables = {key: str(value) for key, value in service.spec.get("environment", {}).items()}
     command = service.root.enter(service.command, variables, service.volumes, service.user)
     if "healthcheck" not in service.spec:
-        run(*command, timeout=READY_SECONDS)
+        run(*command, timeout=START_S)
         print(f"  {service.name} ended successfully")
         return
     log, began = work / f"{service.name}.log", time.monotonic()
-    process = stack.enter_context(running(command, log))
+    process = stack.enter_context(started(service.name, command, work))
     await_healthy(service, process, log)
     seconds = time.monotonic() - began
     print(f"  {service.name} is healthy after {seconds:.0f} s (limit {service.patience:.0f} s)", flush=True)
@@ -189,7 +190,7 @@ def start(service: Service, work: Path, stack: ExitStack) -> None:
 
 def await_healthy(service: Service, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for a service's own health check; this machine's cores may be busy."""
-    end = time.monotonic() + max(service.patience, READY_SECONDS)
+    end = time.monotonic() + max(service.patience, START_S)
     check = service.root.join(process.pid, service.health, service.user)
     while time.monotonic() < end and process.poll() is None:
         if subprocess.run(check, capture_output=True, check=False, timeout=60).returncode == 0:

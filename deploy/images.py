@@ -4,9 +4,9 @@
 
 Each runs as its own user on a read-only root with an empty /tmp; `compose` runs deploy/compose.yaml as a
 whole (deploy/compose.py). Prints sizes and what was checked, and writes the list of packages of each image
-(SBOM, CycloneDX) to artifacts/images. Needs root, Debian's buildah and mmdebstrap, and `pip install
-cyclonedx-bom`: `docker run` is replaced by a chroot, and the base image by Debian's own Python under its
-name. Without names, all are built: about 15 minutes and 30 GB in TMPDIR, mostly torch's.
+(SBOM, CycloneDX) to artifacts/images. Needs root and Debian's buildah and mmdebstrap: `docker run` is
+replaced by a chroot, and the base image by Debian's own Python under its name. Without names, all are built:
+about 15 minutes and 30 GB in TMPDIR, mostly torch's.
 """
 
 import json
@@ -16,28 +16,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pyarrow.parquet as pq
 import yaml
 from compose import make_stand_ins
-from containers import (
-    BASE,
-    DEPLOY,
-    END_SECONDS,
-    Images,
-    Root,
-    Volume,
-    need,
-    run,
-    running,
-    size_of,
-    wait_for,
-)
-from monitoring import free_ports
+from containers import BASE, DEPLOY, Images, Root, Volume, need, run, size_of
+from monitoring import free_ports, running
 
 from tilewise.bento.client import Client
 from tilewise.datasets.acquire.synthetic import synthesise_scene, synthesise_tile, write_tile
@@ -47,6 +37,7 @@ OUT = PROJECT / "artifacts" / "images"
 FORBIDDEN = ("gcc", "cc", "c++", "git", "pip", "strip")  # programs that a running service has no use for
 MAX_SERVICE_MB = 450
 TRAINING_SECONDS = 900
+END_SECONDS = 30
 
 
 @cache
@@ -65,7 +56,7 @@ def build_mlflow(images: Images) -> Root:
 
 
 def inspect(images: Images, name: str, root: Root) -> int:
-    """Print an image's size and check what it must not hold; return the size in MB."""
+    """Print an image's size, list its packages, check what it must not hold; return the size in MB."""
     whole, base, packages = (
         size_of(path) for path in (root.folder, images.root(BASE).folder, root.folder / "opt")
     )
@@ -75,6 +66,7 @@ def inspect(images: Images, name: str, root: Root) -> int:
     if held:
         sys.exit(f"{name} holds {', '.join(held)}")
     print(f"  no {', '.join(FORBIDDEN)}; user {root.user}", flush=True)
+    write_sbom(name, root)
     return whole
 
 
@@ -87,13 +79,10 @@ def try_service(images: Images) -> None:
     settings = {"TILEWISE_WORKERS": "1", "TILEWISE_PREDICTIONS": "/var/lib/tilewise/predictions"}
     command = [*root.entrypoint, "--host", "127.0.0.1", "--port", str(port)]
     volumes = [Volume(kept, "/var/lib/tilewise")]
-    with running(root.enter(command, settings, volumes), images.work / "service.log") as process:
-        wait_for(f"http://127.0.0.1:{port}/readyz", process)
-        classify_over_http(f"http://127.0.0.1:{port}", images.work)
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        process.wait(END_SECONDS)
-        print(f"  SIGTERM ends it in {time.monotonic() - began:.1f} s")
+    url = f"http://127.0.0.1:{port}"
+    with running("service", root.enter(command, settings, volumes), images.work, f"{url}/readyz") as process:
+        classify_over_http(url, images.work)
+        end_while_asked(process, url, images.work / "scene.tif")
     (log,) = (kept / "predictions").glob("predictions-*.parquet")
     print(f"  its prediction log has {pq.read_metadata(log).num_rows} rows (Parquet)")
     map_scene(root, own_folder(images, "maps", root))
@@ -115,6 +104,29 @@ def classify_over_http(url: str, work: Path) -> None:
         task = http.post("/scene", content=(work / "scene.tif").read_bytes(), headers=headers)
         state = await_task(http, task.headers["Location"])
     print(f"  a scene as a task: {state}")
+
+
+def end_while_asked(process: subprocess.Popen[bytes], url: str, scene: Path) -> None:
+    """Send SIGTERM while a scene is uploaded: it must be answered before the service ends."""
+    content = scene.read_bytes()
+    began = 0.0
+
+    def body() -> Iterator[bytes]:
+        nonlocal began
+        yield content[: len(content) // 2]
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        time.sleep(0.5)
+        yield content[len(content) // 2 :]
+
+    headers = {"Content-Type": "image/tiff"}
+    answer = httpx.post(f"{url}/scene", content=body(), headers=headers, trust_env=False, timeout=60)
+    process.wait(END_SECONDS)
+    if answer.status_code != httpx.codes.OK:
+        sys.exit(f"a scene that was in work at SIGTERM got {answer.status_code}: {answer.text[:200]}")
+    print(
+        f"  SIGTERM in mid-upload: the scene is answered; the end came after {time.monotonic() - began:.1f} s"
+    )
 
 
 def await_task(http: httpx.Client, path: str) -> str:
@@ -154,8 +166,7 @@ def try_mlflow(images: Images) -> None:
         "--artifacts-destination",
         "/tmp/artifacts",  # noqa: S108 - the container's own
     ]
-    with running(root.enter(command), images.work / "mlflow.log") as process:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
+    with running("mlflow", root.enter(command), images.work, f"http://127.0.0.1:{port}/health"):
         print("  its server is healthy")
 
 
@@ -217,13 +228,32 @@ def try_compose(images: Images) -> None:
         sys.exit("the compose file does not work as a whole")
 
 
-def write_sbom(name: str) -> None:
-    """Write the CycloneDX list of an image's packages."""
+def write_sbom(name: str, root: Root) -> None:
+    """Write the list of what an image holds, in CycloneDX."""
+    packages = [*python_packages(root.folder), *debian_packages(root.folder)]
     target = OUT / f"{name}.cdx.json"
-    lock = DEPLOY / name / "requirements.lock"
-    run("cyclonedx-py", "requirements", "--of", "JSON", "--output-file", target, lock)
-    listed = len(json.loads(target.read_text())["components"])
-    print(f"  {listed} packages are listed in {target.relative_to(PROJECT)}", flush=True)
+    components = [{"type": "library", "bom-ref": package["purl"], **package} for package in packages]
+    bom = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "components": components}
+    target.write_text(json.dumps(bom, indent=1) + "\n")
+    print(f"  {len(packages)} packages are listed in {target.relative_to(PROJECT)}", flush=True)
+
+
+def python_packages(root: Path) -> list[dict[str, str]]:
+    """Return name, version and package URL of each package of Python in a root's /opt."""
+    folders = [str(path) for path in root.glob("opt/*/lib/python*/site-packages")]
+    found = {(one.name.lower().replace("_", "-"), one.version) for one in distributions(path=folders)}
+    return [_package("pypi", name, version) for name, version in sorted(found)]
+
+
+def debian_packages(root: Path) -> list[dict[str, str]]:
+    """Return the same of each package of Debian in a root."""
+    shown = ("--show", "--showformat=${Package} ${Version}\n")
+    listed = run("dpkg-query", f"--admindir={root}/var/lib/dpkg", *shown)
+    return [_package("deb/debian", *line.split()) for line in listed.splitlines()]
+
+
+def _package(kind: str, name: str, version: str) -> dict[str, str]:
+    return {"name": name, "version": version, "purl": f"pkg:{kind}/{name}@{quote(version)}"}
 
 
 TRIES: dict[str, Callable[[Images], None]] = {
@@ -239,14 +269,12 @@ def main() -> None:
     names = sys.argv[1:] or list(TRIES)
     if unknown := set(names) - TRIES.keys():
         sys.exit(f"no image {', '.join(unknown)}; there are {', '.join(TRIES)}\n\n{__doc__}")
-    need("buildah", "mmdebstrap", "unshare", "ip", "cyclonedx-py")
+    need("buildah", "mmdebstrap", "unshare", "ip")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # after unmounting all
     OUT.mkdir(parents=True, exist_ok=True)
     with Images() as images:
         for name in names:
             TRIES[name](images)
-            if name != "compose":
-                write_sbom(name)
 
 
 if __name__ == "__main__":

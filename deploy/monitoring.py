@@ -73,9 +73,22 @@ def running(
         ProgramError: it is not installed, ends, or is not ready within `patience` seconds; with its last
             output.
     """
+    with started(name, command, folder, settings, cwd) as process:
+        _await_ready(name, process, ready, folder / f"{name}.log", patience)
+        yield process
+
+
+@contextmanager
+def started(
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    cwd: Path = PROJECT,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start `command` as `running` does, and begin the block at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{name}.log"
-    with log.open("ab") as stream:
+    with (folder / f"{name}.log").open("ab") as stream:
         try:
             process = subprocess.Popen(
                 command,
@@ -88,7 +101,6 @@ def running(
         except FileNotFoundError as error:
             raise ProgramError(f"{command[0]} is not installed; apt-get install {command[0]}") from error
     try:
-        _await_ready(name, process, ready, log, patience)
         yield process
     finally:
         stop(process)

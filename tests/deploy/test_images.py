@@ -122,3 +122,17 @@ def test_a_size_is_that_of_files_each_counted_once(tmp_path: Path) -> None:
     (tmp_path / "same").hardlink_to(tmp_path / "folder" / "file")
     (tmp_path / "link").symlink_to("folder/file")
     assert size_of(tmp_path) == 3
+
+
+def test_the_list_of_packages_is_of_what_the_image_holds(tmp_path: Path) -> None:
+    package = tmp_path / "opt/tilewise/lib/python3.11/site-packages/Some_Package-1.2.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: Some_Package\nVersion: 1.2\n")
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text(
+        "Package: zlib1g\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1:1.2.13-1\n"
+        "Maintainer: nobody\nDescription: none\n"
+    )
+    assert [one["purl"] for one in images.python_packages(tmp_path)] == ["pkg:pypi/some-package@1.2"]
+    assert [one["purl"] for one in images.debian_packages(tmp_path)] == ["pkg:deb/debian/zlib1g@1%3A1.2.13-1"]
