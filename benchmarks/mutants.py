@@ -1,12 +1,13 @@
 """How many small faults in core code the tests notice: mutation testing on a drawn sample.
 
-    python benchmarks/mutants.py                  # `make mutants`: every module, six faults each
+    python benchmarks/mutants.py    # `make mutants`: every module, six faults each, at most 30 minutes
     python benchmarks/mutants.py --only gates --each 20
 
 Cosmic Ray (MIT) makes the faults: another operator, another number, a negated condition, a loop that never
 runs, another exception. Each is put into a copy of the checkout, and the tests named here for its module run
 there until one fails. Prints a row for each module and the faults that no test noticed. Faults are drawn by
-`--seed`, so that a run can be repeated and another seed looks elsewhere. Faults that change no result (how
+`--seed`, so that a run can be repeated and another seed looks elsewhere; what has not begun after `--minutes`
+is left out, and counted as such. Faults that change no result (how
 much is read at once, a comparison of numbers that are never equal) do not count where
 `benchmarks/mutants_without_effect.yaml` lists them with the reason.
 """
@@ -42,10 +43,11 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         "datasets/scenes/resample.py",
         ("datasets/scenes/test_resample.py", "datasets/scenes/test_golden.py"),
     ),
-    "windows": (
+    "grid": (
         "bento/inference/window_grid.py",
         ("bento/inference/test_window_grid.py", "bento/inference/test_windows.py"),
     ),
+    "windows": ("bento/inference/windows.py", ("bento/inference/test_windows.py",)),
     "blending": (
         "bento/inference/blending.py",
         ("bento/inference/test_blending.py", "bento/inference/test_windows.py"),
@@ -88,6 +90,7 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         "models/export/quantise.py",
         ("models/export/test_quantise_graphs.py", "models/export/test_quantise.py"),
     ),
+    "guard": ("training/evaluate/quantisation.py", ("training/evaluate/test_quantisation.py",)),
 }
 # `int | None` in signatures; decorators; nothing at all; `is` for `==`, the same for small numbers.
 IGNORED = ("BitOr", "RemoveDecorator", "NoOp", "_Is")
@@ -110,7 +113,8 @@ class Trial:
 class Verdict:
     """What became of a fault, and its diff.
 
-    `noticed`, `missed`, `listed` where it changes no result, `none` where the code cannot have it.
+    `noticed`, `missed`, `listed` where it changes no result, `none` where the code cannot have it, `left out`
+    where time was up.
     """
 
     name: str
@@ -189,7 +193,7 @@ def is_listed(module: str, diff: str) -> bool:
     old, new = ({line[1:].strip() for line in diff.splitlines() if line[:1] == sign} for sign in "-+")
     return any(
         entry["line"] in old and ("becomes" not in entry or new & set(entry["becomes"]))
-        for entry in yaml.safe_load(WITHOUT_EFFECT.read_text(encoding="utf-8"))[module]
+        for entry in yaml.safe_load(WITHOUT_EFFECT.read_text(encoding="utf-8")).get(module, ())
     )
 
 
@@ -203,6 +207,11 @@ def judge(trial: Trial) -> Verdict:
     return Verdict(trial.name, outcome, diff)
 
 
+def judge_until(end: float, trial: Trial) -> Verdict:
+    """Judge a fault, unless `end` has passed by this machine's clock."""
+    return judge(trial) if time.monotonic() < end else Verdict(trial.name, "left out", "")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=sorted(TARGETS), help="Modules; all by default.")
@@ -211,6 +220,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="Copies that are tested at once."
     )
+    parser.add_argument("--minutes", type=float, default=30.0, help="Begin no trial after so many.")
     parser.add_argument("--least", type=float, default=0.0, help="Fail if a smaller share is noticed (0-1).")
     return parser.parse_args()
 
@@ -220,16 +230,22 @@ def main() -> int:
     arguments = parse()
     names = arguments.only or list(TARGETS)
     os.chdir(PROJECT)
+    began = time.monotonic()
+    end = began + arguments.minutes * 60
     verdicts: list[Verdict] = []
     with (
         tempfile.TemporaryDirectory(prefix="mutants-") as root,
         ProcessPoolExecutor(arguments.jobs, initializer=start_worker, initargs=(root,)) as pool,
     ):
-        trials = [pool.submit(judge, trial) for trial in draw_trials(names, arguments.each, arguments.seed)]
+        drawn = draw_trials(names, arguments.each, arguments.seed)
+        trials = [pool.submit(judge_until, end, trial) for trial in drawn]
         for number, done in enumerate(as_completed(trials), 1):
             verdicts.append(done.result())
             print(f"{number} of {len(trials)}: {verdicts[-1].name}: {verdicts[-1].outcome}", file=sys.stderr)
-    return report(names, verdicts, arguments)
+    status = report(names, verdicts, arguments)
+    left = sum(verdict.outcome == "left out" for verdict in verdicts)
+    print(f"\n{(time.monotonic() - began) / 60:.0f} minutes; {left} faults were left out for lack of time")
+    return status
 
 
 def report(names: Sequence[str], verdicts: Sequence[Verdict], arguments: argparse.Namespace) -> int:

@@ -1,21 +1,20 @@
 """Attacks on a service's time, memory and disk, each beside honest requests from another address.
 
 Attackers come from 127.0.0.2 and honest callers from 127.0.0.1, which Linux allows. Each attack is bounded in
-time and returns a row of a table: what became of it, and of the honest requests.
+time and returns what became of it, and what of that must not be: an honest request that was not answered, a
+hostile one that was answered otherwise than by a refusal, work or memory that goes on.
 """
 
 import asyncio
-import lzma
 import math
 import os
 import re
 import resource
 import signal
-import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,7 +27,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
-from hostile import tiffs
+from hostile.expanding import expanding_tiff
 from hostile.requests import multipart, part, post
 from hostile.service import SETTINGS, Heard, Workers, ask, serving
 from hostile.sound import sound_files
@@ -38,7 +37,9 @@ from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import ModelFileError
 
 ATTACKER, CALLER = "127.0.0.2", "127.0.0.1"
-_XZ = 34925  # TIFF's compression LZMA2
+MAX_MEGABYTES = 1000.0
+_ANSWERED = (200,)
+_REFUSED = (413, 503, 504)  # too much, come back later, took too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ class Target:
     model: Path
     project: Path
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an attack in words, and what of it must not be."""
+
+    told: str
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass
@@ -78,50 +87,6 @@ async def ask_honestly(port: int, content: bytes, seconds: float, pause: float =
         honest.seconds.append(time.monotonic() - began)
         await asyncio.sleep(pause)
     return honest
-
-
-# Files that are small and decode to much.
-
-
-def expanding_tiff(size: int, block: int, bands: int, kind: str) -> bytes:
-    """Return a GeoTIFF of `size` × `size` pixels whose blocks all lie at the same compressed bytes of LZMA.
-
-    Args:
-        size: pixels a side.
-        block: pixels a side of a block.
-        bands: number of bands, in one plane.
-        kind: NumPy's name of the type of the numbers.
-    """
-    width = np.dtype(kind).itemsize
-    pixels = np.full(block * block * bands, 1000, kind).tobytes()
-    packed = lzma.compress(pixels, preset=1)
-    count = (size // block) ** 2
-    sample_format = {"u": 1, "f": 3}[np.dtype(kind).kind]
-    shorts = {
-        tiffs.WIDTH: [size], tiffs.LENGTH: [size], tiffs.BITS: [8 * width] * bands, tiffs.COMPRESSION: [_XZ],
-        tiffs.PHOTOMETRIC: [1], tiffs.SAMPLES: [bands], tiffs.PLANAR: [1], tiffs.TILE_WIDTH: [block],
-        tiffs.TILE_LENGTH: [block], tiffs.EXTRA: [0] * (bands - 1), tiffs.FORMAT: [sample_format] * bands,
-    }  # fmt: skip
-    entries = [tiffs.Entry(tag, 3, len(v), struct.pack(f"<{len(v)}H", *v)) for tag, v in shorts.items() if v]
-    for tag, value in ((tiffs.TILE_OFFSETS, 8), (tiffs.TILE_COUNTS, len(packed))):
-        entries.append(tiffs.Entry(tag, 4, count, struct.pack("<I", value) * count))
-    return _assemble(packed, sorted(entries, key=lambda entry: entry.tag))
-
-
-def _assemble(first: bytes, entries: list[tiffs.Entry]) -> bytes:
-    """Return a TIFF: its head, `first` at byte 8, the entries' long values, and the directory."""
-    content = bytearray(b"II*\0\0\0\0\0" + first)
-    lines = b""
-    for entry in entries:
-        value = entry.data.ljust(4, b"\0")
-        if len(entry.data) > 4:
-            content += b"\0" * (len(content) % 2)
-            value = struct.pack("<I", len(content))
-            content += entry.data
-        lines += struct.pack("<HHI", entry.tag, entry.kind, entry.count) + value
-    content += b"\0" * (len(content) % 2)
-    struct.pack_into("<I", content, 4, len(content))
-    return bytes(content) + struct.pack("<H", len(entries)) + lines + b"\0\0\0\0"
 
 
 @cache
@@ -176,64 +141,84 @@ def honest_scene() -> bytes:
 # The attacks.
 
 
-def previews(target: Target) -> str:
+def previews(target: Target) -> Outcome:
     """Ask ten times for a picture of a file of 21 kB that decodes to 8 GB, beside polls of a task."""
     file = expanding_tiff(4096, 512, 64, "float64")
     bands = b"B04,B03,B02" + 61 * b",_"
     request = post(b"/preview?bands=" + bands, b"image/tiff", file)
     poll = b"GET /tasks/none HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-    async def attack(port: int, workers: Workers) -> str:
-        sent = asyncio.gather(*(_ask_after(2.0 * number, port, request) for number in range(10)))
+    async def attack(port: int, workers: Workers) -> Outcome:
+        sent = asyncio.gather(*(_ask_after(number, port, request) for number in range(10)))
         polls, tiles, _ = await asyncio.gather(
-            ask_honestly(port, poll, 75), ask_honestly(port, honest_tile(), 75), _watch(workers, 75)
+            ask_honestly(port, poll, 15), ask_honestly(port, honest_tile(), 15), _watch(workers, 15)
         )
-        statuses, busy = Counter(heard.status for heard in await sent), workers.processor_seconds
+        statuses, before = Counter(heard.status for heard in await sent), workers.processor_seconds
         await asyncio.sleep(10)
-        return (
+        after, megabytes = workers.processor_seconds - before, max(workers.history)
+        return Outcome(
             f"{len(file):,} bytes: {_counted(statuses)}; GET /tasks: {polls}; tiles: {tiles}; memory at most "
-            f"{max(workers.history):.0f} MB; processor in the 10 s after: {workers.processor_seconds - busy:.0f} s"
+            f"{megabytes:.0f} MB; processor in the 10 s after: {after:.1f} s",
+            (
+                *_others("pictures", statuses, _REFUSED),
+                *_others("polls", polls.statuses, (404,)),
+                *_others("tiles", tiles.statuses, _ANSWERED),
+                *_holds(f"{megabytes:.0f} MB", megabytes > MAX_MEGABYTES),
+                *_holds(f"{after:.1f} s of processor after all was answered", after > 3),
+            ),
         )
 
     return _attack(target, attack)
 
 
-def announced_scenes(target: Target) -> str:
+def announced_scenes(target: Target) -> Outcome:
     """Keep ten connections that announce 512 MB each to /scene and send 1.3 kB/s."""
     return _announce(target, b"/scene", 512 * 2**20, 10, honest_scene())
 
 
-def announced_tiles(target: Target) -> str:
+def announced_tiles(target: Target) -> Outcome:
     """Keep 24 connections that announce 64 MB each to /classify and send 1.3 kB/s."""
     return _announce(target, b"/classify", 64 * 2**20, 24, honest_tile())
 
 
-def padded_tiles(target: Target) -> str:
+def padded_tiles(target: Target) -> Outcome:
     """Send 256 tiles of 4 kB that decode to 27 MiB each, in one request, beside honest tiles."""
     request = padded_form(256)
 
-    async def attack(port: int, workers: Workers) -> str:
+    async def attack(port: int, workers: Workers) -> Outcome:
         began = time.monotonic()
         sent = asyncio.create_task(ask(port, request, address=ATTACKER, patience=90))
-        tiles = await ask_honestly(port, honest_tile(), 20)
+        tiles = await ask_honestly(port, honest_tile(), 12)
         heard, _ = await sent
         codes = Counter(re.findall(rb'"code":"(\w+)"|"(class)":', heard.body))
         told = {(code or answered).decode(): count for (code, answered), count in codes.items()}
-        return f"{len(request):,} bytes: {heard.status} {told} after {time.monotonic() - began:.1f} s; tiles: {tiles}"
+        return Outcome(
+            f"{len(request):,} bytes: {heard.status} {told} after {time.monotonic() - began:.1f} s; tiles: {tiles}",
+            (
+                *_others("padded tiles", Counter([heard.status]), (*_ANSWERED, *_REFUSED)),
+                *_others("tiles", tiles.statuses, _ANSWERED),
+            ),
+        )
 
     return _attack(target, attack)
 
 
-def full_disk(target: Target) -> str:
+def full_disk(target: Target) -> Outcome:
     """Send scenes and forms that the disk cannot hold (files of at most 8 MiB), then a sound one, and restart."""
     scene = post(b"/scene", b"image/tiff", b"II*\0" + bytes(20 * 2**20))
     form = b"multipart/form-data; boundary=x"
     forms = [post(path, form, multipart([part(field, bytes(20 * 2**20))])) for path, field in _FIELDS]
 
-    async def attack(port: int, workers: Workers) -> str:
+    async def attack(port: int, workers: Workers) -> Outcome:
         refused = [(await ask(port, request, address=ATTACKER))[0].status for request in (scene, *forms)]
         scenes = await ask_honestly(port, honest_scene(), 5)
-        return f"too large: {', '.join(map(str, refused))}; then scenes: {scenes}"
+        return Outcome(
+            f"too large: {', '.join(map(str, refused))}; then scenes: {scenes}",
+            (
+                *_others("too large", Counter(refused), _REFUSED),
+                *_others("scenes", scenes.statuses, _ANSWERED),
+            ),
+        )
 
     return _attack(target, attack, max_file_bytes=8 * 2**20)
 
@@ -241,7 +226,7 @@ def full_disk(target: Target) -> str:
 _FIELDS = ((b"/scene", b"scene"), (b"/classify", b"tiles"), (b"/explain", b"tiles"), (b"/preview", b"tiles"))
 
 
-def paused_processes(target: Target) -> str:
+def paused_processes(target: Target) -> Outcome:
     """Stop all processes of two workers for 25 s while 14 scenes are uploaded, and let them go on."""
     head, _, body = honest_scene().partition(b"\r\n\r\n")
 
@@ -254,19 +239,20 @@ def paused_processes(target: Target) -> str:
             return int((await asyncio.wait_for(reader.readuntil(b"\r\n"), 60)).split()[1])
         return 0
 
-    async def attack(port: int, workers: Workers) -> str:
+    async def attack(port: int, workers: Workers) -> Outcome:
         uploads = [asyncio.create_task(upload(port)) for _ in range(14)]
         await asyncio.sleep(2)
         for kind, seconds in ((signal.SIGSTOP, 25.0), (signal.SIGCONT, 0.0)):
             for pid in workers.at_start:
                 os.kill(pid, kind)
             await asyncio.sleep(seconds)
-        return f"uploads: {_counted(Counter(await asyncio.gather(*uploads)))}"
+        statuses = Counter(await asyncio.gather(*uploads))
+        return Outcome(f"uploads: {_counted(statuses)}", _others("uploads", statuses, _ANSWERED))
 
     return _attack(target, attack, workers="2")
 
 
-def flipped_bits(target: Target) -> str:
+def flipped_bits(target: Target) -> Outcome:
     """Load the model file 60 times, each with one other bit flipped, with all that lies beside it."""
     random, content, refused = Random(target.seed), bytearray(target.model.read_bytes()), 0  # noqa: S311
     with tempfile.TemporaryDirectory() as folder:
@@ -282,10 +268,10 @@ def flipped_bits(target: Target) -> str:
                 Engine(path, threads=1)
             except ModelFileError:
                 refused += 1
-    return f"{refused} of 60 refused"
+    return Outcome(f"{refused} of 60 refused", _holds(f"{60 - refused} files loaded", refused < 60))
 
 
-ATTACKS: dict[str, Callable[[Target], str]] = {
+ATTACKS: dict[str, Callable[[Target], Outcome]] = {
     attack.__name__.replace("_", "-"): attack
     for attack in (
         previews, announced_scenes, announced_tiles, padded_tiles, full_disk, paused_processes, flipped_bits,
@@ -307,24 +293,27 @@ async def trickle(port: int, path: bytes, length: int, end: float = math.inf) ->
             writer.close()
 
 
-def _announce(target: Target, path: bytes, length: int, connections: int, honest: bytes) -> str:
-    async def attack(port: int, workers: Workers) -> str:
-        end = time.monotonic() + 30
+def _announce(target: Target, path: bytes, length: int, connections: int, honest: bytes) -> Outcome:
+    async def attack(port: int, workers: Workers) -> Outcome:
+        end = time.monotonic() + 15
         slow = [asyncio.create_task(trickle(port, path, length, end)) for _ in range(connections)]
         await asyncio.sleep(1)
-        answered = await ask_honestly(port, honest, 27)
+        answered = await ask_honestly(port, honest, 12)
         await asyncio.gather(*slow)
-        return f"{connections} × {length // 2**20} MiB announced; honest: {answered}"
+        return Outcome(
+            f"{connections} × {length // 2**20} MiB announced; honest: {answered}",
+            _others("honest", answered.statuses, _ANSWERED),
+        )
 
     return _attack(target, attack)
 
 
 def _attack(
     target: Target,
-    attack: Callable[[int, Workers], Coroutine[Any, Any, str]],
+    attack: Callable[[int, Workers], Coroutine[Any, Any, Outcome]],
     workers: str = "1",
     max_file_bytes: int = resource.RLIM_INFINITY,
-) -> str:
+) -> Outcome:
     """Run one attack on a service of its own."""
     settings = SETTINGS | {"TILEWISE_WORKERS": workers, "TILEWISE_BODY_SECONDS": "10"}
     with tempfile.TemporaryDirectory() as folder:
@@ -332,9 +321,10 @@ def _attack(
             target.model, Path(folder), None, target.project, settings, max_file_bytes=max_file_bytes
         )
         with started as (port, process):
-            told = asyncio.run(attack(port, Workers(process)))
+            outcome = asyncio.run(attack(port, Workers(process)))
         failures = Path(folder, "log").read_text(errors="replace").count("Traceback")
-    return f"{told}; tracebacks in the log: {failures}"
+    wrong = (*outcome.wrong, *_holds(f"{failures} tracebacks in the log", failures > 0))
+    return Outcome(outcome.told, wrong)
 
 
 async def _ask_after(seconds: float, port: int, request: bytes) -> Heard:
@@ -347,6 +337,16 @@ async def _watch(workers: Workers, seconds: float) -> None:
     while time.monotonic() < end:
         workers.note()
         await asyncio.sleep(0.5)
+
+
+def _holds(what: str, wrong: bool) -> tuple[str, ...]:
+    return (what,) if wrong else ()
+
+
+def _others(what: str, statuses: Counter[int], allowed: Collection[int]) -> tuple[str, ...]:
+    """Return a line on the statuses that are not allowed, if there are any."""
+    others = Counter({status: count for status, count in statuses.items() if status not in allowed})
+    return _holds(f"{what}: {_counted(others)}", bool(others))
 
 
 def _counted(statuses: Counter[int]) -> str:

@@ -7,6 +7,7 @@ from random import Random
 from urllib.parse import quote_from_bytes
 
 from hostile import arrays, tiffs
+from hostile.expanding import draw_expanding
 
 TEXTS = (
     b"", b"0", b"-1", b"nan", b"inf", b"1e400", b"0x10", b"B02,B03,B04", b"eurosat", b"rgb", b"l1c", b"_,_",
@@ -86,8 +87,10 @@ class Hostile:
     def file(self, random: Random) -> bytes:
         """Return a hostile file."""
         choice = random.random()
-        if choice < 0.9:
+        if choice < 0.88:
             return tiffs.mutate(random.choice(self.sound), random, random.choice(self.canaries))
+        if choice < 0.9:
+            return draw_expanding(random)
         if choice < 0.95:
             return random.choice(other_formats(random.choice(self.canaries)))
         return random.choice(MAGICS) + random.randbytes(random.choice((0, 10, 1000)))

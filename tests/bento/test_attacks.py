@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from hostile.attacks import ATTACKER, expanding_tiff, honest_scene, honest_tile, padded_tile, sound_scene
+from hostile.attacks import ATTACKER, honest_scene, honest_tile, padded_tile, sound_scene
+from hostile.expanding import expanding_tiff
 from hostile.requests import multipart, part, post
 from hostile.service import Heard, Workers, ask, serving
 from hostile.sound import sound_files

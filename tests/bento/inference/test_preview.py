@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import rasterio
 from geotiffs import geotiff, jpeg
-from hostile.attacks import expanding_tiff
+from hostile.expanding import expanding_tiff
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from servers import served
