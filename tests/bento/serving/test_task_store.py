@@ -6,15 +6,13 @@ import os
 import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_disk import fill, small_disk
 
 from tilewise.bento.serving.background import WorkStoppedError
 from tilewise.bento.serving.task_runner import TaskRunner
@@ -196,31 +194,9 @@ def test_a_scene_is_charged_as_it_grows(tmp_path: Path) -> None:
 # A full disk.
 
 
-@contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
-    """Mount a file system of a few megabytes at `folder` for the length of the block."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a file system can be mounted by root on Linux alone")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Write a file that takes all that is left of a disk."""
-    path = folder / "somebody-elses"
-    with suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    return path
-
-
-def test_scenes_are_refused_before_the_disk_is_full(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "tasks", 20):
-        store = store_in(tmp_path)
+def test_scenes_are_refused_before_the_disk_is_full() -> None:
+    with small_disk(20) as disk:
+        store = store_in(disk)
         task_id = held(store)
         store.grow(task_id, 10 * 2**20)
         with pytest.raises(FullError):
@@ -229,11 +205,11 @@ def test_scenes_are_refused_before_the_disk_is_full(tmp_path: Path) -> None:
         store.grow(held(store), 10 * 2**20)
 
 
-def test_a_full_disk_is_told_and_gone_through_without_a_restart(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "tasks", 20):
-        store = store_in(tmp_path)
+def test_a_full_disk_is_told_and_gone_through_without_a_restart() -> None:
+    with small_disk(20) as disk:
+        store = store_in(disk)
         upload, task_id = held(store, content=b"x" * 2**20), submitted(store)
-        other = fill(store.folder)
+        other = fill(disk)
         with pytest.raises(FullError):
             [store.hold(ME, "somebody") for _ in range(200)]  # until the log of the database is full too
         store.release(upload)
@@ -248,28 +224,28 @@ def test_a_full_disk_is_told_and_gone_through_without_a_restart(tmp_path: Path) 
 def test_a_service_starts_on_a_full_disk_by_its_reserve_and_clears_what_a_killed_one_held(
     tmp_path: Path,
 ) -> None:
-    with small_disk(tmp_path / "tasks", 20):
+    with small_disk(20) as disk:
         ready = tmp_path / "ready"
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=take_and_hang, args=(tmp_path, ready))
+        process = context.Process(target=take_and_hang, args=(disk, ready))
         process.start()
         until(lambda: ready.exists() and bool(ready.read_text()))
         kill(process)
         own = ready.read_text().split(" ")[1]
-        (tmp_path / "tasks" / own / "scene.tif").write_bytes(b"x" * 2**20)
-        fill(tmp_path / "tasks")
-        store = store_in(tmp_path)
+        (disk / "tasks" / own / "scene.tif").write_bytes(b"x" * 2**20)
+        fill(disk)
+        store = store_in(disk)
         store.tidy()
         assert not store.source(own).parent.exists()
 
 
-def test_without_its_reserve_it_says_what_to_do(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "tasks", 1):
-        fill(tmp_path / "tasks")
+def test_without_its_reserve_it_says_what_to_do() -> None:
+    with small_disk(1) as disk:
+        fill(disk)
         with pytest.raises(
             TilewiseError, match="make room on its disk, or name another folder by TILEWISE_TASKS"
         ):
-            store_in(tmp_path)
+            store_in(disk)
 
 
 def test_a_result_that_the_disk_does_not_take_fails_its_task_and_not_the_runner(store: TaskStore) -> None:
