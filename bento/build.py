@@ -184,7 +184,7 @@ def main(model: str | None, version: str | None, keep: bool) -> None:
     \b
       tilewise build --model artifacts/runs/first/model.onnx
       bentoml serve TAG
-      bentoml containerize TAG          # an image
+      docker build deploy/service --tag tilewise:latest --build-context bento="$(bentoml get TAG -o path)"
     """
     path = find_model(model)
     known = find_built(path, version) if keep and version else None

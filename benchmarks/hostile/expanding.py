@@ -1,6 +1,7 @@
 """TIFF files that are small and decode to much: all blocks lie at the same compressed bytes."""
 
 import lzma
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def expanding_tiff(size: int, block: int, bands: int, kind: str, codec: str = "l
     width = np.dtype(kind).itemsize
     compression, compress = CODECS[codec]
     packed = compress(bytes([3]) * (block * block * bands * width))
-    count = -((-size // block) ** 2)
+    count = math.ceil(size / block) ** 2
     sample_format = {"u": 1, "f": 3}[np.dtype(kind).kind]
     shorts = {
         tiffs.WIDTH: [size], tiffs.LENGTH: [size], tiffs.BITS: [8 * width] * bands, tiffs.COMPRESSION: [compression],

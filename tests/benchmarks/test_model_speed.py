@@ -7,6 +7,7 @@ import model_speed
 import pytest
 
 
+@pytest.mark.slow
 def test_it_prints_a_row_for_each_engine_that_is_there(
     skilled_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def test_one_address_cannot_take_all_places_of_waiting_tasks(port: int) -> None:
     assert heard(port, task).status == 202
 
 
+@pytest.mark.slow
 def test_an_address_whose_requests_are_refused_is_slowed_down_and_no_other_is(
     linear_model: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_padding_beyond_what_a_request_may_decode_is_refused_tile_by_tile(port: 
     assert "the tiles of this request take more than 512 MiB" in refused[0]["message"]
 
 
+@pytest.mark.slow
 def test_a_picture_that_takes_too_long_is_stopped_and_not_only_answered(
     linear_model: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_picture_that_takes_too_long_is_stopped_and_not_only_answered(
         assert heard(port, honest_tile()).status == 200
 
 
+@pytest.mark.slow
 def test_scenes_that_the_disk_does_not_take_are_answered_with_503_and_tiles_need_no_disk(
     linear_model: Path, tmp_path: Path
 ) -> None:

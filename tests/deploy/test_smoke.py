@@ -40,6 +40,7 @@ def nonsense() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_sound_service_is_started_asked_and_ended(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.onnx", metadata().model_dump_json())
     done = CliRunner().invoke(

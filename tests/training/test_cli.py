@@ -129,6 +129,7 @@ def test_test_and_export_take_the_best_checkpoint_with_the_runs_own_settings_and
     assert json.loads((run / "evaluation/metrics.json").read_text()) == before
 
 
+@pytest.mark.slow
 def test_figures_and_answers_do_not_depend_on_batch_size_workers_store_or_precision_of_training(
     run: Path,
 ) -> None:

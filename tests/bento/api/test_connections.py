@@ -69,6 +69,7 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(guarded: Server, path:
     assert (answer.status, answer.error["code"]) == (401, "unauthorized")
 
 
+@pytest.mark.slow
 def test_a_request_on_an_idle_connection_is_answered_while_the_service_stops(
     linear_model: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def two_processes(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) 
         yield server
 
 
+@pytest.mark.slow
 def test_where_several_processes_serve_each_connection_is_closed_at_the_latest_after_so_many_requests(
     two_processes: Server,
 ) -> None:
@@ -40,11 +41,13 @@ def test_where_several_processes_serve_each_connection_is_closed_at_the_latest_a
     assert len(set(found)) > 1, "those that are opened together must not come back together"
 
 
+@pytest.mark.slow
 def test_a_single_process_keeps_its_connections(linear_model: Path, tmp_path: Path) -> None:
     with served(linear_model, tmp_path, TILEWISE_WORKERS="1", TILEWISE_TURNOVER="3") as server:
         assert lives(server, connections=2, limit=9) == [9, 9]
 
 
+@pytest.mark.slow
 def test_a_request_of_many_tiles_counts_as_many(two_processes: Server) -> None:
     body = np.ones((16, 13, 64, 64), np.uint16)
     content = io.BytesIO()

@@ -108,6 +108,7 @@ def has_begun(process: "subprocess.Popen[bytes]", out: Path) -> bool:
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=needs_two_cores)])
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     scenes: Path, linear_model: Path, undisturbed: dict[str, bytes], tmp_path: Path, jobs: int
 ) -> None:

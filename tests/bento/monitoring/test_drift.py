@@ -174,6 +174,7 @@ def post(url: str, pixels: npt.NDArray[np.uint16]) -> None:
     assert done.status_code == 200, done.text
 
 
+@pytest.mark.slow
 def test_a_forgotten_offset_is_seen_in_the_metrics_and_ordinary_tiles_are_not(service: Server) -> None:
     def all_bands(measure: str) -> dict[str, float]:
         found = samples(service.url, "tilewise_drift")

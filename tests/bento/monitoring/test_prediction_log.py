@@ -274,6 +274,7 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> Non
 # A real service.
 
 
+@pytest.mark.slow
 def test_a_service_that_stops_has_written_what_it_answered(engine: Engine, tmp_path: Path) -> None:
     settings = {
         "TILEWISE_WORKERS": "2",

@@ -87,6 +87,7 @@ def attributes(span: Span) -> dict[str, str | int]:
     return {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
 
 
+@pytest.mark.slow
 def test_a_request_is_traced_with_its_stages(linear_model: Path, tmp_path: Path) -> None:
     with collecting() as collector:
         settings = {

@@ -304,6 +304,7 @@ def test_a_name_that_the_registry_does_not_know_is_one_line(tracking: MlflowClie
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_new_champion_takes_over_under_load_without_a_failed_request(tmp_path: Path) -> None:
     path = model(tmp_path / "model.onnx", "1")
     statuses: list[int] = []

@@ -44,6 +44,7 @@ def test_the_network_that_is_handed_over_stays_as_it_is(skilled_model: Path, til
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_file_that_looks_in_several_ways_holds_the_same_weights(
     skilled_model: Path, tiles: torch.Tensor, tmp_path: Path
 ) -> None:

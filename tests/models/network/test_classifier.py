@@ -56,6 +56,7 @@ def exported(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_file_answers_a_turned_tile_as_the_tile_itself_in_both_precisions(
     pack: Pack, exported: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_level_and_spread_are_those_of_each_cell() -> None:
 
 
 @pytest.mark.parametrize("backbone", [PatchCNN(16, (24, 32), (1, 1)), ResidualCNN((8, 16), (1, 1), (8,))])
+@pytest.mark.slow
 def test_it_learns_to_say_what_is_hidden(backbone: nn.Module) -> None:
     task = make(backbone=backbone)
     ramp = torch.arange(64.0).view(1, 1, 1, 64) * 20
