@@ -215,7 +215,7 @@ def full_disk(target: Target) -> Outcome:
         return Outcome(
             f"too large: {', '.join(map(str, refused))}; then scenes: {scenes}",
             (
-                *_others("too large", Counter(refused), _REFUSED),
+                *_others("too large", Counter(refused), (*_ANSWERED, 415, *_REFUSED)),  # tiles need no disk
                 *_others("scenes", scenes.statuses, _ANSWERED),
             ),
         )
