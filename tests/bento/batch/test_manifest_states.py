@@ -127,7 +127,7 @@ def assert_possible(
         assert known.get(last.name) == before.get(last.name)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(runs=st.lists(RUNS, min_size=1, max_size=3))
 def test_what_was_acknowledged_is_known_and_whole_whenever_the_writer_is_killed(runs: list[Run]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
