@@ -200,8 +200,7 @@ def promote(
             tag = build_bento(context.candidate.path, found.tags["semver"])
             registry.tag(found, bento=tag)
             click.echo(f"the bento {tag} holds it")
-    registry.require_champion(champion)
-    registry.promote(found, approver or who, why or "it passed the gates")
+    registry.promote_over(champion, found, approver or who, why or "it passed the gates")
     registry.tag(found, approved_by=approver or "nobody", promoted_by=who)
     click.echo(f"{registry.name} {found.tags.get('semver', found.version)} is the champion now")
 

@@ -182,20 +182,33 @@ class Registry:
             self.client.set_model_version_tag(self.name, version.version, key, value)
 
     def promote(self, version: ModelVersion, who: str, why: str) -> None:
-        """Make a version the champion, and archive the former champion."""
+        """Make a version the champion, whichever is it now, and archive the former champion."""
+        self.promote_over(self.by_alias(CHAMPION), version, who, why)
+
+    def promote_over(self, measured: ModelVersion | None, version: ModelVersion, who: str, why: str) -> None:
+        """Make a version the champion if the champion is still `measured`, which is archived.
+
+        MLflow cannot move an alias on a condition, so the alias moves right after the check, before all else.
+
+        Args:
+            measured: the champion that the version was measured against; None: there was none.
+
+        Raises:
+            TrainingError: another version is the champion now; nothing was changed.
+        """
         self.refuse_the_champion(version)
-        champion = self.by_alias(CHAMPION)
-        if champion is not None:
-            self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
-            self._archive(
-                champion, who, f"version {version.tags.get('semver', version.version)} was promoted"
-            )
+        self.require_champion(measured)
         self.client.set_registered_model_alias(self.name, CHAMPION, version.version)
+        self.note(version, "promoted", who, why)  # rollback goes by the history
+        self.tag(version, stage=CHAMPION)
+        if measured is not None:
+            self.client.set_registered_model_alias(self.name, PREVIOUS, measured.version)
+            self._archive(
+                measured, who, f"version {version.tags.get('semver', version.version)} was promoted"
+            )
         candidate = self.by_alias(CANDIDATE)
         if candidate is not None and candidate.version == version.version:
             self.client.delete_registered_model_alias(self.name, CANDIDATE)
-        self.tag(version, stage=CHAMPION)
-        self.note(version, "promoted", who, why)
 
     def refuse_the_champion(self, version: ModelVersion) -> None:
         """Raise TrainingError if a version is already the champion."""
@@ -212,8 +225,8 @@ class Registry:
             measured: the champion at the time of the measurement; None: there was none.
         """
         champion = self.by_alias(CHAMPION)
-        now = self._semver_of(champion) if champion else "none"
         if (champion and champion.version) != (measured and measured.version):
+            now = self._semver_of(champion) if champion else "none"
             before = self._semver_of(measured) if measured else "none"
             raise TrainingError(
                 f"the champion of {self.name} changed from {before} to {now} while gates were measured, so "

@@ -13,6 +13,9 @@ from mlflow.tracking import MlflowClient
 
 from tilewise.cli import main
 from tilewise.models.model_file import open_model
+from tilewise.training.registry import cli
+from tilewise.training.registry.cli import examine_with_progress
+from tilewise.training.registry.gates import GateContext, GateResult
 from tilewise.training.registry.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -127,6 +130,34 @@ def test_a_champion_of_other_classes_is_no_measure_and_the_champion_is_not_promo
     assert champion.tags["semver"] == "2.0.0"
     assert champion.tags["measured.champion"] == "none"
     assert "2.0.0 is the champion already" in inside(uri, *promote, "champion").stderr
+
+
+def test_a_candidate_is_not_promoted_over_a_champion_that_it_was_not_measured_against(
+    uri: str, judged: Path, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another promotes a version of theirs while the gates of the candidate are measured."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gates.yaml").write_text(
+        "floor: {accuracy: 0, macro_f1: 0, class_recall: 0}\napproval: false"
+    )
+    registry, model = Registry(uri), open_model(make_model())
+    registry.promote(registry.register(model, "Ada", ""), "Ada", "")
+    theirs = registry.register(model, "Grace", "", candidate=False)
+    registry.register(model, "Ada", "")
+
+    def examine(context: GateContext) -> list[GateResult]:
+        found = examine_with_progress(context)
+        Registry(uri).promote(theirs, "Grace", "")
+        return found
+
+    monkeypatch.setattr(cli, "examine_with_progress", examine)
+    refused = inside(uri, "promote", "--data", judged, "--gates", "gates.yaml", "--no-bento", "--by", "Ada")
+    assert refused.exit_code == 1
+    assert "the champion of tilewise changed from 1.0.0 to 1.0.1 while gates were measured" in refused.stderr
+    assert "nothing was promoted; promote again" in refused.stderr
+    aliases = {name: registry.find(name).tags["semver"] for name in ("champion", "previous", "candidate")}
+    assert aliases == {"champion": "1.0.1", "previous": "1.0.0", "candidate": "1.0.2"}
+    assert [event.what for event in registry.history() if event.semver == "1.0.2"] == ["registered"]
 
 
 def test_nothing_registered_is_one_line_that_says_the_way(uri: str, judged: Path) -> None:

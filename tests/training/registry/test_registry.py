@@ -147,8 +147,8 @@ def test_promotion_archives_the_champion_and_rollback_brings_it_back(
         ("1.0.0", "registered", "Ada"),
         ("1.0.0", "promoted", "Grace"),
         ("1.0.1", "registered", "Ada"),
-        ("1.0.0", "archived", "Grace"),
         ("1.0.1", "promoted", "Grace"),
+        ("1.0.0", "archived", "Grace"),
         ("1.0.1", "rolled back", "Edsger"),
         ("1.0.0", "promoted", "Edsger"),
     ]

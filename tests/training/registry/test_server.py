@@ -191,8 +191,8 @@ def test_versions_go_from_candidate_to_champion_and_back_and_the_history_tells(
         ("1.0.0", "registered"),
         ("1.0.0", "promoted"),
         ("1.1.0", "registered"),
-        ("1.0.0", "archived"),
         ("1.1.0", "promoted"),
+        ("1.0.0", "archived"),
         ("1.1.0", "rolled back"),
         ("1.0.0", "promoted"),
     ]
