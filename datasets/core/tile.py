@@ -71,7 +71,7 @@ class _Same:
         return isinstance(other, _Same) and self.crs is other.crs
 
 
-@lru_cache(maxsize=4096)  # requested when a tile is read, and again when it is answered
+@lru_cache(maxsize=512)  # requested when a tile is read and when it is answered; each keeps a CRS of 40 kB
 def _footprint(same: _Same, transform: Affine, width: int, height: int) -> dict[str, Any] | None:
     a, b, c, d, e, f = transform[:6]
     pixels = ((0, 0), (0, height), (width, height), (width, 0))

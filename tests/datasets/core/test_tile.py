@@ -1,6 +1,7 @@
 """Outlines in longitude and latitude, also of rasters that lie across the antimeridian or nowhere at all."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -59,3 +60,11 @@ def test_only_the_bands_that_are_named_are_left() -> None:
     kept = positions(("B02", "B8A"))
     assert np.array_equal(left[:, kept], tiles[:, kept])
     assert not np.delete(left, kept, axis=1).any()
+
+
+def test_footprints_of_many_uploads_keep_few_of_their_crss() -> None:
+    crss = [CRS.from_wkt(UTM.to_wkt()) for _ in range(1500)]  # of 40 kB each
+    for crs in crss:
+        assert Georeference(crs, CORNER).footprint(64, 64)
+    unused = sys.getrefcount(CRS.from_wkt(UTM.to_wkt())) + 2  # in the list and by the loop
+    assert sum(sys.getrefcount(crs) > unused for crs in crss) <= 520
