@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Train, export and classify synthetic tiles in demo/: under 3 minutes, no download
 	@tilewise demo --overwrite
 
-test: $(READY) ## Run the tests, on all cores (under 10 minutes on 2)
+test: $(READY) ## Run most tests, on all cores: 6 minutes on 2
 	@python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(READY) ## Run the rest of the tests: whole trainings, pipelines, releases and clusters (10 minutes)

@@ -162,7 +162,7 @@ def test_command(tests: Sequence[str]) -> str:
 
 
 def failure(command: str) -> str:
-    """Return what tests print that fail twice: a machine under load may fail one, once; else an empty text."""
+    """Return what tests print that fail twice, since a machine under load may fail one once; else nothing."""
     for _ in range(2):
         done = subprocess.run(command, shell=True, cwd=PROJECT, check=False, capture_output=True)  # noqa: S602
         if not done.returncode:
