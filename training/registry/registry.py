@@ -142,10 +142,10 @@ class Registry:
             TrainingError: there is no file, or not the one that was registered.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(self._download(version, folder).rglob(FILE))
-        if not found:
+        found = min(self._download(version, folder).rglob(FILE), default=None)
+        if found is None:
             raise TrainingError(f"{self.name} {version.version} has no {FILE}; register it again")
-        model = open_model(found[0])
+        model = open_model(found)
         self._check_digests(version, model)
         return model
 

@@ -17,6 +17,7 @@ from rasterio.windows import Window
 from tilewise.bento.inference import window_grid
 from tilewise.bento.inference.blending import COARSE_WEIGHT, FINE_WEIGHT, NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.engine import Engine
+from tilewise.bento.inference.thinning import shown
 from tilewise.bento.inference.windows import Detail, GridOptions, SceneBlock, classify, strip_count, twice
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
@@ -464,3 +465,69 @@ def test_what_the_first_window_leaves_out_comes_from_the_last_which_overlaps_it(
     assert (classes[valid] == answers.probabilities[0].argmax()).all()
     assert (classes[~valid] == NO_CLASS).all()
     np.testing.assert_allclose(outlier[valid], answers.outlier_score[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("between", "rounded"), [((1000, 1002), [1000, 1001, 1002, 1002]), ((1, 7), [1, 3, 6, 7])]
+)
+def test_halves_between_two_pixels_are_rounded_up(between: tuple[int, int], rounded: list[int]) -> None:
+    tiles = np.tile(np.array(between, np.uint16), (1, 1, 2, 1))
+    assert twice(tiles)[0, 0, 0].tolist() == rounded
+
+
+@pytest.mark.parametrize("stride", [48, 64])
+def test_the_picture_of_a_scene_has_the_colours_of_the_pixels_that_it_shows(
+    engine: Engine, tall: tuple[Path, DN], stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window_grid, "_PIXELS_AT_ONCE", 2**16)  # small parts, so several strips
+    path, pixels = tall
+    rows, columns = (shown(side, max(TALL, WIDE)) for side in (TALL, WIDE))
+    blocks = blocks_of(engine, path, GridOptions(stride=stride))
+    colours = np.concatenate([block.colours for block in blocks if block.colours is not None], 1)
+    np.testing.assert_array_equal(colours, pixels[[3, 2, 1]][:, rows][:, :, columns])
+
+
+class Masked:
+    """A scene of which only an area is wanted, and what is read of it."""
+
+    def __init__(self, scene: Any, wanted: npt.NDArray[np.bool_]) -> None:
+        self.scene, self.wanted = scene, wanted
+        self.read = np.zeros_like(wanted)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scene, name)
+
+    def inside(self, window: Window) -> npt.NDArray[np.bool_]:
+        return self.wanted[window.toslices()]
+
+    def readers(self) -> list[Any]:
+        def read(window: Window) -> DN:
+            self.read[window.toslices()] = True
+            return self.scene.readers()[0](window)  # type: ignore[no-any-return]
+
+        return [read]
+
+
+@pytest.mark.parametrize(
+    "area", [np.s_[300:420, 150:200], np.s_[1000:1010, 70:71], np.s_[0:1300, 280:300], np.s_[0:0, 0:0]]
+)
+def test_of_an_area_only_its_windows_are_read_and_they_are_answered_as_ever(
+    engine: Engine, tall: tuple[Path, DN], area: tuple[slice, slice]
+) -> None:
+    path, _ = tall
+    wanted = np.zeros((TALL, WIDE), bool)
+    wanted[area] = True
+    plain = joined(blocks_of(engine, path), "class_map")
+    with opened(path) as scene:
+        masked = Masked(scene, wanted)
+        blocks = list(classify(engine, masked, GridOptions()).iter_blocks())
+    np.testing.assert_array_equal(joined(blocks, "class_map"), np.where(wanted, plain, NO_CLASS))
+    answered = [w for block in blocks for w in block.windows]
+    needed = np.zeros_like(wanted)
+    for window in answered:
+        over = np.s_[window.row : window.row + window.height, window.column : window.column + window.width]
+        needed[over] |= wanted[over].any()
+    assert (masked.read >= needed).all()
+    # What lies between the wanted windows of a strip is read with them, and nothing around these.
+    beside = ~needed.any(axis=0)
+    assert not masked.read[:, beside].any()

@@ -92,14 +92,29 @@ def test_no_data_spreads_into_no_neighbour_and_takes_none_away() -> None:
     assert not hole[:76].any()
 
 
+def finer(across: int, down: int) -> Grid:
+    """The grid in degrees with more columns and rows."""
+    georeference = Georeference(
+        DEGREES.georeference.crs, DEGREES.georeference.transform @ Affine.scale(1 / across, 1 / down)
+    )
+    return Grid(georeference, DEGREES.height * down, DEGREES.width * across)
+
+
 @pytest.mark.parametrize(
-    ("source", "target"), [(coarse(20), TEN), (coarse(60), TEN), (DEGREES, utm_grid(DEGREES, ""))]
+    ("source", "target"),
+    [
+        (coarse(20), TEN),
+        (coarse(60), TEN),
+        (DEGREES, utm_grid(DEGREES, "")),
+        (finer(6, 1), utm_grid(DEGREES, "")),
+        (finer(1, 6), utm_grid(DEGREES, "")),
+    ],
 )
 @pytest.mark.parametrize("kernel", [Resampling.nearest, Resampling.cubic, Resampling.cubic_spline])
 def test_a_pixel_does_not_depend_on_the_window_it_is_read_with(
     source: Grid, target: Grid, kernel: Resampling
 ) -> None:
-    pixels = smooth(1, 400)[:, : source.height, : source.width]
+    pixels = smooth(1, max(source.height, source.width, 400))[:, : source.height, : source.width]
     whole = onto(target, source, pixels, kernel=kernel)
     for row, column, height, width in ((0, 0, 70, 90), (33, 41, 64, 64), (100, 7, 51, 150)):
         part = onto(target, source, pixels, Window(column, row, width, height), kernel)

@@ -50,7 +50,10 @@ def test_the_file_is_kept_and_its_figures_are_told(
         metrics
     )
     assert metadata(files[0]).metrics["int8/val/accuracy"] == metrics["int8/val/accuracy"]
-    assert "points of accuracy on the validation split and is" in capsys.readouterr().out
+    lost = 100 * metrics["int8/val/lost"]
+    assert (
+        f"INT8 loses {lost:.2f} points of accuracy on the validation split and is" in capsys.readouterr().out
+    )
 
 
 def test_the_figures_are_those_of_the_files(model: Path, pack: Pack) -> None:
@@ -168,6 +171,28 @@ def test_the_greater_loss_of_accuracy_counts(
     refused = f"INT8 loses {100 * lost:.2f} points of accuracy, the limit is {100 * lost - 1:g}"
     assert found.objection(Quantisation(max_lost=round(lost - 0.01, 4))) == refused
     assert "points of accuracy" not in str(found.objection(Quantisation(max_lost=lost + 0.01)))
+
+
+def test_the_figures_of_a_tracker_are_those_of_both_files() -> None:
+    fp32, int8 = predictions([0.75] * 8 + [0.25] * 2), predictions([0.25] * 3 + [0.75] * 7)
+    figures = Comparison(
+        PROMISES, (fp32, int8), {"made-up/all": (fp32, int8), "made-up/rgb": (fp32, fp32)}
+    ).metrics()
+    assert figures.pop("int8/val/calibration_error") == pytest.approx(
+        0.05, abs=1e-6
+    )  # sure by 0.75, right by 0.7
+    assert figures.pop("int8/val/shifted") >= 0
+    assert figures == pytest.approx(
+        {
+            "int8/val/accuracy": 0.7,
+            "int8/val/lost": 0.1,
+            "int8/val/agreement": 0.5,
+            "int8/made-up/all/accuracy": 0.7,
+            "int8/made-up/all/lost": 0.1,
+            "int8/made-up/rgb/accuracy": 0.8,
+            "int8/made-up/rgb/lost": 0.0,
+        }
+    )
 
 
 @pytest.mark.parametrize(("power", "refused"), [(1 / 3, True), (0.88, True), (0.92, False), (1, False)])
