@@ -41,7 +41,7 @@ test-slow: $(READY) ## Run the rest of the tests: whole trainings, pipelines, re
 mutants: $(READY) ## Put small faults into core code and count those that the tests notice: at most 30 minutes
 	@python benchmarks/mutants.py --least 0.9
 
-attacks: $(READY) ## Send hostile uploads to a service, attack it, and look what an honest caller notices: 5 minutes
+attacks: $(READY) ## Send hostile uploads to a service, attack it, and look what an honest caller notices: 4 minutes
 	@python benchmarks/fuzz.py --model fast --uploads 10000
 	@python benchmarks/fuzz.py --model fast --attacks
 	@python benchmarks/attacked.py --model fast --minutes 1 --slower 30

@@ -18,7 +18,15 @@ from tilewise.bento.inference import window_grid
 from tilewise.bento.inference.blending import COARSE_WEIGHT, FINE_WEIGHT, NO_CLASS, OUT_OF_DISTRIBUTION
 from tilewise.bento.inference.engine import Engine
 from tilewise.bento.inference.thinning import shown
-from tilewise.bento.inference.windows import Detail, GridOptions, SceneBlock, classify, strip_count, twice
+from tilewise.bento.inference.windows import (
+    Detail,
+    GridOptions,
+    SceneBlock,
+    WindowAnswer,
+    classify,
+    strip_count,
+    twice,
+)
 from tilewise.datasets.acquire.synthetic import TAGS, render
 from tilewise.datasets.core.bands import BAND_NAMES, L2A_BANDS
 from tilewise.datasets.core.errors import SceneError, UnreadableImageError
@@ -531,3 +539,44 @@ def test_of_an_area_only_its_windows_are_read_and_they_are_answered_as_ever(
     # What lies between the wanted windows of a strip is read with them, and nothing around these.
     beside = ~needed.any(axis=0)
     assert not masked.read[:, beside].any()
+
+
+class SeenTwice(Masked):
+    """A scene with a second observation, of which only an area has data."""
+
+    def inside(self, window: Window) -> None:
+        return None
+
+    def readers(self) -> list[Any]:
+        first = self.scene.readers()[0]
+
+        def second(window: Window) -> DN:
+            return np.where(self.wanted[window.toslices()], np.roll(first(window), 7, axis=2), 0)  # type: ignore[no-any-return]
+
+        return [first, second]
+
+
+def test_a_window_has_the_mean_of_the_observations_that_have_data_there(
+    engine: Engine, tall: tuple[Path, DN]
+) -> None:
+    path, _ = tall
+    both = np.zeros((TALL, WIDE), bool)
+    both[:640] = True
+
+    def answers(wanted: npt.NDArray[np.bool_]) -> dict[tuple[int, int], WindowAnswer]:
+        with opened(path) as scene:
+            blocks = list(classify(engine, SeenTwice(scene, wanted), GridOptions()).iter_blocks())
+        return {
+            (w.row, w.column): w for block in blocks for w in block.windows if w.probabilities is not None
+        }
+
+    once, mixed, twice_seen = answers(~both & both), answers(both), answers(both | ~both)
+    assert any(
+        np.abs(once[place].probabilities - twice_seen[place].probabilities).max() > 0.01  # type: ignore[operator]
+        for place in once
+    )
+    for place in once:
+        expected = twice_seen[place] if place[0] + 64 <= 640 else once[place]
+        np.testing.assert_allclose(mixed[place].probabilities, expected.probabilities, atol=1e-6)
+        assert mixed[place].outlier_score == pytest.approx(expected.outlier_score, rel=1e-5)
+        assert float(np.sum(mixed[place].probabilities)) == pytest.approx(1, abs=1e-5)
