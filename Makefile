@@ -35,7 +35,7 @@ demo: $(READY) ## Train, export and classify synthetic tiles in demo/: under 3 m
 test: $(READY) ## Run most tests, on all cores: 6 minutes on 2
 	@python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-test-slow: $(READY) ## Run the rest of the tests: whole trainings, pipelines, releases and clusters (10 minutes)
+test-slow: $(READY) ## Run the rest of the tests: whole trainings, pipelines, releases and clusters: 8 minutes
 	@python -m pytest $(SIDE_BY_SIDE) -m slow
 
 mutants: $(READY) ## Put small faults into core code and count those that the tests notice: at most 30 minutes

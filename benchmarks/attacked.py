@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvloop
-from hostile.attacks import ATTACKER, Honest, honest_tile, padded_form, trickle
+from hostile.attacks import ATTACKER, MAX_MEGABYTES, Honest, honest_tile, padded_form, trickle
 from hostile.requests import Hostile, Sent
 from hostile.service import Streams, Workers, ask, serving
 from hostile.sound import sound_files
@@ -39,7 +39,6 @@ CONNECTIONS = 16
 TRICKLES = 8
 DRAWN = 3000  # requests, sent again and again
 PATIENCE_S = 90.0
-MAX_MEGABYTES = 1000.0
 
 
 async def call_honestly(port: int, seconds: float) -> Honest:

@@ -35,6 +35,7 @@ from monitoring import START_S, started
 
 from tilewise.bento.client import Client
 from tilewise.datasets.acquire.synthetic import synthesise_tile, write_tile
+from tilewise.datasets.core.console import one_line_errors
 
 STAND_IN_PACKAGES = "prometheus,prometheus-alertmanager,postgresql,wget"
 LEFT_OUT = {"grafana": "Debian has no Grafana"}
@@ -93,6 +94,7 @@ class Service:
         return start + interval * int(check["retries"])
 
 
+@one_line_errors
 def main() -> None:
     """Start all services, check them together, and end them."""
     roots = {name: Root.from_json(root) for name, root in json.loads(Path(sys.argv[1]).read_text()).items()}

@@ -31,6 +31,7 @@ from monitoring import free_ports, running
 
 from tilewise.bento.client import Client
 from tilewise.datasets.acquire.synthetic import synthesise_scene, synthesise_tile, write_tile
+from tilewise.datasets.core.console import one_line_errors
 
 PROJECT = DEPLOY.parent
 OUT = PROJECT / "artifacts" / "images"
@@ -264,6 +265,7 @@ TRIES: dict[str, Callable[[Images], None]] = {
 }
 
 
+@one_line_errors
 def main() -> None:
     """Build and try the images that the command line names."""
     names = sys.argv[1:] or list(TRIES)

@@ -37,7 +37,7 @@ from tilewise.datasets.core.bands import BAND_NAMES
 from tilewise.datasets.core.errors import ModelFileError
 
 ATTACKER, CALLER = "127.0.0.2", "127.0.0.1"
-MAX_MEGABYTES = 1000.0
+MAX_MEGABYTES = 1000.0  # of all processes that serve
 _ANSWERED = (200,)
 _REFUSED = (413, 503, 504)  # too much, come back later, took too long
 
@@ -204,18 +204,20 @@ def padded_tiles(target: Target) -> Outcome:
 
 
 def full_disk(target: Target) -> Outcome:
-    """Send scenes and forms that the disk cannot hold (files of at most 8 MiB), then a sound one, and restart."""
+    """Send scenes and forms that the disk cannot hold (files of at most 8 MiB), then sound ones."""
     scene = post(b"/scene", b"image/tiff", b"II*\0" + bytes(20 * 2**20))
     form = b"multipart/form-data; boundary=x"
     forms = [post(path, form, multipart([part(field, bytes(20 * 2**20))])) for path, field in _FIELDS]
 
     async def attack(port: int, workers: Workers) -> Outcome:
-        refused = [(await ask(port, request, address=ATTACKER))[0].status for request in (scene, *forms)]
+        sent = (scene, *forms)
+        statuses = [(await ask(port, request, address=ATTACKER))[0].status for request in sent]
         scenes = await ask_honestly(port, honest_scene(), 5)
         return Outcome(
-            f"too large: {', '.join(map(str, refused))}; then scenes: {scenes}",
+            f"too large: {', '.join(map(str, statuses))}; then scenes: {scenes}",
             (
-                *_others("too large", Counter(refused), (*_ANSWERED, 415, *_REFUSED)),  # tiles need no disk
+                *_others("scenes too large", Counter(statuses[:2]), (503,)),
+                *_others("tiles too large", Counter(statuses[2:]), (200, 413, 415)),  # they need no disk
                 *_others("scenes", scenes.statuses, _ANSWERED),
             ),
         )

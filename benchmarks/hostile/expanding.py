@@ -14,9 +14,8 @@ from hostile import tiffs
 
 
 def _pack_bits(content: bytes) -> bytes:
-    """Compress bytes that are all the same by PackBits (TIFF 6.0, section 9), in runs of 128."""
-    runs, rest = divmod(len(content), 128)
-    return bytes([129, content[0]]) * runs + (bytes([257 - rest, content[0]]) if rest > 1 else b"")
+    """Compress a multiple of 128 bytes that are all the same by PackBits (TIFF 6.0, section 9)."""
+    return bytes([129, content[0]]) * (len(content) // 128)
 
 
 CODECS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {

@@ -12,6 +12,7 @@ import yaml
 from containers import Root, Volume, size_of
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from promql import DEPLOY
 
 ROOT = DEPLOY.parent
@@ -136,3 +137,28 @@ def test_the_list_of_packages_is_of_what_the_image_holds(tmp_path: Path) -> None
     )
     assert [one["purl"] for one in images.python_packages(tmp_path)] == ["pkg:pypi/some-package@1.2"]
     assert [one["purl"] for one in images.debian_packages(tmp_path)] == ["pkg:deb/debian/zlib1g@1%3A1.2.13-1"]
+
+
+# Versions that are known to be vulnerable.
+
+last_affected = pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        pytest.param("starlette", "0.47.1", id="CVE-2025-54121"),  # a large part of a form blocks the service
+        pytest.param("starlette", "0.49.0", id="CVE-2025-62727"),  # a Range header takes quadratic time
+        pytest.param("python-multipart", "0.0.33", id="headers-of-a-part"),  # their number is not bounded
+    ],
+)
+
+
+@last_affected
+def test_a_vulnerable_version_does_not_meet_the_requirement(name: str, version: str) -> None:
+    (required,) = [one for one in map(Requirement, PROJECT["dependencies"]) if one.name == name]
+    assert not required.specifier.contains(version)
+
+
+@last_affected
+def test_no_lock_has_a_vulnerable_version(name: str, version: str) -> None:
+    locked = [Version(found[name]) for found in map(versions, LOCKS) if name in found]
+    assert len(locked) > 1
+    assert min(locked) > Version(version)

@@ -570,7 +570,7 @@ def test_a_window_has_the_mean_of_the_observations_that_have_data_there(
             (w.row, w.column): w for block in blocks for w in block.windows if w.probabilities is not None
         }
 
-    once, mixed, twice_seen = answers(~both & both), answers(both), answers(both | ~both)
+    once, mixed, twice_seen = map(answers, (np.zeros_like(both), both, np.ones_like(both)))
     assert any(
         np.abs(once[place].probabilities - twice_seen[place].probabilities).max() > 0.01  # type: ignore[operator]
         for place in once
